@@ -1,0 +1,46 @@
+# The two commands of the README are `make demo` and `make test`; `make check` is the gate before each commit.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ONLY   ?=
+
+.PHONY: demo test check style types core accept docs clean help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("kdispatch needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the main job on real sockets, checked, under a minute
+	@$(BIN)/python tests/demo/first_tunnel.py
+
+test: $(STAMP)  ## all tests in their small forms
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not accept' tests
+
+check: style types core  ## style, types and core tests: before each commit
+
+style: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+core: $(STAMP)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest tests/core
+	$(BIN)/python -m coverage report --skip-covered
+
+accept: $(STAMP)  ## acceptance points in full size; ONLY=name picks some
+	$(BIN)/python -m pytest -m accept $(if $(ONLY),-k '$(ONLY)') -s --timeout 1800 tests
+
+docs: $(STAMP)  ## write the generated pages anew
+	$(BIN)/python -m tests.tools.generate_docs
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage .hypothesis

@@ -1,0 +1,1 @@
+"""What outlives the relay's process: admins, services and the digests of their tokens."""

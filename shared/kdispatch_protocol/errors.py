@@ -1,0 +1,183 @@
+"""The one table of stable codes, and the exceptions that carry them.
+
+REST problems, RESET and GOAWAY frames, logs, the library's exceptions, exit
+statuses and ``docs/errors.md`` all take their code from :data:`CODES`.
+
+The tree::
+
+    KdispatchError            anything kdispatch raises on purpose
+    ├── LocalProtocolError    the caller broke a rule of this package
+    ├── RemoteProtocolError   the other end broke a rule of the wire
+    └── StreamReset           a stream ended without finishing (also a ConnectionResetError)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "CODES",
+    "Code",
+    "KdispatchError",
+    "LocalProtocolError",
+    "RemoteProtocolError",
+    "StreamReset",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One stable code.
+
+    ``hop`` is where the failure lies, as people are told: "you", "you -> relay",
+    "relay", "relay -> host" or "host -> service". ``http`` is the status of a
+    REST problem with this code and ``exit`` the status of a command that ends
+    with it; ``None`` where the code never gets there.
+    """
+
+    name: str
+    hop: str
+    http: int | None
+    exit: int | None
+    meaning: str
+    hint: str
+
+
+_YOU: Final = "you"
+_UP: Final = "you -> relay"
+_RELAY: Final = "relay"
+_DOWN: Final = "relay -> host"
+_SERVICE: Final = "host -> service"
+
+# fmt: off
+_TABLE: Final = (
+    # --- what was typed or sent ------------------------------------------------------
+    Code("bad_name", _YOU, 422, 2, "The name is not one that kdispatch allows.",
+         "Use 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'; a service is HANDLE/NAME."),
+    Code("bad_request", _YOU, 422, 2, "The request is malformed.",
+         "Compare it with --help, or with docs/rest-api.md."),
+    Code("bad_relay_url", _YOU, None, 2, "The relay's address is missing or is not an http(s) URL.",
+         "Give --relay https://relay.example.org, or set KDISPATCH_RELAY."),
+    Code("plaintext_refused", _YOU, None, 2, "Plain http would carry tokens readable by everyone on the way.",
+         "Use https://, or --insecure-plaintext on a network you trust."),
+    # --- names that are taken, ports ---------------------------------------------------
+    Code("handle_taken", _RELAY, 409, 1, "Somebody has this handle already.",
+         "Choose another handle; if it is yours, store its token with 'kdispatch login'."),
+    Code("service_exists", _RELAY, 409, 1, "You have a service of this name already.",
+         "Choose another name; its token was shown when it was created."),
+    Code("port_in_use", _YOU, None, 1, "Another program listens on the local port.",
+         "Leave --port out to get a free one, or choose another."),
+    Code("local_port_closed", _SERVICE, None, 1, "Nothing listens on the local port that was to be offered.",
+         "Start the service first, or check --port and --address."),
+    Code("withdrawn", _RELAY, None, 1, "This host was withdrawn by its owner.",
+         "Start the agent again to offer the service anew."),
+    # --- what is not there ---------------------------------------------------------------
+    Code("unknown_service", _RELAY, 404, 3, "No such service, or it is not open to you.",
+         "Check HANDLE/NAME with whoever gave it to you."),
+    Code("no_live_host", _DOWN, None, 3, "The service exists, but no host offers it at the moment.",
+         "Start 'kdispatch agent host' where the service runs."),
+    # --- access --------------------------------------------------------------------------
+    Code("not_logged_in", _YOU, 401, 4, "There is no token to show.",
+         "Run 'kdispatch sign-up HANDLE', or give a token by file, standard input or KDISPATCH_TOKEN."),
+    Code("token_refused", _RELAY, 401, 4, "The relay does not accept this token.",
+         "Check that the token is whole, and that it is this relay's."),
+    Code("revoked", _RELAY, 401, 4, "What this access rested on was revoked.",
+         "Ask the service's owner for a new token."),
+    Code("not_permitted", _RELAY, 403, 5, "This token may not do that.",
+         "Use the service's own token, or its owner's."),
+    # --- load ----------------------------------------------------------------------------
+    Code("rate_limited", _RELAY, 429, 1, "Too many requests in a short time.",
+         "Wait as long as the answer says, then try again."),
+    Code("busy", _RELAY, 503, 1, "A limit is reached; nothing more is taken on for now.",
+         "Try again shortly; the relay's operator can raise the limit."),
+    Code("storage_unavailable", _RELAY, 503, 1, "The relay's database does not answer.",
+         "Running streams go on; try again shortly."),
+    Code("version_unsupported", _UP, 426, 1, "Agent and relay have no protocol version in common.",
+         "Upgrade the older of the two."),
+    Code("internal_error", _RELAY, 500, 1, "The relay met a defect of its own.",
+         "Report it with the request id from the relay's log."),
+    # --- the way to the relay ----------------------------------------------------------------
+    Code("relay_unreachable", _UP, None, 6, "The relay can't be reached.",
+         "Check the address and this machine's network."),
+    Code("not_a_relay", _UP, None, 6, "Something answers at this address, but it is no kdispatch relay.",
+         "Check the relay's URL, and what stands in front of it."),
+    Code("proxy_unreachable", _UP, None, 6, "The proxy can't be reached.",
+         "Check HTTPS_PROXY and --proxy."),
+    Code("proxy_auth", _UP, None, 6, "The proxy wants a name and a password.",
+         "Put them into the proxy's URL."),
+    Code("proxy_refused", _UP, None, 6, "The proxy does not let this connection pass.",
+         "Ask the network's owner to allow HTTPS to the relay's name."),
+    Code("tls_unknown_ca", _UP, None, 6, "The relay's certificate is signed by nobody this machine trusts.",
+         "If your network opens TLS, install its CA, or give it by file."),
+    Code("tls_wrong_host", _UP, None, 6, "The certificate belongs to another name.",
+         "Check the relay's URL."),
+    Code("tls_expired", _UP, None, 6, "The relay's certificate has expired.",
+         "Tell the relay's operator; check this machine's clock."),
+    Code("tls_not_yet_valid", _UP, None, 6, "The relay's certificate is not valid yet.",
+         "Check this machine's clock."),
+    Code("captive_portal", _UP, None, 6, "A log-in page answers in the relay's place.",
+         "Open a browser and log in to the network first."),
+    # --- one stream -----------------------------------------------------------------------------
+    Code("closed", _SERVICE, None, None, "The stream finished.", "Nothing to do."),
+    Code("host_refused", _SERVICE, None, None, "No host could reach its local service.",
+         "Check that the service runs on the host's machine."),
+    Code("host_timeout", _DOWN, None, None, "No host answered in time.",
+         "The host's machine or its network may be gone; try again."),
+    Code("open_interrupted", _UP, None, None, "The session ended while the stream was being opened.",
+         "Connect again; whether the service saw the first bytes is not known."),
+    Code("resume_expired", _DOWN, None, None, "A session was lost and the stream could not go on in time.",
+         "Connect again."),
+    Code("peer_restarted", _DOWN, None, None, "The agent at the other end was restarted.", "Connect again."),
+    Code("unknown_stream", _DOWN, None, None, "The other end does not know this stream.", "Connect again."),
+    Code("bad_proof", _DOWN, None, None, "The proof shown for this stream does not hold.", "Connect again."),
+    Code("offset_mismatch", _DOWN, None, None, "The two ends disagree about what was transferred.",
+         "Report it: this is a defect in one of them."),
+    Code("credit_exceeded", _DOWN, None, None, "More was sent, or granted, than was allowed.",
+         "Report it: this is a defect in an agent."),
+    Code("cancelled", _SERVICE, None, None, "One end gave the connection up.",
+         "Nothing to do, or connect again."),
+    # --- one session ---------------------------------------------------------------------------
+    Code("drain", _UP, None, None, "The relay is going away and asks its agents to move.",
+         "Nothing to do: the agent reconnects."),
+    Code("superseded", _UP, None, None, "A newer session of the same agent took over.", "Nothing to do."),
+    Code("slow_consumer", _UP, None, None, "The agent took no byte for too long.",
+         "Check the agent's machine and its network."),
+    Code("protocol_error", _UP, None, None, "The other end broke a rule of the protocol.",
+         "Report it with both versions."),
+)
+# fmt: on
+
+CODES: Final[dict[str, Code]] = {code.name: code for code in _TABLE}
+
+
+class KdispatchError(Exception):
+    """A failure with a stable code: ``code`` is a name in :data:`CODES`, ``text`` says what happened here."""
+
+    def __init__(self, code: str, text: str = "") -> None:
+        self.code = code
+        self.text = text or CODES[code].meaning
+        super().__init__(f"{self.text} [{code}]")
+
+    @property
+    def info(self) -> Code:
+        """The table's row of this code."""
+        return CODES[self.code]
+
+
+class LocalProtocolError(KdispatchError):
+    """The caller did what the state does not allow; a defect on this side."""
+
+    def __init__(self, text: str, code: str = "protocol_error") -> None:
+        super().__init__(code, text)
+
+
+class RemoteProtocolError(KdispatchError):
+    """What arrived breaks the protocol; the session ends with the code."""
+
+    def __init__(self, text: str, code: str = "protocol_error") -> None:
+        super().__init__(code, text)
+
+
+class StreamReset(KdispatchError, ConnectionResetError):  # noqa: N818 - named for what happened, like its base
+    """A stream ended by RESET, of either end or of the relay."""

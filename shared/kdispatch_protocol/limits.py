@@ -1,0 +1,70 @@
+"""Every bound and interval of the protocol, with unit and reason, in one place.
+
+Sizes are bytes, times are seconds. What only one program uses (the relay's
+listen address, the agent's drain time) is a setting of that program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["DEFAULT_LIMITS", "KIB", "MIB", "Limits"]
+
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The defaults are the protocol's; tests scale them."""
+
+    # --- sizes on the wire
+    message: int = 256 * KIB  #: one WebSocket message; larger ends the session
+    data: int = 64 * KIB  #: payload of a DATA frame as we send it
+    json: int = 16 * KIB  #: payload of a frame that carries JSON
+    text: int = 512  #: characters of a RESET's or GOAWAY's text that are kept
+    early: int = 16 * KIB  #: bytes a client may send before OPENED, held at the relay
+    batch_min: int = 16 * KIB  #: smallest batch on a slow link
+    batch_max: int = 128 * KIB  #: largest batch: one WebSocket message
+    batch_time: float = 0.020  #: a batch should drain in this time, so that control frames wait no longer
+    quantum: int = 32 * KIB  #: deficit round robin: what one stream may send before the next one's turn
+
+    # --- credit
+    window: int = 256 * KIB  #: a stream's window while the budget is mostly free
+    window_tight: int = 64 * KIB  #: first window once half of the budget is promised
+    window_floor: int = 16 * KIB  #: what every stream may always be granted
+    credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams
+    replay: int = 128 * MIB  #: bytes a process keeps for its peers' acknowledgement
+    unsent: int = 128 * KIB  #: written but not sent, per stream, before the writer is paused
+    ack_bytes: int = 1 * MIB  #: an ACK is due at min(window / 4, this) consumed
+    ack_delay: float = 0.100  #: and this long after bytes that are not acknowledged
+
+    # --- counts
+    streams_client: int = 1024  #: streams a session may open
+    streams_host: int = 4096  #: streams a session may be given
+    opens: int = 256  #: OPENs without an answer, per session; more wait in the agent
+    offers: int = 256  #: services offered by one session
+    tries: int = 3  #: hosts tried for one OPEN
+
+    # --- times
+    dial: float = 4.0  #: the host's dial of its local service
+    open_host: float = 5.0  #: an OPEN at one host
+    open_total: float = 15.0  #: an OPEN in all, waits included
+    open_wait_start: float = 10.0  #: after a relay's start an OPEN waits for hosts to come back
+    open_wait_lost: float = 3.0  #: after a host's session broke without WITHDRAW likewise
+    confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
+    linger: float = 60.0  #: a closed transport waits this long for its peer's end
+    hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO
+    handshake: float = 15.0  #: the agent's deadline for connect, TLS, upgrade and WELCOME
+    ping: float = 15.0  #: an agent pings after this much silence
+    dead_agent: float = 30.0  #: silence after which an agent gives its session up
+    dead_relay: float = 45.0  #: silence after which the relay does
+    slow_consumer: float = 20.0  #: a session whose socket takes no byte for this long is cut
+
+    # --- marks (explicit congestion, set by the relay)
+    mark_wait: float = 0.020  #: a frame that waited longer is late
+    mark_time: float = 0.050  #: late for this long without a pause: mark
+
+
+DEFAULT_LIMITS: Final = Limits()
