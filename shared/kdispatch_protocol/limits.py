@@ -47,6 +47,11 @@ class Limits:
     offers: int = 256  #: services offered by one session
     tries: int = 3  #: hosts tried for one OPEN
 
+    failed_opens_rate: float = 100.0  #: OPENs of a session that may fail, a second
+    failed_opens_burst: float = 500.0  #: and at once; beyond that they are answered `rate_limited`
+    early_resets_rate: float = 100.0  #: streams that a session may reset before they were answered, a second
+    early_resets_burst: float = 2000.0  #: and at once; beyond that the session ends
+
     # --- times
     dial: float = 4.0  #: the host's dial of its local service
     open_host: float = 5.0  #: an OPEN at one host

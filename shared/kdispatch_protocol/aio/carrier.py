@@ -1,0 +1,170 @@
+"""A WebSocket as the protocol needs it: whole messages in, whole messages out, nothing awaited.
+
+The upgrade was done by somebody else; a carrier is then set as the transport's
+protocol. It reads into one buffer that all carriers of a loop share (64 KiB for
+each would be 64 KiB per idle session), and never pauses reading: what may wait
+is bounded by credit, not by silence towards everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Final, Protocol
+
+from kdispatch_protocol import websocket
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.websocket import Closing, WebSocketReader
+
+__all__ = ["Carrier", "CarrierOwner", "read_buffer"]
+
+_READ_SIZE: Final = 128 * 1024
+# After our close frame the other end gets this long to answer it, in seconds.
+_CLOSE_PATIENCE: Final = 2.0
+
+
+def read_buffer() -> memoryview:
+    """Make a buffer for reading, to be shared by everything that reads on one event loop."""
+    return memoryview(bytearray(_READ_SIZE))
+
+
+class CarrierOwner(Protocol):
+    """Who uses a carrier. Calls come from the event loop and must not block."""
+
+    def message_received(self, message: Buffer) -> None:
+        """One binary message, whole; the memory is the owner's to keep."""
+        ...
+
+    def bytes_received(self) -> None:
+        """All messages of one read were handed over."""
+        ...
+
+    def carrier_drained(self) -> None:
+        """What was written is gone; more may be sent."""
+        ...
+
+    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+        """The connection is gone: after a close frame, or just so."""
+        ...
+
+
+class Carrier(asyncio.BufferedProtocol):
+    """One WebSocket connection after its handshake. ``server`` says which end this is."""
+
+    def __init__(self, owner: CarrierOwner, *, server: bool, buffer: memoryview, max_message: int) -> None:
+        self._owner: CarrierOwner = owner
+        self._server = server
+        self._shared = buffer
+        self._reader = WebSocketReader(server=server, max_message=max_message)
+        self._transport: asyncio.Transport | None = None
+        self._reading_own = False
+        self._closing_sent = False
+        self._killer: asyncio.TimerHandle | None = None
+        self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
+
+    def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
+        """Take over ``transport``; ``early`` is what its former protocol had read already."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)  # told at once when something is left over, and when it is gone
+        transport.set_protocol(self)
+        if not transport.is_reading():
+            transport.resume_reading()
+        if early:
+            self._read(self._reader.receive_data(early))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the socket has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
+    def open(self) -> bool:
+        """Whether messages can still be sent."""
+        return self._transport is not None and not self._closing_sent
+
+    def limit_messages(self, size: int) -> None:
+        """From now on take messages of up to ``size`` bytes."""
+        self._reader.max_message = size
+
+    def send(self, parts: list[Buffer]) -> None:
+        """Send one binary message made of ``parts``."""
+        self._write(websocket.BINARY, parts)
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye; the connection ends when the other end answers, or after a moment."""
+        if self._transport is None or self._closing_sent:
+            return
+        self._write(websocket.CLOSE, [websocket.close_payload(code, reason)])
+        self._closing_sent = True
+        self._killer = asyncio.get_running_loop().call_later(_CLOSE_PATIENCE, self.abort)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, opcode: int, parts: list[Buffer]) -> None:
+        transport = self._transport
+        if transport is None or self._closing_sent:
+            return
+        # One write, one system call; `writelines` never tells of a full buffer on CPython 3.12.1 and 3.13.0.
+        if self._server:
+            size = sum(map(len, parts))
+            transport.write(b"".join((websocket.frame_head(opcode, size, None), *parts)))
+        else:
+            mask = os.urandom(4)
+            payload = websocket.mask_parts(parts, mask)
+            transport.write(websocket.frame_head(opcode, len(payload), mask) + payload)
+
+    # --- asyncio.BufferedProtocol ---------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where to read to: into a large message that is under way, else into the shared buffer."""
+        own = self._reader.buffer()
+        self._reading_own = own is not None
+        return own if own is not None else self._shared
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes are there."""
+        if self._reader.closing is not None:
+            return
+        if self._reading_own:
+            self._read(self._reader.buffer_filled(nbytes))
+        else:
+            self._read(self._reader.receive_data(self._shared[:nbytes]))
+
+    def _read(self, messages: list[Buffer]) -> None:
+        reader = self._reader
+        for message in messages:
+            self._owner.message_received(message)
+        for ping in reader.pings:
+            self._write(websocket.PONG, [ping])
+        reader.pings.clear()
+        self._owner.bytes_received()
+        closing = reader.closing
+        if closing is None or self._transport is None:
+            return
+        if not self._closing_sent:
+            self.close(closing.code, closing.reason)
+        if closing.by_peer:  # both close frames are there, or on their way: RFC 6455, 7.1.1
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        self.full = True
+
+    def resume_writing(self) -> None:
+        """The socket took everything."""
+        self.full = False
+        self._owner.carrier_drained()
+
+    def eof_received(self) -> bool:
+        """The other end will send no more; without its close frame that is a loss."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if self._killer is not None:
+            self._killer.cancel()
+        self._transport = None
+        self._owner.carrier_lost(self._reader.closing, exc)

@@ -1,0 +1,222 @@
+"""An agent's endpoint on an event loop: sessions come and go below, streams are transports above."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from kdispatch_protocol import events, frames
+from kdispatch_protocol.aio.carrier import read_buffer
+from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.events import Event
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.streams import Stream
+
+__all__ = ["EndpointDriver"]
+
+
+_FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
+    events.DataReceived: lambda transport, event: transport.data_arrived(event.data),
+    events.EndReceived: lambda transport, _: transport.end_arrived(),
+    events.EndAcknowledged: lambda transport, _: transport.end_acknowledged(),
+    events.WritingResumed: lambda transport, _: transport.writing_resumed(),
+    events.StreamFinished: lambda transport, _: transport.finished(),
+    events.StreamWasReset: lambda transport, event: transport.was_reset(event.code, event.text),
+}
+_ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
+
+
+class EndpointDriver:
+    """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
+
+    Those are SessionReady, SessionRefused, Offered, OfferRefused, StreamRequested,
+    StreamOpened and StreamWasReset; the rest goes to the streams' transports.
+    """
+
+    def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
+        self.endpoint = endpoint
+        self.loop = asyncio.get_running_loop()
+        self.buffer = read_buffer()
+        self.lost: asyncio.Future[tuple[str, str]] | None = None  # of the current link: code and text
+        self._table = endpoint.table
+        self._on_event = on_event
+        self._link: Link | None = None
+        self._transports: dict[Stream, StreamTransport] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._reading = False  # a read is being worked on; its answers go out at its end
+
+    # --- the session -------------------------------------------------------------------------
+
+    def connect(self, transport: asyncio.Transport, early: bytes = b"") -> asyncio.Future[tuple[str, str]]:
+        """Run a session over an upgraded connection; the future tells how it ended."""
+        limits = self.endpoint.limits
+        self.lost = self.loop.create_future()
+        self._link = Link(self, limits, server=False, buffer=self.buffer, max_message=limits.message)
+        self.endpoint.connect()
+        self._link.carrier.attach(transport, early)
+        self._link.wake()
+        return self.lost
+
+    def disconnect(self, code: str = "", text: str = "") -> None:
+        """End the current session in order."""
+        if self._link is not None:
+            self._link.close(code, text)
+
+    def abort(self) -> None:
+        """End the current session at once, and every stream."""
+        if self._link is not None:
+            self._link.abort("cancelled", "The agent ended.")
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return len(self._table.by_uuid)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until there are no streams, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.streams:
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    # --- streams ---------------------------------------------------------------------------------
+
+    def open(self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None) -> StreamTransport:
+        """Begin a stream to a service. It may be written at once; StreamOpened or a reset follows."""
+        stream = self._table.open(service, secrets.token_hex(16), self.loop.time(), token)
+        return self._add(stream, protocol)
+
+    def accept(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
+        """Take a stream that was requested; its service is there."""
+        self._table.accept(stream, self.loop.time())
+        return self._add(stream, protocol)
+
+    def refuse(self, stream: Stream, code: str, text: str) -> None:
+        """Refuse a stream that was requested."""
+        self._table.reset(stream, code, text)
+        self.wake()
+
+    def _add(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
+        transport = StreamTransport(self, stream, protocol)
+        self._transports[stream] = transport
+        protocol.connection_made(transport)
+        self.wake()
+        return transport
+
+    def write(self, stream: Stream, data: Buffer) -> bool:
+        """For transports; returns whether to go on writing."""
+        go_on = self._table.write(stream, data)
+        self.wake()
+        return go_on
+
+    def write_eof(self, stream: Stream) -> None:
+        """For transports."""
+        self._table.write_eof(stream)
+        self.wake()
+
+    def consumed(self, stream: Stream, count: int) -> None:
+        """For transports: the program took bytes."""
+        self._table.consumed(stream, count, self.loop.time())
+        self.wake()
+
+    def close(self, stream: Stream) -> None:
+        """For transports."""
+        self._table.close(stream, self.loop.time())
+        self.wake()
+
+    def reset(self, stream: Stream, code: str, text: str) -> None:
+        """For transports."""
+        self._table.reset(stream, code, text)
+        self.wake()
+
+    def forget(self, stream: Stream) -> None:
+        """For transports: no event of this stream is wanted any more."""
+        self._transports.pop(stream, None)
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something was queued: send it in this turn of the loop, and keep the timer right."""
+        if not self._table.by_uuid:
+            self._idle.set()
+        if self._reading:
+            return  # link_read does it
+        if self._link is not None and self._table.outbox:
+            self._link.wake()
+        self._arm()
+
+    def _arm(self) -> None:
+        when = self.endpoint.next_deadline()
+        if when is None or (self._timer is not None and self._timer.when() <= when):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(when, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self.endpoint.handle_timeout(self.loop.time())
+        self._deliver()
+        self.wake()
+
+    def _deliver(self) -> None:
+        """Act on what happened, and on what that made happen."""
+        if not self._table.by_uuid:
+            self._idle.set()
+        while happened := self.endpoint.take_events():
+            for event in happened:
+                kind = type(event)
+                act = _FOR_TRANSPORTS.get(kind)
+                if act is not None:
+                    stream = event.stream  # type: ignore[union-attr]  # those in the table have one
+                    find = self._transports.pop if kind in _ENDS else self._transports.get
+                    transport = find(stream, None)
+                    if transport is not None:
+                        act(transport, event)
+                if act is None or kind is events.StreamWasReset:
+                    self._on_event(event)
+
+    # --- the link's owner ------------------------------------------------------------------------------
+
+    def link_message(self, message: Buffer, now: float) -> None:
+        """One message of the relay's."""
+        self._reading = True
+        try:
+            self.endpoint.receive_message(message, now)
+        finally:
+            self._deliver()
+            self._reading = False
+
+    def link_read(self) -> None:
+        """A read was worked on: its answers go out at once."""
+        self._arm()
+        if self._link is not None and self._table.outbox:
+            self._link.flush()
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch."""
+        parts = self.endpoint.data_to_send(most, now)
+        if self._table.events:
+            self._deliver()
+        return parts
+
+    def link_ask(self) -> None:
+        """Ask the relay whether it is there."""
+        self._table.outbox.send(frames.frame(frames.PING))
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The session is over."""
+        self._link = None
+        self.endpoint.disconnect(text)
+        self._deliver()
+        if self.lost is not None and not self.lost.done():
+            self.lost.set_result((code, text))

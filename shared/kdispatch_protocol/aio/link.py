@@ -1,0 +1,193 @@
+"""One session's driver, the same at both ends: a carrier, its batches, its liveness.
+
+Everything happens in callbacks of the event loop: no task, no queue and no
+await for a frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+from kdispatch_protocol.aio.carrier import Carrier
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.liveness import Liveness, Verdict
+from kdispatch_protocol.pace import Pace
+from kdispatch_protocol.websocket import Closing
+
+__all__ = ["Link", "LinkOwner"]
+
+# A flush hands at most this many batches to the socket before other sessions get their turn.
+_BATCHES: Final = 8
+# Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
+_POLICY: Final = 1008
+# How often a full socket is looked at, as a part of the time after which it is cut.
+_LOOKS: Final = 4
+
+
+class LinkOwner(Protocol):
+    """What a session belongs to. ``collect`` gives the next batch of frames, empty when there is nothing to send."""
+
+    def link_message(self, message: Buffer, now: float) -> None:
+        """One message; ``RemoteProtocolError`` ends the session."""
+        ...
+
+    def link_read(self) -> None:
+        """All messages of one read were handed over."""
+        ...
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch, about ``most`` bytes."""
+        ...
+
+    def link_ask(self) -> None:
+        """Queue a PING: the other end was silent."""
+        ...
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The session is over. Called once; ``code`` is empty where there is none."""
+        ...
+
+
+class Link:
+    """A session's carrier, and what keeps it fair and alive."""
+
+    def __init__(self, owner: LinkOwner, limits: Limits, *, server: bool, buffer: memoryview, max_message: int) -> None:
+        self._owner = owner
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(limits)
+        now = self._loop.time()
+        self._liveness = (
+            Liveness(None, limits.dead_relay, now) if server else Liveness(limits.ping, limits.dead_agent, now)
+        )
+        self._wake_handle: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._full_since = now
+        self._full_unsent = 0
+        self._verdict: tuple[str, str] | None = None  # why this end closed the session
+        self._over = False
+        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message)
+        self._arm()
+
+    def wake(self) -> None:
+        """There may be something to send: flush once in this turn of the loop."""
+        if self._wake_handle is None and not self._over:
+            self._wake_handle = self._loop.call_soon(self._woken)
+
+    def _woken(self) -> None:
+        self._wake_handle = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes, now."""
+        carrier = self.carrier
+        now = self._loop.time()
+        for _ in range(_BATCHES):
+            if carrier.full or not carrier.open:
+                return
+            parts = self._owner.link_collect(self._pace.batch, now)
+            if not parts:
+                return
+            carrier.send(parts)
+            unsent = carrier.unsent
+            if unsent:
+                self._full_since, self._full_unsent = now, unsent
+                self._pace.filled(unsent, now)
+                self._arm()
+                return
+        self.wake()
+
+    def close(self, code: str, text: str = "") -> None:
+        """End the session in order: what is queued goes first, then a close frame with the code."""
+        if self._verdict is None:
+            self._verdict = (code, text)
+            if not self.carrier.full:
+                self.flush()
+            self.carrier.close(_POLICY, code)
+
+    def abort(self, code: str, text: str) -> None:
+        """End it at once: nothing can be said any more."""
+        if self._verdict is None:
+            self._verdict = (code, text)
+        self.carrier.abort()
+
+    # --- the carrier's owner ------------------------------------------------------------------
+
+    def message_received(self, message: Buffer) -> None:
+        """One message from the other end."""
+        if self._verdict is not None:
+            return
+        try:
+            self._owner.link_message(message, self._loop.time())
+        except RemoteProtocolError as error:
+            self.close(error.code, error.text)
+
+    def bytes_received(self) -> None:
+        """Any byte is life."""
+        self._liveness.heard(self._loop.time())
+        if self._verdict is None:
+            self._owner.link_read()
+
+    def carrier_drained(self) -> None:
+        """The socket took everything."""
+        self._pace.drained(self._loop.time())
+        self.flush()
+
+    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+        """The connection is gone."""
+        self._over = True
+        for handle in (self._timer, self._wake_handle):
+            if handle is not None:
+                handle.cancel()
+        if self._verdict is not None:
+            code, text = self._verdict
+        elif closing is not None and not closing.by_peer:
+            code, text = "protocol_error", closing.reason
+        elif closing is not None:
+            code, text = "", f"The other end closed the session: {closing.reason or closing.code}."
+        else:
+            code, text = "", str(error) if error else "The connection was closed."
+        self._owner.link_lost(code, text)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Look again when the other end's silence, or a full socket, is to be judged."""
+        if self._over:
+            return
+        when = self._liveness.next_deadline()
+        if self.carrier.full:
+            when = min(when, self._loop.time() + self._limits.slow_consumer / _LOOKS)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        # What waits to be read is read before a verdict: the judge comes behind it in the loop's next turn.
+        self._loop.call_soon(self._judge, now)
+
+    def _judge(self, now: float) -> None:
+        if self._over:
+            return
+        if self.carrier.full:
+            unsent = self.carrier.unsent
+            if unsent != self._full_unsent:
+                self._full_since, self._full_unsent = now, unsent
+            elif now - self._full_since >= self._limits.slow_consumer:
+                self.abort("slow_consumer", "The socket took no byte for too long.")
+                return
+        verdict = self._liveness.check(now)
+        if verdict is Verdict.DEAD:
+            self.abort("", "Nothing was heard from the other end.")
+            return
+        if verdict is Verdict.ASK:
+            self._owner.link_ask()
+            self.wake()
+        self._arm()

@@ -1,0 +1,31 @@
+"""Options of the sockets that carry sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final
+
+__all__ = ["tune_session_socket"]
+
+# Linux numbers, where Python has no name for them.
+_TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
+
+#: Bytes that the kernel may hold unsent: behind more of them, control frames would wait.
+NOTSENT: Final = 128 * 1024
+#: Milliseconds after which unacknowledged data means that the path is gone.
+USER_TIMEOUT: Final = 30_000
+
+
+def tune_session_socket(sock: socket.socket | None) -> None:
+    """Set what the platform knows; never for a local socket, whose reader may stop as long as it likes."""
+    if sock is None:
+        return
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (_TCP_NOTSENT_LOWAT, NOTSENT),
+        (_TCP_USER_TIMEOUT, USER_TIMEOUT),
+    ):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

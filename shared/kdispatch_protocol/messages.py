@@ -1,0 +1,211 @@
+"""The JSON payloads of the rare frames: readable, extensible, checked.
+
+Unknown keys are ignored, so that a later version may add some; a missing or
+wrong value is a ``RemoteProtocolError``. Each class states its fields once, with
+the check of each beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Final, Self
+
+from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
+from kdispatch_protocol.frames import MAX_OFFSET, Buffer
+from kdispatch_protocol.limits import DEFAULT_LIMITS
+from kdispatch_protocol.names import split_service
+
+__all__ = ["Goaway", "Hello", "Offer", "Offered", "Open", "Opened", "Reset", "Trying", "Welcome", "printable"]
+
+_HEX: Final = re.compile(r"[0-9a-f]*")
+_CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+Check = Callable[[object], bool]
+
+
+def printable(text: str, most: int = DEFAULT_LIMITS.text) -> str:
+    """``text`` without control characters, cut: whatever a peer says may be shown or logged."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
+
+
+def _is_service(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        split_service(value)
+    except KdispatchError:
+        return False
+    return True
+
+
+def _ascii(most: int) -> Check:
+    return lambda v: isinstance(v, str) and len(v) <= most and v.isascii() and v.isprintable()
+
+
+def _any_text(most: int) -> Check:
+    return lambda v: isinstance(v, str) and len(v) <= most
+
+
+def _hex(size: int) -> Check:
+    return lambda v: isinstance(v, str) and len(v) == 2 * size and _HEX.fullmatch(v) is not None
+
+
+def _whole(least: int, most: int) -> Check:
+    return lambda v: type(v) is int and least <= v <= most
+
+
+def _one_of(*values: str) -> Check:
+    return lambda v: isinstance(v, str) and v in values
+
+
+def _words(most: int) -> Check:
+    return lambda v: isinstance(v, list) and len(v) <= most and all(isinstance(w, str) and _ascii(64)(w) for w in v)
+
+
+def _versions(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 32 and all(type(v) is int for v in value)
+
+
+def _labels(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= 16
+        and all(_ascii(64)(k) and isinstance(v, str) and _ascii(256)(v) for k, v in value.items())
+    )
+
+
+def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
+    metadata = {"check": check}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Message:
+    def encode(self) -> bytes:
+        """The payload: compact JSON, fields that are ``None`` left out."""
+        content = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, payload: Buffer) -> Self:
+        """Read a payload; raises ``RemoteProtocolError`` for anything but a valid one."""
+        try:
+            content = json.loads(bytes(payload))
+        except (ValueError, RecursionError) as error:
+            raise RemoteProtocolError(f"A {cls.__name__} payload is not JSON.") from error
+        if not isinstance(content, dict):
+            raise RemoteProtocolError(f"A {cls.__name__} payload is not an object.")
+        found = {}
+        for item in fields(cls):
+            value = content.get(item.name)
+            if value is None:
+                if item.default is MISSING and item.default_factory is MISSING:
+                    raise RemoteProtocolError(f"A {cls.__name__} lacks {item.name!r}.")
+            elif item.metadata["check"](value):
+                found[item.name] = value
+            else:
+                raise RemoteProtocolError(f"A {cls.__name__} has a wrong {item.name!r}.")
+        return cls(**found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(_Message):
+    """Agent -> relay, the first frame of a session."""
+
+    versions: list[int] = _must(_versions)
+    secret: str = _must(_hex(32))  # the process secret; nobody but the relay sees it
+    mode: str = _must(_one_of("new", "replace", "move"), "new")
+    capabilities: list[str] = _must(_words(64), factory=list)
+    agent: str = _must(_ascii(128), "")  # program and version, for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(_Message):
+    """Relay -> agent, the answer to HELLO."""
+
+    version: int = _must(_whole(1, 1 << 16))
+    relay: str = _must(_hex(16))
+    credit: int = _must(_whole(0, MAX_OFFSET))  # bytes: the session's credit budget
+    spread_ms: int = _must(_whole(0, 1 << 31))  # reconnect after a random part of this
+    opens: int = _must(_whole(1, 1 << 20))  # OPENs without an answer that the relay takes
+    streams: int = _must(_whole(1, 1 << 20))  # streams that this session may open
+    capabilities: list[str] = _must(_words(64), factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer(_Message):
+    """Host -> relay: this process serves ``service``."""
+
+    service: str = _must(_is_service)
+    host: str = _must(_hex(16))
+    digest: str = _must(_hex(32))  # SHA-256 of the host's own hst_ token
+    token: str | None = _must(_ascii(256), None)
+    labels: dict[str, str] = _must(_labels, factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered(_Message):
+    """Relay -> host: the offer stands."""
+
+    host: str = _must(_hex(16))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open(_Message):
+    """Client -> relay -> host: a new stream.
+
+    The client's OPEN carries its token and its ``secret`` for the stream; the
+    one that a host sees has neither, but ``key`` (HMAC-SHA256 of the host's
+    process id under that secret), the attempt and the client's process id.
+    """
+
+    service: str = _must(_is_service)
+    uuid: str = _must(_hex(16))
+    limit: int = _must(_whole(0, MAX_OFFSET))  # bytes that the host may send at first
+    token: str | None = _must(_ascii(256), None)
+    pin: str | None = _must(_hex(16), None)
+    secret: str | None = _must(_hex(32), None)
+    key: str | None = _must(_hex(32), None)
+    attempt: int | None = _must(_whole(1, 255), None)
+    process: str | None = _must(_hex(16), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trying(_Message):
+    """Relay -> client: this host is asked now; early data must name this attempt."""
+
+    attempt: int = _must(_whole(1, 255))
+    process: str = _must(_hex(16))
+    host: str = _must(_hex(16))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(_Message):
+    """Host -> relay -> client: the host's service took the connection."""
+
+    limit: int = _must(_whole(0, MAX_OFFSET))  # bytes that the client may send at first
+    attempt: int = _must(_whole(1, 255))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset(_Message):
+    """Either way: a stream or an offer ends, with a code of the table and a sentence."""
+
+    code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
+    text: str = _must(_any_text(8192), "")
+    uuid: str | None = _must(_hex(16), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goaway(_Message):
+    """Relay -> agent: leave within ``move_ms``, and try for ``try_ms`` to reach another; with a final code, end."""
+
+    code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
+    text: str = _must(_any_text(8192), "")
+    move_ms: int = _must(_whole(0, 1 << 31), 0)
+    try_ms: int = _must(_whole(0, 1 << 31), 0)

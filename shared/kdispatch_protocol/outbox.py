@@ -1,0 +1,101 @@
+"""What one session will send next: control first, then every stream in fair turns.
+
+Both ends use it. An agent's sources are its streams, which cut DATA from their
+replay buffers when their turn comes; a relay's are lanes of frames that wait to
+be forwarded. Turns are by deficit: a source that sent more than its quantum,
+because frames are whole, waits the longer for its next turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import Limits
+
+__all__ = ["Acknowledger", "Outbox", "Source"]
+
+
+class Source(Protocol):
+    """Something that has frames to send. ``deficit`` and ``queued`` are the outbox's own."""
+
+    deficit: int
+    queued: bool
+
+    def pull(self, most: int, parts: list[Buffer], now: float) -> int:
+        """Append frames of about ``most`` bytes, at least one if any can go; returns their size."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether another pull would give something."""
+        ...
+
+
+class Acknowledger(Protocol):
+    """Something whose ACK is made when it is written, so that it says the newest."""
+
+    def make_ack(self) -> bytes:
+        """The ACK frame, or nothing if there is nothing to tell any more."""
+        ...
+
+
+class Outbox:
+    """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
+
+    __slots__ = ("_acks", "_control", "_quantum", "_ring")
+
+    def __init__(self, limits: Limits) -> None:
+        self._quantum = limits.quantum
+        self._control: deque[bytes] = deque()
+        self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
+        self._ring: deque[Source] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._control or self._acks or self._ring)
+
+    def send(self, frame: bytes) -> None:
+        """Queue one whole control frame; they keep their order and go before all data."""
+        self._control.append(frame)
+
+    def acknowledge(self, stream: Acknowledger) -> None:
+        """An ACK of this stream is due."""
+        self._acks[stream] = None
+
+    def activate(self, source: Source) -> None:
+        """This source has something to send; it gets its turn. Asking again changes nothing."""
+        if not source.queued:
+            source.queued = True
+            self._ring.append(source)
+
+    def collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch of whole frames, about ``most`` bytes; empty when there is nothing to send."""
+        parts: list[Buffer] = []
+        size = 0
+        control = self._control
+        while control and size < most:
+            frame = control.popleft()
+            parts.append(frame)
+            size += len(frame)
+        acks = self._acks
+        while acks and size < most:
+            stream = next(iter(acks))
+            del acks[stream]
+            frame = stream.make_ack()
+            if frame:
+                parts.append(frame)
+                size += len(frame)
+        ring = self._ring
+        while ring and size < most:
+            source = ring.popleft()
+            source.deficit += self._quantum
+            if source.deficit > 0:
+                sent = source.pull(min(source.deficit, most - size), parts, now)
+                size += sent
+                source.deficit -= sent
+            if source.ready():
+                ring.append(source)
+            else:
+                source.queued = False
+                source.deficit = min(source.deficit, 0)
+        return parts

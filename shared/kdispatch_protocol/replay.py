@@ -1,0 +1,142 @@
+"""The sending half of a stream: bytes wait here until the peer has acknowledged them.
+
+The buffer is the window. It keeps references to the chunks that were written,
+not copies; only small ones are put together, so that a program that writes byte
+by byte does not cost a hundred bytes of bookkeeping for each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kdispatch_protocol.errors import LocalProtocolError, RemoteProtocolError
+from kdispatch_protocol.frames import Buffer
+
+__all__ = ["Outbound"]
+
+# Chunks up to SMALL are gathered into runs of up to RUN bytes: a copy of 1 KiB costs less than an object.
+_SMALL = 1024
+_RUN = 16 * 1024
+
+
+class Outbound:
+    """base <= sent <= limit, sent <= end: acknowledged, sent and written so far, as absolute offsets."""
+
+    __slots__ = ("_replay", "_unsent", "base", "end", "eof", "fin_acked", "fin_sent", "limit", "sent")
+
+    def __init__(self) -> None:
+        self.base = 0
+        self.sent = 0
+        self.end = 0
+        self.limit = 0
+        self.eof = False  # no more will be written
+        self.fin_sent = False
+        self.fin_acked = False
+        self._unsent: deque[Buffer] | None = None  # made at first use: an empty deque is 760 bytes
+        self._replay: deque[Buffer] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes held: written and not acknowledged."""
+        return self.end - self.base
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written and not sent."""
+        return self.end - self.sent
+
+    def write(self, data: Buffer) -> None:
+        """Keep ``data`` for sending. ``bytes`` are kept as they are, anything else is copied."""
+        if self.eof:
+            raise LocalProtocolError("the stream's end was already written")
+        if not isinstance(data, bytes):
+            data = bytes(data)
+        if not data:
+            return
+        self.end += len(data)
+        if self._unsent is None:
+            self._unsent = deque()
+        unsent = self._unsent
+        if unsent and len(data) <= _SMALL and not isinstance(unsent[-1], memoryview) and len(unsent[-1]) <= _RUN:
+            tail = unsent[-1]
+            if not isinstance(tail, bytearray):
+                tail = unsent[-1] = bytearray(tail)
+            tail += data
+        else:
+            unsent.append(data)
+
+    def take(self, most: int, parts: list[Buffer]) -> int:
+        """Move up to ``most`` unsent bytes, within the limit, to ``parts``; returns how many.
+
+        The parts stay valid until they were joined or written; they are kept for
+        replay under the same references.
+        """
+        wanted = count = max(0, min(most, self.limit - self.sent, self.end - self.sent))
+        if not count or self._unsent is None:
+            return 0
+        unsent = self._unsent
+        while count:
+            chunk = unsent.popleft()
+            if isinstance(chunk, bytearray):
+                chunk = bytes(chunk)  # runs may still grow elsewhere; what is handed out must not
+            if len(chunk) > count:
+                view = memoryview(chunk)
+                unsent.appendleft(view[count:])
+                chunk = view[:count]
+            parts.append(chunk)
+            self._remember(chunk)
+            count -= len(chunk)
+        self.sent += wanted
+        return wanted
+
+    def _remember(self, chunk: Buffer) -> None:
+        if self._replay is None:
+            self._replay = deque()
+        replay = self._replay
+        if len(chunk) > _SMALL:
+            replay.append(chunk)
+        elif replay and isinstance(replay[-1], bytearray) and len(replay[-1]) <= _RUN:
+            replay[-1] += chunk
+        else:
+            replay.append(bytearray(chunk))
+
+    def acknowledge(self, received: int, limit: int, *, fin: bool) -> int:
+        """The peer has all bytes below ``received`` and takes those below ``limit``; returns the bytes freed.
+
+        An older number says nothing new. Raises ``RemoteProtocolError`` for one that can't be true.
+        """
+        if received > self.sent or (fin and (not self.fin_sent or received != self.end)):
+            raise RemoteProtocolError(f"{received} acknowledged, {self.sent} sent", "offset_mismatch")
+        self.limit = max(self.limit, limit)
+        self.fin_acked = self.fin_acked or fin
+        freed = count = max(0, received - self.base)
+        self.base += freed
+        replay = self._replay
+        while count and replay:
+            chunk = replay[0]
+            if len(chunk) > count:
+                if isinstance(chunk, bytearray):
+                    del chunk[:count]
+                else:
+                    replay[0] = memoryview(chunk)[count:]
+                break
+            replay.popleft()
+            count -= len(chunk)
+        return freed
+
+    def rewind(self) -> None:
+        """All that is not acknowledged is to be sent again, the end too."""
+        if self._replay:
+            if self._unsent is None:
+                self._unsent = deque()
+            self._unsent.extendleft(bytes(c) if isinstance(c, bytearray) else c for c in reversed(self._replay))
+            self._replay.clear()
+        self.sent = self.base
+        self.fin_sent = False
+
+    def clear(self) -> int:
+        """Forget everything, for a stream that was reset; returns the bytes freed."""
+        freed = self.size
+        self._unsent = self._replay = None
+        self.base = self.sent = self.end
+        return freed

@@ -1,0 +1,74 @@
+"""The states of one end of a stream, in one table. Nothing else changes them.
+
+A client's end begins OPENING, when its program connected. The relay names the
+host it asks (TRYING, once for each host tried); the client may then send early
+data. OPENED makes the stream OPEN. A host's end begins OPENING too, when the
+OPEN arrives, and is OPEN once its local service took the connection.
+
+From there each direction finishes by itself, as TCP's do. Our end of the data
+is a FIN that the peer acknowledges; the peer's end counts as arrived when every
+byte before it did. The stream is CLOSED when both happened. A RESET, from
+either end or from the relay, ends it at any moment; what arrives later for a
+stream in an end state is ignored.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from kdispatch_protocol.errors import LocalProtocolError
+
+__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "State", "next_state"]
+
+
+class State(StrEnum):
+    """One end's state."""
+
+    OPENING = "opening"  # OPEN was sent or received; no answer yet
+    TRYING = "trying"  # client: a host is being asked
+    OPEN = "open"
+    LOCAL_FIN = "local fin"  # our FIN was sent
+    LOCAL_DONE = "local done"  # our FIN was acknowledged; the peer still sends
+    PEER_FIN = "peer fin"  # the peer's end arrived; we still send
+    LAST_ACK = "last ack"  # both ends are known; our FIN is not acknowledged
+    CLOSED = "closed"
+    RESET = "reset"
+
+
+class Input(StrEnum):
+    """What moves a state."""
+
+    TRIED = "TRYING received"
+    OPENED = "OPENED received or sent"
+    FIN_SENT = "FIN sent"
+    FIN_ACKED = "our FIN acknowledged"
+    FIN_ARRIVED = "peer's end arrived"
+    ABORTED = "RESET sent or received"
+
+
+END_STATES: Final = frozenset({State.CLOSED, State.RESET})
+#: Where DATA may be sent (early data in TRYING has a frame of its own).
+SENDING: Final = frozenset({State.OPEN, State.PEER_FIN})
+
+TABLE: Final[dict[tuple[State, Input], State]] = {
+    (State.OPENING, Input.TRIED): State.TRYING,
+    (State.OPENING, Input.OPENED): State.OPEN,
+    (State.TRYING, Input.TRIED): State.TRYING,
+    (State.TRYING, Input.OPENED): State.OPEN,
+    (State.OPEN, Input.FIN_SENT): State.LOCAL_FIN,
+    (State.OPEN, Input.FIN_ARRIVED): State.PEER_FIN,
+    (State.LOCAL_FIN, Input.FIN_ACKED): State.LOCAL_DONE,
+    (State.LOCAL_FIN, Input.FIN_ARRIVED): State.LAST_ACK,
+    (State.LOCAL_DONE, Input.FIN_ARRIVED): State.CLOSED,
+    (State.PEER_FIN, Input.FIN_SENT): State.LAST_ACK,
+    (State.LAST_ACK, Input.FIN_ACKED): State.CLOSED,
+} | {(state, Input.ABORTED): State.RESET for state in State if state not in {State.CLOSED, State.RESET}}
+
+
+def next_state(state: State, by: Input) -> State:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return TABLE[state, by]
+    except KeyError:
+        raise LocalProtocolError(f"a stream that is {state.value!r} can't take {by.value!r}") from None

@@ -1,0 +1,142 @@
+"""One end of a stream: its state, its two halves, and the frames it makes of them."""
+
+from __future__ import annotations
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.replay import Outbound
+from kdispatch_protocol.states import END_STATES, SENDING, Input, State, next_state
+from kdispatch_protocol.timers import Timer
+from kdispatch_protocol.windows import CreditBudget, Inbound
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """A client's or a host's end. It belongs to an endpoint, whose methods act on it.
+
+    ``number`` is its number in the current session, 0 while it has none. As a
+    source of its session's outbox it cuts frames from its replay buffer when its
+    turn comes, so nothing is queued twice.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "ack_timed",
+        "attempt",
+        "closing",
+        "confirmed",
+        "deficit",
+        "drained",
+        "host",
+        "inbound",
+        "is_client",
+        "limits",
+        "number",
+        "outbound",
+        "peer",
+        "queued",
+        "service",
+        "state",
+        "timer",
+        "token",
+        "uuid",
+        "writer_paused",
+    )
+
+    def __init__(
+        self, *, uuid: str, service: str, is_client: bool, budget: CreditBudget, token: str | None = None
+    ) -> None:
+        self.uuid = uuid
+        self.service = service
+        self.is_client = is_client
+        self.token = token
+        self.limits: Limits = budget.limits
+        self.inbound = Inbound(budget)
+        self.outbound = Outbound()
+        self.state = State.OPENING
+        self.number = 0
+        self.attempt = 0  # which try of the relay's this is about
+        self.peer = ""  # process id of the other end
+        self.host = ""  # host id, once the relay has named one
+        self.confirmed = is_client  # a host's end: the client was heard after OPENED
+        self.closing = False  # the program closed; data that still arrives is answered by a reset
+        self.writer_paused = False
+        self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
+        self.ack_timed = False
+        self.timer: Timer | None = None  # the one deadline that its state has
+        self.deficit = 0  # the outbox's
+        self.queued = False  # the outbox's
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.uuid[:8]} {self.service} {'client' if self.is_client else 'host'} {self.state.value}>"
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more happens here."""
+        return self.state in END_STATES
+
+    def set_timer(self, timer: Timer | None) -> None:
+        """A new deadline replaces the one before."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+    def move(self, by: Input) -> None:
+        """Let the table change the state."""
+        self.state = next_state(self.state, by)
+
+    # --- a source of the outbox ------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether DATA, early data or FIN could go out now."""
+        out = self.outbound
+        if self.state in SENDING:
+            return out.sent < min(out.end, out.limit) or (out.eof and not out.fin_sent and out.sent == out.end)
+        return self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
+
+    def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - a lane of the relay needs `now`
+        """Append the next frames to ``parts``; returns their size in bytes."""
+        if self.state is State.TRYING:
+            return self._pull_early(parts)
+        if self.state not in SENDING:
+            return 0
+        out = self.outbound
+        size = 0
+        while size < most and out.sent < min(out.end, out.limit):
+            place = len(parts)
+            offset = out.sent
+            count = out.take(min(self.limits.data, most - size), parts)
+            flags = frames.BLOCKED if out.sent == out.limit else 0
+            parts.insert(place, frames.header(frames.DATA, flags, self.number, offset, count))
+            size += 16 + count
+        if out.eof and not out.fin_sent and out.sent == out.end:
+            parts.append(frames.frame(frames.FIN, self.number, out.end))
+            out.fin_sent = True
+            self.move(Input.FIN_SENT)
+            size += 16
+        if self.writer_paused and self.drained is not None and out.unsent <= self.limits.unsent // 2:
+            self.drained.append(self)
+        return size
+
+    def _pull_early(self, parts: list[Buffer]) -> int:
+        """Early data, for the try that the relay named; it is held there until that host has opened."""
+        out = self.outbound
+        out.limit = max(out.limit, self.limits.early)  # every first limit is at least the floor, which this is
+        place = len(parts)
+        offset = out.sent
+        count = out.take(self.limits.early - offset, parts)
+        if not count:
+            return 0
+        value = frames.early_value(self.attempt, offset)
+        parts.insert(place, frames.header(frames.EARLY, 0, self.number, value, count))
+        return 16 + count
+
+    def make_ack(self) -> bytes:
+        """The newest ACK; nothing when the stream ended by a reset."""
+        if self.state is State.RESET or self.number == 0:
+            return b""
+        inbound = self.inbound
+        limit = inbound.grant()
+        return frames.ack_frame(self.number, inbound.received, limit, fin=inbound.finished)

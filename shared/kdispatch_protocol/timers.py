@@ -1,0 +1,73 @@
+"""Deadlines of many things in one heap. It knows no clock: times come in, times go out."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+
+__all__ = ["Timer", "Timers"]
+
+# Below this many cancelled deadlines, sweeping them out is not worth it.
+_SWEEP = 256
+
+
+class Timer:
+    """One deadline. A cancelled one lets go at once of what it would have called."""
+
+    __slots__ = ("_owner", "call")
+
+    def __init__(self, owner: Timers, call: Callable[[float], None]) -> None:
+        self._owner = owner
+        self.call: Callable[[float], None] | None = call
+
+    def cancel(self) -> None:
+        """It is not to happen any more. Cancelling again, or after it happened, changes nothing."""
+        if self.call is not None:
+            self.call = None
+            self._owner.note_cancelled()
+
+
+class Timers:
+    """What is due when."""
+
+    __slots__ = ("_cancelled", "_count", "_heap")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._count = 0
+        self._cancelled = 0
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._cancelled
+
+    def add(self, when: float, call: Callable[[float], None]) -> Timer:
+        """``call(now)`` is to be called once ``when`` has come."""
+        timer = Timer(self, call)
+        self._count += 1  # orders equal times
+        heapq.heappush(self._heap, (when, self._count, timer))
+        return timer
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline, or ``None``."""
+        while self._heap and self._heap[0][2].call is None:
+            heapq.heappop(self._heap)
+            self._cancelled -= 1
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> Iterator[Callable[[float], None]]:
+        """Take out what is due, in order."""
+        while self._heap and self._heap[0][0] <= now:
+            timer = heapq.heappop(self._heap)[2]
+            call, timer.call = timer.call, None
+            if call is None:
+                self._cancelled -= 1
+            else:
+                yield call
+
+    def note_cancelled(self) -> None:
+        """Called by a timer: sweep when most of the heap is cancelled, so that it stays as large as what is pending."""
+        self._cancelled += 1
+        if self._cancelled > _SWEEP and self._cancelled * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[2].call is not None]
+            heapq.heapify(self._heap)
+            self._cancelled = 0

@@ -1,0 +1,132 @@
+"""Credit: what a receiver lets its peer send, in absolute offsets.
+
+Invariants, asserted here: consumed <= received <= limit; a limit never goes
+down; the sum of ``limit - received`` over a session's streams stays within its
+budget, but for the floor that every stream may always have.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.limits import Limits
+
+__all__ = ["CreditBudget", "Inbound"]
+
+
+class CreditBudget:
+    """A session's budget: how many bytes its streams' peers may have under way to it."""
+
+    __slots__ = ("limits", "promised", "total")
+
+    def __init__(self, total: int, limits: Limits) -> None:
+        self.total = total
+        self.limits = limits
+        self.promised = 0
+
+    def first_window(self) -> int:
+        """A new stream's window in bytes: smaller, the more of the budget is promised."""
+        if self.promised < self.total // 2:
+            return self.limits.window
+        if self.promised < self.total * 3 // 4:
+            return self.limits.window_tight
+        return self.limits.window_floor
+
+    def spare(self) -> int:
+        """What one grant may take: half of what is left, so that the last streams find something too."""
+        return max(0, (self.total - self.promised) // 2)
+
+    def within(self, streams: int) -> bool:
+        """Whether the invariant holds for this many streams."""
+        return 0 <= self.promised <= self.total + streams * self.limits.window_floor
+
+
+class Inbound:
+    """The receiving half of a stream: its offsets, and the credit it has granted."""
+
+    __slots__ = ("_consumed_granted", "_told", "budget", "consumed", "final", "limit", "received", "told_fin", "window")
+
+    def __init__(self, budget: CreditBudget) -> None:
+        self.budget: Final = budget
+        self.window = budget.first_window()
+        self.received = 0  # all bytes below arrived
+        self.consumed = 0  # all bytes below were taken by the program, or its socket
+        self.limit = 0  # bytes below may be sent by the peer
+        self.final: int | None = None  # the peer's final offset, once its FIN is here
+        self.told_fin = False  # an ACK with the flag `fin` went out
+        self._told = 0  # `received` of the last ACK
+        self._consumed_granted = 0  # `consumed` when the limit was last raised
+
+    def grant(self) -> int:
+        """The limit to put on the wire now: raised as far as window and budget allow.
+
+        Call it only for a frame that is really sent.
+        """
+        budget = self.budget
+        if self.final is None:
+            least = self.consumed + min(self.window, budget.limits.window_floor)
+            wanted = min(self.consumed + self.window, self.limit + budget.spare())
+            limit = max(self.limit, least, wanted)
+            budget.promised += limit - self.limit
+            self.limit = limit
+        self._consumed_granted = self.consumed
+        self._told = self.received
+        self.told_fin = self.finished
+        return self.limit
+
+    def accept(self, offset: int, length: int) -> int:
+        """Take note of bytes that arrived; returns how many of the first are known already.
+
+        Raises ``RemoteProtocolError`` with the stream's code; then the stream must be reset.
+        """
+        end = offset + length
+        if end > self.limit:
+            raise RemoteProtocolError(f"{end - self.limit} bytes over the limit", "credit_exceeded")
+        if offset > self.received:
+            raise RemoteProtocolError(f"bytes from {offset}, expected {self.received}", "offset_mismatch")
+        if self.final is not None and end > self.final:
+            raise RemoteProtocolError(f"bytes up to {end}, behind the end at {self.final}", "offset_mismatch")
+        known = min(self.received - offset, length)
+        self.received += length - known
+        self.budget.promised -= length - known
+        assert self.consumed <= self.received <= self.limit
+        assert self.budget.promised >= 0
+        return known
+
+    def finish(self, final: int) -> None:
+        """Take note of the peer's FIN; raises ``RemoteProtocolError`` when it can't be true."""
+        if final != self.received or self.final not in {None, final}:
+            raise RemoteProtocolError(f"an end at {final}, with {self.received} received", "offset_mismatch")
+        if self.final is None:
+            self.final = final
+            self.release()
+
+    @property
+    def finished(self) -> bool:
+        """All of the peer's bytes are here, and its end."""
+        return self.final is not None
+
+    def consume(self, count: int) -> bool:
+        """The program took ``count`` bytes; returns whether an ACK is due at once."""
+        self.consumed += count
+        assert self.consumed <= self.received, "more was consumed than arrived"
+        taken = self.consumed - self._consumed_granted
+        # Measured on what was granted, not on the window: a curtailed grant needs its next one sooner.
+        granted = self.limit - self._consumed_granted
+        return self.final is None and taken >= min(granted // 4, self.budget.limits.ack_bytes)
+
+    @property
+    def unacknowledged(self) -> bool:
+        """Whether the peer has yet to be told something."""
+        return (
+            self.received != self._told
+            or (self.finished and not self.told_fin)
+            or (self.final is None and self.consumed != self._consumed_granted)
+        )
+
+    def release(self) -> None:
+        """Nothing more will arrive: give what is promised back to the budget."""
+        self.budget.promised -= self.limit - self.received
+        self.limit = self.received
+        assert self.budget.promised >= 0
