@@ -1,0 +1,271 @@
+"""The gate: upgrades, the switch's clock, and everything of it that touches sockets or the store."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import time
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.aio.carrier import read_buffer
+from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.aio.sockets import tune_session_socket
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.messages import Goaway
+from kdispatch_relay.auth import Authority
+from kdispatch_relay.seams import HostView
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import AskOffer, Question, Switch
+
+__all__ = ["SUBPROTOCOL", "Gate"]
+
+SUBPROTOCOL: Final = "kdispatch.1"
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+# Before HELLO nobody may make the relay set aside more than this for one message.
+_HELLO_MESSAGE: Final = 16 * 1024
+_log = logging.getLogger("kdispatch.relay")
+
+
+class Gate:
+    """Agents' sessions, from upgrade to end. All of it runs on one event loop."""
+
+    def __init__(self, authority: Authority, *, relay_id: str, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._authority = authority
+        self._relay_id = relay_id
+        self.limits = limits
+        self._links: dict[Session, _AgentLink] = {}
+        self._questions: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    async def start(self) -> None:
+        """Begin to take sessions."""
+        self._loop = asyncio.get_running_loop()
+        self.buffer = read_buffer()
+        self._started = time.time() - self._loop.time()  # monotonic times become unix seconds
+        self.switch = Switch(
+            self._relay_id, secrets.randbelow, self._loop.time(), limits=self.limits, memory=_queue_memory()
+        )
+
+    def hosts_of(self, service: str) -> list[HostView]:
+        """The live hosts of a service."""
+        return [
+            HostView(host=host.id, since=host.since + self._started, labels=host.labels, streams=host.streams)
+            for host in self.switch.registry.hosts_of(service)
+        ]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """``GET /api/v1/tunnel``: upgrade, then carry the session until it ends."""
+        response = web.StreamResponse(status=101, headers=_upgrade(request))
+        response.force_close()
+        await response.prepare(request)
+        transport = request.transport
+        if transport is None or self._closing:
+            return response
+        tune_session_socket(transport.get_extra_info("socket"))
+        tail = _Tail()
+        request.protocol.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
+        link = _AgentLink(self, request.remote or "", request.protocol)
+        link.start(transport, bytes(tail.data))
+        await link.over
+        return response
+
+    async def close(self) -> None:
+        """Tell every agent to go elsewhere, and end their sessions."""
+        self._closing = True
+        for link in list(self._links.values()):
+            link.cut("drain", "The relay is shutting down.")
+        waiting = [link.over for link in self._links.values()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=3)
+        for link in list(self._links.values()):
+            link.link.abort("drain", "")
+        for task in self._questions:
+            task.cancel()
+        if self._questions:
+            await asyncio.wait(self._questions)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- between the switch and the links ------------------------------------------------------
+
+    def joined(self, link: _AgentLink) -> None:
+        """A session begins."""
+        self._links[link.session] = link
+
+    def left(self, link: _AgentLink) -> None:
+        """A session's connection is gone."""
+        if self._links.pop(link.session, None) is not None:
+            self.switch.disconnect(link.session, self._loop.time())
+            self.settle()
+
+    def settle(self) -> None:
+        """After anything happened at the switch: ask, cut, send, and set the clock."""
+        switch = self.switch
+        for question in switch.take_questions():
+            task = self._loop.create_task(self._answer(question))
+            self._questions.add(task)
+            task.add_done_callback(self._questions.discard)
+        while cuts := switch.take_cuts():
+            for cut in cuts:
+                link = self._links.get(cut.session)
+                if link is not None:
+                    link.cut(cut.code, cut.text)
+        for session in switch.take_touched():
+            link = self._links.get(session)
+            if link is not None:
+                link.link.flush()
+        when = switch.next_deadline()
+        if when is not None and (self._timer is None or when < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self.switch.handle_timeout(self._loop.time())
+        self.settle()
+
+    async def _answer(self, question: Question) -> None:
+        """Let the store decide. Its failures are answers too."""
+        switch = self.switch
+        try:
+            if isinstance(question, AskOffer):
+                record = await self._authority.may_host(question.offer.service, question.offer.token or "")
+                switch.offer_allowed(question, public=record.access == "public", now=self._loop.time())
+            else:
+                record = await self._authority.may_open(question.service, question.token)
+                switch.opens.allowed(question.route, public=record.access == "public", now=self._loop.time())
+        except KdispatchError as error:
+            if isinstance(question, AskOffer):
+                switch.offer_refused(question, error.code, error.text)
+            else:
+                switch.opens.refuse(question.route, error.code, error.text)
+        self.settle()
+
+
+class _AgentLink:
+    """One agent's session: owner of its link."""
+
+    def __init__(self, gate: Gate, source: str, http: asyncio.BaseProtocol) -> None:
+        limits = gate.limits
+        self._gate = gate
+        self._loop = asyncio.get_running_loop()
+        self._http = http
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self.session = gate.switch.connect(source, self._loop.time())
+        self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
+        self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
+
+    def start(self, transport: asyncio.Transport, tail: bytes) -> None:
+        """Take over the connection."""
+        self._gate.joined(self)
+        self.link.carrier.attach(transport, tail)
+
+    def cut(self, code: str, text: str) -> None:
+        """Say why, and end the session. What it carried is let go at once."""
+        goaway = Goaway(code=code, text=text)
+        self.session.outbox.send(frames.frame(frames.GOAWAY, payload=goaway.encode()))
+        self.link.close(code, text)
+        self._gate.switch.disconnect(self.session, self._loop.time())
+
+    def _hello_expired(self) -> None:
+        if not self.session.process:
+            self.link.abort("protocol_error", "No HELLO in time.")
+
+    # --- the link's owner ---------------------------------------------------------------------
+
+    def link_message(self, message: Buffer, now: float) -> None:
+        """One message of the agent's."""
+        greeted = bool(self.session.process)
+        self._gate.switch.receive_message(self.session, message, now)
+        if not greeted and self.session.process:
+            self._hello_timer.cancel()
+            self.link.carrier.limit_messages(self._gate.limits.message)
+
+    def link_read(self) -> None:
+        """A read was worked on: send what it caused, to whomever."""
+        self._gate.settle()
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch."""
+        return self.session.outbox.collect(most, now)
+
+    def link_ask(self) -> None:
+        """Probe the agent after this process was stopped for a while."""
+        self.session.outbox.send(frames.frame(frames.PING))
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The connection is gone."""
+        self._hello_timer.cancel()
+        if code:
+            _log.info("session ended: %s: %s (%s)", code, text, self.session)
+        self._gate.left(self)
+        self._http.connection_lost(None)
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class _Tail:
+    """Takes from aiohttp's protocol the bytes that came right behind the request."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Aiohttp's parser interface."""
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Aiohttp's parser interface; called when the connection ends."""
+
+
+def _upgrade(request: web.Request) -> dict[str, str]:
+    """The headers of a valid upgrade's answer (RFC 6455, 4.2); raises the problem of an invalid one."""
+    headers = request.headers
+    offered = [name.strip() for name in headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+    key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
+    connection = [word.strip().lower() for word in headers.get(hdrs.CONNECTION, "").split(",")]
+    if headers.get(hdrs.UPGRADE, "").lower() != "websocket" or "upgrade" not in connection:
+        raise KdispatchError("bad_request", "This address takes WebSocket upgrades only.")
+    if hdrs.ORIGIN in headers:
+        raise KdispatchError("not_permitted", "Web pages may not open tunnels.")
+    if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != "13" or not _is_key(key):
+        raise KdispatchError("bad_request", "The WebSocket handshake is malformed.")
+    if SUBPROTOCOL not in offered:
+        raise KdispatchError("version_unsupported", f"The subprotocol {SUBPROTOCOL} was not offered.")
+    # SHA-1 is the handshake's, not ours: it proves that this is a WebSocket server, nothing else.
+    accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+    return {
+        hdrs.UPGRADE: "websocket",
+        hdrs.CONNECTION: "Upgrade",
+        hdrs.SEC_WEBSOCKET_ACCEPT: accept,
+        hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
+    }
+
+
+def _is_key(key: str) -> bool:
+    with contextlib.suppress(binascii.Error, ValueError):
+        return len(base64.b64decode(key, validate=True)) == 16
+    return False
+
+
+def _queue_memory() -> int:
+    """Bytes that all queues together may hold: a quarter of the machine's memory, at most 1 GiB."""
+    try:
+        return min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    except (ValueError, OSError, AttributeError):
+        return 1 << 28

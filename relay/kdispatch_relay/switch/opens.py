@@ -1,0 +1,241 @@
+"""OPEN: from a client's wish to a host's answer, one try after another.
+
+A route is ASKING until it is known that the client may have the service, TRYING
+while one host is asked, WAITING while no host is there but one may come back,
+and OPEN once a host's service took the connection. Early data is held here and
+goes to a host only when that host has opened; so no request is delivered twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, replace
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Open, Opened, Trying
+from kdispatch_protocol.timers import Timers
+from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.routes import Leg, Route, RouteState, reset_frame
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["AskOpen", "Opens"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskOpen:
+    """Intent: find out whether the route's client may open its service, then call ``allowed`` or ``refuse``."""
+
+    route: Route
+
+    @property
+    def service(self) -> str:
+        """The service asked for."""
+        return self.route.message.service
+
+    @property
+    def token(self) -> str | None:
+        """What the client rests on."""
+        return self.route.message.token
+
+
+class Opens:
+    """Tries and waits. Frames to send go to the sessions' outboxes; a session it touched is in ``touched``."""
+
+    def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
+        self.questions: list[AskOpen] = []
+        self.spent = 0  # OPENs refused because memory is short; for the operator
+        self._registry = registry
+        self._timers = timers
+        self._limits = limits
+        self._touched = touched
+
+    def begin(self, session: Session, number: int, message: Open, now: float) -> None:
+        """A client's OPEN."""
+        route = Route(session, number, message)
+        route.client.limit = 0
+        session.legs[number] = route.client
+        session.unanswered += 1
+        session.streams_opened += 1
+        if session.unanswered > self._limits.opens or session.streams_opened > self._limits.streams_client:
+            self.refuse(route, "busy", "This session has as many streams, or unanswered opens, as it may.")
+        elif session.budget.spent:
+            self.spent += 1
+            self.refuse(route, "busy", "The relay is short of memory.")
+        elif not session.failures.peek(now):
+            self.refuse(route, "rate_limited", "Too many opens of this session failed.")
+        else:
+            route.deadline = now + self._limits.open_total
+            entry = self._registry.get(message.service)
+            if entry is not None and entry.public:
+                self._next_try(route, now)
+            else:
+                self.questions.append(AskOpen(route))
+
+    def allowed(self, route: Route, *, public: bool, now: float) -> None:
+        """The service exists and the client may open it."""
+        if route.state is RouteState.ASKING and self.alive(route):
+            self._registry.entry(route.message.service).public = public
+            self._next_try(route, now)
+
+    def refuse(self, route: Route, code: str, text: str = "") -> None:
+        """Tell the client that nothing will come of it, and forget the route."""
+        if self.alive(route) and route.state is not RouteState.OPEN:
+            route.client.session.outbox.send(reset_frame(route.client.number, code, text))
+            self.close(route)
+
+    def alive(self, route: Route) -> bool:
+        """Whether its client still waits."""
+        return route.client.session.legs.get(route.client.number) is route.client
+
+    def host_appeared(self, service: str, now: float) -> None:
+        """A host was listed: opens that wait for one go on."""
+        entry = self._registry.get(service)
+        for route in list(entry.waiting) if entry else []:
+            self._next_try(route, now)
+
+    def early(self, leg: Leg, value: int, payload: memoryview, now: float) -> str:
+        """Early data of a client; returns a code when it breaks the rules."""
+        route = leg.route
+        attempt, offset = frames.split_early(value)
+        if route.state is RouteState.OPEN and attempt == route.attempt and leg.peer is not None:
+            if offset + len(payload) > leg.limit:
+                return "credit_exceeded"
+            leg.peer.forward(frames.DATA, 0, offset, payload, now)
+            self._touched.add(leg.peer.session)
+        elif route.state is RouteState.TRYING and not route.hold_early(attempt, offset, payload, self._limits):
+            return "protocol_error"
+        return ""
+
+    def opened(self, leg: Leg, payload: memoryview, now: float) -> str:
+        """A host's OPENED: the stream is bound to it, early data goes out. Returns a code when it breaks the rules."""
+        route = leg.route
+        opened = Opened.parse(payload)
+        if route.state is not RouteState.TRYING or route.host is not leg:
+            return "protocol_error"
+        client = route.client
+        if opened.limit < self._limits.early or opened.attempt != route.attempt:
+            return "protocol_error"
+        route.state = RouteState.OPEN
+        route.set_timer(None)
+        client.session.unanswered -= 1
+        client.peer, leg.peer = leg, client
+        client.limit = opened.limit
+        client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=opened.encode()))
+        for offset, data in route.early:
+            leg.forward(frames.DATA, 0, offset, data, now)
+        route.early = []
+        self._touched.update((client.session, leg.session))
+        return ""
+
+    def host_failed(self, route: Route, code: str, text: str, now: float) -> None:
+        """The host that was asked said no, went away, or said nothing in time."""
+        if route.host is not None:
+            self._drop_leg(route.host)
+            route.host = None
+        self._uncount(route)
+        route.drop_early()
+        route.refusal = (code, text)
+        self._next_try(route, now)
+
+    def close(self, route: Route) -> None:
+        """Forget a route, wherever it stands. Whoever has to hear of it was told."""
+        route.set_timer(None)
+        if route.state is not RouteState.OPEN:
+            route.client.session.unanswered -= 1
+        self._stop_waiting(route)
+        self._uncount(route)
+        self._drop_leg(route.client)
+        route.client.session.streams_opened -= 1
+        if route.host is not None:
+            self._drop_leg(route.host)
+        route.drop_early()
+
+    def finish(self, route: Route) -> None:
+        """Both directions ended well. The last ACKs stay in the outboxes."""
+        route.client.session.streams_opened -= 1
+        self._uncount(route)
+        for leg in (route.client, route.host):
+            if leg is not None:
+                leg.session.legs.pop(leg.number, None)
+
+    # --- inner ------------------------------------------------------------------------------
+
+    def _next_try(self, route: Route, now: float) -> None:
+        route.set_timer(None)
+        self._stop_waiting(route)
+        message = route.message
+        host = None
+        if route.attempt < self._limits.tries and now < route.deadline:
+            host = self._registry.pick(message.service, route.tried, message.pin)
+        if host is not None:
+            self._ask(route, host, now)
+        elif not route.tried and now < min(route.deadline, self._registry.wait_until(message.service)):
+            self._wait(route)
+        else:
+            route.client.session.failures.take(now)
+            self.refuse(route, *route.refusal)
+            self._registry.forget(message.service, now)
+
+    def _ask(self, route: Route, host: Host, now: float) -> None:
+        message = route.message
+        session = host.session
+        route.attempt += 1
+        route.tried.add(host.id)
+        route.state = RouteState.TRYING
+        route.host_entry = host
+        host.streams += 1
+        leg = route.host = Leg(session, session.take_number(), route, message.limit)
+        session.legs[leg.number] = leg
+        forwarded = replace(
+            message,
+            token=None,
+            pin=None,
+            secret=None,
+            key=_key(message.secret, session.process),
+            attempt=route.attempt,
+            process=route.client.session.process,
+        )
+        session.outbox.send(frames.frame(frames.OPEN, leg.number, payload=forwarded.encode()))
+        trying = Trying(attempt=route.attempt, process=session.process, host=host.id)
+        route.client.session.outbox.send(frames.frame(frames.TRYING, route.client.number, payload=trying.encode()))
+        self._touched.update((session, route.client.session))
+        until = now + self._limits.open_host
+        route.set_timer(self._timers.add(until, lambda when: self._host_timed_out(route, leg, when)))
+
+    def _host_timed_out(self, route: Route, leg: Leg, now: float) -> None:
+        leg.session.stalled = True
+        leg.session.outbox.send(reset_frame(leg.number, "host_timeout", "The relay waited long enough."))
+        self._touched.add(leg.session)
+        self.host_failed(route, "host_timeout", "The host did not answer in time.", now)
+
+    def _wait(self, route: Route) -> None:
+        service = route.message.service
+        route.state = RouteState.WAITING
+        self._registry.entry(service).waiting[route] = None
+        until = min(route.deadline, self._registry.wait_until(service))
+        route.set_timer(self._timers.add(until, lambda when: self._next_try(route, when)))
+
+    def _stop_waiting(self, route: Route) -> None:
+        if route.state is RouteState.WAITING:
+            entry = self._registry.get(route.message.service)
+            if entry is not None:
+                entry.waiting.pop(route, None)
+
+    def _uncount(self, route: Route) -> None:
+        if route.host_entry is not None:
+            route.host_entry.streams -= 1
+            route.host_entry = None
+
+    def _drop_leg(self, leg: Leg) -> None:
+        leg.session.legs.pop(leg.number, None)
+        leg.drop_queue()
+        self._touched.add(leg.session)
+
+
+def _key(secret: str | None, process: str) -> str | None:
+    """What one host sees of a client's stream secret: good between these two only."""
+    if secret is None:
+        return None
+    return hmac.new(bytes.fromhex(secret), bytes.fromhex(process), hashlib.sha256).hexdigest()

@@ -1,0 +1,108 @@
+"""Who is live: the hosts of each service, in memory and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kdispatch_protocol.limits import Limits
+
+if TYPE_CHECKING:
+    from kdispatch_relay.switch.routes import Route
+    from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["Host", "Registry", "ServiceHosts"]
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """One process that offers one service."""
+
+    id: str
+    service: str
+    session: Session
+    number: int  # the offer's, at its session
+    since: float  # the caller's clock, seconds
+    labels: dict[str, str]
+    digest: str  # of its own hst_ token, SHA-256 in hex
+    streams: int = 0
+
+
+@dataclass(slots=True)
+class ServiceHosts:
+    """The live hosts of one service, and the opens that wait for one."""
+
+    public: bool | None = None  # known once somebody was authorised for it
+    hosts: dict[str, Host] = field(default_factory=dict)  # by host id
+    order: list[Host] = field(default_factory=list)  # the same, for a choice by index
+    wait_until: float = 0.0  # opens wait until then for a host to come back
+    waiting: dict[Route, None] = field(default_factory=dict)
+
+
+class Registry:
+    """Plain bookkeeping; ``choose(n)`` gives a uniform number below ``n``."""
+
+    def __init__(self, choose: Callable[[int], int], limits: Limits, now: float) -> None:
+        self._choose = choose
+        self._limits = limits
+        self._started = now
+        self._services: dict[str, ServiceHosts] = {}
+
+    def get(self, service: str) -> ServiceHosts | None:
+        """The entry of a service that has, or lately had, hosts or waiting opens."""
+        return self._services.get(service)
+
+    def entry(self, service: str) -> ServiceHosts:
+        """The entry of a service, made if need be. Only for one that exists: names come from strangers."""
+        return self._services.setdefault(service, ServiceHosts())
+
+    def add(self, host: Host) -> None:
+        """List a host; an older one of the same id, of the same process, is replaced."""
+        entry = self.entry(host.service)
+        older = entry.hosts.get(host.id)
+        if older is not None:
+            self.remove(older)
+        entry.hosts[host.id] = host
+        entry.order.append(host)
+
+    def remove(self, host: Host) -> None:
+        """Take a host off the list, if it is still the one that is listed."""
+        entry = self._services.get(host.service)
+        if entry is not None and entry.hosts.get(host.id) is host:
+            del entry.hosts[host.id]
+            entry.order.remove(host)
+
+    def lost(self, host: Host, now: float) -> None:
+        """A host's session broke without a WITHDRAW: it may well come back."""
+        self.remove(host)
+        self.entry(host.service).wait_until = now + self._limits.open_wait_lost
+
+    def wait_until(self, service: str) -> float:
+        """Until when an OPEN that finds no host should wait."""
+        return max(self.entry(service).wait_until, self._started + self._limits.open_wait_start)
+
+    def pick(self, service: str, tried: set[str], pin: str | None) -> Host | None:
+        """A uniformly random live host that was not tried yet and does answer; ``pin`` allows only one."""
+        entry = self._services.get(service)
+        if entry is None or not entry.order:
+            return None
+        if pin is None and not tried:
+            host = entry.order[self._choose(len(entry.order))]
+            if not host.session.stalled:
+                return host
+        candidates = [
+            host for host in entry.order if host.id not in tried and not host.session.stalled and pin in {None, host.id}
+        ]
+        return candidates[self._choose(len(candidates))] if candidates else None
+
+    def forget(self, service: str, now: float) -> None:
+        """Drop a service's entry once it says nothing any more."""
+        entry = self._services.get(service)
+        if entry is not None and not entry.hosts and not entry.waiting and entry.wait_until < now:
+            del self._services[service]
+
+    def hosts_of(self, service: str) -> list[Host]:
+        """The live hosts of a service."""
+        entry = self._services.get(service)
+        return list(entry.order) if entry else []

@@ -1,0 +1,215 @@
+"""A stream as the relay sees it: two legs, and for each what waits to go out on it.
+
+The relay is a switch. It rewrites a frame's stream number, checks the one thing
+that protects others (credit), and passes the frame on. It grants nothing and
+acknowledges nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Open, Reset
+from kdispatch_protocol.timers import Timer
+
+if TYPE_CHECKING:
+    from kdispatch_relay.switch.registry import Host
+    from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["Leg", "Route", "RouteState"]
+
+# Frames of up to SMALL bytes that wait are gathered into runs of up to RUN bytes.
+_SMALL = 1024
+_RUN = 16 * 1024
+
+#: A frame in a leg's queue: type, flags, value, payload, and when it came.
+Waiting = tuple[int, int, int, Buffer, float]
+
+
+class RouteState(Enum):
+    """How far an OPEN came."""
+
+    ASKING = "asking"  # may the client open this service?
+    WAITING = "waiting"  # for a host to appear
+    TRYING = "trying"  # one host is asked
+    OPEN = "open"
+
+
+class Leg:
+    """One end of a route: a stream number at one session, and the queue towards that session's agent."""
+
+    __slots__ = (
+        "_ack",
+        "_late_since",
+        "_queue",
+        "deficit",
+        "fin_acked",
+        "limit",
+        "number",
+        "peer",
+        "queued",
+        "route",
+        "session",
+    )
+
+    def __init__(self, session: Session, number: int, route: Route, limit: int) -> None:
+        self.session = session
+        self.number = number
+        self.route = route
+        self.peer: Leg | None = None  # the other leg, once a host has opened
+        self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
+        self.fin_acked = False  # this agent's end was acknowledged by its peer
+        self.deficit = 0
+        self.queued = False
+        self._queue: deque[Waiting] | None = None  # made at first use
+        self._late_since: float | None = None
+        self._ack: tuple[int, int, bool] | None = None
+
+    def forward(self, type_: int, flags: int, value: int, payload: Buffer, now: float) -> None:
+        """Queue a frame of the stream's data towards this leg's agent."""
+        size = len(payload)
+        if self._queue is None:
+            self._queue = deque()
+        elif size <= _SMALL and self._queue and self._merged(type_, flags, value, payload):
+            self.session.add_queued(size, 0)
+            return
+        if size > _SMALL:
+            self._queue.append((type_, flags, value, payload, now))
+        else:  # a small view would keep its whole message alive
+            self._queue.append((type_, flags, value, bytes(payload), now))
+        self.session.add_queued(size, 1)
+        self.session.outbox.activate(self)
+
+    def _merged(self, type_: int, flags: int, value: int, payload: Buffer) -> bool:
+        """Put a small DATA behind the one it continues: a frame that waits costs far more than its few bytes."""
+        assert self._queue is not None
+        last_type, last_flags, last_value, last_payload, came = self._queue[-1]
+        size = len(last_payload)
+        if type_ != frames.DATA or last_type != frames.DATA or size > _RUN or last_value + size != value:
+            return False
+        run = last_payload if isinstance(last_payload, bytearray) else bytearray(last_payload)
+        run += payload
+        self._queue[-1] = (frames.DATA, last_flags | flags, last_value, run, came)
+        return True
+
+    def forward_ack(self, received: int, limit: int, *, fin: bool) -> None:
+        """Queue an ACK towards this leg's agent; of several that wait, the newest numbers go out once."""
+        if self._ack is not None:
+            old_received, old_limit, old_fin = self._ack
+            received, limit, fin = max(received, old_received), max(limit, old_limit), fin or old_fin
+        self._ack = (received, limit, fin)
+        self.limit = max(self.limit, limit)
+        self.session.outbox.acknowledge(self)
+
+    def drop_queue(self) -> None:
+        """Forget what waits: the stream was reset."""
+        if self._queue:
+            self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
+        self._queue = None
+        self._ack = None
+
+    # --- a source of the session's outbox --------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether frames wait."""
+        return bool(self._queue)
+
+    def pull(self, most: int, parts: list[Buffer], now: float) -> int:
+        """Append whole frames until ``most`` bytes are reached or passed; returns their size."""
+        queue = self._queue
+        size = data = 0
+        count = 0
+        while queue and size < most:
+            type_, flags, value, payload, came = queue.popleft()
+            if type_ == frames.DATA and self._late(now - came, now):
+                flags |= frames.MARKED
+            parts.append(frames.header(type_, flags, self.number, value, len(payload)))
+            if payload:
+                parts.append(payload)
+            count += 1
+            data += len(payload)
+            size += 16 + len(payload)
+        self.session.add_queued(-data, -count)
+        return size
+
+    def make_ack(self) -> bytes:
+        """The ACK that waits, if the stream was not reset meanwhile."""
+        if self._ack is None:
+            return b""
+        received, limit, fin = self._ack
+        self._ack = None
+        return frames.ack_frame(self.number, received, limit, fin=fin)
+
+    def _late(self, waited: float, now: float) -> bool:
+        """Whether to mark: waits have been long for some time, or memory is short."""
+        limits = self.session.limits
+        if waited <= limits.mark_wait:
+            self._late_since = None
+            return self.session.budget.tight
+        if self._late_since is None:
+            self._late_since = now
+        return now - self._late_since >= limits.mark_time or self.session.budget.tight
+
+
+class Route:
+    """A stream at the relay, from the client's OPEN to its end."""
+
+    __slots__ = (
+        "attempt",
+        "client",
+        "deadline",
+        "early",
+        "early_held",
+        "host",
+        "host_entry",
+        "message",
+        "refusal",
+        "state",
+        "timer",
+        "tried",
+    )
+
+    def __init__(self, session: Session, number: int, message: Open) -> None:
+        self.message = message
+        self.state = RouteState.ASKING
+        self.client = Leg(session, number, self, 0)
+        self.host: Leg | None = None
+        self.host_entry: Host | None = None
+        self.attempt = 0
+        self.deadline = 0.0  # of the whole OPEN
+        self.timer: Timer | None = None  # of the try, or the wait, under way
+        self.tried: set[str] = set()  # host ids
+        self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
+        self.early: list[tuple[int, Buffer]] = []  # held until this attempt's host has opened
+        self.early_held = 0
+
+    def set_timer(self, timer: Timer | None) -> None:
+        """A new deadline replaces the one before."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+    def hold_early(self, attempt: int, offset: int, payload: Buffer, limits: Limits) -> bool:
+        """Keep early data of the current attempt, drop another's; returns whether it was within the rules."""
+        if attempt != self.attempt:
+            return True
+        if offset != self.early_held or offset + len(payload) > limits.early:
+            return False
+        self.early.append((offset, bytes(payload)))
+        self.early_held += len(payload)
+        return True
+
+    def drop_early(self) -> None:
+        """The attempt failed: the client sends it again for the next one."""
+        self.early = []
+        self.early_held = 0
+
+
+def reset_frame(number: int, code: str, text: str) -> bytes:
+    """A RESET by number."""
+    return frames.frame(frames.RESET, number, payload=Reset(code=code, text=text).encode())

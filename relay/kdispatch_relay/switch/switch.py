@@ -1,0 +1,350 @@
+"""The switch: frames in from any session, frames out to others. Sans-I/O.
+
+The gate feeds :meth:`Switch.receive_message` what a session's carrier received,
+sends what the outboxes of :meth:`Switch.take_touched` hold, answers the
+questions of :meth:`Switch.take_questions`, and ends the sessions of
+:meth:`Switch.take_cuts`. Times are seconds of one clock that never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
+from kdispatch_protocol.errors import CODES, RemoteProtocolError
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.messages import Hello, Offer, Offered, Open, Reset, Welcome
+from kdispatch_protocol.timers import Timers
+from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.opens import AskOpen, Opens
+from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.routes import Leg, RouteState, reset_frame
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["AskOffer", "Cut", "Question", "Switch"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskOffer:
+    """Intent: find out whether the session may host the service, then call ``offer_allowed`` or ``offer_refused``."""
+
+    session: Session
+    number: int
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Intent: say GOAWAY with the code, then close the session's carrier."""
+
+    session: Session
+    code: str
+    text: str
+
+
+Question = AskOffer | AskOpen
+
+
+class Switch:
+    """One relay's sessions, offers and routes. ``choose(n)`` gives a uniform number below ``n``."""
+
+    def __init__(
+        self,
+        relay_id: str,
+        choose: Callable[[int], int],
+        now: float,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        memory: int = 1 << 30,
+    ) -> None:
+        self.relay_id = relay_id
+        self.limits = limits
+        self.budget = ProcessBudget(memory)
+        self.registry = Registry(choose, limits, now)
+        self.timers = Timers()
+        self.by_process: dict[str, Session] = {}
+        self._touched: set[Session] = set()
+        self._cuts: list[Cut] = []
+        self._offer_questions: list[AskOffer] = []
+        self.opens = Opens(self.registry, self.timers, limits, self._touched)
+        self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
+            frames.OFFER: self._offer,
+            frames.WITHDRAW: self._withdraw,
+            frames.OPEN: self._open,
+            frames.PING: self._ping,
+            frames.PONG: self._ignore,
+            frames.RESET: self._reset,
+            frames.ATTACH: self._ignore,
+            frames.GONE: self._ignore,
+        }
+
+    # --- sessions ----------------------------------------------------------------------------
+
+    def connect(self, source: str, now: float) -> Session:
+        """A carrier is up; the agent's HELLO comes next."""
+        return Session(self.limits, self.budget, source, now)
+
+    def disconnect(self, session: Session, now: float) -> None:
+        """The carrier is gone, or is about to be closed. Calling it again changes nothing."""
+        if session.ended:
+            return
+        session.ended = True
+        if self.by_process.get(session.process) is session:
+            del self.by_process[session.process]
+        for host in session.offers.values():
+            if host is not None:
+                self.registry.lost(host, now)
+        session.offers.clear()
+        for leg in list(session.legs.values()):
+            self._leg_lost(leg, now)
+        self._touched.discard(session)
+
+    def receive_message(self, session: Session, message: Buffer, now: float) -> None:
+        """One message of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
+        session.stalled = False
+        legs = session.legs
+        for type_, flags, number, value, payload in frames.decode(message):
+            if session.ended:
+                return
+            if type_ == frames.DATA:  # the fast path: look up, check credit, pass on
+                leg = legs.get(number)
+                if leg is None:
+                    continue
+                if leg.peer is None or value + len(payload) > leg.limit:
+                    self._violated(leg, "credit_exceeded", now)
+                    continue
+                if 2 * len(payload) < len(message):
+                    payload = memoryview(bytes(payload))  # a small view would keep the whole message  # noqa: PLW2901
+                leg.peer.forward(type_, flags, value, payload, now)
+                self._forwarded(leg.peer.session)
+            elif not session.process:
+                self._hello(session, type_, payload)
+            elif type_ in _OF_STREAMS:
+                leg = legs.get(number)
+                if leg is not None:
+                    self._stream_frame(leg, type_, flags, value, payload, now)
+            else:
+                handler = self._handlers.get(type_)
+                if handler is None:
+                    raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
+                handler(session, number, value, payload, now)
+        if session.outbox:
+            self._touched.add(session)
+
+    def take_touched(self) -> set[Session]:
+        """Sessions whose outboxes may have something to send."""
+        taken = set(self._touched)
+        self._touched.clear()
+        return taken
+
+    def take_questions(self) -> list[Question]:
+        """What only the store can answer."""
+        if not self._offer_questions and not self.opens.questions:
+            return []
+        taken: list[Question] = [*self._offer_questions, *self.opens.questions]
+        self._offer_questions.clear()
+        self.opens.questions.clear()
+        return taken
+
+    def take_cuts(self) -> list[Cut]:
+        """Sessions to end."""
+        taken, self._cuts = self._cuts, []
+        return taken
+
+    def cut(self, session: Session, code: str, text: str = "") -> None:
+        """End a session for a reason that its agent should hear."""
+        self._cuts.append(Cut(session, code, text))
+
+    def next_deadline(self) -> float | None:
+        """When :meth:`handle_timeout` must be called at the latest."""
+        return self.timers.next_deadline()
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        for call in self.timers.due(now):
+            call(now)
+
+    # --- answers to questions ---------------------------------------------------------------------
+
+    def offer_allowed(self, asked: AskOffer, *, public: bool, now: float) -> None:
+        """List the host; opens that waited for one go on."""
+        session, offer = asked.session, asked.offer
+        if session.ended or asked.number not in session.offers:
+            return
+        host = Host(
+            id=offer.host,
+            service=offer.service,
+            session=session,
+            number=asked.number,
+            since=now,
+            labels=offer.labels,
+            digest=offer.digest,
+        )
+        session.offers[asked.number] = host
+        self.registry.add(host)
+        self.registry.entry(offer.service).public = public
+        payload = Offered(host=offer.host).encode()
+        session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
+        self._touched.add(session)
+        self.opens.host_appeared(offer.service, now)
+
+    def offer_refused(self, asked: AskOffer, code: str, text: str) -> None:
+        """The agent may not host it."""
+        if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:
+            asked.session.outbox.send(reset_frame(asked.number, code, text))
+            self._touched.add(asked.session)
+
+    # --- frames of the session -----------------------------------------------------------------------
+
+    def _hello(self, session: Session, type_: int, payload: memoryview) -> None:
+        if type_ != frames.HELLO:
+            raise RemoteProtocolError("The first frame is not HELLO.")
+        hello = Hello.parse(payload)
+        if not set(hello.versions) & set(VERSIONS):
+            raise RemoteProtocolError(CODES["version_unsupported"].meaning, "version_unsupported")
+        session.process = process_id(bytes.fromhex(hello.secret))
+        older = self.by_process.get(session.process)
+        if older is not None:  # the secret proves that it is the same process
+            self.cut(older, "superseded")
+        self.by_process[session.process] = session
+        session.credit = self.limits.credit // 4 if self.budget.tight else self.limits.credit
+        welcome = Welcome(
+            version=max(set(hello.versions) & set(VERSIONS)),
+            relay=self.relay_id,
+            credit=session.credit,
+            spread_ms=max(500, 2 * len(self.by_process)),
+            opens=self.limits.opens,
+            streams=self.limits.streams_client,
+        )
+        session.outbox.send(frames.frame(frames.WELCOME, payload=welcome.encode()))
+
+    def _offer(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        offer = Offer.parse(payload)
+        if not self._new_number(session, number) or offer.host != host_id(session.process, offer.service):
+            raise RemoteProtocolError("An OFFER with a wrong number or host id.")
+        if len(session.offers) >= self.limits.offers:
+            session.outbox.send(reset_frame(number, "busy", "This session offers as many services as it may."))
+            return
+        session.offers[number] = None
+        self._offer_questions.append(AskOffer(session, number, offer))
+
+    def _withdraw(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        host = session.offers.pop(number, None)
+        if host is not None:
+            self.registry.remove(host)
+
+    def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        message = Open.parse(payload)
+        if not self._new_number(session, number):
+            raise RemoteProtocolError("An OPEN with a wrong number.")
+        self.opens.begin(session, number, message, now)
+
+    def _new_number(self, session: Session, number: int) -> bool:
+        """Agents' numbers are odd, and go up: none is used twice in a session."""
+        fresh = number % 2 == 1 and number > session.highest_number
+        session.highest_number = max(session.highest_number, number)
+        return fresh
+
+    def _ping(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.outbox.send(frames.frame(frames.PONG, value=value))
+
+    def _ignore(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        """PONG says no more than that it came; ATTACH and GONE are for relays that resume streams."""
+
+    def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        reset = Reset.parse(payload)
+        leg = session.legs.get(number)
+        if leg is None:
+            return
+        route = leg.route
+        if route.state is RouteState.OPEN:
+            self._reset_peer(leg, reset.code, reset.text)
+        elif leg is route.host:
+            self.opens.host_failed(route, reset.code, reset.text, now)
+        else:
+            if not session.resets.take(now):
+                self.cut(session, "rate_limited", "Too many streams were given up before they were answered.")
+            self._cancel(leg)
+
+    # --- frames of one stream -----------------------------------------------------------------------------
+
+    def _stream_frame(  # noqa: PLR0917 - one frame's fields
+        self, leg: Leg, type_: int, flags: int, value: int, payload: memoryview, now: float
+    ) -> None:
+        code = ""
+        if type_ == frames.OPENED:
+            code = self.opens.opened(leg, payload, now)
+        elif type_ == frames.EARLY:
+            code = self.opens.early(leg, value, payload, now)
+        elif leg.peer is None:
+            code = "protocol_error"
+        elif type_ == frames.FIN:
+            if value > leg.limit:
+                code = "credit_exceeded"
+            else:
+                leg.peer.forward(type_, 0, value, b"", now)
+                self._touched.add(leg.peer.session)
+        elif type_ == frames.ACK:
+            self._ack(leg, leg.peer, value, frames.ack_limit(payload), fin=bool(flags & frames.FIN_ARRIVED))
+        if code:
+            self._violated(leg, code, now)
+
+    def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
+        peer.forward_ack(received, limit, fin=fin)
+        self._touched.add(peer.session)
+        if fin:
+            peer.fin_acked = True
+            if leg.fin_acked:  # both ends are known to both: nothing more will come
+                self.opens.finish(leg.route)
+
+    def _forwarded(self, session: Session) -> None:
+        self._touched.add(session)
+        if session.overdrawn:
+            self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
+        elif self.budget.spent:
+            longest = max(self.by_process.values(), key=lambda s: s.queued)
+            self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+
+    def _violated(self, leg: Leg, code: str, now: float) -> None:
+        """An agent broke a rule of one stream: both ends hear of it, the session goes on."""
+        route = leg.route
+        text = "The relay saw a frame that breaks the stream's rules."
+        leg.session.outbox.send(reset_frame(leg.number, code, text))
+        self._touched.add(leg.session)
+        if route.state is RouteState.OPEN:
+            self._reset_peer(leg, code, text)
+        elif leg is route.host:
+            self.opens.host_failed(route, code, text, now)
+        else:
+            self._cancel(leg)
+
+    def _reset_peer(self, leg: Leg, code: str, text: str) -> None:
+        peer = leg.peer
+        self.opens.close(leg.route)
+        if peer is not None:
+            peer.session.outbox.send(reset_frame(peer.number, code, text))
+            self._touched.add(peer.session)
+
+    def _cancel(self, leg: Leg) -> None:
+        """A client gave up before its answer."""
+        host = leg.route.host
+        if host is not None:
+            host.session.outbox.send(reset_frame(host.number, "cancelled", "The client gave up."))
+            self._touched.add(host.session)
+        self.opens.close(leg.route)
+
+    def _leg_lost(self, leg: Leg, now: float) -> None:
+        """A leg's session is gone: streams can't be resumed yet, so the other end is told."""
+        route = leg.route
+        if route.state is RouteState.OPEN:
+            self._reset_peer(leg, "resume_expired", "The other end's session was lost.")
+        elif leg is route.host:
+            self.opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
+        else:
+            self._cancel(leg)
+
+
+_OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})
