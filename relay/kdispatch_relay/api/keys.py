@@ -1,0 +1,17 @@
+"""What the handlers find in the app."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from kdispatch_relay.auth import Authority
+from kdispatch_relay.seams import LiveHosts
+from kdispatch_relay.store.repository import Repository
+
+__all__ = ["AUTHORITY", "LIVE_HOSTS", "REPOSITORY"]
+
+AUTHORITY: Final = web.AppKey("authority", Authority)
+LIVE_HOSTS: Final = web.AppKey[LiveHosts]("live_hosts")
+REPOSITORY: Final = web.AppKey("repository", Repository)

@@ -1,0 +1,63 @@
+"""The relay as one aiohttp application: REST, health and the tunnel on one port."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import http_parser, web
+
+from kdispatch_relay.api import admins, hosts, services
+from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
+from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
+from kdispatch_relay.auth import Authority
+from kdispatch_relay.health import Readiness, healthz
+from kdispatch_relay.problems import problems
+from kdispatch_relay.seams import TunnelGate
+
+__all__ = ["make_app"]
+
+_log = logging.getLogger(__name__)
+
+
+def make_app(authority: Authority, gate: TunnelGate) -> web.Application:
+    """Put the application together. It opens the database and starts ``gate`` when it is started itself.
+
+    Serve it without an access log, which would hold one line for each of a scanner's requests, and with
+    ``auto_decompress=False``: compressed bodies are not taken.
+    """
+    app = web.Application(middlewares=[problems], client_max_size=BODY_LIMIT)
+    readiness = Readiness(authority.repository)
+    app[AUTHORITY] = authority
+    app[LIVE_HOSTS] = gate
+    app[REPOSITORY] = authority.repository
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readiness.readyz)])
+    app.router.add_get(f"{PREFIX}/tunnel", gate.handle, allow_head=False)
+    app.add_routes([*admins.ROUTES, *services.ROUTES, *hosts.ROUTES])
+
+    async def storage(_app: web.Application) -> AsyncIterator[None]:
+        _check_parser()
+        try:
+            await authority.repository.database.start()
+            yield
+        finally:
+            await readiness.close()
+            await authority.repository.database.close()
+
+    async def open_gate(_app: web.Application) -> None:
+        await gate.start()
+
+    async def close_gate(_app: web.Application) -> None:
+        await gate.close()
+
+    app.cleanup_ctx.append(storage)
+    app.on_startup.append(open_gate)
+    # Sessions end at shutdown, while the database is still there; aiohttp then waits for their handlers.
+    app.on_shutdown.append(close_gate)
+    return app
+
+
+def _check_parser() -> None:
+    # aiohttp's fixes against request smuggling are tested on its C parser, which is also several times as fast.
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        _log.error("aiohttp runs without its C parser: slow, and less safe. Install a wheel built for this Python.")

@@ -1,0 +1,63 @@
+"""``/healthz``: the process lives. ``/readyz``: the database can be read and written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from aiohttp import web
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.api.exchange import Body, answer
+from kdispatch_relay.store.repository import Repository
+
+__all__ = ["Readiness", "healthz"]
+
+_KEPT: Final = 1.0  # seconds an answer is given again: anybody may ask, and a probe takes the write lock
+_PATIENCE: Final = 2.0  # seconds; balancers give a check up after a few
+
+
+class Health(Body):
+    """The answer of both."""
+
+    status: str
+
+
+async def healthz(_request: web.Request) -> web.Response:
+    """Answer; that it answers is the message."""
+    return answer(Health(status="ok"))
+
+
+class Readiness:
+    """Asks the database, once at a time, on behalf of everybody who wants to know."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._probe: asyncio.Task[bool] | None = None
+        self._asked = 0.0
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Answer 200, or raise ``storage_unavailable``."""
+        now = time.monotonic()
+        probe = self._probe
+        if probe is None or (probe.done() and now - self._asked > _KEPT):
+            probe = self._probe = asyncio.create_task(self._ask(), name="readiness")
+            self._asked = now
+        # A probe goes on when its asker leaves: breaking off would cost the database a connection.
+        await asyncio.wait({probe}, timeout=_PATIENCE)
+        if not (probe.done() and probe.result()):
+            raise KdispatchError("storage_unavailable")
+        return answer(Health(status="ready"))
+
+    async def close(self) -> None:
+        """Let a running probe end, before the database is closed."""
+        if self._probe is not None:
+            await asyncio.wait({self._probe})
+
+    async def _ask(self) -> bool:
+        try:
+            await self._repository.probe()
+        except KdispatchError:
+            return False
+        return True

@@ -1,0 +1,89 @@
+"""Errors of the REST API as RFC 9457 problems, with the codes of the one table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from kdispatch_protocol.errors import CODES, KdispatchError
+
+__all__ = ["problem_response", "problems"]
+
+_log = logging.getLogger(__name__)
+
+_RETRY_AFTER: Final = "2"  # seconds; a lock or a limit is gone by then, or will not be soon
+_DETAILS: Final = {
+    404: "There is nothing at this address.",
+    405: "This address does not take this method.",
+    408: "The body did not arrive in time.",
+    413: "The body is larger than 64 KiB.",
+    415: "The body must be JSON, with Content-Type: application/json.",
+}
+
+
+def problem_response(
+    code: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
+) -> web.Response:
+    """The answer for ``code``; ``detail`` says what happened here and must hold no secret.
+
+    ``status`` replaces the table's, for what HTTP itself refuses. The request id is found in the relay's log
+    where the relay is at fault.
+    """
+    row = CODES[code]
+    number = status or row.http or HTTPStatus.INTERNAL_SERVER_ERROR
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(number).phrase,
+        "status": number,
+        "code": code,
+        "detail": detail or row.meaning,
+        "hint": row.hint,
+        "request_id": request_id or secrets.token_hex(8),
+    }
+    response = web.Response(
+        status=number,
+        text=json.dumps(body),
+        content_type="application/problem+json",
+        headers={"Cache-Control": "no-store"},
+    )
+    if number == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if number in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+        response.headers["Retry-After"] = _RETRY_AFTER
+    return response
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error of a handler, and aiohttp's own refusals, into problems.
+
+    Only defects of the relay leave a line in the log: scanners ask for thousands of paths a day.
+    """
+    try:
+        return await handler(request)
+    except KdispatchError as error:
+        return problem_response(error.code, error.text)
+    except web.HTTPException as error:
+        return _refusal(error)
+    except Exception:
+        if request.writer.output_size > 0:
+            raise  # an answer is on its way already, and a second one would corrupt it
+        request_id = secrets.token_hex(8)
+        resource = request.match_info.route.resource  # not the path itself, which the sender chose
+        _log.exception("request %s failed: %s %s", request_id, request.method, resource and resource.canonical)
+        return problem_response("internal_error", request_id=request_id)
+
+
+def _refusal(error: web.HTTPException) -> web.Response:
+    if error.status < HTTPStatus.BAD_REQUEST:
+        raise error
+    response = problem_response("bad_request", _DETAILS.get(error.status, error.reason), status=error.status)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

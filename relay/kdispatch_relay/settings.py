@@ -1,0 +1,78 @@
+"""The relay's settings, each stated once: flags, environment and documents derive from here."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["SETTINGS", "Settings", "environment_name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked when made: raises ``bad_request``, or ``plaintext_refused`` for a public address without TLS."""
+
+    listen: str = field(
+        default="127.0.0.1:8443", metadata={"help": "Address and port to listen on; port 0 takes a free one."}
+    )
+    database: str = field(
+        default="",
+        metadata={"help": "Path of an SQLite file, or URL; without it relay.db in the user's data directory."},
+    )
+    database_wait: float = field(
+        default=5.0, metadata={"help": "Seconds to wait for a lock that another program holds on the database."}
+    )
+    tls_cert: Path | None = field(
+        default=None, metadata={"help": "Certificate file (PEM, with the chain) to serve HTTPS directly."}
+    )
+    tls_key: Path | None = field(default=None, metadata={"help": "Private key file (PEM) of the certificate."})
+    insecure_plaintext: bool = field(
+        default=False, metadata={"help": "Serve plain HTTP on a public address, where every token is readable."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise KdispatchError("bad_request", "A TLS certificate and its key come together: give both, or none.")
+        if self.database_wait <= 0:
+            raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
+        host, _ = self.address
+        if self.tls_cert is None and not self.insecure_plaintext and not _is_loopback(host):
+            raise KdispatchError(
+                "plaintext_refused",
+                f"{self.listen} can be reached from other machines, and plain HTTP shows every token on the way. "
+                "Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks HTTPS.",
+            )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of ``listen``; an IPv6 host without its brackets."""
+        host, _, port = self.listen.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if bracketed else host
+        if not host or bracketed != (":" in host) or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            text = f"{self.listen[:80]!r} is not HOST:PORT, like 127.0.0.1:8443 or [::1]:8443."
+            raise KdispatchError("bad_request", text)
+        return host, int(port)
+
+
+#: Every setting by its name. ``default`` and ``metadata["help"]`` describe it.
+SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(Settings)}
+
+
+def environment_name(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"KDISPATCH_SERVE_{name.upper()}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: wherever it leads to, it isn't known to stay on this machine

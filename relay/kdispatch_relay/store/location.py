@@ -1,0 +1,79 @@
+"""Where the data lies: from what the operator typed to a URL, and the file's permissions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from platformdirs import user_data_path
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["database_url", "prepare_file"]
+
+_FORMS = "Give a file's path, sqlite:///FILE or postgresql://USER@HOST/NAME."
+_PRIVATE_FILE = 0o600
+_PRIVATE_FOLDER = 0o700
+
+
+def database_url(text: str) -> URL:
+    """Turn a path or a URL into the URL of an asyncio driver; raise ``bad_request`` for anything else.
+
+    An empty ``text`` means ``relay.db`` in the platform's data directory of this user.
+    """
+    if not text:
+        return _file_url(user_data_path("kdispatch", appauthor=False) / "relay.db")
+    if "://" not in text and text != ":memory:":
+        return _file_url(Path(text).expanduser())
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        url = None
+    # The text is not repeated in errors: it may hold a password.
+    if url is not None and url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+asyncpg")
+    if url is not None and url.get_backend_name() != "sqlite":
+        raise KdispatchError("bad_request", f"Databases of the kind {url.get_backend_name()!r} are not known. {_FORMS}")
+    if url is None or not url.database or url.database == ":memory:" or url.query:
+        # One in memory would lose every admin at a restart, and each connection of a pool would have its own.
+        raise KdispatchError("bad_request", f"The database must be a file or a server. {_FORMS}")
+    return _file_url(Path(url.database))
+
+
+def prepare_file(path: Path, wait: float) -> None:
+    """Make ``path`` a SQLite file in WAL mode that only this user can read; blocks for up to ``wait`` seconds.
+
+    The folder is made, for this user alone, where it is missing; an existing one is left as it is.
+    """
+    if not path.parent.exists():
+        path.parent.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+    # SQLite gives its -wal and -shm files the mode of the file itself, so the mode comes first.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
+    if path.stat().st_mode & 0o077:
+        path.chmod(_PRIVATE_FILE)
+    _switch_to_wal(path, wait)
+
+
+def _switch_to_wal(path: Path, wait: float) -> None:
+    # The switch needs the file for a moment alone, and SQLite's own busy_timeout does not cover it: when two
+    # relays start at once, one gets "database is locked" at once. Once switched, the file stays so.
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _file_url(path: Path) -> URL:
+    return URL.create("sqlite+aiosqlite", database=str(path.absolute()))

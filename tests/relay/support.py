@@ -1,0 +1,86 @@
+"""A relay in this process on a real socket, with a fake in the switch's place, and a small client for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from kdispatch_relay.seams import HostView
+from kdispatch_relay.server import RunningRelay, running_relay
+from kdispatch_relay.settings import Settings
+
+
+@dataclass
+class FakeGate:
+    """A switch without sessions: who is live is what the test says."""
+
+    live: dict[str, list[HostView]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.calls.append("handle")
+        raise ZeroDivisionError(request.query.get("secret", ""))
+
+    def hosts_of(self, service: str) -> list[HostView]:
+        return self.live.get(service, [])
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Api:
+    """Calls of one relay's REST API."""
+
+    relay: RunningRelay
+    gate: FakeGate
+    http: aiohttp.ClientSession
+    file: Path
+
+    async def __call__(self, method: str, path: str, token: str | None = None, **request: Any) -> Answer:
+        headers = dict(request.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        async with self.http.request(method, path, headers=headers, **request) as response:
+            body = await response.json(content_type=None)
+            return Answer(response.status, response.headers, body)
+
+    async def admin(self, handle: str = "ann") -> str:
+        """A new admin's token."""
+        answer = await self("POST", "/api/v1/admins", json={"handle": handle})
+        assert answer.status == 201, answer.body
+        return str(answer.body["token"])
+
+    async def service(self, admin: str, name: str = "web", access: str = "public") -> str:
+        """A new service's token."""
+        answer = await self("POST", "/api/v1/services", admin, json={"name": name, "access": access})
+        assert answer.status == 201, answer.body
+        return str(answer.body["token"])
+
+
+@asynccontextmanager
+async def relay_api(file: Path, **settings: Any) -> AsyncIterator[Api]:
+    """A relay on a free port with its database in ``file``."""
+    gate = FakeGate()
+    made = Settings(**{"listen": "127.0.0.1:0", "database": str(file), **settings})
+    async with (
+        running_relay(made, lambda _authority: gate) as relay,
+        aiohttp.ClientSession(relay.url) as http,
+    ):
+        yield Api(relay, gate, http, file)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+
+import pytest
+from tests.relay.support import Api
+
+from kdispatch_protocol.tokens import token_kind
+
+
+async def test_sign_up(api: Api) -> None:
+    """A free handle gives a new admin a token that is shown once and cached nowhere."""
+    answer = await api("POST", "/api/v1/admins", json={"handle": "ann"})
+    assert answer.status == 201
+    assert set(answer.body) == {"handle", "token"}
+    assert answer.body["handle"] == "ann"
+    assert token_kind(answer.body["token"]) == "adm"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_taken_handle(api: Api) -> None:
+    """A handle belongs to whoever took it first."""
+    await api.admin("ann")
+    answer = await api("POST", "/api/v1/admins", json={"handle": "ann"})
+    assert (answer.status, answer.body["code"]) == (409, "handle_taken")
+
+
+async def test_one_of_many_at_once_gets_the_handle(api: Api) -> None:
+    """Of 50 parallel requests for one handle exactly one wins, and its token works."""
+    answers = await asyncio.gather(*(api("POST", "/api/v1/admins", json={"handle": "ann"}) for _ in range(50)))
+    assert Counter(answer.status for answer in answers) == {201: 1, 409: 49}
+    token = next(answer.body["token"] for answer in answers if answer.status == 201)
+    assert (await api("GET", "/api/v1/whoami", token)).body == {"kind": "adm", "handle": "ann"}
+
+
+@pytest.mark.parametrize(
+    "handle",
+    ["", "A", "-a", "a-", "a_b", "a.b", "a/b", "a@b", "..", "ä", "a\n", "a\x00", "<img onerror>", "a" * 64, " a"],
+)
+async def test_bad_handle(api: Api, handle: str) -> None:
+    """Whatever is no DNS label in lower case is no handle."""
+    answer = await api("POST", "/api/v1/admins", json={"handle": handle})
+    assert (answer.status, answer.body["code"]) == (422, "bad_name")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'"ann"', b"{}", b'{"handle": 1}', b'{"handle": null}', b'{"handle": ["ann"]}',
+        b'{"handle": "ann", "admin": true}', b'{"handle": "\xff"}', b'{"handle": "\\ud800"}', b"[" * 60_000,
+    ],
+)  # fmt: skip
+async def test_malformed_body(api: Api, body: bytes) -> None:
+    """What is not exactly the JSON that is documented is refused, and nothing of it is repeated."""
+    answer = await api("POST", "/api/v1/admins", data=body, headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.body["code"]) == (422, "bad_request")
+    assert "ann" not in json.dumps(answer.body)
+
+
+async def test_who_am_i(api: Api) -> None:
+    """Every token can be asked for what it stands for."""
+    admin = await api.admin("ann")
+    service = await api.service(admin, "web")
+    assert (await api("GET", "/api/v1/whoami", admin)).body == {"kind": "adm", "handle": "ann"}
+    answer = await api("GET", "/api/v1/whoami", service)
+    assert answer.body == {"kind": "svc", "handle": "ann", "service": "ann/web"}
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Token adm_x", "Bearer adm_x", "adm_x"])
+async def test_refused_token(api: Api, header: str) -> None:
+    """A token that is missing its form is refused with 401, whoever shows it."""
+    answer = await api("GET", "/api/v1/whoami", headers={"Authorization": header})
+    assert (answer.status, answer.body["code"]) == (401, "token_refused")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_token_travels_in_one_header_only(api: Api) -> None:
+    """A token in the query is not looked at, and two headers are one too many."""
+    token = await api.admin("ann")
+    in_query = await api("GET", f"/api/v1/whoami?token={token}&access_token={token}")
+    assert (in_query.status, in_query.body["code"]) == (401, "token_refused")
+    async with api.http.get("/api/v1/whoami", headers=[("Authorization", f"Bearer {token}")] * 2) as response:
+        assert response.status == 401
+    assert (await api("GET", "/api/v1/whoami", headers={"Authorization": f"bearer {token}"})).status == 200

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.relay.support import Api
+
+from kdispatch_protocol.errors import CODES
+from kdispatch_relay.app import make_app
+from kdispatch_relay.seams import HostView
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rest-api.md").read_text()
+EXAMPLES = re.findall(r"```sh\n(.*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
+CHANGING = re.compile(r"\b(adm|svc)_[A-Za-z0-9_.-]+|\b[0-9a-f]{16}\b")
+
+
+def test_page_names_every_route(api: Api) -> None:
+    """The routes of the page are the routes of the relay, in the headings and in the table."""
+    routes = {
+        f"{route.method} {route.resource.canonical}"
+        for route in make_app(api.relay.authority, api.gate).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert set(re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)) == routes
+    assert set(re.findall(r"^\| \[`(.+?)`\]", PAGE, re.MULTILINE)) == routes
+
+
+def test_codes_of_the_page() -> None:
+    """Every code on the page is in the table of codes, with the status that is told."""
+    told = re.findall(r"^Errors: (.+?)\.$", PAGE, re.MULTILINE | re.DOTALL)
+    pairs = {pair for text in told for pair in re.findall(r"`(\w+)` \((\d+)", text)}
+    assert len(pairs) >= 8
+    assert {(code, str(CODES[code].http)) for code, _ in pairs} == pairs
+
+
+async def test_examples(api: Api, tmp_path: Path) -> None:
+    """The page's commands, run one after the other, give the answers that stand below them."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    # 2026-01-31T09:30:00Z
+    api.gate.live["ann/web"] = [HostView("h-4f1c", 1_769_851_800.0, {"region": "eu"}, 2)]
+    assert len(EXAMPLES) == PAGE.count("```sh")
+    folder = tmp_path / "shell"
+    folder.mkdir()
+    for command, answer in EXAMPLES:
+        # curl --json came with 7.82; older ones are told the same in longer words.
+        script = command.replace("--json", "--header 'Content-Type: application/json' --data")
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-eu", "-c", script),
+            cwd=folder,
+            env={"PATH": os.environ["PATH"], "RELAY": api.relay.url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        got, expected = (json.loads(CHANGING.sub("X", text)) for text in (output.decode(), answer))
+        assert got == expected
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}

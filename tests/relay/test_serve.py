@@ -1,0 +1,163 @@
+"""Tests of ``relay serve`` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from tests.relay.support import relay_api
+
+from kdispatch_protocol.errors import KdispatchError
+
+COMMAND = [sys.executable, "-W", "error", "-c", "from kdispatch_relay.cli import app; app()", "serve"]
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A relay process and the line that it printed; killed at the end if it still runs."""
+    made = {**_clean_environment(folder), **environment}
+    with subprocess.Popen([*COMMAND, *arguments], env=made, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            yield process, process.stderr.readline()
+        finally:
+            process.kill()
+
+
+def refused(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    made = {**_clean_environment(folder), **environment}
+    return subprocess.run([*COMMAND, *arguments], env=made, capture_output=True, text=True, timeout=20, check=False)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _clean_environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
+    return {**kept, "XDG_DATA_HOME": str(folder)}
+
+
+@pytest.mark.slow
+def test_serve(tmp_path: Path) -> None:
+    """A relay says in one line where it listens, answers there, and ends cleanly on SIGTERM."""
+    with serving(tmp_path, "--listen", "127.0.0.1:0") as (process, line):
+        found = re.fullmatch(r"kdispatch relay listening on (http://127\.0\.0\.1:[1-9]\d*)\n", line)
+        assert found, line
+        with urlopen(f"{found[1]}/healthz", timeout=5) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=10)
+        assert (process.returncode, rest) == (0, "")
+    assert (tmp_path / "kdispatch" / "relay.db").exists()
+
+
+@pytest.mark.slow
+def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """The first Ctrl-C waits for a request that is being answered, the second for nothing."""
+    environment = {"KDISPATCH_SERVE_LISTEN": "127.0.0.1:0", "KDISPATCH_SERVE_DATABASE": str(tmp_path / "mine.db")}
+    with serving(tmp_path, **environment) as (process, line):
+        port = int(line.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as sender:
+            head = (
+                "POST /api/v1/admins HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            )
+            sender.sendall(head.encode())
+            with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                assert answer.status == 200
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(2) == -signal.SIGINT
+    assert (tmp_path / "mine.db").exists()
+
+
+@pytest.mark.slow
+def test_public_plaintext_is_refused(tmp_path: Path) -> None:
+    """A relay does not serve tokens in plain text on a public address; the refusal names the way out."""
+    result = refused(tmp_path, "--listen", "0.0.0.0:0")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    first, hint = result.stderr.splitlines()
+    assert first.startswith("error: 0.0.0.0:0 can be reached")
+    assert first.endswith("[plaintext_refused]")
+    assert "--insecure-plaintext" in hint
+
+
+@pytest.mark.slow
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port that is taken is said to be so, with exit status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        result = refused(tmp_path, KDISPATCH_SERVE_LISTEN=f"127.0.0.1:{holder.getsockname()[1]}")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0].endswith("[port_in_use]")
+
+
+def test_help_is_quick() -> None:
+    """What only a running relay needs is not imported for its command's help."""
+    heavy = {"aiohttp", "alembic", "pydantic", "sqlalchemy"}
+    code = f"import sys, kdispatch_relay.cli; sys.exit(' '.join(sys.modules.keys() & {heavy}) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+async def test_ipv6(tmp_path: Path) -> None:
+    """An IPv6 address is listened on, and written with its brackets."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    async with relay_api(tmp_path / "relay.db", listen="[::1]:0") as api:
+        assert api.relay.url.startswith("http://[::1]:")
+        assert (await api("GET", "/healthz")).status == 200
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
+    subprocess.run([openssl, *make.split(), *names], check=True, capture_output=True)
+    return cert, key
+
+
+async def test_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """With a certificate and its key the relay speaks HTTPS itself."""
+    cert, key = certificate
+    trust = ssl.create_default_context(cafile=cert)
+    async with relay_api(tmp_path / "relay.db", tls_cert=cert, tls_key=key) as api:
+        assert api.relay.url.startswith("https://")
+        assert (await api("GET", "/healthz", ssl=trust)).status == 200
+
+
+async def test_useless_certificate(tmp_path: Path) -> None:
+    """TLS files that can't be used end the start, before anything else is touched."""
+    with pytest.raises(KdispatchError, match="TLS certificate and key can't be used") as caught:
+        async with relay_api(tmp_path / "relay.db", tls_cert=tmp_path / "none", tls_key=tmp_path / "none"):
+            pass
+    assert caught.value.code == "bad_request"
+    assert names(tmp_path) == set()
+
+
+async def test_address_of_somebody_else(tmp_path: Path) -> None:
+    """An address that isn't this machine's is the operator's mistake."""
+    with pytest.raises(KdispatchError, match=r"Can't listen on 192\.0\.2\.1:0") as caught:
+        async with relay_api(tmp_path / "relay.db", listen="192.0.2.1:0", insecure_plaintext=True):
+            pass
+    assert caught.value.code == "bad_request"

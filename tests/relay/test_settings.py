@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.settings import SETTINGS, Settings, environment_name
+
+PEM = Path("relay.pem")
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("127.0.0.1:8443", ("127.0.0.1", 8443)),
+        ("127.8.9.1:0", ("127.8.9.1", 0)),
+        ("[::1]:8443", ("::1", 8443)),
+        ("localhost:65535", ("localhost", 65535)),
+    ],
+)
+def test_loopback(listen: str, address: tuple[str, int]) -> None:
+    """On loopback plain HTTP is in order: TLS is the business of what stands in front."""
+    assert Settings(listen=listen).address == address
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8443", "[::]:8443", "192.0.2.1:80", "relay.example.org:80", "127.1:80"])
+def test_public_plaintext(listen: str) -> None:
+    """A public address without TLS is refused, unless one insists."""
+    with pytest.raises(KdispatchError) as caught:
+        Settings(listen=listen)
+    assert caught.value.code == "plaintext_refused"
+    assert Settings(listen=listen, insecure_plaintext=True).listen == listen
+    assert Settings(listen=listen, tls_cert=PEM, tls_key=PEM).listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen", ["", "8443", ":8443", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "::1:8443", "[::1]", "a:65536", "a:-1"]
+)
+def test_bad_listen(listen: str) -> None:
+    """What is not HOST:PORT is refused with an example of what is."""
+    with pytest.raises(KdispatchError, match=r"like 127\.0\.0\.1:8443") as caught:
+        Settings(listen=listen)
+    assert caught.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("one", ["tls_cert", "tls_key"])
+def test_half_of_tls(one: str) -> None:
+    """A certificate without its key, or the other way round, is a mistake and not plain HTTP."""
+    with pytest.raises(KdispatchError, match="both, or none"):
+        Settings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
+
+
+def test_every_setting_is_described() -> None:
+    """Each setting has one sentence and one variable of its own."""
+    for name, setting in SETTINGS.items():
+        assert setting.metadata["help"].endswith(".")
+        assert environment_name(name) == "KDISPATCH_SERVE_" + name.upper()
