@@ -1,0 +1,68 @@
+"""The options that several commands have: declared once, their texts taken from the settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from kdispatch.settings import ENVIRONMENT, SetupError, setting_of
+
+__all__ = [
+    "InsecurePlaintext",
+    "Json",
+    "Quiet",
+    "Relay",
+    "Service",
+    "ServiceOption",
+    "Token",
+    "TokenFile",
+    "one_service",
+]
+
+
+def _from_setting(name: str, metavar: str | None = None) -> Any:
+    # The environment is read by load_settings, where the precedence is; here it is only named.
+    setting = setting_of(name)
+    return typer.Option(setting.flag, metavar=metavar, help=f"{setting.text} [{setting.env}]", show_default=False)
+
+
+Relay = Annotated[str | None, _from_setting("relay", "URL")]
+InsecurePlaintext = Annotated[bool | None, _from_setting("insecure_plaintext")]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are JSON, too.")]
+
+assert "KDISPATCH_TOKEN" in ENVIRONMENT
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        help="'-' reads it from standard input, '@FILE' from a file; the token itself works, but others can see it. "
+        "[KDISPATCH_TOKEN]",
+        show_default=False,
+    ),
+]
+TokenFile = Annotated[
+    str | None, typer.Option("--token-file", metavar="FILE", help="Read the token from a file.", show_default=False)
+]
+
+Service = Annotated[
+    str | None,
+    typer.Argument(metavar="SERVICE", help="HANDLE/NAME, or NAME of your own handle.", show_default=False),
+]
+ServiceOption = Annotated[
+    str | None,
+    typer.Option("--service", metavar="SERVICE", help="Another way to write SERVICE.", show_default=False),
+]
+
+_NO_SERVICE: Final = "Name one service: HANDLE/NAME, or NAME of your own handle."
+
+
+def one_service(argument: str | None, option: str | None) -> str:
+    """The service as it was typed, either way; raises ``bad_request`` for none or two that differ."""
+    named = {name for name in (argument, option) if name is not None}
+    if len(named) != 1:
+        raise SetupError("bad_request", _NO_SERVICE, hint="Add --help to the command to see an example.")
+    return named.pop()

@@ -1,0 +1,164 @@
+"""How every command speaks: data on stdout, messages on stderr, errors in three lines, exit statuses.
+
+Nothing here is coloured or animated, and control characters in what a relay
+sent are escaped, so a terminal never obeys them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from kdispatch.settings import SetupError, environment_switch
+from kdispatch_protocol.errors import CODES, KdispatchError
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async"]
+
+SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
+
+INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
+_PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
+
+#: C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
+_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What one command prints; ``json`` goes before ``quiet``."""
+
+    quiet: bool = False
+    json: bool = False
+
+    def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:
+        """Print the command's result on stdout: ``data`` as JSON, or the ``quiet`` lines, or the ``plain`` ones."""
+        if self.json:
+            _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}))
+        else:
+            _write(sys.stdout, *map(_clean, quiet if self.quiet else plain))
+
+    def note(self, *lines: str) -> None:
+        """Tell a person something on stderr; nothing with --quiet or --json."""
+        if not (self.quiet or self.json):
+            _write(sys.stderr, *map(_clean, lines))
+
+    def warn(self, text: str, code: str | None = None) -> None:
+        """One line on stderr in every mode: something went wrong, and the command goes on."""
+        if self.json:
+            _write(sys.stderr, json.dumps({"schema": SCHEMA, "warning": {"code": code, "text": text}}))
+        else:
+            _write(sys.stderr, _clean(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
+
+    def failed(self, error: KdispatchError) -> int:
+        """Print what failed, at which hop and what to try; return the exit status."""
+        row = CODES[error.code]
+        local = isinstance(error, SetupError)
+        hint = error.hint if isinstance(error, SetupError) else row.hint
+        self.error(error.text, code=error.code, hop="you" if local else row.hop, hint=hint)
+        if environment_switch("KDISPATCH_DEBUG"):
+            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+        return row.exit or 1
+
+    def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
+        """Print an error that may have no code of the table (``None``): then it is this program's own."""
+        if self.json:
+            what = {"code": code, "text": text, "hop": hop, "hint": hint}
+            _write(sys.stderr, json.dumps({"schema": SCHEMA, "error": what}))
+        else:
+            first = f"kdispatch: {text} [{code}]" if code else f"kdispatch: {text}"
+            _write(sys.stderr, _clean(first), f"  where: {_clean(hop)}", f"  try:   {_clean(hint)}")
+
+
+def run_async(main: Callable[[], Awaitable[int | None]], output: Output) -> None:
+    """Run ``main()`` to its end on a new event loop; return where it returned ``None`` or 0, else end the process.
+
+    A :class:`KdispatchError`, also one inside an exception group, is printed
+    and its exit status used. The first SIGINT or SIGTERM cancels ``main``:
+    catch ``CancelledError`` to drain and *return* a status, or let it pass for
+    128 + signal. The second signal ends the process at once.
+    """
+    import asyncio  # noqa: PLC0415 - takes 20 ms, and --help and --version do without
+
+    signals: list[int] = []
+    try:
+        with asyncio.Runner(loop_factory=choose_loop()) as runner:
+            status = runner.run(_watched(main, signals)) or 0
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+        status = 128 + signals[0]
+    except (KdispatchError, BaseExceptionGroup) as error:
+        known = _known_cause(error)
+        if known is None:
+            raise
+        status = output.failed(known)
+    if status:
+        raise SystemExit(status)
+
+
+def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The maker of event loops: uvloop's where it is importable and KDISPATCH_NO_UVLOOP isn't set, else asyncio's."""
+    if not environment_switch("KDISPATCH_NO_UVLOOP"):
+        with contextlib.suppress(ImportError):
+            maker: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+            return maker
+    from asyncio import new_event_loop  # noqa: PLC0415 - see run_async
+
+    return new_event_loop
+
+
+async def _watched(main: Callable[[], Awaitable[int | None]], signals: list[int]) -> int | None:
+    from asyncio import current_task, get_running_loop  # noqa: PLC0415 - see run_async
+
+    loop = get_running_loop()
+    task = current_task()
+    assert task is not None
+
+    def stop(number: int) -> None:
+        if signals:
+            # Whatever is being drained, the person wants out now; stdout was flushed by each write.
+            os._exit(128 + number)
+        signals.append(number)
+        task.cancel()
+
+    if sys.platform != "win32":  # there asyncio's own handling of Ctrl-C stays
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+    return await main()
+
+
+def _known_cause(error: BaseException) -> KdispatchError | None:
+    """The first failure with a code, looking into groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_known_cause, error.exceptions)), None)
+    return error if isinstance(error, KdispatchError) else None
+
+
+def _clean(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+def _write(stream: TextIO | None, *lines: str) -> None:
+    if stream is None or not lines:  # None: the descriptor was closed before the start
+        return
+    try:
+        stream.write("".join(f"{line}\n" for line in lines))
+        stream.flush()
+    except BrokenPipeError:
+        # Nobody reads any more. What is still buffered must not raise again at the interpreter's end.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        if stream is sys.stdout:
+            raise SystemExit(_PIPE_CLOSED) from None

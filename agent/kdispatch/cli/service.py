@@ -1,0 +1,215 @@
+"""``kdispatch service``: create services, look them up, see who hosts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdispatch.cli.account import Caller
+from kdispatch.cli.options import (
+    InsecurePlaintext,
+    Json,
+    Quiet,
+    Relay,
+    Service,
+    ServiceOption,
+    Token,
+    TokenFile,
+    one_service,
+)
+from kdispatch.cli.output import Output, run_async
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import load_settings
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name
+
+if TYPE_CHECKING:
+    from kdispatch.rest_client import CreatedService, RestClient
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Create services, look them up, see who hosts them.")
+
+
+@app.command(epilog="Example: kdispatch service create web")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The service's name; it becomes HANDLE/NAME.")],
+    *,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Create a service and its token, which lets whoever has it host the service."""
+    output = Output(quiet=quiet, json=json)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        check_name(name, "service name")
+        caller = Caller.load(
+            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
+        )
+        # The new token is told only once: what would keep it from being stored is to be found before.
+        caller.credentials.check()
+        async with RestClient(caller.relay) as client:
+            created = await client.create_service(caller.must_have_token(), name)
+        try:
+            caller.credentials.store_service(caller.relay, created.service, created.token)
+        finally:
+            output.result(
+                asdict(created),
+                quiet=[created.token],
+                plain=[f"service {created.service}", f"access  {created.access}", f"token   {created.token}"],
+            )
+        output.note(*_what_next(caller, created, insecure_plaintext=insecure_plaintext))
+
+    run_async(main, output)
+
+
+@app.command("list", epilog="Example: kdispatch service list")
+def list_services(
+    *,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List your services; --quiet prints one name a line."""
+    output = Output(quiet=quiet, json=json)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        caller = Caller.load(
+            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
+        )
+        async with RestClient(caller.relay) as client:
+            services = await client.services(caller.must_have_token())
+        output.result(
+            {"services": [asdict(service) for service in services]},
+            quiet=[service.service for service in services],
+            plain=_table(("SERVICE", "ACCESS", "LIVE HOSTS"), ((s.service, s.access, s.live_hosts) for s in services)),
+        )
+        if not services:
+            output.note("No services yet; create one: kdispatch service create NAME")
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service show ann/web")
+def show(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show one service; --quiet prints how many hosts offer it now."""
+    output = Output(quiet=quiet, json=json)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        typed = one_service(service, service_option)
+        caller = Caller.load(
+            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
+        )
+        async with RestClient(caller.relay) as client:
+            seen = await client.service(await _full_name(client, caller, typed), caller.token)
+        output.result(
+            asdict(seen),
+            quiet=[str(seen.live_hosts)],
+            plain=[f"service    {seen.service}", f"access     {seen.access}", f"live hosts {seen.live_hosts}"],
+        )
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service hosts ann/web --quiet")
+def hosts(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List a service's live hosts; --quiet prints one id a line."""
+    output = Output(quiet=quiet, json=json)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        typed = one_service(service, service_option)
+        caller = Caller.load(
+            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
+        )
+        async with RestClient(caller.relay) as client:
+            full_name = await _full_name(client, caller, typed)
+            live = await client.hosts(full_name, caller.token)
+        rows = ((h.host, h.since, h.streams, " ".join(f"{k}={v}" for k, v in sorted(h.labels.items()))) for h in live)
+        output.result(
+            {"service": full_name, "hosts": [asdict(host) for host in live]},
+            quiet=[host.host for host in live],
+            plain=_table(("HOST", "SINCE", "STREAMS", "LABELS"), rows),
+        )
+        if not live:
+            output.note(f"Nobody hosts {full_name} at the moment.")
+
+    run_async(main, output)
+
+
+async def _full_name(client: RestClient, caller: Caller, typed: str) -> str:
+    """``HANDLE/NAME``; a name alone belongs to the token that was given, or to the current handle."""
+    if "/" in typed or caller.given is None:
+        return caller.credentials.full_name(caller.relay, typed)
+    name = check_name(typed, "service name")
+    return f"{(await client.whoami(caller.given)).handle}/{name}"
+
+
+def _what_next(caller: Caller, created: CreatedService, *, insecure_plaintext: bool | None) -> tuple[str, ...]:
+    flags = _flags_to_repeat(caller.relay, insecure_plaintext=insecure_plaintext)
+    access = "everyone who knows the name may connect" if created.access == "public" else "connecting needs a token"
+    return (
+        f"It is {created.access}: {access}. The token is stored in {caller.credentials.path};",
+        "it is shown only this once, and whoever has it may host the service.",
+        "Next, where the service runs, with its port:",
+        f"  kdispatch agent host {created.service} --port 8080{flags}",
+        "and where it is used, with a free port:",
+        f"  kdispatch agent connect {created.service} --port 9090{flags}",
+    )
+
+
+def _flags_to_repeat(relay: RelayUrl, *, insecure_plaintext: bool | None) -> str:
+    """The flags that the next command needs as well, because nothing remembers them."""
+    remembered = load_settings()
+    try:
+        same = RelayUrl.parse(remembered.relay, insecure_plaintext=True) == relay
+    except KdispatchError:
+        same = False
+    flags = "" if same else f" --relay {relay}"
+    return f"{flags} --insecure-plaintext" if insecure_plaintext and not remembered.insecure_plaintext else flags
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
+    cells = [head, *(tuple(map(str, row)) for row in rows)]
+    if len(cells) == 1:
+        return []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return [line.rstrip() for line in lines]

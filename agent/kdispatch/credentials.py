@@ -1,0 +1,231 @@
+"""The stored tokens, and which token a command shows.
+
+``credentials.json`` in the configuration directory, mode 0600, by relay::
+
+    {"credentials_version": 1,
+     "relays": {"https://relay.example.org": {
+         "handle": "ann",                       the handle that NAME alone belongs to
+         "admins": {"ann": "adm_…"},
+         "services": {"ann/web": "svc_…"}}}}
+
+A token that was stored is never dropped: a second sign-up at the same relay
+adds its handle and makes it the current one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import SetupError, config_directory, private_lock, write_private
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name, split_service
+from kdispatch_protocol.tokens import token_kind
+
+__all__ = ["CREDENTIALS_FILE", "Credentials", "given_token"]
+
+CREDENTIALS_FILE: Final = "credentials.json"
+CREDENTIALS_VERSION: Final = 1
+
+#: A token has 56 characters; a file of more than this is something else.
+_TOKEN_FILE_BYTES: Final = 4096
+
+_STANDARD_INPUT: Final = "-"
+
+_Relays = dict[str, dict[str, Any]]
+
+
+class Credentials:
+    """The tokens stored on this machine; each call reads the file anew, so processes see each other's."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.path: Final = (directory or config_directory()) / CREDENTIALS_FILE
+
+    def handle(self, relay: RelayUrl) -> str | None:
+        """The current handle at ``relay``."""
+        handle: str | None = self._of(relay).get("handle")
+        return handle
+
+    def admin_token(self, relay: RelayUrl, handle: str | None = None) -> str | None:
+        """The admin token of ``handle``, by default the current one."""
+        entry = self._of(relay)
+        token: str | None = entry.get("admins", {}).get(handle or entry.get("handle"))
+        return token
+
+    def service_token(self, relay: RelayUrl, service: str) -> str | None:
+        """The stored ``svc_`` token of ``service``."""
+        token: str | None = self._of(relay).get("services", {}).get(service)
+        return token
+
+    def store_admin(self, relay: RelayUrl, handle: str, token: str) -> None:
+        """Store an admin's token, on the disk on return, and make ``handle`` the current one."""
+        with private_lock(self.path.parent):
+            relays = self._read()
+            entry = relays.setdefault(str(relay), {})
+            entry["handle"] = handle
+            entry.setdefault("admins", {})[handle] = token
+            self._write(relays)
+
+    def store_service(self, relay: RelayUrl, service: str, token: str) -> None:
+        """Store a service's token, on the disk on return."""
+        with private_lock(self.path.parent):
+            relays = self._read()
+            relays.setdefault(str(relay), {}).setdefault("services", {})[service] = token
+            self._write(relays)
+
+    def check(self) -> None:
+        """Raise now what storing would raise later: call it before asking for a token that is shown only once."""
+        with private_lock(self.path.parent):
+            self._read()
+
+    def full_name(self, relay: RelayUrl, service: str) -> str:
+        """``HANDLE/NAME`` of what was typed: a name alone is the current handle's; ``bad_name``, ``not_logged_in``."""
+        if "/" in service:
+            split_service(service)
+            return service
+        check_name(service, "service name")
+        handle = self.handle(relay)
+        if handle is None:
+            text = f"Whose {service!r} is meant is not known: no handle is stored for {relay}."
+            raise SetupError("not_logged_in", text, hint=f"Write HANDLE/{service}, or sign up or log in first.")
+        return f"{handle}/{service}"
+
+    def token_for_host(
+        self,
+        relay: RelayUrl,
+        service: str,
+        *,
+        token: str | None = None,
+        token_file: str | None = None,
+        warn: Callable[[str], None],
+    ) -> str:
+        """The token to host ``HANDLE/NAME`` with: given, else the service's own, else its owner's; ``not_logged_in``.
+
+        ``token`` and ``token_file`` are the flags' values, see :func:`given_token`.
+        """
+        owner, _ = split_service(service)
+        found = (
+            given_token(token, token_file, warn=warn)
+            or self.service_token(relay, service)
+            or self.admin_token(relay, owner)
+        )
+        if found is None:
+            raise KdispatchError("not_logged_in", f"No token for {service} at {relay} is given or stored.")
+        return found
+
+    def token_for_client(
+        self,
+        relay: RelayUrl,
+        service: str,
+        *,
+        token: str | None = None,
+        token_file: str | None = None,
+        warn: Callable[[str], None],
+    ) -> str | None:
+        """The token to connect to ``HANDLE/NAME`` with: given, else its owner's; a public service needs none."""
+        owner, _ = split_service(service)
+        return given_token(token, token_file, warn=warn) or self.admin_token(relay, owner)
+
+    def _of(self, relay: RelayUrl) -> dict[str, Any]:
+        return self._read().get(str(relay), {})
+
+    def _read(self) -> _Relays:
+        try:
+            with self.path.open("rb") as file:
+                self._check_mode(os.fstat(file.fileno()).st_mode)
+                data = file.read()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            text = f"{self.path} cannot be read: {error.strerror or error}."
+            raise SetupError("not_logged_in", text, hint="Check its owner and mode.") from error
+        try:
+            return _checked(json.loads(data))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # Its tokens can't be had again, so nothing here may overwrite them.
+            moved = shlex.quote(f"{self.path}.damaged")
+            raise SetupError(
+                "not_logged_in",
+                f"{self.path} is damaged: {error}. It is left as it is.",
+                hint=f"Mend it, or move it away: mv {shlex.quote(str(self.path))} {moved}",
+            ) from error
+
+    def _check_mode(self, mode: int) -> None:
+        if sys.platform != "win32" and mode & 0o077:
+            raise SetupError(
+                "not_logged_in",
+                f"{self.path} holds tokens, and others on this machine may use it (mode {stat.S_IMODE(mode):04o}).",
+                hint=f"chmod 600 {shlex.quote(str(self.path))}",
+            )
+
+    def _write(self, relays: _Relays) -> None:
+        content = {"credentials_version": CREDENTIALS_VERSION, "relays": relays}
+        write_private(self.path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def given_token(token: str | None, token_file: str | None, *, warn: Callable[[str], None]) -> str | None:
+    """The token that the caller gave: ``--token``, ``--token-file``, ``KDISPATCH_TOKEN``, in this order.
+
+    ``token`` is the token itself (``warn`` is told that others can see it),
+    ``-`` for standard input or ``@FILE``. Raises ``not_logged_in`` for a file
+    that can't be read and ``token_refused`` for what is no token; neither
+    repeats it.
+    """
+    if token == _STANDARD_INPUT:
+        return _well_formed(_from_stdin(), "standard input")
+    if token is not None and token.startswith("@"):
+        return _from_file(token[1:])
+    if token is not None:
+        warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it")
+        return _well_formed(token, "--token")
+    if token_file is not None:
+        return _from_file(token_file)
+    if token := os.environ.get("KDISPATCH_TOKEN"):
+        return _well_formed(token, "KDISPATCH_TOKEN")
+    return None
+
+
+def _from_stdin() -> str:
+    if sys.stdin is None:
+        return ""
+    if sys.stdin.isatty():
+        import getpass  # noqa: PLC0415 - only where somebody types
+
+        return getpass.getpass("token: ")
+    return sys.stdin.readline(_TOKEN_FILE_BYTES)
+
+
+def _from_file(name: str) -> str:
+    try:
+        with Path(name).open("rb") as file:
+            return _well_formed(file.read(_TOKEN_FILE_BYTES).decode("utf-8", "replace"), name)
+    except OSError as error:
+        text = f"The token file {name} cannot be read: {error.strerror or error}."
+        raise SetupError("not_logged_in", text, hint="Check the file's name, owner and mode.") from error
+
+
+def _well_formed(token: str, source: str) -> str:
+    token = token.strip()
+    if token_kind(token) is None:
+        text = f"What {source} gives is no kdispatch token: cut short, mistyped or empty."
+        raise SetupError("token_refused", text, hint="Copy the whole token, from adm_ or svc_ to its end.")
+    return token
+
+
+def _checked(content: Any) -> _Relays:
+    """Return the relays of a file's content; raise ValueError, KeyError, TypeError or AttributeError otherwise."""
+    if (found := content["credentials_version"]) != CREDENTIALS_VERSION:
+        raise ValueError(f"its version is {found!r}, this kdispatch knows {CREDENTIALS_VERSION}")
+    relays: _Relays = content["relays"]
+    for relay, entry in relays.items():
+        tokens = [*entry.get("admins", {}).values(), *entry.get("services", {}).values()]
+        if not all(isinstance(token, str) for token in tokens) or not isinstance(entry.get("handle", ""), str):
+            raise ValueError(f"the entry of {relay} has a value that is no text")
+    return relays

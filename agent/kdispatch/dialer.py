@@ -1,0 +1,202 @@
+"""From a relay's address to an upgraded connection: TCP, TLS, the WebSocket handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.aio.sockets import tune_session_socket
+from kdispatch_protocol.errors import CODES, KdispatchError
+
+__all__ = ["Refusal", "Upgraded", "dial", "translate_connect_error"]
+
+_HEAD_MAX: Final = 32 * 1024
+_BODY_MAX: Final = 64 * 1024
+_SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
+# Answers after which another try makes sense, whoever gave them.
+_RETRY_STATUSES: Final = frozenset({408, 425, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A connection whose handshake is done; ``early`` came right behind it."""
+
+    transport: asyncio.Transport
+    early: bytes
+
+
+class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be raised
+    """An HTTP answer in place of an upgrade. ``final``: the relay itself said so, trying again is no use."""
+
+    def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0) -> None:
+        super().__init__(code, text)
+        self.final = final
+        self.retry_after = retry_after
+
+
+async def dial(relay: RelayUrl, context: ssl.SSLContext | None = None) -> Upgraded:
+    """Connect and upgrade. The caller bounds the time.
+
+    Raises ``KdispatchError`` with a code of the network, or :class:`Refusal`.
+    """
+    loop = asyncio.get_running_loop()
+    tls = (context or ssl.create_default_context()) if relay.secure else None
+    try:
+        transport, handshake = await loop.create_connection(
+            lambda: _Handshake(relay),
+            relay.host,
+            relay.port,
+            ssl=tls,
+            happy_eyeballs_delay=0.25,
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise translate_connect_error(error, relay) from error
+    tune_session_socket(transport.get_extra_info("socket"))
+    try:
+        early = await handshake.done
+    except BaseException:
+        transport.abort()
+        raise
+    return Upgraded(transport, early)
+
+
+def translate_connect_error(error: Exception, relay: RelayUrl) -> KdispatchError:
+    """The code and the sentence of a failed TCP or TLS connection."""
+    where = f"{relay.host}:{relay.port}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = error.verify_message or str(error)
+        number = error.verify_code
+        # X509_V_ERR_* of OpenSSL's x509_vfy.h.
+        code = {10: "tls_expired", 9: "tls_not_yet_valid", 62: "tls_wrong_host", 64: "tls_wrong_host"}.get(
+            number, "tls_unknown_ca"
+        )
+        return KdispatchError(code, f"The certificate of {where} is not accepted: {reason}.")
+    if isinstance(error, ssl.SSLError):
+        return KdispatchError("not_a_relay", f"{where} does not speak TLS: {error.reason or error}.")
+    if isinstance(error, socket.gaierror):
+        return KdispatchError("relay_unreachable", f"The name {relay.host} can't be resolved: {error.strerror}.")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return KdispatchError("relay_unreachable", f"{where} can't be reached: {reason}.")
+
+
+class _Handshake(asyncio.Protocol):
+    """Sends the upgrade request, takes the answer; what follows it is the session's."""
+
+    def __init__(self, relay: RelayUrl) -> None:
+        self._relay = relay
+        self._http = ClientProtocol(parse_uri(relay.tunnel), subprotocols=[_SUBPROTOCOL], max_size=None)
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._http.send_request(self._http.connect())
+        transport.write(b"".join(self._http.data_to_send()))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(b"\r\n\r\n")
+        if self.done.done():
+            return
+        if end < 0:
+            if len(self._received) > _HEAD_MAX:
+                self._fail(self._not_a_relay("its answer has no end"))
+            return
+        head, rest = bytes(self._received[: end + 4]), bytes(self._received[end + 4 :])
+        if head.split(b" ", 2)[1:2] == [b"101"]:
+            self._http.receive_data(head)
+            self._upgraded(rest)
+        elif len(rest) > _BODY_MAX or len(rest) >= _content_length(head):
+            self._refused()
+
+    def eof_received(self) -> None:
+        if self._received and not self.done.done():
+            self._refused()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(
+            KdispatchError(
+                "relay_unreachable",
+                f"{self._relay.host}:{self._relay.port} closed the connection during the handshake"
+                f"{f': {exc}' if exc else ''}.",
+            )
+        )
+
+    def _upgraded(self, rest: bytes) -> None:
+        assert self._transport is not None
+        error = self._http.handshake_exc
+        if error is not None:
+            self._fail(self._not_a_relay(str(error)))
+        elif self._http.subprotocol != _SUBPROTOCOL:
+            self._fail(self._not_a_relay("it speaks another WebSocket protocol"))
+        else:
+            self._transport.pause_reading()  # until the session's carrier has taken over
+            self.done.set_result(rest)
+
+    def _refused(self) -> None:
+        """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
+        self._http.receive_data(bytes(self._received))
+        self._http.receive_eof()
+        error = self._http.handshake_exc
+        if not isinstance(error, InvalidStatus):
+            detail = str(error) if isinstance(error, InvalidHandshake) else "it does not speak HTTP"
+            self._fail(self._not_a_relay(detail))
+            return
+        response = error.response
+        status = response.status_code
+        problem = _problem(bytes(response.body or b""))
+        if problem is not None:
+            code, text = problem
+            retry = status in _RETRY_STATUSES or status >= 500
+            after = _seconds(response.headers.get("Retry-After", ""))
+            self._fail(Refusal(code, text, final=not retry, retry_after=after))
+        elif status in _RETRY_STATUSES or status >= 500:
+            after = _seconds(response.headers.get("Retry-After", ""))
+            text = f"{self._relay.host} answers {status}, not from kdispatch itself."
+            self._fail(Refusal("relay_unreachable", text, final=False, retry_after=after))
+        else:
+            self._fail(self._not_a_relay(f"it answers {status} to the upgrade"))
+
+    def _not_a_relay(self, detail: str) -> KdispatchError:
+        return KdispatchError("not_a_relay", f"{self._relay.host}:{self._relay.port} is no kdispatch relay: {detail}.")
+
+    def _fail(self, error: KdispatchError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            if self._transport is not None:
+                self._transport.abort()
+
+
+def _content_length(head: bytes) -> int:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return _BODY_MAX
+
+
+def _problem(body: bytes) -> tuple[str, str] | None:
+    """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(body)
+        if isinstance(content, dict) and content.get("code") in CODES:
+            detail = content.get("detail")
+            return content["code"], detail if isinstance(detail, str) else ""
+    return None
+
+
+def _seconds(value: str) -> float:
+    return min(float(value), 300.0) if value.isdigit() else 0.0

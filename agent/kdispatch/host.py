@@ -1,0 +1,202 @@
+"""A host: offers a service, and serves each stream that the relay brings."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from kdispatch import local_port
+from kdispatch.relay_url import RelayUrl
+from kdispatch.uplink import Uplink
+from kdispatch_protocol import events
+from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.events import Event
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.messages import Offer
+from kdispatch_protocol.names import split_service
+from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.tokens import format_token, token_digest
+
+__all__ = ["Host", "LocalPort"]
+
+#: Dials that may fail in a row before the host is withdrawn.
+_FAILURES: Final = 3
+
+#: How a host serves a requested stream: accept or refuse it at the driver, at once or later.
+Serve = Callable[[EndpointDriver, Stream], None]
+
+
+class Host:
+    """One process's offer of one service."""
+
+    def __init__(
+        self,
+        relay: RelayUrl,
+        service: str,
+        token: str,
+        serve: Serve,
+        *,
+        note: Callable[[str], None] = lambda _: None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        split_service(service)
+        self.service = service
+        self.uplink = Uplink(relay, self._event, note=note, limits=limits)
+        self.driver = self.uplink.driver
+        self.id = host_id(self.uplink.process, service)
+        self.withdraw_token = format_token("hst", secrets.token_bytes(32))
+        self.offered = asyncio.Event()
+        self._serve = serve
+        self._offer = Offer(service=service, host=self.id, digest=token_digest(self.withdraw_token).hex(), token=token)
+        self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._dials: dict[Stream, asyncio.Task[None]] = {}
+
+    async def start(self, wait: float) -> None:
+        """Connect, offer, and return when the relay lists this host. Raises ``KdispatchError``."""
+        await self.uplink.start(wait)
+        try:
+            self.offer()
+            offered = asyncio.ensure_future(self.offered.wait())
+            failed = asyncio.ensure_future(self.failed())
+            try:
+                await asyncio.wait({offered, failed}, return_when=asyncio.FIRST_COMPLETED)
+                if failed.done():
+                    await failed
+            finally:
+                offered.cancel()
+                failed.cancel()
+                await asyncio.gather(offered, failed, return_exceptions=True)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def offer(self) -> None:
+        """Take streams."""
+        self.uplink.endpoint.offer(self._offer)
+        self.driver.wake()
+
+    def withdraw(self) -> None:
+        """Take no new streams; running ones go on."""
+        self.offered.clear()
+        self.uplink.endpoint.withdraw(self.service)
+        self.driver.wake()
+
+    async def failed(self) -> None:
+        """Wait until the service can't be offered any more; raises why."""
+        lost = asyncio.ensure_future(self.uplink.failed())
+        try:
+            await asyncio.wait({lost, self._refused}, return_when=asyncio.FIRST_COMPLETED)
+            await (self._refused if self._refused.done() else lost)
+        finally:
+            lost.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Withdraw, and wait for running streams, at most so long."""
+        self.withdraw()
+        await self.driver.drain(seconds)
+
+    async def stop(self) -> None:
+        """End the session and every stream."""
+        for task in self._dials.values():
+            task.cancel()
+        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        if self._refused.done():
+            self._refused.exception()  # seen, or of no interest any more
+        await self.uplink.stop()
+
+    def run(self, stream: Stream, work: asyncio.Task[None]) -> None:
+        """Let ``work`` decide over a requested stream; it is cancelled when the client gives up."""
+        self._dials[stream] = work
+        work.add_done_callback(lambda _: self._dials.pop(stream, None))
+
+    def _event(self, event: Event) -> None:
+        match event:
+            case events.StreamRequested(stream):
+                self._serve(self.driver, stream)
+            case events.StreamWasReset(stream, _, _):
+                task = self._dials.get(stream)
+                if task is not None:
+                    task.cancel()
+            case events.Offered():
+                self.offered.set()
+            case events.OfferRefused(_, code, text):
+                if not self._refused.done():
+                    self._refused.set_exception(KdispatchError(code, text))
+            case _:
+                pass
+
+
+class LocalPort:
+    """Serves streams from a TCP port near this machine, and watches whether it is open."""
+
+    def __init__(self, address: str, port: int, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.address = address
+        self.port = port
+        self.host: Host | None = None
+        self._limits = limits
+        self._failures = 0
+        self._look_now = asyncio.Event()
+
+    def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
+        """Dial for a requested stream."""
+        assert self.host is not None
+        self.host.run(stream, asyncio.get_running_loop().create_task(self._dial(driver, stream)))
+
+    async def _dial(self, driver: EndpointDriver, stream: Stream) -> None:
+        pipe = Pipe(driver.buffer, on_local=lambda pipe: pipe.hold())
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._limits.dial):
+                await loop.create_connection(lambda: pipe.local, self.address, self.port)
+        except TimeoutError:
+            self._failed()
+            driver.refuse(stream, "host_timeout", "The service took no connection in time.")
+        except OSError as error:
+            self._failed()
+            driver.refuse(stream, "host_refused", f"The service refused: {error.strerror or error}.")
+        else:
+            self._failures = 0
+            if stream.ended:
+                pipe.end("cancelled")
+            else:
+                driver.accept(stream, pipe.remote)
+                pipe.release()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._look_now.set()
+
+    async def check(self) -> None:
+        """Raise ``local_port_closed`` unless the port is open."""
+        if not await local_port.is_open(self.address, self.port, self._limits.dial):
+            raise KdispatchError("local_port_closed", f"Nothing listens on {self.address}:{self.port}.")
+
+    async def watch(self, host: Host, note: Callable[[str], None], *, exit_when_closed: bool) -> None:
+        """Withdraw the host while the port is closed, offer it again when it is back; for ever, or until it closes."""
+        listed = True
+        while True:
+            sees = local_port.looks_open(self.address, self.port) is not None
+            pause = local_port.LOOK_EVERY if sees or not listed else local_port.PROBE_EVERY
+            try:
+                async with asyncio.timeout(pause):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+            self._look_now.clear()
+            is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
+            if is_open and not listed:
+                listed, self._failures = True, 0
+                host.offer()
+                note(f"{self.address}:{self.port} is open again: the service is offered.")
+            elif not is_open and listed:
+                listed = False
+                host.withdraw()
+                if exit_when_closed:
+                    await self.check()
+                note(f"Nothing listens on {self.address}:{self.port}: the service is withdrawn until it is back.")

@@ -1,0 +1,190 @@
+"""Services as asyncio streams: ``open_connection`` and ``start_server`` without a local port.
+
+    reader, writer = await kdispatch.open_connection("ann/web")
+
+One session with the relay serves all connections of an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self
+from weakref import WeakKeyDictionary
+
+from kdispatch.client import Client
+from kdispatch.credentials import Credentials
+from kdispatch.host import Host
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import load_settings
+from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.streams import Stream
+
+__all__ = ["Connector", "Server", "open_connection", "start_server"]
+
+ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+
+#: The reader's buffer limit in bytes, as for asyncio's own streams.
+_LIMIT: Final = 64 * 1024
+#: Seconds to try for a relay that can't be reached.
+_WAIT: Final = 10.0
+
+
+class Connector:
+    """Opens connections to services over one session with a relay. Use it as an async context manager.
+
+    ``relay`` is a URL; without it the setting in force is used (``KDISPATCH_RELAY``,
+    or what ``kdispatch sign-up`` remembered). ``token`` is needed for services
+    that aren't public.
+    """
+
+    def __init__(self, relay: str | None = None, *, token: str | None = None) -> None:
+        self._client = Client(_relay_url(relay), token=token)
+        self._starting: asyncio.Future[None] | None = None
+
+    async def open_connection(
+        self, service: str, *, limit: int = _LIMIT
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to ``handle/name``: asyncio's own stream pair.
+
+        Raises ``kdispatch.StreamReset`` (a ``ConnectionResetError``) when the service can't be
+        reached, and ``kdispatch.KdispatchError`` when the relay can't; ``code`` says why. ``limit`` is in bytes.
+        """
+        await self.start()
+        reader = asyncio.StreamReader(limit=limit)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport = self._client.create_connection(service, protocol)
+        try:
+            await self._client.opened(transport)
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
+        return reader, asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+
+    async def start(self, wait: float = _WAIT) -> None:
+        """Get the session; calling it again, or from several tasks at once, is harmless."""
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+            self._starting = asyncio.ensure_future(self._client.uplink.start(wait))
+        await asyncio.shield(self._starting)
+
+    async def aclose(self) -> None:
+        """End the session and every connection."""
+        await self._client.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+_connectors: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connector]] = WeakKeyDictionary()
+
+
+async def open_connection(
+    service: str, *, relay: str | None = None, token: str | None = None, limit: int = _LIMIT
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to ``handle/name``, as ``asyncio.open_connection`` does to a port; see :class:`Connector`.
+
+    Connections of one event loop to one relay share a session, which ends with the loop.
+    """
+    connectors = _connectors.setdefault(asyncio.get_running_loop(), {})
+    key = (str(_relay_url(relay)), token)
+    if key not in connectors:
+        connectors[key] = Connector(relay, token=token)
+    return await connectors[key].open_connection(service, limit=limit)
+
+
+class Server:
+    """A service hosted by this process. Made by :func:`start_server`."""
+
+    def __init__(self, relay: RelayUrl, service: str, token: str, connected: ClientConnected, limit: int) -> None:
+        self._connected = connected
+        self._limit = limit
+        self._host = Host(relay, service, token, self._serve)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def host(self) -> str:
+        """This host's id."""
+        return self._host.id
+
+    async def start(self, wait: float = _WAIT) -> None:
+        """Offer the service; raises ``KdispatchError``."""
+        await self._host.start(wait)
+
+    async def serve_forever(self) -> None:
+        """Wait until the service can't be offered any more; raises why."""
+        await self._host.failed()
+
+    async def aclose(self, drain: float = 0.0) -> None:
+        """Withdraw, give running connections ``drain`` seconds, then end them."""
+        await self._host.drain(drain)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._host.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _serve(self, driver: EndpointDriver, stream: Stream) -> None:
+        reader = asyncio.StreamReader(limit=self._limit)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport = driver.accept(stream, protocol)
+        writer = asyncio.StreamWriter(transport, protocol, reader, driver.loop)
+        handled = self._connected(reader, writer)
+        if inspect.isawaitable(handled):
+            task = asyncio.ensure_future(_finish(handled, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+async def _finish(handled: Awaitable[None], writer: asyncio.StreamWriter) -> None:
+    """Let a handler run; what it leaves open is closed, and its failure resets its connection."""
+    try:
+        await handled
+    except BaseException as error:
+        writer.transport.abort()
+        if isinstance(error, ConnectionError):
+            return  # the client's affair, as with any server
+        if not isinstance(error, asyncio.CancelledError):
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "a kdispatch connection's handler failed", "exception": error})
+            return
+        raise
+    writer.close()
+
+
+async def start_server(
+    client_connected_cb: ClientConnected,
+    service: str,
+    *,
+    relay: str | None = None,
+    token: str | None = None,
+    limit: int = _LIMIT,
+) -> Server:
+    """Host ``handle/name`` in this process, as ``asyncio.start_server`` does a port.
+
+    ``token`` is the service's or its owner's; without it the stored one is used.
+    Raises ``KdispatchError``. Use the result as an async context manager, or call its ``aclose``.
+    """
+    url = _relay_url(relay)
+    given = token or Credentials().token_for_host(url, service, warn=lambda _: None)
+    server = Server(url, service, given, client_connected_cb, limit)
+    await server.start()
+    return server
+
+
+def _relay_url(relay: str | None) -> RelayUrl:
+    return load_settings(relay=relay).relay_url

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.cli.fake_relay import FakeRelay, Shell
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees the real home, nor the settings of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith("KDISPATCH_"):
+            monkeypatch.delenv(name)
+    directory = tmp_path / "config"
+    monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[FakeRelay]:
+    fake = FakeRelay()
+    runner = await fake.start()
+    yield fake
+    await runner.cleanup()
+
+
+@pytest.fixture
+def kdispatch(own_configuration: Path, relay: FakeRelay) -> Shell:
+    return Shell(own_configuration, relay)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdispatch.credentials import Credentials, given_token
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import SetupError
+from kdispatch_protocol.errors import KdispatchError
+from tests.agent.cli.fake_relay import new_token
+
+RELAY, OTHER = RelayUrl.parse("https://relay.example"), RelayUrl.parse("https://other.example")
+ADM, SVC, GIVEN = new_token("adm"), new_token("svc"), new_token("svc")
+
+
+def silent(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_tokens_belong_to_one_relay() -> None:
+    """What is stored for one relay is not shown to another, and a second process sees it."""
+    Credentials().store_admin(RELAY, "ann", ADM)
+    Credentials().store_service(RELAY, "ann/web", SVC)
+    stored = Credentials()
+    assert (stored.handle(RELAY), stored.admin_token(RELAY)) == ("ann", ADM)
+    assert stored.service_token(RelayUrl.parse("https://RELAY.example:443/"), "ann/web") == SVC
+    assert (stored.handle(OTHER), stored.admin_token(OTHER)) == (None, None)
+    assert stat.S_IMODE(stored.path.stat().st_mode) == 0o600
+
+
+def test_a_second_handle_keeps_the_first_ones_token() -> None:
+    """A second sign-up at a relay becomes the current handle, and nothing is lost."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    stored.store_admin(RELAY, "bob", new_token("adm"))
+    assert stored.handle(RELAY) == "bob"
+    assert stored.admin_token(RELAY, "ann") == ADM
+
+
+def test_a_name_alone_is_the_current_handles() -> None:
+    """NAME means HANDLE/NAME of the current handle, and without one the error says what to write."""
+    stored = Credentials()
+    with pytest.raises(SetupError) as caught:
+        stored.full_name(RELAY, "web")
+    assert (caught.value.code, "HANDLE/web" in caught.value.hint) == ("not_logged_in", True)
+    stored.store_admin(RELAY, "ann", ADM)
+    assert stored.full_name(RELAY, "web") == "ann/web"
+    assert stored.full_name(RELAY, "bob/web") == "bob/web"
+    for wrong in ("", "Web", "a/b/c", "/web", "ann/"):
+        with pytest.raises(KdispatchError, match="bad_name"):
+            stored.full_name(RELAY, wrong)
+
+
+def test_the_first_source_of_a_token_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flag, file, environment, the service's stored token, its owner's: the first that is there."""
+    stored, file, warnings = Credentials(), tmp_path / "token", list[str]()
+    file.write_text(f"{(in_file := new_token('svc'))}\n")
+
+    def take(token: str | None = None, token_file: str | None = None) -> str:
+        return stored.token_for_host(RELAY, "ann/web", token=token, token_file=token_file, warn=warnings.append)
+
+    with pytest.raises(KdispatchError, match="not_logged_in"):
+        take()
+    stored.store_admin(RELAY, "bob", new_token("adm"))
+    with pytest.raises(KdispatchError, match="not_logged_in"):
+        take()  # another handle's token can't host it
+    stored.store_admin(RELAY, "ann", ADM)
+    assert take() == ADM
+    stored.store_service(RELAY, "ann/web", SVC)
+    assert take() == SVC
+    assert stored.token_for_client(RELAY, "ann/web", warn=silent) == ADM
+    assert stored.token_for_client(RELAY, "zoe/web", warn=silent) is None
+    monkeypatch.setenv("KDISPATCH_TOKEN", in_environment := new_token("svc"))
+    assert take() == in_environment
+    assert take(token_file=str(file)) == take(token=f"@{file}") == in_file
+    assert not warnings
+    assert take(token=GIVEN, token_file=str(file)) == GIVEN
+    assert len(warnings) == 1
+    assert GIVEN not in warnings[0]
+
+
+def test_a_token_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """'-' reads one line of standard input, and no more."""
+    monkeypatch.setattr(sys, "stdin", lines := io.StringIO(f"{GIVEN}\nfor somebody else"))
+    assert given_token("-", None, warn=silent) == GIVEN
+    assert lines.read() == "for somebody else"
+
+
+def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was cut short never leaves the machine, nor does the error show it."""
+    cut = SVC[:-1]
+    (file := tmp_path / "token").write_text(cut)
+    with pytest.raises(SetupError) as of_file:
+        given_token(None, str(file), warn=silent)
+    monkeypatch.setenv("KDISPATCH_TOKEN", cut)
+    with pytest.raises(SetupError) as of_environment:
+        given_token(None, None, warn=silent)
+    for caught in (of_file, of_environment):
+        assert caught.value.code == "token_refused"
+        assert cut not in caught.value.text
+    with pytest.raises(SetupError, match="not_logged_in"):
+        given_token(None, str(tmp_path / "absent"), warn=silent)
+
+
+def test_a_file_that_others_can_read_is_refused() -> None:
+    """A credentials file of another mode is not used, and the command that mends it is named."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    stored.path.chmod(0o640)
+    attempts: list[Callable[[], object]] = [lambda: stored.handle(RELAY), stored.check]
+    for attempt in attempts:
+        with pytest.raises(SetupError) as caught:
+            attempt()
+        assert caught.value.code == "not_logged_in"
+        assert "0640" in caught.value.text
+        assert caught.value.hint == f"chmod 600 {stored.path}"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"credentials_version": 2, "relays": {}}',
+                                    '{"credentials_version": 1, "relays": {"r": {"admins": {"a": 1}}}}',
+                                    '{"credentials_version": 1, "relays": {"r": 7}}', "\x00\x00"])  # fmt: skip
+def test_a_damaged_file_is_never_overwritten(damage: str) -> None:
+    """Neither reading nor storing changes a file that isn't understood: its tokens can't be had again."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    stored.path.write_text(damage)
+    attempts: list[Callable[[], object]] = [lambda: stored.handle(RELAY), stored.check]
+    attempts.append(lambda: stored.store_service(RELAY, "ann/web", SVC))
+    for attempt in attempts:
+        with pytest.raises(SetupError) as caught:
+            attempt()
+        assert caught.value.code == "not_logged_in"
+        assert stored.path.read_text() == damage
+
+
+def test_what_a_newer_release_added_to_an_entry_is_kept() -> None:
+    """Keys that this release does not know outlive a write."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    content = json.loads(stored.path.read_text())
+    content["relays"][str(RELAY)]["clients"] = {"bob/db": "kept"}
+    stored.path.write_text(json.dumps(content))
+    stored.store_service(RELAY, "ann/web", SVC)
+    assert json.loads(stored.path.read_text())["relays"][str(RELAY)]["clients"] == {"bob/db": "kept"}
+
+
+async def test_processes_that_write_at_once_lose_nothing(own_configuration: Path) -> None:
+    """Four processes that store ten tokens each leave forty, and no other file than the lock."""
+    script = (
+        "import sys\nfrom kdispatch.credentials import Credentials\nfrom kdispatch.relay_url import RelayUrl\n"
+        f"for n in range(10): Credentials().store_service(RelayUrl.parse('{RELAY}'), f'{{sys.argv[1]}}/s{{n}}', 'x')"
+    )
+    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", script, f"p{n}") for n in range(4)]
+    assert [await process.wait() for process in processes] == [0] * 4
+    content = json.loads((own_configuration / "credentials.json").read_text())
+    assert len(content["relays"][str(RELAY)]["services"]) == 40
+    assert sorted(path.name for path in Credentials().path.parent.iterdir()) == ["credentials.json", "lock"]

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+
+import pytest
+
+from kdispatch.cli.output import Output, choose_loop, run_async
+from kdispatch.settings import SetupError
+from kdispatch_protocol.errors import KdispatchError
+
+DRAINING = """
+import asyncio, sys
+from kdispatch.cli.output import Output, run_async
+async def main():
+    print("up", flush=True)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        print("draining", flush=True)
+        if sys.argv[1] == "slowly":
+            await asyncio.sleep(60)
+        if sys.argv[1] == "raise":
+            raise
+    return 7
+run_async(main, Output())
+"""
+
+
+@pytest.mark.parametrize(
+    ("drains", "signals", "status"),
+    [
+        ("quickly", [signal.SIGINT], 7),
+        ("raise", [signal.SIGINT], 130),
+        ("raise", [signal.SIGTERM], 143),
+        ("slowly", [signal.SIGINT, signal.SIGINT], 130),
+        ("slowly", [signal.SIGTERM, signal.SIGINT], 130),
+    ],
+)
+async def test_the_first_signal_drains_and_the_second_ends(drains: str, signals: list[int], status: int) -> None:
+    """A signal cancels the command, which may drain and say its own status; a second one ends it at once."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DRAINING, drains, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert await process.stdout.readline() == b"up\n"
+    process.send_signal(signals[0])
+    assert await process.stdout.readline() == b"draining\n"
+    for number in signals[1:]:
+        process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), 10) == status
+    assert await process.stderr.read() == b""
+
+
+def test_a_status_of_zero_returns_and_any_other_ends() -> None:
+    """run_async returns after None or 0 and raises SystemExit with any other status."""
+
+    async def ending(status: int | None) -> int | None:
+        await asyncio.sleep(0)
+        return status
+
+    run_async(lambda: ending(None), Output())
+    run_async(lambda: ending(0), Output())
+    with pytest.raises(SystemExit) as caught:
+        run_async(lambda: ending(3), Output())
+    assert caught.value.code == 3
+
+
+def test_a_failure_inside_a_group_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """A KdispatchError in a task group is printed like a bare one; a group without one passes."""
+
+    async def fail(error: Exception) -> None:
+        raise ExceptionGroup("tasks", [ValueError(), ExceptionGroup("inner", [error])])
+
+    with pytest.raises(SystemExit) as caught:
+        run_async(lambda: fail(KdispatchError("no_live_host", "Nobody is there.")), Output())
+    assert caught.value.code == 3
+    assert capsys.readouterr().err.startswith("kdispatch: Nobody is there. [no_live_host]\n  where: relay -> host\n")
+    with pytest.raises(ExceptionGroup):
+        run_async(lambda: fail(OSError()), Output())
+
+
+def test_a_code_without_a_status_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Codes that never end a command still have a status: 1."""
+    assert Output().failed(KdispatchError("resume_expired")) == 1
+    assert "[resume_expired]" in capsys.readouterr().err
+
+
+def test_the_three_modes_of_a_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain and quiet print their lines, JSON goes before quiet, and messages leave stdout alone."""
+    for quiet, as_json in ((False, False), (True, False), (True, True)):
+        output = Output(quiet=quiet, json=as_json)
+        output.result({"port": 7}, quiet=["7"], plain=["listening on", "7"])
+        output.note("to a person")
+        output.warn("reset", code="no_live_host")
+    out, err = capsys.readouterr()
+    assert out == 'listening on\n7\n7\n{"schema": 1, "port": 7}\n'
+    assert err.splitlines()[:3] == ["to a person", *["kdispatch: reset [no_live_host]"] * 2]
+    assert json.loads(err.splitlines()[3]) == {"schema": 1, "warning": {"code": "no_live_host", "text": "reset"}}
+
+
+def test_what_is_wrong_here_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A fault of this machine's configuration is at the hop 'you' and brings its own hint."""
+    assert Output().failed(SetupError("token_refused", "Cut.", hint="Copy it whole.")) == 4
+    assert capsys.readouterr().err == "kdispatch: Cut. [token_refused]\n  where: you\n  try:   Copy it whole.\n"
+
+
+def test_the_loop_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KDISPATCH_NO_UVLOOP=1 gives the standard loop, and 0 whatever is installed."""
+    monkeypatch.setenv("KDISPATCH_NO_UVLOOP", "1")
+    assert choose_loop() is asyncio.new_event_loop
+    monkeypatch.setenv("KDISPATCH_NO_UVLOOP", "0")
+    loop = choose_loop()()
+    loop.close()

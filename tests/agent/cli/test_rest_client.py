@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import HostInfo, Identity, RestClient, ServiceInfo
+from kdispatch_protocol.errors import KdispatchError
+from tests.agent.cli.fake_relay import FakeRelay, new_token, problem
+
+
+@pytest.fixture
+async def client(relay: FakeRelay) -> AsyncIterator[RestClient]:
+    async with RestClient(RelayUrl.parse(relay.url)) as client:
+        yield client
+
+
+async def failure(client: RestClient) -> KdispatchError:
+    with pytest.raises(KdispatchError) as caught:
+        await client.whoami(new_token("adm"))
+    return caught.value
+
+
+async def test_each_call_reads_the_contract(relay: FakeRelay, client: RestClient) -> None:
+    """Sign up, create, list, show, hosts and whoami give typed results, and the token goes in its header only."""
+    ann = await client.sign_up("ann")
+    assert await client.whoami(ann.token) == Identity("adm", "ann", None)
+    web_service = await client.create_service(ann.token, "web")
+    assert (web_service.service, web_service.access) == ("ann/web", "public")
+    relay.hosts["ann/web"] = [{"host": "h1", "since": "2026-01-01T00:00:00Z", "labels": {"a": "b"}, "streams": 2}]
+    assert await client.services(ann.token) == (ServiceInfo("ann/web", "public", 1),)
+    assert await client.service("ann/web") == ServiceInfo("ann/web", "public", 1)
+    assert await client.hosts("ann/web", ann.token) == (HostInfo("h1", "2026-01-01T00:00:00Z", {"a": "b"}, 2),)
+    assert {token for _, _, token in relay.seen} == {None, f"Bearer {ann.token}"}
+
+
+async def test_a_wrong_name_is_never_sent(relay: FakeRelay, client: RestClient) -> None:
+    """A name that isn't one is refused before it becomes part of an address."""
+    for service in ("ann", "ann/../bob", "ann/web?x", "Ann/web"):
+        with pytest.raises(KdispatchError, match="bad_name"):
+            await client.service(service)
+    with pytest.raises(KdispatchError, match="bad_name"):
+        await client.sign_up("a b")
+    assert relay.seen == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "says"),
+    [
+        (problem("revoked", 401, "Gone since noon."), "revoked", "Gone since noon."),
+        (problem("revoked", 401), "revoked", "What this access rested on was revoked."),
+        (problem("internal_error", 500, "Oh."), "internal_error", "Oh. Request id: r1."),
+        (problem("of_tomorrow", 401, "New."), "token_refused", "New. (The relay calls it 'of_tomorrow'.)"),
+        (problem("of_tomorrow", 404), "unknown_service", "of_tomorrow"),
+        (problem("of_tomorrow", 418), "bad_request", "of_tomorrow"),
+        (problem("of_tomorrow", 502), "internal_error", "of_tomorrow"),
+    ],
+)
+async def test_a_problem_keeps_its_code_and_text(
+    relay: FakeRelay, client: RestClient, answer: web.Response, code: str, says: str
+) -> None:
+    """A relay's problem is raised with its code, and a code of tomorrow with what its status means today."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return answer
+
+    relay.instead = refuse
+    error = await failure(client)
+    assert error.code == code
+    assert says in error.text
+
+
+async def test_the_wait_that_the_relay_asks_for_is_told(relay: FakeRelay, client: RestClient) -> None:
+    """Retry-After is part of the text of rate_limited."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        answer = problem("rate_limited", 429, "Slowly.")
+        answer.headers["Retry-After"] = "17"
+        return answer
+
+    relay.instead = refuse
+    assert (await failure(client)).text == "Slowly. The relay asks to wait 17 s."
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (200, "<html>Welcome</html>", "not_a_relay"),
+        (404, "<html>Not found</html>", "not_a_relay"),
+        (401, '{"error": "who?"}', "not_a_relay"),
+        (200, '{"kind": "adm"}', "not_a_relay"),
+        (200, '{"kind": "adm", "handle": 7}', "not_a_relay"),
+        (200, "[1]", "not_a_relay"),
+        (200, "[" * 100_000, "not_a_relay"),
+        (404, '{"code": 404}', "not_a_relay"),
+        (407, "", "proxy_auth"),
+        (429, "slow", "rate_limited"),
+        (502, "<html>Bad gateway</html>", "relay_unreachable"),
+        (511, "", "captive_portal"),
+    ],
+)
+async def test_what_answers_in_a_relays_place_is_told_apart(
+    relay: FakeRelay, client: RestClient, status: int, body: str, code: str
+) -> None:
+    """An answer without a code of ours is never taken for a relay's."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body, content_type="text/html")
+
+    relay.instead = answer
+    assert (await failure(client)).code == code
+
+
+async def test_no_redirect_is_followed(relay: FakeRelay, client: RestClient) -> None:
+    """A redirect ends the call, so that no token reaches another origin."""
+    other = FakeRelay()
+    runner = await other.start()
+
+    async def redirect(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{other.url}{request.path}"})
+
+    relay.instead = redirect
+    error = await failure(client)
+    await runner.cleanup()
+    assert (error.code, other.url in error.text, other.seen) == ("not_a_relay", True, [])
+
+
+async def test_an_endless_answer_is_cut(relay: FakeRelay, client: RestClient) -> None:
+    """An answer above the bound is refused, compressed or not."""
+
+    async def flood(request: web.Request) -> web.Response:
+        answer = web.Response(text=json.dumps({"kind": "adm", "handle": "x" * 5_000_000}))
+        answer.enable_compression(web.ContentCoding.gzip)
+        return answer
+
+    relay.instead = flood
+    assert "no end" in (await failure(client)).text
+
+
+async def test_a_closed_port_is_named() -> None:
+    """A refused connection names host, port and cause."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        async with RestClient(RelayUrl.parse(f"http://127.0.0.1:{port}")) as client:
+            error = await failure(client)
+    assert error.code == "relay_unreachable"
+    assert error.text == f"127.0.0.1:{port} can't be reached: connection refused."
+
+
+async def test_a_name_that_does_not_resolve_is_named() -> None:
+    """A name that nobody has is relay_unreachable and says that it is the name."""
+    async with RestClient(RelayUrl.parse("https://relay.invalid")) as client:
+        error = await failure(client)
+    assert error.code == "relay_unreachable"
+    assert error.text.startswith("relay.invalid:443 can't be reached: the name cannot be resolved")
+
+
+@pytest.mark.parametrize(
+    ("speaks", "scheme", "code"),
+    [
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "http", "not_a_relay"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "https", "not_a_relay"),
+        (b"", "http", "relay_unreachable"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "http", "relay_unreachable"),
+    ],
+)
+async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code: str) -> None:
+    """Another protocol is not_a_relay, a connection that ends early is relay_unreachable."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(speaks)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server, RestClient(RelayUrl.parse(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as c:
+        assert (await failure(c)).code == code
+
+
+async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay: FakeRelay) -> None:
+    """No answer within the total time is relay_unreachable and says how long was waited."""
+    monkeypatch.setattr("kdispatch.rest_client.TOTAL_SECONDS", 0.1)
+    over = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await over.wait()
+        return web.Response()
+
+    relay.instead = wait
+    async with RestClient(RelayUrl.parse(relay.url)) as client:
+        error = await failure(client)
+    over.set()
+    assert (error.code, error.text.partition(": ")[2]) == ("relay_unreachable", "no answer within 0.1 s.")
