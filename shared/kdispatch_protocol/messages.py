@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Final, Self
 
 from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
@@ -88,7 +88,7 @@ def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
 class _Message:
     def encode(self) -> bytes:
         """The payload: compact JSON, fields that are ``None`` left out."""
-        content = {key: value for key, value in asdict(self).items() if value is not None}
+        content = {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
         return json.dumps(content, separators=(",", ":")).encode()
 
     @classmethod
