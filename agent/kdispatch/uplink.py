@@ -95,7 +95,7 @@ class Uplink:
             self.driver.disconnect("", "The agent ends.")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(lost), 1.0)
-        self.driver.abort()
+        self.driver.stop()
 
     async def _connect(self) -> asyncio.Future[tuple[str, str]]:
         """One try: connect, upgrade, HELLO, WELCOME. Returns the future that tells when the session is over."""

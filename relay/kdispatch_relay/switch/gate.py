@@ -19,7 +19,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.sockets import tune_session_socket
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
@@ -188,9 +188,12 @@ class _AgentLink:
     # --- the link's owner ---------------------------------------------------------------------
 
     def link_message(self, message: Buffer, now: float) -> None:
-        """One message of the agent's."""
+        """One message of the agent's; an agent that breaks the protocol is told so and cut."""
         greeted = bool(self.session.process)
-        self._gate.switch.receive_message(self.session, message, now)
+        try:
+            self._gate.switch.receive_message(self.session, message, now)
+        except RemoteProtocolError as error:
+            self.cut(error.code, error.text)
         if not greeted and self.session.process:
             self._hello_timer.cancel()
             self.link.carrier.limit_messages(self._gate.limits.message)

@@ -69,9 +69,13 @@ class EndpointDriver:
             self._link.close(code, text)
 
     def abort(self) -> None:
-        """End the current session at once, and every stream."""
+        """End the current session at once; another may follow."""
         if self._link is not None:
-            self._link.abort("cancelled", "The agent ended.")
+            self._link.abort("cancelled", "The session was given up.")
+
+    def stop(self) -> None:
+        """End for good."""
+        self.abort()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -22,6 +22,7 @@ __all__ = ["Link", "LinkOwner"]
 # A flush hands at most this many batches to the socket before other sessions get their turn.
 _BATCHES: Final = 8
 # Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
+_NORMAL: Final = 1000
 _POLICY: Final = 1008
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
@@ -106,7 +107,7 @@ class Link:
             self._verdict = (code, text)
             if not self.carrier.full:
                 self.flush()
-            self.carrier.close(_POLICY, code)
+            self.carrier.close(_POLICY if code else _NORMAL, code)
 
     def abort(self, code: str, text: str) -> None:
         """End it at once: nothing can be said any more."""

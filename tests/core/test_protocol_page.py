@@ -1,0 +1,53 @@
+"""The wire is written down twice on purpose: in the code and in docs/protocol.md. Here the two are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from kdispatch_protocol import frames, messages
+from kdispatch_protocol.states import TABLE, State
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+_FLAGS = {"blocked": frames.BLOCKED, "marked": frames.MARKED, "fin": frames.FIN_ARRIVED}
+
+
+def test_types_flags_and_lengths_are_the_codes() -> None:
+    """Each row of the table of types says what the decoder enforces."""
+    rows = re.findall(r"^\| (\d+) \| ([A-Z]+) \| ([^|]+) \| ([\d-]+) \| (yes|no|either) \|", PAGE, re.MULTILINE)
+    assert {int(number): name for number, name, *_ in rows} == frames.TYPE_NAMES
+    for number, _, flags, length, stream in rows:
+        low, _, high = length.partition("-")
+        bits = sum(_FLAGS[word] for word in re.findall(r"`(\w+)`", flags))
+        numbered = {"yes": True, "no": False, "either": None}[stream]
+        assert frames._RULES[int(number)] == (int(low), int(high or low), bits, numbered)
+
+
+def test_json_keys_are_the_codes() -> None:
+    """Each JSON payload has the keys of its class, and the same ones are required."""
+    rows = re.findall(r"^\| ([A-Z]*) ?\| `(\w+)` \| [^|]+ \| ?([^|]*)\|$", PAGE, re.MULTILINE)
+    written: dict[str, dict[str, bool]] = {}
+    frame = ""
+    for name, key, needed in rows:
+        frame = name or frame
+        written.setdefault(frame.capitalize(), {})[key] = needed.strip() == "required"
+    assert len(written) == 9
+    for name, keys in written.items():
+        fields = dataclasses.fields(getattr(messages, name))
+        coded = {
+            item.name: item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+            for item in fields
+        }
+        assert keys == coded, name
+
+
+def states_table() -> str:
+    """The page's table of states, drawn from the code's."""
+    rows = [(state, by, after) for (state, by), after in TABLE.items() if after is not State.RESET]
+    return "\n".join(f"| {state.value} | {by.value} | {after.value} |" for state, by, after in rows)
+
+
+def test_the_states_are_drawn_from_the_table() -> None:
+    """The transitions on the page are those of the code."""
+    assert states_table() in PAGE
