@@ -8,8 +8,9 @@ import json
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
+from aiohappyeyeballs import start_connection
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
@@ -22,6 +23,8 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 __all__ = ["Refusal", "Upgraded", "dial", "translate_connect_error"]
 
 _HEAD_MAX: Final = 32 * 1024
+#: Seconds before the next address is tried beside the first (RFC 8305, 5).
+_EYEBALLS: Final = 0.25
 _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 # Answers after which another try makes sense, whoever gave them.
@@ -53,12 +56,11 @@ async def dial(relay: RelayUrl, context: ssl.SSLContext | None = None) -> Upgrad
     loop = asyncio.get_running_loop()
     tls = (context or ssl.create_default_context()) if relay.secure else None
     try:
+        addresses = await loop.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+        # Not create_connection's own race of addresses: uvloop has none.
+        sock = await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
         transport, handshake = await loop.create_connection(
-            lambda: _Handshake(relay),
-            relay.host,
-            relay.port,
-            ssl=tls,
-            happy_eyeballs_delay=0.25,
+            lambda: _Handshake(relay), sock=sock, ssl=tls, server_hostname=relay.host if tls else None
         )
     except (OSError, ssl.SSLError) as error:
         raise translate_connect_error(error, relay) from error
@@ -101,7 +103,8 @@ class _Handshake(asyncio.Protocol):
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # A cast: uvloop's transports are none of asyncio's classes.
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         self._http.send_request(self._http.connect())
         transport.write(b"".join(self._http.data_to_send()))

@@ -16,6 +16,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from kdispatch_protocol import frames
+from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.sockets import tune_session_socket
@@ -39,25 +40,23 @@ _log = logging.getLogger("kdispatch.relay")
 
 
 class Gate:
-    """Agents' sessions, from upgrade to end. All of it runs on one event loop."""
+    """Agents' sessions, from upgrade to end. Make it on the event loop that it will live on."""
 
     def __init__(self, authority: Authority, *, relay_id: str, limits: Limits = DEFAULT_LIMITS) -> None:
         self._authority = authority
-        self._relay_id = relay_id
         self.limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._timed_out)
+        self.buffer = read_buffer()
+        self._started = time.time() - self._loop.time()  # monotonic times become unix seconds
+        self.switch = Switch(relay_id, secrets.randbelow, self._loop.time(), limits=limits, memory=_queue_memory())
         self._links: dict[Session, _AgentLink] = {}
         self._questions: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._closing = False
+        self._closing = True
 
     async def start(self) -> None:
         """Begin to take sessions."""
-        self._loop = asyncio.get_running_loop()
-        self.buffer = read_buffer()
-        self._started = time.time() - self._loop.time()  # monotonic times become unix seconds
-        self.switch = Switch(
-            self._relay_id, secrets.randbelow, self._loop.time(), limits=self.limits, memory=_queue_memory()
-        )
+        self._closing = False
 
     def hosts_of(self, service: str) -> list[HostView]:
         """The live hosts of a service."""
@@ -68,6 +67,8 @@ class Gate:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/v1/tunnel``: upgrade, then carry the session until it ends."""
+        if self._closing:
+            raise KdispatchError("busy", "The relay is shutting down.")
         response = web.StreamResponse(status=101, headers=_upgrade(request))
         response.force_close()
         await response.prepare(request)
@@ -96,8 +97,7 @@ class Gate:
             task.cancel()
         if self._questions:
             await asyncio.wait(self._questions)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     # --- between the switch and the links ------------------------------------------------------
 
@@ -127,14 +127,9 @@ class Gate:
             link = self._links.get(session)
             if link is not None:
                 link.link.flush()
-        when = switch.next_deadline()
-        if when is not None and (self._timer is None or when < self._timer.when()):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._timed_out)
+        self._alarm.set(switch.next_deadline())
 
     def _timed_out(self) -> None:
-        self._timer = None
         self.switch.handle_timeout(self._loop.time())
         self.settle()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kdispatch_protocol import events, frames
+from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.transport import StreamTransport
@@ -47,7 +48,7 @@ class EndpointDriver:
         self._on_event = on_event
         self._link: Link | None = None
         self._transports: dict[Stream, StreamTransport] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
         self._reading = False  # a read is being worked on; its answers go out at its end
 
@@ -76,8 +77,7 @@ class EndpointDriver:
     def stop(self) -> None:
         """End for good."""
         self.abort()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     @property
     def streams(self) -> int:
@@ -156,18 +156,9 @@ class EndpointDriver:
             return  # link_read does it
         if self._link is not None and self._table.outbox:
             self._link.wake()
-        self._arm()
-
-    def _arm(self) -> None:
-        when = self.endpoint.next_deadline()
-        if when is None or (self._timer is not None and self._timer.when() <= when):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_at(when, self._timed_out)
+        self._alarm.set(self.endpoint.next_deadline())
 
     def _timed_out(self) -> None:
-        self._timer = None
         self.endpoint.handle_timeout(self.loop.time())
         self._deliver()
         self.wake()
@@ -202,7 +193,7 @@ class EndpointDriver:
 
     def link_read(self) -> None:
         """A read was worked on: its answers go out at once."""
-        self._arm()
+        self._alarm.set(self.endpoint.next_deadline())
         if self._link is not None and self._table.outbox:
             self._link.flush()
 

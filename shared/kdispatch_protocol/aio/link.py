@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
+from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import Carrier
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
@@ -65,7 +66,7 @@ class Link:
             Liveness(None, limits.dead_relay, now) if server else Liveness(limits.ping, limits.dead_agent, now)
         )
         self._wake_handle: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._loop, self._look)
         self._full_since = now
         self._full_unsent = 0
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
@@ -140,9 +141,9 @@ class Link:
     def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone."""
         self._over = True
-        for handle in (self._timer, self._wake_handle):
-            if handle is not None:
-                handle.cancel()
+        self._alarm.cancel()
+        if self._wake_handle is not None:
+            self._wake_handle.cancel()
         if self._verdict is not None:
             code, text = self._verdict
         elif closing is not None and not closing.by_peer:
@@ -159,17 +160,11 @@ class Link:
         """Look again when the other end's silence, or a full socket, is to be judged."""
         if self._over:
             return
-        when = self._liveness.next_deadline()
+        self._alarm.set(self._liveness.next_deadline())
         if self.carrier.full:
-            when = min(when, self._loop.time() + self._limits.slow_consumer / _LOOKS)
-        if self._timer is not None:
-            if self._timer.when() <= when:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._look)
+            self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
 
     def _look(self) -> None:
-        self._timer = None
         now = self._loop.time()
         # What waits to be read is read before a verdict: the judge comes behind it in the loop's next turn.
         self._loop.call_soon(self._judge, now)

@@ -12,7 +12,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import StreamReset
@@ -22,14 +22,13 @@ __all__ = ["Pipe", "reset_connection"]
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
-def reset_connection(transport: asyncio.BaseTransport) -> None:
+def reset_connection(transport: asyncio.Transport) -> None:
     """Abort a TCP connection with RST rather than FIN."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    transport.abort()
 
 
 class Pipe:
@@ -94,8 +93,8 @@ class _Local(asyncio.BufferedProtocol):
         self._buffer = buffer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._pipe.local_made(transport)
+        # A cast: uvloop's transports are none of asyncio's classes.
+        self._pipe.local_made(cast("asyncio.Transport", transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         return self._buffer
