@@ -65,7 +65,9 @@ class Carrier(asyncio.BufferedProtocol):
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
         """Take over ``transport``; ``early`` is what its former protocol had read already."""
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)  # told at once when something is left over, and when it is gone
+        # Told at once when more than a byte is left over, and when all is gone. Not 0: TLS transports of asyncio
+        # call themselves full at the mark, plain ones above it, and an empty one would be full for ever.
+        transport.set_write_buffer_limits(high=1, low=0)
         transport.set_protocol(self)
         if not transport.is_reading():
             transport.resume_reading()

@@ -94,13 +94,16 @@ class Link:
             if not parts:
                 return
             carrier.send(parts)
-            unsent = carrier.unsent
-            if unsent:
-                self._full_since, self._full_unsent = now, unsent
-                self._pace.filled(unsent, now)
+            if self._is_full():
+                self._full_since, self._full_unsent = now, carrier.unsent
+                self._pace.filled(self._full_unsent, now)
                 self._arm()
                 return
         self.wake()
+
+    def _is_full(self) -> bool:
+        """Whether the last batch filled the socket: sending it may have changed that."""
+        return self.carrier.full
 
     def close(self, code: str, text: str = "") -> None:
         """End the session in order: what is queued goes first, then a close frame with the code."""
