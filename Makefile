@@ -5,22 +5,23 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ONLY   ?=
 
-.PHONY: demo test check style types core accept docs clean help
+.PHONY: help demo test check style types core accept docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("kdispatch needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("kdispatch needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Another one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) can't make a virtual environment with pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## the main job on real sockets, checked, under a minute
-	@$(BIN)/python tests/demo/first_tunnel.py
+	@$(BIN)/python -m tests.demo.first_tunnel
 
 test: $(STAMP)  ## all tests in their small forms
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not accept' tests
+	$(BIN)/python -m pytest -n auto --dist worksteal -rs -m 'not accept' tests
 
 check: style types core  ## style, types and core tests: before each commit
 
@@ -43,4 +44,5 @@ docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m tests.tools.generate_docs
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .coverage .coverage.* .hypothesis
+	find agent relay shared tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,7 +119,7 @@ class LocalListener:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: Pipe(self._client.driver.buffer, on_local=self._accepted).local,
+                lambda: Pipe(self._client.driver, on_local=self._accepted).local,
                 address,
                 port,
                 backlog=_BACKLOG,

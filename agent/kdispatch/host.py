@@ -148,7 +148,7 @@ class LocalPort:
         self.host.run(stream, asyncio.get_running_loop().create_task(self._dial(driver, stream)))
 
     async def _dial(self, driver: EndpointDriver, stream: Stream) -> None:
-        pipe = Pipe(driver.buffer, on_local=lambda pipe: pipe.hold())
+        pipe = Pipe(driver, on_local=Pipe.pause_socket)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limits.dial):
@@ -165,7 +165,7 @@ class LocalPort:
                 pipe.end("cancelled")
             else:
                 driver.accept(stream, pipe.remote)
-                pipe.release()
+                pipe.resume_socket()
 
     def _failed(self) -> None:
         self._failures += 1

@@ -13,6 +13,7 @@ The tree::
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -159,10 +160,20 @@ class KdispatchError(Exception):
         self.text = text or CODES[code].meaning
         super().__init__(f"{self.text} [{code}]")
 
+    def __reduce__(self) -> tuple[Callable[..., KdispatchError], tuple[type[KdispatchError], str, str]]:
+        # The arguments of a subclass differ from those of Exception, by which copies and pickles would be made.
+        return _made_again, (type(self), self.code, self.text)
+
     @property
     def info(self) -> Code:
         """The table's row of this code."""
         return CODES[self.code]
+
+
+def _made_again(kind: type[KdispatchError], code: str, text: str) -> KdispatchError:
+    error = kind.__new__(kind)
+    KdispatchError.__init__(error, code, text)
+    return error
 
 
 class LocalProtocolError(KdispatchError):

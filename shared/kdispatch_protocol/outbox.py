@@ -87,15 +87,18 @@ class Outbox:
                 size += len(frame)
         ring = self._ring
         while ring and size < most:
-            source = ring.popleft()
-            source.deficit += self._quantum
+            source = ring[0]
+            if source.deficit <= 0:  # its turn begins
+                source.deficit += self._quantum
             if source.deficit > 0:
                 sent = source.pull(min(source.deficit, most - size), parts, now)
                 size += sent
                 source.deficit -= sent
-            if source.ready():
-                ring.append(source)
-            else:
+            if not source.ready():
+                ring.popleft()
                 source.queued = False
                 source.deficit = min(source.deficit, 0)
+            elif source.deficit <= 0 or size < most:
+                ring.rotate(-1)
+            # else the batch is full in the middle of its turn: it goes on with it in the next one
         return parts

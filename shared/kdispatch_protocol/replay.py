@@ -127,8 +127,7 @@ class Outbound:
     def rewind(self) -> None:
         """All that is not acknowledged is to be sent again, the end too."""
         if self._replay:
-            if self._unsent is None:
-                self._unsent = deque()
+            assert self._unsent is not None  # what was sent was written before
             self._unsent.extendleft(bytes(c) if isinstance(c, bytearray) else c for c in reversed(self._replay))
             self._replay.clear()
         self.sent = self.base

@@ -123,6 +123,7 @@ class StreamTable:
         for stream in list(self.by_number.values()):
             if stream.is_client and stream.state is State.OPENING:
                 stream.number = 0
+                stream.inbound.release()  # no host has seen that limit; the next session may have less to grant
                 self._waiting[stream] = None
             else:
                 code = "open_interrupted" if stream.state in {State.OPENING, State.TRYING} else "resume_expired"

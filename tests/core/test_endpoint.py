@@ -473,3 +473,18 @@ def test_a_lost_session_repeats_opens_without_a_host_and_resets_the_rest() -> No
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     assert talk.names() == ["HELLO", "OFFER", "OPEN"]
     assert fresh.number == 3
+
+
+def test_repeated_opens_promise_what_the_new_session_allows() -> None:
+    """Credit that an OPEN promised in a lost session does not count in the next, which may have less."""
+    talk = Conversation(
+        welcome=Welcome(version=1, relay="00" * 16, credit=1 << 26, spread_ms=0, opens=256, streams=999)
+    )
+    for number in range(256):
+        talk.table.open(SERVICE, f"{number:032x}", talk.now)
+    talk.endpoint.disconnect()
+    talk.endpoint.connect()
+    tight = Welcome(version=1, relay="00" * 16, credit=1 << 24, spread_ms=0, opens=256, streams=999)
+    talk.hear(frame(frames.WELCOME, payload=tight.encode()))
+    assert talk.table.budget.total == 1 << 24
+    assert talk.table.budget.within(256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 
 import pytest
 
@@ -416,12 +417,13 @@ def test_a_stream_is_forgotten_when_both_ends_are_acknowledged() -> None:
     relay = Relay()
     client, host = connected(relay)
     client.say(frame(frames.FIN, 1, 0))
+    assert host.names() == ["FIN"]
     host.say(frames.ack_frame(2, 0, 30_000, fin=True), frame(frames.FIN, 2, 0))
     assert client.session.legs
     client.say(frames.ack_frame(1, 0, 1000, fin=True))
     assert not client.session.legs
     assert not host.session.legs
-    assert host.names() == ["ACK", "FIN"]
+    assert host.names() == ["ACK"]
     client.say(frame(frames.DATA, 1, 0, b"late"))
     assert host.hear() == []
 
@@ -542,3 +544,22 @@ def test_nothing_is_done_for_a_session_that_ended() -> None:
     client.lose()
     client.open()
     assert host.hear() == []
+
+
+def test_a_peers_text_can_not_end_a_session() -> None:
+    """A RESET that the relay took fits a frame when the relay passes it on."""
+    relay = Relay()
+    client, host = connected(relay)
+    payload = json.dumps({"code": "cancelled", "text": "\u00e9" * 8000}, ensure_ascii=False).encode()
+    client.say(frame(frames.RESET, 1, payload=payload))
+    assert code_of(host.hear()) == "cancelled"
+
+
+def test_a_finished_stream_leaves_nothing_in_the_budget() -> None:
+    """Two agents that call a stream finished while its data waits hold none of the relay's memory."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(frame(frames.DATA, 1, 0, bytes(10_000)), frames.ack_frame(1, 0, 1000, fin=True))
+    host.say(frames.ack_frame(2, 0, 20_000, fin=True))
+    assert not host.session.legs
+    assert relay.switch.budget.queued == host.session.queued == 0

@@ -8,6 +8,7 @@ random; time jumps. Whatever happened, the checks at the end must hold.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -104,6 +105,10 @@ class Agent:
     session: Session | None = None
     up: Wire = field(default_factory=lambda: Wire(to_server=True))
     down: Wire = field(default_factory=lambda: Wire(to_server=False))
+
+
+#: A weight, and what then happens.
+Action = tuple[int, Callable[[], None]]
 
 
 class World:
@@ -363,30 +368,37 @@ def play(rng: random.Random, world: World, steps: int, *, losses: bool = True, r
     refusing = rng.choice((0.1, 0.5, 0.8))
     for _ in range(steps):
         agent = rng.choice(world.agents)
-        ends = list(agent.ends.values())
-        end = rng.choice(ends) if ends else None
-        actions: list[tuple[int, Callable[[], None]]] = [
-            (1 if world.made else 20, world.open),
-            (4, lambda: world.flush(agent)),
-            (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=True)),
-            (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=False)),
-            (2, lambda: world.answer_dial(agent, accept=rng.random() >= refusing)),
-            (1, lambda: world.pass_time(rng.choice((0.001, 0.03, 0.11, 1.0)))),
-            (2, world.answer_question),
-        ]
-        if end is not None:
-            actions += [
-                (4, lambda: world.write(agent, end, rng.choice((1, 2, 30, 256, 700)))),
-                (4, lambda: world.read(agent, end, rng.choice((1, 100, 5000)))),
-                (1, lambda: world.write_eof(agent, end)),
-            ]
-            if resets and rng.random() < 0.1:
-                actions.append((1, lambda: world.give_up(agent, end)))
+        actions = _session_actions(rng, world, agent, refusing)
+        if agent.ends:
+            actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), resets=resets)
         if losses and rng.random() < 0.03:
-            actions.append((10, lambda: world.cut(agent) if agent.session else world.connect(agent)))
+            actions.append((10, functools.partial(world.cut if agent.session else world.connect, agent)))
         if rng.random() < 0.01:
-            actions.append((3, lambda: world.pass_time(rng.choice((5.1, 16.0, 31.0)))))
+            actions.append((3, functools.partial(world.pass_time, rng.choice((5.1, 16.0, 31.0)))))
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
+
+
+def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: float) -> list[Action]:
+    return [
+        (1 if world.made else 20, world.open),
+        (4, lambda: world.flush(agent)),
+        (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=True)),
+        (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=False)),
+        (2, lambda: world.answer_dial(agent, accept=rng.random() >= refusing)),
+        (1, lambda: world.pass_time(rng.choice((0.001, 0.03, 0.11, 1.0)))),
+        (2, world.answer_question),
+    ]
+
+
+def _program_actions(rng: random.Random, world: World, agent: Agent, end: End, *, resets: bool) -> list[Action]:
+    actions: list[Action] = [
+        (4, lambda: world.write(agent, end, rng.choice((1, 2, 30, 256, 700)))),
+        (4, lambda: world.read(agent, end, rng.choice((1, 100, 5000)))),
+        (1, lambda: world.write_eof(agent, end)),
+    ]
+    if resets and rng.random() < 0.1:
+        actions.append((1, lambda: world.give_up(agent, end)))
+    return actions
 
 
 __all__ = ["SERVICE", "SMALL", "End", "RemoteProtocolError", "World", "content", "play"]

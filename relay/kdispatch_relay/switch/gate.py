@@ -93,9 +93,7 @@ class Gate:
             await asyncio.wait(waiting, timeout=3)
         for link in list(self._links.values()):
             link.link.abort("drain", "")
-        for task in self._questions:
-            task.cancel()
-        if self._questions:
+        if self._questions:  # not cancelled: a look-up that is cut off loses its connection to the database
             await asyncio.wait(self._questions)
         self._alarm.cancel()
 

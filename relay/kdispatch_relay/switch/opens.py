@@ -153,12 +153,13 @@ class Opens:
         route.drop_early()
 
     def finish(self, route: Route) -> None:
-        """Both directions ended well. The last ACKs stay in the outboxes."""
+        """Both directions ended well, say both ends. The last ACKs stay in the outboxes."""
         route.client.session.streams_opened -= 1
         self._uncount(route)
         for leg in (route.client, route.host):
             if leg is not None:
                 leg.session.legs.pop(leg.number, None)
+                leg.drop_data()
 
     # --- inner ------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Reset
+from kdispatch_protocol.messages import Open, Reset, printable
 from kdispatch_protocol.timers import Timer
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Leg:
 
     __slots__ = (
         "_ack",
+        "_late_last",
         "_late_since",
         "_queue",
         "deficit",
@@ -68,6 +69,7 @@ class Leg:
         self.queued = False
         self._queue: deque[Waiting] | None = None  # made at first use
         self._late_since: float | None = None
+        self._late_last = 0.0
         self._ack: tuple[int, int, bool] | None = None
 
     def forward(self, type_: int, flags: int, value: int, payload: Buffer, now: float) -> None:
@@ -108,10 +110,14 @@ class Leg:
 
     def drop_queue(self) -> None:
         """Forget what waits: the stream was reset."""
+        self.drop_data()
+        self._ack = None
+
+    def drop_data(self) -> None:
+        """Forget the data that waits; an ACK still goes out."""
         if self._queue:
             self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
         self._queue = None
-        self._ack = None
 
     # --- a source of the session's outbox --------------------------------------------------
 
@@ -151,8 +157,9 @@ class Leg:
         if waited <= limits.mark_wait:
             self._late_since = None
             return self.session.budget.tight
-        if self._late_since is None:
-            self._late_since = now
+        if self._late_since is None or now - self._late_last > limits.mark_time + waited:
+            self._late_since = now  # waits that were long, a rest, and long again did not stay long
+        self._late_last = now
         return now - self._late_since >= limits.mark_time or self.session.budget.tight
 
 
@@ -212,4 +219,5 @@ class Route:
 
 def reset_frame(number: int, code: str, text: str) -> bytes:
     """A RESET by number."""
-    return frames.frame(frames.RESET, number, payload=Reset(code=code, text=text).encode())
+    # Cut and without control characters: a peer's text that grows on its way would end its receiver's session.
+    return frames.frame(frames.RESET, number, payload=Reset(code=code, text=printable(text)).encode())

@@ -12,6 +12,7 @@ from kdispatch_protocol import events, frames
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.events import Event
@@ -43,6 +44,7 @@ class EndpointDriver:
         self.endpoint = endpoint
         self.loop = asyncio.get_running_loop()
         self.buffer = read_buffer()
+        self.pipes: set[Pipe] = set()  # local connections that are not closed yet
         self.lost: asyncio.Future[tuple[str, str]] | None = None  # of the current link: code and text
         self._table = endpoint.table
         self._on_event = on_event
@@ -75,8 +77,10 @@ class EndpointDriver:
             self._link.abort("cancelled", "The session was given up.")
 
     def stop(self) -> None:
-        """End for good."""
+        """End for good; what is left of local connections is reset."""
         self.abort()
+        for pipe in list(self.pipes):
+            pipe.abort()
         self._alarm.cancel()
 
     @property
@@ -85,10 +89,10 @@ class EndpointDriver:
         return len(self._table.by_uuid)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until there are no streams, at most so long."""
+        """Wait until there are no streams, and their programs have all bytes, at most so long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.streams:
+                while self.streams or self.pipes:
                     self._idle.clear()
                     await self._idle.wait()
 
@@ -100,9 +104,12 @@ class EndpointDriver:
         return self._add(stream, protocol)
 
     def accept(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
-        """Take a stream that was requested; its service is there."""
+        """Take a stream that was requested; its service is there. One that was given up meanwhile is lost at once."""
         self._table.accept(stream, self.loop.time())
-        return self._add(stream, protocol)
+        transport = self._add(stream, protocol)
+        if stream.ended:
+            transport.reset("cancelled", "")
+        return transport
 
     def refuse(self, stream: Stream, code: str, text: str) -> None:
         """Refuse a stream that was requested."""
@@ -142,6 +149,11 @@ class EndpointDriver:
         self._table.reset(stream, code, text)
         self.wake()
 
+    def pipe_ended(self, pipe: Pipe) -> None:
+        """For pipes: the local connection is closed."""
+        self.pipes.discard(pipe)
+        self._idle.set()
+
     def forget(self, stream: Stream) -> None:
         """For transports: no event of this stream is wanted any more."""
         self._transports.pop(stream, None)
@@ -176,9 +188,17 @@ class EndpointDriver:
                     find = self._transports.pop if kind in _ENDS else self._transports.get
                     transport = find(stream, None)
                     if transport is not None:
-                        act(transport, event)
+                        self._act(act, transport, event)
                 if act is None or kind is events.StreamWasReset:
                     self._on_event(event)
+
+    def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, event: Event) -> None:
+        try:
+            act(transport, event)
+        except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
+            what = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
+            self.loop.call_exception_handler(what)
+            transport.reset("cancelled", "The program failed.")
 
     # --- the link's owner ------------------------------------------------------------------------------
 

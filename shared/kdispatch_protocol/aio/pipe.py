@@ -1,8 +1,8 @@
 """A local TCP connection tied to a stream: what the agents are made of.
 
 Both are asyncio transports; each end's flow control pauses the other's reading.
-A finished stream closes the connection politely, anything else resets it, so
-that no program mistakes a failure for an end.
+A finished stream closes the connection politely, anything else resets it, the
+death of this process included, so that no program mistakes a failure for an end.
 """
 
 from __future__ import annotations
@@ -12,77 +12,116 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import StreamReset
 
-__all__ = ["Pipe", "reset_connection"]
+if TYPE_CHECKING:
+    from kdispatch_protocol.aio.driver import EndpointDriver
+
+__all__ = ["Pipe"]
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
-
-
-def reset_connection(transport: asyncio.Transport) -> None:
-    """Abort a TCP connection with RST rather than FIN."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-    transport.abort()
+_LINGER_OFF: Final = struct.pack("ii", 0, 0)
+#: Seconds between looks at a paused socket, and the state that is looked for (Linux, tcp_states.h).
+_LOOK_EVERY: Final = 1.0
+_TCP_CLOSE: Final = 7
 
 
 class Pipe:
     """The two protocols of one connection: ``local`` for the socket, ``remote`` for the stream.
 
-    ``buffer`` is where the socket is read into, shared by everything on the loop.
-    ``on_local`` is called when the socket is connected, ``on_end`` once when the
-    pipe is over, with the code that ended it.
+    ``on_local`` is called when the socket is connected. The driver counts pipes
+    until their sockets are closed: a stream may be finished while its last bytes
+    still wait for a slow program.
     """
 
-    def __init__(
-        self,
-        buffer: memoryview,
-        *,
-        on_local: Callable[[Pipe], None] | None = None,
-        on_end: Callable[[Pipe, str], None] | None = None,
-    ) -> None:
-        self.local = _Local(self, buffer)
+    def __init__(self, driver: EndpointDriver, *, on_local: Callable[[Pipe], None] | None = None) -> None:
+        self.local = _Local(self, driver.buffer)
         self.remote = _Remote(self)
         self.socket: asyncio.Transport | None = None
         self.stream: StreamTransport | None = None
+        self._driver = driver
         self._on_local = on_local
-        self._on_end = on_end
         self._ended = False
+        self._looking = False
 
     def local_made(self, transport: asyncio.Transport) -> None:
         """The socket is there."""
         self.socket = transport
+        self._driver.pipes.add(self)
+        self._linger(_LINGER_RESET)  # from the start: a killed process must not look like an end either
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
             self._on_local(self)
 
-    def hold(self) -> None:
-        """Read nothing from the socket yet: there is no stream to take it."""
-        if self.socket is not None:
-            self.socket.pause_reading()
-
-    def release(self) -> None:
-        """There is a stream now."""
-        if self.socket is not None and not self.socket.is_closing():
-            self.socket.resume_reading()
+    def local_lost(self) -> None:
+        """The socket is closed."""
+        self._driver.pipe_ended(self)
+        if self.stream is not None:
+            self.stream.abort()  # does nothing to a stream that has finished
+        self.end("cancelled")
 
     def end(self, code: str) -> None:
-        """The pipe is over; ``closed`` is the polite way."""
+        """The pipe is over; ``closed`` is the polite way, which flushes, and anything else a reset."""
         if self._ended:
             return
         self._ended = True
+        if self.socket is None:
+            return
+        if code == "closed":
+            self._linger(_LINGER_OFF)
+            self.socket.close()
+        else:
+            self.socket.abort()
+
+    def abort(self) -> None:
+        """Reset the connection, even one that is being closed politely."""
         if self.socket is not None:
-            if code == "closed":
-                self.socket.close()
-            else:
-                reset_connection(self.socket)
-        if self._on_end is not None:
-            self._on_end(self, code)
+            self._linger(_LINGER_RESET)
+            self.socket.abort()
+
+    def pause_socket(self) -> None:
+        """Read no more for now. A reset is not seen meanwhile, so it is looked for."""
+        if self.socket is not None and not self.socket.is_closing():
+            self.socket.pause_reading()
+            self._look_later()
+
+    def resume_socket(self) -> None:
+        """Read on."""
+        if self.socket is not None and not self.socket.is_closing():
+            self.socket.resume_reading()
+
+    def _linger(self, how: bytes) -> None:
+        sock = self.socket.get_extra_info("socket") if self.socket is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+
+    def _look_later(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._driver.loop.call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        if self._ended or self.socket is None or self.socket.is_closing() or self.socket.is_reading():
+            return
+        if _was_reset(self.socket.get_extra_info("socket")):
+            self.end("cancelled")
+        else:
+            self._look_later()
+
+
+def _was_reset(sock: socket.socket | None) -> bool:
+    """Whether the kernel has closed the connection; where it can't be asked, no."""
+    if sock is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return False
 
 
 class _Local(asyncio.BufferedProtocol):
@@ -117,10 +156,7 @@ class _Local(asyncio.BufferedProtocol):
             self._pipe.stream.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a loss is a loss
-        stream = self._pipe.stream
-        if stream is not None:
-            stream.abort()  # does nothing to a stream that has finished
-        self._pipe.end("cancelled")
+        self._pipe.local_lost()
 
 
 class _Remote(asyncio.Protocol):
@@ -136,23 +172,24 @@ class _Remote(asyncio.Protocol):
         self._pipe.stream = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._pipe.socket is not None:
-            self._pipe.socket.write(data)
+        local = self._pipe.socket
+        if local is not None and not local.is_closing():
+            local.write(data)
 
     def eof_received(self) -> bool:
         local = self._pipe.socket
         if local is not None and not local.is_closing():
-            local.write_eof()
+            try:
+                local.write_eof()
+            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
+                self._pipe.end("cancelled")
         return True
 
     def pause_writing(self) -> None:
-        if self._pipe.socket is not None:
-            self._pipe.socket.pause_reading()
+        self._pipe.pause_socket()
 
     def resume_writing(self) -> None:
-        local = self._pipe.socket
-        if local is not None and not local.is_closing():
-            local.resume_reading()
+        self._pipe.resume_socket()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pipe.end(exc.code if isinstance(exc, StreamReset) else "cancelled" if exc else "closed")

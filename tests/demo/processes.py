@@ -1,0 +1,125 @@
+"""Real processes with a log file each, all of which end with the block that started them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+ROOT: Final = Path(__file__).parents[2]
+#: The console script of the environment that runs this.
+KDISPATCH: Final = str(Path(sys.executable).parent / "kdispatch")
+
+_START: Final = 15.0  # seconds for a process to say that it is ready; a slow machine takes two
+_STOP: Final = 10.0  # seconds for one to end after a signal, then it is killed
+
+
+class NotReadyError(Exception):
+    """A process ended, or said nothing, where it was to say something."""
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Program:
+    """A process that runs until it is stopped; what it prints is in its log."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.process = process
+        self.log = log
+
+    async def says(self, pattern: str) -> str:
+        """Wait for a line that matches and return its first group; raises ``NotReadyError``."""
+        deadline = asyncio.get_running_loop().time() + _START
+        while True:
+            ended = self.process.returncode is not None
+            if found := re.search(pattern, self.log.read_text(errors="replace"), re.MULTILINE):
+                return found[1] if found.groups() else found[0]
+            if ended or asyncio.get_running_loop().time() > deadline:
+                how = f"ended with status {self.process.returncode}" if ended else f"took more than {_START:g} s"
+                raise NotReadyError(f"{self.name} {how} and did not say {pattern!r}")
+            await asyncio.sleep(0.02)
+
+    async def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal to the process and wait for its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        try:
+            return await asyncio.wait_for(self.process.wait(), _STOP)
+        except TimeoutError:
+            self.process.kill()
+            return await self.process.wait()
+
+
+class Programs:
+    """Starts processes with one environment in one folder. Use it as an async context manager."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] = {}) -> None:
+        self.folder = folder
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
+        self.environment = {**inherited, "KDISPATCH_CONFIG_DIR": str(folder / "config"), **environment}
+        self.started: list[Program] = []
+
+    async def start(self, name: str, *command: str, cwd: Path = ROOT) -> Program:
+        """Start a program that stays; its output goes to its log."""
+        log = self.folder / f"{len(self.started):02}-{name.replace(' ', '-')}.log"
+        with log.open("wb") as file:
+            # In a session of its own, so that Ctrl-C reaches it through us alone.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=cwd,
+                env=self.environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.started.append(Program(name, process, log))
+        return self.started[-1]
+
+    async def run(self, *command: str, cwd: Path = ROOT) -> Ended:
+        """Run a command to its end."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=cwd,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            out, err = await process.communicate()
+        except asyncio.CancelledError:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            raise
+        return Ended(process.returncode or 0, out.decode(), err.decode())
+
+    def logs(self) -> str:
+        """What all programs said, each under its name."""
+        parts = []
+        for program in self.started:
+            state = "running" if program.process.returncode is None else f"exit {program.process.returncode}"
+            text = program.log.read_text(errors="replace").rstrip()
+            parts.append(f"--- {program.name} ({state})\n{text or '(nothing)'}")
+        return "\n".join(parts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # In no order: nothing that is left has anything to lose.
+        await asyncio.gather(*(program.end(signal.SIGKILL) for program in self.started))

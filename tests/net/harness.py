@@ -1,0 +1,230 @@
+"""kdispatch as users run it: relay, host agents and client agents are processes of the installed console script.
+
+Each is ended by its pid. What they print is kept in files, which a failing test shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import RestClient
+
+__all__ = ["KIB", "MIB", "Network", "Process", "Relay", "Usage", "counts", "counts_at_rest", "eventually", "sizes"]
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+_KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
+_START_WAIT: Final = 30.0  # seconds; a start takes half a second on an idle machine
+_T = TypeVar("_T")
+
+
+def sizes(small: object, full: object) -> list[ParameterSet]:
+    """One test in two sizes: ``small`` in every run, ``full`` in the acceptance run."""
+    return [pytest.param(small, id="small"), pytest.param(full, id="full", marks=pytest.mark.accept)]
+
+
+async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -> None:
+    """Return when ``read()`` gives what is expected; fail with what it gave last otherwise."""
+    deadline = asyncio.get_running_loop().time() + wait
+    while (last := read()) != expected and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0.02)
+    assert last == expected, f"{last} after {wait} s, not {expected}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds, from /proc. Sizes are bytes; ``anonymous`` leaves mapped files out."""
+
+    rss: int
+    anonymous: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+        def size(name: str) -> int:
+            return int(fields[name].split()[0]) * KIB
+
+        return cls(size("VmRSS"), size("RssAnon"), len(list(Path(f"/proc/{pid}/fd").iterdir())), int(fields["Threads"]))
+
+
+class Process:
+    """A running program; both of its outputs go to ``log``."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._read_from = 0  # bytes; what an earlier process of this name printed is not read again
+        with self.log.open("ab") as log:
+            self._read_from = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_bytes()[self._read_from :].decode(errors="replace")
+
+    @property
+    def usage(self) -> Usage:
+        return Usage.of(self.pid)
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, once it has ended."""
+        return self._process.poll()
+
+    async def says(self, pattern: str, wait: float = _START_WAIT) -> re.Match[str]:
+        """Return the first match of ``pattern`` in its output; fail when it ends or time is up before."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            ended = self.status is not None
+            if match := re.search(pattern, self.text):
+                return match
+            in_time = not ended and asyncio.get_running_loop().time() < deadline
+            assert in_time, f"{self.name} (exit {self.status}) never said {pattern!r}:\n{self.text}"
+            await asyncio.sleep(0.02)
+
+    async def ended(self, wait: float = _START_WAIT) -> int:
+        """Wait for its end; returns the exit status."""
+        await eventually(lambda: self.status is not None, expected=True, wait=wait)
+        return self._process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, wait: float = 10.0) -> int:
+        """End it; returns the exit status."""
+        if self.status is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.wait(wait)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not end after {number.name}:\n{self.text}") from None
+
+
+def counts(processes: list[Process]) -> list[tuple[int, int]]:
+    """Open descriptors and threads of each."""
+    usages = [process.usage for process in processes]
+    return [(usage.descriptors, usage.threads) for usage in usages]
+
+
+async def counts_at_rest(processes: list[Process]) -> list[tuple[int, int]]:
+    """The same, once nothing has changed for a while."""
+    before = counts(processes)
+    while True:
+        await asyncio.sleep(0.4)
+        if (now := counts(processes)) == before:
+            return now
+        before = now
+
+
+class Relay:
+    """A relay in a process of its own, and an admin with an account on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self.token = ""
+        self.process: Process | None = None
+
+    async def start(self) -> None:
+        """Start it, on the port that it had before; the first time sign up."""
+        listen = self.url.removeprefix("http://") or "127.0.0.1:0"
+        database = str(self.folder / "relay.db")
+        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database]
+        self.process = Process("relay", command, self.folder)
+        self.url = (await self.process.says(r"listening on (http://\S+)"))[1]
+        if not self.token:
+            async with RestClient(self.address) as rest:
+                self.token = (await rest.sign_up("ann")).token
+
+    @property
+    def address(self) -> RelayUrl:
+        return RelayUrl.parse(self.url)
+
+    @property
+    def running(self) -> Process:
+        assert self.process is not None, "start() comes first"
+        return self.process
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.stop(number)
+
+
+class Network:
+    """Agents of one test on the relay at ``url``; ``token`` is an admin's there."""
+
+    def __init__(self, folder: Path, url: str, token: str) -> None:
+        self.folder = folder
+        self.url = url
+        self._token = token
+        self.processes: list[Process] = []
+        self._environment = {
+            "KDISPATCH_CONFIG_DIR": str(folder / "config"),
+            "KDISPATCH_RELAY": url,
+            "KDISPATCH_TOKEN": token,
+        }
+
+    async def service(self) -> str:
+        """Create a service; returns its full name."""
+        async with RestClient(RelayUrl.parse(self.url)) as rest:
+            return (await rest.create_service(self._token, f"s{secrets.token_hex(6)}")).service
+
+    async def live_hosts(self, service: str) -> int:
+        """How many hosts the relay's REST API counts."""
+        async with RestClient(RelayUrl.parse(self.url)) as rest:
+            return (await rest.service(service)).live_hosts
+
+    def agent(self, name: str, *arguments: str, relay: str = "") -> Process:
+        """Start ``kdispatch agent`` with the arguments; ``relay`` is another way to the relay, if there is one."""
+        environment = self._environment | ({"KDISPATCH_RELAY": relay} if relay else {})
+        process = Process(f"{name}-{len(self.processes)}", [_KDISPATCH, "agent", *arguments], self.folder, environment)
+        self.processes.append(process)
+        return process
+
+    async def host(self, service: str, port: int, *options: str) -> Process:
+        """Start a host agent; returns when it is offered."""
+        process = self.agent("host", "host", service, "--port", str(port), "--drain-time", "0", *options)
+        await process.says("is offered as")
+        return process
+
+    async def connect(self, service: str, *options: str) -> tuple[Process, int]:
+        """Start a client agent; returns it and its port."""
+        process = self.agent("connect", "connect", service, "--drain-time", "0", *options)
+        return process, int((await process.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1])
+
+    def stop(self) -> None:
+        """End every process, whatever it is doing."""
+        for process in reversed(self.processes):
+            if process.status is None:
+                process.stop(signal.SIGKILL)

@@ -1,0 +1,101 @@
+"""Relay, host agents and client agents on one event loop, where a test can look at their tables."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from kdispatch.client import Client, LocalListener
+from kdispatch.host import Host, LocalPort, Serve
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import RestClient
+from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_relay.server import RunningRelay, running_relay
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.gate import Gate
+from kdispatch_relay.switch.switch import Switch
+
+__all__ = ["Stack", "running_stack"]
+
+
+class Stack:
+    """A running relay with one service, and agents on the same loop."""
+
+    def __init__(self, relay: RunningRelay, limits: Limits, ending: AsyncExitStack) -> None:
+        self.url = relay.url
+        self.limits = limits
+        self.service = ""
+        self.token = ""
+        self.drivers: list[EndpointDriver] = []
+        self.resets: list[str] = []  # codes of all streams that clients heard to be reset
+        self._gate = relay.gate
+        self._ending = ending
+
+    async def sign_up(self) -> None:
+        async with RestClient(RelayUrl.parse(self.url)) as rest:
+            self.token = (await rest.sign_up("ann")).token
+            self.service = (await rest.create_service(self.token, "web")).service
+
+    @property
+    def switch(self) -> Switch:
+        assert isinstance(self._gate, Gate)
+        return self._gate.switch
+
+    async def host(self, serve: Serve | int, *, url: str = "") -> Host:
+        """A host that serves with ``serve``, or from that local port; ``url`` is another way to the relay."""
+        served = LocalPort("127.0.0.1", serve, self.limits) if isinstance(serve, int) else serve
+        host = Host(RelayUrl.parse(url or self.url), self.service, self.token, served, limits=self.limits)
+        if isinstance(served, LocalPort):
+            served.host = host
+        await host.start(5)
+        self.drivers.append(host.driver)
+        self._ending.push_async_callback(host.stop)
+        return host
+
+    async def client(self, *, url: str = "") -> tuple[Client, int]:
+        """A client, and a local port each of whose connections it carries to the service."""
+        client = Client(
+            RelayUrl.parse(url or self.url), failed=lambda code, _: self.resets.append(code), limits=self.limits
+        )
+        listener = LocalListener(client, self.service)
+        await listener.bind("127.0.0.1", 0)
+        await client.uplink.start(5)
+        await listener.listen()
+        self.drivers.append(client.driver)
+        self._ending.push_async_callback(client.stop)
+        self._ending.callback(listener.close)
+        return client, listener.port
+
+    def held(self) -> dict[str, int]:
+        """Everything that streams leave somewhere, counted: all of it is back at zero once they are gone."""
+        tables = [driver.endpoint.table for driver in self.drivers]
+        sessions = list(self.switch.by_process.values())
+        return {
+            "streams": sum(len(table.by_uuid) for table in tables),
+            "numbers": sum(len(table.by_number) for table in tables),
+            "transports": sum(len(driver._transports) for driver in self.drivers),
+            "promised credit": sum(table.budget.promised for table in tables),
+            "bytes for replay": sum(table.replay_held for table in tables),
+            "unanswered opens of agents": sum(table._unanswered for table in tables),
+            "legs": sum(len(session.legs) for session in sessions),
+            "opened": sum(session.streams_opened for session in sessions),
+            "unanswered opens": sum(session.unanswered for session in sessions),
+            "queued": sum(session.queued for session in sessions) + self.switch.budget.queued,
+            "streams of hosts": sum(host.streams for host in self.switch.registry.hosts_of(self.service)),
+        }
+
+
+@asynccontextmanager
+async def running_stack(folder: Path, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Stack]:
+    """A relay with the service ``ann/web``; agents that the block made end before it."""
+
+    make = partial(Gate, relay_id=secrets.token_hex(16), limits=limits)
+    settings = Settings(listen="127.0.0.1:0", database=str(folder / "loop.db"))
+    async with running_relay(settings, make) as relay, AsyncExitStack() as ending:
+        stack = Stack(relay, limits, ending)
+        await stack.sign_up()
+        yield stack

@@ -1,0 +1,196 @@
+"""TCP connections and services of the tests: plain sockets, so that who reads, stops or resets is the test's to say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+__all__ = ["Service", "Tcp", "banner", "digest", "echo", "service", "silent", "sink", "source"]
+
+_CHUNK: Final = 64 * 1024
+
+
+class Tcp:
+    """One connection's end. Leaving its block closes it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def connect(cls, port: int, *, receive_buffer: int = 0) -> Self:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        tcp = cls(sock)
+        try:
+            await tcp._loop.sock_connect(sock, ("127.0.0.1", port))
+        except BaseException:
+            tcp.close()
+            raise
+        return tcp
+
+    async def send(self, data: bytes | memoryview) -> None:
+        await self._loop.sock_sendall(self.sock, data)
+
+    async def send_forever(self, block: bytes, most: int = 1 << 62) -> int:
+        """Send ``block`` again and again, up to ``most`` bytes in all."""
+        sent = 0
+        while sent < most:
+            await self.send(block[: most - sent])
+            sent += min(len(block), most - sent)
+        return sent
+
+    async def receive(self, most: int = _CHUNK) -> bytes:
+        """What is there, at least a byte; empty at the end."""
+        return await self._loop.sock_recv(self.sock, most)
+
+    async def receive_exactly(self, size: int) -> bytes:
+        data = bytearray()
+        async for chunk in self.chunks(size):
+            data += chunk
+        assert len(data) == size, f"the connection ended after {len(data)} of {size} bytes"
+        return bytes(data)
+
+    async def receive_all(self) -> bytes:
+        data = bytearray()
+        async for chunk in self.chunks():
+            data += chunk
+        return bytes(data)
+
+    async def chunks(self, most: int = 1 << 62) -> AsyncIterator[memoryview]:
+        """What arrives, until the end or until ``most`` bytes came. Each view is good until the next one."""
+        buffer = memoryview(bytearray(_CHUNK))
+        while most and (count := await self._loop.sock_recv_into(self.sock, buffer[: min(most, _CHUNK)])):
+            most -= count
+            yield buffer[:count]
+
+    async def digest(self, most: int = 1 << 62) -> tuple[int, bytes]:
+        """Read to the end, or so many bytes; returns how many they were, and their SHA-256."""
+        size, hashed = 0, hashlib.sha256()
+        async for chunk in self.chunks(most):
+            size += len(chunk)
+            hashed.update(chunk)
+        return size, hashed.digest()
+
+    def finish(self) -> None:
+        """Send no more."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        if self.sock.fileno() >= 0:
+            # A close under a reader's feet leaves the loop watching a number that others will get.
+            self._loop.remove_reader(self.sock)
+            self._loop.remove_writer(self.sock)
+            self.sock.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class Service:
+    """A running service: its port, and how many connections it has, and had."""
+
+    port: int
+    open: int = 0
+    accepted: int = 0
+
+
+@asynccontextmanager
+async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) -> AsyncIterator[Service]:
+    """Run ``handle`` for each connection; what it left open is closed. A broken connection is no failure of its."""
+    loop = asyncio.get_running_loop()
+    listener = socket.create_server(("127.0.0.1", port), backlog=2048)
+    listener.setblocking(False)
+    running = Service(listener.getsockname()[1])
+    tasks: set[asyncio.Task[None]] = set()
+    failures: list[BaseException] = []
+
+    async def one(tcp: Tcp) -> None:
+        running.open += 1
+        try:
+            async with tcp:
+                with contextlib.suppress(ConnectionError):
+                    await handle(tcp)
+        except Exception as error:  # noqa: BLE001 - raised when the service ends
+            failures.append(error)
+        finally:
+            running.open -= 1
+
+    async def accept() -> None:
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            running.accepted += 1
+            task = loop.create_task(one(Tcp(sock)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    accepting = loop.create_task(accept())
+    try:
+        yield running
+    finally:
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        listener.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if failures:
+        raise failures[0]
+
+
+async def echo(tcp: Tcp) -> None:
+    """Send back what comes."""
+    async for chunk in tcp.chunks():
+        await tcp.send(bytes(chunk))
+
+
+async def sink(tcp: Tcp) -> None:
+    """Read to the end."""
+    async for _ in tcp.chunks():
+        pass
+
+
+async def digest(tcp: Tcp) -> None:
+    """Read to the end, then answer with the SHA-256 of it."""
+    await tcp.send((await tcp.digest())[1])
+
+
+async def silent(tcp: Tcp) -> None:
+    """Read nothing, say nothing."""
+    await asyncio.Event().wait()
+
+
+def source(block: bytes, most: int = 1 << 62) -> Callable[[Tcp], Awaitable[None]]:
+    """Send ``most`` bytes, whatever comes."""
+
+    async def handle(tcp: Tcp) -> None:
+        await tcp.send_forever(block, most)
+
+    return handle
+
+
+async def banner(tcp: Tcp) -> None:
+    """Speak first, then echo."""
+    await tcp.send(b"220 ready\r\n")
+    await echo(tcp)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from inspect import getmembers, isfunction, signature
+from pathlib import Path
+from typing import Final
+
+import kdispatch
+
+PAGE: Final = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
+CLASSES: Final = (kdispatch.Connector, kdispatch.Server)
+
+
+def test_every_public_name_is_described() -> None:
+    """What `import kdispatch` offers is what the page describes, and nothing more."""
+    described = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", PAGE)) | set(re.findall(r"`(\w+)\.\w+", PAGE))
+    assert set(kdispatch.__all__) <= described
+    assert set(re.findall(r"\bkdispatch\.([a-zA-Z]\w+)\(", PAGE)) <= set(kdispatch.__all__)
+
+
+def test_every_public_method_is_described() -> None:
+    """The members of the page's tables are the public ones of their classes."""
+    told = set(re.findall(r"^\| `(\w+\.\w+)", PAGE, re.MULTILINE))
+    public = {
+        f"{cls.__name__}.{name}"
+        for cls in CLASSES
+        for name, _ in getmembers(cls, lambda member: isfunction(member) or isinstance(member, property))
+        if not name.startswith("_")
+    }
+    assert told == public - {"Server.start"}  # start_server has called it
+
+
+def test_signatures() -> None:
+    """Arguments and their defaults are told as they are."""
+    told = dict(re.findall(r"`((?:\w+\.)?\w+)\(([^`]*)\)`", PAGE))
+    functions: dict[str, Callable[..., object]] = {
+        "open_connection": kdispatch.open_connection,
+        "start_server": kdispatch.start_server,
+        "Connector": kdispatch.Connector,
+        **{f"{cls.__name__}.{name}": member for cls in CLASSES for name, member in getmembers(cls, isfunction)},
+    }
+    checked = functions.keys() & told.keys()
+    assert len(checked) >= 7
+    for name in checked:
+        parameters = [p for p in signature(functions[name]).parameters.values() if p.name != "self"]
+        real = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+        assert [part.strip() for part in told[name].split(",") if part.strip(" *")] == real, name

@@ -1,0 +1,717 @@
+"""The page docs/protocol.md is enough to speak with the relay and with the agents: `codec.py` knows nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from kdispatch_relay.server import running_relay
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.gate import Gate
+
+from .codec import (
+    ACK_FIN,
+    MAX_MESSAGE,
+    MAX_OFFSET,
+    WAIT,
+    Closed,
+    Frame,
+    Refused,
+    Session,
+    Stream,
+    Type,
+    WebSocket,
+    ack,
+    decode,
+    early,
+    host_id,
+    message,
+    process_id,
+    raw,
+)
+
+SERVICE = "ann/web"
+WINDOW = 64 * 1024
+MIB = bytes(range(256)) * 4096
+
+
+@dataclass(frozen=True)
+class World:
+    """A relay with an admin `ann` and her public service `ann/web`."""
+
+    url: str
+    port: int
+    admin: str
+    token: str
+
+    async def session(self, secret: bytes | None = None) -> Session:
+        return await Session.start("127.0.0.1", self.port, secret)
+
+    async def get(self, path: str) -> Any:
+        async with aiohttp.ClientSession() as http, http.get(self.url + path) as answer:
+            return await answer.json()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
+    async with running_relay(settings, functools.partial(Gate, relay_id="00" * 16)) as relay:
+        async with aiohttp.ClientSession(relay.url) as http:
+            async with http.post("/api/v1/admins", json={"handle": "ann"}) as answer:
+                admin = (await answer.json())["token"]
+            bearer = {"Authorization": f"Bearer {admin}"}
+            async with http.post("/api/v1/services", json={"name": "web"}, headers=bearer) as answer:
+                token = (await answer.json())["token"]
+        yield World(relay.url, relay.port, admin, token)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as found:
+        yield found
+
+
+async def offer(session: Session, token: str, *, service: str = SERVICE) -> int:
+    """Send OFFER; the answer is still to be read."""
+    number = session.number()
+    digest = secrets.token_hex(32)
+    host = host_id(session.secret, service)
+    await session.send(message(Type.OFFER, number, service=service, host=host, digest=digest, token=token))
+    return number
+
+
+async def host_agent(world: World, stack: AsyncExitStack) -> Session:
+    session = await stack.enter_async_context(await world.session())
+    await session.next(await offer(session, world.token), Type.OFFERED)
+    return session
+
+
+async def client_agent(world: World, stack: AsyncExitStack) -> Session:
+    return await stack.enter_async_context(await world.session())
+
+
+async def open_stream(client: Session, *, service: str = SERVICE, limit: int = WINDOW, **fields: Any) -> int:
+    number = client.number()
+    uuid = secrets.token_hex(16)
+    await client.send(message(Type.OPEN, number, **{"service": service, "uuid": uuid, "limit": limit} | fields))
+    return number
+
+
+async def answer_open(host: Session, *, limit: int = WINDOW) -> Stream:
+    """OPENED for the next OPEN."""
+    asked = await host.accept()
+    await host.send(message(Type.OPENED, asked.stream, limit=limit, attempt=asked.json["attempt"]))
+    return Stream(host, asked.stream, granted=limit, limit=asked.json["limit"])
+
+
+async def connected(client: Session, number: int, *, granted: int = WINDOW, sent: int = 0) -> Stream:
+    """The client's end, from OPENED on."""
+    opened = await client.next(number, Type.OPENED)
+    await client.send(ack(number, 0, granted))
+    return Stream(client, number, granted=granted, limit=opened.json["limit"], sent=sent)
+
+
+async def pair(world: World, stack: AsyncExitStack) -> tuple[Stream, Stream]:
+    """An open stream: the client's and the host's end."""
+    host = await host_agent(world, stack)
+    client = await client_agent(world, stack)
+    number = await open_stream(client)
+    there = await answer_open(host)
+    await client.next(number, Type.TRYING)
+    return await connected(client, number), there
+
+
+async def nothing(session: Session, number: int) -> bool:
+    """Whether nothing came for this number, when everything sent before has passed the relay."""
+    await session.ping()
+    return session.quiet(number)
+
+
+async def why(session: Session) -> str:
+    """The code of the GOAWAY with which the relay ended the session."""
+    await session.ended()
+    queue = session.queue(0)
+    while not queue.empty():
+        frame = queue.get_nowait()
+        if frame is not None and frame.type is Type.GOAWAY:
+            return str(frame.json["code"])
+    return "no GOAWAY"
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- Carrier and session (sections 2 to 4)
+
+
+async def test_upgrade_needs_the_subprotocol(world: World) -> None:
+    """A tunnel without the subprotocol `kdispatch.1` is refused with a problem that has a code."""
+    with pytest.raises(Refused) as refused:
+        await WebSocket.connect("127.0.0.1", world.port, subprotocol="other.1")
+    assert refused.value.headers["content-type"].startswith("application/problem+json")
+    assert refused.value.status == json.loads(refused.value.body)["status"]
+    assert json.loads(refused.value.body)["code"]
+
+
+async def test_welcome(world: World, stack: AsyncExitStack) -> None:
+    """The relay answers HELLO with WELCOME, which has every required value."""
+    welcome = (await client_agent(world, stack)).welcome
+    assert welcome["version"] == 1
+    assert welcome["relay"] == "00" * 16
+    assert all(welcome[key] > 0 for key in ("credit", "spread_ms", "opens", "streams"))
+
+
+async def test_version_unsupported(world: World) -> None:
+    """A HELLO without a version that the relay speaks is answered with GOAWAY `version_unsupported` and the end."""
+    socket = await WebSocket.connect("127.0.0.1", world.port)
+    try:
+        await socket.send(message(Type.HELLO, versions=[77], secret="ab" * 32).encode())
+        async with asyncio.timeout(WAIT):
+            (frame,) = decode(await socket.receive())
+            assert frame.type is Type.GOAWAY
+            assert frame.json["code"] == "version_unsupported"
+            with pytest.raises(Closed):
+                await socket.receive()
+    finally:
+        await socket.close()
+
+
+async def test_fragments_and_websocket_pings(world: World, stack: AsyncExitStack) -> None:
+    """A message may come in fragments, and WebSocket pings are answered between them."""
+    client = await client_agent(world, stack)
+    frames = Frame(Type.PING, value=1).encode() + Frame(Type.PING, value=2).encode()
+    await client.socket.send_fragments(frames[:5], frames[5:20], frames[20:])
+    await client.socket.send_ping(b"are you there?")
+    assert [(await client.next(0, Type.PONG)).value for _ in range(2)] == [1, 2]
+    async with asyncio.timeout(WAIT):
+        assert await client.socket.pongs.get() == b"are you there?"
+
+
+async def test_ping(world: World, stack: AsyncExitStack) -> None:
+    """PING is answered by PONG with the same value."""
+    client = await client_agent(world, stack)
+    for value in (0, 1, (1 << 64) - 1):
+        await client.send(Frame(Type.PING, value=value))
+        assert (await client.next(0, Type.PONG)).value == value
+
+
+async def test_superseded(world: World, stack: AsyncExitStack) -> None:
+    """A second session with the same secret replaces the first, which ends with GOAWAY `superseded`."""
+    first = await host_agent(world, stack)
+    second = await stack.enter_async_context(await world.session(first.secret))
+    assert (await first.next(0, Type.GOAWAY)).json["code"] == "superseded"
+    await first.ended()
+    await second.ping()
+
+
+OPEN = {"service": SERVICE, "uuid": "ab" * 16, "limit": WINDOW}
+
+
+def opening(number: int, **changed: Any) -> bytes:
+    return message(Type.OPEN, number, **OPEN | changed).encode()
+
+
+SESSION_ERRORS = {
+    "number used twice": opening(1) + opening(1),
+    "number shrinks": opening(3) + opening(1),
+    "type 0": raw(0),
+    "type 19": raw(19),
+    "flag of ping": raw(Type.PING, flags=1),
+    "flag of data": raw(Type.DATA, 1, payload=b"x", flags=4),
+    "truncated header": raw(Type.PING)[:-1],
+    "truncated payload": raw(Type.DATA, 1, payload=b"xyz")[:-1],
+    "truncated second frame": raw(Type.PING) + b"\x80",
+    "length of ping": raw(Type.PING, payload=b"x"),
+    "data without bytes": raw(Type.DATA, 1),
+    "length of data": raw(Type.DATA, 1, payload=bytes(131_073)),
+    "length of early": raw(Type.EARLY, 1, 1 << 48, bytes(16_385)),
+    "length of ack": raw(Type.ACK, 1, 0, bytes(7)),
+    "stream that should not be": raw(Type.PING, 1),
+    "stream missing": raw(Type.DATA, 0, payload=b"x"),
+    "offset out of range": raw(Type.DATA, 1, MAX_OFFSET + 1, b"x"),
+    "final offset out of range": raw(Type.FIN, 1, MAX_OFFSET + 1),
+    "received out of range": raw(Type.ACK, 1, MAX_OFFSET + 1, bytes(8)),
+    "json value missing": raw(Type.OPEN, 1, payload=b"{}"),
+    "json no object": raw(Type.OPEN, 1, payload=b"[]"),
+    "json not utf 8": raw(Type.OPEN, 1, payload=b"\xff\xff"),
+    "json negative": opening(1, limit=-1),
+    "hex in capitals": opening(1, uuid="AB" * 16),
+    "no service": opening(1, service="ann/-web"),
+    "token not ascii": opening(1, token="é"),
+    "even number": opening(2),
+}
+
+
+async def test_session_errors(world: World, stack: AsyncExitStack) -> None:
+    """A malformed frame, or one with a wrong number, ends the session with GOAWAY `protocol_error`, and no other's."""
+    other = await client_agent(world, stack)
+    found = {}
+    for name, data in SESSION_ERRORS.items():
+        client = await client_agent(world, stack)
+        await client.socket.send(data)
+        found[name] = await why(client)
+    assert found == dict.fromkeys(SESSION_ERRORS, "protocol_error")
+    number = await open_stream(other, service="ann/nothing")
+    await other.next(number, Type.RESET)
+
+
+async def test_limit_out_of_range(world: World, stack: AsyncExitStack) -> None:
+    """An ACK with a limit above 2^62 is a session error."""
+    here, _ = await pair(world, stack)
+    await here.session.socket.send(raw(Type.ACK, here.number, 0, (MAX_OFFSET + 1).to_bytes(8, "big")))
+    assert await why(here.session) == "protocol_error"
+
+
+async def test_text_message(world: World, stack: AsyncExitStack) -> None:
+    """A text message ends the session with the close code 1003."""
+    client = await client_agent(world, stack)
+    await client.socket.send_text("hello")
+    assert (await client.ended()).code == 1003
+
+
+async def test_largest_message(world: World, stack: AsyncExitStack) -> None:
+    """A message of 262,144 bytes is taken, one byte more ends the session with the close code 1009."""
+    client = await client_agent(world, stack)
+    dropped = raw(Type.DATA, 2, payload=bytes(MAX_MESSAGE // 2 - 16)) * 2
+    assert len(dropped) == MAX_MESSAGE
+    await client.socket.send(dropped)
+    await client.ping()
+    await client.socket.send(bytes(MAX_MESSAGE + 1))
+    assert (await client.ended()).code == 1009
+
+
+async def test_largest_message_before_welcome(world: World) -> None:
+    """Before WELCOME a message of more than 16,384 bytes ends the session with the close code 1009."""
+    socket = await WebSocket.connect("127.0.0.1", world.port)
+    try:
+        await socket.send(message(Type.HELLO, versions=[1], secret="ab" * 32, ignored="x" * 16_384).encode())
+        async with asyncio.timeout(WAIT):
+            with pytest.raises(Closed) as closed:
+                await socket.receive()
+        assert closed.value.code == 1009
+    finally:
+        await socket.close()
+
+
+async def test_unknown_numbers_and_keys(world: World, stack: AsyncExitStack) -> None:
+    """Frames for a number that is not known are dropped, and unknown JSON keys are ignored."""
+    client = await client_agent(world, stack)
+    await client.send(
+        Frame(Type.DATA, 2, 0, b"x"),
+        Frame(Type.FIN, 99, 7),
+        ack(99, 0, 5),
+        message(Type.RESET, 98, code="busy"),
+        early(1, 1, 0, b"x"),
+    )
+    await client.ping()
+    assert client.quiet(2)
+    assert client.quiet(99)
+    number = await open_stream(client, service="ann/other", color="blue")
+    await client.next(number, Type.RESET)
+
+
+# --- Offers (section 5)
+
+
+async def test_offer(world: World, stack: AsyncExitStack) -> None:
+    """OFFERED says the host id that the page's formula gives, and the host is listed under it."""
+    session = await client_agent(world, stack)
+    offered = await session.next(await offer(session, world.token), Type.OFFERED)
+    expected = host_id(session.secret, SERVICE)
+    assert offered.json["host"] == expected
+    listed = await world.get(f"/api/v1/services/{SERVICE}/hosts")
+    assert [host["host"] for host in listed["hosts"]] == [expected]
+
+
+async def test_offer_with_a_wrong_token(world: World, stack: AsyncExitStack) -> None:
+    """An OFFER with a wrong token is refused with RESET `token_refused`, and the session goes on."""
+    session = await client_agent(world, stack)
+    refused = await session.next(await offer(session, f"{world.token[:-4]}zzzz"), Type.RESET)
+    assert refused.json["code"] == "token_refused"
+    await session.next(await offer(session, world.token), Type.OFFERED)
+
+
+async def test_withdraw(world: World, stack: AsyncExitStack) -> None:
+    """WITHDRAW takes the offer back, while the streams that run go on."""
+    host = await client_agent(world, stack)
+    offered = await offer(host, world.token)
+    await host.next(offered, Type.OFFERED)
+    client = await client_agent(world, stack)
+    number = await open_stream(client)
+    there = await answer_open(host)
+    await client.next(number, Type.TRYING)
+    here = await connected(client, number)
+    await host.send(Frame(Type.WITHDRAW, offered))
+    await host.ping()
+    assert (await world.get(f"/api/v1/services/{SERVICE}"))["live_hosts"] == 0
+    await here.write(b"still here")
+    assert await there.read_exactly(10) == b"still here"
+
+
+# --- Opening (section 6)
+
+
+async def test_open(world: World, stack: AsyncExitStack) -> None:
+    """The host's OPEN has the client's uuid and limit, attempt, process and key, and none of the client's secrets."""
+    host = await host_agent(world, stack)
+    client = await client_agent(world, stack)
+    secret = secrets.token_bytes(32)
+    pin = host_id(host.secret, SERVICE)
+    uuid = secrets.token_hex(16)
+    number = await open_stream(client, uuid=uuid, token=world.admin, pin=pin, secret=secret.hex())
+    asked = await host.accept()
+    assert asked.stream % 2 == 0
+    assert not {"token", "pin", "secret"} & asked.json.keys()
+    fields = {"service": SERVICE, "uuid": uuid, "limit": WINDOW, "attempt": 1, "process": process_id(client.secret)}
+    key = hmac.new(secret, bytes.fromhex(process_id(host.secret)), hashlib.sha256).hexdigest()
+    assert asked.json == fields | {"key": key}
+    trying = await client.next(number, Type.TRYING)
+    assert trying.json == {"attempt": 1, "process": process_id(host.secret), "host": pin}
+
+
+async def test_early_data_reaches_one_host(world: World, stack: AsyncExitStack) -> None:
+    """Early data waits for OPENED, is dropped when the host refuses, and reaches the next host alone."""
+    hosts = [await host_agent(world, stack) for _ in range(2)]
+    client = await client_agent(world, stack)
+    number = await open_stream(client)
+    asked = {asyncio.create_task(host.accept()): host for host in hosts}
+    done, waiting = await asyncio.wait(asked, timeout=WAIT, return_when=asyncio.FIRST_COMPLETED)
+    (one,), (other,) = done, waiting
+    first, second = asked[one], asked[other]
+    refusing = one.result().stream
+    assert (await client.next(number, Type.TRYING)).json["attempt"] == 1
+    await client.send(early(number, 1, 0, b"for the "), early(number, 1, 8, b"first"))
+    await client.ping()
+    assert await nothing(first, refusing)
+    await first.send(message(Type.RESET, refusing, code="host_refused"))
+
+    async with asyncio.timeout(WAIT):
+        opened = await other
+    assert opened.json["attempt"] == 2
+    trying = await client.next(number, Type.TRYING)
+    assert trying.json["attempt"] == 2
+    assert trying.json["process"] == process_id(second.secret)
+    await client.send(early(number, 1, 13, b"too late"), early(number, 2, 0, b"for the second"))
+    await client.ping()
+    assert await nothing(second, opened.stream)
+    await second.send(message(Type.OPENED, opened.stream, limit=WINDOW, attempt=2))
+    await client.send(early(number, 2, 14, b", early and late"))
+    there = Stream(second, opened.stream, granted=WINDOW, limit=WINDOW)
+    here = await connected(client, number, sent=30)
+    await here.write(b", then data")
+    await here.finish()
+    assert await there.read_all() == b"for the second, early and late, then data"
+    assert await nothing(first, refusing)
+    assert first.no_open()
+
+
+async def test_three_hosts_refuse(world: World, stack: AsyncExitStack) -> None:
+    """The relay tries three hosts at most, each once, then the client gets the last one's code."""
+    hosts = [await host_agent(world, stack) for _ in range(4)]
+    asked: list[str] = []
+
+    async def refuse(host: Session) -> None:
+        while True:
+            opened = await host.accept()
+            asked.append(host_id(host.secret, SERVICE))
+            await host.send(message(Type.RESET, opened.stream, code="host_refused"))
+
+    refusing = [asyncio.create_task(refuse(host)) for host in hosts]
+    client = await client_agent(world, stack)
+    number = await open_stream(client)
+    tried = [(await client.next(number, Type.TRYING)).json for _ in range(3)]
+    assert (await client.next(number, Type.RESET)).json["code"] == "host_refused"
+    for task in refusing:
+        task.cancel()
+    await asyncio.wait(refusing, timeout=WAIT)
+    assert [trying["attempt"] for trying in tried] == [1, 2, 3]
+    assert [trying["host"] for trying in tried] == asked
+    assert len(set(asked)) == 3
+
+
+async def test_pin(world: World, stack: AsyncExitStack) -> None:
+    """A client's `pin` leads to this host and no other."""
+    hosts = [await host_agent(world, stack) for _ in range(3)]
+    client = await client_agent(world, stack)
+    for host in hosts:
+        await open_stream(client, pin=host_id(host.secret, SERVICE))
+        await host.accept()
+    assert all(host.no_open() for host in hosts)
+
+
+async def test_unknown_service(world: World, stack: AsyncExitStack) -> None:
+    """An OPEN of a service that does not exist is answered with RESET `unknown_service`."""
+    client = await client_agent(world, stack)
+    number = await open_stream(client, service="ann/nothing")
+    assert (await client.next(number, Type.RESET)).json["code"] == "unknown_service"
+
+
+async def test_lost_host(world: World, stack: AsyncExitStack) -> None:
+    """When a session is lost, the other end's open stream gets RESET `resume_expired`."""
+    here, there = await pair(world, stack)
+    await there.session.socket.close()
+    assert await here.reset_code() == "resume_expired"
+
+
+# --- Data (section 7)
+
+
+async def test_data_both_ways(world: World, stack: AsyncExitStack) -> None:
+    """A megabyte passes each way unchanged, within the limits that ACKs raise, and each FIN is acknowledged."""
+    host = await host_agent(world, stack)
+    client = await client_agent(world, stack)
+    up, down = secrets.token_bytes(64) + MIB, secrets.token_bytes(64) + MIB[::-1]
+    number = await open_stream(client)
+    asked = await host.accept()
+    assert (await client.next(number, Type.TRYING)).json["attempt"] == 1
+    await client.send(early(number, 1, 0, up[:10_000]), early(number, 1, 10_000, up[10_000:16_384]))
+    await host.send(
+        message(Type.OPENED, asked.stream, limit=WINDOW, attempt=1), Frame(Type.DATA, asked.stream, 0, down[:100])
+    )
+    there = Stream(host, asked.stream, granted=WINDOW, limit=asked.json["limit"], sent=100)
+    here = await connected(client, number, sent=16_384)
+
+    async def send(stream: Stream, data: bytes) -> None:
+        await stream.write(data)
+        await stream.finish()
+
+    async with asyncio.timeout(WAIT):
+        got_up, got_down, _, _ = await asyncio.gather(
+            there.read_all(), here.read_all(), send(here, up[16_384:]), send(there, down[100:])
+        )
+        await asyncio.gather(here.closed(), there.closed())
+    assert (sha(got_up), sha(got_down)) == (sha(up), sha(down))
+    assert here.blocked
+    assert there.blocked
+    assert here.acked == there.acked == len(up) == len(down)
+
+
+async def test_number_is_forgotten(world: World, stack: AsyncExitStack) -> None:
+    """When both directions are finished the number is forgotten, and frames for it are dropped."""
+    here, there = await pair(world, stack)
+    await asyncio.gather(here.finish(), there.finish())
+    await asyncio.gather(here.closed(), there.closed())
+    await here.session.send(Frame(Type.DATA, here.number, 0, b"late"), message(Type.RESET, here.number, code="busy"))
+    await here.session.ping()
+    assert await nothing(there.session, there.number)
+
+
+async def test_half_close(world: World, stack: AsyncExitStack) -> None:
+    """After the client's FIN was acknowledged, the host's bytes still arrive."""
+    here, there = await pair(world, stack)
+    await here.write(b"all of it?")
+    await here.finish()
+    assert await there.read_all() == b"all of it?"
+    async with asyncio.timeout(WAIT):
+        got, _ = await asyncio.gather(here.read_all(), _answer_all(there, MIB[:200_000]))
+    assert sha(got) == sha(MIB[:200_000])
+    await asyncio.gather(here.closed(), there.closed())
+
+
+async def _answer_all(stream: Stream, data: bytes) -> None:
+    await stream.write(data)
+    await stream.finish()
+
+
+@pytest.mark.parametrize("sender", ["client", "host"])
+async def test_over_the_limit(world: World, stack: AsyncExitStack, sender: str) -> None:
+    """DATA at or above the limit resets the stream with `credit_exceeded` at both ends, and no other stream."""
+    here, there = await pair(world, stack)
+    guilty, other = (here, there) if sender == "client" else (there, here)
+    await guilty.write(MIB[: WINDOW - 1])
+    over = Frame(Type.DATA, guilty.number, WINDOW - 1, b"xy")
+    await guilty.session.send(over)
+    assert await guilty.reset_code() == "credit_exceeded"
+    assert await other.reset_code() == "credit_exceeded"
+    await guilty.session.ping()
+
+
+@pytest.mark.parametrize("sender", ["client", "host"])
+async def test_reset(world: World, stack: AsyncExitStack, sender: str) -> None:
+    """RESET ends a stream at the other end too, with its code and text."""
+    here, there = await pair(world, stack)
+    guilty, other = (here, there) if sender == "client" else (there, here)
+    await guilty.session.send(message(Type.RESET, guilty.number, code="busy", text="Enough."))
+    assert await other.reset_code() == "busy"
+    await guilty.session.send(Frame(Type.DATA, guilty.number, 0, b"late"))
+    await guilty.session.ping()
+    assert await nothing(other.session, other.number)
+
+
+async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
+    """When the limit is used up, FIN still passes and is acknowledged with `fin` and the final offset."""
+    host = await host_agent(world, stack)
+    client = await client_agent(world, stack)
+    number = await open_stream(client)
+    asked = await host.accept()
+    await host.send(message(Type.OPENED, asked.stream, limit=16_384, attempt=1))
+    await client.next(number, Type.TRYING)
+    await client.next(number, Type.OPENED)
+    await client.send(ack(number, 0, WINDOW), Frame(Type.DATA, number, 0, bytes(16_384), 1))
+    await client.send(Frame(Type.FIN, number, 16_384))
+    await host.next(asked.stream, Type.ACK)
+    assert len((await host.next(asked.stream, Type.DATA)).payload) == 16_384
+    assert (await host.next(asked.stream, Type.FIN)).value == 16_384
+    await host.send(ack(asked.stream, 16_384, 16_384, fin=True))
+    told = await client.next(number, Type.ACK)
+    assert (told.value, told.limit, told.flags) == (16_384, 16_384, ACK_FIN)
+
+
+# --- The real agents
+
+
+@asynccontextmanager
+async def kdispatch(world: World, tmp_path: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The installed program; ended by its pid."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KDISPATCH_")}
+    environment |= {"KDISPATCH_RELAY": world.url, "KDISPATCH_CONFIG_DIR": str(tmp_path / "config")}
+    program = Path(sys.executable).with_name("kdispatch")
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdin=DEVNULL, stdout=PIPE, env=environment, cwd=tmp_path
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(2):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[int]:
+    """A TCP service that gives back what it gets, until it gets an end."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@asynccontextmanager
+async def agent_host(world: World, tmp_path: Path, port: int) -> AsyncIterator[None]:
+    tokens = tmp_path / "service.token"
+    tokens.write_text(world.token)
+    tokens.chmod(0o600)
+    arguments = ("agent", "host", SERVICE, "--port", str(port), "--token-file", str(tokens))
+    async with kdispatch(world, tmp_path, *arguments):
+        yield
+
+
+async def through_agent_host(client: Session, first: bytes) -> Stream:
+    """A stream to the real host, with early data; the relay lets OPEN wait for the host to come."""
+    number = await open_stream(client)
+    assert (await client.next(number, Type.TRYING)).json["attempt"] == 1
+    await client.send(early(number, 1, 0, first))
+    return await connected(client, number, sent=len(first))
+
+
+async def test_against_agent_host(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
+    """A client of this page's reaches a service behind `agent host`: data both ways, half-close, RESET on errors."""
+    client = await client_agent(world, stack)
+    async with echo() as port, agent_host(world, tmp_path, port):
+        stream = await through_agent_host(client, MIB[:16_384])
+        async with asyncio.timeout(WAIT):
+            got, _ = await asyncio.gather(stream.read_all(), _answer_all(stream, MIB[16_384:]))
+            await stream.closed()
+        assert sha(got) == sha(MIB)
+        assert stream.acked == len(MIB)
+
+        gap = await through_agent_host(client, b"x")
+        await client.send(Frame(Type.DATA, gap.number, 2, b"z"))
+        assert await gap.reset_code() == "offset_mismatch"
+
+        known = await through_agent_host(client, b"abcdef")
+        await client.send(Frame(Type.DATA, known.number, 3, b"def"))
+        await client.send(Frame(Type.DATA, known.number, 4, b"efghi"))
+        assert await known.read_exactly(9) == b"abcdefghi"
+
+        over = await through_agent_host(client, b"x")
+        await client.send(Frame(Type.DATA, over.number, over.limit, b"y"))
+        assert await over.reset_code() in {"credit_exceeded", "offset_mismatch"}
+
+
+async def test_against_agent_connect(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
+    """A host of this page's serves `agent connect`: early data, limits, half-close, and RESET as a reset connection."""
+    host = await host_agent(world, stack)
+    async with kdispatch(world, tmp_path, "agent", "connect", SERVICE, "--quiet") as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT):
+            line = await process.stdout.readline()
+        port = int(line)
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(MIB)
+        writer.write_eof()
+        asked = await host.accept()
+        granted = 20_000
+        await host.send(message(Type.OPENED, asked.stream, limit=granted, attempt=asked.json["attempt"]))
+        stream = Stream(host, asked.stream, granted=granted, limit=asked.json["limit"])
+        async with asyncio.timeout(WAIT):
+            assert sha(await stream.read_all()) == sha(MIB)
+            got, _ = await asyncio.gather(reader.read(-1), _answer_all(stream, MIB[::-1]))
+            await stream.closed()
+        assert sha(got) == sha(MIB[::-1])
+        writer.close()
+        await writer.wait_closed()
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"hello")
+        stream = await answer_open(host)
+        assert await stream.read_exactly(5) == b"hello"
+        await host.send(message(Type.RESET, stream.number, code="host_timeout"))
+        async with asyncio.timeout(WAIT):
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_agent_connect_answers_opened_at_once(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
+    """The real client answers OPENED with an ACK though it has no byte to send, and RESETs DATA above its limit."""
+    host = await host_agent(world, stack)
+    async with kdispatch(world, tmp_path, "agent", "connect", SERVICE, "--quiet") as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT):
+            port = int(await process.stdout.readline())
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        asked = await host.accept()
+        await host.send(message(Type.OPENED, asked.stream, limit=16_384, attempt=1))
+        told = await host.next(asked.stream, Type.ACK)
+        assert (told.value, told.flags) == (0, 0)
+        assert told.limit >= asked.json["limit"]
+        await host.send(Frame(Type.DATA, asked.stream, 1, b"behind a gap"))
+        assert (await host.next(asked.stream, Type.RESET)).json["code"] == "offset_mismatch"
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()

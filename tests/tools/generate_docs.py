@@ -1,0 +1,180 @@
+"""Write the generated pages anew: python -m tests.tools.generate_docs, or make docs.
+
+With --check nothing is written; the status is 1 when a page is not what the code
+says. ``docs/errors.md`` is generated whole. In other pages the part between
+``<!-- generated: NAME -->`` and ``<!-- end -->`` is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from kdispatch.settings import ENVIRONMENT, Settings, setting_of
+from kdispatch_protocol.errors import CODES, Code
+from kdispatch_protocol.limits import DEFAULT_LIMITS
+from kdispatch_relay.settings import SETTINGS, environment_name
+
+ROOT: Final = Path(__file__).parents[2]
+_PART: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_ERRORS: Final = """\
+# Error codes
+
+<!-- Generated from kdispatch_protocol.errors by `make docs`: change it there. -->
+
+Every failure has a code that stays the same from version to version; the texts around it may change. The command line
+prints it in brackets, the REST API has it as `code` of a problem, the library as `code` of a `KdispatchError`, and
+agents and relay tell it each other when a connection or a session ends.
+
+- **Where** is the hop that failed, seen from the machine that reports it: `you`, `you -> relay`, `relay`,
+  `relay -> host` or `host -> service`.
+- **HTTP** is the status of a REST answer with this code.
+- **Exit** is the status of a command that ends with it. Others are 0 (done), 1 (a defect, or a missing package),
+  2 (the command line was not understood), 130 and 143 (interrupted).
+"""
+
+#: The sections of the page, each with what belongs to it; every code comes into the first that takes it.
+_SECTIONS: Final[tuple[tuple[str, str, Callable[[Code], bool]], ...]] = (
+    (
+        "Commands and requests",
+        "These end a command, or answer a request.",
+        lambda code: code.exit is not None and not _on_the_way(code),
+    ),
+    ("The way to the relay", "These end a command while it starts.", lambda code: code.exit is not None),
+    (
+        "One connection or session",
+        "These end one connection, or one session between an agent and the relay; the agent goes on.",
+        lambda _: True,
+    ),
+)
+_ON_THE_WAY: Final = 6  # the exit status of everything between an agent and its relay
+
+#: What the relay enforces, of all limits: the rest concerns agents, or is no bound that an operator meets.
+_RELAY_LIMITS: Final = (
+    "streams_client",
+    "streams_host",
+    "opens",
+    "offers",
+    "tries",
+    "failed_opens_rate",
+    "failed_opens_burst",
+    "early_resets_rate",
+    "early_resets_burst",
+    "credit",
+    "message",
+    "hello",
+    "open_host",
+    "open_total",
+    "open_wait_start",
+    "open_wait_lost",
+    "dead_relay",
+    "slow_consumer",
+)
+
+
+def _on_the_way(code: Code) -> bool:
+    return code.exit == _ON_THE_WAY
+
+
+def errors_page() -> str:
+    """The whole of docs/errors.md."""
+    parts = [_ERRORS]
+    left = list(CODES.values())
+    for title, text, takes in _SECTIONS:
+        rows = [code for code in left if takes(code)]
+        left = [code for code in left if code not in rows]
+        parts.append(f"## {title}\n\n{text}\n\n{_codes(rows)}")
+    return "\n".join(parts)
+
+
+def _codes(codes: Iterable[Code]) -> str:
+    rows = (
+        (f"`{c.name}`", c.hop, str(c.http or "-"), "-" if c.exit is None else str(c.exit), c.meaning, c.hint)
+        for c in codes
+    )
+    return _table(("code", "where", "HTTP", "exit", "meaning", "what to try"), rows)
+
+
+def relay_settings() -> str:
+    """The settings of ``kdispatch relay serve``."""
+    rows = (
+        (
+            f"`--{name.replace('_', '-')}`",
+            f"`{environment_name(name)}`",
+            _default(field.default),
+            field.metadata["help"],
+        )
+        for name, field in SETTINGS.items()
+    )
+    return _table(("flag", "environment", "default", "meaning"), rows)
+
+
+def agent_settings() -> str:
+    """The settings of agents, and the variables that are no settings."""
+    rows = [
+        (f"`{field.name}`", f"`{setting.flag}`", f"`{setting.env}`", _default(field.default), setting.text)
+        for field in dataclasses.fields(Settings)
+        for setting in (setting_of(field.name),)
+    ]
+    rows += [("-", "-", f"`{name}`", "-", text) for name, text in ENVIRONMENT.items()]
+    return _table(("config.toml", "flag", "environment", "default", "meaning"), rows)
+
+
+def relay_limits() -> str:
+    """The limits that an operator may meet, with the comments that stand beside them in the code."""
+    source = (ROOT / "shared" / "kdispatch_protocol" / "limits.py").read_text()
+    told = dict(re.findall(r"^    (\w+): (?:int|float) = .*?#: (.+)$", source, re.MULTILINE))
+    rows = ((f"`{name}`", _number(getattr(DEFAULT_LIMITS, name)), told[name]) for name in _RELAY_LIMITS)
+    return _table(("limit", "value", "meaning"), rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}".removesuffix(".0")
+
+
+def _default(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"`{value}`" if value or value == 0 else "-"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "relay-settings": relay_settings,
+    "agent-settings": agent_settings,
+    "relay-limits": relay_limits,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page, as it has to be."""
+    operations = ROOT / "docs" / "operations.md"
+    return {
+        ROOT / "docs" / "errors.md": errors_page(),
+        operations: _PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}{found[3]}", operations.read_text()),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with --check name those that are not current."""
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is not current: run make docs' if arguments else 'is written'}")
+        if not arguments:
+            path.write_text(pages()[path])
+    return 1 if arguments and stale else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit("usage: python -m tests.tools.generate_docs [--check]")
+    sys.exit(main(sys.argv[1:]))
