@@ -13,7 +13,7 @@ from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.aio.transport import StreamTransport
-from kdispatch_protocol.errors import CODES, KdispatchError, StreamReset
+from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.names import split_service
@@ -98,7 +98,7 @@ class Client:
             case events.StreamWasReset(stream, code, text):
                 future = self._opening.get(stream)
                 if future is not None and not future.done():
-                    future.set_exception(reset_error(code, text))
+                    future.set_exception(StreamReset.from_wire(code, text, "cancelled"))
                 self._failed(code, text)
             case _:
                 pass
@@ -142,8 +142,3 @@ class LocalListener:
 
     def _accepted(self, pipe: Pipe) -> None:
         self._client.create_connection(self._service, pipe.remote)
-
-
-def reset_error(code: str, text: str) -> StreamReset:
-    """The exception of a reset stream; a code that this version does not know counts as ``cancelled``."""
-    return StreamReset(code if code in CODES else "cancelled", text)

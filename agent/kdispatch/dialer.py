@@ -195,9 +195,10 @@ def _problem(body: bytes) -> tuple[str, str] | None:
     """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(body)
-        if isinstance(content, dict) and content.get("code") in CODES:
+        code = content.get("code") if isinstance(content, dict) else None
+        if isinstance(code, str) and code in CODES:
             detail = content.get("detail")
-            return content["code"], detail if isinstance(detail, str) else ""
+            return code, detail if isinstance(detail, str) else ""
     return None
 
 

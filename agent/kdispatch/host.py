@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections.abc import Callable
 from typing import Final
@@ -26,6 +27,9 @@ __all__ = ["Host", "LocalPort"]
 
 #: Dials that may fail in a row before the host is withdrawn.
 _FAILURES: Final = 3
+
+#: Refusals of an offer that say nothing against it.
+_PASSING: Final = frozenset({"storage_unavailable", "busy", "rate_limited", "internal_error"})
 
 #: How a host serves a requested stream: accept or refuse it at the driver, at once or later.
 Serve = Callable[[EndpointDriver, Stream], None]
@@ -51,6 +55,8 @@ class Host:
         self.id = host_id(self.uplink.process, service)
         self.withdraw_token = format_token("hst", secrets.token_bytes(32))
         self.offered = asyncio.Event()
+        self._wanted = False  # offered, as far as it is up to us
+        self._was_offered = False  # it has been listed before
         self._serve = serve
         self._offer = Offer(service=service, host=self.id, digest=token_digest(self.withdraw_token).hex(), token=token)
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,11 +83,13 @@ class Host:
 
     def offer(self) -> None:
         """Take streams."""
+        self._wanted = True
         self.uplink.endpoint.offer(self._offer)
         self.driver.wake()
 
     def withdraw(self) -> None:
         """Take no new streams; running ones go on."""
+        self._wanted = False
         self.offered.clear()
         self.uplink.endpoint.withdraw(self.service)
         self.driver.wake()
@@ -123,12 +131,23 @@ class Host:
                 if task is not None:
                     task.cancel()
             case events.Offered():
+                self._was_offered = True
                 self.offered.set()
             case events.OfferRefused(_, code, text):
-                if not self._refused.done():
-                    self._refused.set_exception(KdispatchError(code, text))
+                self._offer_refused(code, text)
             case _:
                 pass
+
+    def _offer_refused(self, code: str, text: str) -> None:
+        if self._was_offered and code in _PASSING:
+            # The relay had a bad moment; a host that worked must not end over it.
+            self.driver.loop.call_later(random.uniform(1, 10), self._offer_again)  # noqa: S311 - jitter, no secret
+        elif not self._refused.done():
+            self._refused.set_exception(KdispatchError.from_wire(code, text))
+
+    def _offer_again(self) -> None:
+        if self._wanted:
+            self.offer()
 
 
 class LocalPort:

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
-from weakref import WeakKeyDictionary
 
 from kdispatch.client import Client
 from kdispatch.credentials import Credentials
@@ -71,7 +70,15 @@ class Connector:
 
     async def aclose(self) -> None:
         """End the session and every connection."""
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
         await self._client.stop()
+
+    @property
+    def over(self) -> bool:
+        """No session can be had any more: the relay's refusal was final, or this was closed."""
+        return self._client.uplink.over
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -83,7 +90,7 @@ class Connector:
         await self.aclose()
 
 
-_connectors: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connector]] = WeakKeyDictionary()
+_connectors: dict[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connector]] = {}
 
 
 async def open_connection(
@@ -93,9 +100,11 @@ async def open_connection(
 
     Connections of one event loop to one relay share a session, which ends with the loop.
     """
+    for loop in [loop for loop in _connectors if loop.is_closed()]:
+        del _connectors[loop]
     connectors = _connectors.setdefault(asyncio.get_running_loop(), {})
     key = (str(_relay_url(relay)), token)
-    if key not in connectors:
+    if key not in connectors or connectors[key].over:
         connectors[key] = Connector(relay, token=token)
     return await connectors[key].open_connection(service, limit=limit)
 

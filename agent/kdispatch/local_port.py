@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import struct
 import sys
 from pathlib import Path
 from typing import Final
@@ -26,13 +27,13 @@ def looks_open(address: str, port: int) -> bool | None:
     """
     if not sys.platform.startswith("linux") or not _is_loopback(address):
         return None
-    suffix = f":{port:04X}"
+    listeners = {f"{place}:{port:04X}" for place in _places(address)}
     try:
         for table in _TABLES:
             with table.open() as lines:
                 for line in lines:
                     fields = line.split(maxsplit=4)
-                    if len(fields) > 3 and fields[3] == _LISTEN and fields[1].endswith(suffix):
+                    if len(fields) > 3 and fields[3] == _LISTEN and fields[1] in listeners:
                         return True
     except OSError:
         return None
@@ -52,6 +53,17 @@ async def is_open(address: str, port: int, timeout: float) -> bool:
     with contextlib.suppress(OSError):
         await writer.wait_closed()
     return True
+
+
+def _places(address: str) -> set[str]:
+    """How the kernel writes the addresses at which a listener for ``address`` may be bound: it, and all of them."""
+    places = {"0" * 8, "0" * 32}
+    for name in ("127.0.0.1", "::1") if address == "localhost" else (address,):
+        packed = ipaddress.ip_address(name).packed
+        words = struct.unpack(f"={len(packed) // 4}I", packed)  # each word in the machine's own order
+        written = "".join(f"{word:08X}" for word in words)
+        places |= {written, f"0000000000000000FFFF0000{written}"} if len(words) == 1 else {written}
+    return places
 
 
 def _is_loopback(address: str) -> bool:

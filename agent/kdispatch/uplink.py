@@ -17,6 +17,7 @@ from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.messages import printable
 
 __all__ = ["Uplink"]
 
@@ -78,6 +79,11 @@ class Uplink:
                     told = True
                 await asyncio.sleep(min(pause, left))
         self._task = asyncio.create_task(self._keep(lost), name="kdispatch uplink")
+
+    @property
+    def over(self) -> bool:
+        """No session can be had any more, or it was stopped."""
+        return self._task is not None and self._task.done()
 
     async def failed(self) -> None:
         """Wait until no session can be had any more; raises why."""
@@ -157,16 +163,8 @@ class Uplink:
                 self._welcomed.set_result(None)
         elif isinstance(event, events.SessionRefused):
             goaway = event.goaway
-            self._goaway = _known(goaway.code, goaway.text)
+            self._goaway = KdispatchError.from_wire(goaway.code, printable(goaway.text))
         self._on_event(event)
-
-
-def _known(code: str, text: str) -> KdispatchError:
-    """An error with a code from the wire, which a newer relay may have more of than we know."""
-    try:
-        return KdispatchError(code, text)
-    except KeyError:
-        return KdispatchError("protocol_error", f"{text} [{code}]")
 
 
 def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:

@@ -69,7 +69,8 @@ def serve(
         with asyncio.Runner(loop_factory=_loop_factory(no_uvloop=no_uvloop)) as runner:
             runner.run(_serve(settings))
     except KdispatchError as error:
-        typer.echo(f"error: {error.text} [{error.code}]\n{error.info.hint}", err=True)
+        typer.echo(f"kdispatch: {error.text} [{error.code}]", err=True)
+        typer.echo(f"  where: relay\n  try:   {error.info.hint}", err=True)
         raise typer.Exit(error.info.exit or 1) from None
 
 

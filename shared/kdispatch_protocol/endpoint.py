@@ -254,7 +254,7 @@ class Endpoint:
         fin = bool(flags & frames.FIN_ARRIVED)
         out = stream.outbound
         acknowledged_before = out.fin_acked
-        self.table.replay_held -= out.acknowledge(value, frames.ack_limit(payload), fin=fin)
+        self.table.acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
         if fin and not acknowledged_before:
             stream.move(Input.FIN_ACKED)
             self.table.events.append(events.EndAcknowledged(stream))
@@ -280,7 +280,8 @@ class Endpoint:
             raise RemoteProtocolError("A frame for a stream that is not open yet.")
         if not stream.confirmed:
             stream.confirmed = True
-            stream.set_timer(None)
+            if not stream.closing:
+                stream.set_timer(None)
 
     def _if_finished(self, stream: Stream) -> None:
         """Both directions ended: forget the stream. Its last ACK still finds its way through the outbox."""

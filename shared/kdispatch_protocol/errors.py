@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 __all__ = [
     "CODES",
@@ -64,11 +64,11 @@ _TABLE: Final = (
          "Use https://, or --insecure-plaintext on a network you trust."),
     # --- names that are taken, ports ---------------------------------------------------
     Code("handle_taken", _RELAY, 409, 1, "Somebody has this handle already.",
-         "Choose another handle; if it is yours, store its token with 'kdispatch login'."),
+         "Choose another handle; if it is yours, give its token with --token-file."),
     Code("service_exists", _RELAY, 409, 1, "You have a service of this name already.",
          "Choose another name; its token was shown when it was created."),
     Code("port_in_use", _YOU, None, 1, "Another program listens on the local port.",
-         "Leave --port out to get a free one, or choose another."),
+         "Choose another port; 'agent connect' without --port takes a free one."),
     Code("local_port_closed", _SERVICE, None, 1, "Nothing listens on the local port that was to be offered.",
          "Start the service first, or check --port and --address."),
     Code("withdrawn", _RELAY, None, 1, "This host was withdrawn by its owner.",
@@ -91,7 +91,7 @@ _TABLE: Final = (
     Code("rate_limited", _RELAY, 429, 1, "Too many requests in a short time.",
          "Wait as long as the answer says, then try again."),
     Code("busy", _RELAY, 503, 1, "A limit is reached; nothing more is taken on for now.",
-         "Try again shortly; the relay's operator can raise the limit."),
+         "Try again shortly."),
     Code("storage_unavailable", _RELAY, 503, 1, "The relay's database does not answer.",
          "Running streams go on; try again shortly."),
     Code("version_unsupported", _UP, 426, 1, "Agent and relay have no protocol version in common.",
@@ -159,6 +159,11 @@ class KdispatchError(Exception):
         self.code = code
         self.text = text or CODES[code].meaning
         super().__init__(f"{self.text} [{code}]")
+
+    @classmethod
+    def from_wire(cls, code: str, text: str, unknown: str = "protocol_error") -> Self:
+        """An error that somebody else named; a code that this version does not know becomes ``unknown``."""
+        return cls(code, text) if code in CODES else cls(unknown, f"{text} [{code}]")
 
     def __reduce__(self) -> tuple[Callable[..., KdispatchError], tuple[type[KdispatchError], str, str]]:
         # The arguments of a subclass differ from those of Exception, by which copies and pickles would be made.

@@ -30,6 +30,8 @@ class Limits:
     batch_time: float = 0.020  #: a batch should drain in this time, so that control frames wait no longer
     quantum: int = 32 * KIB  #: deficit round robin: what one stream may send before the next one's turn
 
+    control: int = 4 * MIB  #: control frames that wait for one session; beyond it the relay cuts the session
+
     # --- credit
     window: int = 256 * KIB  #: a stream's window while the budget is mostly free
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised

@@ -43,11 +43,12 @@ class Acknowledger(Protocol):
 class Outbox:
     """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
 
-    __slots__ = ("_acks", "_control", "_quantum", "_ring")
+    __slots__ = ("_acks", "_control", "_quantum", "_ring", "control_size")
 
     def __init__(self, limits: Limits) -> None:
         self._quantum = limits.quantum
         self._control: deque[bytes] = deque()
+        self.control_size = 0  #: bytes of control frames that wait
         self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
         self._ring: deque[Source] = deque()
 
@@ -57,6 +58,7 @@ class Outbox:
     def send(self, frame: bytes) -> None:
         """Queue one whole control frame; they keep their order and go before all data."""
         self._control.append(frame)
+        self.control_size += len(frame)
 
     def acknowledge(self, stream: Acknowledger) -> None:
         """An ACK of this stream is due."""
@@ -77,6 +79,7 @@ class Outbox:
             frame = control.popleft()
             parts.append(frame)
             size += len(frame)
+        self.control_size -= size
         acks = self._acks
         while acks and size < most:
             stream = next(iter(acks))

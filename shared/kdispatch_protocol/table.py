@@ -160,7 +160,8 @@ class StreamTable:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         self._unanswered -= 1
         stream.move(Input.OPENED)
-        stream.set_timer(None)
+        if not stream.closing:
+            stream.set_timer(None)
         self.outbox.acknowledge(stream)
         self.activate(stream)
         self.events.append(events.StreamOpened(stream))
@@ -198,13 +199,22 @@ class StreamTable:
     def forget(self, stream: Stream) -> None:
         """The stream is in an end state: what it held is given back."""
         stream.set_timer(None)
-        self.by_uuid.pop(stream.uuid, None)
+        if self.by_uuid.get(stream.uuid) is stream:
+            del self.by_uuid[stream.uuid]
         self._waiting.pop(stream, None)
         self.by_number.pop(stream.number, None)
         stream.inbound.release()
         self.replay_held -= stream.outbound.clear()
         self._short_of_replay.discard(stream)
         self.send_waiting()
+
+    def acknowledged(self, stream: Stream, freed: int) -> None:
+        """The peer has so many bytes more: they need not be kept any longer."""
+        self.replay_held -= freed
+        # Whoever holds less than the floor may go on, however much the others hold.
+        if stream in self._short_of_replay and stream.outbound.size < self.limits.window_floor:
+            self._short_of_replay.discard(stream)
+            self._drained.append(stream)
 
     def resume_writers(self) -> None:
         """After bytes were sent or acknowledged: who may write again?"""

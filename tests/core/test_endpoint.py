@@ -488,3 +488,48 @@ def test_repeated_opens_promise_what_the_new_session_allows() -> None:
     talk.hear(frame(frames.WELCOME, payload=tight.encode()))
     assert talk.table.budget.total == 1 << 24
     assert talk.table.budget.within(256)
+
+
+def test_a_stream_below_the_floor_may_always_write() -> None:
+    """A writer that was paused by the process's replay budget goes on when its own bytes are acknowledged."""
+    talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
+    greedy = talk.client()
+    talk.table.write(greedy, bytes(30_000))
+    other = talk.table.open(SERVICE, "77" * 16, talk.now)
+    talk.hear(
+        frame(frames.TRYING, 3, payload=Trying(attempt=1, process="22" * 16, host="33" * 16).encode()),
+        frame(frames.OPENED, 3, payload=Opened(limit=65536, attempt=1).encode()),
+    )
+    assert not talk.table.write(other, bytes(1000))
+    talk.said()
+    talk.events()
+    talk.hear(frames.ack_frame(3, 1000, 65536, fin=False))
+    assert talk.events() == [events.WritingResumed(other)]
+    assert greedy.writer_paused
+
+
+def test_a_closed_stream_keeps_its_deadline() -> None:
+    """A program that closed before it was confirmed, or opened, is rid of a silent peer in a minute all the same."""
+    talk = Conversation(offer=True)
+    stream = talk.host()
+    talk.table.close(stream, talk.now)
+    talk.hear(frames.ack_frame(2, 0, 65536, fin=False))
+    talk.wait(61)
+    assert stream.state is State.RESET
+    talk = Conversation()
+    stream = talk.table.open(SERVICE, "11" * 16, talk.now)
+    talk.table.close(stream, talk.now)
+    talk.hear(
+        frame(frames.TRYING, 1, payload=Trying(attempt=1, process="22" * 16, host="33" * 16).encode()),
+        frame(frames.OPENED, 1, payload=Opened(limit=65536, attempt=1).encode()),
+    )
+    talk.wait(61)
+    assert stream.state is State.RESET
+
+
+def test_refusing_a_uuid_in_use_leaves_its_owner_alone() -> None:
+    """A refused OPEN does not take the running stream of the same uuid out of the table."""
+    talk = Conversation(offer=True)
+    stream = talk.host()
+    talk.hear(open_frame(4))
+    assert talk.table.by_uuid == {stream.uuid: stream}

@@ -47,11 +47,11 @@ class Relay:
                 if known:
                     self.switch.offer_allowed(question, public=True, now=self.now)
                 else:
-                    self.switch.offer_refused(question, "not_permitted", "no")
+                    self.switch.offer_refused(question, "not_permitted", "no", now=self.now)
             elif known:
                 self.switch.opens.allowed(question.route, public=True, now=self.now)
             else:
-                self.switch.opens.refuse(question.route, "unknown_service")
+                self.switch.opens.refused(question.route, "unknown_service", "", self.now)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -467,12 +467,15 @@ def test_frames_before_opened_break_the_streams_rules() -> None:
     assert code_of(host.hear()) == "protocol_error"
 
 
-def test_early_data_over_the_first_limit_is_refused() -> None:
-    """Early data after OPENED is held to the limit like any other."""
+@pytest.mark.parametrize(("offset", "size", "heard"), [(1, 1, "DATA"), (2, 1, "RESET"), (1, 16384, "RESET")])
+def test_early_data_behind_opened_keeps_its_rules(offset: int, size: int, heard: str) -> None:
+    """Early data that comes after OPENED is still without gaps and within its 16 KiB."""
     relay = Relay()
     client, host = connected(relay)
-    client.say(frame(frames.EARLY, 1, frames.early_value(1, 19_999), b"xy"))
-    assert code_of(host.hear()) == "credit_exceeded"
+    client.say(frame(frames.EARLY, 1, frames.early_value(1, 0), b"x"))
+    assert host.names() == ["DATA"]
+    client.say(frame(frames.EARLY, 1, frames.early_value(1, offset), bytes(size)))
+    assert host.names() == [heard]
 
 
 def test_a_reset_overtakes_and_drops_what_waits() -> None:
@@ -563,3 +566,99 @@ def test_a_finished_stream_leaves_nothing_in_the_budget() -> None:
     host.say(frames.ack_frame(2, 0, 20_000, fin=True))
     assert not host.session.legs
     assert relay.switch.budget.queued == host.session.queued == 0
+
+
+def test_known_data_is_dropped_and_a_gap_resets() -> None:
+    """Under one number DATA is passed on once and in order: what was passed on is dropped, a gap resets the stream."""
+    relay = Relay()
+    client, host = connected(relay)
+    for _ in range(100):
+        client.say(frame(frames.DATA, 1, 0, b"abc"))
+    client.say(frame(frames.DATA, 1, 1, b"bcd"))
+    assert [(v, p) for _, _, v, p in host.hear()] == [(0, b"abc"), (1, b"bcd")]
+    client.say(frame(frames.DATA, 1, 5, b"x"))
+    assert code_of(host.hear()) == "offset_mismatch"
+    assert code_of(client.hear()) == "offset_mismatch"
+
+
+def test_a_flood_of_fins_is_one_fin() -> None:
+    """A repeated FIN says nothing new, and takes no memory."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(*[frame(frames.FIN, 1, 0)] * 1000)
+    assert host.names() == ["FIN"]
+
+
+def test_an_agent_that_asks_and_never_reads_is_cut() -> None:
+    """Answers that wait are bounded: beyond it the session ends, once."""
+    relay = Relay(Limits(control=1000))
+    peer = relay.agent(1)
+    relay.switch.take_touched()
+    peer.say(*[frame(frames.PING)] * 62)
+    relay.switch.take_touched()
+    assert relay.switch.take_cuts() == []
+    for _ in range(5):
+        peer.say(frame(frames.PING))
+        relay.switch.take_touched()
+    [cut] = relay.switch.take_cuts()
+    assert (cut.session, cut.code) == (peer.session, "slow_consumer")
+    assert len(peer.hear()) == 67
+    assert peer.session.outbox.control_size == 0
+
+
+def test_a_session_that_is_both_ends_of_a_stream_leaves_no_ghost() -> None:
+    """When client and host are one session, its loss dials nobody else."""
+    relay = Relay()
+    both, other = relay.agent(1, offers=True), relay.agent(3, offers=True)
+    both.open(3)
+    assert "OPEN" in both.names()
+    both.lose()
+    assert other.hear() == []
+    assert not other.session.legs
+    relay = Relay()
+    both = relay.agent(1, offers=True)
+    both.open(3)
+    both.opened(2)
+    both.lose()
+    assert both.session.streams_opened == 0
+
+
+def test_guessing_names_is_limited() -> None:
+    """Opens and offers that the store refuses count as failures of the session."""
+    relay = Relay(Limits(failed_opens_burst=2, failed_opens_rate=0))
+    peer = relay.agent(1)
+    for number in (1, 3, 5):
+        peer.open(number)
+        relay.answer(known=False)
+    assert [Reset.parse(p).code for *_, p in peer.hear()] == ["unknown_service", "unknown_service", "rate_limited"]
+    offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32)
+    peer.say(frame(frames.OFFER, 7, payload=offer.encode()))
+    assert code_of(peer.hear()) == "rate_limited"
+    relay = Relay(Limits(failed_opens_burst=1, failed_opens_rate=0))
+    peer = relay.agent(1)
+    peer.say(frame(frames.OFFER, 1, payload=offer.encode()))
+    relay.answer(known=False)
+    peer.say(frame(frames.OFFER, 3, payload=offer.encode()))
+    assert [Reset.parse(p).code for *_, p in peer.hear()] == ["not_permitted", "rate_limited"]
+
+
+def test_a_host_that_is_heard_again_gets_what_waits() -> None:
+    """An open that waits because the only host was silent goes to it as soon as it speaks."""
+    relay = Relay(Limits(open_wait_start=60, open_host=1))
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    client.open()
+    relay.wait(1.1)
+    client.open(3)
+    assert host.names() == ["OPEN", "RESET"]
+    host.say(frame(frames.PING))
+    assert host.names() == ["OPEN", "PONG"]
+
+
+def test_short_memory_cuts_no_more_than_it_must() -> None:
+    """Several frames in one turn cut the longest queue once, and others only if that does not suffice."""
+    relay = Relay(memory=8000)
+    client, host = connected(relay)
+    relay.agent(9)
+    for _ in range(4):
+        client.say(frame(frames.DATA, 1, client.session.legs[1].next, bytes(3000)))
+    assert [cut.session for cut in relay.switch.take_cuts()] == [host.session]

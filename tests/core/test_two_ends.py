@@ -64,7 +64,7 @@ def _early_is_not_sent_again(self: Outbound) -> None:
 
 
 def _early_goes_to_any_try(self: Route, attempt: int, offset: int, payload: memoryview, limits: object) -> bool:
-    self.early.append((offset, bytes(payload)))
+    self.early += payload
     return True
 
 

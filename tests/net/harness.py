@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,19 @@ from _pytest.mark import ParameterSet
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 
-__all__ = ["KIB", "MIB", "Network", "Process", "Relay", "Usage", "counts", "counts_at_rest", "eventually", "sizes"]
+__all__ = [
+    "KIB",
+    "MIB",
+    "Network",
+    "Process",
+    "Relay",
+    "Usage",
+    "counts",
+    "counts_at_rest",
+    "eventually",
+    "needs",
+    "sizes",
+]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -36,6 +49,12 @@ _T = TypeVar("_T")
 def sizes(small: object, full: object) -> list[ParameterSet]:
     """One test in two sizes: ``small`` in every run, ``full`` in the acceptance run."""
     return [pytest.param(small, id="small"), pytest.param(full, id="full", marks=pytest.mark.accept)]
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip a test, and say why, where one of the programs is not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -> None:
@@ -66,20 +85,23 @@ class Usage:
 
 
 class Process:
-    """A running program; both of its outputs go to ``log``."""
+    """A running program; what it prints goes to two files. What it reads is the file ``given``, or nothing."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        given: Path = Path(os.devnull),
+    ) -> None:
         self.name = name
-        self.log = folder / f"{name}.log"
-        self._read_from = 0  # bytes; what an earlier process of this name printed is not read again
-        with self.log.open("ab") as log:
-            self._read_from = log.tell()
+        self._files = (folder / f"{name}.out", folder / f"{name}.err")
+        with given.open("rb") as stdin, self._files[0].open("ab") as out, self._files[1].open("ab") as err:
+            # What an earlier process of this name printed is not read again.
+            self._read_from = (out.tell(), err.tell())
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                command, stdin=stdin, stdout=out, stderr=err, env={**os.environ, **(environment or {})}
             )
 
     @property
@@ -87,9 +109,19 @@ class Process:
         return self._process.pid
 
     @property
+    def out(self) -> bytes:
+        """What it has printed on its standard output so far."""
+        return self._files[0].read_bytes()[self._read_from[0] :]
+
+    @property
+    def err(self) -> str:
+        """What it has printed on its standard error so far."""
+        return self._files[1].read_bytes()[self._read_from[1] :].decode(errors="replace")
+
+    @property
     def text(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_bytes()[self._read_from :].decode(errors="replace")
+        """Both."""
+        return self.out.decode(errors="replace") + self.err
 
     @property
     def usage(self) -> Usage:
@@ -156,13 +188,13 @@ class Relay:
         self.token = ""
         self.process: Process | None = None
 
-    async def start(self) -> None:
-        """Start it, on the port that it had before; the first time sign up."""
-        listen = self.url.removeprefix("http://") or "127.0.0.1:0"
+    async def start(self, *options: str) -> None:
+        """Start it, on the port and with the database that it had before; the first time sign up."""
+        listen = self.url.partition("://")[2] or "127.0.0.1:0"
         database = str(self.folder / "relay.db")
-        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database]
+        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
         self.process = Process("relay", command, self.folder)
-        self.url = (await self.process.says(r"listening on (http://\S+)"))[1]
+        self.url = (await self.process.says(r"listening on (https?://\S+)"))[1]
         if not self.token:
             async with RestClient(self.address) as rest:
                 self.token = (await rest.sign_up("ann")).token
@@ -182,14 +214,14 @@ class Relay:
 
 
 class Network:
-    """Agents of one test on the relay at ``url``; ``token`` is an admin's there."""
+    """Agents of one test on the relay at ``url``; ``token`` is an admin's there. ``environment`` is the agents'."""
 
     def __init__(self, folder: Path, url: str, token: str) -> None:
         self.folder = folder
         self.url = url
         self._token = token
         self.processes: list[Process] = []
-        self._environment = {
+        self.environment = {
             "KDISPATCH_CONFIG_DIR": str(folder / "config"),
             "KDISPATCH_RELAY": url,
             "KDISPATCH_TOKEN": token,
@@ -205,12 +237,21 @@ class Network:
         async with RestClient(RelayUrl.parse(self.url)) as rest:
             return (await rest.service(service)).live_hosts
 
-    def agent(self, name: str, *arguments: str, relay: str = "") -> Process:
-        """Start ``kdispatch agent`` with the arguments; ``relay`` is another way to the relay, if there is one."""
-        environment = self._environment | ({"KDISPATCH_RELAY": relay} if relay else {})
-        process = Process(f"{name}-{len(self.processes)}", [_KDISPATCH, "agent", *arguments], self.folder, environment)
+    async def has_live_hosts(self, service: str, count: int, wait: float = 15.0) -> None:
+        """Return when the relay's REST API counts so many."""
+        async with asyncio.timeout(wait):
+            while await self.live_hosts(service) != count:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.05)
+
+    def program(self, name: str, *command: str, given: Path = Path(os.devnull)) -> Process:
+        """Start a program, which ends with the test; ``given`` is what it reads."""
+        process = Process(f"{name}-{len(self.processes)}", list(command), self.folder, self.environment, given)
         self.processes.append(process)
         return process
+
+    def agent(self, name: str, *arguments: str) -> Process:
+        """Start ``kdispatch agent`` with the arguments."""
+        return self.program(name, _KDISPATCH, "agent", *arguments)
 
     async def host(self, service: str, port: int, *options: str) -> Process:
         """Start a host agent; returns when it is offered."""

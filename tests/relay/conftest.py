@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.relay.support import Api, relay_api
 
 from kdispatch_relay.store.database import Database
+from tests.relay.support import Api, relay_api
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import json
 from collections import Counter
 
 import pytest
-from tests.relay.support import Api
 
 from kdispatch_protocol.tokens import token_kind
+from tests.relay.support import Api
 
 
 async def test_sign_up(api: Api) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.relay.support import Api
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import format_token
 from kdispatch_relay.auth import Authority, ServiceRecord
+from tests.relay.support import Api
 
 PUBLIC = ServiceRecord("ann/web", "public")
 CLOSED = ServiceRecord("ann/db", "token")

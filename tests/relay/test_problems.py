@@ -7,10 +7,10 @@ import logging
 from typing import Any
 
 import pytest
-from tests.relay.support import Api
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api import exchange
+from tests.relay.support import Api
 
 JSON = {"Content-Type": "application/json"}
 CHUNKED = (

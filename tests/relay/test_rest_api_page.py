@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.relay.support import Api
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.app import make_app
 from kdispatch_relay.seams import HostView
+from tests.relay.support import Api
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rest-api.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(.*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
@@ -43,7 +43,7 @@ async def test_examples(api: Api, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     # 2026-01-31T09:30:00Z
-    api.gate.live["ann/web"] = [HostView("h-4f1c", 1_769_851_800.0, {"region": "eu"}, 2)]
+    api.gate.live["ann/web"] = [HostView("4f1c09d2a8b35e6710fd42c98e6ba173", 1_769_851_800.0, {"region": "eu"}, 2)]
     assert len(EXAMPLES) == PAGE.count("```sh")
     folder = tmp_path / "shell"
     folder.mkdir()

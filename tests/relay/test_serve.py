@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from tests.relay.support import relay_api
 
 from kdispatch_protocol.errors import KdispatchError
+from tests.relay.support import relay_api
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from kdispatch_relay.cli import app; app()", "serve"]
 
@@ -90,8 +90,8 @@ def test_public_plaintext_is_refused(tmp_path: Path) -> None:
     result = refused(tmp_path, "--listen", "0.0.0.0:0")
     assert result.returncode == 2
     assert result.stdout == ""
-    first, hint = result.stderr.splitlines()
-    assert first.startswith("error: 0.0.0.0:0 can be reached")
+    first, _, hint = result.stderr.splitlines()
+    assert first.startswith("kdispatch: 0.0.0.0:0 can be reached")
     assert first.endswith("[plaintext_refused]")
     assert "--insecure-plaintext" in hint
 

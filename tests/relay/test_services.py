@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 
 import pytest
-from tests.relay.support import Api
 from yarl import URL
 
 from kdispatch_protocol.tokens import token_kind
 from kdispatch_relay.seams import HostView
+from tests.relay.support import Api
 
 
 async def test_create_service(api: Api) -> None:

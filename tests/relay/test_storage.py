@@ -12,13 +12,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Connection, select, update
-from tests.relay.support import Api, relay_api
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.engines import writing_engine
 from kdispatch_relay.store.location import database_url
 from kdispatch_relay.store.models import Admin, Base
+from tests.relay.support import Api, relay_api
 
 
 @asynccontextmanager

@@ -36,6 +36,8 @@ SUBPROTOCOL: Final = "kdispatch.1"
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 # Before HELLO nobody may make the relay set aside more than this for one message.
 _HELLO_MESSAGE: Final = 16 * 1024
+# Ends that an operator need not hear of.
+_ORDERLY: Final = frozenset({"drain", "superseded"})
 _log = logging.getLogger("kdispatch.relay")
 
 
@@ -116,15 +118,18 @@ class Gate:
             task = self._loop.create_task(self._answer(question))
             self._questions.add(task)
             task.add_done_callback(self._questions.discard)
-        while cuts := switch.take_cuts():
+        while True:
+            touched, cuts = switch.take_touched(), switch.take_cuts()
+            if not touched and not cuts:
+                break
             for cut in cuts:
                 link = self._links.get(cut.session)
                 if link is not None:
                     link.cut(cut.code, cut.text)
-        for session in switch.take_touched():
-            link = self._links.get(session)
-            if link is not None:
-                link.link.flush()
+            for session in touched:
+                link = self._links.get(session)
+                if link is not None:
+                    link.link.flush()
         self._alarm.set(switch.next_deadline())
 
     def _timed_out(self) -> None:
@@ -142,11 +147,19 @@ class Gate:
                 record = await self._authority.may_open(question.service, question.token)
                 switch.opens.allowed(question.route, public=record.access == "public", now=self._loop.time())
         except KdispatchError as error:
-            if isinstance(question, AskOffer):
-                switch.offer_refused(question, error.code, error.text)
-            else:
-                switch.opens.refuse(question.route, error.code, error.text)
+            self._refuse(question, error.code, error.text)
+        except Exception:  # noqa: BLE001
+            # A defect must not leave an agent without an answer.
+            _log.exception("a look-up failed")
+            self._refuse(question, "internal_error", "")
         self.settle()
+
+    def _refuse(self, question: Question, code: str, text: str) -> None:
+        now = self._loop.time()
+        if isinstance(question, AskOffer):
+            self.switch.offer_refused(question, code, text, now=now)
+        else:
+            self.switch.opens.refused(question.route, code, text, now)
 
 
 class _AgentLink:
@@ -187,6 +200,7 @@ class _AgentLink:
             self._gate.switch.receive_message(self.session, message, now)
         except RemoteProtocolError as error:
             self.cut(error.code, error.text)
+            self._gate.settle()  # the link reads no more, so nobody else will
         if not greeted and self.session.process:
             self._hello_timer.cancel()
             self.link.carrier.limit_messages(self._gate.limits.message)
@@ -206,8 +220,8 @@ class _AgentLink:
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
         self._hello_timer.cancel()
-        if code:
-            _log.info("session ended: %s: %s (%s)", code, text, self.session)
+        if code and self.session.process and code not in _ORDERLY:
+            _log.warning("session ended: %s: %s (%s)", code, text, self.session)
         self._gate.left(self)
         self._http.connection_lost(None)
         if not self.over.done():

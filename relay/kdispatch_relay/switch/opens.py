@@ -13,6 +13,7 @@ import hmac
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
+from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, Trying
 from kdispatch_protocol.timers import Timers
@@ -25,7 +26,7 @@ __all__ = ["AskOpen", "Opens"]
 
 @dataclass(frozen=True, slots=True)
 class AskOpen:
-    """Intent: find out whether the route's client may open its service, then call ``allowed`` or ``refuse``."""
+    """Intent: find out whether the route's client may open its service, then call ``allowed`` or ``refused``."""
 
     route: Route
 
@@ -79,10 +80,17 @@ class Opens:
             self._registry.entry(route.message.service).public = public
             self._next_try(route, now)
 
+    def refused(self, route: Route, code: str, text: str, now: float) -> None:
+        """The client may not open the service, or there is none. That counts: names are not to be guessed."""
+        if route.state is RouteState.ASKING:
+            route.client.session.failures.take(now)
+            self.refuse(route, code, text)
+
     def refuse(self, route: Route, code: str, text: str = "") -> None:
         """Tell the client that nothing will come of it, and forget the route."""
         if self.alive(route) and route.state is not RouteState.OPEN:
-            route.client.session.outbox.send(reset_frame(route.client.number, code, text))
+            why = text or (CODES[code].meaning if code in CODES else "")
+            route.client.session.outbox.send(reset_frame(route.client.number, code, why))
             self.close(route)
 
     def alive(self, route: Route) -> bool:
@@ -100,9 +108,10 @@ class Opens:
         route = leg.route
         attempt, offset = frames.split_early(value)
         if route.state is RouteState.OPEN and attempt == route.attempt and leg.peer is not None:
-            if offset + len(payload) > leg.limit:
-                return "credit_exceeded"
-            leg.peer.forward(frames.DATA, 0, offset, payload, now)
+            if offset != leg.next or offset + len(payload) > self._limits.early:
+                return "protocol_error"
+            leg.next += len(payload)
+            leg.peer.forward(frames.DATA, 0, offset, bytes(payload), now)
             self._touched.add(leg.peer.session)
         elif route.state is RouteState.TRYING and not route.hold_early(attempt, offset, payload, self._limits):
             return "protocol_error"
@@ -123,9 +132,10 @@ class Opens:
         client.peer, leg.peer = leg, client
         client.limit = opened.limit
         client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=opened.encode()))
-        for offset, data in route.early:
-            leg.forward(frames.DATA, 0, offset, data, now)
-        route.early = []
+        if route.early:
+            leg.forward(frames.DATA, 0, 0, bytes(route.early), now)
+        client.next = len(route.early)
+        route.drop_early()
         self._touched.update((client.session, leg.session))
         return ""
 

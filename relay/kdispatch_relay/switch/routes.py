@@ -50,7 +50,9 @@ class Leg:
         "_queue",
         "deficit",
         "fin_acked",
+        "fin_passed",
         "limit",
+        "next",
         "number",
         "peer",
         "queued",
@@ -64,7 +66,9 @@ class Leg:
         self.route = route
         self.peer: Leg | None = None  # the other leg, once a host has opened
         self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
-        self.fin_acked = False  # this agent's end was acknowledged by its peer
+        self.next = 0  # the offset that this agent's next byte has
+        self.fin_passed = False  # this agent's FIN was passed on
+        self.fin_acked = False  # and acknowledged by its peer
         self.deficit = 0
         self.queued = False
         self._queue: deque[Waiting] | None = None  # made at first use
@@ -80,10 +84,9 @@ class Leg:
         elif size <= _SMALL and self._queue and self._merged(type_, flags, value, payload):
             self.session.add_queued(size, 0)
             return
-        if size > _SMALL:
-            self._queue.append((type_, flags, value, payload, now))
-        else:  # a small view would keep its whole message alive
-            self._queue.append((type_, flags, value, bytes(payload), now))
+        if isinstance(payload, memoryview) and 2 * size < memoryview(payload.obj).nbytes:
+            payload = bytes(payload)  # a view would keep its whole message alive
+        self._queue.append((type_, flags, value, payload, now))
         self.session.add_queued(size, 1)
         self.session.outbox.activate(self)
 
@@ -171,7 +174,6 @@ class Route:
         "client",
         "deadline",
         "early",
-        "early_held",
         "host",
         "host_entry",
         "message",
@@ -192,8 +194,7 @@ class Route:
         self.timer: Timer | None = None  # of the try, or the wait, under way
         self.tried: set[str] = set()  # host ids
         self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
-        self.early: list[tuple[int, Buffer]] = []  # held until this attempt's host has opened
-        self.early_held = 0
+        self.early = bytearray()  # held until this attempt's host has opened
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""
@@ -205,16 +206,14 @@ class Route:
         """Keep early data of the current attempt, drop another's; returns whether it was within the rules."""
         if attempt != self.attempt:
             return True
-        if offset != self.early_held or offset + len(payload) > limits.early:
+        if offset != len(self.early) or offset + len(payload) > limits.early:
             return False
-        self.early.append((offset, bytes(payload)))
-        self.early_held += len(payload)
+        self.early += payload
         return True
 
     def drop_early(self) -> None:
         """The attempt failed: the client sends it again for the next one."""
-        self.early = []
-        self.early_held = 0
+        self.early = bytearray()
 
 
 def reset_frame(number: int, code: str, text: str) -> bytes:

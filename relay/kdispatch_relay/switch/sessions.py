@@ -25,6 +25,7 @@ class Session:
         "_next_number",
         "budget",
         "credit",
+        "doomed",
         "ended",
         "failures",
         "highest_number",
@@ -54,6 +55,7 @@ class Session:
         self.unanswered = 0
         self.streams_opened = 0  # legs that this agent opened and that are alive
         self.stalled = False  # it let an OPEN time out and has not been heard since
+        self.doomed = False  # it is to be cut
         self.ended = False
         self.failures = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)

@@ -99,27 +99,22 @@ class Switch:
                 self.registry.lost(host, now)
         session.offers.clear()
         for leg in list(session.legs.values()):
-            self._leg_lost(leg, now)
+            if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
+                self._leg_lost(leg, now)
         self._touched.discard(session)
 
     def receive_message(self, session: Session, message: Buffer, now: float) -> None:
         """One message of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
-        session.stalled = False
+        if session.stalled:
+            self._heard_again(session, now)
         legs = session.legs
         for type_, flags, number, value, payload in frames.decode(message):
             if session.ended:
                 return
-            if type_ == frames.DATA:  # the fast path: look up, check credit, pass on
+            if type_ == frames.DATA:
                 leg = legs.get(number)
-                if leg is None:
-                    continue
-                if leg.peer is None or value + len(payload) > leg.limit:
-                    self._violated(leg, "credit_exceeded", now)
-                    continue
-                if 2 * len(payload) < len(message):
-                    payload = memoryview(bytes(payload))  # a small view would keep the whole message  # noqa: PLW2901
-                leg.peer.forward(type_, flags, value, payload, now)
-                self._forwarded(leg.peer.session)
+                if leg is not None:
+                    self._data(leg, flags, value, payload, now)
             elif not session.process:
                 self._hello(session, type_, payload)
             elif type_ in _OF_STREAMS:
@@ -135,9 +130,12 @@ class Switch:
             self._touched.add(session)
 
     def take_touched(self) -> set[Session]:
-        """Sessions whose outboxes may have something to send."""
+        """Sessions whose outboxes may have something to send. Look at the cuts behind this."""
         taken = set(self._touched)
         self._touched.clear()
+        for session in taken:
+            if session.outbox.control_size > self.limits.control:
+                self.cut(session, "slow_consumer", "Too many answers wait for this agent.")
         return taken
 
     def take_questions(self) -> list[Question]:
@@ -156,7 +154,9 @@ class Switch:
 
     def cut(self, session: Session, code: str, text: str = "") -> None:
         """End a session for a reason that its agent should hear."""
-        self._cuts.append(Cut(session, code, text))
+        if not session.doomed:
+            session.doomed = True
+            self._cuts.append(Cut(session, code, text))
 
     def next_deadline(self) -> float | None:
         """When :meth:`handle_timeout` must be called at the latest."""
@@ -191,8 +191,9 @@ class Switch:
         self._touched.add(session)
         self.opens.host_appeared(offer.service, now)
 
-    def offer_refused(self, asked: AskOffer, code: str, text: str) -> None:
-        """The agent may not host it."""
+    def offer_refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
+        """The agent may not host it. That counts: names and tokens are not to be guessed."""
+        asked.session.failures.take(now)
         if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:
             asked.session.outbox.send(reset_frame(asked.number, code, text))
             self._touched.add(asked.session)
@@ -227,6 +228,9 @@ class Switch:
             raise RemoteProtocolError("An OFFER with a wrong number or host id.")
         if len(session.offers) >= self.limits.offers:
             session.outbox.send(reset_frame(number, "busy", "This session offers as many services as it may."))
+            return
+        if not session.failures.peek(now):
+            session.outbox.send(reset_frame(number, "rate_limited", "Too many offers of this session failed."))
             return
         session.offers[number] = None
         self._offer_questions.append(AskOffer(session, number, offer))
@@ -271,6 +275,19 @@ class Switch:
 
     # --- frames of one stream -----------------------------------------------------------------------------
 
+    def _data(self, leg: Leg, flags: int, value: int, payload: memoryview, now: float) -> None:
+        """The fast path: check order and credit, pass on."""
+        end = value + len(payload)
+        peer = leg.peer
+        if peer is None or value != leg.next or end > leg.limit:
+            if not self._may_pass(leg, value, end, now):
+                return
+            assert leg.peer is not None
+            peer = leg.peer
+        leg.next = end
+        peer.forward(frames.DATA, flags, value, payload, now)
+        self._forwarded(peer.session)
+
     def _stream_frame(  # noqa: PLR0917 - one frame's fields
         self, leg: Leg, type_: int, flags: int, value: int, payload: memoryview, now: float
     ) -> None:
@@ -284,7 +301,8 @@ class Switch:
         elif type_ == frames.FIN:
             if value > leg.limit:
                 code = "credit_exceeded"
-            else:
+            elif not leg.fin_passed:  # a repeated one says nothing new
+                leg.fin_passed = True
                 leg.peer.forward(type_, 0, value, b"", now)
                 self._touched.add(leg.peer.session)
         elif type_ == frames.ACK:
@@ -305,8 +323,30 @@ class Switch:
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
         elif self.budget.spent:
-            longest = max(self.by_process.values(), key=lambda s: s.queued)
-            self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            staying = [s for s in self.by_process.values() if not s.doomed]
+            freed = sum(s.queued for s in self.by_process.values() if s.doomed)
+            if staying and self.budget.queued - freed > self.budget.total:
+                longest = max(staying, key=lambda s: s.queued)
+                self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+
+    def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
+        """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""
+        if leg.peer is None:
+            self._violated(leg, "protocol_error", now)
+        elif end > leg.limit:
+            self._violated(leg, "credit_exceeded", now)
+        elif start > leg.next:
+            self._violated(leg, "offset_mismatch", now)
+        else:
+            return end > leg.next
+        return False
+
+    def _heard_again(self, session: Session, now: float) -> None:
+        """A host that let an OPEN time out may be asked again; somebody may be waiting for it."""
+        session.stalled = False
+        for host in session.offers.values():
+            if host is not None:
+                self.opens.host_appeared(host.service, now)
 
     def _violated(self, leg: Leg, code: str, now: float) -> None:
         """An agent broke a rule of one stream: both ends hear of it, the session goes on."""

@@ -139,9 +139,11 @@ class Carrier(asyncio.BufferedProtocol):
         reader = self._reader
         for message in messages:
             self._owner.message_received(message)
-        for ping in reader.pings:
-            self._write(websocket.PONG, [ping])
-        reader.pings.clear()
+        if reader.pings:
+            # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
+            if not self.full:
+                self._write(websocket.PONG, [reader.pings[-1]])
+            reader.pings.clear()
         self._owner.bytes_received()
         closing = reader.closing
         if closing is None or self._transport is None:

@@ -79,6 +79,9 @@ class EndpointDriver:
     def stop(self) -> None:
         """End for good; what is left of local connections is reset."""
         self.abort()
+        for stream in list(self._table.by_uuid.values()):
+            self._table.abort(stream, "cancelled", "The agent ended.")
+        self._deliver()
         for pipe in list(self.pipes):
             pipe.abort()
         self._alarm.cancel()
@@ -190,7 +193,7 @@ class EndpointDriver:
                     if transport is not None:
                         self._act(act, transport, event)
                 if act is None or kind is events.StreamWasReset:
-                    self._on_event(event)
+                    self._report(event)
 
     def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, event: Event) -> None:
         try:
@@ -200,6 +203,14 @@ class EndpointDriver:
             self.loop.call_exception_handler(what)
             transport.reset("cancelled", "The program failed.")
 
+    def _report(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self.loop.call_exception_handler({"message": "a kdispatch event's handler failed", "exception": error})
+            if isinstance(event, events.StreamRequested):
+                self.refuse(event.stream, "host_refused", "The host's program failed.")
+
     # --- the link's owner ------------------------------------------------------------------------------
 
     def link_message(self, message: Buffer, now: float) -> None:
@@ -208,8 +219,10 @@ class EndpointDriver:
         try:
             self.endpoint.receive_message(message, now)
         finally:
-            self._deliver()
-            self._reading = False
+            try:
+                self._deliver()
+            finally:
+                self._reading = False
 
     def link_read(self) -> None:
         """A read was worked on: its answers go out at once."""

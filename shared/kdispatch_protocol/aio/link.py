@@ -68,6 +68,7 @@ class Link:
         self._wake_handle: asyncio.Handle | None = None
         self._alarm = Alarm(self._loop, self._look)
         self._full_since = now
+        self._full_looked = now
         self._full_unsent = 0
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
@@ -95,7 +96,8 @@ class Link:
                 return
             carrier.send(parts)
             if self._is_full():
-                self._full_since, self._full_unsent = now, carrier.unsent
+                self._full_since = self._full_looked = now
+                self._full_unsent = carrier.unsent
                 self._pace.filled(self._full_unsent, now)
                 self._arm()
                 return
@@ -177,7 +179,9 @@ class Link:
             return
         if self.carrier.full:
             unsent = self.carrier.unsent
-            if unsent != self._full_unsent:
+            rested = now - self._full_looked > 2 * self._limits.slow_consumer / _LOOKS  # this process was stopped
+            self._full_looked = now
+            if unsent < self._full_unsent or rested:
                 self._full_since, self._full_unsent = now, unsent
             elif now - self._full_since >= self._limits.slow_consumer:
                 self.abort("slow_consumer", "The socket took no byte for too long.")

@@ -6,9 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from kdispatch_protocol.errors import CODES, StreamReset
+from kdispatch_protocol.errors import StreamReset
 from kdispatch_protocol.frames import Buffer
-from kdispatch_protocol.states import State
 from kdispatch_protocol.streams import Stream
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class StreamTransport(asyncio.Transport):
         self._held_eof = False
         self._uncredited = 0  # handed over, but the protocol paused in the same breath
         self._closing = False
+        self._finished = False  # the stream is, and waits for the protocol to take the rest
         self._lost = False
         self._writing_paused = False
 
@@ -125,6 +125,7 @@ class StreamTransport(asyncio.Transport):
         if self._held_eof and not self._paused and not self._held:
             self._held_eof = False
             self._eof()
+        self._lost_if_finished()
         self._driver.wake()
 
     # --- the end ---------------------------------------------------------------------------------
@@ -137,8 +138,12 @@ class StreamTransport(asyncio.Transport):
         """Send what waits and the end; ``connection_lost`` follows. What the peer still sends is refused."""
         if not self._closing and not self._lost:
             self._closing = True
-            self._held = None
+            unread = self._uncredited + sum(map(len, self._held or ()))
+            self._held, self._held_eof, self._uncredited = None, False, 0
+            self._credit(unread)  # so that the peer sends more, if it has any, and is told
             self._driver.close(self.stream)
+            if self.stream.ended or self.stream.outbound.fin_acked:
+                self._schedule_lost(None)
 
     def abort(self) -> None:
         """Reset the stream."""
@@ -185,13 +190,12 @@ class StreamTransport(asyncio.Transport):
 
     def finished(self) -> None:
         """Both directions ended well. What is still held is handed over before the end of it all."""
-        if self._held or self._held_eof:
-            return  # the end follows in _eof
-        self._schedule_lost(None)
+        self._finished = True
+        self._lost_if_finished()
 
     def was_reset(self, code: str, text: str) -> None:
         """The stream was reset from elsewhere."""
-        self._schedule_lost(StreamReset(code if code in CODES else "cancelled", text))
+        self._schedule_lost(StreamReset.from_wire(code, text, "cancelled"))
 
     # --- inner -----------------------------------------------------------------------------------------
 
@@ -225,10 +229,13 @@ class StreamTransport(asyncio.Transport):
     def _eof(self) -> None:
         protocol = cast("asyncio.Protocol", self._protocol)
         keep_open = protocol.eof_received()
-        if self.stream.state is State.CLOSED:
-            self._schedule_lost(None)
-        elif not keep_open:
+        if not keep_open and not self._finished:
             self.close()
+
+    def _lost_if_finished(self) -> None:
+        """What was held is handed over before the end of it all."""
+        if self._finished and not self._held and not self._held_eof:
+            self._schedule_lost(None)
 
     def _schedule_lost(self, error: Exception | None) -> None:
         if not self._lost:

@@ -1,0 +1,90 @@
+"""The relay with a certificate of its own, from a CA that only some agents know."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.net.harness import MIB, Network, Relay, needs
+from tests.net.tcp import Tcp, service
+
+pytestmark = [pytest.mark.slow, needs("openssl")]
+
+_SIZE: Final = 20 * MIB
+
+
+def _certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
+    """Make a certificate and its key, which are valid for two days."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    config = folder / "openssl.cnf"  # an empty one: what the system's adds differs from place to place
+    config.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
+    command = ["openssl", "req", "-config", str(config), "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={name}"]
+    subprocess.run(
+        [*command, "-out", str(certificate), "-keyout", str(key), *options], check=True, capture_output=True, timeout=30
+    )
+    return certificate, key
+
+
+async def _restart_with_tls(relay: Relay, network: Network) -> Path:
+    """From now on the relay has a certificate; returns that of the CA which signed it."""
+    ca, ca_key = _certificate(
+        relay.folder, "ca", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"
+    )
+    signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-addext", "basicConstraints=critical,CA:FALSE"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    certificate, key = _certificate(relay.folder, "relay", *signed, *names)
+    relay.stop()
+    await relay.start("--tls-cert", str(certificate), "--tls-key", str(key))
+    assert relay.url.startswith("https://")
+    network.environment["KDISPATCH_RELAY"] = relay.url
+    return ca
+
+
+async def _echo_and_digest(tcp: Tcp) -> None:
+    """Send back what comes; behind its end, the SHA-256 of it."""
+    hashed = hashlib.sha256()
+    async for chunk in tcp.chunks():
+        hashed.update(chunk)
+        await tcp.send(bytes(chunk))
+    await tcp.send(hashed.digest())
+
+
+async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
+    """20 MB arrive whole each way at once, and what the service says after the client's end arrives too."""
+    data = random.Random(10).randbytes(_SIZE)
+    hashed = hashlib.sha256(data).digest()
+    name = await network.service()
+    authority = await _restart_with_tls(own_relay, network)
+    network.environment["SSL_CERT_FILE"] = str(authority)
+    async with service(_echo_and_digest) as running:
+        await network.host(name, running.port)
+        _, port = await network.connect(name)
+        async with asyncio.timeout(60), await Tcp.connect(port) as tcp:
+
+            async def send() -> None:
+                await tcp.send(data)
+                tcp.finish()
+
+            received, _ = await asyncio.gather(tcp.digest(_SIZE), send())
+            assert received == (_SIZE, hashed)
+            assert await tcp.receive_all() == hashed
+
+
+async def test_unknown_authority_ends_the_start(own_relay: Relay, network: Network) -> None:
+    """Without the CA neither agent goes on: exit 6, and the code of the reason."""
+    name = await network.service()
+    await _restart_with_tls(own_relay, network)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connect = network.agent("connect", "connect", name)
+        host = network.agent("host", "host", name, "--port", str(listener.getsockname()[1]))
+        assert [await agent.ended() for agent in (connect, host)] == [6, 6]
+    assert "[tls_unknown_ca]" in connect.err
+    assert "[tls_unknown_ca]" in host.err
