@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ONLY   ?=
 
-.PHONY: help demo test check style types core accept docs clean
+.PHONY: help demo test check style types core accept bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ types: $(STAMP)
 
 core: $(STAMP)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest tests/core
+	KDISPATCH_QUICK=1 $(BIN)/python -m coverage run -m pytest tests/core
 	$(BIN)/python -m coverage report --skip-covered
 
 accept: $(STAMP)  ## acceptance points in full size; ONLY=name picks some
-	$(BIN)/python -m pytest -m accept $(if $(ONLY),-k '$(ONLY)') -s --timeout 1800 tests
+	$(BIN)/python -m tests.tools.accept $(ONLY)
+
+bench: $(STAMP)  ## how fast: bulk, round trip, opens, memory
+	$(BIN)/python -m bench.run
 
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m tests.tools.generate_docs
