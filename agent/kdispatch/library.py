@@ -19,6 +19,7 @@ from kdispatch.host import Host
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import load_settings
 from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.streams import Stream
 
 __all__ = ["Connector", "Server", "open_connection", "start_server"]
@@ -42,6 +43,7 @@ class Connector:
     def __init__(self, relay: str | None = None, *, token: str | None = None) -> None:
         self._client = Client(_relay_url(relay), token=token)
         self._starting: asyncio.Future[None] | None = None
+        self._closed = False
 
     async def open_connection(
         self, service: str, *, limit: int = _LIMIT
@@ -64,12 +66,15 @@ class Connector:
 
     async def start(self, wait: float = _WAIT) -> None:
         """Get the session; calling it again, or from several tasks at once, is harmless."""
+        if self.over:
+            raise KdispatchError("relay_unreachable", "This connector is closed.")
         if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
             self._starting = asyncio.ensure_future(self._client.uplink.start(wait))
         await asyncio.shield(self._starting)
 
     async def aclose(self) -> None:
-        """End the session and every connection."""
+        """End the session and every connection. It can't be started again."""
+        self._closed = True
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait({self._starting})
@@ -78,10 +83,14 @@ class Connector:
     @property
     def over(self) -> bool:
         """No session can be had any more: the relay's refusal was final, or this was closed."""
-        return self._client.uplink.over
+        return self._closed or self._client.uplink.over
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(

@@ -50,6 +50,7 @@ class Uplink:
         self._limits = limits
         self._backoff = Backoff()
         self._welcomed: asyncio.Future[None] | None = None
+        self._stopping = False
         self._goaway: KdispatchError | None = None  # what the relay said before the session ended
         self._task: asyncio.Task[None] | None = None
 
@@ -92,15 +93,16 @@ class Uplink:
 
     async def stop(self) -> None:
         """End the session, and every stream with it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, KdispatchError):
-                await self._task
+        self._stopping = True
         lost = self.driver.lost
         if lost is not None and not lost.done():
             self.driver.disconnect("", "The agent ends.")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(lost), 1.0)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, KdispatchError):
+                await self._task
         self.driver.stop()
 
     async def _connect(self) -> asyncio.Future[tuple[str, str]]:
@@ -130,7 +132,13 @@ class Uplink:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            _code, text = await asyncio.shield(lost)
+            try:
+                _code, text = await asyncio.shield(lost)
+            except asyncio.CancelledError:
+                self.driver.abort()  # the loop is ending: nobody else will close the connection
+                raise
+            if self._stopping:
+                return
             if self._goaway is not None and _is_final(self._goaway, connected_before=False):
                 raise self._goaway
             self._backoff.session_lasted(loop.time() - began)

@@ -24,7 +24,7 @@ class DelayLine:
 
     async def rest(self, seconds: float) -> None:
         """Return when nothing has entered for so long."""
-        while (left := self._entered + seconds - self._loop.time()) > 0:
+        while (left := self._entered + seconds - self._loop.time()) > 0:  # noqa: ASYNC110 - a time that moves
             await asyncio.sleep(left)
 
     async def carry(self, tcp: Tcp) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +14,13 @@ import pytest
 
 import kdispatch
 from kdispatch_protocol.limits import Limits
-from tests.net.harness import KIB, MIB, eventually
+from tests.net.harness import KIB, MIB, Network, eventually
 from tests.net.loop_stack import Stack, running_stack
+from tests.net.tcp import service, silent
 
 pytestmark = pytest.mark.slow
+
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 _HASTY: Final = Limits(open_wait_start=0.2, open_wait_lost=0.2)  # an open waits no longer for a host to come back
 _DATA: Final = random.Random(11).randbytes(5 * MIB)
@@ -47,8 +52,8 @@ async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data:
     return received
 
 
-def _server(stack: Stack, connected: Any) -> Any:
-    return kdispatch.start_server(connected, stack.service, relay=stack.url, token=stack.token)
+async def _server(stack: Stack, connected: Connected) -> kdispatch.Server:
+    return await kdispatch.start_server(connected, stack.service, relay=stack.url, token=stack.token)
 
 
 async def test_echo(tmp_path: Path) -> None:
@@ -90,21 +95,122 @@ async def test_connections_of_a_loop_share_a_session(tmp_path: Path) -> None:
             writer.close()
 
 
+async def _give_up(connecting: asyncio.Task[Any]) -> None:
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+
+
 async def test_cancelled_connecting_leaves_nothing(tmp_path: Path) -> None:
     """A program that gives up while a host is asked leaves nothing anywhere, and the session goes on."""
-    silent = True
     async with running_stack(tmp_path) as stack, kdispatch.Connector(stack.url) as connector:
-        await stack.host(lambda driver, stream: None)
+        undecided = await stack.host(lambda driver, stream: None)
         client = connector._client
         stack.drivers.append(client.driver)
-        opening = [asyncio.create_task(connector.open_connection(stack.service)) for _ in range(5)]
+        connecting = [asyncio.create_task(connector.open_connection(stack.service)) for _ in range(5)]
         await eventually(lambda: stack.held()["legs"], 10)  # two of each
-        for task in opening:
-            task.cancel()
-        assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*opening, return_exceptions=True))
+        for task in connecting:
+            await _give_up(task)
         await eventually(lambda: any(stack.held().values()), expected=False)
         assert not client._opening
-        del silent
+        undecided.withdraw()
+        async with await _server(stack, _echo):
+            reader, writer = await connector.open_connection(stack.service)
+            assert await _say(reader, writer, b"hello") == b"hello"
+            writer.close()
+
+
+async def test_cancelling_in_any_moment_leaves_nothing(tmp_path: Path) -> None:
+    """Whenever a program gives up, also with the answer on its way, nothing is left."""
+    async with running_stack(tmp_path) as stack, kdispatch.Connector(stack.url) as connector:
+        server = await _server(stack, _echo)
+        stack.drivers += [connector._client.driver, server._host.driver]
+        for moment in range(60):
+            connecting = asyncio.create_task(connector.open_connection(stack.service))
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            if connecting.done():
+                connecting.result()[1].close()
+            else:
+                await _give_up(connecting)
+        await eventually(lambda: any(stack.held().values()), expected=False)
+        assert not connector._client._opening
+        await server.aclose()
+
+
+async def test_cancelled_start_ends(tmp_path: Path) -> None:
+    """A connector that is given up while it waits for its relay waits no more."""
+    async with service(silent) as relay, asyncio.timeout(10):
+
+        async def enter() -> None:
+            async with kdispatch.Connector(f"http://127.0.0.1:{relay.port}"):
+                pass
+
+        entering = asyncio.create_task(enter())
+        await eventually(lambda: relay.accepted, 1)
+        await _give_up(entering)
+        await eventually(lambda: any("Uplink" in repr(task) for task in asyncio.all_tasks()), expected=False, wait=1)
+
+
+async def test_closed_connector_resets_what_it_has(tmp_path: Path) -> None:
+    """Closing a connector resets what it was connecting, and what it had connected."""
+    decided = asyncio.Event()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decided.set()
+        await reader.read()
+
+    async with running_stack(tmp_path) as stack, asyncio.timeout(10):
+        connector = kdispatch.Connector(stack.url)
+        server = await _server(stack, connected)
+        reader, _writer = await connector.open_connection(stack.service)
+        await decided.wait()
+        server._host.withdraw()
+        await stack.host(lambda driver, stream: None)
+        connecting = asyncio.create_task(connector.open_connection(stack.service))
+        await eventually(lambda: stack.held()["legs"], 4)
+        await connector.aclose()
+        with pytest.raises(kdispatch.StreamReset):
+            await connecting
+        with pytest.raises(kdispatch.StreamReset):
+            await reader.read()
+        await server.aclose()
+
+
+async def test_closed_connector_connects_no_more(tmp_path: Path) -> None:
+    """A connector that was closed refuses to connect, at once."""
+    async with running_stack(tmp_path) as stack, await _server(stack, _echo):
+        connector = kdispatch.Connector(stack.url)
+        await connector.start()
+        await connector.aclose()
+        with pytest.raises(kdispatch.KdispatchError):
+            await asyncio.wait_for(connector.open_connection(stack.service), 1)
+
+
+_PROGRAM: Final = """
+import asyncio, sys, kdispatch
+
+async def echo(reader, writer):
+    async for line in reader:
+        writer.write(line)
+
+async def main(relay, service):
+    async with await kdispatch.start_server(echo, service, relay=relay):
+        reader, writer = await kdispatch.open_connection(service, relay=relay)
+        writer.write(b"hello\\n")
+        print((await reader.readline()).decode(), end="")
+        writer.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_session_ends_with_the_loop(network: Network) -> None:
+    """A program that connects and just ends leaves no warning behind."""
+    name = await network.service()
+    program = network.program("program", sys.executable, "-W", "always", "-c", _PROGRAM, network.url, name)
+    assert await program.ended() == 0
+    assert (program.out, program.err) == (b"hello\n", "")
 
 
 async def test_failing_handler_resets_its_connection_only(tmp_path: Path) -> None:

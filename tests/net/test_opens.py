@@ -21,7 +21,7 @@ from kdispatch.host import LocalPort
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.streams import Stream
-from tests.net.harness import Network, sizes
+from tests.net.harness import Network, eventually, sizes
 from tests.net.loop_stack import running_stack
 from tests.net.tcp import Service, Tcp, echo, service
 
@@ -83,7 +83,7 @@ async def test_choice_is_uniform(tmp_path: Path, count: int) -> None:
 
 
 async def test_refused_dial_goes_elsewhere_unseen(tmp_path: Path) -> None:
-    """While one of two hosts can't reach its service every connection is served by the other, and no one hears of it."""
+    """While one of two hosts can't reach its service the other serves every connection, and no one hears of it."""
     asked: list[Stream] = []
     async with service(_named(b"A")) as running, running_stack(tmp_path) as stack:
         with _closed_port() as closed:
@@ -144,14 +144,30 @@ async def test_no_live_host_is_a_reset(network: Network, tmp_path: Path, request
         host = await stack.host(running.port)
         agent, port = await network.connect(stack.service)
         host.withdraw()
+        await eventually(lambda: len(stack.switch.registry.hosts_of(stack.service)), 0)
         async with asyncio.timeout(_SOON), await Tcp.connect(port) as tcp:
+            await tcp.send(request_)
             with pytest.raises(ConnectionResetError) as caught:
-                await tcp.send(request_)
                 await tcp.receive()
             assert caught.value.errno == errno.ECONNRESET
         await agent.says(r"\[no_live_host\]")
         assert len(agent.err.splitlines()) == 1
         assert re.fullmatch(r"kdispatch: .* \[no_live_host\]\n", agent.err)
+
+
+async def test_host_that_just_left_is_no_live_host(tmp_path: Path) -> None:
+    """An OPEN that crosses its host's WITHDRAW meets no live host: the service exists, so it is not called unknown."""
+
+    def left(driver: EndpointDriver, stream: Stream) -> None:
+        driver.refuse(stream, "unknown_service", "This host does not offer that service.")
+
+    async with running_stack(tmp_path, _HASTY) as stack:
+        await stack.host(left)
+        _, port = await stack.client()
+        async with asyncio.timeout(_SOON), await Tcp.connect(port) as tcp:
+            with pytest.raises(ConnectionResetError):
+                await tcp.receive()
+        assert stack.resets == ["no_live_host"]
 
 
 def _printed_error(text: str, code: str) -> bool:

@@ -146,6 +146,8 @@ class Opens:
             route.host = None
         self._uncount(route)
         route.drop_early()
+        if code == "unknown_service":  # the OPEN met its WITHDRAW on the way: the service is there, this host isn't
+            code = "no_live_host"
         route.refusal = (code, text)
         self._next_try(route, now)
 
