@@ -99,6 +99,7 @@ class _Handshake(asyncio.Protocol):
         self._relay = relay
         self._http = ClientProtocol(parse_uri(relay.tunnel), subprotocols=[_SUBPROTOCOL], max_size=None)
         self._received = bytearray()
+        self._refusing = False  # the answer is not an upgrade: all of it goes to the HTTP parser as it comes
         self._transport: asyncio.Transport | None = None
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -110,23 +111,29 @@ class _Handshake(asyncio.Protocol):
         transport.write(b"".join(self._http.data_to_send()))
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        end = self._received.find(b"\r\n\r\n")
         if self.done.done():
             return
-        if end < 0:
-            if len(self._received) > _HEAD_MAX:
-                self._fail(self._not_a_relay("its answer has no end"))
-            return
-        head, rest = bytes(self._received[: end + 4]), bytes(self._received[end + 4 :])
-        if head.split(b" ", 2)[1:2] == [b"101"]:
-            self._http.receive_data(head)
-            self._upgraded(rest)
-        elif len(rest) > _BODY_MAX or len(rest) >= _content_length(head):
+        self._received += data
+        if not self._refusing:
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                if len(self._received) > _HEAD_MAX:
+                    self._fail(self._not_a_relay("its answer has no end"))
+                return
+            head, rest = bytes(self._received[: end + 4]), bytes(self._received[end + 4 :])
+            if head.split(b" ", 2)[1:2] == [b"101"]:
+                self._http.receive_data(head)
+                self._upgraded(rest)
+                return
+            self._refusing, data = True, head + rest
+        self._http.receive_data(data)
+        if self._http.handshake_exc is not None or len(self._received) > _BODY_MAX:
             self._refused()
 
     def eof_received(self) -> None:
         if self._received and not self.done.done():
+            if not self._refusing:
+                self._http.receive_data(bytes(self._received))
             self._refused()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -151,8 +158,8 @@ class _Handshake(asyncio.Protocol):
 
     def _refused(self) -> None:
         """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
-        self._http.receive_data(bytes(self._received))
-        self._http.receive_eof()
+        if self._http.handshake_exc is None:
+            self._http.receive_eof()
         error = self._http.handshake_exc
         if not isinstance(error, InvalidStatus):
             detail = str(error) if isinstance(error, InvalidHandshake) else "it does not speak HTTP"
@@ -183,14 +190,6 @@ class _Handshake(asyncio.Protocol):
                 self._transport.abort()
 
 
-def _content_length(head: bytes) -> int:
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and value.strip().isdigit():
-            return int(value)
-    return _BODY_MAX
-
-
 def _problem(body: bytes) -> tuple[str, str] | None:
     """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
     with contextlib.suppress(ValueError, RecursionError):
@@ -203,4 +202,4 @@ def _problem(body: bytes) -> tuple[str, str] | None:
 
 
 def _seconds(value: str) -> float:
-    return min(float(value), 300.0) if value.isdigit() else 0.0
+    return min(float(value), 300.0) if value.isascii() and value.isdigit() else 0.0

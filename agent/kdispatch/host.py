@@ -31,6 +31,8 @@ _FAILURES: Final = 3
 #: Refusals of an offer that say nothing against it.
 _PASSING: Final = frozenset({"storage_unavailable", "busy", "rate_limited", "internal_error"})
 
+_OFFER_AGAIN: Final = (1.0, 10.0)  # after so many seconds, at random
+
 #: How a host serves a requested stream: accept or refuse it at the driver, at once or later.
 Serve = Callable[[EndpointDriver, Stream], None]
 
@@ -141,7 +143,7 @@ class Host:
     def _offer_refused(self, code: str, text: str) -> None:
         if self._was_offered and code in _PASSING:
             # The relay had a bad moment; a host that worked must not end over it.
-            self.driver.loop.call_later(random.uniform(1, 10), self._offer_again)  # noqa: S311 - jitter, no secret
+            self.driver.loop.call_later(random.uniform(*_OFFER_AGAIN), self._offer_again)  # noqa: S311 - jitter, no secret
         elif not self._refused.done():
             self._refused.set_exception(KdispatchError.from_wire(code, text))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 from collections.abc import Callable
 from typing import Any, Final
@@ -209,7 +210,9 @@ class EndpointDriver:
         except Exception as error:  # noqa: BLE001 - likewise
             self.loop.call_exception_handler({"message": "a kdispatch event's handler failed", "exception": error})
             if isinstance(event, events.StreamRequested):
-                self.refuse(event.stream, "host_refused", "The host's program failed.")
+                transport = self._transports.get(event.stream)
+                end = transport.reset if transport is not None else functools.partial(self.refuse, event.stream)
+                end("host_refused", "The host's program failed.")
 
     # --- the link's owner ------------------------------------------------------------------------------
 

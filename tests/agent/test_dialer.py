@@ -1,0 +1,243 @@
+"""What can answer in a relay's place, and what each answer is called."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kdispatch.dialer import Refusal, dial
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.errors import KdispatchError
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _server(answer: Answer) -> AsyncIterator[RelayUrl]:
+    """Something on a port; once the block is left, none of its connections and no task may be there any more."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await answer(reader, writer)
+            await reader.read()  # until the agent has let go
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        running.add(asyncio.ensure_future(serve(reader, writer)))
+
+    before = asyncio.all_tasks()
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield RelayUrl.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with asyncio.timeout(2):
+            await asyncio.gather(*running)
+    finally:
+        server.close()
+        await asyncio.wait_for(asyncio.gather(*running), 2)
+        await server.wait_closed()
+    assert asyncio.all_tasks() == before
+
+
+def _says(answer: bytes, *, then_close: bool = False) -> Answer:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        if then_close:
+            writer.close()
+
+    return handle
+
+
+def _http(status: str, body: bytes = b"", *headers: str) -> bytes:
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def _problem(status: str, code: str, *headers: str) -> bytes:
+    body = json.dumps({"code": code, "detail": "What happened."}).encode()
+    return _http(status, body, "Content-Type: application/problem+json", *headers)
+
+
+async def _error(answer: Answer) -> KdispatchError:
+    async with _server(answer) as url, asyncio.timeout(0.5):
+        with pytest.raises(KdispatchError) as caught:
+            await dial(url)
+    return caught.value
+
+
+_NOT_A_RELAY = {
+    "log-in page": _http("200 OK", b"<html>Log in</html>", "Content-Type: text/html"),
+    "404 page": _http("404 Not Found", b"<html>none</html>", "Content-Type: text/html"),
+    "redirect": _http("302 Found", b"", "Location: https://login.example/"),
+    "403 without a problem": _http("403 Forbidden", b'{"code": 7}'),
+    "code of nobody": _http("403 Forbidden", b'{"code": "sunspots"}'),
+    "json that is no object": _http("403 Forbidden", b'["code"]'),
+    "deep json": _http("403 Forbidden", b"[" * 50_000),
+    "large page": _http("200 OK", b"x" * 70_000),
+    "page of unknown length": b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nnone\r\n0\r\n\r\n",
+    "length of 5000 digits": b"HTTP/1.1 404 Not Found\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+    "wrong accept": (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\nSec-WebSocket-Protocol: kdispatch.1\r\n\r\n"
+    ),
+    "101 without headers": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    "garbage": b"\x00\xff\x13garbage\r\n\r\n",
+    "head that never ends": b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 3000,
+    "text": b"no http here\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", _NOT_A_RELAY.values(), ids=_NOT_A_RELAY)
+async def test_not_a_relay(answer: bytes) -> None:
+    """Whatever else answers is called what it is, and its connection is let go."""
+    error = await _error(_says(answer))
+    assert error.code == "not_a_relay"
+    assert "is no kdispatch relay" in error.text
+
+
+async def test_speaks_first() -> None:
+    """A server of another protocol that greets first is no relay either."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+        writer.close()
+
+    assert (await _error(handle)).code in {"not_a_relay", "relay_unreachable"}
+
+
+async def test_garbage_then_close() -> None:
+    """An answer that is no HTTP and just ends is understood as far as it goes."""
+    assert (await _error(_says(b"\x15\x03\x01\x00\x02\x02\x46", then_close=True))).code == "not_a_relay"
+
+
+async def test_silence_then_close() -> None:
+    """Who takes the request and hangs up is not reachable as a relay."""
+    error = await _error(_says(b"", then_close=True))
+    assert error.code == "relay_unreachable" and "during the handshake" in error.text
+
+
+async def test_silence() -> None:
+    """The caller bounds the time; a dial that is given up lets go of its connection."""
+    async with _server(_says(b"")) as url:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await dial(url)
+
+
+@pytest.mark.parametrize(("status", "after"), [("503 Busy", 7.0), ("502 Bad Gateway", 7.0), ("429 Too Many", 7.0)])
+async def test_passing_trouble(status: str, after: float) -> None:
+    """A proxy's passing trouble is no final answer, and its Retry-After is kept."""
+    error = await _error(_says(_http(status, b"<html>later</html>", "Retry-After: 7")))
+    assert isinstance(error, Refusal)
+    assert (error.code, error.final, error.retry_after) == ("relay_unreachable", False, after)
+
+
+@pytest.mark.parametrize(
+    ("value", "after"), [("100000", 300.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("-1", 0.0), ("", 0.0)]
+)
+async def test_odd_retry_after(value: str, after: float) -> None:
+    """A Retry-After of no use, or of days, does not keep an agent away."""
+    error = await _error(_says(_http("503 Busy", b"", f"Retry-After: {value}")))
+    assert isinstance(error, Refusal) and error.retry_after == after
+
+
+async def test_retry_after_in_other_digits() -> None:
+    """A Retry-After of characters that are digits for Unicode only is of no use, and no failure."""
+    error = await _error(_says(_http("503 Busy").replace(b"\r\n\r\n", b"\r\nRetry-After: \xb2\r\n\r\n")))
+    assert isinstance(error, Refusal) and error.retry_after == 0.0
+
+
+async def test_final_refusal() -> None:
+    """The relay's own refusal keeps its code and its text, and is final."""
+    error = await _error(_says(_problem("426 Upgrade Required", "version_unsupported")))
+    assert isinstance(error, Refusal)
+    assert (error.code, error.text, error.final) == ("version_unsupported", "What happened.", True)
+
+
+async def test_passing_refusal() -> None:
+    """The relay's own ``busy`` is not final."""
+    error = await _error(_says(_problem("503 Busy", "busy", "Retry-After: 2")))
+    assert isinstance(error, Refusal)
+    assert (error.code, error.final, error.retry_after) == ("busy", False, 2.0)
+
+
+def _upgrade(*, subprotocol: str = "kdispatch.1", behind: bytes = b"") -> Answer:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        key = re.search(rb"(?i)sec-websocket-key: (\S+)", request)
+        assert key is not None
+        accept = base64.b64encode(hashlib.sha1(key[1] + _GUID).digest()).decode()
+        head = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+        head.append(f"Sec-WebSocket-Accept: {accept}")
+        if subprotocol:
+            head.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+        writer.write("\r\n".join([*head, "", ""]).encode() + behind)
+
+    return handle
+
+
+@pytest.mark.parametrize("subprotocol", ["", "mqtt"])
+async def test_other_websocket(subprotocol: str) -> None:
+    """A WebSocket server that does not take our subprotocol is no relay."""
+    assert (await _error(_upgrade(subprotocol=subprotocol))).code == "not_a_relay"
+
+
+async def test_upgrade() -> None:
+    """A relay's upgrade gives the connection, and what came right behind it."""
+    async with _server(_upgrade(behind=b"early")) as url, asyncio.timeout(2):
+        upgraded = await dial(url)
+        assert upgraded.early == b"early"
+        assert not upgraded.transport.is_reading()  # until the session takes over
+        upgraded.transport.abort()
+
+
+async def test_closed_port() -> None:
+    """A port that nobody listens on is told with its address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(KdispatchError) as caught:
+            await dial(RelayUrl.parse(f"http://127.0.0.1:{port}"))
+    assert caught.value.code == "relay_unreachable"
+    assert caught.value.text.startswith(f"127.0.0.1:{port} can't be reached: ")
+
+
+async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that can't be resolved is said to be the trouble."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    with pytest.raises(KdispatchError) as caught:
+        await dial(RelayUrl.parse("https://relay.invalid"))
+    assert caught.value.code == "relay_unreachable"
+    assert "relay.invalid can't be resolved" in caught.value.text
+
+
+async def test_no_tls() -> None:
+    """A plain server where TLS is expected is no relay."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with _server(handle) as url, asyncio.timeout(2):
+        with pytest.raises(KdispatchError) as caught:
+            await dial(RelayUrl.parse(f"https://127.0.0.1:{url.port}"))
+    assert caught.value.code == "not_a_relay"

@@ -1,0 +1,364 @@
+"""A session's carrier and its link: messages whole, slow and dead ends cut, goodbyes both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+
+import pytest
+
+from kdispatch_protocol import websocket
+from kdispatch_protocol.aio import carrier as carrier_module
+from kdispatch_protocol.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.limits import KIB, Limits
+from kdispatch_protocol.websocket import Closing, WebSocketReader
+from tests.aio.twin import MemoryTransport, memory_pair, settle, until
+from tests.core.wire import feed, ws_frame
+
+_BINARY = 0x82
+_CLOSE = 0x88
+_PING = 0x89
+
+
+class _Owner:
+    """Owns a link, or a bare carrier: writes down what it is told, sends what it was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.to_send: list[Buffer] = []
+        self.asked = 0
+        self.drained = 0
+        self.bad = b"bad"
+        loop = asyncio.get_running_loop()
+        self.link_over: asyncio.Future[tuple[str, str]] = loop.create_future()
+        self.carrier_over: asyncio.Future[Closing | None] = loop.create_future()
+
+    # --- of a link
+    def link_message(self, message: Buffer, now: float) -> None:
+        if message == self.bad:
+            raise RemoteProtocolError("A bad message.")
+        self.messages.append(bytes(message))
+
+    def link_read(self) -> None:
+        pass
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        return [self.to_send.pop(0)] if self.to_send else []
+
+    def link_ask(self) -> None:
+        self.asked += 1
+        self.to_send.append(b"ask")
+
+    def link_lost(self, code: str, text: str) -> None:
+        self.link_over.set_result((code, text))
+
+    # --- of a carrier
+    def message_received(self, message: Buffer) -> None:
+        self.messages.append(bytes(message))
+
+    def bytes_received(self) -> None:
+        pass
+
+    def carrier_drained(self) -> None:
+        self.drained += 1
+
+    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+        self.carrier_over.set_result(closing)
+
+
+class _Far(asyncio.BufferedProtocol):
+    """The other end's bytes, read as the frames of a client or a server."""
+
+    def __init__(self, *, server: bool) -> None:
+        self.reader = WebSocketReader(server=server, max_message=1 << 20)
+        self.messages: list[Buffer] = []
+        self._buffer = bytearray(4096)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.messages += self.reader.receive_data(self._buffer[:nbytes])
+
+
+def _link(limits: Limits, *, server: bool = False) -> tuple[Link, _Owner, MemoryTransport, MemoryTransport, _Far]:
+    """A link, its owner, its connection's two ends, and what reads at the other one."""
+    owner, far = _Owner(), _Far(server=not server)
+    near, other = memory_pair()
+    other.set_protocol(far)
+    link = Link(owner, limits, server=server, buffer=read_buffer(), max_message=64 * KIB)
+    link.carrier.attach(near)
+    return link, owner, near, other, far
+
+
+def _carrier(*, server: bool = False, tls: bool = False) -> tuple[Carrier, _Owner, MemoryTransport, MemoryTransport]:
+    owner = _Owner()
+    near, other = memory_pair(tls=tls)
+    carrier = Carrier(owner, server=server, buffer=read_buffer(), max_message=64 * KIB)
+    carrier.attach(near)
+    return carrier, owner, near, other
+
+
+def _is_full(carrier: Carrier) -> bool:
+    """Asked anew each time."""
+    return carrier.full
+
+
+# --- slow and dead ends ------------------------------------------------------------------------
+
+
+_SLOW = Limits(slow_consumer=0.2)
+
+
+async def test_slow_consumer() -> None:
+    """A socket that takes no byte for so long is cut, and not before."""
+    link, owner, near, _, _ = _link(_SLOW)
+    near.takes = 1000
+    owner.to_send = [b"x" * 10_000] * 3
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    link.wake()
+    async with asyncio.timeout(2):
+        code, _text = await owner.link_over
+    assert code == "slow_consumer"
+    assert loop.time() - began >= _SLOW.slow_consumer
+    assert len(owner.to_send) == 2  # a full socket was given nothing more
+
+
+@pytest.mark.slow
+async def test_slow_but_alive() -> None:
+    """A socket that takes a little every now and then is left alone for as long as it likes."""
+    link, owner, near, _, _ = _link(_SLOW)
+    near.takes = 0
+    owner.to_send = [b"x" * 10_000]
+    link.wake()
+    await until(lambda: link.carrier.full)
+    for _ in range(12):  # three times as long as it may take nothing
+        await asyncio.sleep(_SLOW.slow_consumer / 4)
+        near.takes = 1
+        near.pump()
+    assert not owner.link_over.done()
+    near.takes = 1 << 20
+    near.pump()
+    assert not link.carrier.full
+
+
+async def test_dead_peer() -> None:
+    """A silent end is asked once, and given up when it stays silent."""
+    link, owner, _, _, far = _link(Limits(ping=0.05, dead_agent=0.15))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(2):
+        assert await owner.link_over == ("", "Nothing was heard from the other end.")
+    assert loop.time() - began >= 0.15
+    assert owner.asked == 1 and far.messages == [b"ask"]
+    assert not link.carrier.open
+
+
+async def test_peer_that_answers() -> None:
+    """Any byte is life: an end that answers is asked again after the next silence, and kept."""
+    _, owner, _, other, _ = _link(Limits(ping=0.04, dead_agent=0.1))
+    for answers in range(1, 5):
+        await until(lambda n=answers: owner.asked == n)  # type: ignore[misc]  # mypy can't infer a default's type
+        other.write(ws_frame(_BINARY, b"pong", masked=False))
+    assert not owner.link_over.done()
+    assert owner.messages == [b"pong"] * len(owner.messages)
+
+
+async def test_relay_only_listens() -> None:
+    """The relay asks nothing; it gives a silent agent up after its own time."""
+    _, owner, _, _, far = _link(Limits(dead_relay=0.1), server=True)
+    async with asyncio.timeout(2):
+        assert (await owner.link_over)[0] == ""
+    assert owner.asked == 0 and not far.messages
+
+
+# --- pings of the WebSocket -----------------------------------------------------------------------
+
+
+async def test_latest_ping() -> None:
+    """Of many pings in one read the latest is answered."""
+    _, _, near, other = _carrier()
+    pings = b"".join(ws_frame(_PING, payload, masked=False) for payload in (b"1", b"2", b"3"))
+    other.write(pings)
+    await settle(5)
+    assert feed(_pongs := WebSocketReader(server=True, max_message=1000), bytes(near.sent), own_reads=False) == []
+    assert len(near.sent) == 2 + 4 + 1  # one pong of one byte
+    assert near.sent[0] == 0x8A
+    assert near.sent[6] ^ near.sent[2] == ord("3")
+
+
+async def test_no_pong_while_full() -> None:
+    """Who does not read gets no pongs either: they would pile up, and each would look like progress."""
+    carrier, owner, near, other = _carrier()
+    near.takes = 0
+    carrier.send([b"x" * 1000])
+    assert _is_full(carrier)
+    waits = carrier.unsent
+    for _ in range(100):
+        other.write(ws_frame(_PING, b"p" * 125, masked=False))
+    await settle(5)
+    assert carrier.unsent == waits
+    near.takes = 1 << 20
+    near.pump()
+    assert not _is_full(carrier) and owner.drained == 1
+    other.write(ws_frame(_PING, b"now", masked=False))
+    await settle(5)
+    assert len(near.sent) == waits + 2 + 4 + 3
+
+
+# --- goodbyes -------------------------------------------------------------------------------------------
+
+
+async def test_close_by_this_end() -> None:
+    """What is queued goes before the close frame; the answer to it ends the connection."""
+    link, owner, near, other, far = _link(Limits())
+    owner.to_send = [b"last"]
+    link.close("drain", "moving")
+    await settle(5)
+    assert far.messages == [b"last"]
+    assert far.reader.closing == Closing(1008, "drain", by_peer=True)
+    assert not near.lost.done() and not link.carrier.open
+    other.write(ws_frame(_BINARY, b"crossing", masked=False))
+    other.write(ws_frame(_CLOSE, b"\x03\xf0", masked=False))
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("drain", "moving")
+    assert owner.messages == []  # this end has made up its mind
+
+
+async def test_close_by_the_other_end() -> None:
+    """A close frame is answered with its own code, and ends the session without a code of ours."""
+    link, owner, near, other, far = _link(Limits())
+    other.write(ws_frame(_CLOSE, websocket.close_payload(1001, "away"), masked=False))
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("", "The other end closed the session: away.")
+    assert far.reader.closing == Closing(1001, "away", by_peer=True)
+    assert near.lost.done() and not link.carrier.open
+
+
+async def test_close_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end that does not answer the close frame gets a moment, no more."""
+    monkeypatch.setattr(carrier_module, "_CLOSE_PATIENCE", 0.02)
+    link, owner, _, _, _ = _link(Limits())
+    link.close("", "")
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("", "")
+
+
+async def test_loss_without_goodbye() -> None:
+    """A connection that just ends says so."""
+    _, owner, _, other, _ = _link(Limits())
+    other.abort()
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("", "The connection was closed.")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(ws_frame(0xC2, b"x", masked=True), 1002, id="reserved bit"),
+        pytest.param(ws_frame(_BINARY, b"x", masked=False), 1002, id="no mask"),
+        pytest.param(ws_frame(0x81, b"x", masked=True), 1003, id="text"),
+        pytest.param(ws_frame(_BINARY, b"x", masked=True, length=65 * KIB), 1009, id="too large"),
+    ],
+)
+async def test_violation(data: bytes, code: int) -> None:
+    """A broken frame is answered by a close frame that says what was wrong; what came before it counts."""
+    _, owner, near, other, far = _link(Limits(), server=True)
+    other.write(ws_frame(_BINARY, b"good", masked=True) + data + ws_frame(_BINARY, b"more", masked=True))
+    await settle(5)
+    assert far.reader.closing is not None and far.reader.closing.code == code
+    assert owner.messages == [b"good"]
+    other.close()
+    async with asyncio.timeout(1):
+        assert (await owner.link_over)[0] == "protocol_error"
+    assert near.lost.done()
+
+
+async def test_bad_message() -> None:
+    """A message that breaks the protocol above ends the session with that code; nothing behind it is looked at."""
+    _, owner, _, other, far = _link(Limits())
+    messages = [ws_frame(_BINARY, message, masked=False) for message in (b"good", b"bad", b"good")]
+    other.write(b"".join(messages))
+    await settle(5)
+    assert owner.messages == [b"good"]
+    assert far.reader.closing == Closing(1008, "protocol_error", by_peer=True)
+    other.abort()
+    assert await owner.link_over == ("protocol_error", "A bad message.")
+
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+
+class _Counting(Carrier):
+    """Counts the reads that went straight into a message."""
+
+    own_reads = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = super().get_buffer(sizehint)
+        self.own_reads += room is not self._shared
+        return room
+
+
+async def test_messages_cut_anywhere() -> None:
+    """Messages that a real socket brings in pieces of any size arrive whole, large ones without a copy."""
+    chance = random.Random(7)
+    messages = [chance.randbytes(chance.choice((1, 125, 126, 4000, 65_536, 200_000))) for _ in range(60)]
+    wire = b"".join(ws_frame(_BINARY, message, masked=True) for message in messages)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    owner = _Owner()
+    carrier = _Counting(owner, server=True, buffer=read_buffer(), max_message=256 * KIB)
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    transport.pause_reading()
+    early = chance.randrange(100)
+    carrier.attach(transport, wire[:early])
+    with theirs:
+        position = early
+        async with asyncio.timeout(5):
+            while position < len(wire):
+                size = chance.choice((1, 3, 7, 1000, 30_000, 100_000))
+                await loop.sock_sendall(theirs, wire[position : position + size])
+                position += size
+                if chance.random() < 0.5:
+                    await asyncio.sleep(0)
+            await until(lambda: len(owner.messages) == len(messages))
+    assert hashlib.sha256(b"".join(owner.messages)).digest() == hashlib.sha256(b"".join(messages)).digest()
+    assert carrier.own_reads > 20
+    assert await owner.carrier_over is None
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_full_and_empty_again(tls: bool) -> None:
+    """A carrier is full while bytes wait and never when none do, also over transports that are full at their mark."""
+    carrier, owner, near, _ = _carrier(tls=tls)
+    assert not _is_full(carrier)
+    for round_ in range(1, 4):
+        near.takes = 0
+        carrier.send([b"x" * 1000])
+        assert _is_full(carrier) and carrier.unsent >= 1000
+        near.takes = 1 << 20
+        near.pump()
+        assert not _is_full(carrier) and carrier.unsent == 0
+        assert owner.drained == round_
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_everything_goes_out(tls: bool) -> None:
+    """A link sends all that is queued, through full moments of its socket."""
+    owner, far = _Owner(), _Far(server=True)
+    near, other = memory_pair(tls=tls)
+    other.set_protocol(far)
+    link = Link(owner, Limits(), server=False, buffer=read_buffer(), max_message=64 * KIB)
+    link.carrier.attach(near)
+    owner.to_send = [bytes([n]) * 1000 for n in range(50)]
+    link.wake()
+    await until(lambda: len(far.messages) == 50)
+    assert [message[0] for message in far.messages] == list(range(50))

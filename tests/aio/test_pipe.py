@@ -1,0 +1,225 @@
+"""A local connection tied to a stream: each way of ending comes out at the other end as what it was."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from kdispatch_protocol.aio import pipe as pipe_module
+from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.streams import Stream
+from tests.aio.sockets import tcp_pair
+from tests.aio.twin import SERVICE, Twin, settle, twin, until
+from tests.net.tcp import Tcp
+
+
+@dataclass
+class Ends:
+    """Two local programs, the pipes that tie them together, and the agents' sockets."""
+
+    client: Tcp
+    service: Tcp
+    client_pipe: Pipe
+    host_pipe: Pipe
+
+
+Connect = Callable[[], Awaitable[Ends]]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Twin]:
+    async with twin() as made:
+        yield made
+        assert not made.failures
+
+
+@pytest.fixture
+async def connect(pair: Twin) -> AsyncIterator[Connect]:
+    """Makes one connection through both agents."""
+    async with AsyncExitStack() as ending:
+
+        async def one() -> Ends:
+            client, at_client = await tcp_pair()
+            service, at_host = await tcp_pair(buffers=16 * 1024)
+            ending.callback(client.close)
+            ending.callback(service.close)
+            host_pipe = Pipe(pair.host, on_local=Pipe.pause_socket)
+            await pair.host.loop.create_connection(lambda: host_pipe.local, sock=at_host)
+
+            def serve(stream: Stream) -> None:
+                pair.host.accept(stream, host_pipe.remote)
+                host_pipe.resume_socket()
+
+            def made(pipe: Pipe) -> None:
+                pair.client.open(SERVICE, pipe.remote)
+
+            pair.serve = serve
+            client_pipe = Pipe(pair.client, on_local=made)
+            await pair.client.loop.create_connection(lambda: client_pipe.local, sock=at_client)
+            await until(lambda: client_pipe.stream is not None and client_pipe.stream.stream.state.value == "open")
+            return Ends(client, service, client_pipe, host_pipe)
+
+        yield one
+
+
+async def _talk(ends: Ends) -> None:
+    async with asyncio.timeout(5):
+        await ends.client.send(b"question")
+        assert await ends.service.receive_exactly(8) == b"question"
+        await ends.service.send(b"answer")
+        assert await ends.client.receive_exactly(6) == b"answer"
+
+
+async def _is_reset(tcp: Tcp) -> None:
+    """What arrived may be read, and then comes a reset."""
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(tcp.receive_all(), 5)
+
+
+async def _all_gone(pair: Twin) -> None:
+    await until(lambda: not (pair.host.streams or pair.client.streams or pair.host.pipes or pair.client.pipes))
+
+
+def _linger(pipe: Pipe) -> tuple[int, int]:
+    assert pipe.socket is not None
+    sock = pipe.socket.get_extra_info("socket")
+    on, seconds = struct.unpack("ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    return on, seconds
+
+
+async def test_reset_goes_through(pair: Twin, connect: Connect) -> None:
+    """A program's reset is the other program's reset, in either direction."""
+    for which in ("client", "service"):
+        ends = await connect()
+        await _talk(ends)
+        one, other = (ends.client, ends.service) if which == "client" else (ends.service, ends.client)
+        one.reset()
+        await _is_reset(other)
+        await _all_gone(pair)
+
+
+async def test_end_goes_through(pair: Twin, connect: Connect) -> None:
+    """A half-close is one at the other end, what was sent comes before it, and then both are gone."""
+    ends = await connect()
+    await _talk(ends)
+    await ends.client.send(b"last words")
+    ends.client.finish()
+    async with asyncio.timeout(5):
+        assert await ends.service.receive_all() == b"last words"
+        await ends.service.send(b"x" * 100_000)
+        ends.service.finish()
+        assert await ends.client.receive_all() == b"x" * 100_000
+    await _all_gone(pair)
+
+
+async def test_reset_while_reading_is_paused(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset is noticed even when nobody reads from the connection, because the other end is slow."""
+    monkeypatch.setattr(pipe_module, "_LOOK_EVERY", 0.02)
+    ends = await connect()
+    local = ends.client_pipe.socket
+    remote = ends.host_pipe.stream
+    assert local is not None and remote is not None
+    inbound = remote.stream.inbound
+    sending = asyncio.create_task(ends.client.send_forever(b"x" * 65536))
+    # The service's socket takes no more, the window is used up, and so the client's program is not read from.
+    await until(
+        lambda: not remote.is_reading() and inbound.received == inbound.limit and not local.is_reading(), seconds=10
+    )
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert not local.is_reading() and pair.client.streams == 1
+    ends.client.reset()
+    await until(lambda: not pair.client.streams and not pair.host.streams)
+    await _is_reset(ends.service)
+    await _all_gone(pair)
+
+
+async def test_end_for_a_connection_that_is_reset(pair: Twin, connect: Connect) -> None:
+    """The peer's end for a connection that the kernel has closed already ends that pipe, and nothing else."""
+    other = await connect()
+    ends = await connect()
+    await _talk(ends)
+    ends.host_pipe.pause_socket()  # so that the loop does not see the reset first
+    ends.service.reset()
+    ends.client.finish()
+    await _is_reset(ends.client)
+    await _talk(other)
+    assert pair.client.streams == pair.host.streams == 1
+    assert not pair.failures
+
+
+async def test_an_agent_that_dies(connect: Connect) -> None:
+    """From the first moment a connection is set to be reset if its process dies."""
+    ends = await connect()
+    assert _linger(ends.client_pipe) == _linger(ends.host_pipe) == (1, 0)
+    await _talk(ends)
+    assert _linger(ends.client_pipe) == _linger(ends.host_pipe) == (1, 0)
+
+
+async def test_aborted_pipe(pair: Twin, connect: Connect) -> None:
+    """Streams that are lost reset both programs."""
+    ends = await connect()
+    await _talk(ends)
+    pair.client.abort()
+    await _is_reset(ends.client)
+    await _is_reset(ends.service)
+
+
+async def test_finished_pipe(pair: Twin, connect: Connect) -> None:
+    """A finished stream's connection is closed politely, even to a program that reads late."""
+    ends = await connect()
+    await ends.service.send(b"x" * 50_000)
+    ends.service.finish()
+    ends.client.finish()
+    await _all_gone(pair)
+    await settle()
+    async with asyncio.timeout(5):
+        assert await ends.client.receive_all() == b"x" * 50_000
+        assert await ends.service.receive_all() == b""
+
+
+async def _finished_before_it_was_read(pair: Twin) -> tuple[Tcp, Pipe]:
+    """A program to which 200 kB are on their way from a stream that has finished; the kernel holds a few of them."""
+    program, agent = await tcp_pair(buffers=4096)
+    pipe = Pipe(pair.host, on_local=Pipe.pause_socket)  # until its stream is there
+    await pair.host.loop.create_connection(lambda: pipe.local, sock=agent)
+
+    def serve(stream: Stream) -> None:
+        pair.host.accept(stream, pipe.remote)
+        pipe.resume_socket()
+
+    pair.serve = serve
+    source = Pipe(pair.client)
+    pair.client.open(SERVICE, source.remote)
+    assert source.stream is not None
+    source.stream.write(b"x" * 200_000)
+    source.stream.write_eof()
+    program.finish()
+    await until(lambda: pair.host.streams == 0)
+    return program, pipe
+
+
+async def test_last_bytes_in_the_kernel(pair: Twin) -> None:
+    """A finished connection's last bytes are not dropped with the socket, however slowly they are read."""
+    program, pipe = await _finished_before_it_was_read(pair)
+    received = 0
+    async with program, asyncio.timeout(5):
+        while pipe in pair.host.pipes:
+            received += len(await program.receive(1000))
+            await asyncio.sleep(0)
+        received += len(await program.receive_all())
+    assert received == 200_000
+
+
+async def test_stop_while_bytes_wait(pair: Twin) -> None:
+    """An agent that ends before a slow program has read everything resets it: no clean end after half of the bytes."""
+    program, _ = await _finished_before_it_was_read(pair)
+    pair.host.stop()
+    async with program:
+        await _is_reset(program)

@@ -1,0 +1,329 @@
+"""A stream's end as programs see it: credit, half-close, and the end of it all in every order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from kdispatch_protocol.errors import StreamReset
+from kdispatch_protocol.limits import KIB, Limits
+from tests.aio.twin import SERVICE, Program, Twin, settle, twin, until
+
+_LIMITS = Limits(ack_delay=0.005, window=64 * KIB, unsent=32 * KIB)
+_WINDOW = _LIMITS.window
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Twin]:
+    async with twin(_LIMITS) as made:
+        yield made
+        assert not made.failures
+
+
+async def _hold(pair: Twin, size: int) -> tuple[Program, Program]:
+    """A stream of whose host's bytes ``size`` are held for the client, which has paused."""
+    client, host = await pair.stream()
+    client.transport.pause_reading()
+    host.transport.write(b"x" * size)
+    await until(lambda: client.transport.stream.inbound.received == size)
+    return client, host
+
+
+async def _finish(client: Program, host: Program) -> None:
+    """Both ends, behind what is held."""
+    host.transport.write_eof()
+    client.transport.write_eof()
+    await until(lambda: client.transport.stream.ended and host.transport.stream.ended)
+
+
+def _acknowledged(program: Program) -> bool:
+    """Whether the peer has said that it has everything."""
+    return program.transport.stream.outbound.fin_acked
+
+
+async def test_close_after_both_ends_finished(pair: Twin) -> None:
+    """A transport that holds unread bytes of a finished stream is lost as soon as it is closed."""
+    client, host = await _hold(pair, 1000)
+    await _finish(client, host)
+    await settle()
+    assert not client.lost.done()
+    client.transport.close()
+    assert await client.ended() is None
+    assert not client.received
+
+
+async def test_held_bytes_of_a_finished_stream(pair: Twin) -> None:
+    """What is held comes before the end, and the end before the loss, even when the stream has finished."""
+    client, host = await _hold(pair, 1000)
+    await _finish(client, host)
+    client.transport.resume_reading()
+    assert await client.ended() is None
+    assert client.received == b"x" * 1000
+    assert client.told == ["made", "eof", "lost"]
+
+
+async def test_reset_closed_while_paused(pair: Twin) -> None:
+    """A RESET with the code ``closed`` behind held bytes takes none of them away."""
+    client, host = await _hold(pair, 1000)
+    host.transport.reset("closed", "")
+    await until(lambda: client.transport.stream.ended)
+    await settle()
+    assert not client.lost.done()
+    client.transport.resume_reading()
+    assert await client.ended() is None
+    assert client.received == b"x" * 1000
+
+
+async def test_other_resets_do_not_wait(pair: Twin) -> None:
+    """Any other RESET is told at once, with its code, also to a program that has paused."""
+    client, host = await _hold(pair, 1000)
+    host.transport.reset("host_refused", "no")
+    assert await client.code() == "host_refused"
+    assert not client.received
+
+
+async def test_end_acknowledged_before_close(pair: Twin) -> None:
+    """Closing a transport whose end was acknowledged before is done at once, whatever the peer still does."""
+    client, host = await pair.stream()
+    client.transport.write(b"x")
+    client.transport.write_eof()
+    await until(lambda: _acknowledged(client))
+    client.transport.close()
+    await settle(2)
+    assert client.lost.done() and await client.lost is None
+    assert not host.lost.done()
+
+
+async def test_end_acknowledged_after_close(pair: Twin) -> None:
+    """A closed transport is lost once the peer has all of its bytes, and not before."""
+    client, host = await pair.stream()
+    client.transport.write(b"x" * 1000)
+    client.transport.close()
+    assert not _acknowledged(client)
+    assert await client.ended() is None
+    assert _acknowledged(client) and host.received == b"x" * 1000
+
+
+async def test_close_with_unread_bytes(pair: Twin) -> None:
+    """Who closes without reading gives the credit back; the peer sends on, and is told that nobody reads."""
+    client, host = await pair.stream()
+    client.transport.pause_reading()
+    host.transport.write(b"x" * 2 * _WINDOW)
+    await until(lambda: client.transport.stream.inbound.received == _WINDOW)
+    client.transport.close()
+    assert client.transport.stream.inbound.consumed == _WINDOW
+    assert await host.code() == "cancelled"
+    await client.ended()
+    assert not client.received
+    assert pair.client.endpoint.table.budget.promised == 0
+
+
+async def test_credit_for_what_was_taken(pair: Twin) -> None:
+    """While reading is paused the peer gets one window, and no more before the program goes on."""
+    client, host = await pair.stream()
+    client.transport.pause_reading()
+    assert not client.transport.is_reading()
+    host.transport.write(b"x" * 3 * _WINDOW)
+    await until(lambda: client.transport.stream.inbound.received == _WINDOW)
+    await settle()
+    assert client.transport.stream.inbound.received == _WINDOW and client.transport.stream.inbound.consumed == 0
+    client.transport.resume_reading()
+    assert client.transport.is_reading()
+    await client.has(3 * _WINDOW)
+    assert client.transport.stream.inbound.consumed == 3 * _WINDOW
+
+
+class _Sipper(Program):
+    """Pauses whenever it was given something."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.transport.pause_reading()
+
+
+async def test_pause_in_the_same_breath(pair: Twin) -> None:
+    """Bytes are taken when the program resumes, if it paused while they were handed over."""
+    sipper = _Sipper()
+    pair.client.open(SERVICE, sipper)
+    await until(lambda: pair.served)
+    pair.served[0].transport.write(b"x" * 1000)
+    await sipper.has(1000)
+    assert sipper.transport.stream.inbound.consumed == 0
+    pair.served[0].transport.write(b"y" * 500)
+    await until(lambda: sipper.transport.stream.inbound.received == 1500)
+    sipper.transport.resume_reading()  # hands over the second piece, for which it pauses again
+    assert sipper.transport.stream.inbound.consumed == 1000
+    sipper.transport.resume_reading()
+    assert sipper.transport.stream.inbound.consumed == 1500
+    assert sipper.received == b"x" * 1000 + b"y" * 500
+
+
+class _Filled(asyncio.BufferedProtocol):
+    """Reads into a buffer of 100 bytes."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(100)
+        self.received = bytearray()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += self.buffer[:nbytes]
+
+
+async def test_buffered_protocol(pair: Twin) -> None:
+    """A buffered protocol gets everything through its own small buffer."""
+    filled = _Filled()
+    pair.client.open(SERVICE, filled)
+    await until(lambda: pair.served)
+    data = bytes(range(256)) * 10
+    pair.served[0].transport.write(data)
+    await until(lambda: len(filled.received) == len(data))
+    assert filled.received == data
+
+
+async def test_empty_buffer_ends_the_stream() -> None:
+    """A buffered protocol that gives no room is a failure of its stream."""
+    async with twin(_LIMITS) as pair:
+        filled = _Filled()
+        filled.buffer = bytearray()
+        pair.client.open(SERVICE, filled)
+        await until(lambda: pair.served)
+        pair.served[0].transport.write(b"x")
+        assert await pair.served[0].code() == "cancelled"
+        assert "empty buffer" in str(pair.failures[0]["exception"])
+
+
+class _Typed(Program):
+    def __init__(self, *, takes_views: bool) -> None:
+        super().__init__()
+        self.takes_views = takes_views
+        self.kinds: set[type] = set()
+
+    def data_received(self, data: bytes) -> None:
+        self.kinds.add(type(data))
+        super().data_received(data)
+
+
+@pytest.mark.parametrize(("takes_views", "kind"), [(True, memoryview), (False, bytes)])
+async def test_views(pair: Twin, takes_views: bool, kind: type) -> None:
+    """Only a protocol that asked for it is given views of the message."""
+    typed = _Typed(takes_views=takes_views)
+    pair.client.open(SERVICE, typed)
+    await until(lambda: pair.served)
+    pair.served[0].transport.write(b"x" * 5000)
+    await typed.has(5000)
+    assert typed.kinds == {kind}
+
+
+async def test_set_protocol(pair: Twin) -> None:
+    """What arrives after a change of protocol is the new one's, in the shape that it takes."""
+    client, host = await pair.stream()
+    host.transport.write(b"old")
+    await client.has(3)
+    typed = _Typed(takes_views=True)
+    client.transport.set_protocol(typed)
+    assert client.transport.get_protocol() is typed
+    host.transport.write(b"new")
+    await typed.has(3)
+    assert (bytes(client.received), bytes(typed.received)) == (b"old", b"new")
+    assert typed.kinds == {memoryview}
+
+
+async def test_extra_info(pair: Twin) -> None:
+    """A transport knows its service, its host and its stream; the rest has a default."""
+    client, host = await pair.stream()
+    transport = client.transport
+    identity = pair.gate.hosts_of(SERVICE)[0].host
+    assert transport.get_extra_info("service") == SERVICE
+    assert transport.get_extra_info("host") == identity
+    assert transport.get_extra_info("peername") == (SERVICE, identity)
+    assert transport.get_extra_info("stream") == host.transport.get_extra_info("stream")
+    assert transport.get_extra_info("sslcontext", "none") == "none"
+
+
+async def test_write_buffer_limits(pair: Twin) -> None:
+    """The marks are the protocol's; wrong ones are refused as asyncio does."""
+    client, _host = await pair.stream()
+    client.transport.set_write_buffer_limits(high=10, low=5)
+    assert client.transport.get_write_buffer_limits() == (_LIMITS.unsent // 2, _LIMITS.unsent)
+    for high, low in ((5, 10), (5, -1)):
+        with pytest.raises(ValueError, match="must be >="):
+            client.transport.set_write_buffer_limits(high=high, low=low)
+
+
+async def test_writelines(pair: Twin) -> None:
+    """Pieces arrive as one run of bytes."""
+    client, host = await pair.stream()
+    client.transport.writelines([b"ab", bytearray(b"cd"), memoryview(b"ef")])
+    await host.has(6)
+    assert host.received == b"abcdef"
+
+
+async def test_pause_and_resume_are_paired(pair: Twin) -> None:
+    """A writer is paused once when too much waits, and resumed once when little does."""
+    client, host = await pair.stream()
+    host.transport.pause_reading()
+    for _ in range(5):
+        client.transport.write(b"x" * _WINDOW)
+    assert client.told == ["made", "pause"]
+    await until(lambda: host.transport.stream.inbound.received == _WINDOW)
+    assert client.told == ["made", "pause"]
+    host.transport.resume_reading()
+    await host.has(5 * _WINDOW)
+    await until(lambda: client.told[-1] == "resume")
+    client.transport.write(b"x" * _WINDOW)
+    await host.has(6 * _WINDOW)
+    await until(lambda: client.told == ["made", "pause", "resume", "pause", "resume"])
+    assert client.transport.get_write_buffer_size() == 0
+
+
+async def test_write_after_close(pair: Twin) -> None:
+    """What is written after the close goes nowhere, and is no failure."""
+    client, host = await pair.stream()
+    client.transport.write(b"before")
+    client.transport.close()
+    assert client.transport.is_closing() and not client.transport.is_reading()
+    client.transport.write(b"after")
+    client.transport.write_eof()
+    client.transport.close()
+    await host.at_end.wait()
+    assert host.received == b"before"
+    await client.ended()
+    client.transport.write(b"later")
+    client.transport.abort()
+    await settle()
+    assert client.told.count("lost") == 1
+
+
+async def test_abort(pair: Twin) -> None:
+    """An abort resets the peer, and nothing of the stream is left."""
+    client, host = await pair.stream()
+    client.transport.write(b"x" * 3 * _WINDOW)
+    client.transport.abort()
+    assert await client.ended() is None
+    assert await host.code() == "cancelled"
+    await until(lambda: not pair.host.streams)
+    assert not pair.client.streams
+    assert pair.client.endpoint.table.replay_held == 0
+
+
+async def test_eof_that_does_not_keep_open(pair: Twin) -> None:
+    """A program that returns nothing from ``eof_received`` is closed, as asyncio's transports do."""
+    client, host = await pair.stream()
+    client.keep_open = False
+    host.transport.write_eof()
+    assert await client.ended() is None
+    assert client.told == ["made", "eof", "lost"]
+    await host.at_end.wait()
+
+
+async def test_error_is_a_connection_reset(pair: Twin) -> None:
+    """Programs that know nothing of kdispatch see a reset as the error that sockets give."""
+    client, host = await pair.stream()
+    host.transport.abort()
+    error = await client.ended()
+    assert isinstance(error, ConnectionResetError) and isinstance(error, StreamReset)
