@@ -16,6 +16,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from kdispatch.certificates import certificate_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.aio.sockets import tune_session_socket
 from kdispatch_protocol.errors import CODES, KdispatchError
@@ -77,13 +78,7 @@ def translate_connect_error(error: Exception, relay: RelayUrl) -> KdispatchError
     """The code and the sentence of a failed TCP or TLS connection."""
     where = f"{relay.host}:{relay.port}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message or str(error)
-        number = error.verify_code
-        # X509_V_ERR_* of OpenSSL's x509_vfy.h.
-        code = {10: "tls_expired", 9: "tls_not_yet_valid", 62: "tls_wrong_host", 64: "tls_wrong_host"}.get(
-            number, "tls_unknown_ca"
-        )
-        return KdispatchError(code, f"The certificate of {where} is not accepted: {reason}.")
+        return certificate_error(where, error)
     if isinstance(error, ssl.SSLError):
         return KdispatchError("not_a_relay", f"{where} does not speak TLS: {error.reason or error}.")
     if isinstance(error, socket.gaierror):

@@ -8,7 +8,6 @@ that was given or nowhere.
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import yarl
 
+from kdispatch.certificates import certificate_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch_protocol.errors import CODES, KdispatchError
@@ -50,9 +50,6 @@ _IN_BETWEEN: Final = {
     504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
     511: ("captive_portal", "The network asks for a log-in (511)."),
 }
-
-#: OpenSSL's verification results (X509_V_ERR_*); what isn't here is a chain that leads to nobody we trust.
-_CERTIFICATE: Final = {9: "tls_not_yet_valid", 10: "tls_expired", 62: "tls_wrong_host", 64: "tls_wrong_host"}
 
 _T = TypeVar("_T")
 
@@ -219,7 +216,7 @@ class RestClient:
 
     def _translated(self, error: Exception) -> KdispatchError:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return _certificate(self._relay.authority, error.certificate_error)
+            return certificate_error(self._relay.authority, error.certificate_error)
         if isinstance(error, aiohttp.ClientSSLError):
             return self._not_a_relay(f"it does not speak TLS as expected ({_cause(error)})")
         if isinstance(error, OSError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
@@ -234,13 +231,6 @@ def _failure(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"the name cannot be resolved ({_cause(error)})"
     return _cause(error) if isinstance(error, OSError) else "the connection ended before the answer did"
-
-
-def _certificate(place: str, error: Exception) -> KdispatchError:
-    number = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else None
-    message = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
-    code = _CERTIFICATE.get(number or 0, "tls_unknown_ca")
-    return KdispatchError(code, f"{place}: {message.rstrip('.')}.")
 
 
 def _cause(error: OSError) -> str:

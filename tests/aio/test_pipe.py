@@ -223,3 +223,21 @@ async def test_stop_while_bytes_wait(pair: Twin) -> None:
     pair.host.stop()
     async with program:
         await _is_reset(program)
+
+
+async def test_a_finished_connection_that_waits_to_be_read_is_no_reset(
+    pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends finished, the kernel has closed, and reading is paused: what waits still arrives, and then the end."""
+    monkeypatch.setattr(pipe_module, "_LOOK_EVERY", 0.02)
+    ends = await connect()
+    ends.service.finish()
+    async with asyncio.timeout(5):
+        assert await ends.client.receive_all() == b""
+        ends.client_pipe.pause_socket()
+        await ends.client.send(b"x" * 50_000)
+        ends.client.finish()
+        await asyncio.sleep(0.2)  # ten looks
+        ends.client_pipe.resume_socket()
+        assert await ends.service.receive_all() == b"x" * 50_000
+    await _all_gone(pair)

@@ -46,6 +46,7 @@ class Pipe:
         self._on_local = on_local
         self._ended = False
         self._looking = False
+        self.resuming = False  # the socket took everything, and what was held is handed over
 
     def local_made(self, transport: asyncio.Transport) -> None:
         """The socket is there."""
@@ -75,6 +76,18 @@ class Pipe:
             self.socket.close()
         else:
             self.socket.abort()
+
+    def finish(self) -> None:
+        """Send no more to the local program; it may go on."""
+        if self.socket is not None and not self.socket.is_closing():
+            try:
+                self.socket.write_eof()
+            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
+                self.end("cancelled")
+
+    def finish_later(self) -> None:
+        """The same in the loop's next turn."""
+        self._driver.loop.call_soon(self.finish)
 
     def abort(self) -> None:
         """Reset the connection, even one that is being closed politely."""
@@ -115,11 +128,16 @@ class Pipe:
 
 
 def _was_reset(sock: socket.socket | None) -> bool:
-    """Whether the kernel has closed the connection; where it can't be asked, no."""
+    """Whether the other end has reset the connection; where that can't be asked, no.
+
+    A connection that both ends finished is closed for the kernel too, while bytes may still wait to be read:
+    only an error beside it makes it a reset. Asking clears the error, so whoever hears of it must end the pipe.
+    """
     if sock is None or not hasattr(socket, "TCP_INFO"):
         return False
     try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        closed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        return closed and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     except OSError:
         return False
 
@@ -153,7 +171,9 @@ class _Local(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         if self._pipe.stream is not None:
+            self._pipe.resuming = True
             self._pipe.stream.resume_reading()
+            self._pipe.resuming = False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a loss is a loss
         self._pipe.local_lost()
@@ -177,12 +197,11 @@ class _Remote(asyncio.Protocol):
             local.write(data)
 
     def eof_received(self) -> bool:
-        local = self._pipe.socket
-        if local is not None and not local.is_closing():
-            try:
-                local.write_eof()
-            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
-                self._pipe.end("cancelled")
+        if self._pipe.resuming:
+            # Inside resume_writing asyncio's transport would shut down twice, the second time with an error.
+            self._pipe.finish_later()
+        else:
+            self._pipe.finish()
         return True
 
     def pause_writing(self) -> None:
