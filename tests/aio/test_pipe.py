@@ -241,3 +241,33 @@ async def test_a_finished_connection_that_waits_to_be_read_is_no_reset(
         ends.client_pipe.resume_socket()
         assert await ends.service.receive_all() == b"x" * 50_000
     await _all_gone(pair)
+
+
+async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None:
+    """Bytes and an end that come before there is a stream, as on uvloop in spite of the pause, reach the client."""
+    service, at_host = await tcp_pair()
+    client, at_client = await tcp_pair()
+    host_pipe = Pipe(pair.host)  # not paused: as if the pause had come too early
+    await pair.host.loop.create_connection(lambda: host_pipe.local, sock=at_host)
+    await service.send(b"banner")
+    service.finish()
+    await until(lambda: len(host_pipe._unclaimed) > 0)
+
+    def serve(stream: Stream) -> None:
+        pair.host.accept(stream, host_pipe.remote)
+        host_pipe.resume_socket()
+
+    pair.serve = serve
+
+    def made(pipe: Pipe) -> None:
+        pair.client.open(SERVICE, pipe.remote)
+
+    client_pipe = Pipe(pair.client, on_local=made)
+    await pair.client.loop.create_connection(lambda: client_pipe.local, sock=at_client)
+    async with asyncio.timeout(5):
+        assert await client.receive_all() == b"banner"
+        client.finish()
+        assert await service.receive_all() == b""
+    await _all_gone(pair)
+    client.close()
+    service.close()

@@ -46,6 +46,7 @@ class Pipe:
         self._on_local = on_local
         self._ended = False
         self._looking = False
+        self._unclaimed: list[bytes] = []  # said before there was a stream
         self.resuming = False  # the socket took everything, and what was held is handed over
 
     def local_made(self, transport: asyncio.Transport) -> None:
@@ -56,6 +57,24 @@ class Pipe:
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
             self._on_local(self)
+
+    def local_said(self, data: bytes) -> None:
+        """Bytes of the local program, or its end where there are none."""
+        if self.stream is None:
+            # On uvloop a pause in connection_made comes too early to count: keep what a service says first.
+            self._unclaimed.append(data)
+            self.pause_socket()
+        elif data:
+            self.stream.write(data)
+        else:
+            self.stream.write_eof()
+
+    def stream_made(self, stream: StreamTransport) -> None:
+        """There is a stream to take what the local program says."""
+        self.stream = stream
+        for data in self._unclaimed:
+            self.local_said(data)
+        self._unclaimed.clear()
 
     def local_lost(self) -> None:
         """The socket is closed."""
@@ -157,12 +176,10 @@ class _Local(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._pipe.stream is not None:
-            self._pipe.stream.write(bytes(self._buffer[:nbytes]))
+        self._pipe.local_said(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
-        if self._pipe.stream is not None:
-            self._pipe.stream.write_eof()
+        self._pipe.local_said(b"")
         return True  # half-close: the other direction goes on
 
     def pause_writing(self) -> None:
@@ -189,7 +206,7 @@ class _Remote(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, StreamTransport)
-        self._pipe.stream = transport
+        self._pipe.stream_made(transport)
 
     def data_received(self, data: bytes) -> None:
         local = self._pipe.socket
