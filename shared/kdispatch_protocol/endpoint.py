@@ -43,6 +43,7 @@ def host_id(process: str, service: str) -> str:
     return hashlib.sha256(f"kdispatch host {process} {service}".encode()).digest()[:16].hex()
 
 
+# More than 25 methods: one for each type of frame, each short.
 class Endpoint:
     """One agent process: its streams, its offers, and one session at a time."""
 

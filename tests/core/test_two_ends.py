@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -46,6 +47,17 @@ def test_programs_that_give_up_leave_nothing_behind(seed: int) -> None:
 def test_lost_sessions_end_their_streams(seed: int) -> None:
     """When sessions are lost, streams are reset at both ends or not begun, and never go wrong."""
     _run(seed, steps=160, losses=True, resets=True, hosts=3)
+
+
+@pytest.mark.accept
+def test_ten_thousand_cases() -> None:
+    """The same worlds, by plain seeds, as many as are played in half a minute; the rate is printed."""
+    began = time.monotonic()
+    for seed in range(10_000):
+        _run(seed, steps=120 + seed % 3 * 40, losses=seed % 3 == 2, resets=seed % 3 > 0, hosts=1 + seed % 3)
+    seconds = time.monotonic() - began
+    print(f"10,000 cases in {seconds:.0f} s, {10_000 / seconds:.0f} a second")
+    assert seconds < 120
 
 
 def test_a_world_moves_real_data() -> None:

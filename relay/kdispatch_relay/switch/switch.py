@@ -48,6 +48,7 @@ class Cut:
 Question = AskOffer | AskOpen
 
 
+# More than 25 methods: one for each type of frame, each short.
 class Switch:
     """One relay's sessions, offers and routes. ``choose(n)`` gives a uniform number below ``n``."""
 

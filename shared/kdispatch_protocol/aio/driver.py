@@ -34,6 +34,7 @@ _FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
 _ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 
 
+# More than 25 methods: the faces it shows to programs, transports, pipes and the link, one line each.
 class EndpointDriver:
     """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
 

@@ -22,6 +22,7 @@ class TakesViews(Protocol):
     takes_views: bool
 
 
+# More than 25 methods: most of them are asyncio.Transport's.
 class StreamTransport(asyncio.Transport):
     """The program's side of one stream.
 

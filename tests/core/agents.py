@@ -1,0 +1,107 @@
+"""A switch, and agents whose words are written by hand."""
+
+from __future__ import annotations
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id, process_id
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import AskOffer, Switch
+
+SERVICE = "ann/web"
+NO_WAIT = Limits(open_wait_start=0, open_wait_lost=0)
+Said = list[tuple[str, int, int, bytes]]
+
+
+class Relay:
+    """A switch whose store knows one service, and the agents of the test."""
+
+    def __init__(self, limits: Limits = NO_WAIT, memory: int = 1 << 30) -> None:
+        self.now = 50.0
+        self.picks: list[int] = []
+        self.switch = Switch("00" * 16, self._choose, self.now, limits=limits, memory=memory)
+
+    def _choose(self, below: int) -> int:
+        return self.picks.pop(0) if self.picks else 0
+
+    def agent(self, number: int, *, offers: bool = False) -> Peer:
+        peer = Peer(self, number)
+        peer.say(frame(frames.HELLO, payload=Hello(versions=[1], secret=peer.secret.hex()).encode()))
+        if offers:
+            peer.offer()
+        peer.hear()
+        return peer
+
+    def answer(self, *, known: bool = True) -> None:
+        for question in self.switch.take_questions():
+            if isinstance(question, AskOffer):
+                if known:
+                    self.switch.offer_allowed(question, public=True, now=self.now)
+                else:
+                    self.switch.offer_refused(question, "not_permitted", "no", now=self.now)
+            elif known:
+                self.switch.opens.allowed(question.route, public=True, now=self.now)
+            else:
+                self.switch.opens.refused(question.route, "unknown_service", "", self.now)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        deadline = self.switch.next_deadline()
+        if deadline is not None and deadline <= self.now:
+            self.switch.handle_timeout(self.now)
+
+
+class Peer:
+    """An agent's session, played by hand."""
+
+    def __init__(self, relay: Relay, number: int) -> None:
+        self.relay = relay
+        self.secret = bytes([number]) * 32
+        self.process = process_id(self.secret)
+        self.session: Session = relay.switch.connect(f"192.0.2.{number}", relay.now)
+
+    def say(self, *message: bytes) -> None:
+        self.relay.switch.receive_message(self.session, b"".join(message), self.relay.now)
+
+    def hear(self) -> Said:
+        message = b"".join(self.session.outbox.collect(1 << 24, self.relay.now))
+        return [(frames.TYPE_NAMES[t], s, v, bytes(p)) for t, _, s, v, p in frames.decode(message)] if message else []
+
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.hear()]
+
+    def offer(self, number: int = 1) -> None:
+        offer = Offer(service=SERVICE, host=host_id(self.process, SERVICE), digest="00" * 32, token="t")
+        self.say(frame(frames.OFFER, number, payload=offer.encode()))
+        self.relay.answer()
+
+    def open(self, number: int = 1, **more: str) -> None:
+        message = Open(service=SERVICE, uuid=f"{number:032x}", limit=1000, **more)  # type: ignore[arg-type]
+        self.say(frame(frames.OPEN, number, payload=message.encode()))
+
+    def opened(self, number: int, attempt: int = 1) -> None:
+        self.say(frame(frames.OPENED, number, payload=Opened(limit=20_000, attempt=attempt).encode()))
+
+    def reset(self, number: int, code: str = "cancelled") -> None:
+        self.say(frame(frames.RESET, number, payload=Reset(code=code).encode()))
+
+    def lose(self) -> None:
+        self.relay.switch.disconnect(self.session, self.relay.now)
+
+
+def code_of(said: Said) -> str:
+    [(name, _, _, payload)] = said
+    assert name == "RESET"
+    return Reset.parse(payload).code
+
+
+def connected(relay: Relay) -> tuple[Peer, Peer]:
+    """A client and a host with an open stream: number 1 at the client, 2 at the host."""
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    client.open()
+    host.opened(2)
+    client.hear()
+    host.hear()
+    return client, host

@@ -1,0 +1,165 @@
+"""The relay's switch: what passes through an open stream, and what ends it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Offer
+from tests.core.agents import SERVICE, Relay, code_of, connected
+
+
+def test_a_refused_offer_is_reset() -> None:
+    """The store's no reaches the agent with its code; a withdrawn or lost offer is not listed by a late yes."""
+    relay = Relay()
+    for change in ("none", "withdraw", "lose"):
+        peer = relay.agent(1)
+        offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32)
+        peer.say(frame(frames.OFFER, 1, payload=offer.encode()))
+        if change == "none":
+            relay.answer(known=False)
+            assert code_of(peer.hear()) == "not_permitted"
+        else:
+            peer.say(frame(frames.WITHDRAW, 1)) if change == "withdraw" else peer.lose()
+            relay.answer()
+            assert relay.switch.registry.hosts_of(SERVICE) == []
+
+
+def test_data_is_forwarded_under_the_other_number() -> None:
+    """DATA, ACK and FIN pass with their values; only the stream's number changes."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(frame(frames.DATA, 1, 0, b"x" * 2000), frame(frames.FIN, 1, 2000))
+    assert [(n, s, v, len(p)) for n, s, v, p in host.hear()] == [("DATA", 2, 0, 2000), ("FIN", 2, 2000, 0)]
+    host.say(frames.ack_frame(2, 2000, 30_000, fin=True))
+    assert client.hear() == [("ACK", 1, 2000, (30_000).to_bytes(8))]
+
+
+def test_a_stream_is_forgotten_when_both_ends_are_acknowledged() -> None:
+    """After both ACKs with `fin` the numbers mean nothing; the ACKs themselves still go out."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(frame(frames.FIN, 1, 0))
+    assert host.names() == ["FIN"]
+    host.say(frames.ack_frame(2, 0, 30_000, fin=True), frame(frames.FIN, 2, 0))
+    assert client.session.legs
+    client.say(frames.ack_frame(1, 0, 1000, fin=True))
+    assert not client.session.legs
+    assert not host.session.legs
+    assert host.names() == ["ACK"]
+    client.say(frame(frames.DATA, 1, 0, b"late"))
+    assert host.hear() == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [frame(frames.DATA, 1, 19_999, b"xy"), frame(frames.FIN, 1, 20_001)],
+    ids=["DATA over the limit", "FIN over the limit"],
+)
+def test_more_than_was_granted_resets_the_stream(message: bytes) -> None:
+    """A sender can't fill its receiver's queue: both ends hear `credit_exceeded`, the sessions go on."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(message)
+    assert code_of(client.hear()) == "credit_exceeded"
+    assert code_of(host.hear()) == "credit_exceeded"
+    client.open(3)
+    assert host.names() == ["OPEN"]
+
+
+def test_a_reset_overtakes_and_drops_what_waits() -> None:
+    """RESET goes first; the stream's data that waited is forgotten, other streams' is not."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.open(3)
+    host.opened(4)
+    host.hear()
+    client.say(frame(frames.DATA, 1, 0, b"x" * 2000), frame(frames.DATA, 3, 0, b"y" * 2000))
+    client.reset(1)
+    assert [(n, s) for n, s, *_ in host.hear()] == [("RESET", 2), ("DATA", 4)]
+    assert host.session.queued == 0
+    host.reset(2)
+    assert client.names() == ["TRYING", "OPENED"]
+
+
+def test_a_session_that_granted_too_much_is_cut() -> None:
+    """When more waits for an agent than its budget and floors, it has granted more than it may."""
+    relay = Relay(Limits(credit=1000, window_floor=100, open_wait_start=0))
+    client, host = connected(relay)
+    client.say(frame(frames.DATA, 1, 0, bytes(1100)))
+    assert relay.switch.take_cuts() == []
+    client.say(frame(frames.DATA, 1, 1100, bytes(1)))
+    [cut] = relay.switch.take_cuts()
+    assert (cut.session, cut.code) == (host.session, "credit_exceeded")
+
+
+def test_a_peers_text_can_not_end_a_session() -> None:
+    """A RESET that the relay took fits a frame when the relay passes it on."""
+    relay = Relay()
+    client, host = connected(relay)
+    payload = json.dumps({"code": "cancelled", "text": "\u00e9" * 8000}, ensure_ascii=False).encode()
+    client.say(frame(frames.RESET, 1, payload=payload))
+    assert code_of(host.hear()) == "cancelled"
+
+
+def test_a_finished_stream_leaves_nothing_in_the_budget() -> None:
+    """Two agents that call a stream finished while its data waits hold none of the relay's memory."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(frame(frames.DATA, 1, 0, bytes(10_000)), frames.ack_frame(1, 0, 1000, fin=True))
+    host.say(frames.ack_frame(2, 0, 20_000, fin=True))
+    assert not host.session.legs
+    assert relay.switch.budget.queued == host.session.queued == 0
+
+
+def test_known_data_is_dropped_and_a_gap_resets() -> None:
+    """Under one number DATA is passed on once and in order: what was passed on is dropped, a gap resets the stream."""
+    relay = Relay()
+    client, host = connected(relay)
+    for _ in range(100):
+        client.say(frame(frames.DATA, 1, 0, b"abc"))
+    client.say(frame(frames.DATA, 1, 1, b"bcd"))
+    assert [(v, p) for _, _, v, p in host.hear()] == [(0, b"abc"), (1, b"bcd")]
+    client.say(frame(frames.DATA, 1, 5, b"x"))
+    assert code_of(host.hear()) == "offset_mismatch"
+    assert code_of(client.hear()) == "offset_mismatch"
+
+
+def test_a_flood_of_fins_is_one_fin() -> None:
+    """A repeated FIN says nothing new, and takes no memory."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.say(*[frame(frames.FIN, 1, 0)] * 1000)
+    assert host.names() == ["FIN"]
+
+
+def test_a_session_that_is_both_ends_of_a_stream_leaves_no_ghost() -> None:
+    """When client and host are one session, its loss dials nobody else."""
+    relay = Relay()
+    both, other = relay.agent(1, offers=True), relay.agent(3, offers=True)
+    both.open(3)
+    assert "OPEN" in both.names()
+    both.lose()
+    assert other.hear() == []
+    assert not other.session.legs
+    relay = Relay()
+    both = relay.agent(1, offers=True)
+    both.open(3)
+    both.opened(2)
+    both.lose()
+    assert both.session.streams_opened == 0
+
+
+def test_short_memory_cuts_no_more_than_it_must() -> None:
+    """Several frames in one turn cut the longest queue once, and others only if that does not suffice."""
+    relay = Relay(memory=8000)
+    client, host = connected(relay)
+    relay.agent(9)
+    for _ in range(4):
+        client.say(frame(frames.DATA, 1, client.session.legs[1].next, bytes(3000)))
+    assert [cut.session for cut in relay.switch.take_cuts()] == [host.session]

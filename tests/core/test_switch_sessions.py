@@ -1,0 +1,138 @@
+"""The relay's switch: sessions and offers, frame by frame."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Hello, Offer, Welcome
+from tests.core.agents import SERVICE, Peer, Relay, code_of
+
+
+def test_hello_gets_welcome() -> None:
+    """WELCOME tells the version, the relay and the budgets."""
+    relay = Relay()
+    peer = Peer(relay, 1)
+    peer.say(frame(frames.HELLO, payload=Hello(versions=[9, 1], secret=peer.secret.hex()).encode()))
+    [(name, _, _, payload)] = peer.hear()
+    welcome = Welcome.parse(payload)
+    assert (name, welcome.version, welcome.relay) == ("WELCOME", 1, "00" * 16)
+    assert welcome.credit == relay.switch.limits.credit
+    assert peer.session.process == peer.process
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (frame(frames.PING), "protocol_error"),
+        (frame(frames.HELLO, payload=Hello(versions=[2], secret="00" * 32).encode()), "version_unsupported"),
+        (frame(frames.HELLO, payload=b"{}"), "protocol_error"),
+        (b"x", "protocol_error"),
+    ],
+)
+def test_a_session_begins_with_a_valid_hello(message: bytes, code: str) -> None:
+    """Anything else as the first frame ends the session, with a code."""
+    peer = Peer(Relay(), 1)
+    with pytest.raises(RemoteProtocolError) as caught:
+        peer.say(message)
+    assert caught.value.code == code
+
+
+def test_a_second_session_of_a_process_supersedes_the_first() -> None:
+    """The newest session of a secret wins; another secret supersedes nothing."""
+    relay = Relay()
+    first = relay.agent(1)
+    relay.agent(2)
+    assert relay.switch.take_cuts() == []
+    relay.agent(1)
+    [cut] = relay.switch.take_cuts()
+    assert (cut.session, cut.code) == (first.session, "superseded")
+
+
+def test_a_superseded_session_does_not_take_the_new_offer_along() -> None:
+    """A host entry belongs to the session that offered it last."""
+    relay = Relay()
+    old = relay.agent(1, offers=True)
+    new = relay.agent(1, offers=True)
+    old.lose()
+    assert [host.session for host in relay.switch.registry.hosts_of(SERVICE)] == [new.session]
+
+
+@pytest.mark.parametrize("frame_type", [frames.OFFER, frames.OPEN])
+def test_numbers_are_odd_and_grow(frame_type: int) -> None:
+    """An agent's even or used number ends its session."""
+    for number in (2, 1):
+        peer = Relay().agent(1, offers=True)
+        with pytest.raises(RemoteProtocolError):
+            peer.offer(number) if frame_type == frames.OFFER else peer.open(number)
+
+
+def test_a_host_id_is_the_processs_own() -> None:
+    """An OFFER under another process's host id ends the session."""
+    peer = Relay().agent(1)
+    offer = Offer(service=SERVICE, host=host_id("00" * 16, SERVICE), digest="00" * 32)
+    with pytest.raises(RemoteProtocolError):
+        peer.say(frame(frames.OFFER, 1, payload=offer.encode()))
+
+
+def test_offers_are_authorised_listed_and_withdrawn() -> None:
+    """A host is listed after the store's yes, and until it withdraws."""
+    relay = Relay()
+    peer = relay.agent(1)
+    offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32)
+    peer.say(frame(frames.OFFER, 1, payload=offer.encode()))
+    assert relay.switch.registry.hosts_of(SERVICE) == []
+    relay.answer()
+    assert peer.names() == ["OFFERED"]
+    assert [host.id for host in relay.switch.registry.hosts_of(SERVICE)] == [offer.host]
+    peer.say(frame(frames.WITHDRAW, 1))
+    assert relay.switch.registry.hosts_of(SERVICE) == []
+
+
+def test_offers_are_bounded() -> None:
+    """A session offers as many services as its limit, and is told about the next."""
+    relay = Relay(Limits(offers=1))
+    peer = relay.agent(1, offers=True)
+    peer.offer(3)
+    assert code_of(peer.hear()) == "busy"
+
+
+def test_frames_that_have_no_place_end_the_session() -> None:
+    """A relay's frame from an agent is a session error; ATTACH and GONE are reserved and ignored."""
+    peer = Relay().agent(1)
+    peer.say(frame(frames.ATTACH, payload=b"{}"), frame(frames.GONE, 3), frame(frames.PONG))
+    peer.reset(77)
+    assert peer.hear() == []
+    with pytest.raises(RemoteProtocolError):
+        peer.say(frame(frames.WELCOME, payload=b"{}"))
+
+
+def test_nothing_is_done_for_a_session_that_ended() -> None:
+    """Frames behind the one that ended a session, and a second end, change nothing."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    client.lose()
+    client.lose()
+    client.open()
+    assert host.hear() == []
+
+
+def test_an_agent_that_asks_and_never_reads_is_cut() -> None:
+    """Answers that wait are bounded: beyond it the session ends, once."""
+    relay = Relay(Limits(control=1000))
+    peer = relay.agent(1)
+    relay.switch.take_touched()
+    peer.say(*[frame(frames.PING)] * 62)
+    relay.switch.take_touched()
+    assert relay.switch.take_cuts() == []
+    for _ in range(5):
+        peer.say(frame(frames.PING))
+        relay.switch.take_touched()
+    [cut] = relay.switch.take_cuts()
+    assert (cut.session, cut.code) == (peer.session, "slow_consumer")
+    assert len(peer.hear()) == 67
+    assert peer.session.outbox.control_size == 0
