@@ -123,7 +123,7 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
     listener = socket.create_server(("127.0.0.1", port), backlog=2048)
     listener.setblocking(False)
     running = Service(listener.getsockname()[1])
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: dict[asyncio.Task[None], Tcp] = {}
     failures: list[BaseException] = []
 
     async def one(tcp: Tcp) -> None:
@@ -137,24 +137,29 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
         finally:
             running.open -= 1
 
-    async def accept() -> None:
-        while True:
-            sock, _ = await loop.sock_accept(listener)
+    def accept() -> None:
+        # Not sock_accept: a connection that it took while it was being cancelled would belong to nobody.
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            sock, _ = listener.accept()
+            sock.setblocking(False)
             running.accepted += 1
-            task = loop.create_task(one(Tcp(sock)))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            tcp = Tcp(sock)
+            task = loop.create_task(one(tcp))
+            tasks[task] = tcp
+            task.add_done_callback(tasks.pop)
 
-    accepting = loop.create_task(accept())
+    loop.add_reader(listener, accept)
     try:
         yield running
     finally:
-        accepting.cancel()
-        await asyncio.gather(accepting, return_exceptions=True)
+        loop.remove_reader(listener)
         listener.close()
-        for task in tasks:
+        left = dict(tasks)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
+        for tcp in left.values():  # of a task that never began
+            tcp.close()
     if failures:
         raise failures[0]
 
