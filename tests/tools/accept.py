@@ -46,6 +46,7 @@ def page(output: str) -> str:
     )
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, CPython {platform.python_version()}"
     kept = re.split(r"^=+ (?:short test summary info|PASSES) =+$", output, flags=re.MULTILINE)[0]
+    kept = kept.partition("\ncollected ")[2].partition("\n")[2]  # not the paths and plugins of this machine
     body = "\n".join(line.rstrip() for line in kept.splitlines() if line.strip())
     closing = output.strip().splitlines()[-1].strip("= ")
     return (
