@@ -22,7 +22,6 @@ class Limits:
     # --- sizes on the wire
     message: int = 256 * KIB  #: one WebSocket message; larger ends the session
     data: int = 64 * KIB  #: payload of a DATA frame as we send it
-    json: int = 16 * KIB  #: payload of a frame that carries JSON
     text: int = 512  #: characters of a RESET's or GOAWAY's text that are kept
     early: int = 16 * KIB  #: bytes a client may send before OPENED, held at the relay
     batch_min: int = 16 * KIB  #: smallest batch on a slow link

@@ -14,11 +14,23 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Final, Self
 
 from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
-from kdispatch_protocol.frames import MAX_OFFSET, Buffer
+from kdispatch_protocol.frames import MAX_OFFSET, RESET, Buffer, frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.names import split_service
 
-__all__ = ["Goaway", "Hello", "Offer", "Offered", "Open", "Opened", "Reset", "Trying", "Welcome", "printable"]
+__all__ = [
+    "Goaway",
+    "Hello",
+    "Offer",
+    "Offered",
+    "Open",
+    "Opened",
+    "Reset",
+    "Trying",
+    "Welcome",
+    "printable",
+    "reset_frame",
+]
 
 _HEX: Final = re.compile(r"[0-9a-f]*")
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -209,3 +221,9 @@ class Goaway(_Message):
     text: str = _must(_any_text(8192), "")
     move_ms: int = _must(_whole(0, 1 << 31), 0)
     try_ms: int = _must(_whole(0, 1 << 31), 0)
+
+
+def reset_frame(number: int, code: str, text: str) -> bytes:
+    """A RESET by number, of either end or of the relay."""
+    # Cut and without control characters: a peer's text that grows on its way would end its receiver's session.
+    return frame(RESET, number, payload=Reset(code=code, text=printable(text)).encode())

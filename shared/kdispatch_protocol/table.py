@@ -11,7 +11,7 @@ from kdispatch_protocol import events, frames
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Opened, Reset, printable
+from kdispatch_protocol.messages import Open, Opened, printable, reset_frame
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.states import Input, State
 from kdispatch_protocol.streams import Stream
@@ -106,8 +106,7 @@ class StreamTable:
         if stream.ended:
             return
         if stream.number:
-            payload = Reset(code=code, text=text[: self.limits.text]).encode()
-            self.outbox.send(frames.frame(frames.RESET, stream.number, payload=payload))
+            self.outbox.send(reset_frame(stream.number, code, text))
         self.end(stream)
 
     # --- the session's side of it ---------------------------------------------------------

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import messages
+from kdispatch_protocol import frames, messages
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import MAX_OFFSET
-from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.messages import Goaway, Hello, Offer, Offered, Open, Opened, Reset, Trying, Welcome, printable
 
 Message = Goaway | Hello | Offer | Offered | Open | Opened | Reset | Trying | Welcome
@@ -298,7 +297,7 @@ def test_codes_of_the_table_travel(code: str) -> None:
 def test_our_own_texts_fit() -> None:
     """A text that is cut for the wire fits a frame, whatever its characters cost."""
     worst = printable("\U0001f600" * 9000)
-    assert len(Reset(code="c" * 40, text=worst, uuid=ID).encode()) <= DEFAULT_LIMITS.json
+    assert len(Reset(code="c" * 40, text=worst, uuid=ID).encode()) <= frames._RULES[frames.RESET][1]
 
 
 @given(st.text(st.characters(), max_size=50), st.integers(0, 60))
@@ -315,4 +314,4 @@ def test_printable(text: str, most: int) -> None:
 
 def test_public_names() -> None:
     """What the module exports is there."""
-    assert {kind.__name__ for kind in CLASSES} | {"printable"} == set(messages.__all__)
+    assert {kind.__name__ for kind in CLASSES} | {"printable", "reset_frame"} == set(messages.__all__)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Reset
+from kdispatch_protocol.messages import Open, Reset, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
 from kdispatch_relay.switch.registry import Host, Registry
-from kdispatch_relay.switch.routes import Leg, Route, reset_frame
+from kdispatch_relay.switch.routes import Leg, Route
 from kdispatch_relay.switch.sessions import Session
 
 LIMITS = Limits()

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from kdispatch_protocol import frames
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Opened, Trying
+from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.registry import Host, Registry
-from kdispatch_relay.switch.routes import Leg, Route, RouteState, reset_frame
+from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOpen", "Opens"]
@@ -46,7 +46,6 @@ class Opens:
 
     def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
         self.questions: list[AskOpen] = []
-        self.spent = 0  # OPENs refused because memory is short; for the operator
         self._registry = registry
         self._timers = timers
         self._limits = limits
@@ -55,14 +54,12 @@ class Opens:
     def begin(self, session: Session, number: int, message: Open, now: float) -> None:
         """A client's OPEN."""
         route = Route(session, number, message)
-        route.client.limit = 0
         session.legs[number] = route.client
         session.unanswered += 1
         session.streams_opened += 1
         if session.unanswered > self._limits.opens or session.streams_opened > self._limits.streams_client:
             self.refuse(route, "busy", "This session has as many streams, or unanswered opens, as it may.")
         elif session.budget.spent:
-            self.spent += 1
             self.refuse(route, "busy", "The relay is short of memory.")
         elif not session.failures.peek(now):
             self.refuse(route, "rate_limited", "Too many opens of this session failed.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Reset, printable
+from kdispatch_protocol.messages import Open
 from kdispatch_protocol.timers import Timer
 
 if TYPE_CHECKING:
@@ -214,9 +214,3 @@ class Route:
     def drop_early(self) -> None:
         """The attempt failed: the client sends it again for the next one."""
         self.early = bytearray()
-
-
-def reset_frame(number: int, code: str, text: str) -> bytes:
-    """A RESET by number."""
-    # Cut and without control characters: a peer's text that grows on its way would end its receiver's session.
-    return frames.frame(frames.RESET, number, payload=Reset(code=code, text=printable(text)).encode())

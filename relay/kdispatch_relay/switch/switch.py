@@ -16,12 +16,12 @@ from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Hello, Offer, Offered, Open, Reset, Welcome
+from kdispatch_protocol.messages import Hello, Offer, Offered, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.opens import AskOpen, Opens
 from kdispatch_relay.switch.registry import Host, Registry
-from kdispatch_relay.switch.routes import Leg, RouteState, reset_frame
+from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOffer", "Cut", "Question", "Switch"]
@@ -205,7 +205,8 @@ class Switch:
         if type_ != frames.HELLO:
             raise RemoteProtocolError("The first frame is not HELLO.")
         hello = Hello.parse(payload)
-        if not set(hello.versions) & set(VERSIONS):
+        common = set(hello.versions) & set(VERSIONS)
+        if not common:
             raise RemoteProtocolError(CODES["version_unsupported"].meaning, "version_unsupported")
         session.process = process_id(bytes.fromhex(hello.secret))
         older = self.by_process.get(session.process)
@@ -214,7 +215,7 @@ class Switch:
         self.by_process[session.process] = session
         session.credit = self.limits.credit // 4 if self.budget.tight else self.limits.credit
         welcome = Welcome(
-            version=max(set(hello.versions) & set(VERSIONS)),
+            version=max(common),
             relay=self.relay_id,
             credit=session.credit,
             spread_ms=max(500, 2 * len(self.by_process)),
