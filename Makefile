@@ -4,8 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ONLY   ?=
+# Half as many again as processors: a good part of the tests waits.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 2) * 3 // 2)")
 
-.PHONY: help demo test check style types core accept bench docs clean
+.PHONY: help demo test programs check style types core accept matrix bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +22,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the main job on real sockets, checked, under a minute
 	@$(BIN)/python -m tests.demo.first_tunnel
 
-test: $(STAMP)  ## all tests in their small forms
-	$(BIN)/python -m pytest -n auto --dist worksteal -rs -m 'not accept' tests
+test: $(STAMP) programs  ## all tests in their small forms
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rs -m 'not accept' tests
+
+programs: $(STAMP)  ## get the programs that tests/programs runs: as root, with KDISPATCH_INSTALL=1
+	@$(BIN)/python tests/programs/install.py
 
 check: style types core  ## style, types and core tests: before each commit
 
@@ -37,8 +42,11 @@ core: $(STAMP)
 	KDISPATCH_QUICK=1 $(BIN)/python -m coverage run -m pytest -m 'not accept' tests/core
 	$(BIN)/python -m coverage report --skip-covered
 
-accept: $(STAMP)  ## acceptance points in full size; ONLY=name picks some
+accept: $(STAMP) programs  ## acceptance points in full size; ONLY=name picks some
 	$(BIN)/python -m tests.tools.accept $(ONLY)
+
+matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
+	$(BIN)/python -m tests.tools.matrix
 
 bench: $(STAMP)  ## how fast: bulk, round trip, opens, memory
 	$(BIN)/python -m bench.run

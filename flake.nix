@@ -17,6 +17,7 @@
         ps.aiohappyeyeballs
         ps.aiohttp
         ps.platformdirs
+        ps.structlog
         ps.typer
         ps.websockets
       ];

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Final
 
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.running_log import SILENT, RunningLog
+from kdispatch.service_query import ServiceQuery
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
-from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.aio.pipe import Pipe, account
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
@@ -33,15 +34,15 @@ class Client:
         relay: RelayUrl,
         *,
         token: str | None = None,
-        note: Callable[[str], None] = lambda _: None,
+        log: RunningLog = SILENT,
         failed: Callable[[str, str], None] = lambda *_: None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.relay = relay
         self.token = token
-        self.uplink = Uplink(relay, self._event, note=note, limits=limits)
+        self.uplink = Uplink(relay, self._event, log=log, limits=limits)
         self.driver = self.uplink.driver
-        self._note = note
+        self.log = log
         self._failed = failed
         self._opening: dict[Stream, asyncio.Future[None]] = {}
 
@@ -54,10 +55,10 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         told = False
-        async with RestClient(self.relay) as rest:
+        async with ServiceQuery(self.relay) as relay:
             while True:
                 try:
-                    if (await rest.service(service, self.token)).live_hosts:
+                    if (await relay.service(service, self.token)).live_hosts:
                         return
                     error = KdispatchError("no_live_host", f"No host offers {service} at the moment.")
                 except KdispatchError as failure:
@@ -69,7 +70,7 @@ class Client:
                     raise error
                 if not told:
                     told = True
-                    self._note(f"{error.text} Waiting for {wait:g} s. [{error.code}]")
+                    self.log.info(f"{error.text} Waiting for {wait:g} s.", code=error.code)
                 await asyncio.sleep(min(0.5, left))
 
     def create_connection(self, service: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
@@ -119,7 +120,7 @@ class LocalListener:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: Pipe(self._client.driver, on_local=self._accepted).local,
+                lambda: Pipe(self._client.driver, on_local=self._accepted, on_end=self._ended).local,
                 address,
                 port,
                 backlog=_BACKLOG,
@@ -142,3 +143,8 @@ class LocalListener:
 
     def _accepted(self, pipe: Pipe) -> None:
         self._client.create_connection(self._service, pipe.remote)
+
+    def _ended(self, pipe: Pipe, code: str) -> None:
+        if pipe.stream is not None:
+            host = pipe.stream.stream.host
+            self._client.log.debug("A connection ended.", service=self._service, host=host, **account(pipe), code=code)

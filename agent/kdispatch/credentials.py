@@ -8,8 +8,8 @@
          "admins": {"ann": "adm_…"},
          "services": {"ann/web": "svc_…"}}}}
 
-A token that was stored is never dropped: a second sign-up at the same relay
-adds its handle and makes it the current one.
+Only ``logout`` and the deletion of a service drop a token: a second sign-up
+at the same relay adds its handle and makes it the current one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from kdispatch.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, config_directory, private_lock, write_private
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name, split_service
 from kdispatch_protocol.tokens import token_kind
 
-__all__ = ["CREDENTIALS_FILE", "Credentials", "given_token"]
+__all__ = ["CREDENTIALS_FILE", "Credentials", "given_token", "typed_token"]
 
 CREDENTIALS_FILE: Final = "credentials.json"
 CREDENTIALS_VERSION: Final = 1
@@ -78,6 +79,32 @@ class Credentials:
         with private_lock(self.path.parent):
             relays = self._read()
             relays.setdefault(str(relay), {}).setdefault("services", {})[service] = token
+            self._write(relays)
+
+    def handles(self, relay: RelayUrl) -> tuple[str, ...]:
+        """The handles whose admin tokens are stored for ``relay``."""
+        return tuple(sorted(self._of(relay).get("admins", {})))
+
+    def services(self, relay: RelayUrl) -> tuple[str, ...]:
+        """The services whose own tokens are stored for ``relay``."""
+        return tuple(sorted(self._of(relay).get("services", {})))
+
+    def drop(self, relay: RelayUrl, *, handles: Iterable[str] = (), services: Iterable[str] = ()) -> None:
+        """Drop these tokens; the one handle that is left, if it is one, becomes the current one."""
+        with private_lock(self.path.parent):
+            relays = self._read()
+            entry = relays.get(str(relay), {})
+            admins = entry.get("admins", {})
+            for handle in handles:
+                admins.pop(handle, None)
+            for service in services:
+                entry.get("services", {}).pop(service, None)
+            if entry.get("handle") not in admins:
+                entry.pop("handle", None)
+                if len(admins) == 1:
+                    entry["handle"] = next(iter(admins))
+            if not any(entry.values()):
+                relays.pop(str(relay), None)
             self._write(relays)
 
     def check(self) -> None:
@@ -139,7 +166,7 @@ class Credentials:
     def _read(self) -> _Relays:
         try:
             with self.path.open("rb") as file:
-                self._check_mode(os.fstat(file.fileno()).st_mode)
+                _must_be_private(self.path, os.fstat(file.fileno()), mend="")
                 data = file.read()
         except FileNotFoundError:
             return {}
@@ -157,14 +184,6 @@ class Credentials:
                 hint=f"Mend it, or move it away: mv {shlex.quote(str(self.path))} {moved}",
             ) from error
 
-    def _check_mode(self, mode: int) -> None:
-        if sys.platform != "win32" and mode & 0o077:
-            raise SetupError(
-                "not_logged_in",
-                f"{self.path} holds tokens, and others on this machine may use it (mode {stat.S_IMODE(mode):04o}).",
-                hint=f"chmod 600 {shlex.quote(str(self.path))}",
-            )
-
     def _write(self, relays: _Relays) -> None:
         content = {"credentials_version": CREDENTIALS_VERSION, "relays": relays}
         write_private(self.path, json.dumps(content, indent=2).encode() + b"\n")
@@ -175,11 +194,11 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
 
     ``token`` is the token itself (``warn`` is told that others can see it),
     ``-`` for standard input or ``@FILE``. Raises ``not_logged_in`` for a file
-    that can't be read and ``token_refused`` for what is no token; neither
-    repeats it.
+    that can't be read, or that others can read, and ``token_refused`` for what
+    is no token; neither repeats it.
     """
     if token == _STANDARD_INPUT:
-        return _well_formed(_from_stdin(), "standard input")
+        return typed_token()
     if token is not None and token.startswith("@"):
         return _from_file(token[1:])
     if token is not None:
@@ -190,6 +209,11 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
     if token := os.environ.get("KDISPATCH_TOKEN"):
         return _well_formed(token, "KDISPATCH_TOKEN")
     return None
+
+
+def typed_token() -> str:
+    """One line of standard input, which a terminal doesn't show; raises ``token_refused`` for what is no token."""
+    return _well_formed(_from_stdin(), "standard input")
 
 
 def _from_stdin() -> str:
@@ -205,10 +229,24 @@ def _from_stdin() -> str:
 def _from_file(name: str) -> str:
     try:
         with Path(name).open("rb") as file:
+            status = os.fstat(file.fileno())
+            if HERE.is_ours(status.st_uid):  # others' files are theirs to protect
+                _must_be_private(Path(name), status, mend=f", or give it by standard input: --token - < {name}")
             return _well_formed(file.read(_TOKEN_FILE_BYTES).decode("utf-8", "replace"), name)
     except OSError as error:
         text = f"The token file {name} cannot be read: {error.strerror or error}."
         raise SetupError("not_logged_in", text, hint="Check the file's name, owner and mode.") from error
+
+
+def _must_be_private(path: Path, status: os.stat_result, *, mend: str) -> None:
+    """Raise ``not_logged_in`` for a file that others on this machine may use; pipes have no mode that counts."""
+    if stat.S_ISREG(status.st_mode) and HERE.others_may_use(status.st_mode):
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        raise SetupError(
+            "not_logged_in",
+            f"{path} holds tokens, and others on this machine may use it (mode {mode}).",
+            hint=f"chmod 600 {shlex.quote(str(path))}{mend}",
+        )
 
 
 def _well_formed(token: str, source: str) -> str:

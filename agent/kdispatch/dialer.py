@@ -7,8 +7,9 @@ import contextlib
 import json
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 from aiohappyeyeballs import start_connection
 from websockets.client import ClientProtocol
@@ -16,12 +17,12 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.certificates import certificate_error
+from kdispatch.answers import connection_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.aio.sockets import tune_session_socket
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Refusal", "Upgraded", "dial", "translate_connect_error"]
+__all__ = ["Refusal", "Upgraded", "dial", "open_connection"]
 
 _HEAD_MAX: Final = 32 * 1024
 #: Seconds before the next address is tried beside the first (RFC 8305, 5).
@@ -30,6 +31,8 @@ _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 # Answers after which another try makes sense, whoever gave them.
 _RETRY_STATUSES: Final = frozenset({408, 425, 429})
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,10 @@ async def dial(relay: RelayUrl, context: ssl.SSLContext | None = None) -> Upgrad
 
     Raises ``KdispatchError`` with a code of the network, or :class:`Refusal`.
     """
-    loop = asyncio.get_running_loop()
-    tls = (context or ssl.create_default_context()) if relay.secure else None
     try:
-        addresses = await loop.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
-        # Not create_connection's own race of addresses: uvloop has none.
-        sock = await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
-        transport, handshake = await loop.create_connection(
-            lambda: _Handshake(relay), sock=sock, ssl=tls, server_hostname=relay.host if tls else None
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise translate_connect_error(error, relay) from error
+        transport, handshake = await open_connection(relay, lambda: _Handshake(relay), context)
+    except OSError as error:
+        raise connection_error(relay, error) from error
     tune_session_socket(transport.get_extra_info("socket"))
     try:
         early = await handshake.done
@@ -74,17 +70,16 @@ async def dial(relay: RelayUrl, context: ssl.SSLContext | None = None) -> Upgrad
     return Upgraded(transport, early)
 
 
-def translate_connect_error(error: Exception, relay: RelayUrl) -> KdispatchError:
-    """The code and the sentence of a failed TCP or TLS connection."""
-    where = f"{relay.host}:{relay.port}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return certificate_error(where, error)
-    if isinstance(error, ssl.SSLError):
-        return KdispatchError("not_a_relay", f"{where} does not speak TLS: {error.reason or error}.")
-    if isinstance(error, socket.gaierror):
-        return KdispatchError("relay_unreachable", f"The name {relay.host} can't be resolved: {error.strerror}.")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return KdispatchError("relay_unreachable", f"{where} can't be reached: {reason}.")
+async def open_connection(
+    relay: RelayUrl, factory: Callable[[], _P], context: ssl.SSLContext | None = None
+) -> tuple[asyncio.Transport, _P]:
+    """Connect by TCP, and TLS where the address says so; raises what the system or OpenSSL says."""
+    loop = asyncio.get_running_loop()
+    tls = (context or ssl.create_default_context()) if relay.secure else None
+    addresses = await loop.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+    # Not create_connection's own race of addresses: uvloop has none.
+    sock = await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
+    return await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=relay.host if tls else None)
 
 
 class _Handshake(asyncio.Protocol):
@@ -176,11 +171,12 @@ class _Handshake(asyncio.Protocol):
             self._fail(self._not_a_relay(f"it answers {status} to the upgrade"))
 
     def _not_a_relay(self, detail: str) -> KdispatchError:
-        return KdispatchError("not_a_relay", f"{self._relay.host}:{self._relay.port} is no kdispatch relay: {detail}.")
+        return KdispatchError("not_a_relay", f"{self._relay} is no kdispatch relay: {detail}.")
 
     def _fail(self, error: KdispatchError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+            self.done.exception()  # seen: whoever dialled may have given up meanwhile
             if self._transport is not None:
                 self._transport.abort()
 

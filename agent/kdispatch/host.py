@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import Final
 
 from kdispatch import local_port
 from kdispatch.relay_url import RelayUrl
+from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.aio.pipe import Pipe, account
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
@@ -47,13 +49,14 @@ class Host:
         token: str,
         serve: Serve,
         *,
-        note: Callable[[str], None] = lambda _: None,
+        log: RunningLog = SILENT,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         split_service(service)
         self.service = service
-        self.uplink = Uplink(relay, self._event, note=note, limits=limits)
+        self.uplink = Uplink(relay, self._event, log=log, limits=limits)
         self.driver = self.uplink.driver
+        self.log = log
         self.id = host_id(self.uplink.process, service)
         self.withdraw_token = format_token("hst", secrets.token_bytes(32))
         self.offered = asyncio.Event()
@@ -84,7 +87,9 @@ class Host:
             raise
 
     def offer(self) -> None:
-        """Take streams."""
+        """Take streams; nothing happens once the relay has refused this host for good."""
+        if self._refused.done():
+            return
         self._wanted = True
         self.uplink.endpoint.offer(self._offer)
         self.driver.wake()
@@ -104,6 +109,18 @@ class Host:
             await (self._refused if self._refused.done() else lost)
         finally:
             lost.cancel()
+
+    async def ended(self, drain: float) -> None:
+        """The same; a host that its owner withdrew lets its running streams go on first, for ``drain`` seconds."""
+        try:
+            await self.failed()
+        except KdispatchError as error:
+            if error.code == "withdrawn":
+                self.log.warning(
+                    f"{error.text} No new connections; running ones may go on for {drain:g} s.", code=error.code
+                )
+                await self.drain(drain)
+            raise
 
     async def drain(self, seconds: float) -> None:
         """Withdraw, and wait for running streams, at most so long."""
@@ -169,7 +186,7 @@ class LocalPort:
         self.host.run(stream, asyncio.get_running_loop().create_task(self._dial(driver, stream)))
 
     async def _dial(self, driver: EndpointDriver, stream: Stream) -> None:
-        pipe = Pipe(driver, on_local=Pipe.pause_socket)
+        pipe = Pipe(driver, on_local=Pipe.pause_socket, on_end=self._ended)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limits.dial):
@@ -188,6 +205,11 @@ class LocalPort:
                 driver.accept(stream, pipe.remote)
                 pipe.resume_socket()
 
+    def _ended(self, pipe: Pipe, code: str) -> None:
+        if pipe.stream is not None and self.host is not None:
+            service = pipe.stream.stream.service
+            self.host.log.debug("A connection ended.", service=service, host=self.host.id, **account(pipe), code=code)
+
     def _failed(self) -> None:
         self._failures += 1
         if self._failures >= _FAILURES:
@@ -198,26 +220,32 @@ class LocalPort:
         if not await local_port.is_open(self.address, self.port, self._limits.dial):
             raise KdispatchError("local_port_closed", f"Nothing listens on {self.address}:{self.port}.")
 
-    async def watch(self, host: Host, note: Callable[[str], None], *, exit_when_closed: bool) -> None:
-        """Withdraw the host while the port is closed, offer it again when it is back; for ever, or until it closes."""
-        listed = True
+    async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
+        """Withdraw the host while the port is closed, offer it again when it is back; for ever.
+
+        With ``exit_when_closed`` running streams get ``drain`` seconds, then this raises ``local_port_closed``.
+        """
+        assert self.host is not None
+        host, listed = self.host, True
         while True:
-            sees = local_port.looks_open(self.address, self.port) is not None
+            sees = await local_port.look(self.address, self.port) is not None
             pause = local_port.LOOK_EVERY if sees or not listed else local_port.PROBE_EVERY
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._look_now.wait()
-            except TimeoutError:
-                pass
             self._look_now.clear()
             is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
             if is_open and not listed:
                 listed, self._failures = True, 0
                 host.offer()
-                note(f"{self.address}:{self.port} is open again: the service is offered.")
+                host.log.info(f"{self.address}:{self.port} is open again: the service is offered.")
             elif not is_open and listed:
                 listed = False
                 host.withdraw()
+                closed = f"Nothing listens on {self.address}:{self.port}"
                 if exit_when_closed:
-                    await self.check()
-                note(f"Nothing listens on {self.address}:{self.port}: the service is withdrawn until it is back.")
+                    if host.driver.streams:
+                        host.log.warning(f"{closed}: running connections may go on for {drain:g} s.")
+                    await host.drain(drain)
+                    raise KdispatchError("local_port_closed", f"{closed} any more.")
+                host.log.warning(f"{closed}: the service is withdrawn until it is back.")

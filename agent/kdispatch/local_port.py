@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import ipaddress
 import struct
-import sys
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LOOK_EVERY", "PROBE_EVERY", "is_open", "looks_open"]
+__all__ = ["LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "looks_open"]
 
 #: Seconds between looks that cost the service nothing, and between those that connect to it.
 LOOK_EVERY: Final = 2.0
-PROBE_EVERY: Final = 10.0
+PROBE_EVERY: Final = 8.0
 
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+
+
+async def look(address: str, port: int) -> bool | None:
+    """:func:`looks_open`, in a thread: with many thousand connections the table takes a while to read."""
+    return await asyncio.to_thread(looks_open, address, port)
 
 
 def looks_open(address: str, port: int) -> bool | None:
@@ -25,24 +29,29 @@ def looks_open(address: str, port: int) -> bool | None:
 
     Every probe by connecting shows up in the service's log (sshd's most of all).
     """
-    if not sys.platform.startswith("linux") or not _is_loopback(address):
+    if not _is_loopback(address):
         return None
     listeners = {f"{place}:{port:04X}" for place in _places(address)}
+    tables = [table for table in _TABLES if table.exists()]  # none without Linux, one without IPv6
     try:
-        for table in _TABLES:
-            with table.open() as lines:
-                for line in lines:
-                    fields = line.split(maxsplit=4)
-                    if len(fields) > 3 and fields[3] == _LISTEN and fields[1] in listeners:
-                        return True
+        found = any(_lists(table, listeners) for table in tables)
     except OSError:
         return None
+    return found if tables else None
+
+
+def _lists(table: Path, listeners: set[str]) -> bool:
+    with table.open() as lines:
+        for line in lines:
+            fields = line.split(maxsplit=4)
+            if len(fields) > 3 and fields[3] == _LISTEN and fields[1] in listeners:
+                return True
     return False
 
 
 async def is_open(address: str, port: int, timeout: float) -> bool:
     """Whether the port takes connections: by the kernel's table, or else by connecting once."""
-    if looks_open(address, port):
+    if await look(address, port):
         return True
     try:
         async with asyncio.timeout(timeout):

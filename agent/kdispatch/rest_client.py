@@ -1,55 +1,49 @@
 """The relay's REST API as typed calls; every failure is a :class:`KdispatchError`.
 
-What aiohttp raises, and what answers in a relay's place, is translated here
-and nowhere else. Redirects are not followed: a token goes to the address
+What aiohttp raises is translated here and nowhere else. Redirects are not followed: a token goes to the address
 that was given or nowhere.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import yarl
 
+from kdispatch.answers import (
+    CONNECT_SECONDS,
+    ENDED,
+    TOTAL_SECONDS,
+    ServiceInfo,
+    connection_error,
+    content_of,
+    count,
+    no_http,
+    not_a_relay,
+    read,
+    read_service,
+    service_path,
+    text,
+    unreachable,
+)
 from kdispatch.certificates import certificate_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
-from kdispatch_protocol.errors import CODES, KdispatchError
-from kdispatch_protocol.names import check_name, split_service
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import token_kind
 
 __all__ = ["CreatedService", "HostInfo", "Identity", "RestClient", "ServiceInfo", "SignedUp"]
 
-CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
-TOTAL_SECONDS: Final = 30.0  #: one request with its answer
 ANSWER_BYTES: Final = 4 * 1024 * 1024  #: far above a list of ten thousand services; more is no relay's answer
-DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
 
-#: A problem whose code this version does not know says by its status what to do; other 4xx are ``bad_request``.
-_BY_STATUS: Final = {
-    401: "token_refused",
-    403: "not_permitted",
-    404: "unknown_service",
-    426: "version_unsupported",
-    429: "rate_limited",
-    503: "busy",
-}
-
-#: Answers without a code of ours that something on the way gives; all others are ``not_a_relay``.
-_IN_BETWEEN: Final = {
-    407: ("proxy_auth", "A proxy asks for a name and a password."),
-    429: ("rate_limited", "Something in front of the relay finds the requests too many."),
-    502: ("relay_unreachable", "What stands in front of the relay can't reach it (502)."),
-    503: ("relay_unreachable", "What stands in front of the relay says that it is away (503)."),
-    504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
-    511: ("captive_portal", "The network asks for a log-in (511)."),
-}
+#: As agents make them: in an address nothing else may stand in its place.
+_HOST_ID: Final = re.compile(r"[0-9a-f]{1,64}")
 
 _T = TypeVar("_T")
 
@@ -69,15 +63,6 @@ class CreatedService:
     service: str
     access: str
     token: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceInfo:
-    """A service, and how many hosts offer it now."""
-
-    service: str
-    access: str
-    live_hosts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,26 +110,26 @@ class RestClient:
         """Take a free handle; ``handle_taken``. The token is told only here."""
         body = {"handle": check_name(handle, "handle")}
         answer = await self._call("POST", "/admins", body=body)
-        return self._read(answer, lambda a: SignedUp(_text(a, "handle"), _token(a, "adm")))
+        return self._read(answer, lambda a: SignedUp(text(a, "handle"), _token(a, "adm")))
 
     async def create_service(self, token: str, name: str) -> CreatedService:
         """Create a service of the admin that ``token`` is; ``service_exists``. Its token is told only here."""
         body = {"name": check_name(name, "service name")}
         answer = await self._call("POST", "/services", token=token, body=body)
-        return self._read(answer, lambda a: CreatedService(_text(a, "service"), _text(a, "access"), _token(a, "svc")))
+        return self._read(answer, lambda a: CreatedService(text(a, "service"), text(a, "access"), _token(a, "svc")))
 
     async def services(self, token: str) -> tuple[ServiceInfo, ...]:
         """All services of the admin that ``token`` is."""
         answer = await self._call("GET", "/services", token=token)
-        return self._read(answer, lambda a: tuple(_service(entry) for entry in a["services"]))
+        return self._read(answer, lambda a: tuple(read_service(entry) for entry in a["services"]))
 
     async def service(self, service: str, token: str | None = None) -> ServiceInfo:
         """One service, ``HANDLE/NAME``; ``unknown_service``, also where ``token`` gives no right to see it."""
-        return self._read(await self._call("GET", _path(service), token=token), _service)
+        return self._read(await self._call("GET", service_path(service), token=token), read_service)
 
     async def hosts(self, service: str, token: str | None = None) -> tuple[HostInfo, ...]:
         """The live hosts of ``HANDLE/NAME``; ``unknown_service`` likewise."""
-        answer = await self._call("GET", f"{_path(service)}/hosts", token=token)
+        answer = await self._call("GET", f"{service_path(service)}/hosts", token=token)
         return self._read(answer, lambda a: tuple(_host(entry) for entry in a["hosts"]))
 
     async def whoami(self, token: str) -> Identity:
@@ -152,10 +137,23 @@ class RestClient:
         answer = await self._call("GET", "/whoami", token=token)
         return self._read(
             answer,
-            lambda a: Identity(_text(a, "kind"), _text(a, "handle"), _text(a, "service") if a.get("service") else None),
+            lambda a: Identity(text(a, "kind"), text(a, "handle"), text(a, "service") if a.get("service") else None),
         )
 
-    async def _call(self, method: str, path: str, *, token: str | None = None, body: Any = None) -> Any:
+    async def delete_service(self, token: str, service: str) -> None:
+        """Delete ``HANDLE/NAME`` with its token; ``unknown_service``."""
+        await self._call("DELETE", service_path(service), token=token, done=True)
+
+    async def withdraw_host(self, token: str, host: str) -> None:
+        """Withdraw one live host, by its ``hst_`` token or its service's owner's; ``unknown_host``."""
+        if _HOST_ID.fullmatch(host) is None:
+            raise KdispatchError("bad_request", f"{host[:80]!r} is no host's id.")
+        await self._call("DELETE", f"/hosts/{host}", token=token, done=True)
+
+    async def _call(
+        self, method: str, path: str, *, token: str | None = None, body: Any = None, done: bool = False
+    ) -> Any:
+        """The answer's JSON; with ``done`` nothing, and 204 alone is a yes: no friendly stranger passes for it."""
         assert self._session is not None, "used outside of 'async with'"
         try:
             async with self._session.request(
@@ -169,110 +167,36 @@ class RestClient:
                 async for chunk in response.content.iter_chunked(64 * 1024):
                     content += chunk
                     if len(content) > ANSWER_BYTES:
-                        raise self._not_a_relay("its answer has no end")
+                        raise not_a_relay(self._relay, "its answer has no end")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translated(error) from error
-        try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            answer = None
-        if 200 <= response.status < 300 and isinstance(answer, dict):
-            return answer
-        raise self._problem(response.status, response.headers, answer)
+        if done and response.status == 204:
+            return None
+        return content_of(self._relay, response.status, response.headers, content, done=done)
 
     def _read(self, answer: Any, shape: Callable[[Any], _T]) -> _T:
-        try:
-            return shape(answer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._not_a_relay("its answer is not what a relay's would be") from error
-
-    def _problem(self, status: int, headers: Mapping[str, str], answer: Any) -> KdispatchError:
-        code = answer.get("code") if isinstance(answer, dict) else None
-        if not isinstance(code, str):
-            return self._foreign(status, headers)
-        detail = str(answer.get("detail") or "")[:DETAIL_CHARACTERS]
-        if code not in CODES:
-            detail = f"{detail or 'The relay refused.'} (The relay calls it {code[:64]!r}.)"
-            code = _BY_STATUS.get(status, "bad_request" if status < 500 else "internal_error")
-        detail = detail or CODES[code].meaning
-        if code == "rate_limited" and (wait := headers.get("Retry-After", "")).isdecimal():
-            detail += f" The relay asks to wait {wait} s."
-        if status >= 500 and isinstance(request_id := answer.get("request_id"), str):
-            detail += f" Request id: {request_id[:64]}."
-        return KdispatchError(code, detail)
-
-    def _foreign(self, status: int, headers: Mapping[str, str]) -> KdispatchError:
-        if status in _IN_BETWEEN:
-            code, text = _IN_BETWEEN[status]
-            return KdispatchError(code, f"{self._relay.authority}: {text}")
-        if 300 <= status < 400:
-            target = urlsplit(headers.get("Location", ""))
-            where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "elsewhere"
-            return self._not_a_relay(f"it redirects to {where[:200]}, which is not followed")
-        return self._not_a_relay(f"it answers with status {status} and {headers.get('Content-Type', 'no type')[:80]}")
-
-    def _not_a_relay(self, why: str) -> KdispatchError:
-        return KdispatchError("not_a_relay", f"{self._relay} is no kdispatch relay: {why}.")
+        return read(self._relay, answer, shape)
 
     def _translated(self, error: Exception) -> KdispatchError:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return certificate_error(self._relay.authority, error.certificate_error)
-        if isinstance(error, aiohttp.ClientSSLError):
-            return self._not_a_relay(f"it does not speak TLS as expected ({_cause(error)})")
-        if isinstance(error, OSError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
-            return KdispatchError("relay_unreachable", f"{self._relay.authority} can't be reached: {_failure(error)}.")
-        return self._not_a_relay("it does not speak HTTP as expected")
-
-
-def _failure(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
-        return f"no answer within {limit:g} s"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"the name cannot be resolved ({_cause(error)})"
-    return _cause(error) if isinstance(error, OSError) else "the connection ended before the answer did"
-
-
-def _cause(error: OSError) -> str:
-    """The operating system's own words, without aiohttp's and asyncio's frame around them."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    while isinstance(inner.__cause__, OSError):
-        inner = inner.__cause__
-    if isinstance(inner, ConnectionRefusedError):
-        return "connection refused"
-    return (inner.strerror or str(inner) or type(inner).__name__).rstrip(".")
-
-
-def _path(service: str) -> str:
-    handle, name = split_service(service)
-    return f"/services/{handle}/{name}"
-
-
-def _text(answer: Any, key: str) -> str:
-    value = answer[key]
-    if not isinstance(value, str):
-        raise TypeError(key)
-    return value
-
-
-def _count(answer: Any, key: str) -> int:
-    value = answer[key]
-    if not isinstance(value, int):
-        raise TypeError(key)
-    return value
+        if isinstance(error, TimeoutError):
+            limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
+            return unreachable(self._relay, f"no answer within {limit:g} s")
+        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+            return unreachable(self._relay, ENDED)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return connection_error(self._relay, error.os_error)
+        return connection_error(self._relay, error) if isinstance(error, OSError) else no_http(self._relay)
 
 
 def _token(answer: Any, kind: str) -> str:
-    token = _text(answer, "token")
+    token = text(answer, "token")
     if token_kind(token) != kind:
         raise ValueError("token")
     return token
 
 
-def _service(answer: Any) -> ServiceInfo:
-    return ServiceInfo(_text(answer, "service"), _text(answer, "access"), _count(answer, "live_hosts"))
-
-
 def _host(answer: Any) -> HostInfo:
     labels = {str(key): str(value) for key, value in answer["labels"].items()}
-    return HostInfo(_text(answer, "host"), _text(answer, "since"), labels, _count(answer, "streams"))
+    return HostInfo(text(answer, "host"), text(answer, "since"), labels, count(answer, "streams"))

@@ -11,16 +11,13 @@ import dataclasses
 import difflib
 import os
 import re
-import sys
-import tempfile
-import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from kdispatch.private_files import private_lock, write_private
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch.setup_error import SetupError
 
 __all__ = [
     "CONFIG_VERSION",
@@ -34,19 +31,19 @@ __all__ = [
     "private_lock",
     "remember_relay",
     "setting_of",
+    "state_directory",
     "version",
     "write_private",
 ]
 
 CONFIG_VERSION: Final = 1
 CONFIG_FILE: Final = "config.toml"
-LOCK_FILE: Final = "lock"
-#: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
-LOCK_WAIT: Final = 10.0
 
 #: Variables that are no settings of the file; nothing else reads the environment by name.
 ENVIRONMENT: Final[dict[str, str]] = {
     "KDISPATCH_CONFIG_DIR": "The directory of config.toml and of the stored tokens, instead of the platform's.",
+    "KDISPATCH_STATE_DIR": "The directory of what is known of running agents, and of their logs, "
+    "instead of the platform's.",
     "KDISPATCH_TOKEN": "The token to show, where neither --token nor --token-file is given.",
     "KDISPATCH_NO_UVLOOP": "With 1, the standard event loop is used although uvloop is installed.",
     "KDISPATCH_DEBUG": "With 1, an error is followed by its traceback.",
@@ -62,14 +59,6 @@ _SWITCH: Final = {
     "no": False,
     "off": False,
 }
-
-
-class SetupError(KdispatchError):
-    """Something in this machine's configuration is wrong; ``hint`` says how to mend exactly that."""
-
-    def __init__(self, code: str, text: str, *, hint: str) -> None:
-        super().__init__(code, text)
-        self.hint = hint
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +79,9 @@ def _setting(default: Any, flag: str, env: str, unit: str, text: str) -> Any:
 class Settings:
     """The values in force; the fields' names are the keys of ``config.toml``."""
 
-    relay: str = _setting("", "--relay", "KDISPATCH_RELAY", "URL", "The relay's address; sign-up remembers it.")
+    relay: str = _setting(
+        "", "--relay", "KDISPATCH_RELAY", "URL", "The relay's address; sign-up and login remember it."
+    )
     insecure_plaintext: bool = _setting(
         False,  # noqa: FBT003 - the default beside its field
         "--insecure-plaintext",
@@ -98,6 +89,8 @@ class Settings:
         "yes or no",
         "Allow plain http to another machine: everyone on the way can read tokens.",
     )
+
+    log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "How agents log.")
 
     @property
     def relay_url(self) -> RelayUrl:
@@ -134,6 +127,15 @@ def config_directory() -> Path:
     import platformdirs  # noqa: PLC0415 - not needed where the directory is given
 
     return Path(platformdirs.user_config_dir("kdispatch", appauthor=False))
+
+
+def state_directory() -> Path:
+    """Where records and logs of running agents are; it may not exist yet."""
+    if given := os.environ.get("KDISPATCH_STATE_DIR"):
+        return Path(given).absolute()
+    import platformdirs  # noqa: PLC0415 - not needed where the directory is given
+
+    return Path(platformdirs.user_state_dir("kdispatch", appauthor=False))
 
 
 def environment_switch(name: str) -> bool:
@@ -221,89 +223,3 @@ def version() -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("kdispatch")
     return "unknown"
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace ``path`` whole or not at all, readable by its owner only, and on the disk on return."""
-    # A configuration that is a symbolic link stays one: its target is replaced.
-    target = Path(os.path.realpath(path))
-    _make_private(target.parent)
-    with _writing(target.parent):
-        # mkstemp gives mode 0600 from the first moment on.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_directory(target.parent)
-
-
-@contextlib.contextmanager
-def private_lock(directory: Path) -> Iterator[None]:
-    """Hold ``directory``'s lock against other processes and threads; raises :class:`SetupError` after ten seconds."""
-    _make_private(directory)
-    path = directory / LOCK_FILE
-    deadline = time.monotonic() + LOCK_WAIT
-    with _writing(directory):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                text = f"Another process has held {path} for {LOCK_WAIT:g} s."
-                raise SetupError("busy", text, hint=f"See which one: fuser {path}")
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(descriptor)  # which ends the lock
-
-
-def _make_private(directory: Path) -> None:
-    with _writing(directory):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(
-            "bad_request",
-            f"{directory} cannot be written: {error.strerror or error}.",
-            hint="Check its owner and mode, or name another directory in KDISPATCH_CONFIG_DIR.",
-        ) from error
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _sync_directory(directory: Path) -> None:
-        """Windows writes names through."""
-
-    def _try_lock(descriptor: int) -> bool:
-        with contextlib.suppress(OSError):
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            return True
-        return False
-
-else:
-    import fcntl
-
-    def _sync_directory(directory: Path) -> None:
-        # The new name is on the disk only when its directory is.
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _try_lock(descriptor: int) -> bool:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        return False

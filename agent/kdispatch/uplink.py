@@ -11,6 +11,7 @@ from typing import Any, Final
 from kdispatch.backoff import Backoff
 from kdispatch.dialer import Refusal, dial
 from kdispatch.relay_url import RelayUrl
+from kdispatch.running_log import SILENT, RunningLog
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.endpoint import Endpoint
@@ -30,7 +31,7 @@ _RARE: Final = 60.0
 class Uplink:
     """The way to one relay. Events that concern no stream's transport go to ``on_event``.
 
-    ``note`` gets one line for a person when the session is lost, and one when it is there again.
+    ``log`` hears when the session is lost, and when it is there again.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Uplink:
         relay: RelayUrl,
         on_event: Callable[[Event], None],
         *,
-        note: Callable[[str], None] = lambda _: None,
+        log: RunningLog = SILENT,
         agent: str = "kdispatch",
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -46,7 +47,7 @@ class Uplink:
         self.endpoint = Endpoint(secrets.token_bytes(32), agent=agent, limits=limits)
         self.driver = EndpointDriver(self.endpoint, self._event)
         self._on_event = on_event
-        self._note = note
+        self._log = log
         self._limits = limits
         self._backoff = Backoff()
         self._welcomed: asyncio.Future[None] | None = None
@@ -76,7 +77,7 @@ class Uplink:
                 if _is_final(error, connected_before=False) or left <= 0:
                     raise
                 if not told:
-                    self._note(f"{error.text} Trying for {wait:g} s. [{error.code}]")
+                    self._log.info(f"{error.text} Trying for {wait:g} s.", code=error.code)
                     told = True
                 await asyncio.sleep(min(pause, left))
         self._task = asyncio.create_task(self._keep(lost), name="kdispatch uplink")
@@ -142,9 +143,11 @@ class Uplink:
             if self._goaway is not None and _is_final(self._goaway, connected_before=False):
                 raise self._goaway
             self._backoff.session_lasted(loop.time() - began)
-            self._note(f"Lost the session with the relay: {self._goaway.text if self._goaway else text} Reconnecting.")
+            text = self._goaway.text if self._goaway else text
+            code = self._goaway.code if self._goaway else None
+            self._log.warning(f"Lost the session with the relay: {text} Reconnecting.", code=code)
             lost = await self._reconnect()
-            self._note("The session with the relay is back.")
+            self._log.info("The session with the relay is back.")
 
     async def _reconnect(self) -> asyncio.Future[tuple[str, str]]:
         pause = self._backoff.next_wait()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import json
 import secrets
 import signal
 from collections.abc import Callable
@@ -11,12 +10,16 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.console import SCHEMA
+from kdispatch_relay.console import errors_told, say
 from kdispatch_relay.settings import SETTINGS, Settings, environment_name
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["app"]
 
@@ -25,9 +28,10 @@ app = typer.Typer(name="relay", no_args_is_help=True)
 _DEFAULTS = Settings()
 
 
-def _option(name: str, metavar: str | None = None) -> Any:
+def _option(name: str, metavar: str | None = None, *, short: str | None = None) -> Any:
     return typer.Option(
         f"--{name.replace('_', '-')}",
+        *([short] if short else []),
         envvar=environment_name(name),
         help=SETTINGS[name].metadata["help"],
         metavar=metavar,
@@ -39,7 +43,7 @@ def relay() -> None:
     """Run a relay: the server between hosts and clients."""
 
 
-@app.command()
+@app.command(epilog="Example: kdispatch relay serve --listen 127.0.0.1:8443")
 def serve(
     *,
     listen: Annotated[str, _option("listen", "HOST:PORT")] = _DEFAULTS.listen,
@@ -48,16 +52,16 @@ def serve(
     tls_cert: Annotated[Path | None, _option("tls_cert", "FILE")] = _DEFAULTS.tls_cert,
     tls_key: Annotated[Path | None, _option("tls_key", "FILE")] = _DEFAULTS.tls_key,
     insecure_plaintext: Annotated[bool, _option("insecure_plaintext")] = _DEFAULTS.insecure_plaintext,
+    log_format: Annotated[str, _option("log_format", "text|json")] = _DEFAULTS.log_format,
+    verbose: Annotated[bool, _option("verbose", short="-v")] = _DEFAULTS.verbose,
     no_uvloop: Annotated[
         bool, typer.Option("--no-uvloop", envvar="KDISPATCH_NO_UVLOOP", help="Use Python's own event loop.")
     ] = False,
 ) -> None:
-    """Serve agents and the REST API until SIGINT or SIGTERM.
+    """Serve agents and the REST API until SIGINT or SIGTERM."""
+    import asyncio  # noqa: PLC0415 - heavy
 
-    Example: kdispatch relay serve --listen 127.0.0.1:8443
-    """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
+    with errors_told(as_json=log_format == "json"):
         settings = Settings(
             listen=listen,
             database=database,
@@ -65,27 +69,72 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             insecure_plaintext=insecure_plaintext,
+            log_format=log_format,
+            verbose=verbose,
         )
         with asyncio.Runner(loop_factory=_loop_factory(no_uvloop=no_uvloop)) as runner:
             runner.run(_serve(settings))
-    except KdispatchError as error:
-        typer.echo(f"kdispatch: {error.text} [{error.code}]", err=True)
-        typer.echo(f"  where: relay\n  try:   {error.info.hint}", err=True)
-        raise typer.Exit(error.info.exit or 1) from None
+
+
+@app.command(epilog="Example: kdispatch relay migrate --database /var/lib/kdispatch/relay.db")
+def migrate(
+    *,
+    database: Annotated[str, _option("database", "URL")] = _DEFAULTS.database,
+    database_wait: Annotated[float, _option("database_wait", "SECONDS")] = _DEFAULTS.database_wait,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the bare revision.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Bring the database up to date; a relay does so itself when it starts."""
+    import asyncio  # noqa: PLC0415 - heavy
+
+    with errors_told(as_json=as_json):
+        Settings(database=database, database_wait=database_wait)
+        before, after = asyncio.run(_migrate(database, database_wait))
+    if as_json:
+        typer.echo(json.dumps({"schema": SCHEMA, "from": before, "to": after, "changed": before != after}))
+    elif quiet:
+        typer.echo(after)
+    elif before == after:
+        typer.echo(f"The database is up to date, at revision {after}.")
+    else:
+        typer.echo(f"The database was brought from {f'revision {before}' if before else 'empty'} to revision {after}.")
+
+
+async def _migrate(location: str, wait: float) -> tuple[str | None, str | None]:
+    from kdispatch_relay.store.database import Database  # noqa: PLC0415 - heavy
+
+    database = Database(location, wait=wait)
+    try:
+        return await database.start()
+    finally:
+        await database.close()
 
 
 async def _serve(settings: Settings) -> None:
+    import asyncio  # noqa: PLC0415 - heavy
+    import logging  # noqa: PLC0415 - heavy
+
+    from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415 - heavy
     from kdispatch_relay.server import running_relay  # noqa: PLC0415 - heavy
     from kdispatch_relay.switch.gate import Gate  # noqa: PLC0415 - heavy
 
+    configure_logs(settings.log_format, verbose=settings.verbose)
     stop = asyncio.Event()
     _set_on_signals(stop)
-    async with running_relay(settings, partial(Gate, relay_id=secrets.token_hex(16))) as running:
-        typer.echo(f"kdispatch relay listening on {running.url}", err=True)
+    make_gate = partial(Gate, relay_id=secrets.token_hex(16))
+    async with running_relay(settings, make_gate, migrate_apart=True) as running:
+        if settings.log_format == "json":
+            logging.getLogger("kdispatch.relay").info(
+                "kdispatch relay listening on %s", running.url, extra={"url": running.url}
+            )
+        else:  # bare, because scripts wait for it
+            say(f"kdispatch relay listening on {running.url}", err=True)
         await stop.wait()
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:
+    import asyncio  # noqa: PLC0415 - heavy
+
     # signal.signal and not the loop's add_signal_handler, which Windows does not have.
     loop = asyncio.get_running_loop()
 

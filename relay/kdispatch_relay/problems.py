@@ -18,12 +18,13 @@ __all__ = ["problem_response", "problems"]
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER: Final = "2"  # seconds; a lock or a limit is gone by then, or will not be soon
-_DETAILS: Final = {
-    404: "There is nothing at this address.",
-    405: "This address does not take this method.",
-    408: "The body did not arrive in time.",
-    413: "The body is larger than 64 KiB.",
-    415: "The body must be JSON, with Content-Type: application/json.",
+#: What HTTP itself refuses: its code and its text. Any other status is a ``bad_request`` in aiohttp's words.
+_REFUSALS: Final = {
+    404: ("unknown_address", ""),
+    405: ("wrong_method", ""),
+    408: ("bad_request", "The body did not arrive in time."),
+    413: ("too_large", "The body is larger than 64 KiB."),
+    415: ("bad_request", "The body must be JSON, with Content-Type: application/json."),
 }
 
 
@@ -83,7 +84,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 def _refusal(error: web.HTTPException) -> web.Response:
     if error.status < HTTPStatus.BAD_REQUEST:
         raise error
-    response = problem_response("bad_request", _DETAILS.get(error.status, error.reason), status=error.status)
+    code, detail = _REFUSALS.get(error.status, ("bad_request", error.reason))
+    response = problem_response(code, detail, status=error.status)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-__all__ = ["HostView", "LiveHosts", "TunnelGate"]
+__all__ = ["HostView", "LiveHost", "LiveHosts", "TunnelGate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,31 @@ class HostView:
     streams: int
 
 
+@dataclass(frozen=True, slots=True)
+class LiveHost:
+    """What decides who may withdraw a live host: its service, and the SHA-256 in hex of its own token."""
+
+    service: str
+    digest: str
+
+
 class LiveHosts(Protocol):
-    """Who is live at this moment; a look into memory that never waits."""
+    """Who is live at this moment, and what ends that; work in memory that never waits."""
 
     def hosts_of(self, service: str) -> Sequence[HostView]:
         """The live hosts of ``handle/name``; empty where there is none, or no such service."""
+        ...
+
+    def host(self, host_id: str) -> LiveHost | None:
+        """The live host of this id."""
+        ...
+
+    def revoke(self, service: str) -> None:
+        """End what rests on a service that is no more in the store: offers, streams, opens, look-ups."""
+        ...
+
+    def withdraw(self, host_id: str) -> None:
+        """Take a live host off the list for good; its streams go on."""
         ...
 
 

@@ -24,6 +24,7 @@ from kdispatch_relay.store.repository import Repository
 __all__ = ["RunningRelay", "running_relay"]
 
 _BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole fleet arrives in one moment
+_LINGER: Final = 1.0  # seconds in which the rest of a refused body is still read, so that its sender sees the answer
 _SHUTDOWN: Final = 5.0  # seconds for requests that are being answered
 
 
@@ -39,19 +40,27 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running_relay(
-    settings: Settings, make_gate: Callable[[Authority], TunnelGate]
+    settings: Settings, make_gate: Callable[[Authority], TunnelGate], *, migrate_apart: bool = False
 ) -> AsyncIterator[RunningRelay]:
     """Serve until the block is left, then close sessions, requests, database, in this order.
+
+    With ``migrate_apart`` what migrates a database is not kept in memory, for which a start that migrates takes longer.
 
     Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or TLS files of no use.
     """
     tls = _tls(settings)
-    authority = Authority(Repository(Database(settings.database, wait=settings.database_wait)))
+    database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
+    authority = Authority(Repository(database))
     gate = make_gate(authority)
     log = logging.getLogger(__name__)
     log.addFilter(_not_the_clients_fault)
     runner = web.AppRunner(
-        make_app(authority, gate), access_log=None, auto_decompress=False, logger=log, shutdown_timeout=_SHUTDOWN
+        make_app(authority, gate),
+        access_log=None,
+        auto_decompress=False,
+        logger=log,
+        shutdown_timeout=_SHUTDOWN,
+        lingering_time=_LINGER,
     )
     try:
         await runner.setup()

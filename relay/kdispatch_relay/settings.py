@@ -10,7 +10,10 @@ from typing import Any, Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["SETTINGS", "Settings", "environment_name"]
+__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name"]
+
+
+LOG_FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +38,14 @@ class Settings:
         default=False, metadata={"help": "Serve plain HTTP on a public address, where every token is readable."}
     )
 
+    log_format: str = field(default="text", metadata={"help": "Form of the log on stderr: text or json."})
+    verbose: bool = field(default=False, metadata={"help": "Log each session's begin and end, and each stream's end."})
+
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise KdispatchError("bad_request", "A TLS certificate and its key come together: give both, or none.")
+        if self.log_format not in LOG_FORMATS:
+            raise KdispatchError("bad_request", f"The log format is text or json, not {self.log_format[:20]!r}.")
         if self.database_wait <= 0:
             raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
         host, _ = self.address

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from kdispatch_protocol.tokens import redacted
+
 __all__ = [
     "CODES",
     "Code",
@@ -58,6 +60,14 @@ _TABLE: Final = (
          "Use 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'; a service is HANDLE/NAME."),
     Code("bad_request", _YOU, 422, 2, "The request is malformed.",
          "Compare it with --help, or with docs/rest-api.md."),
+    Code("unknown_address", _YOU, 404, 2, "There is nothing at this address.",
+         "Compare it with docs/rest-api.md; the API is below /api/v1."),
+    Code("wrong_method", _YOU, 405, 2, "This address does not take this method.",
+         "The answer's Allow header names those that it takes."),
+    Code("too_large", _YOU, 413, 2, "The body is larger than the relay takes.",
+         "No body of the API has more than a few hundred bytes."),
+    Code("not_installed", _YOU, None, 1, "The command needs a Python package that is not installed.",
+         "Install what the message names."),
     Code("bad_relay_url", _YOU, None, 2, "The relay's address is missing or is not an http(s) URL.",
          "Give --relay https://relay.example.org, or set KDISPATCH_RELAY."),
     Code("plaintext_refused", _YOU, None, 2, "Plain http would carry tokens readable by everyone on the way.",
@@ -76,6 +86,10 @@ _TABLE: Final = (
     # --- what is not there ---------------------------------------------------------------
     Code("unknown_service", _RELAY, 404, 3, "No such service, or it is not open to you.",
          "Check HANDLE/NAME with whoever gave it to you."),
+    Code("unknown_host", _RELAY, 404, 3, "No such host is live, or it is not yours to withdraw.",
+         "Look with 'kdispatch service hosts HANDLE/NAME' which are live."),
+    Code("unknown_agent", _YOU, None, 3, "No agent of this name or id runs here as this user.",
+         "Its id was printed when it started; 'agent stop' takes it, or HANDLE/NAME."),
     Code("no_live_host", _DOWN, None, 3, "The service exists, but no host offers it at the moment.",
          "Start 'kdispatch agent host' where the service runs."),
     # --- access --------------------------------------------------------------------------
@@ -153,11 +167,14 @@ CODES: Final[dict[str, Code]] = {code.name: code for code in _TABLE}
 
 
 class KdispatchError(Exception):
-    """A failure with a stable code: ``code`` is a name in :data:`CODES`, ``text`` says what happened here."""
+    """A failure with a stable code: ``code`` is a name in :data:`CODES`, ``text`` says what happened here.
+
+    The text holds no token, whatever it was made of: it is shown, logged and sent.
+    """
 
     def __init__(self, code: str, text: str = "") -> None:
         self.code = code
-        self.text = text or CODES[code].meaning
+        self.text = redacted(text or CODES[code].meaning)
         super().__init__(f"{self.text} [{code}]")
 
     @classmethod

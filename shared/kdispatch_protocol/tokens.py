@@ -14,12 +14,20 @@ import re
 import zlib
 from typing import Final
 
-__all__ = ["KINDS", "SECRET_BYTES", "format_token", "token_digest", "token_kind"]
+__all__ = ["KINDS", "SECRET_BYTES", "format_token", "redacted", "token_digest", "token_kind"]
 
 KINDS: Final = ("adm", "svc", "cli", "hst", "inv")
 SECRET_BYTES: Final = 32
 
 _TOKEN: Final = re.compile(r"(adm|svc|cli|hst|inv)_([A-Za-z0-9_-]{43})([0-9a-f]{8})")
+
+#: What looks like a token, whole or cut at its end: its prefix and more than any word behind it.
+_LIKE_A_TOKEN: Final = re.compile(r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{16,}")
+
+
+def redacted(text: str) -> str:
+    """``text`` with each token's kind only: people put them where a name belongs, and are told what they put."""
+    return _LIKE_A_TOKEN.sub(r"\1_[redacted]", text)
 
 
 def format_token(kind: str, secret: bytes) -> str:

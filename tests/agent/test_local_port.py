@@ -57,9 +57,9 @@ def _listen(address: str, port: int, *, both: bool = False) -> socket.socket:
 async def test_listener_at_one_address(bound: str, asked: str, is_there: bool, free_port: int) -> None:
     """A listener counts for the address that it is bound to, however the kernel writes it, and for no other."""
     with _listen(bound, free_port, both="ffff" in bound):
-        assert local_port.looks_open(asked, free_port) is is_there
+        assert await local_port.look(asked, free_port) is is_there
         assert await local_port.is_open(asked, free_port, 1.0) is is_there
-    assert local_port.looks_open(asked, free_port) is False
+    assert await local_port.look(asked, free_port) is False
     assert await local_port.is_open(asked, free_port, 1.0) is False
 
 
@@ -70,14 +70,14 @@ async def test_listener_everywhere(bound: str, asked: str) -> None:
     """A listener on all addresses counts for each of them."""
     with _listen(bound, 0, both=True) as listener:
         port = listener.getsockname()[1]
-        assert local_port.looks_open(asked, port) is True
+        assert await local_port.look(asked, port) is True
         assert await local_port.is_open(asked, port, 1.0)
 
 
 async def test_connection_is_no_listener() -> None:
     """A connection's own port is not one that is listened on."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
-        assert local_port.looks_open("127.0.0.1", client.getsockname()[1]) is False
+        assert await local_port.look("127.0.0.1", client.getsockname()[1]) is False
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "example.org", "2001:db8::1"])

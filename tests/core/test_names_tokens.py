@@ -123,3 +123,13 @@ def test_digest() -> None:
     """A token's digest is the SHA-256 of its text."""
     token = format_token("svc", bytes(32))
     assert token_digest(token) == hashlib.sha256(token.encode()).digest()
+
+
+@pytest.mark.parametrize("kind", ["adm", "svc", "cli", "hst", "inv"])
+def test_an_error_holds_no_token(kind: str) -> None:
+    """A token that was put where a name belongs is not repeated, whole or cut."""
+    token = format_token(kind, bytes(range(32)))
+    for typed in (token, token[:-9], f"https://{token}@relay"):
+        error = KdispatchError("bad_name", f"{typed!r} is no name.")
+        assert token[10:22] not in error.text + str(error)
+        assert f"{kind}_[redacted]" in error.text

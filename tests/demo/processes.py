@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+
+from tests.guards.environment import inherited
 
 ROOT: Final = Path(__file__).parents[2]
 #: The console script of the environment that runs this.
@@ -66,8 +67,8 @@ class Programs:
 
     def __init__(self, folder: Path, environment: Mapping[str, str] = {}) -> None:
         self.folder = folder
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
-        self.environment = {**inherited, "KDISPATCH_CONFIG_DIR": str(folder / "config"), **environment}
+        own = {"KDISPATCH_CONFIG_DIR": str(folder / "config"), "KDISPATCH_STATE_DIR": str(folder / "state")}
+        self.environment = {**inherited(), **own, **environment}
         self.started: list[Program] = []
 
     async def start(self, name: str, *command: str, cwd: Path = ROOT) -> Program:

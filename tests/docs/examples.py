@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,9 +34,11 @@ class Example:
     prints: str | None
 
 
-def examples_of(page: str) -> list[Example]:
-    """The marked blocks of a page in their order."""
+def examples_of(page: str, section: str = "") -> list[Example]:
+    """The marked blocks of a page, or of one section of it, in their order."""
     text = (ROOT / page).read_text()
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     found = [
         Example(block["language"], block["code"], block["ready"], block["prints"]) for block in _BLOCK.finditer(text)
     ]
@@ -54,10 +56,13 @@ def free_ports(count: int) -> Iterator[str]:
 
 
 class Runner:
-    """Runs the examples of a page in a folder of their own, with a home of their own."""
+    """Runs the examples of a page in a folder of their own, with a home of their own.
 
-    def __init__(self, folder: Path) -> None:
-        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    ``ports`` are those that stand for more of the page's: those of servers that run already.
+    """
+
+    def __init__(self, folder: Path, ports: Mapping[str, str] = {}) -> None:
+        self._ports = {**dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True)), **ports}
         path = f"{Path(KDISPATCH).parent}:/usr/local/bin:/usr/bin:/bin"
         self.folder = folder
         self.programs = Programs(

@@ -194,7 +194,7 @@ class Relay:
         database = str(self.folder / "relay.db")
         command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
         self.process = Process("relay", command, self.folder)
-        self.url = (await self.process.says(r"listening on (https?://\S+)"))[1]
+        self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
         if not self.token:
             async with RestClient(self.address) as rest:
                 self.token = (await rest.sign_up("ann")).token
@@ -223,6 +223,7 @@ class Network:
         self.processes: list[Process] = []
         self.environment = {
             "KDISPATCH_CONFIG_DIR": str(folder / "config"),
+            "KDISPATCH_STATE_DIR": str(folder / "state"),
             "KDISPATCH_RELAY": url,
             "KDISPATCH_TOKEN": token,
         }

@@ -18,7 +18,8 @@ from tests.net.harness import KIB, MIB, Network, eventually
 from tests.net.loop_stack import Stack, running_stack
 from tests.net.tcp import service, silent
 
-pytestmark = pytest.mark.slow
+# Connections of a loop share one session, which lives as long as the loop.
+pytestmark = [pytest.mark.slow, pytest.mark.leaves("kdispatch uplink")]
 
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -157,7 +157,7 @@ async def test_no_live_host_is_a_reset(network: Network, tmp_path: Path, request
         assert caught.value.errno == errno.ECONNRESET
         await agent.says(r"\[no_live_host\]")
         assert len(agent.err.splitlines()) == 1
-        assert re.fullmatch(r"kdispatch: .* \[no_live_host\]\n", agent.err)
+        assert re.fullmatch(r"\S+ warning +A connection to .* was reset: .* \[no_live_host\]\n", agent.err)
 
 
 async def test_host_that_just_left_is_no_live_host(tmp_path: Path) -> None:

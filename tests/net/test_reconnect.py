@@ -54,7 +54,7 @@ async def _echoes(port: int) -> None:
 
 def _told(agent: Process) -> list[str]:
     """What it said of its session on standard error, each sentence by its first words."""
-    return [told for line in agent.err.splitlines() for told in (_LOST, _BACK) if line.startswith(told)]
+    return [told for line in agent.err.splitlines() for told in (_LOST, _BACK) if f" {told}" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])

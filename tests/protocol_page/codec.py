@@ -316,7 +316,7 @@ class WebSocket:
             raise Closed(1006) from None
 
     async def close(self) -> None:
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, RuntimeError):  # the latter is uvloop's word for a closed connection
             self.write(struct.pack(">H", 1000), _CLOSE)
         await _end(self._writer)
 

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
@@ -23,6 +22,7 @@ import pytest
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.switch.gate import Gate
+from tests.guards.environment import inherited
 
 from .codec import (
     ACK_FIN,
@@ -579,7 +579,7 @@ async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
 @asynccontextmanager
 async def kdispatch(world: World, tmp_path: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """The installed program; ended by its pid."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("KDISPATCH_")}
+    environment = inherited()
     environment |= {"KDISPATCH_RELAY": world.url, "KDISPATCH_CONFIG_DIR": str(tmp_path / "config")}
     program = Path(sys.executable).with_name("kdispatch")
     process = await asyncio.create_subprocess_exec(

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from kdispatch_relay.seams import HostView
+from kdispatch_relay.seams import HostView, LiveHost
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
 
@@ -21,6 +21,7 @@ class FakeGate:
     """A switch without sessions: who is live is what the test says."""
 
     live: dict[str, list[HostView]] = field(default_factory=dict)
+    hosts: dict[str, LiveHost] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -32,6 +33,17 @@ class FakeGate:
 
     def hosts_of(self, service: str) -> list[HostView]:
         return self.live.get(service, [])
+
+    def host(self, host_id: str) -> LiveHost | None:
+        return self.hosts.get(host_id)
+
+    def revoke(self, service: str) -> None:
+        self.calls.append(f"revoke {service}")
+        self.live.pop(service, None)
+
+    def withdraw(self, host_id: str) -> None:
+        self.calls.append(f"withdraw {host_id}")
+        del self.hosts[host_id]
 
     async def close(self) -> None:
         self.calls.append("close")

@@ -11,7 +11,7 @@ import pytest
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.app import make_app
-from kdispatch_relay.seams import HostView
+from kdispatch_relay.seams import HostView, LiveHost
 from tests.relay.support import Api
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rest-api.md").read_text()
@@ -44,6 +44,7 @@ async def test_examples(api: Api, tmp_path: Path) -> None:
         pytest.skip("curl is not installed")
     # 2026-01-31T09:30:00Z
     api.gate.live["ann/web"] = [HostView("4f1c09d2a8b35e6710fd42c98e6ba173", 1_769_851_800.0, {"region": "eu"}, 2)]
+    api.gate.hosts["4f1c09d2a8b35e6710fd42c98e6ba173"] = LiveHost("ann/web", "00" * 32)
     assert len(EXAMPLES) == PAGE.count("```sh")
     folder = tmp_path / "shell"
     folder.mkdir()

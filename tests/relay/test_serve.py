@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from kdispatch_protocol.errors import KdispatchError
+from tests.guards.environment import inherited
 from tests.relay.support import relay_api
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from kdispatch_relay.cli import app; app()", "serve"]
@@ -45,8 +45,7 @@ def names(folder: Path) -> set[str]:
 
 
 def _clean_environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
-    return {**kept, "XDG_DATA_HOME": str(folder)}
+    return {**inherited(), "XDG_DATA_HOME": str(folder)}
 
 
 @pytest.mark.slow

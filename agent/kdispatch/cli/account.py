@@ -37,10 +37,12 @@ class Caller:
         insecure_plaintext: bool | None,
         token: str | None = None,
         token_file: str | None = None,
+        ignore_given: bool = False,
     ) -> Caller:
         """Put together what the flags, the environment and the files say."""
         settings = load_settings(relay=relay, insecure_plaintext=insecure_plaintext)
-        return cls(settings.relay_url, Credentials(), given_token(token, token_file, warn=output.warn))
+        given = None if ignore_given else given_token(token, token_file, warn=output.warn)
+        return cls(settings.relay_url, Credentials(), given)
 
     @property
     def token(self) -> str | None:
@@ -65,12 +67,12 @@ def sign_up(
 ) -> None:
     """Take a handle at a relay; its token and the relay are remembered."""
     output = Output(quiet=quiet, json=json)
+    check_name(handle, "handle")
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        check_name(handle, "handle")
-        caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext)
         # The token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
         async with RestClient(caller.relay) as client:
@@ -102,15 +104,13 @@ def whoami(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Ask the relay whose the token in use is; --quiet prints the handle."""
+    """Ask the relay whose the token in use is. --quiet prints the handle."""
     output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        caller = Caller.load(
-            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
-        )
         async with RestClient(caller.relay) as client:
             identity = await client.whoami(caller.must_have_token())
         lines = [f"handle  {identity.handle}", f"relay   {caller.relay}", f"kind    {identity.kind}"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
@@ -20,8 +21,13 @@ from kdispatch.cli.options import (
     one_service,
 )
 from kdispatch.cli.output import Output, run_async
-from kdispatch.credentials import Credentials
-from kdispatch.settings import load_settings
+from kdispatch.cli.running import Access, Start, detach, recorded, show, until_interrupted
+from kdispatch.operating_system import HERE
+from kdispatch.records import Ending, Record, find, living
+from kdispatch.running_log import RunningLog
+from kdispatch.settings import setting_of
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["app"]
 
@@ -34,6 +40,23 @@ _Drain = Annotated[
     float,
     typer.Option("--drain-time", min=0, metavar="SECONDS", help="How long running connections may go on after Ctrl-C."),
 ]
+_Detach = Annotated[
+    bool, typer.Option("--detach", help="Return when it is up, and go on in the background; see 'agent stop'.")
+]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log the end of every connection, too.")]
+_log_format = setting_of("log_format")
+_LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        _log_format.flag,
+        metavar="FORMAT",
+        help=f"{_log_format.text} {_log_format.unit}. [{_log_format.env}]",
+        show_default=False,
+    ),
+]
+#: The id of an agent that another command started: its token comes on standard input.
+_Background = Annotated[str | None, typer.Option("--background", hidden=True)]
+
 #: Ends of streams that a person need not hear of: one of the two programs just went away.
 _SILENT: Final = frozenset({"cancelled"})
 
@@ -50,41 +73,54 @@ def host(
     exit_when_closed: Annotated[
         bool, typer.Option("--exit-when-closed", help="End when the local port closes, instead of waiting for it.")
     ] = False,
+    detached: _Detach = False,
     relay: Relay = None,
     insecure_plaintext: InsecurePlaintext = None,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
     json: Json = False,
+    log_format: _LogFormat = None,
+    verbose: _Verbose = False,
+    background: _Background = None,
 ) -> None:
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
-    output = Output(quiet=quiet, json=json)
+    start = Start(
+        kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        drain_time=drain_time, exit_when_closed=exit_when_closed, relay=relay, insecure_plaintext=insecure_plaintext,
+        token=token, token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose,
+        background=background,
+    )  # fmt: skip
+    _run(start, _host, detached=detached)
 
-    async def main() -> int:
-        from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
 
-        url = load_settings(relay=relay, insecure_plaintext=insecure_plaintext).relay_url
-        credentials = Credentials()
-        name = credentials.full_name(url, one_service(service, service_option))
-        secret = credentials.token_for_host(url, name, token=token, token_file=token_file, warn=output.warn)
-        local = LocalPort(address, port)
-        await local.check()
-        offer = Host(url, name, secret, local, note=output.note)
-        local.host = offer
-        await offer.start(wait)
-        output.result(
-            {"service": name, "host": offer.id, "address": address, "port": port},
-            quiet=[offer.id],
-            plain=[f"{address}:{port} is offered as {name} (host {offer.id})"],
-        )
-        return await _until_interrupted(
-            [offer.failed(), local.watch(offer, output.note, exit_when_closed=exit_when_closed)],
-            drain=lambda: offer.drain(drain_time),
-            stop=offer.stop,
-            note=output.note,
-        )
+async def _host(start: Start, access: Access, log: RunningLog, output: Output) -> int:
+    from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
 
-    run_async(main, output)
+    assert access.token is not None, "who hosts has a token"
+    local = LocalPort(start.address, start.port)
+    await local.check()
+    offer = Host(access.relay, access.service, access.token, local, log=log)
+    local.host = offer
+    await offer.start(start.wait)
+    fields: dict[str, Any] = {"address": start.address, "port": start.port}
+    try:
+        async with recorded(start, access, log, host=offer.id, withdraw_token=offer.withdraw_token, **fields) as (
+            result,
+            held,
+        ):
+            show(output, result)
+            return await until_interrupted(
+                [
+                    offer.ended(start.drain_time),
+                    local.watch(exit_when_closed=start.exit_when_closed, drain=start.drain_time),
+                ],
+                drain=lambda: offer.drain(start.drain_time),
+                held=held,
+                log=log,
+            )
+    finally:
+        await offer.stop()
 
 
 @app.command(epilog="Example: kdispatch agent connect ann/web --port 9090")
@@ -98,69 +134,119 @@ def connect(
     address: Annotated[str, typer.Option("--address", help="The local address to listen on.")] = "127.0.0.1",
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
+    detached: _Detach = False,
     relay: Relay = None,
     insecure_plaintext: InsecurePlaintext = None,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
     json: Json = False,
+    log_format: _LogFormat = None,
+    verbose: _Verbose = False,
+    background: _Background = None,
 ) -> None:
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
-    output = Output(quiet=quiet, json=json)
-
-    async def main() -> int:
-        from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
-
-        url = load_settings(relay=relay, insecure_plaintext=insecure_plaintext).relay_url
-        credentials = Credentials()
-        name = credentials.full_name(url, one_service(service, service_option))
-        secret = credentials.token_for_client(url, name, token=token, token_file=token_file, warn=output.warn)
-
-        def failed(code: str, text: str) -> None:
-            if code not in _SILENT:
-                output.warn(f"A connection to {name} was reset: {text}", code)
-
-        client = Client(url, token=secret, note=output.note, failed=failed)
-        listener = LocalListener(client, name)
-        await listener.bind(address, port)
-        try:
-            await client.wait_for_host(name, wait)
-            await client.uplink.start(wait)
-        except BaseException:
-            listener.close()
-            raise
-        await listener.listen()
-        output.result(
-            {"service": name, "address": listener.address, "port": listener.port},
-            quiet=[str(listener.port)],
-            plain=[f"{name} is reached by {listener.address}:{listener.port}"],
-        )
-
-        async def drain() -> None:
-            listener.close()
-            await client.driver.drain(drain_time)
-
-        return await _until_interrupted([client.uplink.failed()], drain=drain, stop=client.stop, note=output.note)
-
-    run_async(main, output)
+    start = Start(
+        kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        drain_time=drain_time, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file,
+        quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
+    )  # fmt: skip
+    _run(start, _connect, detached=detached)
 
 
-async def _until_interrupted(
-    work: list[Coroutine[Any, Any, None]],
-    *,
-    drain: Callable[[], Coroutine[Any, Any, None]],
-    stop: Callable[[], Coroutine[Any, Any, None]],
-    note: Callable[[str], None],
-) -> int:
-    """Run until one of ``work`` fails, which is raised, or until the first signal, which drains; returns 0 then."""
+async def _connect(start: Start, access: Access, log: RunningLog, output: Output) -> int:
+    from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
+
+    name = access.service
+
+    def failed(code: str, text: str) -> None:
+        if code not in _SILENT:
+            log.warning(f"A connection to {name} was reset: {text}", code=code)
+
+    client = Client(access.relay, token=access.token, log=log, failed=failed)
+    listener = LocalListener(client, name)
+    await listener.bind(start.address, start.port)
+
+    async def drain() -> None:
+        listener.close()
+        await client.driver.drain(start.drain_time)
+
     try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
-    except asyncio.CancelledError:
-        note("Draining: no new connections; Ctrl-C again ends the running ones.")
-        await drain()
-        return 0
+        await client.wait_for_host(name, start.wait)
+        await client.uplink.start(start.wait)
+        await listener.listen()
+        async with recorded(start, access, log, address=listener.address, port=listener.port) as (result, held):
+            show(output, result)
+            return await until_interrupted([client.uplink.failed()], drain=drain, held=held, log=log)
     finally:
-        await stop()
-    return 0
+        listener.close()
+        await client.stop()
+
+
+_Main = Callable[[Start, Access, RunningLog, Output], Coroutine[Any, Any, int]]
+
+
+def _run(start: Start, main: _Main, *, detached: bool) -> None:
+    if detached:
+        detach(start)
+        return
+    output = start.output
+    try:
+        settings = start.load_settings()
+        log = start.log(settings)
+        # A token may be asked for: outside of the event loop, where Ctrl-C ends the program at once.
+        access = start.access(output, settings)
+    except KdispatchError as error:
+        raise SystemExit(output.failed(error)) from None
+    run_async(lambda: main(start, access, log, output), output)
+
+
+@app.command(epilog="Example: kdispatch agent stop ann/web")
+def stop(
+    agent: Annotated[
+        str, typer.Argument(metavar="ID|SERVICE", help="An agent's or host's id or its beginning, or a service.")
+    ],
+    *,
+    now: Annotated[bool, typer.Option("--now", help="End at once, and running connections with it.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """End agents that run here, in the background or not; running connections may end first."""
+    output = Output(quiet=quiet, json=json)
+    meant = find(living(), agent)
+    left = _end(meant, now=now)
+    stopped = [record for record in meant if record not in left]
+    if stopped or not left:
+        output.result(
+            {"stopped": [{name: getattr(record, name) for name in _STOPPED} for record in stopped]},
+            quiet=[record.id for record in stopped],
+            plain=[f"stopped {record.id}: {record.kind} of {record.service}" for record in stopped],
+        )
+    if left:
+        ids = " ".join(record.id for record in left)
+        text = f"{ids} did not end in time: connections still run, or the process does not answer."
+        raise SetupError("busy", text, hint=f"Wait, or end it at once: kdispatch agent stop --now {left[0].id}")
+
+
+_STOPPED: Final = ("id", "kind", "service", "host", "address", "port", "pid", "log")
+_PATIENCE: Final = 5.0  # seconds beyond the time that an agent drains
+_LOOK_EVERY: Final = 0.02
+
+
+def _end(meant: list[Record], *, now: bool) -> list[Record]:
+    """Ask agents to end, and wait for it; returns those that did not."""
+    endings = {record.id: Ending(record) for record in meant}
+    for record in meant:
+        if not endings[record.id].gone() and (now or not record.draining):
+            with contextlib.suppress(ProcessLookupError):
+                (HERE.end_now if now else HERE.ask_to_stop)(record.pid)
+    patience = _PATIENCE + (0 if now else max(record.drain_time for record in meant))
+    deadline = time.monotonic() + patience
+    left = meant
+    while left := [record for record in left if not endings[record.id].gone()]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_EVERY)
+    for ending in endings.values():
+        ending.close()
+    return left

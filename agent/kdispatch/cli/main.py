@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdispatch.cli import account, service
+from kdispatch.cli import account, dev, login, service
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch, version
 from kdispatch_protocol.errors import CODES, KdispatchError
@@ -62,6 +62,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(account.app)
+app.add_typer(login.app)
+app.add_typer(dev.app)
 app.add_typer(service.app, name="service")
 
 
@@ -89,9 +91,11 @@ def run() -> int:
     if arguments == ["--version"]:  # asked for by scripts, and typer's parser alone takes longer than the answer
         _print_version()
         return 0
+    # Nothing of ours is coloured. Without rich typer's completion is quick, too, and structlog takes 5 MB less.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
     try:
         # Not standalone: typer would print usage errors, and defects, in its own form.
-        status = typer.main.get_command(app).main(arguments, prog_name="kdispatch", standalone_mode=False)
+        status = typer.main.get_command(app).main(arguments, prog_name="kdispatch", standalone_mode=False, color=False)
     except typer.TyperException as error:
         return _usage(error, output)
     except KdispatchError as error:
@@ -120,6 +124,8 @@ def _usage(error: typer.TyperException, output: Output) -> int:
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "kdispatch"
     text = error.format_message()
+    if possible := getattr(error, "possibilities", None):  # of an option, the likely one first
+        text = f"{getattr(error, 'message', text)}. Did you mean {possible[0]!r}?"
     if "\n" in text:  # a group that shows its help where no command is named
         sys.stderr.write(f"{text}\n")
     else:
@@ -128,7 +134,7 @@ def _usage(error: typer.TyperException, output: Output) -> int:
 
 
 def _missing_package(arguments: list[str], error: Exception, output: Output) -> int:
-    """Explain a failed import of a plug-in command, and return 1; 0 where it isn't one."""
+    """Explain a failed import of a plug-in command, and return its exit status; 0 where it isn't one."""
     if not isinstance(error, ModuleNotFoundError) or (error.name or "kdispatch").startswith("kdispatch"):
         return 0  # our own packages come together, so one that lacks is a defect
     plugins = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
@@ -139,8 +145,8 @@ def _missing_package(arguments: list[str], error: Exception, output: Output) -> 
     # Our own extras are called like their command; another distribution has to be complete.
     wanted = f"'{distribution}[{point.name}]'" if distribution == "kdispatch" else distribution
     text = f"'kdispatch {point.name}' needs the Python package {error.name}, which is not installed."
-    output.error(text, code=None, hop="you", hint=f"pip install {wanted}")
-    return 1
+    output.error(text, code="not_installed", hop="you", hint=f"pip install {wanted}")
+    return CODES["not_installed"].exit or 1
 
 
 def _defect(error: Exception, output: Output) -> int:

@@ -17,6 +17,7 @@ __all__ = [
     "ServiceOption",
     "Token",
     "TokenFile",
+    "Yes",
     "one_service",
 ]
 
@@ -32,6 +33,8 @@ InsecurePlaintext = Annotated[bool | None, _from_setting("insecure_plaintext")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are JSON, too.")]
+
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask: what is lost is meant to be lost.")]
 
 assert "KDISPATCH_TOKEN" in ENVIRONMENT
 Token = Annotated[

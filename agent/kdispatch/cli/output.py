@@ -10,14 +10,15 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from kdispatch.operating_system import HERE
 from kdispatch.settings import SetupError, environment_switch
+from kdispatch_protocol.console import SCHEMA, error_json, error_lines, escaped
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 if TYPE_CHECKING:
@@ -25,13 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async"]
 
-SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
-
 INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
 _PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
-
-#: C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
-_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +42,19 @@ class Output:
         if self.json:
             _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}))
         else:
-            _write(sys.stdout, *map(_clean, quiet if self.quiet else plain))
+            _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
 
     def note(self, *lines: str) -> None:
         """Tell a person something on stderr; nothing with --quiet or --json."""
         if not (self.quiet or self.json):
-            _write(sys.stderr, *map(_clean, lines))
+            _write(sys.stderr, *map(escaped, lines))
 
     def warn(self, text: str, code: str | None = None) -> None:
         """One line on stderr in every mode: something went wrong, and the command goes on."""
         if self.json:
             _write(sys.stderr, json.dumps({"schema": SCHEMA, "warning": {"code": code, "text": text}}))
         else:
-            _write(sys.stderr, _clean(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
+            _write(sys.stderr, escaped(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
 
     def failed(self, error: KdispatchError) -> int:
         """Print what failed, at which hop and what to try; return the exit status."""
@@ -73,11 +69,9 @@ class Output:
     def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
         """Print an error that may have no code of the table (``None``): then it is this program's own."""
         if self.json:
-            what = {"code": code, "text": text, "hop": hop, "hint": hint}
-            _write(sys.stderr, json.dumps({"schema": SCHEMA, "error": what}))
+            _write(sys.stderr, error_json(text, code=code, hop=hop, hint=hint))
         else:
-            first = f"kdispatch: {text} [{code}]" if code else f"kdispatch: {text}"
-            _write(sys.stderr, _clean(first), f"  where: {_clean(hop)}", f"  try:   {_clean(hint)}")
+            _write(sys.stderr, *error_lines(text, code=code, hop=hop, hint=hint))
 
 
 def run_async(main: Callable[[], Awaitable[int | None]], output: Output) -> None:
@@ -132,9 +126,7 @@ async def _watched(main: Callable[[], Awaitable[int | None]], signals: list[int]
         signals.append(number)
         task.cancel()
 
-    if sys.platform != "win32":  # there asyncio's own handling of Ctrl-C stays
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
+    HERE.on_stop(loop, stop)
     return await main()
 
 
@@ -143,10 +135,6 @@ def _known_cause(error: BaseException) -> KdispatchError | None:
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(_known_cause, error.exceptions)), None)
     return error if isinstance(error, KdispatchError) else None
-
-
-def _clean(text: str) -> str:
-    return text.translate(_ESCAPES)
 
 
 def _write(stream: TextIO | None, *lines: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdispatch.cli.account import Caller
+from kdispatch.cli.ask import must_agree
 from kdispatch.cli.options import (
     InsecurePlaintext,
     Json,
@@ -18,12 +19,10 @@ from kdispatch.cli.options import (
     ServiceOption,
     Token,
     TokenFile,
+    Yes,
     one_service,
 )
 from kdispatch.cli.output import Output, run_async
-from kdispatch.relay_url import RelayUrl
-from kdispatch.settings import load_settings
-from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
@@ -47,14 +46,12 @@ def create(
 ) -> None:
     """Create a service and its token, which lets whoever has it host the service."""
     output = Output(quiet=quiet, json=json)
+    check_name(name, "service name")
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        check_name(name, "service name")
-        caller = Caller.load(
-            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
-        )
         # The new token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
         async with RestClient(caller.relay) as client:
@@ -67,7 +64,7 @@ def create(
                 quiet=[created.token],
                 plain=[f"service {created.service}", f"access  {created.access}", f"token   {created.token}"],
             )
-        output.note(*_what_next(caller, created, insecure_plaintext=insecure_plaintext))
+        output.note(*_what_next(caller, created))
 
     run_async(main, output)
 
@@ -82,15 +79,13 @@ def list_services(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List your services; --quiet prints one name a line."""
+    """List your services. --quiet prints one name a line."""
     output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        caller = Caller.load(
-            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
-        )
         async with RestClient(caller.relay) as client:
             services = await client.services(caller.must_have_token())
         output.result(
@@ -116,16 +111,14 @@ def show(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Show one service; --quiet prints how many hosts offer it now."""
+    """Show one service. --quiet prints how many hosts offer it now."""
     output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        typed = one_service(service, service_option)
-        caller = Caller.load(
-            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
-        )
         async with RestClient(caller.relay) as client:
             seen = await client.service(await _full_name(client, caller, typed), caller.token)
         output.result(
@@ -149,16 +142,14 @@ def hosts(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List a service's live hosts; --quiet prints one id a line."""
+    """List a service's live hosts. --quiet prints one id a line."""
     output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
 
     async def main() -> None:
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        typed = one_service(service, service_option)
-        caller = Caller.load(
-            output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file
-        )
         async with RestClient(caller.relay) as client:
             full_name = await _full_name(client, caller, typed)
             live = await client.hosts(full_name, caller.token)
@@ -174,6 +165,65 @@ def hosts(
     run_async(main, output)
 
 
+@app.command(epilog="Example: kdispatch service delete ann/web --yes")
+def delete(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    yes: Yes = False,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Delete a service and its token; its hosts and connections end. --quiet prints its name."""
+    output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    shown = typed if caller.given else caller.credentials.full_name(caller.relay, typed)
+    loses = f"{shown} is deleted for good, with its token"
+    must_agree(f"{loses}. Type its name to delete it: ", shown, yes=yes, loses=loses)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        async with RestClient(caller.relay) as client:
+            full_name = await _full_name(client, caller, typed)
+            owner = caller.credentials.admin_token(caller.relay, full_name.partition("/")[0])
+            await client.delete_service(caller.given or owner or caller.must_have_token(), full_name)
+        caller.credentials.drop(caller.relay, services=[full_name])
+        output.result({"service": full_name}, quiet=[full_name], plain=[f"deleted {full_name}"])
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service withdraw 0123456789abcdef0123456789abcdef")
+def withdraw(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's whole id, as 'service hosts' lists it.")],
+    *,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Withdraw a live host: it ends, with its connections. An hst_ token will do. --quiet prints the id."""
+    output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        async with RestClient(caller.relay) as client:
+            await client.withdraw_host(caller.must_have_token(), host)
+        output.result({"host": host}, quiet=[host], plain=[f"withdrawn {host}"])
+
+    run_async(main, output)
+
+
 async def _full_name(client: RestClient, caller: Caller, typed: str) -> str:
     """``HANDLE/NAME``; a name alone belongs to the token that was given, or to the current handle."""
     if "/" in typed or caller.given is None:
@@ -182,28 +232,20 @@ async def _full_name(client: RestClient, caller: Caller, typed: str) -> str:
     return f"{(await client.whoami(caller.given)).handle}/{name}"
 
 
-def _what_next(caller: Caller, created: CreatedService, *, insecure_plaintext: bool | None) -> tuple[str, ...]:
-    flags = _flags_to_repeat(caller.relay, insecure_plaintext=insecure_plaintext)
+def _what_next(caller: Caller, created: CreatedService) -> tuple[str, ...]:
+    relay = caller.relay
+    plaintext = " --insecure-plaintext" if not (relay.secure or relay.is_loopback) else ""
+    flags = f" --relay {relay}{plaintext}"
     access = "everyone who knows the name may connect" if created.access == "public" else "connecting needs a token"
     return (
         f"It is {created.access}: {access}. The token is stored in {caller.credentials.path};",
         "it is shown only this once, and whoever has it may host the service.",
-        "Next, where the service runs, with its port:",
+        "Next, where the service runs, with its port; 'login' asks for the token, and isn't needed on this machine:",
+        f"  kdispatch login{flags}",
         f"  kdispatch agent host {created.service} --port 8080{flags}",
         "and where it is used, with a free port:",
         f"  kdispatch agent connect {created.service} --port 9090{flags}",
     )
-
-
-def _flags_to_repeat(relay: RelayUrl, *, insecure_plaintext: bool | None) -> str:
-    """The flags that the next command needs as well, because nothing remembers them."""
-    remembered = load_settings()
-    try:
-        same = RelayUrl.parse(remembered.relay, insecure_plaintext=True) == relay
-    except KdispatchError:
-        same = False
-    flags = "" if same else f" --relay {relay}"
-    return f"{flags} --insecure-plaintext" if insecure_plaintext and not remembered.insecure_plaintext else flags
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 from aiohttp import web
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, Name, answer, bearer, read_body
 from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
@@ -61,6 +62,24 @@ async def list_services(request: web.Request) -> web.Response:
     return answer(ServiceList(services=[_seen(request, record) for record in records]))
 
 
+async def delete_service(request: web.Request) -> web.Response:
+    """Delete one of one's own services; what rests on it ends at once."""
+    owner = await _admin(request)
+    handle, name = request.match_info["handle"], request.match_info["name"]
+    if handle != owner.handle:
+        # Decided without a look-up, so that the answer does not tell whether it exists.
+        raise KdispatchError("not_permitted", "Only its owner may delete a service.")
+    service = f"{handle}/{name}"
+    live = request.app[LIVE_HOSTS]
+    deleted = await request.app[REPOSITORY].delete_service(owner, check_name(name))
+    # Also where there was none: a database can lose the answer to a delete that it did.
+    if deleted or live.hosts_of(service):
+        live.revoke(service)
+    if not deleted:
+        raise KdispatchError("unknown_service")
+    return web.Response(status=204, headers={"Cache-Control": "no-store"})
+
+
 async def show_service(request: web.Request) -> web.Response:
     """Show one service to whoever may connect to it."""
     return answer(_seen(request, await readable_service(request)))
@@ -88,4 +107,5 @@ ROUTES = [
     web.post(f"{PREFIX}/services", create_service),
     web.get(f"{PREFIX}/services", list_services),
     web.get(f"{PREFIX}/services/{{handle}}/{{name}}", show_service),
+    web.delete(f"{PREFIX}/services/{{handle}}/{{name}}", delete_service),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from kdispatch_protocol.errors import KdispatchError
@@ -56,6 +56,17 @@ class Repository:
         except IntegrityError as error:
             raise KdispatchError("service_exists", f"The service {service!r} exists already.") from error
         return ServiceRecord(service, access)
+
+    async def delete_service(self, owner: Identity, name: str) -> bool:
+        """Delete a service of ``owner`` with its tokens; returns whether there was one."""
+        ids = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name).with_for_update()
+        async with self.database.write() as connection:
+            found = (await connection.execute(ids)).scalar_one_or_none()
+            if found is None:
+                return False
+            await connection.execute(delete(Token).where(Token.service_id == found))
+            await connection.execute(delete(Service).where(Service.id == found))
+        return True
 
     async def identity(self, digest: bytes) -> Identity | None:
         """Whom the token with this digest stands for."""

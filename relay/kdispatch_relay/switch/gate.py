@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from dataclasses import asdict
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -25,7 +26,9 @@ from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
 from kdispatch_relay.auth import Authority
-from kdispatch_relay.seams import HostView
+from kdispatch_relay.seams import HostView, LiveHost
+from kdispatch_relay.switch.intents import StreamEnded
+from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskOffer, Question, Switch
 
@@ -58,6 +61,8 @@ class Gate:
 
     async def start(self) -> None:
         """Begin to take sessions."""
+        if _log.isEnabledFor(logging.DEBUG):
+            self.switch.opens.reports = []
         self._closing = False
 
     def hosts_of(self, service: str) -> list[HostView]:
@@ -66,6 +71,23 @@ class Gate:
             HostView(host=host.id, since=host.since + self._started, labels=host.labels, streams=host.streams)
             for host in self.switch.registry.hosts_of(service)
         ]
+
+    def host(self, host_id: str) -> LiveHost | None:
+        """The live host of this id."""
+        host = self.switch.registry.host(host_id)
+        return LiveHost(service=host.service, digest=host.digest) if host else None
+
+    def revoke(self, service: str) -> None:
+        """A service was deleted: end all that rests on it."""
+        revoke_service(self.switch, service)
+        self.settle()
+
+    def withdraw(self, host_id: str) -> None:
+        """Take a live host off the list for good."""
+        host = self.switch.registry.host(host_id)
+        if host is not None:
+            withdraw_host(self.switch, host)
+            self.settle()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/v1/tunnel``: upgrade, then carry the session until it ends."""
@@ -130,7 +152,17 @@ class Gate:
                 link = self._links.get(session)
                 if link is not None:
                     link.link.flush()
+        if switch.opens.reports:
+            self._log_streams(switch.opens.reports)
         self._alarm.set(switch.next_deadline())
+
+    def _log_streams(self, reports: list[StreamEnded]) -> None:
+        now = self._loop.time()
+        for ended in reports:
+            fields = asdict(ended)
+            fields["seconds"] = round(now - fields.pop("began"), 3)
+            _log.debug("stream ended", extra=fields)
+        reports.clear()
 
     def _timed_out(self) -> None:
         self.switch.handle_timeout(self._loop.time())
@@ -140,12 +172,11 @@ class Gate:
         """Let the store decide. Its failures are answers too."""
         switch = self.switch
         try:
+            public = await self._look_up(question)
             if isinstance(question, AskOffer):
-                record = await self._authority.may_host(question.offer.service, question.offer.token or "")
-                switch.offer_allowed(question, public=record.access == "public", now=self._loop.time())
+                switch.offer_allowed(question, public=public, now=self._loop.time())
             else:
-                record = await self._authority.may_open(question.service, question.token)
-                switch.opens.allowed(question.route, public=record.access == "public", now=self._loop.time())
+                switch.opens.allowed(question.route, public=public, now=self._loop.time())
         except KdispatchError as error:
             self._refuse(question, error.code, error.text)
         except Exception:  # noqa: BLE001
@@ -153,6 +184,18 @@ class Gate:
             _log.exception("a look-up failed")
             self._refuse(question, "internal_error", "")
         self.settle()
+
+    async def _look_up(self, question: Question) -> bool:
+        """Whether the service is public, if the question's answer is yes; raises what makes it a no."""
+        while True:
+            before = self.switch.revocations
+            if isinstance(question, AskOffer):
+                record = await self._authority.may_host(question.offer.service, question.offer.token or "")
+            else:
+                record = await self._authority.may_open(question.service, question.token)
+            if self.switch.revocations == before:
+                return record.access == "public"
+            # A service was deleted meanwhile, and the answer may be from before.
 
     def _refuse(self, question: Question, code: str, text: str) -> None:
         now = self._loop.time()
@@ -191,6 +234,9 @@ class _AgentLink:
         if not self.session.process:
             self.link.abort("protocol_error", "No HELLO in time.")
 
+    def _fields(self) -> dict[str, str]:
+        return {"agent": self.session.process, "source": self.session.source}
+
     # --- the link's owner ---------------------------------------------------------------------
 
     def link_message(self, message: Buffer, now: float) -> None:
@@ -203,6 +249,7 @@ class _AgentLink:
             self._gate.settle()  # the link reads no more, so nobody else will
         if not greeted and self.session.process:
             self._hello_timer.cancel()
+            _log.debug("session began", extra=self._fields())
             self.link.carrier.limit_messages(self._gate.limits.message)
 
     def link_read(self) -> None:
@@ -222,6 +269,8 @@ class _AgentLink:
         self._hello_timer.cancel()
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
+        elif self.session.process:
+            _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
         self._gate.left(self)
         self._http.connection_lost(None)
         if not self.over.done():

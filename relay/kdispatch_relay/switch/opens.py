@@ -17,6 +17,7 @@ from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.timers import Timers
+from kdispatch_relay.switch.intents import StreamEnded
 from kdispatch_relay.switch.registry import Host, Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
@@ -46,6 +47,7 @@ class Opens:
 
     def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
         self.questions: list[AskOpen] = []
+        self.reports: list[StreamEnded] | None = None  # a list where somebody reads and empties it
         self._registry = registry
         self._timers = timers
         self._limits = limits
@@ -54,6 +56,7 @@ class Opens:
     def begin(self, session: Session, number: int, message: Open, now: float) -> None:
         """A client's OPEN."""
         route = Route(session, number, message)
+        route.began = now
         session.legs[number] = route.client
         session.unanswered += 1
         session.streams_opened += 1
@@ -88,7 +91,7 @@ class Opens:
         if self.alive(route) and route.state is not RouteState.OPEN:
             why = text or (CODES[code].meaning if code in CODES else "")
             route.client.session.outbox.send(reset_frame(route.client.number, code, why))
-            self.close(route)
+            self.close(route, code)
 
     def alive(self, route: Route) -> bool:
         """Whether its client still waits."""
@@ -148,8 +151,9 @@ class Opens:
         route.refusal = (code, text)
         self._next_try(route, now)
 
-    def close(self, route: Route) -> None:
-        """Forget a route, wherever it stands. Whoever has to hear of it was told."""
+    def close(self, route: Route, code: str) -> None:
+        """Forget a route, wherever it stands. Whoever has to hear of it, and of its code, was told."""
+        self._report(route, code)
         route.set_timer(None)
         if route.state is not RouteState.OPEN:
             route.client.session.unanswered -= 1
@@ -163,12 +167,29 @@ class Opens:
 
     def finish(self, route: Route) -> None:
         """Both directions ended well, say both ends. The last ACKs stay in the outboxes."""
+        self._report(route, "closed")
         route.client.session.streams_opened -= 1
         self._uncount(route)
         for leg in (route.client, route.host):
             if leg is not None:
                 leg.session.legs.pop(leg.number, None)
                 leg.drop_data()
+
+    def _report(self, route: Route, code: str) -> None:
+        if self.reports is None:
+            return
+        client, host = route.client, route.host
+        ended = StreamEnded(
+            service=route.message.service,
+            host=route.host_entry.id if route.host_entry else "",
+            client=client.session.process,
+            source=client.session.source,
+            sent=client.next,
+            received=host.next if host else 0,
+            began=route.began,
+            code=code,
+        )
+        self.reports.append(ended)
 
     # --- inner ------------------------------------------------------------------------------
 

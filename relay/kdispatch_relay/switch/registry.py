@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "Registry", "ServiceHosts"]
 
+# Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first; a process that lost its RESET
+# comes back within seconds, long before so many others were withdrawn.
+_WITHDRAWN = 10_000
+
 
 @dataclass(slots=True, eq=False)
 class Host:
@@ -48,6 +52,8 @@ class Registry:
         self._limits = limits
         self._started = now
         self._services: dict[str, ServiceHosts] = {}
+        self._hosts: dict[str, Host] = {}  # by id
+        self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
 
     def get(self, service: str) -> ServiceHosts | None:
         """The entry of a service that has, or lately had, hosts or waiting opens."""
@@ -65,6 +71,7 @@ class Registry:
             self.remove(older)
         entry.hosts[host.id] = host
         entry.order.append(host)
+        self._hosts[host.id] = host
 
     def remove(self, host: Host) -> None:
         """Take a host off the list, if it is still the one that is listed."""
@@ -72,6 +79,21 @@ class Registry:
         if entry is not None and entry.hosts.get(host.id) is host:
             del entry.hosts[host.id]
             entry.order.remove(host)
+            del self._hosts[host.id]
+
+    def host(self, host_id: str) -> Host | None:
+        """The live host of this id."""
+        return self._hosts.get(host_id)
+
+    def withdraw(self, host_id: str) -> None:
+        """Refuse this host from now on: a RESET can be lost with its session, and the agent would offer again."""
+        self._withdrawn[host_id] = None
+        if len(self._withdrawn) > _WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
+
+    def is_withdrawn(self, host_id: str) -> bool:
+        """Whether the host was withdrawn, and not so many others since."""
+        return host_id in self._withdrawn
 
     def lost(self, host: Host, now: float) -> None:
         """A host's session broke without a WITHDRAW: it may well come back."""
@@ -101,6 +123,10 @@ class Registry:
         entry = self._services.get(service)
         if entry is not None and not entry.hosts and not entry.waiting and entry.wait_until < now:
             del self._services[service]
+
+    def drop(self, service: str) -> None:
+        """Forget a service that is no more; its hosts and waiting opens are gone already."""
+        self._services.pop(service, None)
 
     def hosts_of(self, service: str) -> list[Host]:
         """The live hosts of a service."""

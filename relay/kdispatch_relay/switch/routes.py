@@ -171,6 +171,7 @@ class Route:
 
     __slots__ = (
         "attempt",
+        "began",
         "client",
         "deadline",
         "early",
@@ -190,6 +191,7 @@ class Route:
         self.host: Leg | None = None
         self.host_entry: Host | None = None
         self.attempt = 0
+        self.began = 0.0  # when the OPEN came
         self.deadline = 0.0  # of the whole OPEN
         self.timer: Timer | None = None  # of the try, or the wait, under way
         self.tried: set[str] = set()  # host ids

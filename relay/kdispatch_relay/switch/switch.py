@@ -9,7 +9,6 @@ questions of :meth:`Switch.take_questions`, and ends the sessions of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
@@ -19,6 +18,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Hello, Offer, Offered, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.intents import AskOffer, Cut
 from kdispatch_relay.switch.opens import AskOpen, Opens
 from kdispatch_relay.switch.registry import Host, Registry
 from kdispatch_relay.switch.routes import Leg, RouteState
@@ -27,25 +27,9 @@ from kdispatch_relay.switch.sessions import Session
 __all__ = ["AskOffer", "Cut", "Question", "Switch"]
 
 
-@dataclass(frozen=True, slots=True)
-class AskOffer:
-    """Intent: find out whether the session may host the service, then call ``offer_allowed`` or ``offer_refused``."""
-
-    session: Session
-    number: int
-    offer: Offer
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Intent: say GOAWAY with the code, then close the session's carrier."""
-
-    session: Session
-    code: str
-    text: str
-
-
 Question = AskOffer | AskOpen
+
+_WITHDRAWN = ("withdrawn", "This host was withdrawn.")
 
 
 # More than 25 methods: one for each type of frame, each short.
@@ -70,6 +54,7 @@ class Switch:
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
         self._offer_questions: list[AskOffer] = []
+        self.revocations = 0  # services that were revoked: look-ups from before do not hold
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -139,6 +124,10 @@ class Switch:
                 self.cut(session, "slow_consumer", "Too many answers wait for this agent.")
         return taken
 
+    def touch(self, session: Session) -> None:
+        """Frames were put into a session's outbox from outside."""
+        self._touched.add(session)
+
     def take_questions(self) -> list[Question]:
         """What only the store can answer."""
         if not self._offer_questions and not self.opens.questions:
@@ -174,6 +163,9 @@ class Switch:
         """List the host; opens that waited for one go on."""
         session, offer = asked.session, asked.offer
         if session.ended or asked.number not in session.offers:
+            return
+        if self.registry.is_withdrawn(offer.host):  # while the store was asked
+            self.offer_refused(asked, *_WITHDRAWN, now=now)
             return
         host = Host(
             id=offer.host,
@@ -233,6 +225,9 @@ class Switch:
             return
         if not session.failures.peek(now):
             session.outbox.send(reset_frame(number, "rate_limited", "Too many offers of this session failed."))
+            return
+        if self.registry.is_withdrawn(offer.host):
+            session.outbox.send(reset_frame(number, *_WITHDRAWN))
             return
         session.offers[number] = None
         self._offer_questions.append(AskOffer(session, number, offer))
@@ -365,7 +360,7 @@ class Switch:
 
     def _reset_peer(self, leg: Leg, code: str, text: str) -> None:
         peer = leg.peer
-        self.opens.close(leg.route)
+        self.opens.close(leg.route, code)
         if peer is not None:
             peer.session.outbox.send(reset_frame(peer.number, code, text))
             self._touched.add(peer.session)
@@ -376,7 +371,7 @@ class Switch:
         if host is not None:
             host.session.outbox.send(reset_frame(host.number, "cancelled", "The client gave up."))
             self._touched.add(host.session)
-        self.opens.close(leg.route)
+        self.opens.close(leg.route, "cancelled")
 
     def _leg_lost(self, leg: Leg, now: float) -> None:
         """A leg's session is gone: streams can't be resumed yet, so the other end is told."""

@@ -20,7 +20,7 @@ from kdispatch_protocol.errors import StreamReset
 if TYPE_CHECKING:
     from kdispatch_protocol.aio.driver import EndpointDriver
 
-__all__ = ["Pipe"]
+__all__ = ["Pipe", "account"]
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
@@ -32,18 +32,26 @@ _TCP_CLOSE: Final = 7
 class Pipe:
     """The two protocols of one connection: ``local`` for the socket, ``remote`` for the stream.
 
-    ``on_local`` is called when the socket is connected. The driver counts pipes
-    until their sockets are closed: a stream may be finished while its last bytes
-    still wait for a slow program.
+    ``on_local`` is called when the socket is connected, ``on_end`` once, with a code, when
+    the pipe is over. The driver counts pipes until their sockets are closed: a stream may
+    be finished while its last bytes still wait for a slow program.
     """
 
-    def __init__(self, driver: EndpointDriver, *, on_local: Callable[[Pipe], None] | None = None) -> None:
+    def __init__(
+        self,
+        driver: EndpointDriver,
+        *,
+        on_local: Callable[[Pipe], None] | None = None,
+        on_end: Callable[[Pipe, str], None] | None = None,
+    ) -> None:
         self.local = _Local(self, driver.buffer)
         self.remote = _Remote(self)
         self.socket: asyncio.Transport | None = None
         self.stream: StreamTransport | None = None
         self._driver = driver
+        self.began = driver.loop.time()
         self._on_local = on_local
+        self._on_end = on_end
         self._ended = False
         self._looking = False
         self._unclaimed: list[bytes] = []  # said before there was a stream
@@ -88,6 +96,8 @@ class Pipe:
         if self._ended:
             return
         self._ended = True
+        if self._on_end is not None:
+            self._on_end(self, code)
         if self.socket is None:
             return
         if code == "closed":
@@ -128,7 +138,7 @@ class Pipe:
     def _linger(self, how: bytes) -> None:
         sock = self.socket.get_extra_info("socket") if self.socket is not None else None
         if sock is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
 
     def _look_later(self) -> None:
@@ -146,6 +156,15 @@ class Pipe:
             self._look_later()
 
 
+def account(pipe: Pipe) -> dict[str, float]:
+    """What a pipe carried, for a log: bytes sent into the tunnel and received from it, and its age in seconds."""
+    stream = pipe.stream.stream if pipe.stream is not None else None
+    seconds = round(asyncio.get_running_loop().time() - pipe.began, 3)
+    if stream is None:
+        return {"sent": 0, "received": 0, "seconds": seconds}
+    return {"sent": stream.outbound.end, "received": stream.inbound.received, "seconds": seconds}
+
+
 def _was_reset(sock: socket.socket | None) -> bool:
     """Whether the other end has reset the connection; where that can't be asked, no.
 
@@ -157,7 +176,7 @@ def _was_reset(sock: socket.socket | None) -> bool:
     try:
         closed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
         return closed and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
-    except OSError:
+    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
         return False
 
 

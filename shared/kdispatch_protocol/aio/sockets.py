@@ -27,5 +27,5 @@ def tune_session_socket(sock: socket.socket | None) -> None:
         (_TCP_NOTSENT_LOWAT, NOTSENT),
         (_TCP_USER_TIMEOUT, USER_TIMEOUT),
     ):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

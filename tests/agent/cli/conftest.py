@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.agent.cli.fake_relay import FakeRelay, Shell
+from tests.guards.environment import inherited
 
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test sees the real home, nor the settings of whoever runs it."""
-    for name in list(os.environ):
-        if name.startswith("KDISPATCH_"):
-            monkeypatch.delenv(name)
+    for name in os.environ.keys() - inherited().keys():
+        monkeypatch.delenv(name)
     directory = tmp_path / "config"
     monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(directory))
     return directory

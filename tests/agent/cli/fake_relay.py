@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import ssl
 import sys
@@ -17,6 +16,7 @@ from aiohttp import web
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.tokens import format_token
+from tests.guards.environment import inherited
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -67,6 +67,15 @@ class FakeRelay:
             case ("GET", "services"):
                 mine = [name for name in self.services if name.startswith(f"{self._handle(request)}/")]
                 return web.json_response({"services": [self._view(name) for name in mine]})
+            case ("DELETE", "services", handle, name) if handle == self._handle(request):
+                if self.services.pop(f"{handle}/{name}", None):
+                    return web.Response(status=204)
+            case ("DELETE", "hosts", host):
+                live = [one for hosts in self.hosts.values() for one in hosts if one["host"] == host]
+                if self._handle(request) and not live:
+                    raise KdispatchError("unknown_host")
+                self.hosts.clear()
+                return web.Response(status=204)
             case ("GET", "services", handle, name, *rest) if f"{handle}/{name}" in self.services:
                 service = f"{handle}/{name}"
                 if rest == ["hosts"]:
@@ -122,8 +131,9 @@ class Shell:
     relay: FakeRelay
 
     def environment(self, **more: str) -> dict[str, str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("KDISPATCH_", "SSL_"))}
-        return clean | {"KDISPATCH_CONFIG_DIR": str(self.directory), "HOME": "/nonexistent", "COLUMNS": "100"} | more
+        clean = {key: value for key, value in inherited().items() if not key.startswith("SSL_")}
+        own = {"KDISPATCH_CONFIG_DIR": str(self.directory), "KDISPATCH_STATE_DIR": str(self.directory / "state")}
+        return clean | own | {"HOME": "/nonexistent", "COLUMNS": "100"} | more
 
     async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

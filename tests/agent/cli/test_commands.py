@@ -30,8 +30,8 @@ async def test_a_first_day(kdispatch: Shell) -> None:
     created = await kdispatch("service create web")
     assert created.status == 0
     assert created.out.split() == ["service", "ann/web", "access", "public", "token", relay.services["ann/web"]]
-    assert "  kdispatch agent host ann/web --port 8080\n" in created.err
-    assert "  kdispatch agent connect ann/web --port 9090\n" in created.err
+    assert f"  kdispatch agent host ann/web --port 8080 --relay {relay.url}\n" in created.err
+    assert f"  kdispatch agent connect ann/web --port 9090 --relay {relay.url}\n" in created.err
 
     relay.hosts["ann/web"] = [HOST]
     shown, hosts, ids = await asyncio.gather(
@@ -45,8 +45,8 @@ async def test_a_first_day(kdispatch: Shell) -> None:
     assert not any(ended.err or ended.status for ended in (shown, hosts, ids))
 
     credentials, url = Credentials(), RelayUrl.parse(relay.url)
-    assert credentials.admin_token(url) == signed.out.strip()
-    assert credentials.service_token(url, "ann/web") == relay.services["ann/web"]
+    assert await asyncio.to_thread(credentials.admin_token, url) == signed.out.strip()
+    assert await asyncio.to_thread(credentials.service_token, url, "ann/web") == relay.services["ann/web"]
     modes = [stat.S_IMODE(path.stat().st_mode) for path in kdispatch.directory.iterdir()]
     assert modes == [0o600] * 3  # credentials, configuration, lock
 
@@ -103,7 +103,7 @@ async def test_a_given_token_says_whose_a_name_is(kdispatch: Shell) -> None:
     """With a token of one's own in hand NAME is its handle's, and a literal token is warned about, not shown."""
     bob = new_token("adm")
     kdispatch.relay.handles[bob] = "bob"
-    Credentials().store_admin(RelayUrl.parse(kdispatch.relay.url), "ann", new_token("adm"))
+    await asyncio.to_thread(Credentials().store_admin, RelayUrl.parse(kdispatch.relay.url), "ann", new_token("adm"))
     created = await kdispatch("service create db --token", bob, "--relay", kdispatch.relay.url)
     shown = await kdispatch("service show db --quiet --token - --relay", kdispatch.relay.url, stdin=f"{bob}\n")
     assert (created.status, shown.status, shown.out, shown.err) == (0, 0, "0\n", "")
@@ -142,7 +142,7 @@ async def test_a_reader_that_left_is_no_error(kdispatch: Shell) -> None:
     process.stdout._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way to close a reader
     _, err = await process.communicate()
     assert (process.returncode, err) == (141, b"")
-    assert Credentials().handle(RelayUrl.parse(kdispatch.relay.url)) == "ann"
+    assert await asyncio.to_thread(Credentials().handle, RelayUrl.parse(kdispatch.relay.url)) == "ann"
 
 
 async def test_ctrl_c_ends_with_130(kdispatch: Shell) -> None:

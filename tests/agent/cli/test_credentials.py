@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import stat
 import sys
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def test_the_first_source_of_a_token_is_taken(tmp_path: Path, monkeypatch: pytes
     """Flag, file, environment, the service's stored token, its owner's: the first that is there."""
     stored, file, warnings = Credentials(), tmp_path / "token", list[str]()
     file.write_text(f"{(in_file := new_token('svc'))}\n")
+    file.chmod(0o600)
 
     def take(token: str | None = None, token_file: str | None = None) -> str:
         return stored.token_for_host(RELAY, "ann/web", token=token, token_file=token_file, warn=warnings.append)
@@ -97,6 +99,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, monkeypatc
     """A token that was cut short never leaves the machine, nor does the error show it."""
     cut = SVC[:-1]
     (file := tmp_path / "token").write_text(cut)
+    file.chmod(0o600)
     with pytest.raises(SetupError) as of_file:
         given_token(None, str(file), warn=silent)
     monkeypatch.setenv("KDISPATCH_TOKEN", cut)
@@ -121,6 +124,39 @@ def test_a_file_that_others_can_read_is_refused() -> None:
         assert caught.value.code == "not_logged_in"
         assert "0640" in caught.value.text
         assert caught.value.hint == f"chmod 600 {stored.path}"
+
+
+def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    """A token file of another mode is refused with the command that mends it, and a pipe is not."""
+    (file := tmp_path / "token").write_text(GIVEN)
+    file.chmod(0o644)
+    with pytest.raises(SetupError) as caught:
+        given_token(None, str(file), warn=silent)
+    assert (caught.value.code, caught.value.hint.startswith(f"chmod 600 {file},")) == ("not_logged_in", True)
+    read, write = os.pipe()
+    os.write(write, GIVEN.encode())
+    os.close(write)
+    assert given_token(None, f"/dev/fd/{read}", warn=silent) == GIVEN
+    os.close(read)
+
+
+def test_an_empty_variable_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KDISPATCH_TOKEN= is like no variable at all."""
+    monkeypatch.setenv("KDISPATCH_TOKEN", "")
+    assert given_token(None, None, warn=silent) is None
+
+
+def test_what_is_dropped_is_gone_and_nothing_else() -> None:
+    """Dropping takes the named tokens only, and the one handle that is left becomes the current one."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    stored.store_admin(RELAY, "bob", GIVEN)
+    stored.store_service(RELAY, "ann/web", SVC)
+    stored.store_service(OTHER, "ann/web", SVC)
+    stored.drop(RELAY, handles=["bob"], services=["ann/web"])
+    assert (stored.handle(RELAY), stored.handles(RELAY), stored.services(RELAY)) == ("ann", ("ann",), ())
+    stored.drop(RELAY, handles=["ann"])
+    assert (stored.handle(RELAY), stored.service_token(OTHER, "ann/web")) == (None, SVC)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"credentials_version": 2, "relays": {}}',

@@ -39,6 +39,22 @@ async def test_each_call_reads_the_contract(relay: FakeRelay, client: RestClient
     assert {token for _, _, token in relay.seen} == {None, f"Bearer {ann.token}"}
 
 
+async def test_what_is_removed_is_gone(relay: FakeRelay, client: RestClient) -> None:
+    """Deleting and withdrawing answer nothing; a second time the code says what isn't there."""
+    ann = await client.sign_up("ann")
+    await client.create_service(ann.token, "web")
+    relay.hosts["ann/web"] = [{"host": "0f0f", "since": "2026-01-01T00:00:00Z", "labels": {}, "streams": 0}]
+    await client.withdraw_host(ann.token, "0f0f")
+    with pytest.raises(KdispatchError, match="unknown_host"):
+        await client.withdraw_host(ann.token, "0f0f")
+    with pytest.raises(KdispatchError, match="bad_request"):
+        await client.withdraw_host(ann.token, "../services/ann/web")
+    await client.delete_service(ann.token, "ann/web")
+    with pytest.raises(KdispatchError, match="unknown_service"):
+        await client.delete_service(ann.token, "ann/web")
+    assert relay.services == {}
+
+
 async def test_a_wrong_name_is_never_sent(relay: FakeRelay, client: RestClient) -> None:
     """A name that isn't one is refused before it becomes part of an address."""
     for service in ("ann", "ann/../bob", "ann/web?x", "Ann/web"):
@@ -198,3 +214,19 @@ async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay
         error = await failure(client)
     over.set()
     assert (error.code, error.text.partition(": ")[2]) == ("relay_unreachable", "no answer within 0.1 s.")
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, "not_a_relay"), (204, ""), (404, "not_a_relay")])
+async def test_only_204_is_done(relay: FakeRelay, client: RestClient, status: int, code: str) -> None:
+    """Any other answer to a deletion, a friendly one too, is not taken for one; nor is 204 taken for data."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, text=None if status == 204 else '{"ok": true}')
+
+    relay.instead = answer
+    if code:
+        with pytest.raises(KdispatchError, match=code):
+            await client.delete_service(new_token("adm"), "ann/web")
+    else:
+        await client.delete_service(new_token("adm"), "ann/web")
+    assert (await failure(client)).code == "not_a_relay"

@@ -26,6 +26,9 @@ default_md = sha256
 policy = any
 unique_subject = no
 copy_extensions = copy
+x509_extensions = signed
+[signed]
+authorityKeyIdentifier = keyid
 [any]
 commonName = supplied
 """
@@ -44,7 +47,9 @@ def certificate(folder: Path, name: str, host: str, start: str, end: str) -> Non
 
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
     if name == "ca":
-        openssl("req", "-x509", *new_key, "-subj", f"/CN={host}", "-days", "9999", "-out", "ca.pem")
+        # Python 3.13 insists on what an authority may do, and its certificates on whose they are.
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        openssl("req", "-x509", *new_key, *usage, "-subj", f"/CN={host}", "-days", "9999", "-out", "ca.pem")
         return
     extension = f"subjectAltName=DNS:{host}"
     openssl("req", *new_key, "-subj", f"/CN={host}", "-addext", extension, "-out", f"{name}.csr")

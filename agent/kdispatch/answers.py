@@ -1,0 +1,185 @@
+"""What answers a REST request, a relay or something in its place, and what keeps us from an answer, by stable code.
+
+Everything that asks a relay takes its errors from here, so that one failure has one code and one sentence,
+whatever the request was sent with. Names of headers are in lower case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from kdispatch.certificates import certificate_error
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.names import split_service
+
+__all__ = [
+    "CONNECT_SECONDS",
+    "ENDED",
+    "TOTAL_SECONDS",
+    "ServiceInfo",
+    "connection_error",
+    "content_of",
+    "count",
+    "no_http",
+    "not_a_relay",
+    "read",
+    "read_service",
+    "service_path",
+    "text",
+    "unreachable",
+]
+
+CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
+TOTAL_SECONDS: Final = 30.0  #: one request with its answer
+DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
+
+#: Why there is no answer where a connection was closed in its middle, or before it.
+ENDED: Final = "the connection ended before the answer did"
+
+#: A problem whose code this version does not know says by its status what to do; other 4xx are ``bad_request``.
+_BY_STATUS: Final = {
+    401: "token_refused",
+    403: "not_permitted",
+    404: "unknown_service",
+    426: "version_unsupported",
+    429: "rate_limited",
+    503: "busy",
+}
+
+#: Answers without a code of ours that something on the way gives; all others are ``not_a_relay``.
+_IN_BETWEEN: Final = {
+    407: ("proxy_auth", "A proxy asks for a name and a password."),
+    429: ("rate_limited", "Something in front of the relay finds the requests too many."),
+    502: ("relay_unreachable", "What stands in front of the relay can't reach it (502)."),
+    503: ("relay_unreachable", "What stands in front of the relay says that it is away (503)."),
+    504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
+    511: ("captive_portal", "The network asks for a log-in (511)."),
+}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """A service, and how many hosts offer it now."""
+
+    service: str
+    access: str
+    live_hosts: int
+
+
+def content_of(
+    relay: RelayUrl, status: int, headers: Mapping[str, str], body: bytes | bytearray, *, done: bool = False
+) -> dict[str, Any]:
+    """The object that a relay answers with; raises its problem, or what something in its place is taken for.
+
+    With ``done`` a relay would have answered nothing, and an object is no relay's either.
+    """
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if not done and 200 <= status < 300 and isinstance(answer, dict):
+        return answer
+    raise _problem(relay, status, headers, answer)
+
+
+def read(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
+    """Take an answer apart by ``shape``; what does not fit is no relay's."""
+    try:
+        return shape(answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise not_a_relay(relay, "its answer is not what a relay's would be") from error
+
+
+def read_service(answer: Any) -> ServiceInfo:
+    """The shape of one service."""
+    return ServiceInfo(text(answer, "service"), text(answer, "access"), count(answer, "live_hosts"))
+
+
+def text(answer: Any, key: str) -> str:
+    """A member that is a string."""
+    value = answer[key]
+    if not isinstance(value, str):
+        raise TypeError(key)
+    return value
+
+
+def count(answer: Any, key: str) -> int:
+    """A member that is a number."""
+    value = answer[key]
+    if not isinstance(value, int):
+        raise TypeError(key)
+    return value
+
+
+def service_path(service: str) -> str:
+    """Where ``HANDLE/NAME`` is found; raises ``bad_name``, because in an address nothing else may stand there."""
+    handle, name = split_service(service)
+    return f"/services/{handle}/{name}"
+
+
+def not_a_relay(relay: RelayUrl, why: str) -> KdispatchError:
+    """Something answers at the address, and it is no relay."""
+    return KdispatchError("not_a_relay", f"{relay} is no kdispatch relay: {why}.")
+
+
+def no_http(relay: RelayUrl) -> KdispatchError:
+    """What answers speaks another protocol."""
+    return not_a_relay(relay, "it does not speak HTTP as expected")
+
+
+def unreachable(relay: RelayUrl, reason: str) -> KdispatchError:
+    """Nothing answers at the address."""
+    return KdispatchError("relay_unreachable", f"{relay.authority} can't be reached: {reason}.")
+
+
+def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
+    """The code and the sentence of a failed TCP or TLS connection."""
+    # The system's own error, without the frames of libraries around it.
+    while isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return certificate_error(relay.authority, error)
+    words = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    if isinstance(error, ssl.SSLError):
+        return not_a_relay(relay, f"it does not speak TLS as expected ({words})")
+    if isinstance(error, socket.gaierror):
+        return unreachable(relay, f"the name cannot be resolved ({words})")
+    # By number: the race of addresses puts words of its own in place of the system's.
+    return unreachable(relay, os.strerror(error.errno).lower() if error.errno else words)
+
+
+def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any) -> KdispatchError:
+    code = answer.get("code") if isinstance(answer, dict) else None
+    if not isinstance(code, str):
+        return _foreign(relay, status, headers)
+    detail = str(answer.get("detail") or "")[:DETAIL_CHARACTERS]
+    if code not in CODES:
+        detail = f"{detail or 'The relay refused.'} (The relay calls it {code[:64]!r}.)"
+        code = _BY_STATUS.get(status, "bad_request" if status < 500 else "internal_error")
+    detail = detail or CODES[code].meaning
+    if code == "rate_limited" and (wait := headers.get("retry-after", "")).isdecimal():
+        detail += f" The relay asks to wait {wait} s."
+    if status >= 500 and isinstance(request_id := answer.get("request_id"), str):
+        detail += f" Request id: {request_id[:64]}."
+    return KdispatchError(code, detail)
+
+
+def _foreign(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
+    if status in _IN_BETWEEN:
+        code, words = _IN_BETWEEN[status]
+        return KdispatchError(code, f"{relay.authority}: {words}")
+    if 300 <= status < 400:
+        target = urlsplit(headers.get("location", ""))
+        where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "elsewhere"
+        return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed")
+    return not_a_relay(relay, f"it answers with status {status} and {headers.get('content-type', 'no type')[:80]}")

@@ -1,0 +1,171 @@
+"""``kdispatch dev``: relay, host and client in one process on loopback, for trying things."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from kdispatch.cli.options import Json, Quiet
+from kdispatch.cli.output import Output, run_async
+from kdispatch.cli.running import agent_log
+from kdispatch.credentials import Credentials
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import SetupError, remember_relay
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+PARTS: Final = "kdispatch.parts"  #: the entry-point group by which the relay is found, where it is installed
+_START: Final = 10.0  # seconds; everything is in this process
+_HELLO: Final = b"hello from kdispatch dev\n"
+
+_PORT: Final = {"min": 0, "max": 65535, "show_default": False}
+
+
+@app.command(epilog="Example: kdispatch dev")
+def dev(
+    *,
+    port: Annotated[int, typer.Option("--port", help="The local port to offer; a small web service's.", **_PORT)] = 0,
+    connect_port: Annotated[int, typer.Option("--connect-port", help="Where to reach it; a free one.", **_PORT)] = 0,
+    relay_port: Annotated[int, typer.Option("--relay-port", help="The relay's port; a free one.", **_PORT)] = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Try everything on this machine: relay, host and client in one, until Ctrl-C. --quiet prints the port."""
+    output = Output(quiet=quiet, json=json)
+    relay_for_dev = _relay_part()
+    with tempfile.TemporaryDirectory(prefix="kdispatch-dev-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        # Tokens and settings of this try-out only; nothing of the person's own is read or changed.
+        os.environ["KDISPATCH_CONFIG_DIR"] = str(directory / "config")
+
+        async def main() -> int:
+            async with AsyncExitStack() as stack:
+                url = RelayUrl.parse(await stack.enter_async_context(relay_for_dev(directory, relay_port)))
+                await _run(stack, output, url, port, connect_port)
+            return 0
+
+        run_async(main, output)
+
+
+async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, connect_port: int) -> None:
+    import asyncio  # noqa: PLC0415 - see run_async
+
+    from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
+    from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
+
+    log = agent_log("json" if output.json else "text", quiet=output.quiet)
+    if not port:
+        server = await asyncio.start_server(_hello, "127.0.0.1", 0)
+        stack.callback(server.close)
+        port = server.sockets[0].getsockname()[1]
+    local = LocalPort("127.0.0.1", port)
+    await local.check()
+    service, token = await _sign_up(url)
+    host = Host(url, service, token, local, log=log)
+    local.host = host
+    await host.start(_START)
+    stack.push_async_callback(host.stop)
+
+    ending = False
+
+    def failed(code: str, text: str) -> None:
+        if code != "cancelled" and not ending:  # nobody needs to hear that a program went away, or that we do
+            log.warning(f"A connection to {service} was reset: {text}", code=code)
+
+    client = Client(url, log=log, failed=failed)
+    listener = LocalListener(client, service)
+    await listener.bind("127.0.0.1", connect_port)
+    stack.callback(listener.close)
+    await client.uplink.start(_START)
+    stack.push_async_callback(client.stop)
+    await listener.listen()
+    _tell(output, url, service, port, listener.port)
+    try:
+        await asyncio.gather(host.failed(), client.uplink.failed(), local.watch())
+    except asyncio.CancelledError:
+        ending = True
+        output.note("Ending; what was tried is removed.")
+
+
+async def _sign_up(url: RelayUrl) -> tuple[str, str]:
+    """Make handle and service, remembered for other terminals; returns the service and its token."""
+    import asyncio  # noqa: PLC0415 - see run_async
+
+    from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+    async with RestClient(url) as rest:
+        signed = await rest.sign_up("dev")
+        created = await rest.create_service(signed.token, "app")
+
+    def remember() -> None:
+        credentials = Credentials()
+        credentials.store_admin(url, signed.handle, signed.token)
+        credentials.store_service(url, created.service, created.token)
+        remember_relay(url)
+
+    # The relay is on this loop, too, and no write to the disk may hold it up.
+    await asyncio.to_thread(remember)
+    return created.service, created.token
+
+
+def _tell(output: Output, url: RelayUrl, service: str, port: int, connect_port: int) -> None:
+    config = os.environ["KDISPATCH_CONFIG_DIR"]
+    here = f"http://127.0.0.1:{connect_port}"
+    output.result(
+        {
+            "service": service,
+            "relay": str(url),
+            "port": port,
+            "connect_port": connect_port,
+            "url": here,
+            "config": config,
+        },
+        quiet=[str(connect_port)],
+        plain=[f"{service} (127.0.0.1:{port}) is reached by {here}"],
+    )
+    output.note(
+        "From another terminal:",
+        f"  export KDISPATCH_CONFIG_DIR={shlex.quote(config)} KDISPATCH_RELAY={url}",
+        "Ctrl-C ends all of it and removes what it made.",
+    )
+
+
+def _relay_part() -> Any:
+    """The relay's maker; raises ``not_installed``."""
+    hint = "pip install 'kdispatch[relay]'"
+    for point in importlib.metadata.entry_points(group=PARTS, name="relay"):
+        try:
+            return point.load()
+        except ModuleNotFoundError as error:
+            text = f"'kdispatch dev' needs the Python package {error.name}, which is not installed."
+            raise SetupError("not_installed", text, hint=hint) from error
+    raise SetupError("not_installed", "'kdispatch dev' needs the relay, which is not installed.", hint=hint)
+
+
+async def _hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request of any program that speaks HTTP."""
+    import asyncio  # noqa: PLC0415 - see run_async
+
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(_HELLO)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + _HELLO)
+        await writer.drain()
+    except (OSError, EOFError, asyncio.LimitOverrunError):
+        pass  # whoever asked went away, or speaks something else
+    finally:
+        writer.close()

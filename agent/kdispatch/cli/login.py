@@ -1,0 +1,119 @@
+"""``kdispatch login`` and ``logout``: tokens that are there already, stored and dropped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+
+from kdispatch.cli.account import Caller
+from kdispatch.cli.ask import must_agree
+from kdispatch.cli.options import InsecurePlaintext, Json, Quiet, Relay, Token, TokenFile, Yes
+from kdispatch.cli.output import Output, run_async
+from kdispatch.credentials import typed_token
+from kdispatch.settings import SetupError, remember_relay
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.tokens import token_kind
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+#: Why a token of another kind is not stored.
+_NOT_STORED: Final = {
+    "cli": "A cli_ token is shown by the command that connects: give it there with --token-file.",
+    "hst": "An hst_ token withdraws one host and ends with it: give it to 'service withdraw' with --token-file.",
+    "inv": "An inv_ token is an invitation and no log-in: give it to whoever signs up.",
+}
+
+
+@app.command(epilog="Example: kdispatch login --token-file token.txt")
+def login(
+    *,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Store a token that you have: an admin's or a service's; it is asked for, or read from standard input."""
+    output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    # Asked for outside of the event loop, where Ctrl-C ends the program at once.
+    secret = caller.given or typed_token()
+    kind = token_kind(secret)
+    if kind in _NOT_STORED:
+        raise SetupError("not_permitted", f"Nobody logs in with a token of kind {kind}_.", hint=_NOT_STORED[kind])
+
+    async def main() -> None:
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        async with RestClient(caller.relay) as client:
+            identity = await client.whoami(secret)
+        if (identity.kind, identity.service is None) != (kind, kind == "adm"):
+            raise KdispatchError("not_a_relay", f"{caller.relay} takes the token for one of another kind.")
+        if identity.service is None:
+            caller.credentials.store_admin(caller.relay, identity.handle, secret)
+        else:
+            caller.credentials.store_service(caller.relay, identity.service, secret)
+        remember_relay(caller.relay)
+        name = identity.service or identity.handle
+        output.result(
+            {**asdict(identity), "relay": str(caller.relay)},
+            quiet=[name],
+            plain=[f"{'service' if identity.service else 'handle '} {name}", f"relay   {caller.relay}"],
+        )
+        output.note(f"The token is stored in {caller.credentials.path}.")
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch logout ann --yes")
+def logout(
+    handle: Annotated[
+        str | None, typer.Argument(metavar="HANDLE", help="Whose tokens; the current handle's.", show_default=False)
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Drop all tokens that are stored for the relay.")] = False,
+    yes: Yes = False,
+    relay: Relay = None,
+    insecure_plaintext: InsecurePlaintext = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Drop a handle's stored tokens, its services' too; they stay valid at the relay. --quiet prints their names."""
+    output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, ignore_given=True)
+    handles, services = _to_drop(caller, handle, every=every)
+    if handles:
+        loses = f"The stored admin token of {', '.join(handles)} can't be shown again once it is dropped"
+        must_agree(f"{loses}. Drop it? Type yes: ", "yes", yes=yes, loses=loses)
+    caller.credentials.drop(caller.relay, handles=handles, services=services)
+    output.result(
+        {"relay": str(caller.relay), "handles": handles, "services": services},
+        quiet=[*handles, *services],
+        plain=[*(f"dropped handle  {name}" for name in handles), *(f"dropped service {name}" for name in services)],
+    )
+    output.note(f"The tokens are still valid at {caller.relay}; whoever has a copy may use it.")
+
+
+def _to_drop(caller: Caller, handle: str | None, *, every: bool) -> tuple[list[str], list[str]]:
+    if every and handle is not None:
+        raise SetupError("bad_request", "HANDLE and --all exclude each other.", hint="kdispatch logout --help")
+    handles, services = caller.credentials.handles(caller.relay), caller.credentials.services(caller.relay)
+    owners = {*handles, *(service.partition("/")[0] for service in services)}
+    if not every:
+        wanted = handle or caller.credentials.handle(caller.relay) or (next(iter(owners)) if len(owners) == 1 else None)
+        if wanted is None and owners:
+            hint = f"kdispatch logout {min(owners)}, or kdispatch logout --all"
+            raise SetupError("bad_request", f"Which of {', '.join(sorted(owners))} is meant?", hint=hint)
+        owners &= {wanted}
+    if not owners:
+        who = f"of {handle} " if handle else ""
+        raise SetupError(
+            "not_logged_in", f"No token {who}is stored for {caller.relay}.", hint="There is nothing to do."
+        )
+    mine = [service for service in services if service.partition("/")[0] in owners]
+    return [name for name in handles if name in owners], mine

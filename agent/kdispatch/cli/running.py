@@ -1,0 +1,209 @@
+"""What ``agent host`` and ``agent connect`` have in common: in the foreground, and in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from kdispatch import background, records
+from kdispatch.cli.output import Output
+from kdispatch.credentials import Credentials
+from kdispatch.records import Held, Record
+from kdispatch.relay_url import RelayUrl
+from kdispatch.running_log import RunningLog
+from kdispatch.settings import Settings, load_settings
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["Access", "Start", "agent_log", "detach", "recorded", "show", "until_interrupted"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Reporting(Output):
+    """The output of an agent in the background: the first thing goes to the command that waits for it."""
+
+    report: background.Report = dataclasses.field(default_factory=background.Report)
+
+    def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:  # noqa: ARG002
+        if not self.report.send("result", data):
+            # Its id was never seen: an agent that nobody knows of must not stay.
+            raise KdispatchError("unknown_agent", "The command that started this agent is gone: nobody knows of it.")
+
+    def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
+        self.report.send("error", {"code": code, "text": text, "hop": hop, "hint": hint})
+        Output.error(self, text, code=code, hop=hop, hint=hint)  # super() doesn't work in a class with slots
+
+
+class Access(NamedTuple):
+    """The relay, the service's full name, and the token to show."""
+
+    relay: RelayUrl
+    service: str
+    token: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What an agent was told at its start; ``background`` is its id where it was started as one."""
+
+    kind: str
+    service: str
+    address: str
+    port: int
+    wait: float
+    drain_time: float
+    relay: str | None
+    insecure_plaintext: bool | None
+    token: str | None
+    token_file: str | None
+    quiet: bool
+    json: bool
+    log_format: str | None
+    verbose: bool
+    background: str | None
+    exit_when_closed: bool = False
+
+    @property
+    def output(self) -> Output:
+        """How its command speaks."""
+        if self.background is not None:
+            return _Reporting(json=self.log_format == "json")
+        return Output(quiet=self.quiet, json=self.json)
+
+    def load_settings(self) -> Settings:
+        """Read the settings in force: once for a command."""
+        log_format = self.log_format or ("json" if self.json else None)
+        return load_settings(relay=self.relay, insecure_plaintext=self.insecure_plaintext, log_format=log_format)
+
+    def access(self, output: Output, settings: Settings) -> Access:
+        """Resolve relay, name and token; raises what is wrong with any of them."""
+        relay = settings.relay_url
+        if self.background is not None:
+            return Access(relay, self.service, background.read_token())
+        credentials = Credentials()
+        name = credentials.full_name(relay, self.service)
+        find = credentials.token_for_host if self.kind == "host" else credentials.token_for_client
+        return Access(relay, name, find(relay, name, token=self.token, token_file=self.token_file, warn=output.warn))
+
+    def log(self, settings: Settings) -> RunningLog:
+        """Where the running agent's messages go."""
+        stream: Any = background.BoundedLog(records.log_file(self.background)) if self.background else None
+        return agent_log(settings.log_format, verbose=self.verbose, quiet=self.quiet, stream=stream)
+
+
+def agent_log(log_format: str, *, verbose: bool = False, quiet: bool = False, stream: Any = None) -> RunningLog:
+    """Set logs up and return an agent's; ``quiet`` leaves warnings."""
+    # Only where an agent runs: it takes as long as a short command.
+    import structlog  # noqa: PLC0415
+
+    from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs(log_format, verbose=verbose, stream=stream)
+    if quiet:
+        logging.getLogger("kdispatch").setLevel(logging.WARNING)
+    log: RunningLog = structlog.get_logger("kdispatch.agent")
+    return log
+
+
+def detach(start: Start) -> None:
+    """Start the same agent in the background, and print its result, or its failure with the same exit status."""
+    output = start.output
+    settings = start.load_settings()
+    relay, service, token = start.access(output, settings)
+    options = {
+        "--address": start.address,
+        "--port": start.port,
+        "--wait": start.wait,
+        "--drain-time": start.drain_time,
+        "--relay": relay,
+        "--log-format": settings.log_format,
+    }
+    arguments = [start.kind, service, *(str(part) for option in options.items() for part in option)]
+    arguments += ["--insecure-plaintext"] if settings.insecure_plaintext else []
+    arguments += ["--exit-when-closed"] if start.exit_when_closed else []
+    arguments += ["--verbose"] if start.verbose else []
+    try:
+        result = background.start(arguments, token)
+    except background.BackgroundFailed as failed:
+        error = failed.error
+        output.error(error["text"], code=error["code"], hop=error["hop"], hint=error["hint"])
+        raise SystemExit(failed.status) from None
+    show(output, result)
+
+
+def show(output: Output, result: Mapping[str, Any]) -> None:
+    """Print where an agent is reached, or what it offers."""
+    place = f"{result['address']}:{result['port']}"
+    if result["kind"] == "host":
+        quiet, plain = result["host"], f"{place} is offered as {result['service']} (host {result['host']})"
+    else:
+        quiet, plain = str(result["port"]), f"{result['service']} is reached by {place}"
+    lines = [plain]
+    if result["log"] is not None:
+        lines += [f"agent {result['id']}, log {result['log']}", f"to end it: kdispatch agent stop {result['id']}"]
+    output.result(result, quiet=[quiet], plain=lines)
+
+
+#: Fields of a record that concern only those who read records.
+_INNER: Final = frozenset({"draining", "drain_time"})
+
+
+@contextlib.asynccontextmanager
+async def recorded(
+    start: Start, access: Access, log: RunningLog, **fields: Any
+) -> AsyncIterator[tuple[dict[str, Any], Held | None]]:
+    """Keep a record while the agent runs; yields the command's result and the record.
+
+    Where no record can be written an agent in the foreground goes on without one. Files are
+    written in a thread: a slow disk must not stop the streams.
+    """
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    agent = start.background or records.new_id()
+    record = Record(
+        id=agent,
+        kind=start.kind,
+        service=access.service,
+        relay=str(access.relay),
+        drain_time=start.drain_time,
+        log=str(records.log_file(agent)) if start.background else None,
+        **fields,
+    )
+    held = None
+    try:
+        held = await asyncio.to_thread(records.hold, record)
+    except SetupError as error:
+        if start.background:
+            raise
+        log.warning(f"{error.text} 'kdispatch agent stop' will not find this agent.", code=error.code)
+    result = {name: value for name, value in dataclasses.asdict(record).items() if name not in _INNER}
+    try:
+        yield result, held
+    finally:
+        if held is not None:
+            await asyncio.to_thread(held.remove)
+
+
+async def until_interrupted(
+    work: list[Coroutine[Any, Any, None]],
+    *,
+    drain: Callable[[], Coroutine[Any, Any, None]],
+    held: Held | None,
+    log: RunningLog,
+) -> int:
+    """Run until one of ``work`` fails, which is raised, or until the first signal, which drains; returns 0 then."""
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except asyncio.CancelledError:
+        log.info("Draining: no new connections; Ctrl-C again ends the running ones.")
+        if held is not None:
+            await asyncio.to_thread(held.draining)
+        await drain()
+    return 0

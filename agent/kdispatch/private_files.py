@@ -1,0 +1,82 @@
+"""Directories and files of this user alone, written whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from kdispatch.operating_system import HERE
+from kdispatch.setup_error import SetupError
+
+__all__ = ["make_private", "private_lock", "write_private", "writing"]
+
+LOCK_FILE: Final = "lock"
+#: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
+LOCK_WAIT: Final = 10.0
+_CONFIGURATION: Final = "KDISPATCH_CONFIG_DIR"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace ``path`` whole or not at all, readable by its owner only, and on the disk on return."""
+    # A configuration that is a symbolic link stays one: its target is replaced.
+    target = Path(os.path.realpath(path))
+    make_private(target.parent)
+    with writing(target.parent):
+        # mkstemp gives mode 0600 from the first moment on.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        HERE.sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
+    """Hold ``directory``'s lock against other processes and threads; raises :class:`SetupError` after ten seconds.
+
+    ``variable`` is the one that names the directory.
+    """
+    make_private(directory, variable=variable)
+    path = directory / LOCK_FILE
+    deadline = time.monotonic() + LOCK_WAIT
+    with writing(directory, variable=variable):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not HERE.try_lock(descriptor):
+            if time.monotonic() > deadline:
+                text = f"Another process has held {path} for {LOCK_WAIT:g} s."
+                raise SetupError("busy", text, hint=f"See which one: fuser {path}")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)  # which ends the lock
+
+
+def make_private(directory: Path, *, variable: str = _CONFIGURATION) -> None:
+    """Make the directory where it is missing, for its owner only."""
+    with writing(directory, variable=variable):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def writing(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
+    """Tell of a failure to write below the directory as a :class:`SetupError`."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            "bad_request",
+            f"{directory} cannot be written: {error.strerror or error}.",
+            hint=f"Check its owner and mode, or name another directory in {variable}.",
+        ) from error

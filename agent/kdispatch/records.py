@@ -1,0 +1,205 @@
+"""Which agents run here as this user: a record for each, in ``agents/`` of the state directory.
+
+An agent holds a lock on its record for as long as its process lives. Whoever
+gets that lock knows that the agent is gone, whatever has its pid by now; such
+records are removed when they are met. Logs stay, the newest hundred of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from kdispatch.operating_system import HERE
+from kdispatch.private_files import private_lock, writing
+from kdispatch.settings import state_directory
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["Ending", "Held", "Record", "agents_directory", "find", "hold", "living", "log_file", "new_id"]
+
+SCHEMA: Final = 1
+_VARIABLE: Final = "KDISPATCH_STATE_DIR"
+_PREFIX: Final = 4  # characters of an id that are enough, where no other begins with them
+_LOGS_KEPT: Final = 100  # of agents that are gone
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's."""
+
+    id: str
+    kind: str
+    service: str
+    address: str
+    port: int
+    relay: str
+    drain_time: float
+    host: str | None = None
+    log: str | None = None
+    withdraw_token: str | None = None
+    draining: bool = False
+    pid: int = dataclasses.field(default_factory=os.getpid)
+    started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+
+    def encode(self) -> bytes:
+        """The content of the record's file."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self | None:
+        """The record in a file's content; ``None`` for what this version can't read."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            fields = json.loads(data)
+            if fields.pop("schema", None) == SCHEMA:
+                return cls(**fields)
+        return None
+
+
+def agents_directory() -> Path:
+    """Where records and logs are; it may not exist yet."""
+    return state_directory() / "agents"
+
+
+def new_id() -> str:
+    """An agent's id: it names the record and the log on this machine, and nothing else."""
+    return secrets.token_hex(6)
+
+
+def log_file(agent: str) -> Path:
+    """The log of an agent in the background."""
+    return agents_directory() / f"{agent}.log"
+
+
+class Held:
+    """This process's own record, until the process ends."""
+
+    def __init__(self, record: Record, descriptor: int) -> None:
+        self._record = record
+        self._descriptor = descriptor  # stays open to the very end: its lock is the proof of life
+
+    def draining(self) -> None:
+        """Note that the agent ends by itself, and need not be asked again."""
+        with contextlib.suppress(KdispatchError), _locked() as directory:
+            self._record = dataclasses.replace(self._record, draining=True)
+            if _path(directory, self._record.id).exists():
+                _write(self._descriptor, self._record)
+
+    def remove(self) -> None:
+        """The agent ends now. The lock goes with the process."""
+        with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
+            _path(directory, self._record.id).unlink(missing_ok=True)
+
+
+def hold(record: Record) -> Held:
+    """Write this process's record and hold it; raises ``SetupError`` where that can't be done."""
+    with _locked() as directory, writing(directory, variable=_VARIABLE):
+        descriptor = os.open(_path(directory, record.id), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            HERE.try_lock(descriptor)  # nobody else can have it: the name is new
+            _write(descriptor, record)
+            _forget_old_logs(directory)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return Held(record, descriptor)
+
+
+def living() -> list[Record]:
+    """The agents that run, the oldest first. Records of others are removed."""
+    if not agents_directory().is_dir():
+        return []
+    found = []
+    with _locked() as directory, writing(directory, variable=_VARIABLE):
+        for path in directory.glob("*.json"):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if HERE.try_lock(descriptor):
+                    path.unlink(missing_ok=True)
+                elif record := Record.decode(os.read(descriptor, 1 << 16)):
+                    found.append(record)
+            finally:
+                os.close(descriptor)
+    return sorted(found, key=lambda record: record.started)
+
+
+def find(records: Sequence[Record], name: str) -> list[Record]:
+    """Those meant by ``name``: an agent's or host's id or its beginning, HANDLE/NAME, or NAME.
+
+    A whole id goes before a service, and a service before a beginning. Raises
+    ``unknown_agent``, and ``bad_request`` for what may mean several things.
+    """
+    if whole := [record for record in records if name in {record.id, record.host}]:
+        return whole
+    if "/" in name:
+        named = [record for record in records if record.service == name]
+    else:
+        named = [record for record in records if record.service.partition("/")[2] == name]
+        _one_of({record.service for record in named}, name)
+    if not named and len(name) >= _PREFIX:
+        named = [r for r in records if r.id.startswith(name) or (r.host or "").startswith(name)]
+        _one_of({record.id for record in named}, name)
+    if not named:
+        raise KdispatchError("unknown_agent", f"No agent {name!r} runs here as this user.")
+    return named
+
+
+def _one_of(names: set[str], name: str) -> None:
+    if len(names) > 1:
+        text = f"{name!r} may mean {' or '.join(sorted(names))}."
+        raise SetupError("bad_request", text, hint="Write the one that is meant in full.")
+
+
+class Ending:
+    """Tells when an agent's process is gone, by its lock. Make it before the agent is asked to end."""
+
+    def __init__(self, record: Record) -> None:
+        self._path = _path(agents_directory(), record.id)
+        self._descriptor: int | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._descriptor = os.open(self._path, os.O_RDWR)
+
+    def gone(self) -> bool:
+        """Whether the process is gone; its record is then, too."""
+        if self._descriptor is not None and HERE.try_lock(self._descriptor):
+            self.close()
+            self._path.unlink(missing_ok=True)
+        return self._descriptor is None
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[Path]:
+    directory = agents_directory()
+    with private_lock(directory, variable=_VARIABLE):
+        yield directory
+
+
+def _path(directory: Path, agent: str) -> Path:
+    return directory / f"{agent}.json"
+
+
+def _write(descriptor: int, record: Record) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, record.encode())
+
+
+def _forget_old_logs(directory: Path) -> None:
+    logs = [path for path in directory.glob("*.log") if not path.with_suffix(".json").exists()]
+    logs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in logs[_LOGS_KEPT:]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".log.1").unlink(missing_ok=True)

@@ -1,0 +1,33 @@
+"""What a running agent tells: who uses the library hears nothing, the command line hands in structlog's logger."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+__all__ = ["SILENT", "RunningLog"]
+
+
+class RunningLog(Protocol):
+    """The part of a structlog logger that agents use: a sentence, and fields."""
+
+    def debug(self, event: str, **fields: Any) -> Any:
+        """What only somebody who looks for something wants to know."""
+        ...
+
+    def info(self, event: str, **fields: Any) -> Any:
+        """What a person should know."""
+        ...
+
+    def warning(self, event: str, **fields: Any) -> Any:
+        """Something went wrong, and the agent goes on."""
+        ...
+
+
+class _Silent:
+    def debug(self, event: str, **fields: Any) -> None:
+        pass
+
+    info = warning = debug
+
+
+SILENT: Final[RunningLog] = _Silent()

@@ -1,0 +1,199 @@
+"""Asking a relay for one service, without aiohttp: that alone would be a tenth of what an idle agent holds.
+
+Nothing but ``GET`` of a service is asked so; everything else goes by :class:`kdispatch.rest_client.RestClient`,
+whose errors these are. The connection is kept for the next question: one who waits for a host asks often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from types import TracebackType
+from typing import Final, Self, cast
+from urllib.parse import urlsplit
+
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Request, Response
+from websockets.uri import parse_uri
+
+from kdispatch.answers import (
+    CONNECT_SECONDS,
+    ENDED,
+    TOTAL_SECONDS,
+    ServiceInfo,
+    connection_error,
+    content_of,
+    no_http,
+    not_a_relay,
+    read,
+    read_service,
+    service_path,
+    unreachable,
+)
+from kdispatch.dialer import open_connection
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import version
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["ServiceQuery"]
+
+ANSWER_BYTES: Final = 64 * 1024  #: far above one service or a problem; more is no relay's answer
+
+#: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
+_OLD: Final = b"HTTP/1.0 "
+_NEW: Final = b"HTTP/1.1 "
+
+
+class ServiceQuery:
+    """Asks one relay for services, one at a time; use it as an asynchronous context manager."""
+
+    def __init__(self, relay: RelayUrl) -> None:
+        self._relay = relay
+        # Once, and not for each connection: it reads all of the machine's certificates.
+        self._tls = ssl.create_default_context() if relay.secure else None
+        self._connection: _Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._let_go()
+
+    async def service(self, service: str, token: str | None = None) -> ServiceInfo:
+        """One service, ``HANDLE/NAME``; ``unknown_service``, also where ``token`` gives no right to see it."""
+        request = self._request(service_path(service), token)
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                response = await self._answer(request)
+        except TimeoutError as error:
+            self._let_go()
+            raise unreachable(self._relay, f"no answer within {TOTAL_SECONDS:g} s") from error
+        except BaseException:
+            self._let_go()
+            raise
+        headers: dict[str, str] = {}
+        for name, value in response.headers.raw_items():
+            headers.setdefault(name.lower(), value)
+        return read(self._relay, content_of(self._relay, response.status_code, headers, response.body), read_service)
+
+    def _request(self, path: str, token: str | None) -> Request:
+        url = urlsplit(self._relay.rest(path))
+        headers = Headers({"Host": url.netloc, "User-Agent": f"kdispatch/{version()}", "Accept": "application/json"})
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return Request(url.path, headers)
+
+    async def _answer(self, request: Request) -> Response:
+        if self._connection is not None and not self._connection.over:
+            try:
+                return await self._connection.ask(request)
+            except KdispatchError:
+                # A server may end a connection that rests, in the same moment as we ask.
+                if self._connection.heard:
+                    raise
+        self._let_go()
+        self._connection = await self._connect()
+        return await self._connection.ask(request)
+
+    async def _connect(self) -> _Connection:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await open_connection(self._relay, lambda: _Connection(self._relay), self._tls)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # ours, and not the system's
+                raise unreachable(self._relay, f"no answer within {CONNECT_SECONDS:g} s") from error
+            raise connection_error(self._relay, error) from error
+        return connection
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+
+class _Connection(asyncio.Protocol):
+    """Takes one question after the other, and the answer to each.
+
+    ``over``: it can't be asked any more. ``heard``: something of an answer to the last question has come.
+    """
+
+    def __init__(self, relay: RelayUrl) -> None:
+        self._relay = relay
+        self._transport: asyncio.Transport | None = None
+        self._http: ClientProtocol | None = None
+        self._received = bytearray()
+        self._answer: asyncio.Future[Response] | None = None
+        self.over = False
+
+    @property
+    def heard(self) -> bool:
+        return bool(self._received)
+
+    async def ask(self, request: Request) -> Response:
+        """Send one request and wait for its answer; the caller bounds the time."""
+        assert self._transport is not None
+        # An upgrade that does not ask for one: every answer is then a refusal with its status and body.
+        self._http = ClientProtocol(parse_uri(self._relay.tunnel), max_size=None)
+        self._received.clear()
+        self._answer = asyncio.get_running_loop().create_future()
+        self._http.send_request(request)
+        self._transport.write(b"".join(self._http.data_to_send()))
+        return await self._answer
+
+    def abort(self) -> None:
+        """End it, whatever is under way."""
+        self.over = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast: uvloop's transports are none of asyncio's classes.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._http is None or self._answer is None or self._answer.done():
+            self.abort()  # nobody asked
+            return
+        fed = len(self._received) if len(self._received) >= len(_OLD) else 0
+        self._received += data
+        if len(self._received) > ANSWER_BYTES:
+            self._fail(not_a_relay(self._relay, "its answer has no end"))
+            return
+        if len(self._received) < len(_OLD):
+            return
+        data = bytes(self._received[fed:])
+        if fed == 0 and data.startswith(_OLD):
+            data = _NEW + data[len(_OLD) :]
+        self._http.receive_data(data)
+        if self._http.handshake_exc is not None:
+            self._answered(self._http.handshake_exc)
+
+    def eof_received(self) -> None:
+        self.over = True
+        if self._http is None or self._answer is None or self._answer.done():
+            return
+        self._http.receive_eof()
+        if self._http.handshake_exc is not None and not isinstance(self._http.handshake_exc.__cause__, EOFError):
+            self._answered(self._http.handshake_exc)
+        else:
+            self._fail(unreachable(self._relay, ENDED))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.over = True
+        self._fail(connection_error(self._relay, exc) if isinstance(exc, OSError) else unreachable(self._relay, ENDED))
+
+    def _answered(self, outcome: Exception) -> None:
+        assert self._answer is not None
+        if isinstance(outcome, InvalidStatus):
+            self._answer.set_result(outcome.response)
+        else:
+            self._fail(no_http(self._relay))
+
+    def _fail(self, error: KdispatchError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.abort()

@@ -1,0 +1,23 @@
+"""The relay's part in ``kdispatch dev``."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from kdispatch_relay.server import running_relay
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.gate import Gate
+
+__all__ = ["relay_for_dev"]
+
+
+@asynccontextmanager
+async def relay_for_dev(directory: Path, port: int) -> AsyncIterator[str]:
+    """Serve on loopback with a database in ``directory`` until the block is left; gives the relay's URL."""
+    settings = Settings(listen=f"127.0.0.1:{port}", database=str(directory / "relay.db"))
+    async with running_relay(settings, partial(Gate, relay_id=secrets.token_hex(16))) as running:
+        yield running.url

@@ -1,0 +1,45 @@
+"""What the switch wants the gate to do: it can ask no store and close no connection itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdispatch_protocol.messages import Offer
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["AskOffer", "Cut", "StreamEnded"]
+
+
+@dataclass(frozen=True, slots=True)
+class AskOffer:
+    """Intent: find out whether the session may host the service, then call ``offer_allowed`` or ``offer_refused``."""
+
+    session: Session
+    number: int
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Intent: say GOAWAY with the code, then close the session's carrier."""
+
+    session: Session
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """Report: a stream, or an open that came to nothing, is over. ``code`` is ``closed`` where it finished.
+
+    ``sent`` and ``received`` are the client's bytes that were passed on. ``began`` is a time of the switch's clock.
+    """
+
+    service: str
+    host: str  # its id; empty where none was asked at the end
+    client: str  # its process id
+    source: str
+    sent: int
+    received: int
+    began: float
+    code: str

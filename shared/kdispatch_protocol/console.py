@@ -1,0 +1,34 @@
+"""How agents' and relays' commands tell an error, to people and to programs, and what no terminal may obey."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from kdispatch_protocol.tokens import redacted
+
+__all__ = ["SCHEMA", "error_json", "error_lines", "escaped"]
+
+SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
+
+#: C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
+_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))}
+_IN_BLOCKS: Final = {number: escape for number, escape in _ESCAPES.items() if chr(number) not in "\n\t"}
+
+
+def escaped(text: str, *, block: bool = False) -> str:
+    """``text`` on one line without control characters; a ``block`` keeps its line feeds and tabs."""
+    return text.translate(_IN_BLOCKS if block else _ESCAPES)
+
+
+def error_lines(text: str, *, code: str | None, hop: str, hint: str) -> tuple[str, str, str]:
+    """What failed, at which hop, what to try. Redacted: what was mistyped is told, and it may be a token."""
+    first = f"kdispatch: {text} [{code}]" if code else f"kdispatch: {text}"
+    what, where, attempt = (redacted(escaped(line)) for line in (first, f"  where: {hop}", f"  try:   {hint}"))
+    return what, where, attempt
+
+
+def error_json(text: str, *, code: str | None, hop: str, hint: str) -> str:
+    """The same as one JSON object."""
+    what = {"code": code, "text": redacted(text), "hop": hop, "hint": redacted(hint)}
+    return json.dumps({"schema": SCHEMA, "error": what})

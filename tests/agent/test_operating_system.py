@@ -1,0 +1,125 @@
+"""What differs between operating systems is in one file, and Windows' side of it does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import kdispatch
+from kdispatch.operating_system import Posix, Windows
+
+PACKAGE = Path(kdispatch.__file__).parent
+
+
+def test_branches_are_in_one_file() -> None:
+    """No other file of the agent asks which system it runs on."""
+    asks = re.compile(r"\bsys\.platform\b|\bos\.name\b|\bplatform\.system\b|\bmsvcrt\b|\bfcntl\b")
+    found = {path.name for path in PACKAGE.rglob("*.py") if asks.search(path.read_text())}
+    assert found == {"operating_system.py"}
+
+
+def test_same_methods() -> None:
+    """Both classes have the same methods with the same parameters."""
+
+    def methods(kind: type) -> dict[str, inspect.Signature]:
+        return {name: inspect.signature(f) for name, f in inspect.getmembers(kind, inspect.isfunction)}
+
+    assert methods(Posix) == methods(Windows)
+    assert len(methods(Posix)) == 8
+
+
+def test_posix_lock(tmp_path: Path) -> None:
+    """A lock keeps every other opener out until its descriptor is closed."""
+    path = tmp_path / "lock"
+    first, second = os.open(path, os.O_RDWR | os.O_CREAT), os.open(path, os.O_RDWR)
+    try:
+        assert Posix().try_lock(first)
+        assert not Posix().try_lock(second)
+        os.close(first)
+        assert Posix().try_lock(second)
+    finally:
+        os.close(second)
+
+
+class _FakeLocks:
+    """msvcrt's locks of one byte: a second lock of the same place fails."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.held: list[tuple[int, int]] = []
+
+    def locking(self, descriptor: int, mode: int, count: int) -> None:
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        place = (os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR))
+        if place in self.held:
+            raise PermissionError(13, "locked")
+        self.held.append(place)
+
+
+def test_windows_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows locks a byte behind the file's content, so that others may read it, and stays at the file's start."""
+    locks = _FakeLocks()
+    monkeypatch.setitem(sys.modules, "msvcrt", locks)
+    path = tmp_path / "record"
+    path.write_bytes(b"content")
+    with path.open("r+b", buffering=0) as first, path.open("r+b", buffering=0) as second:
+        assert Windows().try_lock(first.fileno())
+        assert not Windows().try_lock(second.fileno())
+        assert locks.held[0][1] > path.stat().st_size
+        assert first.read() == second.read() == b"content"
+
+
+def test_modes() -> None:
+    """A mode that lets others in counts where modes mean something."""
+    assert [Posix().others_may_use(mode) for mode in (0o600, 0o640, 0o604)] == [False, True, True]
+    assert not Windows().others_may_use(0o666)
+
+
+def test_spawning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in the background has a session of its own, or no console."""
+    assert Posix().spawn_options() == {"start_new_session": True}
+    monkeypatch.setattr(subprocess, "DETACHED_PROCESS", 8, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    assert Windows().spawn_options() == {"creationflags": 520}
+
+
+def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posix asks with SIGTERM and ends with SIGKILL; Windows ends either way, and one that is gone is just gone."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    Posix().ask_to_stop(7)
+    Posix().end_now(7)
+    Windows().ask_to_stop(8)
+    assert sent == [(7, signal.SIGTERM), (7, signal.SIGKILL), (8, signal.SIGTERM)]
+
+    def denied(pid: int, number: int) -> None:
+        raise PermissionError(5, "Access is denied")
+
+    monkeypatch.setattr(os, "kill", denied)
+    with pytest.raises(ProcessLookupError):
+        Windows().end_now(8)
+
+
+async def test_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posix hears SIGINT and SIGTERM on the loop; Windows asks its loop for nothing that it doesn't have."""
+    heard: list[int] = []
+    loop = asyncio.get_running_loop()
+    Posix().on_stop(loop, heard.append)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.01)
+        assert heard == [signal.SIGTERM]
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    Windows().on_stop(SimpleNamespace(), heard.append)  # type: ignore[arg-type]  # a loop without any handlers

@@ -1,0 +1,36 @@
+"""How commands tell an error."""
+
+from __future__ import annotations
+
+import json
+
+from kdispatch_protocol.console import SCHEMA, error_json, error_lines, escaped
+from kdispatch_protocol.tokens import format_token
+
+
+def test_control_characters_are_shown_not_obeyed() -> None:
+    """Escape sequences, C1 controls and line breaks of what somebody else said."""
+    assert escaped("a\x1b[31mb\x9bc\nd\te\x7f") == r"a\x1b[31mb\x9bc\x0ad\x09e\x7f"
+    assert escaped("a\x1bb\nc\td", block=True) == "a\\x1bb\nc\td"
+    assert escaped("grün 東") == "grün 東"
+
+
+def test_error_lines() -> None:
+    """Three lines whatever is in the parts; a command's mistake has no code."""
+    lines = error_lines("It\nfailed.", code="bad_name", hop="the relay", hint="try\rthis")
+    assert lines == (r"kdispatch: It\x0afailed. [bad_name]", "  where: the relay", r"  try:   try\x0dthis")
+    assert error_lines("No.", code=None, hop="here", hint="yes")[0] == "kdispatch: No."
+
+
+def test_error_json() -> None:
+    """One object with the schema's number; control characters are left to JSON."""
+    told = json.loads(error_json("a\nb", code=None, hop="here", hint="h"))
+    assert told == {"schema": SCHEMA, "error": {"code": None, "text": "a\nb", "hop": "here", "hint": "h"}}
+
+
+def test_errors_hold_no_token() -> None:
+    """Wherever in an error a token stands."""
+    token = format_token("acc", bytes(range(32)))
+    shown = "".join(error_lines(f"bad {token}", code="unauthorized", hop=token, hint=token))
+    shown += error_json(f"bad {token}", code="unauthorized", hop="here", hint=token)
+    assert token not in shown

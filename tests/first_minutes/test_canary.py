@@ -1,0 +1,240 @@
+"""Tokens through every command, route and failure: shown once where they are made, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from kdispatch_protocol.tokens import format_token
+from tests.first_minutes.person import Ended, Person
+from tests.first_minutes.test_mistakes import free_port, listening, web_server
+from tests.net.harness import Process, Relay, sizes
+
+# Characters of a token's secret whose appearance gives it away: 72 of its 256 bits.
+_TELLTALE = 12
+
+
+class Watch:
+    """The tokens of a run, what was printed anywhere, and the command lines of the machine's processes."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, str] = {}
+        self.seen: list[tuple[str, str]] = []
+        self.command_lines: set[str] = set()
+
+    def learn(self, name: str, token: str) -> str:
+        """A token to look for."""
+        assert re.fullmatch(r"(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{51}", token), name
+        self.tokens[name] = token
+        return token
+
+    def saw(self, where: str, text: str) -> None:
+        """Something that people or logs get to see."""
+        self.seen.append((where, text))
+
+    def ended(self, ended: Ended, *, shows: bool = False) -> Ended:
+        """A command; ``shows`` where its standard output is the one place that shows a token."""
+        self.saw(f"stderr of {ended.command}", ended.err)
+        if not shows:
+            self.saw(f"stdout of {ended.command}", ended.out)
+        return ended
+
+    async def processes(self) -> None:
+        """Look at all command lines, again and again, until cancelled."""
+        while True:
+            self._look()
+            await asyncio.sleep(0.01)
+
+    def _look(self) -> None:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    self.command_lines.add((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("latin-1"))
+
+    def leaks(self) -> list[str]:
+        """Which token was seen where."""
+        everything = [*self.seen, *(("a command line", line) for line in self.command_lines)]
+        return [
+            f"{name} in {where}: {text[:2000]}"
+            for name, token in self.tokens.items()
+            for where, text in everything
+            if any(token[at : at + _TELLTALE] in text for at in range(4, 4 + 43 - _TELLTALE))
+        ]
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Watch]:
+    """A watch over the machine's command lines for as long as the test lasts."""
+    watch = Watch()
+    looking = asyncio.create_task(watch.processes())
+    yield watch
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+def _of(kind: str, number: int) -> str:
+    return format_token(kind, bytes((number * 7 + at * 13) % 251 for at in range(32)))
+
+
+async def _every_command(person: Person, watch: Watch, port: int, each: int) -> None:
+    """Each command with the stored token, and ``each`` pairs of another token and a way to give it."""
+    wrong = [watch.learn(f"an unknown {kind}", _of(kind, at)) for at, kind in enumerate(("adm", "svc", "cli", "hst"))]
+    file = person.home / "token"
+    file.touch(mode=0o600)
+    commands = [
+        ("whoami",),
+        ("service", "list"),
+        ("service", "show", "ann/canary"),
+        ("service", "hosts", "ann/canary"),
+        ("service", "create", "canary"),
+        ("service", "delete", "ann/none", "--yes"),
+        ("service", "withdraw", "0" * 32),
+        ("login",),
+        ("agent", "host", "ann/none", "--port", str(port)),
+        ("agent", "connect", "ann/none", "--wait", "0"),
+        ("agent", "host", "ann/canary", "--port", str(free_port())),
+    ]
+    for row, command in enumerate(commands):
+        if command != ("login",):
+            watch.ended(await person.runs(*command))
+        for pair in range(row, row + each):
+            token, way = wrong[pair % 4], (pair + pair // 4) % 4
+            file.write_text(token + "\n")
+            ways = [
+                ((*command, "--token-file", str(file)), "", {}),
+                ((*command, "--token", "-"), token, {"KDISPATCH_DEBUG": "1"}),
+                ((*command, "--json", "--token", f"@{file}"), "", {}),
+                ((*command, "--quiet"), "", {"KDISPATCH_TOKEN": token[:-1], "KDISPATCH_DEBUG": "1"}),
+            ]
+            arguments, given, environment = ways[way]
+            ended = watch.ended(await person.runs(*arguments, given=given, environment=environment))
+            # What is public needs no token, and withdrawing or connecting may take one of another kind.
+            assert ended.status or command[1] in {"show", "hosts"}, str(ended)
+
+
+async def _every_route(url: str, watch: Watch) -> None:
+    """The REST API with tokens where they belong and where they do not."""
+    tokens = list(watch.tokens.values())
+    routes = [
+        ("GET", "/whoami"),
+        ("POST", "/admins"),
+        ("POST", "/services"),
+        ("GET", "/services"),
+        ("GET", "/services/ann/canary"),
+        ("GET", "/services/ann/canary/hosts"),
+        ("DELETE", "/services/ann/none"),
+        ("DELETE", f"/hosts/{'0' * 32}"),
+        ("GET", "/tunnel"),
+        ("GET", "/nothing"),
+        ("PUT", "/whoami"),
+    ]
+    async with aiohttp.ClientSession() as session:
+        for method, path in routes:
+            for token in tokens:
+                strange: dict[str, object] = {"name": token, "handle": token, token: token}
+                for request in (
+                    {"headers": {"Authorization": f"Bearer {token[:-1]}"}},
+                    {"headers": {"Authorization": f"Basic {token}"}, "json": strange},
+                    {"headers": {"Authorization": f"Bearer {token} x"}},
+                    {"params": {"token": token}},
+                    {"json": strange},
+                    {"data": token, "headers": {"Content-Type": "application/json"}},
+                ):
+                    async with session.request(method, f"{url}/api/v1{path}", **request) as response:
+                        watch.saw(f"the answer to {method} {path}", f"{response.headers} {await response.text()}")
+            for token in tokens:
+                async with session.request(method, f"{url}/api/v1/{token}") as response:
+                    watch.saw("the answer to a token as a path", f"{response.headers} {await response.text()}")
+
+
+async def _every_failure_of_the_way(person: Person, watch: Watch, port: int) -> None:
+    """The relay away, no relay, and plain http: with good tokens at hand."""
+    async with web_server() as no_relay:
+        for relay in (f"http://127.0.0.1:{free_port()}", no_relay, "http://relay.example.org", "https://a b"):
+            for command in (
+                ("whoami",),
+                ("service", "create", "x"),
+                ("agent", "host", "ann/canary", "--port", str(port), "--wait", "0"),
+                ("agent", "connect", "ann/canary", "--wait", "0"),
+            ):
+                token = watch.tokens["the admin's"]
+                ended = await person.runs(
+                    *command, "--relay", relay, environment={"KDISPATCH_TOKEN": token, "KDISPATCH_DEBUG": "1"}
+                )
+                assert watch.ended(ended).status, str(ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("each", sizes(1, 16))
+async def test_tokens_stay_where_they_belong(own_relay: Relay, tmp_path: Path, watch: Watch, each: int) -> None:
+    """Nowhere in stdout but where it is shown once, in stderr, logs, command lines, tracebacks or the database."""
+    own_relay.stop()
+    await own_relay.start("-v", "--log-format", "json")
+    bob = Person(tmp_path / "bob", own_relay.url)
+    signed = watch.ended(await bob.runs("sign-up", "bob", "--json"), shows=True)
+    assert watch.learn("the admin's", json.loads(signed.out)["token"]) not in signed.err
+    made = watch.ended(await bob.runs("service", "create", "canary", "--json"), shows=True)
+    watch.learn("the service's", json.loads(made.out)["token"])
+    watch.learn("the other admin's", own_relay.token)
+    with listening() as port:
+        host = Process(
+            "host",
+            ["kdispatch", "agent", "host", "bob/canary", "--port", str(port), "--json", "-v"],
+            tmp_path,
+            bob.environment,
+        )
+        try:
+            offered = json.loads((await host.says(r"\{.*\"withdraw_token\".*\}"))[0])
+            watch.learn("the host's", offered["withdraw_token"])
+            connect = await bob.runs("agent", "connect", "bob/canary", "--detach", "--json")
+            watch.ended(connect)
+            assert connect.status == 0, str(connect)
+            await _every_command(bob, watch, port, each)
+            await _every_route(own_relay.url, watch)
+            await _every_failure_of_the_way(bob, watch, port)
+            hst = bob.home / "hst"
+            hst.touch(mode=0o600)
+            hst.write_text(offered["withdraw_token"])
+            withdrawn = await bob.runs("service", "withdraw", offered["host"], "--token-file", str(hst))
+            assert watch.ended(withdrawn).status == 0, str(withdrawn)
+            assert await host.ended() == 1, host.text
+            stopped = await bob.runs("agent", "stop", "bob/canary")
+            assert watch.ended(stopped).status == 0, str(stopped)
+            watch.ended(await bob.runs("logout", "--yes"))
+        finally:
+            if host.status is None:
+                host.stop()
+            watch.saw("the host's stderr", host.err)
+            await bob.runs("agent", "stop", "bob/canary")
+    own_relay.stop()
+    watch.saw("the relay's log", own_relay.running.text)
+    _read(watch, bob.home / "state", "*.log")
+    _read(watch, tmp_path, "relay.db*")
+    assert not watch.leaks()
+
+
+def _read(watch: Watch, folder: Path, pattern: str) -> None:
+    found = list(folder.rglob(pattern))
+    assert found
+    for file in found:
+        watch.saw(f"the file {file.name}", file.read_bytes().decode("latin-1"))
+
+
+async def test_the_watch_finds_what_leaks(watch: Watch) -> None:
+    """A part of a token in an output, and a whole one in a command line, are found."""
+    token = watch.learn("a planted", _of("svc", 9))
+    watch.saw("a log", f"trace: {token[10:40]}…")
+    assert len(watch.leaks()) == 1
+    other = watch.learn("another", _of("adm", 8))
+    process = await asyncio.create_subprocess_exec("sleep", "0.3", env={"X": "y"})
+    assert len(watch.leaks()) == 1
+    shown = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.3", other)
+    await asyncio.gather(process.wait(), shown.wait())
+    assert len(watch.leaks()) >= 2

@@ -1,0 +1,144 @@
+"""What a person sees who follows the README, as a terminal shows it: kept in ``screens/``, compared by eye and here.
+
+``KDISPATCH_WRITE_SCREENS=1`` writes the files anew; look at the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.docs.examples import Example, examples_of
+from tests.first_minutes.person import Person
+from tests.net.harness import needs
+
+_SCREENS: Final = Path(__file__).with_name("screens")
+_SIZE: Final = ("-x", "110", "-y", "40")
+# What differs between two runs, and what stands in its place.
+_CHANGING: Final = (
+    (r"\b(adm|svc|hst)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
+    (r"\b[0-9a-f]{32}\b", "HOST_ID"),
+    (r"\b[0-9a-f]{12}\b", "AGENT_ID"),
+    (r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)", "TIME"),
+    (r"\d\d:\d\d:\d\d", "TIME"),
+)
+
+
+class Terminal:
+    """A tmux server of its own, with one window at a time."""
+
+    def __init__(self, person: Person) -> None:
+        self._person = person
+        self._socket = str(person.home / "tmux")
+
+    async def tmux(self, *arguments: str) -> str:
+        # Not by the event loop: uvloop leaves its end of a pipe open in the child, and tmux's server keeps it.
+        command = ["tmux", "-S", self._socket, "-f", os.devnull, *arguments]
+        environment = {**self._person.environment, "TERM": "xterm-256color"}
+        ended = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    async def window(self, name: str, command: str, until: str) -> str:
+        """Type a command into a new window; returns the screen once ``until`` is on it."""
+        shell = f"cd {shlex.quote(str(self._person.home))} && PS1='$ ' exec sh"
+        await self.tmux("new-session", "-d", "-s", name, *_SIZE, shell)
+        await self._shows(name, "$ ", lambda screen: screen)  # what is typed before the prompt is echoed before it
+        await self.tmux("send-keys", "-t", name, "-l", command)
+        await self.tmux("send-keys", "-t", name, "Enter")
+        await self._shows(name, until, lambda screen: screen.partition("\n")[2])
+        return await self._at_rest(name)
+
+    async def _at_rest(self, name: str) -> str:
+        """The screen once nothing more is printed."""
+        screen = ""
+        while screen != (now := await self.tmux("capture-pane", "-p", "-J", "-t", name)):
+            screen = now
+            await asyncio.sleep(0.7)
+        return screen
+
+    async def _shows(self, name: str, text: str, part: Callable[[str], str]) -> None:
+        deadline = time.monotonic() + 30
+        while text not in part(screen := await self.tmux("capture-pane", "-p", "-J", "-t", name)):
+            assert time.monotonic() < deadline, f"{name} never showed {text!r}:\n{screen}"
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        await self.tmux("kill-server")
+
+
+def _free_ports() -> Iterator[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    yield from (one.getsockname()[1] for one in sockets)
+    for one in sockets:
+        one.close()
+
+
+def _compare(name: str, screen: str, ports: dict[str, str], home: Path) -> None:
+    for port, free in ports.items():
+        screen = re.sub(rf"\b{free}\b", port, screen)
+    screen = screen.replace(str(home), "~")
+    for pattern, stands in _CHANGING:
+        screen = re.sub(pattern, stands, screen)
+    screen = "\n".join(line.rstrip() for line in screen.rstrip().splitlines()) + "\n"
+    assert "\x1b" not in screen
+    file = _SCREENS / f"{name}.txt"
+    if os.environ.get("KDISPATCH_WRITE_SCREENS"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(screen)
+    assert screen == file.read_text(), f"{name} looks different; KDISPATCH_WRITE_SCREENS=1 writes it anew"
+
+
+def _commands() -> list[Example]:
+    return [
+        example
+        for example in examples_of("README.md")
+        if "kdispatch" in example.code and "\n" not in example.code.strip()
+    ]
+
+
+@pytest.mark.slow
+@needs("tmux", "curl")
+async def test_the_readme_in_a_terminal(tmp_path: Path) -> None:
+    """The README's walk, a mistake and Ctrl-C look as they did when somebody last looked at them."""
+    person = Person(tmp_path / "h")
+    free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
+    person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
+    person.environment["XDG_DATA_HOME"] = str(person.home)
+    terminal = Terminal(person)
+    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", int(free["8080"]))
+
+    async def shows(name: str, command: str, until: str) -> None:
+        for port, chosen in free.items():
+            command = command.replace(port, chosen)
+        screen = await terminal.window(name, command, until)
+        _compare(name, screen, free, person.home)
+
+    try:
+        for number, example in enumerate(_commands()):
+            code = example.code.strip()
+            await shows(f"readme-{number}", code, example.ready or "Next, where the service runs")
+        await shows("hosts", "kdispatch service hosts ann/web", "STREAMS")
+        await shows("list", "kdispatch service list", "LIVE HOSTS")
+        await shows("mistake", "kdispatch agent connect ann/wbe --port 9191", "try:")
+        await shows("typo", "kdispatch agnt connect ann/web", "try:")
+        await shows("help", "kdispatch --help", "Example:")
+        await shows("help-connect", "kdispatch agent connect --help", "Example:")
+        await shows("detach", "kdispatch agent connect ann/web --port 9192 --detach; echo status $?", "status 0")
+        await shows("stop", "kdispatch agent stop ann/web; echo status $?", "status 0")
+    finally:
+        await person.runs("agent", "stop", "ann/web", "--now")
+        await terminal.close()
+        server.close()

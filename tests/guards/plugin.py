@@ -1,0 +1,157 @@
+"""What every test is held to: no blocked event loop, no task left behind, no error that only a log shows.
+
+``tests/conftest.py`` takes these fixtures and hooks; ``test_planted.py`` shows that each of them fails a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+from blockbuster import BlockBuster
+from pytest_asyncio import is_async_test
+
+from tests.guards.blocking import FOLDER, PRODUCT, SITE, make_guard
+
+__all__ = [
+    "guarded_test",
+    "no_task_is_left",
+    "pytest_asyncio_loop_factories",
+    "pytest_collection_finish",
+    "pytest_configure",
+    "pytest_runtest_protocol",
+]
+
+_LOOP: Final = "KDISPATCH_TEST_LOOP"  # uvloop or asyncio; without it uvloop where it is installed, as for users
+_ENDING: Final = 0.5  # seconds for tasks that were told to end, such as those of a server's connections
+_GUARD: Final = pytest.StashKey[BlockBuster]()
+_FACTORY: Final = pytest.StashKey[Mapping[str, Callable[[], asyncio.AbstractEventLoop]]]()
+_FINDINGS: Final = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_FACTORY] = _loop_factory()
+    if "uvloop" in config.stash[_FACTORY]:
+        # uvloop only logs what a signal's handler raises, so that a test would wait for ever.
+        config.option.timeout_method = "thread"
+    config.stash[_GUARD] = make_guard(*PRODUCT)
+
+
+def _loop_factory() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    wanted = os.environ.get(_LOOP, "")
+    if wanted not in ("", "asyncio", "uvloop"):
+        raise pytest.UsageError(f"{_LOOP} is asyncio or uvloop, not {wanted}")
+    if wanted != "asyncio":
+        try:
+            uvloop = importlib.import_module("uvloop")
+        except ImportError:
+            if wanted:
+                raise pytest.UsageError(f"{_LOOP}=uvloop, and uvloop is not installed: pip install uvloop") from None
+        else:
+            os.environ.pop("KDISPATCH_NO_UVLOOP", None)
+            return {"uvloop": uvloop.new_event_loop}
+    # The processes that tests start follow.
+    os.environ["KDISPATCH_NO_UVLOOP"] = "1"
+    return {"asyncio": asyncio.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every async test runs on the loop that is chosen for the run."""
+    return config.stash[_FACTORY]
+
+
+def pytest_collection_finish() -> None:
+    """What stays to the end is looked at no more, which makes collecting after each test cheap."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Processes that a test starts are guarded; not where a test measures, in the acceptance run or by its mark."""
+    if os.environ.get(FOLDER) == "0" or item.get_closest_marker("accept") or item.get_closest_marker("unguarded"):
+        return (yield)
+    findings = _findings(item.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(findings))
+        patch.setenv("PYTHONPATH", str(SITE), prepend=os.pathsep)
+        return (yield)
+
+
+def _findings(config: pytest.Config) -> Path:
+    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined] # what the fixture gives
+    if _FINDINGS not in config.stash:
+        config.stash[_FINDINGS] = factory.mktemp("blocking")
+    return config.stash[_FINDINGS]
+
+
+@pytest.fixture(autouse=True)
+def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The guards of one test: around all of its other fixtures, so that what these leave behind counts too."""
+    if not is_async_test(request.node):
+        yield
+        return
+    errors = _Errors()
+    logging.getLogger("asyncio").addHandler(errors)
+    try:
+        request.getfixturevalue("no_task_is_left")
+        yield
+        # Coroutines that nobody awaited and errors that nobody fetched show when they are collected.
+        gc.collect()
+    finally:
+        logging.getLogger("asyncio").removeHandler(errors)
+    if errors.texts:
+        pytest.fail("asyncio logged an error:\n" + "\n".join(errors.texts), pytrace=False)
+
+
+@pytest.fixture
+async def no_task_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """No task but the test's own is left, and nothing has blocked the loop."""
+    folder = os.environ.get(FOLDER)
+    guard = request.config.stash[_GUARD]
+    if folder:
+        guard.activate()
+    before = asyncio.all_tasks()
+    try:
+        yield
+        deadline = asyncio.get_running_loop().time() + _ENDING
+        # The task of this fixture is another one than at its start.
+        while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(0.005)
+    finally:
+        guard.deactivate()
+    mark = request.node.get_closest_marker("leaves")
+    if left := {task for task in left if mark is None or task.get_name() not in mark.args}:
+        pytest.fail("tasks are left:\n" + "\n".join(str(task) for task in left), pytrace=False)
+    if folder and (blocked := _blocked(Path(folder))):
+        pytest.fail(blocked, pytrace=False)
+
+
+def _blocked(folder: Path) -> str:
+    texts = []
+    for file in sorted(folder.iterdir()):
+        texts.append(file.read_text())
+        file.unlink()
+    return "\n".join(texts)
+
+
+class _Errors(logging.Handler):
+    """Keeps what asyncio logs as an error: an exception of a task that nobody fetched, or of a callback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))

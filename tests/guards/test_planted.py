@@ -1,0 +1,108 @@
+"""Each guard is seen to fail: pytest runs planted files with the conftest of this suite, each with its clean twin."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow  # each test starts a pytest
+
+BLOCKING = """
+import asyncio
+import kdispatch.settings as product
+
+async def test_it(tmp_path):
+    (tmp_path / "file").write_text("x")
+    {call}
+"""
+# What reads is a frame of the product, which is what counts.
+READ = "exec(compile('import time; time.sleep(0.01)', product.__file__, 'exec'))"
+TASK = """
+import asyncio
+
+async def test_it():
+    task = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    {end}
+"""
+COROUTINE = """
+import asyncio
+
+async def test_it():
+    held = [asyncio.sleep(0)]
+    held.append(held)  # only the collector of cycles finds it
+    {end}
+"""
+UNRAISABLE = """
+class Broken:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        {end}
+
+async def test_it():
+    Broken()
+"""
+LOGGED = """
+import asyncio
+
+async def fails():
+    raise ZeroDivisionError("nobody looks")
+
+async def test_it():
+    task = asyncio.create_task(fails())
+    await asyncio.sleep(0.01)
+    {end}
+    del task
+"""
+PROCESS = """
+import os, subprocess, sys
+
+async def test_it(tmp_path):
+    script = tmp_path / "kdispatch"
+    script.write_text("import asyncio, time\\nasync def main():\\n    {call}\\nasyncio.run(main())")
+    subprocess.run([sys.executable, str(script)], capture_output=True)
+"""
+CASES = [
+    pytest.param(
+        BLOCKING.format(call=READ), BLOCKING.format(call="pass"), "Blocking call to time.sleep", id="blocking"
+    ),
+    pytest.param(TASK.format(end="pass"), TASK.format(end="task.cancel()"), "tasks are left", id="task"),
+    pytest.param(COROUTINE.format(end="pass"), COROUTINE.format(end="await held[0]"), "never awaited", id="coroutine"),
+    pytest.param(UNRAISABLE.format(end="1 / 0"), UNRAISABLE.format(end="pass"), "ZeroDivisionError", id="unraisable"),
+    pytest.param(LOGGED.format(end="pass"), LOGGED.format(end="task.exception()"), "never retrieved", id="exception"),
+    pytest.param(
+        PROCESS.format(call="time.sleep(0.01)"),
+        PROCESS.format(call="await asyncio.sleep(0.01)"),
+        "Blocking call to time.sleep",
+        id="process",
+    ),
+]
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize(("planted", "clean", "reason"), CASES)
+def test_each_guard_fails_what_is_planted(
+    planted: str, clean: str, reason: str, workers: list[str], tmp_path: Path
+) -> None:
+    """What is planted fails its run and the reason is shown; the same without it passes."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    for text, status in ((planted, 1), (clean, 0)):
+        (tmp_path / "test_file.py").write_text(text)
+        settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", *settings, *workers, "test_file.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert (reason in ended.stdout) == bool(status), ended.stdout

@@ -1,0 +1,61 @@
+"""Services deleted and hosts withdrawn by the command line, with real agents and a stream under way."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.net.harness import _KDISPATCH, Network
+from tests.net.tcp import Tcp, echo, service
+
+pytestmark = pytest.mark.slow
+
+
+async def _talking(port: int) -> Tcp:
+    tcp = await Tcp.connect(port)
+    await tcp.send(b"one")
+    assert await tcp.receive_exactly(3) == b"one"
+    return tcp
+
+
+async def test_a_deleted_service_ends_what_rests_on_it_within_two_seconds(network: Network) -> None:
+    """The stream is reset, the host ends with `revoked` and 4; the client stays, and its next stream is reset."""
+    name = await network.service()
+    async with service(echo) as local:
+        host = await network.host(name, local.port)
+        client, port = await network.connect(name)
+        async with await _talking(port) as tcp:
+            deleted = network.program("delete", _KDISPATCH, "service", "delete", name, "--yes")
+            assert await deleted.ended() == 0
+            began = time.monotonic()
+            with pytest.raises(ConnectionResetError):
+                await tcp.receive()
+            assert await host.ended() == 4
+            assert time.monotonic() - began < 2
+        assert "[revoked]" in host.err
+        async with await Tcp.connect(port) as late:
+            with pytest.raises(ConnectionResetError):
+                await late.receive()
+        await client.says(r"\[unknown_service\]")
+        assert client.status is None
+
+
+async def test_a_withdrawn_host_ends_after_its_streams(network: Network) -> None:
+    """It leaves the list at once and the other host gets the new streams; its own stream goes on to its end."""
+    name = await network.service()
+    async with service(echo) as local:
+        host = await network.host(name, local.port, "--drain-time", "20")
+        _, port = await network.connect(name)
+        async with await _talking(port) as tcp:
+            host_id = (await host.says(r"host ([0-9a-f]{32})"))[1]
+            withdrawn = network.program("withdraw", _KDISPATCH, "service", "withdraw", host_id)
+            assert await withdrawn.ended() == 0
+            await network.has_live_hosts(name, 0)
+            await tcp.send(b"two")
+            assert await tcp.receive_exactly(3) == b"two"
+            assert host.status is None
+            again = network.program("withdraw", _KDISPATCH, "service", "withdraw", host_id)
+            assert (await again.ended(), "[unknown_host]" in again.err) == (3, True)
+        assert await host.ended() == 1
+        assert "[withdrawn]" in host.err

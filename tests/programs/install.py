@@ -1,0 +1,117 @@
+"""Get the programs that the tests run: python tests/programs/install.py, or make programs.
+
+It installs by apt-get what is missing, as root and only where CI or KDISPATCH_INSTALL=1 says so. Whatever stays
+missing is a line that begins with SKIP and names the reason; the tests that need it skip. No service is started.
+Run with any Python from 3.11 on: nothing but the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+__all__ = ["PACKAGES", "find", "main"]
+
+#: The Debian package of each program.
+PACKAGES: Final = {
+    "curl": "curl",
+    "git": "git",
+    "initdb": "postgresql",
+    "iperf3": "iperf3",
+    "nc": "netcat-openbsd",
+    "pgbench": "postgresql-contrib",
+    "psql": "postgresql-client",
+    "redis-benchmark": "redis-tools",
+    "redis-cli": "redis-tools",
+    "redis-server": "redis-server",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "tmux": "tmux",
+}
+_POLICY: Final = Path("/usr/sbin/policy-rc.d")
+_APT: Final = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120")
+
+
+def find(program: str) -> str:
+    """The program's path, also where distributions keep servers; its bare name if it isn't there."""
+    # Debian's psql on the PATH is a script that chooses among versions: the real one goes first, the newest of them.
+    postgres = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name, reverse=True)
+    places = [*map(str, postgres), os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
+    return shutil.which(program, path=os.pathsep.join(places)) or program
+
+
+def _missing() -> list[str]:
+    return [program for program in PACKAGES if find(program) == program]
+
+
+def _refused() -> str:
+    """Why nothing may be installed here, or nothing."""
+    if not os.environ.get("CI") and os.environ.get("KDISPATCH_INSTALL") != "1":
+        return "KDISPATCH_INSTALL=1 lets root's make programs install it"
+    if os.geteuid() != 0:
+        return "only root can install it"
+    return "" if shutil.which("apt-get") else "there is no apt-get to install it with"
+
+
+@contextlib.contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Packages of servers start them; a rule of the machine's own about that stays in force."""
+    if _POLICY.exists():
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
+
+
+def _apt(*arguments: str) -> str:
+    """Run apt-get; returns its last words if it failed."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    ended = subprocess.run(
+        [*_APT, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    lines = (ended.stderr or ended.stdout).strip().splitlines()
+    return (lines[-1] if lines else f"exit {ended.returncode}") if ended.returncode else ""
+
+
+def _install(programs: list[str]) -> dict[str, str]:
+    """Install what holds the programs; returns the reason for each package that can't be had."""
+    failures: dict[str, str] = {}
+    with _no_service_starts():
+        if failed := _apt("update"):
+            print(f"apt-get update failed, going on with what is known: {failed}")
+        for package in sorted({PACKAGES[program] for program in programs}):
+            failed = _apt("install", "-y", "--no-install-recommends", package)
+            failures |= {package: f"apt-get could not install {package}: {failed}"} if failed else {}
+    return failures
+
+
+def main() -> int:
+    """Install what is missing and may be; say what is there and what isn't."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several runs in one checkout: the second finds it done
+        missing = _missing()
+        reason, failures = _refused(), dict[str, str]()
+        if missing and not reason:
+            failures = _install(missing)
+            missing = _missing()
+    for program in missing:
+        why = reason or failures.get(PACKAGES[program], "its package does not bring it")
+        print(f"SKIP: {program} is not installed (package {PACKAGES[program]}), its tests skip: {why}")
+    print(f"{len(PACKAGES) - len(missing)} of {len(PACKAGES)} programs from outside are there")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
