@@ -30,7 +30,7 @@ def test_error_json() -> None:
 
 def test_errors_hold_no_token() -> None:
     """Wherever in an error a token stands."""
-    token = format_token("redacted", bytes(range(32)))
+    token = format_token("adm", bytes(range(32)))
     shown = "".join(error_lines(f"bad {token}", code="unauthorized", hop=token, hint=token))
     shown += error_json(f"bad {token}", code="unauthorized", hop="here", hint=token)
     assert token not in shown
