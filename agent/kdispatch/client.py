@@ -10,6 +10,7 @@ from typing import Final
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
+from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.pipe import Pipe, account
@@ -37,10 +38,11 @@ class Client:
         log: RunningLog = SILENT,
         failed: Callable[[str, str], None] = lambda *_: None,
         limits: Limits = DEFAULT_LIMITS,
+        identity: Identity | None = None,
     ) -> None:
         self.relay = relay
         self.token = token
-        self.uplink = Uplink(relay, self._event, log=log, limits=limits)
+        self.uplink = Uplink(relay, self._event, log=log, limits=limits, identity=identity)
         self.driver = self.uplink.driver
         self.log = log
         self._failed = failed

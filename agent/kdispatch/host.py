@@ -12,6 +12,7 @@ from typing import Final
 from kdispatch import local_port
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import SILENT, RunningLog
+from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
@@ -51,10 +52,11 @@ class Host:
         *,
         log: RunningLog = SILENT,
         limits: Limits = DEFAULT_LIMITS,
+        identity: Identity | None = None,
     ) -> None:
         split_service(service)
         self.service = service
-        self.uplink = Uplink(relay, self._event, log=log, limits=limits)
+        self.uplink = Uplink(relay, self._event, log=log, limits=limits, identity=identity)
         self.driver = self.uplink.driver
         self.log = log
         self.id = host_id(self.uplink.process, service)

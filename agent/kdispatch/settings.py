@@ -91,6 +91,28 @@ class Settings:
     )
 
     log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "How agents log.")
+    grace: float = _setting(
+        120.0,
+        "--grace",
+        "KDISPATCH_GRACE",
+        "seconds, 0 to 86400",
+        "How long a running connection waits for a lost session before it is reset.",
+    )
+    open_wait: float = _setting(
+        30.0,
+        "--open-wait",
+        "KDISPATCH_OPEN_WAIT",
+        "seconds, 0 to 60",
+        "How long a new connection waits for the relay and a host before it is reset.",
+    )
+
+    def __post_init__(self) -> None:
+        # The upper bound of open_wait: a host remembers ended streams for no less, so none is asked for twice.
+        for name, most in (("grace", 86400.0), ("open_wait", 60.0)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                setting = setting_of(name)
+                raise SetupError("bad_request", f"{name} is {value:g}.", hint=f"Write {setting.unit}: {setting.flag}.")
 
     @property
     def relay_url(self) -> RelayUrl:
@@ -105,7 +127,7 @@ def setting_of(name: str) -> Setting:
     return setting
 
 
-def load_settings(**flags: str | bool | None) -> Settings:
+def load_settings(**flags: str | bool | float | None) -> Settings:
     """Merge flags (``None``: not given), environment, file and defaults.
 
     Raises :class:`SetupError` for a value of the wrong type, an unknown key or
@@ -115,9 +137,20 @@ def load_settings(**flags: str | bool | None) -> Settings:
     for field in dataclasses.fields(Settings):
         setting: Setting = field.metadata["setting"]
         if text := os.environ.get(setting.env, ""):
-            values[field.name] = _switch(setting.env, text) if field.default is False else text
+            values[field.name] = _from_text(field.default, setting.env, text)
     values = _read_file(config_directory() / CONFIG_FILE) | values
     return Settings(**values | {name: value for name, value in flags.items() if value is not None})
+
+
+def _from_text(default: object, name: str, text: str) -> Any:
+    if isinstance(default, bool):
+        return _switch(name, text)
+    if not isinstance(default, float):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise SetupError("bad_request", f"{name} is {text!r}.", hint="Write a number of seconds.") from None
 
 
 def config_directory() -> Path:
@@ -198,12 +231,14 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             hint="Upgrade kdispatch, or write the file anew.",
         )
     known = {field.name: field for field in dataclasses.fields(Settings)}
-    for key, value in table.items():
+    for key, value in list(table.items()):
         if key not in known:
             close = difflib.get_close_matches(key, [*known, "config_version"], n=1)
             suggestion = f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(sorted(known))}."
             raise SetupError("bad_request", f"{path} has an unknown key {key!r}.{suggestion}", hint=hint)
-        if type(value) is not type(known[key].default):
+        if type(value) is int and type(known[key].default) is float:
+            table[key] = float(value)
+        elif type(value) is not type(known[key].default):
             unit = setting_of(key).unit
             raise SetupError("bad_request", f"{path}: {key} is to be {unit}, not {value!r}.", hint=hint)
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from kdispatch.backoff import Backoff
 from kdispatch.dialer import Refusal, dial
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import SILENT, RunningLog
+from kdispatch.slots import Identity
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.endpoint import Endpoint
@@ -42,9 +42,11 @@ class Uplink:
         log: RunningLog = SILENT,
         agent: str = "kdispatch",
         limits: Limits = DEFAULT_LIMITS,
+        identity: Identity | None = None,
     ) -> None:
         self.relay = relay
-        self.endpoint = Endpoint(secrets.token_bytes(32), agent=agent, limits=limits)
+        mine = identity or Identity()
+        self.endpoint = Endpoint(mine.secret, agent=agent, limits=limits, predecessors=mine.predecessors)
         self.driver = EndpointDriver(self.endpoint, self._event)
         self._on_event = on_event
         self._log = log
@@ -93,8 +95,9 @@ class Uplink:
         await asyncio.shield(self._task)
 
     async def stop(self) -> None:
-        """End the session, and every stream with it."""
+        """End every stream, tell its peer, and end the session."""
         self._stopping = True
+        self.driver.end_streams()
         lost = self.driver.lost
         if lost is not None and not lost.done():
             self.driver.disconnect("", "The agent ends.")
@@ -145,6 +148,9 @@ class Uplink:
             self._backoff.session_lasted(loop.time() - began)
             text = self._goaway.text if self._goaway else text
             code = self._goaway.code if self._goaway else None
+            waiting = self.driver.waiting
+            if waiting:
+                text += f" {waiting} running connection{'s' * (waiting > 1)} can wait for {self._limits.grace:g} s."
             self._log.warning(f"Lost the session with the relay: {text} Reconnecting.", code=code)
             lost = await self._reconnect()
             self._log.info("The session with the relay is back.")
@@ -175,6 +181,10 @@ class Uplink:
         elif isinstance(event, events.SessionRefused):
             goaway = event.goaway
             self._goaway = KdispatchError.from_wire(goaway.code, printable(goaway.text))
+        elif isinstance(event, events.AttachRefused):
+            if event.code == "bad_proof":
+                self._log.warning("Somebody tried to take a running connection over.", code=event.code)
+            return
         self._on_event(event)
 
 

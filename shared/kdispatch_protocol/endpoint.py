@@ -11,7 +11,7 @@ of any clock that never goes back. What a program does with its streams is in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from kdispatch_protocol import events, frames
@@ -19,9 +19,9 @@ from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Goaway, Hello, Offer, Open, Opened, Reset, Trying, Welcome, printable
+from kdispatch_protocol.messages import Attach, Goaway, Hello, Offer, Open, Opened, Reset, Trying, Welcome, printable
 from kdispatch_protocol.outbox import Outbox
-from kdispatch_protocol.states import Input, State
+from kdispatch_protocol.states import Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
 
@@ -47,8 +47,18 @@ def host_id(process: str, service: str) -> str:
 class Endpoint:
     """One agent process: its streams, its offers, and one session at a time."""
 
-    def __init__(self, secret: bytes, *, agent: str = "", limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        agent: str = "",
+        limits: Limits = DEFAULT_LIMITS,
+        predecessors: Sequence[bytes] = (),
+    ) -> None:
+        """``predecessors`` are the secrets of processes that ended and that this one stands in for."""
         self.secret = secret
+        self._predecessors = [old.hex() for old in predecessors]
+        self._greeted = False  # a relay's WELCOME was here: later sessions replace it
         self.process = process_id(secret)
         self.limits = limits
         self.table = StreamTable(limits)
@@ -59,6 +69,7 @@ class Endpoint:
             frames.WELCOME: self._welcome,
             frames.OFFERED: self._offered,
             frames.OPEN: self._open,
+            frames.ATTACH: self._attach,
             frames.RESET: self._reset,
             frames.PING: self._ping,
             frames.PONG: self._ignore,
@@ -84,17 +95,24 @@ class Endpoint:
     def connect(self) -> None:
         """A carrier is up: queue HELLO. Nothing else goes out before the relay's WELCOME."""
         self.table.start_session(Outbox(self.limits))
-        hello = Hello(versions=list(VERSIONS), secret=self.secret.hex(), agent=self._agent)
+        hello = Hello(
+            versions=list(VERSIONS),
+            secret=self.secret.hex(),
+            mode="replace" if self._greeted else "new",
+            predecessors=self._predecessors,
+            agent=self._agent,
+        )
         self.table.outbox.send(frames.frame(frames.HELLO, payload=hello.encode()))
 
-    def disconnect(self, text: str = "The session with the relay was lost.") -> None:
-        """The carrier is gone."""
+    def disconnect(self, now: float, text: str = "The session with the relay was lost.") -> None:
+        """The carrier is gone. Streams wait for the next one."""
         self._offer_numbers.clear()
-        self.table.end_session(text)
+        self.table.end_session(text, now)
 
     def receive_message(self, message: Buffer, now: float) -> None:
         """One message from the carrier. On ``RemoteProtocolError`` close the session with its code."""
         table = self.table
+        table.now = now
         for type_, flags, number, value, payload in frames.decode(message):
             handler = self._stream_handlers.get(type_)
             if handler is not None and table.ready:
@@ -129,6 +147,7 @@ class Endpoint:
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
+        self.table.now = now
         for call in self.table.timers.due(now):
             call(now)
 
@@ -164,7 +183,9 @@ class Endpoint:
         table.ready = True
         table.budget.total = welcome.credit
         table.max_opens = min(welcome.opens, self.limits.opens)
+        self._greeted = True
         table.events.append(events.SessionReady(welcome))
+        table.resumption.session_ready()  # before offers, so that a host is asked for nothing while it comes back
         for offer in self._offers.values():
             self._send_offer(offer)
         table.send_waiting()
@@ -183,16 +204,34 @@ class Endpoint:
         stream.number = number
         stream.attempt = message.attempt or 1
         stream.peer = message.process or ""
+        stream.key = bytes.fromhex(message.key or "")
         stream.outbound.limit = message.limit
-        if message.service not in self._offers:
+        offer = self._offers.get(message.service)
+        if offer is not None:
+            stream.token = offer.token
+        older = table.by_uuid.get(message.uuid)
+        if older is not None and self._was_begun_anew(older, stream):
+            table.fail(older, "cancelled", "The client opened the stream anew.")
+            older = None
+        if offer is None:
             table.reset(stream, "unknown_service", "This host does not offer that service.")
-        elif message.uuid in table.by_uuid:
+        elif older is not None:
             table.reset(stream, "bad_request", "This stream exists already.")
         elif len(table.by_number) >= self.limits.streams_host:
             table.reset(stream, "busy", "This host carries as many streams as it may.")
         else:
             table.add(stream)
             table.events.append(events.StreamRequested(stream))
+
+    @staticmethod
+    def _was_begun_anew(older: Stream, newer: Stream) -> bool:
+        """Whether a client that had sent nothing lost its session, and opens a stream again that is waiting here."""
+        mine = not older.is_client and older.peer == newer.peer
+        return mine and older.leg is not Leg.JOINED and not older.inbound.received
+
+    def _attach(self, number: int, value: int, payload: memoryview, now: float) -> None:
+        for entry in Attach.parse(payload).entries():
+            self.table.resumption.peer_attached(entry, now)
 
     def _reset(self, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
@@ -202,12 +241,10 @@ class Endpoint:
         if service is not None:
             self._offers.pop(service, None)
             table.events.append(events.OfferRefused(service, reset.code, printable(reset.text)))
+        elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
+            table.resumption.attach_refused(stream, reset.code, reset.text, now)
         elif stream is not None:
-            if reset.code == "closed":
-                table.end(stream)
-                table.events.append(events.StreamFinished(stream))
-            else:
-                table.abort(stream, reset.code, reset.text)
+            table.abort(stream, reset.code, reset.text)
 
     def _ping(self, number: int, value: int, payload: memoryview, now: float) -> None:
         self.table.outbox.send(frames.frame(frames.PONG, value=value))
@@ -222,7 +259,7 @@ class Endpoint:
 
     def _trying(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         trying = Trying.parse(payload)
-        if not stream.is_client or stream.state not in {State.OPENING, State.TRYING}:
+        if not stream.is_client or stream.leg is not Leg.ASKED:
             raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
         stream.move(Input.TRIED)
         stream.attempt = trying.attempt
@@ -233,7 +270,7 @@ class Endpoint:
 
     def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         opened = Opened.parse(payload)
-        if stream.state is not State.TRYING or opened.attempt != stream.attempt:
+        if stream.leg is not Leg.ASKED or stream.state is not State.TRYING or opened.attempt != stream.attempt:
             raise RemoteProtocolError("An OPENED for a stream that is not being opened.")
         if opened.limit < self.limits.early:
             raise RemoteProtocolError("The first limit is below the floor.")
@@ -257,9 +294,7 @@ class Endpoint:
         acknowledged_before = out.fin_acked
         self.table.acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
         if fin and not acknowledged_before:
-            stream.move(Input.FIN_ACKED)
-            self.table.events.append(events.EndAcknowledged(stream))
-            self._if_finished(stream)
+            self.table.end_acknowledged(stream)
         else:
             self.table.activate(stream)
 
@@ -271,21 +306,14 @@ class Endpoint:
         if not known:
             stream.move(Input.FIN_ARRIVED)
             self.table.events.append(events.EndReceived(stream))
-            self._if_finished(stream)
+            self.table.if_finished(stream)
 
     def _gone(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        self.table.abort(stream, "resume_expired", "The other end's session was lost.")
+        if stream.leg is Leg.ASKED:
+            raise RemoteProtocolError("A GONE for a stream that is not open yet.")
+        self.table.resumption.gone(stream, now)
 
     def _must_be_open(self, stream: Stream) -> None:
-        if stream.state in {State.OPENING, State.TRYING}:
-            raise RemoteProtocolError("A frame for a stream that is not open yet.")
-        if not stream.confirmed:
-            stream.confirmed = True
-            if not stream.closing:
-                stream.set_timer(None)
-
-    def _if_finished(self, stream: Stream) -> None:
-        """Both directions ended: forget the stream. Its last ACK still finds its way through the outbox."""
-        if stream.state is State.CLOSED:
-            self.table.forget(stream)
-            self.table.events.append(events.StreamFinished(stream))
+        if stream.leg is not Leg.JOINED:
+            raise RemoteProtocolError("A frame for a stream that is not open, or not attached again.")
+        self.table.confirm(stream)

@@ -8,6 +8,7 @@ from kdispatch_protocol.messages import Goaway, Welcome
 from kdispatch_protocol.streams import Stream
 
 __all__ = [
+    "AttachRefused",
     "DataReceived",
     "EndAcknowledged",
     "EndReceived",
@@ -113,8 +114,18 @@ class StreamWasReset:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class AttachRefused:
+    """Somebody's ATTACH was not taken, and changed nothing. ``bad_proof`` is an attempt at another's stream."""
+
+    uuid: str
+    process: str
+    code: str
+
+
 Event = (
-    SessionReady
+    AttachRefused
+    | SessionReady
     | SessionRefused
     | Offered
     | OfferRefused

@@ -52,6 +52,11 @@ class Limits:
     failed_opens_burst: float = 500.0  #: and at once; beyond that they are answered `rate_limited`
     early_resets_rate: float = 100.0  #: streams that a session may reset before they were answered, a second
     early_resets_burst: float = 2000.0  #: and at once; beyond that the session ends
+    refused_attaches_rate: float = 100.0  #: ATTACHes of a session that peers may refuse, a second
+    refused_attaches_burst: float = 5000.0  #: and at once (a host with all its streams is); then the session ends
+    gone_rate: float = 10.0  #: GONEs a second that answer DATA of an unknown stream
+    attach_batch: int = 64  #: streams in one ATTACH: at 440 bytes each they fit into 32 KiB
+    tombstones: int = 100_000  #: ended streams that a process remembers; the oldest go first
 
     # --- times
     dial: float = 4.0  #: the host's dial of its local service
@@ -59,6 +64,9 @@ class Limits:
     open_total: float = 15.0  #: an OPEN in all, waits included
     open_wait_start: float = 10.0  #: after a relay's start an OPEN waits for hosts to come back
     open_wait_lost: float = 3.0  #: after a host's session broke without WITHDRAW likewise
+    open_wait: float = 30.0  #: what a program's connection waits for a relay and a host in all, relay's waits included
+    grace: float = 120.0  #: a detached stream waits this long for its peer
+    tombstone_extra: float = 60.0  #: an ended stream is remembered for the grace and this
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end
     hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO

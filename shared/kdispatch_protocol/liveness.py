@@ -28,13 +28,14 @@ class Verdict(Enum):
 class Liveness:
     """One session's silence. ``ping_after`` is ``None`` where one only listens; times are seconds."""
 
-    __slots__ = ("_asked", "_dead_after", "_deadline", "_heard", "_ping_after")
+    __slots__ = ("_asked", "_dead_after", "_deadline", "_doubted", "_heard", "_ping_after")
 
     def __init__(self, ping_after: float | None, dead_after: float, now: float) -> None:
         self._ping_after = ping_after
         self._dead_after = dead_after
         self._heard = now
         self._asked: float | None = None  # when the PING of this silence was sent
+        self._doubted = False  # what is asked now is to be answered at once, however short the silence was
         self._deadline = 0.0
         self._schedule()
 
@@ -46,6 +47,16 @@ class Liveness:
         """Bytes arrived."""
         self._heard = now
         self._asked = None
+        self._doubted = False
+
+    def doubt(self, now: float) -> None:
+        """The clock by which silence is measured stood still for a while: a PING goes out, and its answer decides."""
+        self._doubted = True
+        self._probe(now)
+
+    def _probe(self, now: float) -> None:
+        self._asked = now
+        self._deadline = now + _PROBE
 
     def next_deadline(self) -> float:
         """When :meth:`check` should be called; hearing something moves it, so ask again then."""
@@ -56,13 +67,15 @@ class Liveness:
         due = self._deadline
         if now < due:
             return Verdict.ALIVE
-        self._schedule()
-        if now < self._deadline:
-            return Verdict.ALIVE
+        if not self._doubted:
+            self._schedule()
+            if now < self._deadline:
+                return Verdict.ALIVE
         if now - due > _LATE:
-            self._asked = now
-            self._deadline = now + _PROBE
+            self._probe(now)
             return Verdict.ASK
+        if self._doubted:
+            return Verdict.DEAD
         if now - self._heard < self._dead_after and self._asked is None and self._ping_after is not None:
             self._asked = now
             self._schedule()

@@ -19,6 +19,8 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.names import split_service
 
 __all__ = [
+    "Attach",
+    "AttachEntry",
     "Goaway",
     "Hello",
     "Offer",
@@ -81,6 +83,18 @@ def _versions(value: object) -> bool:
     return isinstance(value, list) and 0 < len(value) <= 32 and all(type(v) is int for v in value)
 
 
+def _secrets(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= 4 and all(map(_hex(32), value))
+
+
+def _entries(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 256 and all(isinstance(entry, dict) for entry in value)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _labels(value: object) -> bool:
     return (
         isinstance(value, dict)
@@ -98,10 +112,13 @@ def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Message:
+    def content(self) -> dict[str, object]:
+        """The fields by name, those that are ``None`` left out."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+
     def encode(self) -> bytes:
-        """The payload: compact JSON, fields that are ``None`` left out."""
-        content = {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
-        return json.dumps(content, separators=(",", ":")).encode()
+        """The payload: compact JSON."""
+        return json.dumps(self.content(), separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, payload: Buffer) -> Self:
@@ -110,6 +127,11 @@ class _Message:
             content = json.loads(bytes(payload))
         except (ValueError, RecursionError) as error:
             raise RemoteProtocolError(f"A {cls.__name__} payload is not JSON.") from error
+        return cls.read(content)
+
+    @classmethod
+    def read(cls, content: object) -> Self:
+        """The same, from JSON that was read already."""
         if not isinstance(content, dict):
             raise RemoteProtocolError(f"A {cls.__name__} payload is not an object.")
         found = {}
@@ -132,6 +154,7 @@ class Hello(_Message):
     versions: list[int] = _must(_versions)
     secret: str = _must(_hex(32))  # the process secret; nobody but the relay sees it
     mode: str = _must(_one_of("new", "replace", "move"), "new")
+    predecessors: list[str] = _must(_secrets, factory=list)  # secrets of processes that this one stands in for
     capabilities: list[str] = _must(_words(64), factory=list)
     agent: str = _must(_ascii(128), "")  # program and version, for people
 
@@ -205,12 +228,55 @@ class Opened(_Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttachEntry(_Message):
+    """One stream of an ATTACH. An agent names its own new ``number`` and its ``peer``.
+
+    The relay passes it on to that peer with the process that said it as ``peer``,
+    and as ``number`` the receiver's own, or without one: then the receiver is to
+    attach as well, or to refuse.
+    """
+
+    uuid: str = _must(_hex(16))
+    service: str = _must(_is_service)
+    role: str = _must(_one_of("client", "host"))  # of the one who says it
+    peer: str = _must(_hex(16))  # process id
+    number: int | None = _must(_whole(1, (1 << 32) - 1), None)
+    received: int = _must(_whole(0, MAX_OFFSET))  # all bytes below arrived
+    limit: int = _must(_whole(0, MAX_OFFSET))  # bytes below may be sent
+    fin: bool = _must(_flag, default=False)  # the end arrived as well
+    opening: bool = _must(_flag, default=False)  # a client that does not know whether its host has opened
+    attach: int = _must(_whole(1, MAX_OFFSET))  # counts this stream's ATTACHes of this end
+    proof: str = _must(_hex(32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach(_Message):
+    """End to end, through the relay: streams go on under new numbers. They rest on one token."""
+
+    streams: list[dict[str, object]] = _must(_entries)
+    token: str | None = _must(_ascii(256), None)
+
+    @classmethod
+    def of(cls, entries: list[AttachEntry], token: str | None = None) -> Attach:
+        """The message that says these."""
+        return cls(streams=[entry.content() for entry in entries], token=token)
+
+    def entries(self) -> list[AttachEntry]:
+        """Its streams; raises ``RemoteProtocolError`` when one is malformed."""
+        return [AttachEntry.read(stream) for stream in self.streams]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reset(_Message):
-    """Either way: a stream or an offer ends, with a code of the table and a sentence."""
+    """Either way: a stream or an offer ends, with a code of the table and a sentence.
+
+    With ``uuid`` and ``process`` an agent refuses the ATTACH of that process.
+    """
 
     code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
     text: str = _must(_any_text(8192), "")
     uuid: str | None = _must(_hex(16), None)
+    process: str | None = _must(_hex(16), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,6 +109,22 @@ class Outbound:
             raise RemoteProtocolError(f"{received} acknowledged, {self.sent} sent", "offset_mismatch")
         self.limit = max(self.limit, limit)
         self.fin_acked = self.fin_acked or fin
+        return self._free(received)
+
+    def attach(self, received: int, limit: int, *, fin: bool) -> int:
+        """The peer goes on under a new number: send again what it lacks; returns the bytes freed.
+
+        Its ``limit`` counts, be it lower than the one before. Raises like :meth:`acknowledge`.
+        """
+        if received > self.sent or (fin and (not self.eof or received != self.end)):
+            raise RemoteProtocolError(f"{received} of {self.sent} sent are said to be there", "offset_mismatch")
+        self.fin_acked = self.fin_acked or fin
+        freed = self._free(received)
+        self.limit = max(limit, self.base)
+        self.rewind()
+        return freed
+
+    def _free(self, received: int) -> int:
         freed = count = max(0, received - self.base)
         self.base += freed
         replay = self._replay
@@ -125,13 +141,13 @@ class Outbound:
         return freed
 
     def rewind(self) -> None:
-        """All that is not acknowledged is to be sent again, the end too."""
+        """All that is not acknowledged is to be sent again, the end too unless it was."""
         if self._replay:
             assert self._unsent is not None  # what was sent was written before
             self._unsent.extendleft(bytes(c) if isinstance(c, bytearray) else c for c in reversed(self._replay))
             self._replay.clear()
         self.sent = self.base
-        self.fin_sent = False
+        self.fin_sent = self.fin_acked
 
     def clear(self) -> int:
         """Forget everything, for a stream that was reset; returns the bytes freed."""

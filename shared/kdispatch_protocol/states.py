@@ -14,12 +14,12 @@ stream in an end state is ignored.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Final
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "State", "next_state"]
+__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "Leg", "State", "next_state"]
 
 
 class State(StrEnum):
@@ -41,27 +41,41 @@ class Input(StrEnum):
 
     TRIED = "TRYING received"
     OPENED = "OPENED received or sent"
+    UNTRIED = "the host asked has nothing of it"
     FIN_SENT = "FIN sent"
     FIN_ACKED = "our FIN acknowledged"
     FIN_ARRIVED = "peer's end arrived"
     ABORTED = "RESET sent or received"
 
 
+class Leg(Enum):
+    """A stream's part on the current session."""
+
+    NONE = "none"  # no session, or none that carries it
+    ASKED = "asked"  # OPEN was sent, or received and not yet answered
+    ATTACHING = "attaching"  # ATTACH was sent; the peer's is not here
+    JOINED = "joined"  # DATA, ACK and FIN pass
+
+
 END_STATES: Final = frozenset({State.CLOSED, State.RESET})
 #: Where DATA may be sent (early data in TRYING has a frame of its own).
-SENDING: Final = frozenset({State.OPEN, State.PEER_FIN})
+#: After our end was sent they are bytes, and an end, that a lost session took along.
+SENDING: Final = frozenset({State.OPEN, State.PEER_FIN, State.LOCAL_FIN, State.LAST_ACK})
 
 TABLE: Final[dict[tuple[State, Input], State]] = {
     (State.OPENING, Input.TRIED): State.TRYING,
     (State.OPENING, Input.OPENED): State.OPEN,
     (State.TRYING, Input.TRIED): State.TRYING,
     (State.TRYING, Input.OPENED): State.OPEN,
+    (State.TRYING, Input.UNTRIED): State.OPENING,
     (State.OPEN, Input.FIN_SENT): State.LOCAL_FIN,
     (State.OPEN, Input.FIN_ARRIVED): State.PEER_FIN,
+    (State.LOCAL_FIN, Input.FIN_SENT): State.LOCAL_FIN,
     (State.LOCAL_FIN, Input.FIN_ACKED): State.LOCAL_DONE,
     (State.LOCAL_FIN, Input.FIN_ARRIVED): State.LAST_ACK,
     (State.LOCAL_DONE, Input.FIN_ARRIVED): State.CLOSED,
     (State.PEER_FIN, Input.FIN_SENT): State.LAST_ACK,
+    (State.LAST_ACK, Input.FIN_SENT): State.LAST_ACK,
     (State.LAST_ACK, Input.FIN_ACKED): State.CLOSED,
 } | {(state, Input.ABORTED): State.RESET for state in State if state not in {State.CLOSED, State.RESET}}
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.replay import Outbound
-from kdispatch_protocol.states import END_STATES, SENDING, Input, State, next_state
+from kdispatch_protocol.states import END_STATES, SENDING, Input, Leg, State, next_state
 from kdispatch_protocol.timers import Timer
 from kdispatch_protocol.windows import CreditBudget, Inbound
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "proof", "stream_key"]
+
+
+def stream_key(secret: bytes, process: str) -> bytes:
+    """The key between a client, which made the stream's 32 byte secret, and the host process it is bound to."""
+    return hmac.new(secret, bytes.fromhex(process), hashlib.sha256).digest()
+
+
+def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
+    """What shows that an ATTACH comes from the stream's own end, and is none that was used before."""
+    return hmac.new(key, f"{uuid} {role} {attach}".encode(), hashlib.sha256).hexdigest()
 
 
 class Stream:
     """A client's or a host's end. It belongs to an endpoint, whose methods act on it.
 
-    ``number`` is its number in the current session, 0 while it has none. As a
+    ``number`` is its number in the current session, 0 while it has none, and
+    ``leg`` says what may pass under it. As a
     source of its session's outbox it cuts frames from its replay buffer when its
     turn comes, so nothing is queued twice.
     """
@@ -24,19 +38,27 @@ class Stream:
     __slots__ = (
         "__weakref__",
         "ack_timed",
+        "asked_until",
+        "attach",
         "attempt",
         "closing",
         "confirmed",
         "deficit",
         "drained",
+        "grace",
         "host",
         "inbound",
         "is_client",
+        "key",
+        "leg",
         "limits",
         "number",
+        "open_until",
         "outbound",
         "peer",
+        "peer_attach",
         "queued",
+        "secret",
         "service",
         "state",
         "timer",
@@ -46,17 +68,29 @@ class Stream:
     )
 
     def __init__(
-        self, *, uuid: str, service: str, is_client: bool, budget: CreditBudget, token: str | None = None
+        self,
+        *,
+        uuid: str,
+        service: str,
+        is_client: bool,
+        budget: CreditBudget,
+        token: str | None = None,
+        secret: bytes = b"",
     ) -> None:
         self.uuid = uuid
         self.service = service
         self.is_client = is_client
-        self.token = token
+        self.token = token  # what the stream rests on
+        self.secret = secret  # a client's, 32 bytes; without one a stream can't be resumed
+        self.key = b""  # a host's; see `stream_key`
         self.limits: Limits = budget.limits
         self.inbound = Inbound(budget)
         self.outbound = Outbound()
         self.state = State.OPENING
         self.number = 0
+        self.leg = Leg.NONE
+        self.attach = 0  # our last ATTACH's number
+        self.peer_attach = 0  # that of the peer's last one that was taken
         self.attempt = 0  # which try of the relay's this is about
         self.peer = ""  # process id of the other end
         self.host = ""  # host id, once the relay has named one
@@ -66,6 +100,9 @@ class Stream:
         self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
         self.ack_timed = False
         self.timer: Timer | None = None  # the one deadline that its state has
+        self.grace: Timer | None = None  # the one that it has while it is detached
+        self.asked_until = 0.0  # a client: the relay has answered its OPEN by then
+        self.open_until = 0.0  # a client: it is not opened again after this
         self.deficit = 0  # the outbox's
         self.queued = False  # the outbox's
 
@@ -76,6 +113,32 @@ class Stream:
     def ended(self) -> bool:
         """Nothing more happens here."""
         return self.state in END_STATES
+
+    @property
+    def role(self) -> str:
+        """This end's, as ATTACH names it."""
+        return "client" if self.is_client else "host"
+
+    @property
+    def opened(self) -> bool:
+        """A host's service took the connection, as far as is known here."""
+        return self.state not in {State.OPENING, State.TRYING}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the two ends can prove themselves to each other."""
+        return bool((self.secret if self.is_client else self.key) and self.peer)
+
+    def prove(self, role: str, attach: int) -> str:
+        """The proof of this stream's ATTACH number ``attach`` by the end that has this role."""
+        key = stream_key(self.secret, self.peer) if self.is_client else self.key
+        return proof(key, self.uuid, role, attach)
+
+    def set_grace(self, timer: Timer | None) -> None:
+        """It is detached from now on, until ``timer`` fires; or it is no more."""
+        if self.grace is not None:
+            self.grace.cancel()
+        self.grace = timer
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""
@@ -92,16 +155,16 @@ class Stream:
     def ready(self) -> bool:
         """Whether DATA, early data or FIN could go out now."""
         out = self.outbound
-        if self.state in SENDING:
+        if self.leg is Leg.JOINED and self.state in SENDING:
             return out.sent < min(out.end, out.limit) or (out.eof and not out.fin_sent and out.sent == out.end)
-        return self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
+        return self.leg is Leg.ASKED and self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - a lane of the relay needs `now`
         """Append the next frames to ``parts``; returns their size in bytes."""
+        if not self.ready():  # it may have been detached while it waited for its turn
+            return 0
         if self.state is State.TRYING:
             return self._pull_early(parts)
-        if self.state not in SENDING:
-            return 0
         out = self.outbound
         size = 0
         while size < most and out.sent < min(out.end, out.limit):
@@ -135,7 +198,7 @@ class Stream:
 
     def make_ack(self) -> bytes:
         """The newest ACK; nothing when the stream ended by a reset."""
-        if self.state is State.RESET or self.number == 0:
+        if self.state is State.RESET or self.leg is not Leg.JOINED:
             return b""
         inbound = self.inbound
         limit = inbound.grant()

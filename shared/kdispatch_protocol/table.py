@@ -1,7 +1,8 @@
 """All streams of one agent process, and what a program does with them.
 
 The other half of an agent's protocol, what arrives from the relay, is in
-``endpoint.py``. Everything here is bookkeeping: it changes tables, and queues
+``endpoint.py``; what happens to a stream when a leg of it is lost is in
+``resume.py``. Everything here is bookkeeping: it changes tables, and queues
 frames in the session's outbox.
 """
 
@@ -13,19 +14,23 @@ from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, printable, reset_frame
 from kdispatch_protocol.outbox import Outbox
-from kdispatch_protocol.states import Input, State
+from kdispatch_protocol.resume import Resumption
+from kdispatch_protocol.states import Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.timers import Timers
+from kdispatch_protocol.tombstones import Tombstones
 from kdispatch_protocol.windows import CreditBudget
 
 __all__ = ["StreamTable"]
 
 
+# More than 25 methods: what programs do, what sessions do, and the bookkeeping that both share.
 class StreamTable:
     """The streams of a process, over one session after another."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.now = 0.0  # the last time that this process's endpoint was told
         self.by_uuid: dict[str, Stream] = {}
         self.by_number: dict[int, Stream] = {}  # in the current session
         self.outbox = Outbox(limits)  # the current session's
@@ -35,33 +40,52 @@ class StreamTable:
         self.max_opens = limits.opens
         self.events: list[Event] = []
         self.timers = Timers()
+        self.resumption = Resumption(self)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
         self._unanswered = 0
         self._drained: list[Stream] = []  # paused writers whose unsent bytes became few
         self._short_of_replay: set[Stream] = set()  # writers paused by the process's replay budget
 
+    @property
+    def tombstones(self) -> Tombstones:
+        """What became of streams that ended lately."""
+        return self.resumption.tombstones
+
+    @property
+    def detached(self) -> int:
+        """How many streams wait for one of their two sessions to be back."""
+        return sum(stream.grace is not None for stream in self.by_uuid.values())
+
     # --- what a program does ------------------------------------------------------------
 
-    def open(self, service: str, uuid: str, now: float, token: str | None = None) -> Stream:
-        """A program connected: ask for a host. What it writes meanwhile is kept, and sent early where possible."""
-        stream = Stream(uuid=uuid, service=service, is_client=True, budget=self.budget, token=token)
+    def open(self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"") -> Stream:
+        """A program connected: ask for a host. What it writes meanwhile is kept, and sent early where possible.
+
+        ``secret`` is 32 random bytes, by which the two ends know each other again; without one the stream ends
+        with its session.
+        """
+        stream = Stream(
+            uuid=uuid, service=service, is_client=True, budget=self.budget, token=token, secret=secret
+        )  # fmt: skip
+        self.now = now
         self.add(stream)
         self._waiting[stream] = None
+        stream.open_until = now + self.limits.open_wait
         self.send_waiting()
-        # The relay's own deadline comes first; this one is for a relay that says nothing.
-        patience = self.limits.open_total + self.limits.open_host
-        stream.set_timer(self.timers.add(now + patience, lambda _: self._open_expired(stream)))
+        stream.set_timer(self.timers.add(stream.open_until, lambda when: self._open_expired(stream, when)))
         return stream
 
     def accept(self, stream: Stream, now: float) -> None:
         """Host: the local service took the connection. A stream that has ended meanwhile is left alone."""
         if stream.ended:
             return
+        self.now = now
         stream.move(Input.OPENED)
+        stream.leg = Leg.JOINED
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
         self.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
-        stream.set_timer(self.timers.add(now + self.limits.confirm, lambda _: self._confirm_expired(stream)))
+        stream.set_timer(self.timers.add(now + self.limits.confirm, lambda when: self._confirm_expired(stream, when)))
         self.activate(stream)
 
     def write(self, stream: Stream, data: Buffer) -> bool:
@@ -87,6 +111,7 @@ class StreamTable:
 
     def consumed(self, stream: Stream, count: int, now: float) -> None:
         """The program, or its socket, took this many of the bytes it was given."""
+        self.now = now
         due = stream.inbound.consume(count)
         if due and not stream.ended:
             self.outbox.acknowledge(stream)
@@ -99,7 +124,10 @@ class StreamTable:
             return
         self.write_eof(stream)
         stream.closing = True
-        stream.set_timer(self.timers.add(now + self.limits.linger, lambda _: self.fail(stream, "cancelled", "closed")))
+        self._linger(stream, now)
+
+    def _linger(self, stream: Stream, now: float) -> None:
+        stream.set_timer(self.timers.add(now + self.limits.linger, lambda when: self._linger_expired(stream, when)))
 
     def reset(self, stream: Stream, code: str, text: str = "") -> None:
         """End it at once, both ways, and tell the peer. No event follows."""
@@ -107,7 +135,7 @@ class StreamTable:
             return
         if stream.number:
             self.outbox.send(reset_frame(stream.number, code, text))
-        self.end(stream)
+        self.end(stream, code)
 
     # --- the session's side of it ---------------------------------------------------------
 
@@ -116,18 +144,19 @@ class StreamTable:
         self.outbox = outbox
         self._next_number = 1
 
-    def end_session(self, text: str) -> None:
-        """Opens that no host was named for wait for the next session; the others are reset."""
+    def end_session(self, text: str, now: float) -> None:
+        """Streams wait for the next session, but for those of a host that had no answer yet."""
         self.ready = False
-        for stream in list(self.by_number.values()):
-            if stream.is_client and stream.state is State.OPENING:
-                stream.number = 0
-                stream.inbound.release()  # no host has seen that limit; the next session may have less to grant
-                self._waiting[stream] = None
+        self.now = now
+        for stream in list(self.by_uuid.values()):
+            stream.queued, stream.deficit = False, 0  # the outbox went with the session
+            if stream.leg is Leg.NONE or self.resumption.session_lost(stream, text, now):
+                continue
+            if stream.is_client:
+                self.open_again(stream, now)
             else:
-                code = "open_interrupted" if stream.state in {State.OPENING, State.TRYING} else "resume_expired"
-                self.abort(stream, code, text)
-        self.by_number.clear()
+                self.abort(stream, "open_interrupted", text)
+        assert not self.by_number
         self._unanswered = 0
 
     def add(self, stream: Stream) -> None:
@@ -135,6 +164,7 @@ class StreamTable:
         stream.drained = self._drained
         self.by_uuid[stream.uuid] = stream
         if stream.number:
+            stream.leg = Leg.ASKED
             self.by_number[stream.number] = stream
 
     def take_number(self) -> int:
@@ -143,28 +173,94 @@ class StreamTable:
         self._next_number += 2
         return number
 
+    def give_number(self, stream: Stream, leg: Leg) -> None:
+        """From now on the stream has this leg under a new number."""
+        stream.number = self.take_number()
+        stream.leg = leg
+        self.by_number[stream.number] = stream
+
+    def drop_number(self, stream: Stream) -> None:
+        """Frames under the stream's number are of the past."""
+        if stream.leg is Leg.ASKED and stream.is_client:
+            self._unanswered -= 1
+        self.by_number.pop(stream.number, None)
+        stream.number = 0
+        stream.leg = Leg.NONE
+
     def send_waiting(self) -> None:
         """Send the OPENs for which there is room."""
         while self.ready and self._waiting and self._unanswered < self.max_opens:
             stream = next(iter(self._waiting))
             del self._waiting[stream]
-            stream.number = self.take_number()
-            self.by_number[stream.number] = stream
+            self.give_number(stream, Leg.ASKED)
             self._unanswered += 1
-            limit = stream.inbound.grant()
-            message = Open(service=stream.service, uuid=stream.uuid, limit=limit, token=stream.token)
+            # The relay's own deadline comes first; this one is for a relay that says nothing.
+            stream.asked_until = self.now + self.limits.open_total + self.limits.open_host
+            message = Open(
+                service=stream.service,
+                uuid=stream.uuid,
+                limit=stream.inbound.grant(),
+                token=stream.token,
+                secret=stream.secret.hex() or None,
+            )
             self.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
+
+    def open_again(self, stream: Stream, now: float) -> None:
+        """Client: nothing of the stream was delivered anywhere. Ask for a host anew."""
+        if stream.state is State.TRYING:
+            stream.move(Input.UNTRIED)
+        self.drop_number(stream)
+        stream.peer = stream.host = ""
+        stream.outbound.rewind()
+        stream.inbound.release()  # no host goes by that limit; the next session may have less to grant
+        self._waiting[stream] = None
+        self.now = now
+        self.send_waiting()
 
     def opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         self._unanswered -= 1
+        stream.leg = Leg.JOINED
+        self._begin(stream)
+        self.send_waiting()
+
+    def joined(self, stream: Stream, *, fin_acked: bool) -> None:
+        """Both ends have attached. That confirms a stream, and opens one whose client had not heard of it."""
+        self.confirm(stream)
+        if not stream.opened:
+            self._begin(stream)
+        self.outbox.acknowledge(stream)
+        self.activate(stream)
+        if fin_acked:
+            self.end_acknowledged(stream)
+
+    def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
         if not stream.closing:
             stream.set_timer(None)
         self.outbox.acknowledge(stream)
         self.activate(stream)
         self.events.append(events.StreamOpened(stream))
-        self.send_waiting()
+
+    def confirm(self, stream: Stream) -> None:
+        """Host: the client was heard."""
+        if not stream.confirmed:
+            stream.confirmed = True
+            if not stream.closing:
+                stream.set_timer(None)
+
+    def end_acknowledged(self, stream: Stream) -> None:
+        """The peer has all our bytes and our end."""
+        stream.move(Input.FIN_ACKED)
+        self.events.append(events.EndAcknowledged(stream))
+        self.if_finished(stream)
+
+    def if_finished(self, stream: Stream) -> None:
+        """Both directions ended: forget the stream. Its last ACK still finds its way through the outbox."""
+        if stream.state is State.CLOSED:
+            self._forget(stream)
+            self.resumption.remember(stream, "closed")
+            self.events.append(events.StreamFinished(stream))
 
     def activate(self, stream: Stream) -> None:
         """Give the stream its turn if it has something to send."""
@@ -179,7 +275,7 @@ class StreamTable:
 
     def abort(self, stream: Stream, code: str, text: str) -> None:
         """End it without telling the peer, who knows or can't be reached."""
-        self.end(stream)
+        self.end(stream, code)
         self.events.append(events.StreamWasReset(stream, code, printable(text)))
 
     def fail(self, stream: Stream, code: str, text: str) -> None:
@@ -188,16 +284,19 @@ class StreamTable:
             self.reset(stream, code, text)
             self.events.append(events.StreamWasReset(stream, code, text))
 
-    def end(self, stream: Stream) -> None:
-        """Let the stream be reset here, without a word to anybody."""
-        if stream.is_client and stream.number and stream.state in {State.OPENING, State.TRYING}:
+    def end(self, stream: Stream, code: str) -> None:
+        """Let the stream be reset here, without a word to anybody; a peer that asks later is told the code."""
+        if (stream.opened or stream.is_client) and stream.resumable:
+            self.resumption.remember(stream, code)
+        if stream.leg is Leg.ASKED and stream.is_client:
             self._unanswered -= 1
         stream.move(Input.ABORTED)
-        self.forget(stream)
+        self._forget(stream)
 
-    def forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Stream) -> None:
         """The stream is in an end state: what it held is given back."""
         stream.set_timer(None)
+        stream.set_grace(None)
         if self.by_uuid.get(stream.uuid) is stream:
             del self.by_uuid[stream.uuid]
         self._waiting.pop(stream, None)
@@ -234,11 +333,30 @@ class StreamTable:
         if stream.inbound.unacknowledged and not stream.ended:
             self.outbox.acknowledge(stream)
 
-    def _open_expired(self, stream: Stream) -> None:
-        if stream.state in {State.OPENING, State.TRYING}:
-            code = "host_timeout" if stream.number else "relay_unreachable"
-            self.fail(stream, code, "There was no answer to the request for a host.")
+    def _open_expired(self, stream: Stream, now: float) -> None:
+        if stream.opened or stream.ended:
+            return
+        if stream.leg is Leg.ASKED and now < stream.asked_until:  # the relay is still at it
+            stream.set_timer(self.timers.add(stream.asked_until, lambda when: self._open_expired(stream, when)))
+        elif stream.leg is Leg.ASKED:
+            self.fail(stream, "host_timeout", "There was no answer to the request for a host.")
+        elif stream.state is State.TRYING:
+            self.fail(stream, "open_interrupted", "The host that was asked did not come back.")
+        elif self.ready:
+            self.fail(stream, "host_timeout", "Too many requests for a host wait for their answers.")
+        else:
+            self.fail(stream, "relay_unreachable", "There was no session with the relay for too long.")
 
-    def _confirm_expired(self, stream: Stream) -> None:
-        if not stream.confirmed:
+    def _confirm_expired(self, stream: Stream, now: float) -> None:
+        if stream.confirmed:
+            return
+        if stream.grace is not None:  # detached: the client has its time to attach
+            stream.set_timer(self.timers.add(now + self.limits.confirm, lambda w: self._confirm_expired(stream, w)))
+        else:
             self.fail(stream, "cancelled", "The client never confirmed the stream.")
+
+    def _linger_expired(self, stream: Stream, now: float) -> None:
+        if stream.grace is not None:  # what was written is still to be sent; the grace bounds that
+            self._linger(stream, now)
+        else:
+            self.fail(stream, "cancelled", "closed")

@@ -190,7 +190,7 @@ async def test_drain_ends_in_time(pair: Twin) -> None:
 
 async def test_clock_after_a_session_was_given_up() -> None:
     """Deadlines go on when a session that never answered is given up, and in the next one."""
-    limits = Limits(ack_delay=0.02, open_total=0.1, open_host=0.05)
+    limits = Limits(ack_delay=0.02, open_total=0.1, open_host=0.05, open_wait=0.15)
     async with twin(limits) as pair:
         pair.client.abort()
         await until(lambda: pair.client.lost is not None and pair.client.lost.done())
@@ -209,10 +209,34 @@ async def test_clock_after_a_session_was_given_up() -> None:
 
 
 async def test_stop_resets_what_is_left(pair: Twin) -> None:
-    """The end of an agent resets its streams at both ends."""
+    """The end of an agent that told nobody resets its streams, and the other end's when its grace is over."""
     client, host = await pair.stream()
     pair.client.stop()
     assert (await client.code(), await host.code()) == ("cancelled", "resume_expired")
+
+
+async def test_an_orderly_end_is_told(pair: Twin) -> None:
+    """Streams that an agent ends before its session are reset at the other end at once."""
+    client, host = await pair.stream()
+    pair.client.end_streams()
+    pair.client.disconnect()
+    assert (await client.code(), await host.code()) == ("cancelled", "cancelled")
+
+
+async def test_a_stream_goes_on_in_the_next_session(pair: Twin) -> None:
+    """What was written before, while and after a session was away arrives, in both directions."""
+    client, host = await pair.stream()
+    client.transport.write(b"before ")
+    pair.client.abort()
+    client.transport.write(b"while ")
+    host.transport.write(b"there")
+    await until(lambda: pair.client.lost is not None and pair.client.lost.done())
+    pair.connect(pair.client)
+    client.transport.write(b"after")
+    await host.has(18)
+    await client.has(5)
+    assert bytes(host.received) == b"before while after"
+    assert bytes(client.received) == b"there"
 
 
 async def test_streams_over_tls_like_connections() -> None:

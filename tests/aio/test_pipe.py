@@ -169,7 +169,7 @@ async def test_an_agent_that_dies(connect: Connect) -> None:
 
 
 async def test_aborted_pipe(pair: Twin, connect: Connect) -> None:
-    """Streams that are lost reset both programs."""
+    """Streams whose session stays away for longer than the grace reset both programs."""
     ends = await connect()
     await _talk(ends)
     pair.client.abort()

@@ -8,7 +8,7 @@ from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskOffer, Switch
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
 
 SERVICE = "ann/web"
 NO_WAIT = Limits(open_wait_start=0, open_wait_lost=0)
@@ -38,9 +38,14 @@ class Relay:
         for question in self.switch.take_questions():
             if isinstance(question, AskOffer):
                 if known:
-                    self.switch.offer_allowed(question, public=True, now=self.now)
+                    self.switch.offers.allowed(question, public=True, now=self.now)
                 else:
-                    self.switch.offer_refused(question, "not_permitted", "no", now=self.now)
+                    self.switch.offers.refused(question, "not_permitted", "no", now=self.now)
+            elif isinstance(question, AskAttach):
+                if known:
+                    self.switch.attachments.allowed(question, self.now)
+                else:
+                    self.switch.attachments.refused(question, "unknown_service", "")
             elif known:
                 self.switch.opens.allowed(question.route, public=True, now=self.now)
             else:

@@ -151,16 +151,26 @@ def test_a_stream_that_ended_takes_anything_quietly() -> None:
     assert talk.said() == []
 
 
-def test_reset_closed_is_an_end_and_not_a_failure() -> None:
-    """RESET with `closed` finishes the stream."""
+def test_reset_closed_is_an_end_where_the_end_is_all_that_was_missing() -> None:
+    """RESET with `closed` stands in for the last ACK; anywhere else it would hide that bytes are missing."""
     talk = Conversation()
     stream = talk.client()
+    talk.table.write_eof(stream)
+    talk.said()
+    talk.hear(frame(frames.FIN, 1))
+    talk.events()
     talk.hear(frame(frames.RESET, 1, payload=Reset(code="closed").encode()))
-    assert talk.events() == [events.StreamFinished(stream)]
+    assert talk.events() == [events.EndAcknowledged(stream), events.StreamFinished(stream)]
+    talk = Conversation()
+    talk.client()
+    talk.hear(frame(frames.RESET, 1, payload=Reset(code="closed").encode()))
+    [event] = talk.events()
+    assert isinstance(event, events.StreamWasReset)
+    assert event.code == "offset_mismatch"
 
 
 def test_a_lost_leg_resets_the_stream() -> None:
-    """GONE ends a stream, as long as none can be resumed."""
+    """GONE ends a stream that has no secret."""
     talk = Conversation()
     talk.client()
     talk.hear(frame(frames.GONE, 1))

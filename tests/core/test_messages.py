@@ -10,10 +10,25 @@ from hypothesis import strategies as st
 from kdispatch_protocol import frames, messages
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import MAX_OFFSET
-from kdispatch_protocol.messages import Goaway, Hello, Offer, Offered, Open, Opened, Reset, Trying, Welcome, printable
+from kdispatch_protocol.messages import (
+    Attach,
+    AttachEntry,
+    Goaway,
+    Hello,
+    Offer,
+    Offered,
+    Open,
+    Opened,
+    Reset,
+    Trying,
+    Welcome,
+    printable,
+)
 
-Message = Goaway | Hello | Offer | Offered | Open | Opened | Reset | Trying | Welcome
-CLASSES: list[type[Message]] = [Goaway, Hello, Offer, Offered, Open, Opened, Reset, Trying, Welcome]
+Message = Attach | AttachEntry | Goaway | Hello | Offer | Offered | Open | Opened | Reset | Trying | Welcome
+CLASSES: list[type[Message]] = [
+    Attach, AttachEntry, Goaway, Hello, Offer, Offered, Open, Opened, Reset, Trying, Welcome
+]  # fmt: skip
 
 ID = "0123456789abcdef" * 2
 KEY = ID * 2
@@ -28,6 +43,17 @@ LEAST: dict[type[Message], dict[str, Any]] = {
     Opened: {"limit": 0, "attempt": 1},
     Reset: {"code": "closed"},
     Goaway: {"code": "drain"},
+    Attach: {"streams": [{}]},
+    AttachEntry: {
+        "uuid": ID,
+        "service": "ada/web",
+        "role": "host",
+        "peer": ID,
+        "received": 0,
+        "limit": 0,
+        "attach": 1,
+        "proof": KEY,
+    },
 }
 
 hex16 = st.binary(min_size=16, max_size=16).map(bytes.hex)
@@ -49,6 +75,7 @@ VALID: list[st.SearchStrategy[Message]] = [
         versions=st.lists(st.integers(), min_size=1, max_size=32),
         secret=hex32,
         mode=st.sampled_from(["new", "replace", "move"]),
+        predecessors=st.lists(hex32, max_size=4),
         capabilities=words,
         agent=ascii64,
     ),
@@ -85,7 +112,24 @@ VALID: list[st.SearchStrategy[Message]] = [
     ),
     st.builds(Trying, attempt=attempts, process=hex16, host=hex16),
     st.builds(Opened, limit=offsets, attempt=attempts),
-    st.builds(Reset, code=codes, text=st.text(max_size=40), uuid=st.none() | hex16),
+    st.builds(Reset, code=codes, text=st.text(max_size=40), uuid=st.none() | hex16, process=st.none() | hex16),
+    st.builds(
+        AttachEntry,
+        uuid=hex16,
+        service=services,
+        role=st.sampled_from(["client", "host"]),
+        peer=hex16,
+        number=st.none() | st.integers(1, (1 << 32) - 1),
+        received=offsets,
+        limit=offsets,
+        fin=st.booleans(),
+        opening=st.booleans(),
+        attach=st.integers(1, MAX_OFFSET),
+        proof=hex32,
+    ),
+    st.builds(
+        Attach, token=st.none() | ascii256, streams=st.lists(st.dictionaries(ascii64, words), min_size=1, max_size=4)
+    ),
     st.builds(Goaway, code=codes, text=st.text(max_size=40), move_ms=millis, try_ms=millis),
 ]
 
@@ -175,8 +219,9 @@ WRONG_TYPES: list[Any] = [True, False, 1.0, float("nan"), float("inf"), 10**40, 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_wrong_values(kind: type[Message], wrong: object) -> None:
     """No field takes a boolean for a number, a fraction, a NaN, a number out of range or another type."""
-    empty = {"capabilities"} if wrong == [] else {"labels"} if wrong == {} else set()
-    for name in set(kind.__dataclass_fields__) - empty:
+    flags = {"fin", "opening"} if isinstance(wrong, bool) else set()
+    empty = {"capabilities", "predecessors"} if wrong == [] else {"labels"} if wrong == {} else set()
+    for name in set(kind.__dataclass_fields__) - empty - flags:
         assert refused(kind, with_(kind, **{name: wrong}))
 
 

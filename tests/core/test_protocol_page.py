@@ -27,12 +27,17 @@ def test_types_flags_and_lengths_are_the_codes() -> None:
 def test_json_keys_are_the_codes() -> None:
     """Each JSON payload has the keys of its class, and the same ones are required."""
     rows = re.findall(r"^\| ([A-Z]*) ?\| `(\w+)` \| [^|]+ \| ?([^|]*)\|$", PAGE, re.MULTILINE)
+    # The streams of an ATTACH have a table of their own.
+    entries = re.findall(r"^\| `(\w+)` \| [^|]+ \| ?([^|]*)\|$", PAGE, re.MULTILINE)
+    rows += [("AttachEntry", *entries[0]), *(("", *entry) for entry in entries[1:])]
     written: dict[str, dict[str, bool]] = {}
     frame = ""
     for name, key, needed in rows:
         frame = name or frame
-        written.setdefault(frame.capitalize(), {})[key] = needed.strip() == "required"
-    assert len(written) == 9
+        written.setdefault(frame if frame == "AttachEntry" else frame.capitalize(), {})[key] = (
+            needed.strip() == "required"
+        )
+    assert len(written) == 11
     for name, keys in written.items():
         fields = dataclasses.fields(getattr(messages, name))
         coded = {

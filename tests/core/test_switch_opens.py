@@ -233,13 +233,14 @@ def test_early_data_behind_opened_keeps_its_rules(offset: int, size: int, heard:
     assert host.names() == [heard]
 
 
-def test_a_lost_session_resets_its_open_streams_at_the_other_end() -> None:
-    """Whichever leg goes, the other end hears `resume_expired`."""
+def test_a_lost_session_is_told_to_the_other_end_of_its_streams() -> None:
+    """Whichever leg goes, the other end hears GONE."""
     for first in (True, False):
         relay = Relay()
         client, host = connected(relay)
         (client if first else host).lose()
-        assert code_of((host if first else client).hear()) == "resume_expired"
+        other, number = (host, 2) if first else (client, 1)
+        assert other.hear() == [("GONE", number, 0, b"")]
         assert relay.switch.budget.queued == 0
 
 

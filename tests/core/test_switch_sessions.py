@@ -102,13 +102,14 @@ def test_offers_are_bounded() -> None:
 
 
 def test_frames_that_have_no_place_end_the_session() -> None:
-    """A relay's frame from an agent is a session error; ATTACH and GONE are reserved and ignored."""
+    """A relay's frame from an agent is a session error."""
     peer = Relay().agent(1)
-    peer.say(frame(frames.ATTACH, payload=b"{}"), frame(frames.GONE, 3), frame(frames.PONG))
+    peer.say(frame(frames.PONG))
     peer.reset(77)
     assert peer.hear() == []
-    with pytest.raises(RemoteProtocolError):
-        peer.say(frame(frames.WELCOME, payload=b"{}"))
+    for type_, number in ((frames.WELCOME, 0), (frames.GONE, 3), (frames.ATTACH, 0)):
+        with pytest.raises(RemoteProtocolError):
+            peer.say(frame(type_, number, payload=b"" if type_ == frames.GONE else b"{}"))
 
 
 def test_nothing_is_done_for_a_session_that_ended() -> None:

@@ -3,12 +3,14 @@
 The ends are the real classes: endpoints, the switch, the WebSocket reader. Only
 what moves between them is played: every byte goes over a wire that delivers in
 pieces of any size, at any time; programs write, read, stop and give up at
-random; time jumps. Whatever happened, the checks at the end must hold.
+random; time jumps. A connection is lost at one end before the other notices, is
+replaced while the relay still believes in it, or eats all it is given; relays
+and agents are killed and started again. Whatever happened, the checks at the
+end (``verdict.py``) must hold.
 """
 
 from __future__ import annotations
 
-import functools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -16,13 +18,11 @@ from dataclasses import dataclass, field
 
 from kdispatch_protocol import events, websocket
 from kdispatch_protocol.endpoint import Endpoint, host_id
-from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
-from kdispatch_protocol.states import END_STATES
 from kdispatch_protocol.streams import Stream
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 
 #: Everything small, so that every bound is met in a few steps.
 SMALL = Limits(
@@ -41,6 +41,9 @@ SMALL = Limits(
     streams_client=64,
     open_wait_start=1.0,
     open_wait_lost=1.0,
+    attach_batch=3,
+    grace=300.0,
+    tombstone_extra=10_000.0,  # connections lie still here for longer than any that is watched
 )
 SERVICE = "ann/web"
 #: Codes by which one end says that the other broke the rules. An honest world never hears them.
@@ -60,9 +63,12 @@ class Wire:
     def __init__(self, *, to_server: bool) -> None:
         self.bytes = bytearray()
         self.reader = websocket.WebSocketReader(server=to_server, max_message=256 * 1024)
+        self.eats = False  # a black hole
         self._mask = b"\x1f\x2e\x3d\x4c" if to_server else None
 
     def put(self, parts: list[bytes | bytearray | memoryview]) -> None:
+        if self.eats:
+            return
         payload = websocket.mask_parts(parts, self._mask) if self._mask else b"".join(parts)
         self.bytes += websocket.frame_head(websocket.BINARY, len(payload), self._mask) + payload
 
@@ -89,22 +95,42 @@ class End:
     eof_written: bool = False
     eof_read: bool = False
     may_write: bool = True
+    opened: bool = False  # a client's: it heard that a host has it
     reset: str | None = None
     finished: bool = False
+    killed: bool = False  # its process was
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.killed or self.reset is not None
+
+
+class Connection:
+    """One WebSocket: each of its sides believes in it until it notices."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.up = Wire(to_server=True)
+        self.down = Wire(to_server=False)
+        self.agent_side = True
+        self.relay_side = True
 
 
 @dataclass
 class Agent:
-    """One agent process and its session."""
+    """One agent process. Connections that it has given up may still be alive for the relay."""
 
     name: str
     endpoint: Endpoint
     serves: bool
     ends: dict[Stream, End] = field(default_factory=dict)
     dialing: list[Stream] = field(default_factory=list)
-    session: Session | None = None
-    up: Wire = field(default_factory=lambda: Wire(to_server=True))
-    down: Wire = field(default_factory=lambda: Wire(to_server=False))
+    connection: Connection | None = None
+    ghosts: list[Connection] = field(default_factory=list)
+
+    @property
+    def connections(self) -> list[Connection]:
+        return [*self.ghosts, *([self.connection] if self.connection else [])]
 
 
 #: A weight, and what then happens.
@@ -118,35 +144,96 @@ class World:
         self.rng = rng
         self.now = 100.0
         self.limits = limits
-        self.switch = Switch("00" * 16, rng.randrange, self.now, limits=limits)
+        self.switch = self._new_relay()
         self.agents: list[Agent] = []
         self.questions: deque[Question] = deque()
         self.uuids = 0
-        self.delivered_to: dict[str, set[str]] = {}  # stream uuid -> hosts that got a byte of it
+        self.processes = 0
+        self.delivered_to: dict[str, set[str]] = {}  # stream uuid -> processes that got a byte of it
         self.made: list[tuple[str, End]] = []
+        self.restarts = 0  # of agents
         for number in range(clients + hosts):
-            endpoint = Endpoint(bytes([number]) * 32, limits=limits)
-            agent = Agent(f"agent{number}", endpoint, serves=number >= clients)
-            if agent.serves:
-                endpoint.offer(
-                    Offer(service=SERVICE, host=host_id(endpoint.process, SERVICE), digest="00" * 32, token="t")
-                )
+            serves = number >= clients
+            agent = Agent(f"agent{number}", self._new_endpoint(serves=serves), serves)
             self.agents.append(agent)
             self.connect(agent)
+
+    def _new_relay(self) -> Switch:
+        return Switch("00" * 16, self.rng.randrange, self.now, limits=self.limits)
+
+    def _new_endpoint(self, *, serves: bool, predecessor: bytes | None = None) -> Endpoint:
+        self.processes += 1
+        before = [predecessor] if predecessor else []
+        endpoint = Endpoint(self.processes.to_bytes(32), limits=self.limits, predecessors=before)
+        if serves:
+            endpoint.offer(
+                Offer(service=SERVICE, host=host_id(endpoint.process, SERVICE), digest="00" * 32, token="t")
+            )  # fmt: skip
+        return endpoint
 
     # --- sessions ------------------------------------------------------------------------
 
     def connect(self, agent: Agent) -> None:
-        agent.up, agent.down = Wire(to_server=True), Wire(to_server=False)
-        agent.session = self.switch.connect(agent.name, self.now)
-        agent.endpoint.connect()
+        """An agent without a connection gets one."""
+        if agent.connection is None:
+            agent.connection = Connection(self.switch.connect(agent.name, self.now))
+            agent.endpoint.connect()
+
+    def agent_notices(self, agent: Agent) -> None:
+        """An agent finds its connection lost; the relay may believe in it for some time."""
+        connection, agent.connection = agent.connection, None
+        if connection is not None:
+            connection.agent_side = False
+            if connection.relay_side:
+                agent.ghosts.append(connection)
+            agent.endpoint.disconnect(self.now)
+            self.settle(agent)
+
+    def relay_notices(self, agent: Agent, connection: Connection) -> None:
+        """The relay finds a connection lost; its agent may believe in it for some time."""
+        if connection.relay_side:
+            connection.relay_side = False
+            self.switch.disconnect(connection.session, self.now)
+        if connection in agent.ghosts:
+            agent.ghosts.remove(connection)
+        self.settle(agent)
 
     def cut(self, agent: Agent) -> None:
-        if agent.session is not None:
-            session, agent.session = agent.session, None
-            self.switch.disconnect(session, self.now)
-            agent.endpoint.disconnect()
-            self.settle(agent)
+        """Both sides notice at once."""
+        connection = agent.connection
+        self.agent_notices(agent)
+        if connection is not None:
+            self.relay_notices(agent, connection)
+
+    def black_hole(self, agent: Agent) -> None:
+        """From now on a connection takes everything and delivers nothing."""
+        if agent.connection is not None:
+            agent.connection.up.eats = agent.connection.down.eats = True
+
+    def restart_relay(self) -> None:
+        """The relay is killed and started: it knows nothing, and agents notice one by one."""
+        self.switch = self._new_relay()
+        self.questions.clear()
+        for agent in self.agents:
+            agent.ghosts.clear()
+            if agent.connection is not None:
+                agent.connection.relay_side = False
+
+    def restart_agent(self, agent: Agent, *, slot: bool) -> None:
+        """An agent is killed, with its programs, and started; in a slot it proves whose successor it is."""
+        self.restarts += 1
+        connection = agent.connection
+        if connection is not None:
+            agent.connection = None
+            connection.agent_side = False
+            if connection.relay_side:
+                agent.ghosts.append(connection)
+        for end in agent.ends.values():
+            end.killed = end.killed or not end.over
+        old = agent.endpoint.secret
+        agent.ends, agent.dialing = {}, []
+        agent.endpoint = self._new_endpoint(serves=agent.serves, predecessor=old if slot else None)
+        self.connect(agent)
 
     # --- what can happen --------------------------------------------------------------------
 
@@ -154,7 +241,8 @@ class World:
         client = self.rng.choice([agent for agent in self.agents if not agent.serves])
         self.uuids += 1
         uuid = f"{self.uuids:032x}"
-        stream = client.endpoint.table.open(SERVICE, uuid, self.now)
+        secret = self.uuids.to_bytes(32)
+        stream = client.endpoint.table.open(SERVICE, uuid, self.now, secret=secret)
         self._add(client, stream)
 
     def _add(self, agent: Agent, stream: Stream) -> None:
@@ -176,7 +264,7 @@ class World:
                 agent.endpoint.table.reset(stream, "host_refused", "refused")
 
     def write(self, agent: Agent, end: End, size: int) -> None:
-        if not end.eof_written and end.reset is None and not end.finished and end.may_write:
+        if not end.eof_written and not end.over and end.may_write:
             data = content(end.key, end.written, size)
             end.written += size
             shape = self.rng.randrange(3)
@@ -184,48 +272,46 @@ class World:
             end.may_write = agent.endpoint.table.write(end.stream, buffer)
 
     def write_eof(self, agent: Agent, end: End) -> None:
-        if not end.eof_written and end.reset is None and not end.finished:
+        if not end.eof_written and not end.over:
             end.eof_written = True
             agent.endpoint.table.write_eof(end.stream)
 
     def read(self, agent: Agent, end: End, size: int) -> None:
         size = min(size, end.unread)
-        if size:
+        if size and not end.killed:
             end.unread -= size
             agent.endpoint.table.consumed(end.stream, size, self.now)
 
     def give_up(self, agent: Agent, end: End) -> None:
-        if end.reset is None and not end.finished and not end.stream.ended:
+        if not end.over and not end.stream.ended:
             end.reset = "own"
             agent.endpoint.table.reset(end.stream, "cancelled", "gave up")
 
     def flush(self, agent: Agent) -> None:
         """Both ends of a session put one batch on the wire."""
-        if agent.session is None:
-            return
         size = self.rng.choice((1, 400, self.limits.batch_max))
-        parts = agent.endpoint.data_to_send(size, self.now)
-        if parts:
-            agent.up.put(parts)
-        parts = agent.session.outbox.collect(size, self.now)
-        if parts:
-            agent.down.put(parts)
+        for connection in agent.connections:
+            if connection.agent_side:
+                parts = agent.endpoint.data_to_send(size, self.now)
+                if parts:
+                    connection.up.put(parts)
+            if connection.relay_side:
+                parts = connection.session.outbox.collect(size, self.now)
+                if parts:
+                    connection.down.put(parts)
         self.settle(agent)
 
     def deliver(self, agent: Agent, size: int, *, up: bool) -> None:
-        """Some bytes arrive at one side."""
-        if agent.session is None:
-            return
-        if up:
-            for message in agent.up.take(size):
-                if agent.session is not None:
-                    self.switch.receive_message(agent.session, message, self.now)
-            assert agent.up.reader.closing is None
-        else:
-            for message in agent.down.take(size):
-                agent.endpoint.receive_message(message, self.now)
-            assert agent.down.reader.closing is None
-        self.settle(agent)
+        """Some bytes arrive at one side, unless it has given the connection up."""
+        for connection in agent.connections:
+            wire = connection.up if up else connection.down
+            for message in wire.take(size):
+                if up and connection.relay_side:
+                    self.switch.receive_message(connection.session, message, self.now)
+                elif not up and connection.agent_side:
+                    agent.endpoint.receive_message(message, self.now)
+            assert wire.reader.closing is None
+            self.settle(agent)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -239,17 +325,25 @@ class World:
         if self.questions:
             question = self.questions.popleft()
             if isinstance(question, AskOffer):
-                self.switch.offer_allowed(question, public=True, now=self.now)
+                self.switch.offers.allowed(question, public=True, now=self.now)
+            elif isinstance(question, AskAttach):
+                self.switch.attachments.allowed(question, self.now)
             else:
                 self.switch.opens.allowed(question.route, public=True, now=self.now)
 
-    def warm_up(self) -> None:
-        """Let sessions and offers come about before anything interesting happens."""
+    def pump(self, agent: Agent) -> None:
+        """All that an agent and the relay have to say arrives."""
+        self.flush(agent)
+        self.deliver(agent, 100_000, up=True)
+        self.deliver(agent, 100_000, up=False)
+
+    def warm_up(self, *, accept: bool = False) -> None:
+        """Let sessions, offers and streams come about before anything interesting happens."""
         for _ in range(4):
             for agent in self.agents:
-                self.flush(agent)
-                self.deliver(agent, 100_000, up=True)
-                self.deliver(agent, 100_000, up=False)
+                self.pump(agent)
+                if accept:
+                    self.answer_dial(agent, accept=True)
             while self.questions:
                 self.answer_question()
 
@@ -259,7 +353,11 @@ class World:
         self.questions.extend(self.switch.take_questions())
         self.switch.take_touched()
         for cut in self.switch.take_cuts():
-            raise AssertionError(f"an honest session was cut: {cut}")
+            assert cut.code == "superseded", f"an honest session was cut: {cut}"
+            for other in self.agents:
+                for connection in other.connections:
+                    if connection.session is cut.session:
+                        self.relay_notices(other, connection)
         while happened := agent.endpoint.take_events():
             for event in happened:
                 self._event(agent, event)
@@ -269,6 +367,7 @@ class World:
             agent.dialing.append(event.stream)
             return
         assert not isinstance(event, events.OfferRefused | events.SessionRefused), event
+        assert not isinstance(event, events.AttachRefused) or event.code not in BLAME | {"bad_proof"}, event
         stream = getattr(event, "stream", None)
         end = agent.ends.get(stream) if stream is not None else None
         if end is None:
@@ -284,10 +383,12 @@ class World:
                 end.unread += len(data)
                 assert end.unread <= self.limits.window, "more than the window waits"
                 if agent.serves:
-                    self.delivered_to.setdefault(end.stream.uuid, set()).add(agent.name)
+                    self.delivered_to.setdefault(end.stream.uuid, set()).add(agent.endpoint.process)
             case events.EndReceived():
                 assert not end.eof_read
                 end.eof_read = True
+            case events.StreamOpened():
+                end.opened = True
             case events.WritingResumed():
                 end.may_write = True
             case events.StreamFinished():
@@ -297,108 +398,3 @@ class World:
                 end.reset = code
             case _:
                 pass
-
-    # --- the end of it all ---------------------------------------------------------------------
-
-    def quiesce(self) -> None:
-        """No more faults: everybody reads, writes the end, and time goes on until nothing moves."""
-        for agent in self.agents:
-            if agent.session is None:
-                self.connect(agent)
-        for _ in range(4000):
-            moved = self._settle_once()
-            if not moved and not self._waiting():
-                return
-            if not moved:
-                self.pass_time(0.5)
-        raise AssertionError(f"a stall: {self._waiting()}")
-
-    def _settle_once(self) -> bool:
-        moved = bool(self.questions)
-        self.answer_question()
-        for agent in self.agents:
-            while agent.dialing:
-                moved = True
-                self.answer_dial(agent, accept=True)
-            for end in agent.ends.values():
-                moved = moved or end.unread > 0
-                self.read(agent, end, end.unread)
-                self.write_eof(agent, end)
-            self.flush(agent)
-            for up, wire in ((True, agent.up), (False, agent.down)):
-                if wire.bytes:
-                    moved = True
-                    self.deliver(agent, len(wire.bytes), up=up)
-        return moved
-
-    def _waiting(self) -> list[str]:
-        return [f"{name} {end.stream}" for name, end in self.made if end.stream.state not in END_STATES]
-
-    def check(self) -> None:
-        """What must hold after :meth:`quiesce`, whatever happened before."""
-        hosts: dict[str, list[End]] = {}  # a host that accepted too late has an end as well, and it was reset
-        for _, end in self.made:
-            assert end.stream.state in END_STATES
-            if not end.stream.is_client:
-                hosts.setdefault(end.stream.uuid, []).append(end)
-        for _, client in self.made:
-            uuid = client.stream.uuid
-            assert len(self.delivered_to.get(uuid, ())) <= 1, "a request reached two services"
-            if client.stream.is_client and client.finished:
-                (host,) = [end for end in hosts[uuid] if end.finished]
-                assert (client.read, host.read) == (host.written, client.written), "bytes are missing"
-                assert client.eof_read and host.eof_read
-            elif client.stream.is_client:
-                assert client.reset is not None, "neither finished nor reset"
-        for agent in self.agents:
-            table = agent.endpoint.table
-            assert not table.by_uuid and not table.by_number, "a stream was not forgotten"
-            assert table.replay_held == 0 and table.budget.promised == 0, "not everything was given back"
-            assert agent.session is not None
-            assert not agent.session.legs and agent.session.queued == 0
-            assert agent.session.unanswered == 0 and agent.session.streams_opened == 0
-        assert self.switch.budget.queued == 0
-        assert all(host.streams == 0 for host in self.switch.registry.hosts_of(SERVICE))
-
-
-def play(rng: random.Random, world: World, steps: int, *, losses: bool = True, resets: bool = True) -> None:
-    """Let ``steps`` random things happen."""
-    if rng.random() < 0.9:
-        world.warm_up()
-    refusing = rng.choice((0.1, 0.5, 0.8))
-    for _ in range(steps):
-        agent = rng.choice(world.agents)
-        actions = _session_actions(rng, world, agent, refusing)
-        if agent.ends:
-            actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), resets=resets)
-        if losses and rng.random() < 0.03:
-            actions.append((10, functools.partial(world.cut if agent.session else world.connect, agent)))
-        if rng.random() < 0.01:
-            actions.append((3, functools.partial(world.pass_time, rng.choice((5.1, 16.0, 31.0)))))
-        rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
-
-
-def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: float) -> list[Action]:
-    return [
-        (1 if world.made else 20, world.open),
-        (4, lambda: world.flush(agent)),
-        (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=True)),
-        (4, lambda: world.deliver(agent, rng.choice((1, 3, 17, 200, 5000)), up=False)),
-        (2, lambda: world.answer_dial(agent, accept=rng.random() >= refusing)),
-        (1, lambda: world.pass_time(rng.choice((0.001, 0.03, 0.11, 1.0)))),
-        (2, world.answer_question),
-    ]
-
-
-def _program_actions(rng: random.Random, world: World, agent: Agent, end: End, *, resets: bool) -> list[Action]:
-    actions: list[Action] = [
-        (4, lambda: world.write(agent, end, rng.choice((1, 2, 30, 256, 700)))),
-        (4, lambda: world.read(agent, end, rng.choice((1, 100, 5000)))),
-        (1, lambda: world.write_eof(agent, end)),
-    ]
-    if resets and rng.random() < 0.1:
-        actions.append((1, lambda: world.give_up(agent, end)))
-    return actions
-
-
-__all__ = ["SERVICE", "SMALL", "End", "RemoteProtocolError", "World", "content", "play"]

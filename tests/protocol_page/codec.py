@@ -591,6 +591,8 @@ class Stream:
             await self._acknowledge()
         elif frame.type is Type.RESET:
             self._reset = str(frame.json["code"])
+        elif frame.type is Type.GONE:
+            self._reset = "gone"
         else:
             await self._refuse("protocol_error")
 

@@ -310,7 +310,7 @@ async def test_largest_message_before_welcome(world: World) -> None:
 
 
 async def test_unknown_numbers_and_keys(world: World, stack: AsyncExitStack) -> None:
-    """Frames for a number that is not known are dropped, and unknown JSON keys are ignored."""
+    """DATA for a number that is not known is answered by GONE, others are dropped; unknown JSON keys are ignored."""
     client = await client_agent(world, stack)
     await client.send(
         Frame(Type.DATA, 2, 0, b"x"),
@@ -319,8 +319,8 @@ async def test_unknown_numbers_and_keys(world: World, stack: AsyncExitStack) -> 
         message(Type.RESET, 98, code="busy"),
         early(1, 1, 0, b"x"),
     )
+    await client.next(2, Type.GONE)
     await client.ping()
-    assert client.quiet(2)
     assert client.quiet(99)
     number = await open_stream(client, service="ann/other", color="blue")
     await client.next(number, Type.RESET)
@@ -463,10 +463,10 @@ async def test_unknown_service(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_lost_host(world: World, stack: AsyncExitStack) -> None:
-    """When a session is lost, the other end's open stream gets RESET `resume_expired`."""
+    """When a session is lost, the other end's open stream gets GONE."""
     here, there = await pair(world, stack)
     await there.session.socket.close()
-    assert await here.reset_code() == "resume_expired"
+    assert await here.reset_code() == "gone"
 
 
 # --- Data (section 7)

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from kdispatch.cli.options import (
+    Grace,
     InsecurePlaintext,
     Json,
+    OpenWait,
     Quiet,
     Relay,
     Service,
@@ -21,7 +23,7 @@ from kdispatch.cli.options import (
     one_service,
 )
 from kdispatch.cli.output import Output, run_async
-from kdispatch.cli.running import Access, Start, detach, recorded, show, until_interrupted
+from kdispatch.cli.running import Access, Resets, Start, detach, in_slot, recorded, show, until_interrupted
 from kdispatch.operating_system import HERE
 from kdispatch.records import Ending, Record, find, living
 from kdispatch.running_log import RunningLog
@@ -57,9 +59,6 @@ _LogFormat = Annotated[
 #: The id of an agent that another command started: its token comes on standard input.
 _Background = Annotated[str | None, typer.Option("--background", hidden=True)]
 
-#: Ends of streams that a person need not hear of: one of the two programs just went away.
-_SILENT: Final = frozenset({"cancelled"})
-
 
 @app.command(epilog="Example: kdispatch agent host ann/web --port 8080")
 def host(
@@ -70,6 +69,7 @@ def host(
     address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "127.0.0.1",
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
+    grace: Grace = None,
     exit_when_closed: Annotated[
         bool, typer.Option("--exit-when-closed", help="End when the local port closes, instead of waiting for it.")
     ] = False,
@@ -87,9 +87,9 @@ def host(
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
     start = Start(
         kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, exit_when_closed=exit_when_closed, relay=relay, insecure_plaintext=insecure_plaintext,
-        token=token, token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose,
-        background=background,
+        drain_time=drain_time, grace=grace, exit_when_closed=exit_when_closed, relay=relay,
+        insecure_plaintext=insecure_plaintext, token=token, token_file=token_file, quiet=quiet, json=json,
+        log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
     _run(start, _host, detached=detached)
 
@@ -100,27 +100,27 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output) -
     assert access.token is not None, "who hosts has a token"
     local = LocalPort(start.address, start.port)
     await local.check()
-    offer = Host(access.relay, access.service, access.token, local, log=log)
-    local.host = offer
-    await offer.start(start.wait)
-    fields: dict[str, Any] = {"address": start.address, "port": start.port}
-    try:
-        async with recorded(start, access, log, host=offer.id, withdraw_token=offer.withdraw_token, **fields) as (
-            result,
-            held,
-        ):
-            show(output, result)
-            return await until_interrupted(
-                [
-                    offer.ended(start.drain_time),
-                    local.watch(exit_when_closed=start.exit_when_closed, drain=start.drain_time),
-                ],
-                drain=lambda: offer.drain(start.drain_time),
-                held=held,
-                log=log,
-            )
-    finally:
-        await offer.stop()
+    async with in_slot(start, access, log) as identity:
+        offer = Host(
+            access.relay, access.service, access.token, local, log=log, limits=access.limits, identity=identity
+        )  # fmt: skip
+        local.host = offer
+        await offer.start(start.wait)
+        fields = {"host": offer.id, "withdraw_token": offer.withdraw_token}
+        try:
+            async with recorded(start, access, log, address=start.address, port=start.port, **fields) as (result, held):
+                show(output, result)
+                return await until_interrupted(
+                    [
+                        offer.ended(start.drain_time),
+                        local.watch(exit_when_closed=start.exit_when_closed, drain=start.drain_time),
+                    ],
+                    drain=lambda: offer.drain(start.drain_time),
+                    held=held,
+                    log=log,
+                )
+        finally:
+            await offer.stop()
 
 
 @app.command(epilog="Example: kdispatch agent connect ann/web --port 9090")
@@ -134,6 +134,8 @@ def connect(
     address: Annotated[str, typer.Option("--address", help="The local address to listen on.")] = "127.0.0.1",
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
+    grace: Grace = None,
+    open_wait: OpenWait = None,
     detached: _Detach = False,
     relay: Relay = None,
     insecure_plaintext: InsecurePlaintext = None,
@@ -148,7 +150,8 @@ def connect(
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
     start = Start(
         kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file,
+        drain_time=drain_time, grace=grace, open_wait=open_wait, relay=relay,
+        insecure_plaintext=insecure_plaintext, token=token, token_file=token_file,
         quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
     _run(start, _connect, detached=detached)
@@ -158,29 +161,28 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
 
     name = access.service
+    async with in_slot(start, access, log) as identity:
+        failed = Resets(name, log)
+        client = Client(
+            access.relay, token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
+        )  # fmt: skip
+        listener = LocalListener(client, name)
+        await listener.bind(start.address, start.port)
 
-    def failed(code: str, text: str) -> None:
-        if code not in _SILENT:
-            log.warning(f"A connection to {name} was reset: {text}", code=code)
+        async def drain() -> None:
+            listener.close()
+            await client.driver.drain(start.drain_time)
 
-    client = Client(access.relay, token=access.token, log=log, failed=failed)
-    listener = LocalListener(client, name)
-    await listener.bind(start.address, start.port)
-
-    async def drain() -> None:
-        listener.close()
-        await client.driver.drain(start.drain_time)
-
-    try:
-        await client.wait_for_host(name, start.wait)
-        await client.uplink.start(start.wait)
-        await listener.listen()
-        async with recorded(start, access, log, address=listener.address, port=listener.port) as (result, held):
-            show(output, result)
-            return await until_interrupted([client.uplink.failed()], drain=drain, held=held, log=log)
-    finally:
-        listener.close()
-        await client.stop()
+        try:
+            await client.wait_for_host(name, start.wait)
+            await client.uplink.start(start.wait)
+            await listener.listen()
+            async with recorded(start, access, log, address=listener.address, port=listener.port) as (result, held):
+                show(output, result)
+                return await until_interrupted([client.uplink.failed()], drain=drain, held=held, log=log)
+        finally:
+            listener.close()
+            await client.stop()
 
 
 _Main = Callable[[Start, Access, RunningLog, Output], Coroutine[Any, Any, int]]

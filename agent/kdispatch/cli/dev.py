@@ -14,7 +14,7 @@ import typer
 
 from kdispatch.cli.options import Json, Quiet
 from kdispatch.cli.output import Output, run_async
-from kdispatch.cli.running import agent_log
+from kdispatch.cli.running import Resets, agent_log
 from kdispatch.credentials import Credentials
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, remember_relay
@@ -78,13 +78,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     await host.start(_START)
     stack.push_async_callback(host.stop)
 
-    ending = False
-
-    def failed(code: str, text: str) -> None:
-        if code != "cancelled" and not ending:  # nobody needs to hear that a program went away, or that we do
-            log.warning(f"A connection to {service} was reset: {text}", code=code)
-
-    client = Client(url, log=log, failed=failed)
+    client = Client(url, log=log, failed=Resets(service, log))
     listener = LocalListener(client, service)
     await listener.bind("127.0.0.1", connect_port)
     stack.callback(listener.close)
@@ -95,7 +89,6 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     try:
         await asyncio.gather(host.failed(), client.uplink.failed(), local.watch())
     except asyncio.CancelledError:
-        ending = True
         output.note("Ending; what was tried is removed.")
 
 

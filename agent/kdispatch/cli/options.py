@@ -9,8 +9,10 @@ import typer
 from kdispatch.settings import ENVIRONMENT, SetupError, setting_of
 
 __all__ = [
+    "Grace",
     "InsecurePlaintext",
     "Json",
+    "OpenWait",
     "Quiet",
     "Relay",
     "Service",
@@ -30,6 +32,8 @@ def _from_setting(name: str, metavar: str | None = None) -> Any:
 
 Relay = Annotated[str | None, _from_setting("relay", "URL")]
 InsecurePlaintext = Annotated[bool | None, _from_setting("insecure_plaintext")]
+Grace = Annotated[float | None, _from_setting("grace", "SECONDS")]
+OpenWait = Annotated[float | None, _from_setting("open_wait", "SECONDS")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are JSON, too.")]

@@ -16,9 +16,14 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import Settings, load_settings
 from kdispatch.setup_error import SetupError
+from kdispatch.slots import Identity, take_slot
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Access", "Start", "agent_log", "detach", "recorded", "show", "until_interrupted"]
+__all__ = ["Access", "Resets", "Start", "agent_log", "detach", "in_slot", "recorded", "show", "until_interrupted"]
+
+#: Ends of streams that a person need not hear of: one of the two programs just went away.
+_SILENT: Final = frozenset({"cancelled"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +43,12 @@ class _Reporting(Output):
 
 
 class Access(NamedTuple):
-    """The relay, the service's full name, and the token to show."""
+    """The relay, the service's full name, the token to show, and the limits in force."""
 
     relay: RelayUrl
     service: str
     token: str | None
+    limits: Limits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,7 @@ class Start:
     port: int
     wait: float
     drain_time: float
+    grace: float | None
     relay: str | None
     insecure_plaintext: bool | None
     token: str | None
@@ -65,6 +72,7 @@ class Start:
     verbose: bool
     background: str | None
     exit_when_closed: bool = False
+    open_wait: float | None = None
 
     @property
     def output(self) -> Output:
@@ -76,17 +84,25 @@ class Start:
     def load_settings(self) -> Settings:
         """Read the settings in force: once for a command."""
         log_format = self.log_format or ("json" if self.json else None)
-        return load_settings(relay=self.relay, insecure_plaintext=self.insecure_plaintext, log_format=log_format)
+        return load_settings(
+            relay=self.relay,
+            insecure_plaintext=self.insecure_plaintext,
+            log_format=log_format,
+            grace=self.grace,
+            open_wait=self.open_wait,
+        )
 
     def access(self, output: Output, settings: Settings) -> Access:
         """Resolve relay, name and token; raises what is wrong with any of them."""
         relay = settings.relay_url
+        limits = dataclasses.replace(DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait)
         if self.background is not None:
-            return Access(relay, self.service, background.read_token())
+            return Access(relay, self.service, background.read_token(), limits)
         credentials = Credentials()
         name = credentials.full_name(relay, self.service)
         find = credentials.token_for_host if self.kind == "host" else credentials.token_for_client
-        return Access(relay, name, find(relay, name, token=self.token, token_file=self.token_file, warn=output.warn))
+        token = find(relay, name, token=self.token, token_file=self.token_file, warn=output.warn)
+        return Access(relay, name, token, limits)
 
     def log(self, settings: Settings) -> RunningLog:
         """Where the running agent's messages go."""
@@ -112,18 +128,20 @@ def detach(start: Start) -> None:
     """Start the same agent in the background, and print its result, or its failure with the same exit status."""
     output = start.output
     settings = start.load_settings()
-    relay, service, token = start.access(output, settings)
+    relay, service, token, _ = start.access(output, settings)
     options = {
         "--address": start.address,
         "--port": start.port,
         "--wait": start.wait,
         "--drain-time": start.drain_time,
+        "--grace": settings.grace,
         "--relay": relay,
         "--log-format": settings.log_format,
     }
     arguments = [start.kind, service, *(str(part) for option in options.items() for part in option)]
     arguments += ["--insecure-plaintext"] if settings.insecure_plaintext else []
     arguments += ["--exit-when-closed"] if start.exit_when_closed else []
+    arguments += ["--open-wait", str(settings.open_wait)] if start.kind == "connect" else []
     arguments += ["--verbose"] if start.verbose else []
     try:
         result = background.start(arguments, token)
@@ -149,6 +167,50 @@ def show(output: Output, result: Mapping[str, Any]) -> None:
 
 #: Fields of a record that concern only those who read records.
 _INNER: Final = frozenset({"draining", "drain_time"})
+
+
+class Resets:
+    """Tells of connections that were reset: one line for all of one kind that go at once."""
+
+    def __init__(self, service: str, log: RunningLog) -> None:
+        self._service = service
+        self._log = log
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def __call__(self, code: str, text: str) -> None:
+        """One was."""
+        if code in _SILENT:
+            return
+        import asyncio  # noqa: PLC0415 - help and completion do without
+
+        if not self._counts:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._counts[code, text] = self._counts.get((code, text), 0) + 1
+
+    def _tell(self) -> None:
+        for (code, text), count in self._counts.items():
+            which = (
+                f"A connection to {self._service} was" if count == 1 else f"{count} connections to {self._service} were"
+            )
+            self._log.warning(f"{which} reset: {text}", code=code)
+        self._counts.clear()
+
+
+@contextlib.asynccontextmanager
+async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[Identity]:
+    """Hold a slot while the agent runs; where there is none the agent does without."""
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    slot = None
+    try:
+        slot = await asyncio.to_thread(take_slot, start.kind, access.service, str(access.relay))
+    except SetupError as error:
+        log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
+    try:
+        yield slot.identity if slot is not None else Identity()
+    finally:
+        if slot is not None:
+            slot.close()
 
 
 @contextlib.asynccontextmanager

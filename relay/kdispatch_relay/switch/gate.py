@@ -25,12 +25,12 @@ from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
-from kdispatch_relay.auth import Authority
+from kdispatch_relay.auth import Authority, ServiceRecord
 from kdispatch_relay.seams import HostView, LiveHost
-from kdispatch_relay.switch.intents import StreamEnded
+from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
 from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 
 __all__ = ["SUBPROTOCOL", "Gate"]
 
@@ -39,6 +39,9 @@ SUBPROTOCOL: Final = "kdispatch.1"
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 # Before HELLO nobody may make the relay set aside more than this for one message.
 _HELLO_MESSAGE: Final = 16 * 1024
+# While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
+_ASK_AGAIN: Final = 1.0
+_PASSING: Final = frozenset({"storage_unavailable", "busy"})
 # Ends that an operator need not hear of.
 _ORDERLY: Final = frozenset({"drain", "superseded"})
 _log = logging.getLogger("kdispatch.relay")
@@ -154,6 +157,8 @@ class Gate:
                     link.link.flush()
         if switch.opens.reports:
             self._log_streams(switch.opens.reports)
+        if switch.attachments.reports:
+            self._log_refusals(switch.attachments.reports)
         self._alarm.set(switch.next_deadline())
 
     def _log_streams(self, reports: list[StreamEnded]) -> None:
@@ -162,6 +167,13 @@ class Gate:
             fields = asdict(ended)
             fields["seconds"] = round(now - fields.pop("began"), 3)
             _log.debug("stream ended", extra=fields)
+        reports.clear()
+
+    def _log_refusals(self, reports: list[AttachRefused]) -> None:
+        for refused in reports:
+            # Somebody tried another's stream; the other codes say that a stream has ended.
+            level = logging.WARNING if refused.code == "bad_proof" else logging.DEBUG
+            _log.log(level, "attach refused", extra=asdict(refused))
         reports.clear()
 
     def _timed_out(self) -> None:
@@ -174,7 +186,9 @@ class Gate:
         try:
             public = await self._look_up(question)
             if isinstance(question, AskOffer):
-                switch.offer_allowed(question, public=public, now=self._loop.time())
+                switch.offers.allowed(question, public=public, now=self._loop.time())
+            elif isinstance(question, AskAttach):
+                switch.attachments.allowed(question, self._loop.time())
             else:
                 switch.opens.allowed(question.route, public=public, now=self._loop.time())
         except KdispatchError as error:
@@ -189,18 +203,30 @@ class Gate:
         """Whether the service is public, if the question's answer is yes; raises what makes it a no."""
         while True:
             before = self.switch.revocations
-            if isinstance(question, AskOffer):
-                record = await self._authority.may_host(question.offer.service, question.offer.token or "")
-            else:
-                record = await self._authority.may_open(question.service, question.token)
+            try:
+                record = await self._ask_store(question)
+            except KdispatchError as error:
+                if not isinstance(question, AskAttach) or error.code not in _PASSING or question.session.ended:
+                    raise
+                await asyncio.sleep(_ASK_AGAIN)
+                continue
             if self.switch.revocations == before:
                 return record.access == "public"
             # A service was deleted meanwhile, and the answer may be from before.
 
+    async def _ask_store(self, question: Question) -> ServiceRecord:
+        if isinstance(question, AskOffer):
+            return await self._authority.may_host(question.offer.service, question.offer.token or "")
+        if isinstance(question, AskAttach) and question.role == "host":
+            return await self._authority.may_host(question.service, question.token or "")
+        return await self._authority.may_open(question.service, question.token)
+
     def _refuse(self, question: Question, code: str, text: str) -> None:
         now = self._loop.time()
         if isinstance(question, AskOffer):
-            self.switch.offer_refused(question, code, text, now=now)
+            self.switch.offers.refused(question, code, text, now=now)
+        elif isinstance(question, AskAttach):
+            self.switch.attachments.refused(question, code, text)
         else:
             self.switch.opens.refused(question.route, code, text, now)
 

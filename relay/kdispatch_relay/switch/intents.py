@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from kdispatch_protocol.messages import Offer
 from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["AskOffer", "Cut", "StreamEnded"]
+__all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded"]
 
 
 @dataclass(frozen=True, slots=True)
 class AskOffer:
-    """Intent: find out whether the session may host the service, then call ``offer_allowed`` or ``offer_refused``."""
+    """Intent: find out whether the session may host the service, then call ``allowed`` or ``refused`` of the offers."""
 
     session: Session
     number: int
@@ -26,6 +26,17 @@ class Cut:
     session: Session
     code: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRefused:
+    """Report: an agent's ATTACH came to nothing; ``peer`` is the process that it named."""
+
+    service: str
+    agent: str  # process id
+    source: str
+    peer: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,12 @@ class Opens:
         self._next_try(route, now)
 
     def close(self, route: Route, code: str) -> None:
-        """Forget a route, wherever it stands. Whoever has to hear of it, and of its code, was told."""
+        """A stream is over, wherever it stood. Whoever has to hear of it, and of its code, was told."""
         self._report(route, code)
+        self.forget(route)
+
+    def forget(self, route: Route) -> None:
+        """Forget a route; the stream may go on over another."""
         route.set_timer(None)
         if route.state is not RouteState.OPEN:
             route.client.session.unanswered -= 1

@@ -29,6 +29,7 @@ def revoke_service(switch: Switch, service: str) -> None:
     }
     for route in routes:
         _end_route(switch, route)
+    switch.attachments.revoke(service)
     switch.registry.drop(service)
 
 

@@ -56,6 +56,7 @@ class Leg:
         "number",
         "peer",
         "queued",
+        "resumed",
         "route",
         "session",
     )
@@ -67,6 +68,7 @@ class Leg:
         self.peer: Leg | None = None  # the other leg, once a host has opened
         self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
         self.next = 0  # the offset that this agent's next byte has
+        self.resumed = False  # the next DATA may begin later: its first under this number
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer
         self.deficit = 0
@@ -121,6 +123,11 @@ class Leg:
         if self._queue:
             self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
         self._queue = None
+
+    def is_hosts(self, service: str) -> bool:
+        """Whether it is the host's leg of a running stream of the service."""
+        route = self.route
+        return route.host is self and route.state is RouteState.OPEN and route.message.service == service
 
     # --- a source of the session's outbox --------------------------------------------------
 

@@ -9,6 +9,7 @@ from kdispatch_protocol.outbox import Outbox
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
 
 if TYPE_CHECKING:
+    from kdispatch_relay.switch.attachments import Half
     from kdispatch_relay.switch.registry import Host
     from kdispatch_relay.switch.routes import Leg
 
@@ -28,13 +29,17 @@ class Session:
         "doomed",
         "ended",
         "failures",
+        "gones",
+        "halves",
         "highest_number",
         "legs",
         "limits",
         "offers",
         "outbox",
+        "predecessors",
         "process",
         "queued",
+        "refused",
         "resets",
         "source",
         "stalled",
@@ -49,7 +54,9 @@ class Session:
         self.process = ""
         self.credit = 0  # granted by WELCOME, bytes
         self.outbox = Outbox(limits)
+        self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = {}
+        self.halves: dict[int, Half] = {}  # streams that this agent attached, and their other end not yet
         self.offers: dict[int, Host | None] = {}  # None while the offer is looked up
         self.queued = 0  # bytes of data that wait for this agent
         self.unanswered = 0
@@ -59,6 +66,8 @@ class Session:
         self.ended = False
         self.failures = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
+        self.refused = Bucket(limits.refused_attaches_rate, limits.refused_attaches_burst, now)
+        self.gones = Bucket(limits.gone_rate, limits.gone_rate, now)
         self.highest_number = 0  # of the agent's own numbers
         self._next_number = 2
 

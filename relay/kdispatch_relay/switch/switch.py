@@ -15,21 +15,21 @@ from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Hello, Offer, Offered, Open, Reset, Welcome, reset_frame
+from kdispatch_protocol.messages import Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
+from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.intents import AskOffer, Cut
+from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
-from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["AskOffer", "Cut", "Question", "Switch"]
+__all__ = ["AskAttach", "AskOffer", "AskOpen", "Cut", "Question", "Switch"]
 
 
-Question = AskOffer | AskOpen
-
-_WITHDRAWN = ("withdrawn", "This host was withdrawn.")
+Question = AskOffer | AskOpen | AskAttach
 
 
 # More than 25 methods: one for each type of frame, each short.
@@ -53,9 +53,10 @@ class Switch:
         self.by_process: dict[str, Session] = {}
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
-        self._offer_questions: list[AskOffer] = []
         self.revocations = 0  # services that were revoked: look-ups from before do not hold
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
+        self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
+        self.attachments = Attachments(self.registry, limits, self._touched, self.by_process, self.cut)
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
             frames.WITHDRAW: self._withdraw,
@@ -63,8 +64,7 @@ class Switch:
             frames.PING: self._ping,
             frames.PONG: self._ignore,
             frames.RESET: self._reset,
-            frames.ATTACH: self._ignore,
-            frames.GONE: self._ignore,
+            frames.ATTACH: self._attach,
         }
 
     # --- sessions ----------------------------------------------------------------------------
@@ -84,6 +84,7 @@ class Switch:
             if host is not None:
                 self.registry.lost(host, now)
         session.offers.clear()
+        self.attachments.session_lost(session)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
@@ -101,6 +102,8 @@ class Switch:
                 leg = legs.get(number)
                 if leg is not None:
                     self._data(leg, flags, value, payload, now)
+                elif number not in session.halves and session.gones.take(now):
+                    session.outbox.send(frames.frame(frames.GONE, number))
             elif not session.process:
                 self._hello(session, type_, payload)
             elif type_ in _OF_STREAMS:
@@ -130,11 +133,12 @@ class Switch:
 
     def take_questions(self) -> list[Question]:
         """What only the store can answer."""
-        if not self._offer_questions and not self.opens.questions:
+        asked = (self.offers.questions, self.opens.questions, self.attachments.questions)
+        if not any(asked):
             return []
-        taken: list[Question] = [*self._offer_questions, *self.opens.questions]
-        self._offer_questions.clear()
-        self.opens.questions.clear()
+        taken: list[Question] = [question for questions in asked for question in questions]
+        for questions in asked:
+            questions.clear()
         return taken
 
     def take_cuts(self) -> list[Cut]:
@@ -157,40 +161,6 @@ class Switch:
         for call in self.timers.due(now):
             call(now)
 
-    # --- answers to questions ---------------------------------------------------------------------
-
-    def offer_allowed(self, asked: AskOffer, *, public: bool, now: float) -> None:
-        """List the host; opens that waited for one go on."""
-        session, offer = asked.session, asked.offer
-        if session.ended or asked.number not in session.offers:
-            return
-        if self.registry.is_withdrawn(offer.host):  # while the store was asked
-            self.offer_refused(asked, *_WITHDRAWN, now=now)
-            return
-        host = Host(
-            id=offer.host,
-            service=offer.service,
-            session=session,
-            number=asked.number,
-            since=now,
-            labels=offer.labels,
-            digest=offer.digest,
-        )
-        session.offers[asked.number] = host
-        self.registry.add(host)
-        self.registry.entry(offer.service).public = public
-        payload = Offered(host=offer.host).encode()
-        session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
-        self._touched.add(session)
-        self.opens.host_appeared(offer.service, now)
-
-    def offer_refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
-        """The agent may not host it. That counts: names and tokens are not to be guessed."""
-        asked.session.failures.take(now)
-        if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:
-            asked.session.outbox.send(reset_frame(asked.number, code, text))
-            self._touched.add(asked.session)
-
     # --- frames of the session -----------------------------------------------------------------------
 
     def _hello(self, session: Session, type_: int, payload: memoryview) -> None:
@@ -201,6 +171,8 @@ class Switch:
         if not common:
             raise RemoteProtocolError(CODES["version_unsupported"].meaning, "version_unsupported")
         session.process = process_id(bytes.fromhex(hello.secret))
+        before = (process_id(bytes.fromhex(old)) for old in hello.predecessors)
+        session.predecessors = tuple(process for process in before if process != session.process)
         older = self.by_process.get(session.process)
         if older is not None:  # the secret proves that it is the same process
             self.cut(older, "superseded")
@@ -215,33 +187,25 @@ class Switch:
             streams=self.limits.streams_client,
         )
         session.outbox.send(frames.frame(frames.WELCOME, payload=welcome.encode()))
+        self.attachments.greeted(session)
 
     def _offer(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         offer = Offer.parse(payload)
         if not self._new_number(session, number) or offer.host != host_id(session.process, offer.service):
             raise RemoteProtocolError("An OFFER with a wrong number or host id.")
-        if len(session.offers) >= self.limits.offers:
-            session.outbox.send(reset_frame(number, "busy", "This session offers as many services as it may."))
-            return
-        if not session.failures.peek(now):
-            session.outbox.send(reset_frame(number, "rate_limited", "Too many offers of this session failed."))
-            return
-        if self.registry.is_withdrawn(offer.host):
-            session.outbox.send(reset_frame(number, *_WITHDRAWN))
-            return
-        session.offers[number] = None
-        self._offer_questions.append(AskOffer(session, number, offer))
+        self.offers.begin(session, number, offer, now)
 
     def _withdraw(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        host = session.offers.pop(number, None)
-        if host is not None:
-            self.registry.remove(host)
+        self.offers.withdraw(session, number)
 
     def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         message = Open.parse(payload)
         if not self._new_number(session, number):
             raise RemoteProtocolError("An OPEN with a wrong number.")
         self.opens.begin(session, number, message, now)
+
+    def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        self.attachments.begin(session, payload, self._new_number)
 
     def _new_number(self, session: Session, number: int) -> bool:
         """Agents' numbers are odd, and go up: none is used twice in a session."""
@@ -253,11 +217,15 @@ class Switch:
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
     def _ignore(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """PONG says no more than that it came; ATTACH and GONE are for relays that resume streams."""
+        """PONG says no more than that it came."""
 
     def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
-        leg = session.legs.get(number)
+        if number == 0:
+            self.attachments.refused_by_peer(session, reset, now)
+        leg, half = session.legs.get(number), session.halves.get(number)
+        if half is not None:
+            self.attachments.drop(half)
         if leg is None:
             return
         route = leg.route
@@ -332,10 +300,11 @@ class Switch:
             self._violated(leg, "protocol_error", now)
         elif end > leg.limit:
             self._violated(leg, "credit_exceeded", now)
-        elif start > leg.next:
+        elif start > leg.next and not leg.resumed:
             self._violated(leg, "offset_mismatch", now)
-        else:
-            return end > leg.next
+        elif end > leg.next:
+            leg.resumed = False
+            return True
         return False
 
     def _heard_again(self, session: Session, now: float) -> None:
@@ -374,10 +343,12 @@ class Switch:
         self.opens.close(leg.route, "cancelled")
 
     def _leg_lost(self, leg: Leg, now: float) -> None:
-        """A leg's session is gone: streams can't be resumed yet, so the other end is told."""
-        route = leg.route
-        if route.state is RouteState.OPEN:
-            self._reset_peer(leg, "resume_expired", "The other end's session was lost.")
+        """A leg's session is gone. The other end is told, so that it attaches the stream again."""
+        route, peer = leg.route, leg.peer
+        if route.state is RouteState.OPEN and peer is not None:
+            self.opens.forget(route)
+            peer.session.outbox.send(frames.frame(frames.GONE, peer.number))
+            self._touched.add(peer.session)
         elif leg is route.host:
             self.opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
         else:

@@ -38,8 +38,8 @@ _ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 class EndpointDriver:
     """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
 
-    Those are SessionReady, SessionRefused, Offered, OfferRefused, StreamRequested,
-    StreamOpened and StreamWasReset; the rest goes to the streams' transports.
+    Those are SessionReady, SessionRefused, Offered, OfferRefused, AttachRefused,
+    StreamRequested, StreamOpened and StreamWasReset; the rest goes to the streams' transports.
     """
 
     def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
@@ -78,12 +78,17 @@ class EndpointDriver:
         if self._link is not None:
             self._link.abort("cancelled", "The session was given up.")
 
+    def end_streams(self) -> None:
+        """End every stream, and tell the peers as far as there is a session."""
+        for stream in list(self._table.by_uuid.values()):
+            self._table.fail(stream, "cancelled", "The agent ended.")
+        self._deliver()
+        self.wake()
+
     def stop(self) -> None:
         """End for good; what is left of local connections is reset."""
         self.abort()
-        for stream in list(self._table.by_uuid.values()):
-            self._table.abort(stream, "cancelled", "The agent ended.")
-        self._deliver()
+        self.end_streams()
         for pipe in list(self.pipes):
             pipe.abort()
         self._alarm.cancel()
@@ -92,6 +97,11 @@ class EndpointDriver:
     def streams(self) -> int:
         """How many streams there are."""
         return len(self._table.by_uuid)
+
+    @property
+    def waiting(self) -> int:
+        """How many running streams wait for a session, theirs or their peers', to be back."""
+        return self._table.detached
 
     async def drain(self, seconds: float) -> None:
         """Wait until there are no streams, and their programs have all bytes, at most so long."""
@@ -105,7 +115,8 @@ class EndpointDriver:
 
     def open(self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None) -> StreamTransport:
         """Begin a stream to a service. It may be written at once; StreamOpened or a reset follows."""
-        stream = self._table.open(service, secrets.token_hex(16), self.loop.time(), token)
+        secret = secrets.token_bytes(32)
+        stream = self._table.open(service, secrets.token_hex(16), self.loop.time(), token, secret)
         return self._add(stream, protocol)
 
     def accept(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
@@ -248,7 +259,7 @@ class EndpointDriver:
     def link_lost(self, code: str, text: str) -> None:
         """The session is over."""
         self._link = None
-        self.endpoint.disconnect(text)
+        self.endpoint.disconnect(self.loop.time(), text)
         self._deliver()
         if self.lost is not None and not self.lost.done():
             self.lost.set_result((code, text))

@@ -7,6 +7,7 @@ await for a frame.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final, Protocol
 
 from kdispatch_protocol.aio.alarm import Alarm
@@ -25,6 +26,10 @@ _BATCHES: Final = 8
 # Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
 _NORMAL: Final = 1000
 _POLICY: Final = 1008
+# An agent's machine may sleep, and its monotonic clock with it: then only the wall clock tells, which is looked at
+# every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
+_CLOCK_EVERY: Final = 5.0
+_CLOCK_STEP: Final = 2.0
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
 
@@ -65,6 +70,8 @@ class Link:
         self._liveness = (
             Liveness(None, limits.dead_relay, now) if server else Liveness(limits.ping, limits.dead_agent, now)
         )
+        self._server = server
+        self._wall = time.time() - now  # what the wall clock says beyond the monotonic one
         self._wake_handle: asyncio.Handle | None = None
         self._alarm = Alarm(self._loop, self._look)
         self._full_since = now
@@ -166,8 +173,15 @@ class Link:
         if self._over:
             return
         self._alarm.set(self._liveness.next_deadline())
+        if not self._server:
+            self._alarm.set(self._loop.time() + _CLOCK_EVERY)
         if self.carrier.full:
             self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
+
+    def _clock_stepped(self, now: float) -> bool:
+        """Whether the wall clock jumped against the monotonic one: this machine slept, or somebody set its clock."""
+        before, self._wall = self._wall, time.time() - now
+        return not self._server and abs(self._wall - before) > _CLOCK_STEP
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -187,6 +201,9 @@ class Link:
                 self.abort("slow_consumer", "The socket took no byte for too long.")
                 return
         verdict = self._liveness.check(now)
+        if self._clock_stepped(now) and verdict is Verdict.ALIVE:
+            self._liveness.doubt(now)
+            verdict = Verdict.ASK
         if verdict is Verdict.DEAD:
             self.abort("", "Nothing was heard from the other end.")
             return

@@ -1,0 +1,227 @@
+"""ATTACH: two ends of a stream find each other again, whatever was lost between them.
+
+Each end says which stream it has, and with whom. What one end said is a *half*;
+it waits here for the other one, and goes with its session. When both halves are
+here they become a route like that of an OPEN, and each end is given what the
+other said. An end that is connected, but has not said anything of the stream, is
+asked: it attaches as well, or says what became of it.
+
+The relay believes nobody: an agent's process is the one that it has proved, a
+half is joined only with one of the process that it names and that names it, and
+the ends check each other's proofs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.errors import CODES, RemoteProtocolError
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
+from kdispatch_relay.switch.intents import AttachRefused
+from kdispatch_relay.switch.registry import Registry
+from kdispatch_relay.switch.routes import Leg, Route, RouteState
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["AskAttach", "Attachments", "Half"]
+
+_OTHER = {"client": "host", "host": "client"}
+
+
+@dataclass(slots=True, eq=False)
+class Half:
+    """One end of a stream, attached at its session under a new number."""
+
+    session: Session
+    number: int
+    entry: AttachEntry
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Under which it waits: with the process, so that nobody's half can take another's place."""
+        return self.entry.uuid, self.entry.role, self.session.process
+
+    @property
+    def wanted(self) -> tuple[str, str, str]:
+        """The key of the half that it waits for."""
+        return self.entry.uuid, _OTHER[self.entry.role], self.entry.peer
+
+
+@dataclass(frozen=True, slots=True)
+class AskAttach:
+    """Intent: find out whether the halves' agent still may use the service, then call ``allowed`` or ``refused``."""
+
+    session: Session
+    service: str
+    role: str
+    token: str | None
+    halves: list[Half]
+
+
+class Attachments:
+    """The halves of this relay. ``touched`` are the sessions to which something is to be sent."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        limits: Limits,
+        touched: set[Session],
+        by_process: dict[str, Session],
+        cut: Callable[[Session, str, str], None],
+    ) -> None:
+        self.questions: list[AskAttach] = []
+        self.reports: list[AttachRefused] = []
+        self.restarted: dict[str, Session] = {}  # processes that are no more, and who stands in for them
+        self._registry = registry
+        self._limits = limits
+        self._touched = touched
+        self._by_process = by_process
+        self._cut = cut
+        self._waiting: dict[tuple[str, str, str], Half] = {}
+        self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    # --- an agent says ATTACH ---------------------------------------------------------------
+
+    def begin(self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool]) -> None:
+        """An agent's ATTACH; whether it may is asked for each service once."""
+        attach = Attach.parse(payload)
+        groups: dict[tuple[str, str], list[Half]] = {}
+        for entry in attach.entries():
+            if entry.number is None or not is_new(session, entry.number):
+                raise RemoteProtocolError("An ATTACH with a wrong number.")
+            half = Half(session, entry.number, entry)
+            if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
+                self._answer(half, "busy", "This session has as many streams as it may.")
+                continue
+            session.halves[half.number] = half
+            groups.setdefault((entry.service, entry.role), []).append(half)
+        for (service, role), halves in groups.items():
+            self.questions.append(AskAttach(session, service, role, attach.token, halves))
+
+    def allowed(self, asked: AskAttach, now: float) -> None:
+        """The agent may: join the halves whose other end is here, and let the others wait."""
+        asking: dict[Session, list[Half]] = {}
+        for half in asked.halves:
+            if half.session.halves.get(half.number) is not half:
+                continue  # given up meanwhile
+            older = self._waiting.get(half.key)
+            if older is not None:
+                self.drop(older)
+            other = self._waiting.get(half.wanted)
+            if other is not None and other.wanted == half.key:
+                self._join(half, other, now)
+            elif half.entry.peer in self.restarted:
+                self._refuse(half, "peer_restarted", CODES["peer_restarted"].meaning)
+            else:
+                self._waiting[half.key] = half
+                self._by_peer.setdefault(half.entry.peer, {})[half] = None
+                peer = self._by_process.get(half.entry.peer)
+                if peer is not None:
+                    asking.setdefault(peer, []).append(half)
+        for peer, halves in asking.items():
+            self._ask(peer, halves)
+
+    def refused(self, asked: AskAttach, code: str, text: str) -> None:
+        """The agent may not: its streams of that service end."""
+        for half in asked.halves:
+            if half.session.halves.get(half.number) is half:
+                self._refuse(half, code, text)
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def greeted(self, session: Session) -> None:
+        """A process is here: ask it for the ends that wait for it, and tell who waits for one that it replaces."""
+        self.restarted.pop(session.process, None)
+        for process in session.predecessors:
+            self.restarted[process] = session
+            ghost = self._by_process.get(process)
+            if ghost is not None:  # its process is no more, and its connection does not know yet
+                self._cut(ghost, "superseded", "")
+            for half in list(self._by_peer.get(process, ())):
+                self._refuse(half, "peer_restarted", CODES["peer_restarted"].meaning)
+        self._ask(session, self._by_peer.get(session.process, ()))
+
+    def session_lost(self, session: Session) -> None:
+        """Its halves go with it."""
+        for half in list(session.halves.values()):
+            self.drop(half)
+        for process in session.predecessors:
+            if self.restarted.get(process) is session:
+                del self.restarted[process]
+
+    # --- refusals -----------------------------------------------------------------------------
+
+    def refused_by_peer(self, session: Session, reset: Reset, now: float) -> None:
+        """An agent does not take the ATTACH of a process."""
+        for role in _OTHER:
+            half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
+            if half is not None and half.entry.peer == session.process:
+                self._refuse(half, reset.code, reset.text)
+                if not half.session.refused.take(now):
+                    self._cut(half.session, "rate_limited", "Too many of this agent's streams were not taken.")
+
+    def revoke(self, service: str) -> None:
+        """What rests on the service ends."""
+        for session in self._by_process.values():
+            for half in [h for h in session.halves.values() if h.entry.service == service]:
+                self._refuse(half, "revoked", "The service was deleted by its owner.")
+
+    def drop(self, half: Half) -> None:
+        """Forget a half; its agent knows, or is gone."""
+        if half.session.halves.get(half.number) is half:
+            del half.session.halves[half.number]
+        if self._waiting.get(half.key) is half:
+            del self._waiting[half.key]
+            waiting = self._by_peer[half.entry.peer]
+            del waiting[half]
+            if not waiting:
+                del self._by_peer[half.entry.peer]
+
+    # --- inner --------------------------------------------------------------------------------
+
+    def _refuse(self, half: Half, code: str, text: str) -> None:
+        self.drop(half)
+        self._answer(half, code, text)
+
+    def _answer(self, half: Half, code: str, text: str) -> None:
+        session, entry = half.session, half.entry
+        session.outbox.send(reset_frame(half.number, code, text))
+        self._touched.add(session)
+        self.reports.append(AttachRefused(entry.service, session.process, session.source, entry.peer, code))
+
+    def _ask(self, session: Session, halves: Iterable[Half]) -> None:
+        """Let an agent hear what others said of streams that they have with it."""
+        said = [replace(half.entry, peer=half.session.process, number=None) for half in halves]
+        for start in range(0, len(said), self._limits.attach_batch):
+            self._tell(session, said[start : start + self._limits.attach_batch])
+
+    def _tell(self, session: Session, entries: list[AttachEntry]) -> None:
+        session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of(entries).encode()))
+        self._touched.add(session)
+
+    def _join(self, one: Half, two: Half, now: float) -> None:
+        self.drop(one)
+        self.drop(two)
+        client, host = (one, two) if one.entry.role == "client" else (two, one)
+        message = Open(service=host.entry.service, uuid=host.entry.uuid, limit=host.entry.limit)
+        route = Route(client.session, client.number, message)
+        route.state = RouteState.OPEN
+        route.began = now
+        route.host = Leg(host.session, host.number, route, 0)
+        route.client.peer, route.host.peer = route.host, route.client
+        route.host_entry = self._registry.host(host_id(host.session.process, host.entry.service))
+        if route.host_entry is not None:
+            route.host_entry.streams += 1
+        client.session.streams_opened += 1
+        for leg, own, other in ((route.client, client, host), (route.host, host, client)):
+            leg.limit = other.entry.limit
+            leg.next = other.entry.received
+            leg.resumed = True
+            leg.session.legs[leg.number] = leg
+            self._tell(leg.session, [replace(other.entry, peer=other.session.process, number=own.number)])

@@ -1,0 +1,212 @@
+"""The property tests are worth something: with any of these mistakes in the code they fail."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.messages import AttachEntry
+from kdispatch_protocol.replay import Outbound
+from kdispatch_protocol.resume import Resumption
+from kdispatch_protocol.states import Leg as AgentLeg
+from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.table import StreamTable
+from kdispatch_protocol.tombstones import Tombstones
+from kdispatch_relay.switch.routes import Leg, Route
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import Switch
+from tests.core.storms import CALM, LOSSES, TRUSTY, Storm
+from tests.core.test_two_ends import run
+
+Patch = Callable[[type, str, object], None]
+
+
+def early_is_not_sent_again(patch: Patch) -> None:
+    patch(Outbound, "rewind", lambda self: None)
+
+
+def early_goes_to_any_try(patch: Patch) -> None:
+    def hold_early(self: Route, attempt: int, offset: int, payload: memoryview, limits: object) -> bool:
+        self.early += payload
+        return True
+
+    patch(Route, "hold_early", hold_early)
+
+
+def early_is_kept(patch: Patch) -> None:
+    patch(Route, "drop_early", lambda self: None)
+
+
+def ack_is_swallowed(patch: Patch) -> None:
+    def forward_ack(self: Leg, received: int, limit: int, *, fin: bool) -> None:
+        self.limit = max(self.limit, limit)
+
+    patch(Leg, "forward_ack", forward_ack)
+
+
+def acknowledges_too_much(patch: Patch) -> None:
+    def acknowledge(self: Outbound, received: int, limit: int, *, fin: bool) -> int:
+        self.limit = max(self.limit, limit + 64)
+        self.fin_acked = self.fin_acked or fin
+        return 0
+
+    patch(Outbound, "acknowledge", acknowledge)
+
+
+def credit_as_deltas(patch: Patch) -> None:
+    """An ACK says how much more may be sent, and ATTACH nothing of it."""
+    told: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
+    make_ack, on_ack, attach = Stream.make_ack, Endpoint._ack, Outbound.attach
+
+    def made(self: Stream) -> bytes:
+        ack = make_ack(self)
+        if not ack:
+            return ack
+        (limit,) = struct.unpack("!Q", ack[16:])
+        more = limit - told.get(self, limit)
+        told[self] = limit
+        return ack[:16] + struct.pack("!Q", max(more, 0))
+
+    def taken(self: Endpoint, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        absolute = stream.outbound.limit + frames.ack_limit(payload)
+        on_ack(self, stream, flags, value, memoryview(struct.pack("!Q", absolute)), now)
+
+    def forward_ack(self: Leg, received: int, limit: int, *, fin: bool) -> None:
+        before, more, had_fin = self._ack or (0, 0, False)
+        self._ack = (max(received, before), limit + more, fin or had_fin)
+        self.limit += limit
+        self.session.outbox.acknowledge(self)
+
+    def attached(self: Outbound, received: int, limit: int, *, fin: bool) -> int:
+        before = self.limit
+        freed = attach(self, received, limit, fin=fin)
+        self.limit = before
+        return freed
+
+    patch(Stream, "make_ack", made)
+    patch(Endpoint, "_ack", taken)
+    patch(Leg, "forward_ack", forward_ack)
+    patch(Outbound, "attach", attached)
+
+
+def no_tombstones(patch: Patch) -> None:
+    patch(Tombstones, "add", lambda self, *_, **__: None)
+
+
+def old_numbers_are_taken(patch: Patch) -> None:
+    """Frames of a session that was replaced still count, at the relay and at the ends."""
+    greeted = Switch._hello
+
+    def drop_number(self: StreamTable, stream: Stream) -> None:
+        if stream.leg is AgentLeg.ASKED and stream.is_client:
+            self._unanswered -= 1
+        stream.number, stream.leg = 0, AgentLeg.NONE
+
+    def end_session(self: StreamTable, text: str, now: float) -> None:
+        self.by_number.clear()
+        ended(self, text, now)
+
+    def forget(self: StreamTable, stream: Stream) -> None:
+        for number in [number for number, other in self.by_number.items() if other is stream]:
+            del self.by_number[number]
+        forgotten(self, stream)
+
+    def hello(self: Switch, session: Session, type_: int, payload: memoryview) -> None:
+        greeted(self, session, type_, payload)
+        # The older one is not cut: what it still says goes where it always went.
+        self.take_cuts()
+
+    ended, forgotten = StreamTable.end_session, StreamTable._forget
+    patch(StreamTable, "drop_number", drop_number)
+    patch(StreamTable, "end_session", end_session)
+    patch(StreamTable, "_forget", forget)
+    patch(Switch, "_hello", hello)
+
+
+def replay_is_freed_when_written(patch: Patch) -> None:
+    patch(Outbound, "_remember", lambda self, chunk: None)
+
+
+def fin_is_never_repeated(patch: Patch) -> None:
+    """FIN without an acknowledgement of its own: once sent, it counts as there."""
+    rewind = Outbound.rewind
+
+    def rewound(self: Outbound) -> None:
+        sent = self.fin_sent
+        rewind(self)
+        self.fin_sent = sent
+
+    patch(Outbound, "rewind", rewound)
+
+
+def early_data_goes_to_another_host(patch: Patch) -> None:
+    lost = Resumption.session_lost
+
+    def session_lost(self: Resumption, stream: Stream, text: str, now: float) -> bool:
+        return (stream.opened or not stream.is_client) and lost(self, stream, text, now)
+
+    patch(Resumption, "session_lost", session_lost)
+
+
+def relay_is_thought_to_remember(patch: Patch) -> None:
+    """A stream that was attached once is not attached in the next session: the relay had it, after all."""
+    attach = Resumption._attach
+
+    def only_new(self: Resumption, streams: list[Stream]) -> None:
+        attach(self, [stream for stream in streams if not stream.attach])
+
+    patch(Resumption, "_attach", only_new)
+
+
+def attach_is_believed_twice(patch: Patch) -> None:
+    """What a refused or repeated ATTACH says is acted on: the receiver's numbers go back."""
+    join = Resumption._join
+
+    def joined(self: Resumption, stream: Stream, entry: AttachEntry, now: float) -> None:
+        join(self, stream, entry, now)
+        if not stream.ended:
+            stream.outbound.sent = stream.outbound.base = 0
+
+    patch(Resumption, "_join", joined)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "storm"),
+    [
+        (early_is_not_sent_again, CALM),
+        (early_goes_to_any_try, CALM),
+        (early_is_kept, CALM),
+        (ack_is_swallowed, CALM),
+        (acknowledges_too_much, CALM),
+        (credit_as_deltas, LOSSES),
+        (no_tombstones, LOSSES),
+        (old_numbers_are_taken, LOSSES),
+        (replay_is_freed_when_written, LOSSES),
+        (fin_is_never_repeated, LOSSES),
+        (early_data_goes_to_another_host, LOSSES),
+        (relay_is_thought_to_remember, LOSSES),
+        (attach_is_believed_twice, TRUSTY),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_planted_mistakes_are_found(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None], storm: Storm
+) -> None:
+    """The property tests fail when the code is wrong: each of these mistakes is found within 2,000 runs."""
+    mistake(monkeypatch.setattr)
+    with pytest.raises(Exception, match=r".*") as found:  # noqa: PT012 - whichever check sees it first
+        for seed in range(2000):
+            run(seed, storm)
+    print(f"{mistake.__name__}: {found.value!r}")
+
+
+def test_without_a_mistake_nothing_is_found() -> None:
+    """The worlds by which mistakes are found are worlds in which the code as it is holds."""
+    for seed in range(100):
+        for storm in (CALM, LOSSES, TRUSTY):
+            run(seed, storm)

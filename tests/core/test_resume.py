@@ -1,0 +1,438 @@
+"""A stream whose leg was lost, as its end sees it: what it says, what it believes, and whom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from kdispatch_protocol import events, frames
+from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.messages import Attach, AttachEntry, Open, Opened, Reset, Trying
+from kdispatch_protocol.states import Leg, State
+from kdispatch_protocol.streams import Stream, proof, stream_key
+from kdispatch_protocol.tombstones import Tombstones
+from tests.core.conversation import SERVICE, WELCOME, Conversation, reset_of
+
+_SECRET = bytes(range(32))
+_UUID = "11" * 16
+_HOST = "22" * 16  # the peer of a client's stream
+_CLIENT = "55" * 16  # and of a host's
+_KEY = stream_key(_SECRET, _HOST)
+_Said = list[tuple[str, int, int, bytes]]
+
+
+def client(talk: Conversation, *, opened: bool = True) -> Stream:
+    """A client's stream with a secret; without offers its number is 1."""
+    stream = talk.table.open(SERVICE, _UUID, talk.now, token="cli", secret=_SECRET)
+    talk.hear(frame(frames.TRYING, stream.number, payload=Trying(attempt=1, process=_HOST, host="33" * 16).encode()))
+    if opened:
+        talk.hear(frame(frames.OPENED, stream.number, payload=Opened(limit=65536, attempt=1).encode()))
+    talk.said()
+    talk.events()
+    return stream
+
+
+def host(talk: Conversation, number: int = 2, uuid: str = _UUID) -> Stream:
+    """A host's stream with a key."""
+    message = Open(
+        service=SERVICE, uuid=uuid, limit=65536, attempt=1, process=_CLIENT, key=stream_key(_SECRET, _HOST).hex()
+    )
+    talk.hear(frame(frames.OPEN, number, payload=message.encode()))
+    [requested] = [e for e in talk.events() if isinstance(e, events.StreamRequested)]
+    talk.table.accept(requested.stream, talk.now)
+    talk.said()
+    return requested.stream
+
+
+def entry(stream: Stream, **changes: object) -> AttachEntry:
+    """What the peer says of the stream, with a proof of its own unless it is changed."""
+    role = "host" if stream.is_client else "client"
+    attach = int(str(changes.get("attach", stream.peer_attach + 1)))
+    said = AttachEntry(
+        uuid=stream.uuid,
+        service=stream.service,
+        role=role,
+        peer=stream.peer,
+        number=stream.number or None,
+        received=stream.outbound.base,
+        limit=65536,
+        attach=attach,
+        proof=proof(_KEY, stream.uuid, role, attach),
+    )
+    return dataclasses.replace(said, **changes)  # type: ignore[arg-type]
+
+
+def hear(talk: Conversation, said: AttachEntry) -> None:
+    talk.hear(frame(frames.ATTACH, payload=Attach.of([said]).encode()))
+
+
+def attached(said: _Said) -> list[AttachEntry]:
+    """The entries of the ATTACHes among what was said."""
+    return [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
+
+
+def lose(talk: Conversation) -> _Said:
+    """The session is lost, and there is another; returns what is said in it."""
+    talk.endpoint.disconnect(talk.now)
+    talk.endpoint.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    return talk.said()
+
+
+def test_what_is_said_in_the_next_session() -> None:
+    """After WELCOME come the streams, under new numbers with what was received, then offers, then opens."""
+    talk = Conversation(offer=True)
+    mine = client(talk)
+    theirs = host(talk, uuid="44" * 16)
+    talk.hear(frame(frames.DATA, mine.number, 0, b"hello"))
+    talk.table.open(SERVICE, "99" * 16, talk.now)
+    talk.said()
+    said = lose(talk)
+    assert [name for name, *_ in said] == ["HELLO", "ATTACH", "ATTACH", "OFFER", "OPEN"]
+    assert json.loads(said[0][3])["mode"] == "replace"
+    [one, two] = attached(said)
+    assert (one.uuid, one.role, one.peer, one.number, one.received, one.attach) == (_UUID, "client", _HOST, 1, 5, 1)
+    assert one.proof == proof(_KEY, _UUID, "client", 1)
+    assert (two.role, two.peer, two.number, two.received, two.opening) == ("host", _CLIENT, 3, 0, False)
+    assert [Attach.parse(p).token for name, _, _, p in said if name == "ATTACH"] == ["cli", "t"]
+    assert (mine.leg, theirs.leg) == (Leg.ATTACHING, Leg.ATTACHING)
+
+
+def test_nothing_is_sent_before_the_peer_has_attached_and_then_what_it_lacks() -> None:
+    """Bytes that were acknowledged or arrived are not sent again, all others are, and then an ACK."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"0123456789")
+    talk.said()
+    assert "DATA" not in [name for name, *_ in lose(talk)]
+    talk.table.write(stream, b"abc")
+    assert talk.said() == []
+    hear(talk, entry(stream, received=4))
+    said = talk.said()
+    assert [(name, value, payload) for name, _, value, payload in said if name == "DATA"] == [("DATA", 4, b"456789abc")]
+    assert said[0][0] == "ACK"
+    assert stream.outbound.base == 4
+
+
+def test_the_limit_of_an_attach_counts_downwards_too() -> None:
+    """What the peer grants in its ATTACH replaces what it had granted."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    hear(talk, entry(stream, limit=3))
+    talk.table.write(stream, b"0123456789")
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"012"]
+
+
+def test_an_end_is_repeated_until_it_is_acknowledged() -> None:
+    """FIN goes again under the new number, unless the peer says that it has it: then the stream finishes."""
+    for had in (False, True):
+        talk = Conversation()
+        stream = client(talk)
+        talk.table.write(stream, b"all")
+        talk.table.write_eof(stream)
+        talk.said()
+        talk.hear(frame(frames.FIN, 1, 0))
+        lose(talk)
+        talk.events()
+        hear(talk, entry(stream, received=3, fin=had))
+        names = talk.names()
+        assert names == (["ACK"] if had else ["ACK", "FIN"])
+        finished = [events.EndAcknowledged(stream), events.StreamFinished(stream)] if had else []
+        assert talk.events() == finished
+
+
+@pytest.mark.parametrize("wrong", [{"received": 4}, {"received": 2, "fin": True}, {"received": 3, "fin": True}])
+def test_a_peer_that_claims_too_much(wrong: dict[str, object]) -> None:
+    """Bytes, or an end, that were never sent can't have arrived: the two ends are not of one mind."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"all")
+    talk.said()
+    lose(talk)
+    hear(talk, entry(stream, **wrong))
+    assert reset_of(talk.said()[0]) == "offset_mismatch"
+    assert stream.state is State.RESET
+
+
+_FORGED = {
+    "made up": {"proof": "ab" * 32},
+    "of another stream": {"proof": proof(_KEY, "77" * 16, "host", 1)},
+    "of the other end": {"proof": proof(_KEY, _UUID, "client", 1)},
+    "of an earlier one": {"attach": 2, "proof": proof(_KEY, _UUID, "host", 1)},
+    "under another host's key": {"proof": proof(stream_key(_SECRET, "66" * 16), _UUID, "host", 1)},
+    "of another service": {"service": "ann/other"},
+}
+
+
+@pytest.mark.parametrize("changes", _FORGED.values(), ids=_FORGED)
+@pytest.mark.parametrize("asked", [False, True], ids=["joined", "asked"])
+def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: bool) -> None:
+    """It is refused with `bad_proof` and told of; the stream keeps waiting, and its true peer still gets it."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"secret")
+    talk.said()
+    lose(talk)
+    talk.events()
+    number = stream.number
+    hear(talk, entry(stream, **({"number": None} if asked else {}), **changes))
+    said = talk.said()
+    assert reset_of(said[0]) == "bad_proof"
+    assert talk.events() == [events.AttachRefused(_UUID, _HOST, "bad_proof")]
+    assert "DATA" not in [name for name, *_ in said]
+    assert (stream.number == number) is asked  # a join that was refused used the number up
+    assert stream.leg is Leg.ATTACHING
+    hear(talk, entry(stream))
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
+
+
+def test_an_attach_that_was_used_is_not_taken_again() -> None:
+    """A recorded ATTACH, whole and well proved, is refused: its number is not higher than any seen."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    used = entry(stream)
+    hear(talk, used)
+    assert stream.leg is Leg.JOINED
+    lose(talk)
+    hear(talk, dataclasses.replace(used, number=stream.number))
+    assert reset_of(talk.said()[0]) == "bad_proof"
+
+
+def test_an_attach_without_a_proof_ends_the_session() -> None:
+    """A missing proof is a malformed payload, and a relay that passes one on is not to be believed."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    content = entry(stream).content()
+    del content["proof"]
+    with pytest.raises(RemoteProtocolError):
+        talk.hear(frame(frames.ATTACH, payload=json.dumps({"streams": [content]}).encode()))
+
+
+@pytest.mark.parametrize("changes", [{"peer": "66" * 16}, {"role": "client"}])
+def test_an_attach_of_somebody_else(changes: dict[str, str]) -> None:
+    """A stream is bound to one process: any other is told that there is no such stream, whatever it proves."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    hear(talk, entry(stream, number=None, **changes))
+    [(_, number, _, payload)] = talk.said()
+    reset = Reset.parse(payload)
+    assert (number, reset.code, reset.uuid) == (0, "unknown_stream", _UUID)
+    assert reset.process == changes.get("peer", _HOST)
+    assert stream.leg is Leg.ATTACHING
+
+
+def test_asked_by_the_peer_an_end_attaches_once() -> None:
+    """An entry without a number makes a joined stream attach anew; one that is attaching already does nothing."""
+    talk = Conversation()
+    stream = client(talk)
+    hear(talk, entry(stream, number=None))
+    [said] = attached(talk.said())
+    assert (said.number, stream.leg) == (3, Leg.ATTACHING)
+    hear(talk, entry(stream, number=None))
+    assert talk.said() == []
+
+
+def test_an_entry_with_a_dead_number_is_ignored() -> None:
+    """What the relay brought together under a number that is no more joins nothing."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    hear(talk, entry(stream, number=77))
+    assert talk.said() == []
+    assert stream.leg is Leg.ATTACHING
+
+
+def test_the_grace() -> None:
+    """A detached stream is reset after 120 s, not before, counted from the first loss; an attached one is not."""
+    for back in (False, True):
+        talk = Conversation()
+        stream = client(talk)
+        lose(talk)
+        talk.wait(60)
+        lose(talk)
+        if back:
+            hear(talk, entry(stream))
+        talk.events()
+        talk.wait(59)
+        assert talk.events() == []
+        talk.wait(1.1)
+        codes = [e.code for e in talk.events() if isinstance(e, events.StreamWasReset)]
+        assert codes == ([] if back else ["resume_expired"])
+
+
+def test_gone_detaches_and_attaches_in_the_same_session() -> None:
+    """When the relay says that the other leg is lost, the stream gets a new number at once."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.hear(frame(frames.GONE, 1))
+    [said] = attached(talk.said())
+    assert said.number == stream.number == 3
+    talk.hear(frame(frames.GONE, 1))  # of the past
+    assert talk.said() == []
+
+
+def test_what_became_of_a_stream_is_told_to_whoever_asks() -> None:
+    """A stream that ended while its peer was away is answered by its code, one that never was by `unknown_stream`."""
+    talk = Conversation(offer=True)
+    stream = host(talk)
+    talk.hear(frame(frames.DATA, 2, 0, b"x"))
+    said = entry(stream, number=None)
+    talk.endpoint.disconnect(talk.now)
+    talk.table.reset(stream, "host_refused")
+    talk.endpoint.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    talk.said()
+    for asked, code in ((said, "host_refused"), (dataclasses.replace(said, uuid="88" * 16), "unknown_stream")):
+        hear(talk, asked)
+        assert reset_of(talk.said()[0]) == code
+    talk.wait(181.1)
+    hear(talk, said)
+    assert reset_of(talk.said()[0]) == "unknown_stream"
+    assert len(talk.table.tombstones) == 0
+
+
+def test_a_client_that_had_not_heard_of_its_host() -> None:
+    """With early data sent it asks that very host, whose entry opens the stream and says where to go on."""
+    talk = Conversation()
+    stream = client(talk, opened=False)
+    talk.table.write(stream, b"request")
+    assert talk.names() == ["EARLY"]
+    [said] = attached(lose(talk))
+    assert (said.opening, said.peer) == (True, _HOST)
+    talk.events()
+    hear(talk, entry(stream, received=3))
+    assert talk.events() == [events.StreamOpened(stream)]
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"uest"]
+
+
+@pytest.mark.parametrize(
+    ("code", "then"),
+    [
+        ("unknown_stream", None),
+        ("peer_restarted", "open_interrupted"),
+        ("host_refused", "host_refused"),
+        ("revoked", "revoked"),
+        ("closed", "open_interrupted"),
+    ],
+)
+def test_a_client_asks_elsewhere_only_when_nothing_was_delivered(code: str, then: str | None) -> None:
+    """`unknown_stream` from the host that may have the early data lets it open anew; anything else ends the stream."""
+    talk = Conversation()
+    stream = client(talk, opened=False)
+    talk.table.write(stream, b"request")
+    talk.said()
+    lose(talk)
+    talk.events()
+    talk.hear(frame(frames.RESET, stream.number, payload=Reset(code=code).encode()))
+    if then is None:
+        assert talk.names() == ["OPEN"]
+        assert stream.state is State.OPENING
+    else:
+        [event] = talk.events()
+        assert isinstance(event, events.StreamWasReset)
+        assert event.code == then
+
+
+def test_a_host_that_stays_away_interrupts_an_open() -> None:
+    """After `open_wait` a client that waits for the one host that may have its data gives up."""
+    talk = Conversation()
+    client(talk, opened=False)
+    talk.table.write(talk.table.by_uuid[_UUID], b"request")
+    talk.said()
+    lose(talk)
+    talk.events()
+    talk.wait(30.1)
+    [event] = talk.events()
+    assert isinstance(event, events.StreamWasReset)
+    assert event.code == "open_interrupted"
+
+
+@pytest.mark.parametrize(("heard", "opening", "code"), [
+    (False, True, "unknown_stream"), (True, True, "cancelled"), (False, False, "cancelled"), (True, False, "cancelled")
+])  # fmt: skip
+def test_whether_anything_was_delivered_decides_the_answer(*, heard: bool, opening: bool, code: str) -> None:
+    """To a client that would open elsewhere a host says `unknown_stream` only of what got no byte."""
+    tombstones = Tombstones(DEFAULT_LIMITS)
+    tombstones.add(_UUID, "cancelled", _CLIENT, 10.0, heard=heard)
+    assert tombstones.answer(_UUID, _CLIENT, 11.0, opening=opening) == code
+    assert tombstones.answer(_UUID, "66" * 16, 11.0, opening=opening) == "unknown_stream"
+
+
+def test_a_process_that_had_to_forget_does_not_say_that_it_never_knew() -> None:
+    """Beyond its bound the oldest tombstone goes; until its time would have been over nothing is denied."""
+    tombstones = Tombstones(Limits(tombstones=1, grace=10, tombstone_extra=10))
+    tombstones.add("a" * 32, "cancelled", _CLIENT, 0.0, heard=True)
+    tombstones.add("b" * 32, "closed", _CLIENT, 5.0, heard=True)
+    assert len(tombstones) == 1
+    assert tombstones.answer("a" * 32, _CLIENT, 19.0, opening=True) == "resume_expired"
+    assert tombstones.answer("a" * 32, _CLIENT, 21.0, opening=True) == "unknown_stream"
+
+
+def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
+    """The client had sent nothing of it; a stranger's OPEN of the same uuid, or one of a stream in use, is refused."""
+    talk = Conversation(offer=True)
+    first = host(talk)
+    lose(talk)
+    talk.events()
+    stranger = Open(service=SERVICE, uuid=_UUID, limit=65536, attempt=1, process="66" * 16, key="00" * 32)
+    talk.hear(frame(frames.OPEN, 2, payload=stranger.encode()))
+    assert reset_of(talk.said()[0]) == "bad_request"
+    second = host(talk, 4)
+    assert first.state is State.RESET
+    assert talk.table.by_uuid[_UUID] is second
+
+
+def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:
+    """What was written before a close is still sent when the peer is back later than the linger allows."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"last words")
+    talk.table.close(stream, talk.now)
+    lose(talk)
+    talk.wait(100)
+    hear(talk, entry(stream))
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"last words"]
+    talk = Conversation(offer=True)
+    unconfirmed = host(talk)
+    talk.hear(frame(frames.GONE, 2))
+    talk.wait(31)
+    assert not unconfirmed.ended
+    hear(talk, entry(unconfirmed))
+    talk.wait(100)
+    assert not unconfirmed.ended
+
+
+def test_a_detached_stream_keeps_what_its_program_writes_up_to_the_bound() -> None:
+    """Without a session the writer is paused as soon as the usual bytes wait, and goes on once they can leave."""
+    talk = Conversation(limits=Limits(unsent=10))
+    stream = client(talk)
+    talk.endpoint.disconnect(talk.now)
+    assert talk.table.write(stream, b"12345")
+    assert not talk.table.write(stream, b"67890")
+    talk.endpoint.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    talk.said()
+    talk.events()
+    hear(talk, entry(stream))
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"1234567890"]
+    assert talk.events() == [events.WritingResumed(stream)]
+
+
+def test_predecessors_are_named_in_every_hello() -> None:
+    """A process that stands in for another shows that one's secret, so that peers need not wait in vain."""
+    endpoint = Endpoint(bytes(32), predecessors=[b"\x01" * 32])
+    for _ in range(2):
+        endpoint.connect()
+        message = b"".join(endpoint.data_to_send(1 << 16, 0.0))
+        [(_, _, _, _, payload)] = frames.decode(message)
+        assert json.loads(bytes(payload))["predecessors"] == ["01" * 32]
+        endpoint.disconnect(0.0)

@@ -1,0 +1,280 @@
+"""ATTACH at the relay: halves wait, find each other, and nobody gets between them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import process_id
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Reset
+from kdispatch_relay.switch.revocations import revoke_service
+from kdispatch_relay.switch.switch import AskAttach
+from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected
+
+_UUID = "77" * 16
+
+
+def entry(me: Peer, role: str, peer: str, number: int, **more: object) -> AttachEntry:
+    """What an agent says of the stream; proofs are for the other end, not for the relay."""
+    fields: dict[str, object] = {"received": 10, "limit": 1000, "attach": 1, "proof": f"{me.secret[0]:02x}" * 32}
+    return AttachEntry(
+        uuid=_UUID, service=SERVICE, role=role, peer=peer, number=number, **(fields | more)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def attach(me: Peer, *entries: AttachEntry, answer: bool = True) -> None:
+    me.say(frame(frames.ATTACH, payload=Attach.of(list(entries), "t").encode()))
+    if answer:
+        me.relay.answer()
+
+
+def told(said: Said) -> list[tuple[str, str, int | None]]:
+    """Role, peer and number of each entry that an agent was given."""
+    entries = [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
+    return [(e.role, e.peer, e.number) for e in entries]
+
+
+def joined(relay: Relay, **more: object) -> tuple[Peer, Peer]:
+    """A client and a host whose stream was brought together again: number 5 at the client, 7 at the host."""
+    host, client = relay.agent(1), relay.agent(2)
+    attach(client, entry(client, "client", host.process, 5))
+    attach(host, entry(host, "host", client.process, 7, **more))
+    host.hear()
+    client.hear()
+    return client, host
+
+
+def test_two_halves_become_a_stream() -> None:
+    """Each end gets what the other said, with its own number; then data passes from where the receiver is."""
+    relay = Relay()
+    host, client = relay.agent(1), relay.agent(2)
+    attach(client, entry(client, "client", host.process, 5, received=3))
+    assert told(host.hear()) == [("client", client.process, None)]  # it is asked
+    assert client.hear() == []
+    attach(host, entry(host, "host", client.process, 7))
+    assert told(host.hear()) == [("client", client.process, 7)]
+    assert told(client.hear()) == [("host", host.process, 5)]
+    assert len(relay.switch.attachments) == 0
+    client.say(frame(frames.DATA, 5, 10, b"abc"))
+    assert host.hear() == [("DATA", 7, 10, b"abc")]
+    host.say(frame(frames.DATA, 7, 3, b"x"))
+    assert client.hear() == [("DATA", 5, 3, b"x")]
+
+
+def test_nobody_is_asked_before_it_is_here() -> None:
+    """A half waits for a process that has no session, and that process is asked right behind its WELCOME."""
+    relay = Relay()
+    client = relay.agent(2)
+    attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
+    assert len(relay.switch.attachments) == 1
+    host = Peer(relay, 1)
+    host.say(frame(frames.HELLO, payload=Hello(versions=[1], secret=host.secret.hex()).encode()))
+    said = host.hear()
+    assert [name for name, *_ in said] == ["WELCOME", "ATTACH"]
+    assert told(said) == [("client", client.process, None)]
+
+
+def test_data_under_a_half_or_a_dead_number_goes_nowhere() -> None:
+    """Before the join nothing passes; a number that the relay does not know is answered by GONE, 10 times a second."""
+    relay = Relay()
+    client = relay.agent(2)
+    attach(client, entry(client, "client", "11" * 16, 5))
+    client.say(frame(frames.DATA, 5, 0, b"x"))
+    assert client.hear() == []
+    for _ in range(30):
+        client.say(frame(frames.DATA, 3, 0, b"x"))
+    assert client.names() == ["GONE"] * 10
+
+
+def test_a_half_of_somebody_else_joins_nothing() -> None:
+    """Who names a stream's process, and is not the one that it names, waits, is refused, and displaces nobody."""
+    relay = Relay()
+    client, thief = relay.agent(2), relay.agent(3)
+    attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
+    attach(thief, entry(thief, "client", process_id(bytes([1]) * 32), 5))
+    assert len(relay.switch.attachments) == 2  # beside the true owner's, not in its place
+    host = relay.agent(1)
+    attach(host, entry(host, "host", client.process, 7))
+    assert told(client.hear()) == [("host", host.process, 5)]
+    assert thief.hear() == []
+    refusal = Reset(code="unknown_stream", uuid=_UUID, process=thief.process)
+    host.say(frame(frames.RESET, payload=refusal.encode()))
+    assert code_of(thief.hear()) == "unknown_stream"
+    [report] = relay.switch.attachments.reports
+    assert (report.agent, report.peer, report.code) == (thief.process, host.process, "unknown_stream")
+    client.say(frame(frames.DATA, 5, 10, b"mine"))
+    assert ("DATA", 7, 10, b"mine") in host.hear()
+
+
+def test_a_thief_that_plays_the_other_role_joins_nothing() -> None:
+    """Claiming to be the host of a client's stream does not help: the client's half names another process."""
+    relay = Relay()
+    client, thief = relay.agent(2), relay.agent(3)
+    attach(client, entry(client, "client", "11" * 16, 5))
+    attach(thief, entry(thief, "host", client.process, 5))
+    assert told(client.hear()) == [("host", thief.process, None)]  # who knows that its host is another
+    assert thief.hear() == []
+    assert len(relay.switch.attachments) == 2
+
+
+def test_only_the_named_process_may_refuse() -> None:
+    """RESET by uuid counts from the process for which the half waits, and from no other."""
+    relay = Relay()
+    client, host, other = relay.agent(2), relay.agent(1), relay.agent(3)
+    attach(client, entry(client, "client", host.process, 5))
+    refusal = frame(frames.RESET, payload=Reset(code="closed", uuid=_UUID, process=client.process).encode())
+    other.say(refusal)
+    assert client.hear() == []
+    host.say(refusal)
+    assert code_of(client.hear()) == "closed"
+
+
+def test_a_lost_session_takes_its_halves_along() -> None:
+    """A half is its session's: the next session's takes its place, and the peer is asked again."""
+    relay = Relay()
+    client, host = relay.agent(2), relay.agent(1)
+    attach(client, entry(client, "client", host.process, 5))
+    client.lose()
+    assert len(relay.switch.attachments) == 0
+    again = relay.agent(2)
+    attach(again, entry(again, "client", host.process, 1, attach=2))
+    assert told(host.hear())[-1] == ("client", client.process, None)
+
+
+def test_either_lost_leg_is_told_by_gone() -> None:
+    """After a join a stream can lose a leg again."""
+    for first in (True, False):
+        relay = Relay()
+        client, host = joined(relay)
+        (client if first else host).lose()
+        other, number = (host, 7) if first else (client, 5)
+        assert other.hear() == [("GONE", number, 0, b"")]
+        assert not other.session.legs
+
+
+def test_a_half_that_is_given_up() -> None:
+    """RESET with a half's number forgets it, asked or not; the store's late answer changes nothing."""
+    relay = Relay()
+    client, host = relay.agent(2), relay.agent(1)
+    attach(client, entry(client, "client", host.process, 5), answer=False)
+    client.reset(5)
+    relay.answer()
+    assert len(relay.switch.attachments) == 0
+    attach(client, entry(client, "client", host.process, 7))
+    client.reset(7)
+    assert len(relay.switch.attachments) == 0
+    assert not client.session.halves
+
+
+def test_who_may_not_any_more_is_told() -> None:
+    """The store is asked once for each service and role of a batch, and its no ends those streams."""
+    relay = Relay()
+    client = relay.agent(2)
+    two = [entry(client, "client", "11" * 16, 5), entry(client, "client", "12" * 16, 7)]
+    attach(client, *two, entry(client, "host", "13" * 16, 9), answer=False)
+    questions = relay.switch.take_questions()
+    asked = [question for question in questions if isinstance(question, AskAttach)]
+    assert [(q.service, q.role, q.token, len(q.halves)) for q in asked] == [
+        (SERVICE, "client", "t", 2), (SERVICE, "host", "t", 1)
+    ]  # fmt: skip
+    relay.switch.attachments.refused(asked[0], "revoked", "no")
+    assert [(n, s) for n, s, *_ in client.hear()] == [("RESET", 5), ("RESET", 7)]
+
+
+def test_a_deleted_service_ends_its_halves() -> None:
+    """What waits for its other end when the service is deleted is reset with `revoked`."""
+    relay = Relay()
+    client = relay.agent(2)
+    attach(client, entry(client, "client", "11" * 16, 5))
+    revoke_service(relay.switch, SERVICE)
+    assert code_of(client.hear()) == "revoked"
+    assert len(relay.switch.attachments) == 0
+
+
+def test_a_successor_speaks_for_the_dead() -> None:
+    """Who proves to stand in for a process ends its session and the waits for it, now and later; others can't."""
+    relay = Relay()
+    client, ghost = relay.agent(2), relay.agent(1)
+    attach(client, entry(client, "client", ghost.process, 5))
+    liar = Peer(relay, 4)
+    liar.say(frame(frames.HELLO, payload=_hello(liar, "ab" * 32)))
+    assert client.hear() == []
+    successor = Peer(relay, 3)
+    successor.say(frame(frames.HELLO, payload=_hello(successor, ghost.secret.hex())))
+    assert code_of(client.hear()) == "peer_restarted"
+    [cut] = relay.switch.take_cuts()
+    assert (cut.session, cut.code) == (ghost.session, "superseded")
+    ghost.lose()
+    attach(client, entry(client, "client", ghost.process, 7))
+    assert code_of(client.hear()) == "peer_restarted"
+    successor.lose()
+    attach(client, entry(client, "client", ghost.process, 9))
+    assert client.hear() == []
+
+
+def _hello(peer: Peer, predecessor: str) -> bytes:
+    return Hello(versions=[1], secret=peer.secret.hex(), predecessors=[predecessor]).encode()
+
+
+def test_a_hello_that_claims_another_process_is_nobody() -> None:
+    """A process is what its secret makes it: without the secret its id can't be had, and its session stays."""
+    relay = Relay()
+    owner = relay.agent(1)
+    thief = Peer(relay, 9)
+    thief.say(frame(frames.HELLO, payload=Hello(versions=[1], secret=(owner.process * 2)).encode()))
+    assert thief.session.process != owner.process
+    assert relay.switch.by_process[owner.process] is owner.session
+    assert relay.switch.take_cuts() == []
+
+
+def test_numbers_and_counts() -> None:
+    """A number is new and the agent's own; beyond the streams that a session may have a half is `busy`."""
+    relay = Relay(Limits(streams_client=1, streams_host=1))
+    client = relay.agent(2)
+    for number in (4, 0):
+        with pytest.raises((RemoteProtocolError, ValueError)):
+            attach(client, entry(client, "client", "11" * 16, number))
+    attach(client, *[entry(client, "client", f"{n:032x}", n) for n in (5, 7, 9)])
+    assert code_of(client.hear()) == "busy"
+    with pytest.raises(RemoteProtocolError):
+        attach(client, entry(client, "client", "11" * 16, 7))
+
+
+def test_an_agent_whose_streams_are_always_refused_is_cut() -> None:
+    """Asking others for streams that they do not have is bounded."""
+    relay = Relay(Limits(refused_attaches_burst=2, refused_attaches_rate=0.001))
+    thief, host = relay.agent(3), relay.agent(1)
+    for number in (1, 3, 5):
+        attach(thief, entry(thief, "client", host.process, number))
+        host.say(frame(frames.RESET, payload=Reset(code="bad_proof", uuid=_UUID, process=thief.process).encode()))
+    assert [(cut.session, cut.code) for cut in relay.switch.take_cuts()] == [(thief.session, "rate_limited")]
+
+
+def test_credit_after_a_join() -> None:
+    """The limits in the two entries hold on the new legs; old bytes are dropped, and one jump forward is allowed."""
+    relay = Relay()
+    client, host = joined(relay)
+    client.say(frame(frames.DATA, 5, 0, bytes(10)))  # the host has those
+    client.say(frame(frames.DATA, 5, 20, b"later"))
+    assert [name for name, *_ in host.hear()] == ["DATA"]
+    client.say(frame(frames.DATA, 5, 30, b"a gap"))
+    assert code_of(host.hear()) == "offset_mismatch"
+    client, host = joined(Relay())
+    client.say(frame(frames.DATA, 5, 999, b"xx"))
+    assert code_of(host.hear()) == "credit_exceeded"
+
+
+def test_a_host_counts_the_streams_that_it_brought_along() -> None:
+    """Streams that were attached before the offer count as the host's, and cease to when they end."""
+    relay = Relay()
+    client, host = joined(relay)
+    host.offer(9)
+    [listed] = relay.switch.registry.hosts_of(SERVICE)
+    assert listed.streams == 1
+    client.reset(5)
+    assert listed.streams == 0
+    client, host = connected(relay)
+    assert relay.switch.registry.hosts_of(SERVICE)[0].streams == 1

@@ -1,0 +1,108 @@
+"""What must hold once the faults are over, whatever they were."""
+
+from __future__ import annotations
+
+from kdispatch_protocol.states import END_STATES
+from tests.core.world import SERVICE, Agent, End, World
+
+__all__ = ["check", "quiesce"]
+
+#: What may end a stream that both ends knew, beside a program: an end that was killed, or a wait that was too long.
+_EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
+
+
+def quiesce(world: World) -> None:
+    """No more faults: everybody is connected, reads, and writes the end, and time goes on until nothing moves."""
+    for agent in world.agents:
+        connection = agent.connection
+        if connection is not None and (connection.up.eats or not connection.relay_side):
+            world.cut(agent)  # its silence was noticed
+        for ghost in list(agent.ghosts):
+            world.relay_notices(agent, ghost)
+        world.connect(agent)
+    began = world.now
+    for _ in range(8000):
+        moved = _settle_once(world)
+        if not moved and not _waiting(world):
+            return
+        if not moved:
+            assert world.now - began <= world.limits.grace + 45, f"too long: {_waiting(world)}"
+            _wait(world)
+    raise AssertionError(f"a stall: {_waiting(world)}")
+
+
+def _wait(world: World) -> None:
+    """Go to the next deadline of anybody."""
+    deadlines = [world.switch.next_deadline(), *(agent.endpoint.next_deadline() for agent in world.agents)]
+    due = min((when for when in deadlines if when is not None), default=world.now)
+    world.pass_time(max(due - world.now, 0.001))
+
+
+def _settle_once(world: World) -> bool:
+    moved = bool(world.questions)
+    world.answer_question()
+    for agent in world.agents:
+        while agent.dialing:
+            moved = True
+            world.answer_dial(agent, accept=True)
+        for end in list(agent.ends.values()):
+            moved = moved or end.unread > 0
+            world.read(agent, end, end.unread)
+            world.write_eof(agent, end)
+        world.flush(agent)
+        for up in (True, False):
+            if any(connection.up.bytes if up else connection.down.bytes for connection in agent.connections):
+                moved = True
+                world.deliver(agent, 1_000_000, up=up)
+    return moved
+
+
+def _waiting(world: World) -> list[str]:
+    """Streams of living agents that have not ended."""
+    return [f"{name} {end.stream}" for name, end in world.made if not end.killed and end.stream.state not in END_STATES]
+
+
+def check(world: World, *, all_finish: bool = False) -> None:
+    """What must hold after :func:`quiesce`. ``all_finish``: nothing happened that may end an opened stream."""
+    hosts: dict[str, list[End]] = {}  # a host that accepted in vain has an end as well, and it was reset
+    for _, end in world.made:
+        assert end.over, "neither finished nor reset"
+        if not end.stream.is_client:
+            hosts.setdefault(end.stream.uuid, []).append(end)
+    for _, client in world.made:
+        if client.stream.is_client:
+            _check_stream(world, client, hosts.get(client.stream.uuid, []), all_finish=all_finish)
+    for agent in world.agents:
+        _check_agent(agent)
+    assert world.switch.budget.queued == 0
+    assert len(world.switch.attachments) == 0
+    assert all(host.streams == 0 for host in world.switch.registry.hosts_of(SERVICE))
+
+
+def _check_stream(world: World, client: End, hosts: list[End], *, all_finish: bool) -> None:
+    assert len(world.delivered_to.get(client.stream.uuid, ())) <= 1, "a request reached two services"
+    assert sum(host.read > 0 for host in hosts) <= 1, "a request was delivered twice"
+    whole = [h for h in hosts if (h.read, client.read) == (client.written, h.written) and h.eof_read]
+    if client.finished:
+        assert client.eof_read
+        assert any(host.finished or host.killed or host.reset in _EXCUSES for host in whole), "bytes are missing"
+    assert sum(host.finished for host in hosts) <= 1
+    for host in hosts:
+        if host.finished:
+            assert host in whole and client.eof_read, "bytes are missing"
+            assert client.finished or client.killed or client.reset in _EXCUSES, f"a wrong reset: {client.reset}"
+        if host.reset == "unknown_stream":
+            assert host.read == 0, "a stream that was used is not known any more"
+    if client.opened:
+        assert client.reset is None or client.reset in _EXCUSES, f"a wrong reset: {client.reset}"
+        assert client.finished or client.killed or not all_finish, f"an open stream was reset: {client.reset}"
+
+
+def _check_agent(agent: Agent) -> None:
+    table = agent.endpoint.table
+    assert not table.by_uuid and not table.by_number, "a stream was not forgotten"
+    assert table.replay_held == 0 and table.budget.promised == 0, "not everything was given back"
+    assert agent.connection is not None and not agent.ghosts
+    session = agent.connection.session
+    assert not session.legs and not session.halves and session.queued == 0
+    assert session.unanswered == 0 and session.streams_opened == 0
