@@ -171,7 +171,7 @@ async def test_killed_host_loses_no_request_silently(network: Network, kills: in
     name = await network.service()
     async with service(slow_answer) as running:
         await network.host(name, running.port)
-        _, port = await network.connect(name)
+        _, port = await network.connect(name, "--grace", "1", "--open-wait", "5")
         victims = await asyncio.gather(*(network.host(name, running.port) for _ in range(kills)))
         asking = asyncio.create_task(requests.ask_all([port], 150 * kills))
         for victim in victims:
