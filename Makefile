@@ -7,7 +7,11 @@ ONLY   ?=
 # Half as many again as processors: a good part of the tests waits.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 2) * 3 // 2)")
 
-.PHONY: help demo test programs check style types core accept matrix bench docs clean
+# make chaos: how long, and with which plan; without a seed one is drawn and printed.
+MINUTES ?= 10
+SEED    ?=
+
+.PHONY: help demo test programs check style types core accept chaos matrix bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +48,10 @@ core: $(STAMP)
 
 accept: $(STAMP) programs  ## acceptance points in full size; ONLY=name picks some
 	$(BIN)/python -m tests.tools.accept $(ONLY)
+
+chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real processes; MINUTES=10 SEED=n
+	KDISPATCH_RUNS=50000 $(BIN)/python -m pytest -m accept -s --timeout 3600 tests/core/test_two_ends.py
+	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix

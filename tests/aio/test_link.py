@@ -6,11 +6,14 @@ import asyncio
 import hashlib
 import random
 import socket
+import time
+import types
 
 import pytest
 
 from kdispatch_protocol import websocket
 from kdispatch_protocol.aio import carrier as carrier_module
+from kdispatch_protocol.aio import link as link_module
 from kdispatch_protocol.aio.carrier import Carrier, read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.errors import RemoteProtocolError
@@ -171,6 +174,26 @@ async def test_peer_that_answers() -> None:
         other.write(ws_frame(_BINARY, b"pong", masked=False))
     assert not owner.link_over.done()
     assert owner.messages == [b"pong"] * len(owner.messages)
+
+
+async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that steps against the monotonic one makes an agent ask at once; silence then ends the session."""
+    step = 0.0
+    clock = types.SimpleNamespace(time=lambda: time.monotonic() + step)
+    monkeypatch.setattr(link_module, "time", clock)
+    monkeypatch.setattr(link_module, "_CLOCK_EVERY", 0.02)
+    monkeypatch.setattr("kdispatch_protocol.liveness._PROBE", 0.05)
+    _, owner, _, other, _ = _link(Limits())
+    await asyncio.sleep(0.05)
+    assert owner.asked == 0
+    step = 3600.0
+    await until(lambda: owner.asked == 1)
+    other.write(ws_frame(_BINARY, b"pong", masked=False))
+    await asyncio.sleep(0.1)
+    assert owner.asked == 1 and not owner.link_over.done()
+    step = 0.0  # back again is a step, too
+    async with asyncio.timeout(2):
+        assert (await owner.link_over)[1] == "Nothing was heard from the other end."
 
 
 async def test_relay_only_listens() -> None:

@@ -115,6 +115,23 @@ def test_a_silence_that_began_before_a_stop() -> None:
     assert live.check(603) is ALIVE
 
 
+@pytest.mark.parametrize("make", [agent, relay])
+def test_a_doubt_is_answered_at_once_or_never(make: Callable[[], Liveness]) -> None:
+    """After a sleep that the clock did not see, 3 s decide, however short the silence was; a late judge asks again."""
+    live = make()
+    live.heard(1)
+    live.doubt(2)
+    assert live.next_deadline() == 5
+    assert live.check(4.9) is ALIVE
+    assert live.check(8) is ASK
+    assert live.check(11) is DEAD
+    live = make()
+    live.doubt(2)
+    live.heard(2.1)
+    assert live.check(5) is ALIVE
+    assert live.next_deadline() > 15
+
+
 @given(st.booleans(), st.lists(st.tuples(st.sampled_from(["heard", "check"]), st.floats(0.1, 40)), max_size=40))
 @settings(max_examples=200)
 def test_no_verdict_without_silence(passive: bool, steps: list[tuple[str, float]]) -> None:

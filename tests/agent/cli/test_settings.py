@@ -53,6 +53,22 @@ def test_a_wrong_file_is_named_with_what_is_wrong(own_configuration: Path, text:
     assert says in caught.value.text
 
 
+def test_times_are_numbers_within_bounds(own_configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time may be whole or not, from the file or the environment; what is no time, or too long, is an error."""
+    write(own_configuration, "grace = 60\nopen_wait = 1.5\n")
+    assert (load_settings().grace, load_settings().open_wait) == (60.0, 1.5)
+    monkeypatch.setenv("KDISPATCH_GRACE", "0.5")
+    assert load_settings().grace == 0.5
+    assert load_settings(grace=7.0).grace == 7
+    for wrong in ("soon", "-1", "nan", "1e9"):
+        monkeypatch.setenv("KDISPATCH_GRACE", wrong)
+        with pytest.raises(SetupError, match="GRACE|grace"):
+            load_settings()
+    monkeypatch.delenv("KDISPATCH_GRACE")
+    with pytest.raises(SetupError, match="open_wait is 61"):
+        load_settings(open_wait=61.0)
+
+
 def test_a_switch_is_yes_or_no(monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch in the environment that is neither yes nor no is an error, never a guess."""
     monkeypatch.setenv("KDISPATCH_INSECURE_PLAINTEXT", "maybe")

@@ -1,0 +1,105 @@
+"""Slots: who gets one knows whose successor it is, and nobody else does."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdispatch.slots import SECRET_BYTES, Slot, take_slot
+from kdispatch_protocol.errors import KdispatchError
+
+_RELAY = "https://relay.example"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def held(state: Path) -> Iterator[list[Slot]]:
+    """Slots to be given back when the test is over."""
+    slots: list[Slot] = []
+    yield slots
+    for slot in slots:
+        slot.close()
+
+
+def _take(held: list[Slot], kind: str = "host", service: str = "ann/web", relay: str = _RELAY) -> Slot:
+    slot = take_slot(kind, service, relay)
+    assert slot is not None
+    held.append(slot)
+    return slot
+
+
+def _release(held: list[Slot], slot: Slot) -> None:
+    held.remove(slot)
+    slot.close()
+
+
+def test_a_successor_has_the_secrets_of_those_before(held: list[Slot]) -> None:
+    """Each process has a secret of its own; the next one knows the last four, newest first."""
+    secrets: list[bytes] = []
+    for _ in range(6):
+        slot = _take(held)
+        assert slot.identity.predecessors == tuple(reversed(secrets))[:4]
+        assert len(slot.identity.secret) == SECRET_BYTES
+        secrets.append(slot.identity.secret)
+        _release(held, slot)
+    assert len(set(secrets)) == 6
+
+
+def test_a_living_process_has_no_successor(held: list[Slot]) -> None:
+    """Who does the same beside it gets another slot, and its secret stays its own."""
+    one, two = _take(held), _take(held)
+    assert one.identity.secret not in two.identity.predecessors
+    _release(held, two)
+    three = _take(held)
+    assert three.identity.predecessors == (two.identity.secret,)
+
+
+@pytest.mark.parametrize("other", [{"kind": "connect"}, {"service": "ann/db"}, {"relay": "https://other.example"}])
+def test_another_kind_service_or_relay_is_another_slot(held: list[Slot], other: dict[str, str]) -> None:
+    """A secret is told to the relay that it was used with, by the same kind of agent, and to nobody else."""
+    _release(held, _take(held))
+    assert _take(held, **other).identity.predecessors == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'["zz"]', b'["ab"]', b'{"a": 1}', b"\xff\xfe"])
+def test_a_damaged_slot_is_an_empty_one(held: list[Slot], state: Path, content: bytes) -> None:
+    """What can't be read has no predecessors; the agent starts all the same."""
+    _release(held, _take(held))
+    [path] = (state / "slots").iterdir()
+    path.write_bytes(content)
+    assert _take(held).identity.predecessors == ()
+
+
+def test_the_file_is_private_and_the_secret_is_not_shown(held: list[Slot], state: Path) -> None:
+    """Mode 0600 in a directory of mode 0700; no text that is made of an identity holds its secret."""
+    slot = _take(held)
+    [path] = (state / "slots").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert slot.identity.secret.hex() not in repr(slot.identity) + str(slot.identity)
+
+
+def test_a_state_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as a failure to set up, which the command turns into a warning."""
+    (tmp_path / "state").write_bytes(b"a file is in the way")
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(tmp_path / "state"))
+    with pytest.raises(KdispatchError):
+        take_slot("host", "ann/web", _RELAY)
+
+
+def test_as_many_as_there_are(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all slots are taken the agent does without one, and no file stays open for the try."""
+    monkeypatch.setattr("kdispatch.slots._SLOTS", 2)
+    _take(held)
+    _take(held)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert take_slot("host", "ann/web", _RELAY) is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
