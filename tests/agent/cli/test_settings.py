@@ -62,7 +62,7 @@ def test_times_are_numbers_within_bounds(own_configuration: Path, monkeypatch: p
     assert load_settings(grace=7.0).grace == 7
     for wrong in ("soon", "-1", "nan", "1e9"):
         monkeypatch.setenv("KDISPATCH_GRACE", wrong)
-        with pytest.raises(SetupError, match="GRACE|grace"):
+        with pytest.raises(SetupError, match=r"GRACE|grace"):
             load_settings()
     monkeypatch.delenv("KDISPATCH_GRACE")
     with pytest.raises(SetupError, match="open_wait is 61"):
