@@ -1,0 +1,75 @@
+"""Many agents in one process: python -m tests.net.fleet RELAY SERVICE TOKEN COUNT
+
+Half of them are hosts, half are clients. Each line of its output is something that happened to one of them and when,
+by the clock that all processes share: "try" it dials the relay, "ready" it has a session, and a host is listed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import Final
+from unittest.mock import patch
+
+from kdispatch.dialer import Upgraded, dial
+from kdispatch.host import Host
+from kdispatch.relay_url import RelayUrl
+from kdispatch.uplink import Uplink
+from kdispatch_protocol import events
+from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.events import Event
+from kdispatch_protocol.streams import Stream
+
+__all__: list[str] = []
+
+_AT_ONCE: Final = 20  # starts, so that the relay's answers do not wait for each other
+_START_WAIT: Final = 30.0
+
+
+def _happened(what: str) -> None:
+    print(what, f"{time.monotonic():.4f}", flush=True)
+
+
+async def _noted_dial(relay: RelayUrl) -> Upgraded:
+    _happened("try")
+    return await dial(relay)
+
+
+def _serve(driver: EndpointDriver, stream: Stream) -> None:
+    driver.refuse(stream, "host_refused", "Nobody is to connect here.")
+
+
+class _Host(Host):
+    """Says when it is listed."""
+
+    def _event(self, event: Event) -> None:
+        super()._event(event)
+        if isinstance(event, events.Offered):
+            _happened("ready")
+
+
+def _client(event: Event) -> None:
+    if isinstance(event, events.SessionReady):
+        _happened("ready")
+
+
+async def _main(url: str, service: str, token: str, count: str) -> None:
+    relay = RelayUrl.parse(url)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def start(agent: Host | Uplink) -> None:
+        async with gate:
+            await agent.start(_START_WAIT)
+
+    hosts = [_Host(relay, service, token, _serve) for _ in range(int(count) // 2)]
+    clients = [Uplink(relay, _client) for _ in range(int(count) - len(hosts))]
+    agents: list[Host | Uplink] = [*hosts, *clients]
+    await asyncio.gather(*(start(agent) for agent in agents))
+    # Until the first of them fails, which none should, or the test ends this process.
+    await asyncio.gather(*(agent.failed() for agent in agents))
+
+
+if __name__ == "__main__":
+    with patch("kdispatch.uplink.dial", _noted_dial):
+        asyncio.run(_main(*sys.argv[1:]))
