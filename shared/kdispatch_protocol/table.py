@@ -23,6 +23,9 @@ from kdispatch_protocol.windows import CreditBudget
 
 __all__ = ["StreamTable"]
 
+#: A read of a socket can't be of nothing: the least, in bytes.
+_SIP = 256
+
 
 # More than 25 methods: what programs do, what sessions do, and the bookkeeping that both share.
 class StreamTable:
@@ -87,6 +90,15 @@ class StreamTable:
         self.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
         stream.set_timer(self.timers.add(now + self.limits.confirm, lambda when: self._confirm_expired(stream, when)))
         self.activate(stream)
+
+    def room(self, stream: Stream) -> int:
+        """How many bytes to ask the program for at once: hardly any beyond its floor once the replay budget is spent.
+
+        Thousands of programs may be about to be read when it is: each one's next read is its last.
+        """
+        if self.replay_held < self.limits.replay:
+            return self.limits.data
+        return max(self.limits.window_floor - stream.outbound.size, _SIP)
 
     def write(self, stream: Stream, data: Buffer) -> bool:
         """Queue ``data``; returns whether to go on writing. If not, wait for ``WritingResumed``."""

@@ -77,6 +77,13 @@ class Pipe:
         else:
             self.stream.write_eof()
 
+    @property
+    def room(self) -> int:
+        """How much the local program may say at once."""
+        if self.stream is None:
+            return len(self._driver.buffer)
+        return self._driver.endpoint.table.room(self.stream.stream)
+
     def stream_made(self, stream: StreamTransport) -> None:
         """There is a stream to take what the local program says."""
         self.stream = stream
@@ -192,7 +199,7 @@ class _Local(asyncio.BufferedProtocol):
         self._pipe.local_made(cast("asyncio.Transport", transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return self._buffer
+        return self._buffer[: self._pipe.room]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pipe.local_said(bytes(self._buffer[:nbytes]))
