@@ -1,0 +1,157 @@
+"""What streams may hold that are full and have lost their way, and that nothing is left of them afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from tests.net.harness import MIB, Network, Process, Relay, counts_at_rest, eventually, sizes
+from tests.net.loop_stack import Stack, running_stack
+from tests.net.stuffed import stuffed
+from tests.net.way import way
+
+pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
+
+_SOON: Final = 5.0  # seconds
+_FLOOR: Final = DEFAULT_LIMITS.window_floor
+_CHUNK: Final = DEFAULT_LIMITS.data  # what one read of a program may add before it is paused
+
+
+@dataclass(frozen=True)
+class _Load:
+    streams: int
+    grace: float
+    extra: float  # the tombstones' life beyond it
+    budget: float = 1.0  # of the usual ones, so that few streams spend them too
+    factor: int = 1  # of what processes may hold
+
+    @property
+    def limits(self) -> Limits:
+        replay, credit = (int(self.budget * size) for size in (DEFAULT_LIMITS.replay, DEFAULT_LIMITS.credit))
+        return Limits(grace=self.grace, tombstone_extra=self.extra, replay=replay, credit=credit)
+
+
+_LOADS: Final = sizes(_Load(40, 1, 1, 1 / 16, 10), _Load(500, 5, 60))
+
+
+def _within_the_budgets(stack: Stack, load: _Load) -> None:
+    limits = stack.limits
+    for driver in stack.drivers:
+        table = driver.endpoint.table
+        assert table.budget.within(load.streams)
+        assert table.replay_held <= limits.replay + load.streams * _FLOOR + _CHUNK
+    for session in stack.switch.by_process.values():
+        assert session.queued <= limits.credit + load.streams * _FLOOR
+
+
+def _tombstones(stack: Stack) -> list[int]:
+    return [len(driver.endpoint.table.tombstones) for driver in stack.drivers]
+
+
+def _tell(when: str, stack: Stack) -> None:
+    tables = [driver.endpoint.table for driver in stack.drivers]
+    print(
+        f"{when}: for replay, host and client {[table.replay_held / MIB for table in tables]} MiB,",
+        f"promised {[table.budget.promised / MIB for table in tables]} MiB,",
+        f"queued at the relay {stack.switch.budget.queued / MIB} MiB,",
+        f"waiting there {len(stack.switch.attachments)}, tombstones {_tombstones(stack)}",
+    )
+
+
+@pytest.mark.parametrize("load", _LOADS)
+async def test_tables_of_detached_streams(tmp_path: Path, load: _Load) -> None:
+    """Full and detached, streams keep within the budgets; their time over, nothing is left of them anywhere."""
+    async with (
+        stuffed() as programs,
+        running_stack(tmp_path, load.limits) as stack,
+        way(RelayUrl.parse(stack.url).port) as to_relay,
+    ):
+        await stack.host(programs.service.port)
+        _, port = await stack.client(url=to_relay.url)
+        before, tasks = stack.held(), len(asyncio.all_tasks())
+        await programs.connect(port, load.streams)
+        to_relay.hold_answers()  # so that nothing is acknowledged that the host or the client sends
+        await programs.fill()
+        print()
+        _tell("full", stack)
+        _within_the_budgets(stack, load)
+
+        to_relay.cut()
+        await eventually(lambda: len(stack.switch.attachments), load.streams, _SOON)
+        _tell("detached", stack)
+        _within_the_budgets(stack, load)
+        assert (programs.resets, programs.service.open) == (0, load.streams)
+
+        await eventually(lambda: _tombstones(stack), [load.streams, load.streams], load.grace + _SOON)
+        ended = time.monotonic()
+        _tell("after the grace", stack)
+        assert stack.held() == before
+        await eventually(lambda: len(stack.switch.attachments), 0, _SOON)
+        to_relay.mend()
+        await programs.are_reset()
+
+        await eventually(lambda: _tombstones(stack), [0, 0], load.grace + load.extra + _SOON)
+        _tell(f"{time.monotonic() - ended:.1f} s later", stack)
+        await eventually(lambda: len(stack.switch.by_process), 2, 20)
+        await eventually(lambda: len(asyncio.all_tasks()), tasks)
+        assert stack.held() == before
+
+
+class _Memory:
+    """What the relay, the host and the client hold more than at the beginning."""
+
+    def __init__(self, processes: list[Process]) -> None:
+        self._processes = processes
+        self._before = self._now()
+
+    def _now(self) -> list[float]:
+        return [process.usage.anonymous / MIB for process in self._processes]
+
+    def grown(self, when: str) -> list[float]:
+        grown = [now - before for now, before in zip(self._now(), self._before, strict=True)]
+        print(f"{when}: relay, host and client hold {[round(one, 1) for one in grown]} MiB more")
+        return grown
+
+
+@pytest.mark.parametrize("load", _LOADS)
+async def test_memory_of_detached_streams(network: Network, own_relay: Relay, load: _Load) -> None:
+    """The same of processes, by what the system says that they hold: memory and descriptors."""
+    name = await network.service()
+    grace = f"--grace={load.grace}"
+    async with stuffed() as programs, way(own_relay.address.port) as to_relay:
+        host = await network.host(name, programs.service.port, grace)
+        client, port = await network.connect(name, grace, "--relay", to_relay.url)
+        processes = [own_relay.running, host, client]
+        open_before = [one for one, _ in await counts_at_rest(processes)]
+        print()
+        memory = _Memory(processes)
+        await programs.connect(port, load.streams)
+        memory.grown("connected")
+        to_relay.hold_answers()
+        await programs.fill()
+        memory.grown("full")
+        to_relay.cut()
+        await asyncio.sleep(load.grace / 2)
+        assert (programs.resets, programs.service.open) == (0, load.streams)
+        relay, *agents = memory.grown("detached")
+        # Their own overhead is a quarter at most.
+        assert max(agents) <= 1.25 * DEFAULT_LIMITS.replay / MIB * load.factor
+        assert relay <= 1.25 * DEFAULT_LIMITS.credit / MIB * load.factor
+
+        await programs.are_reset()
+        to_relay.mend()
+        ended = time.monotonic()
+        memory.grown("after the grace")
+        await client.says("The session with the relay is back", 30)
+        await eventually(lambda: [process.usage.descriptors for process in processes], open_before)
+        if load.extra == DEFAULT_LIMITS.tombstone_extra:
+            await asyncio.sleep(ended + load.grace + load.extra + 2 - time.monotonic())
+            left = memory.grown(f"{load.extra} s after the grace")
+            assert max(left) <= 0.25 * DEFAULT_LIMITS.replay / MIB
