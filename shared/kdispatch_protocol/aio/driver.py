@@ -261,5 +261,6 @@ class EndpointDriver:
         self._link = None
         self.endpoint.disconnect(self.loop.time(), text)
         self._deliver()
+        self._alarm.set(self.endpoint.next_deadline())  # the grace of its streams
         if self.lost is not None and not self.lost.done():
             self.lost.set_result((code, text))
