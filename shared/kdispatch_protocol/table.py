@@ -25,6 +25,8 @@ __all__ = ["StreamTable"]
 
 #: A read of a socket can't be of nothing: the least, in bytes.
 _SIP = 256
+#: More than any buffer for reading.
+_PLENTY = 1 << 30
 
 
 # More than 25 methods: what programs do, what sessions do, and the bookkeeping that both share.
@@ -97,7 +99,7 @@ class StreamTable:
         Thousands of programs may be about to be read when it is: each one's next read is its last.
         """
         if self.replay_held < self.limits.replay:
-            return self.limits.data
+            return _PLENTY
         return max(self.limits.window_floor - stream.outbound.size, _SIP)
 
     def write(self, stream: Stream, data: Buffer) -> bool:

@@ -13,7 +13,7 @@ def test_a_spent_replay_budget_leaves_sips() -> None:
     stream, small = talk.client(), table.open(SERVICE, "77" * 16, talk.now)
     table.write(small, bytes(100))
     table.write(stream, bytes(29_899))
-    assert (table.room(stream), table.room(small)) == (64 * 1024, 64 * 1024)
+    assert min(table.room(stream), table.room(small)) > 1024 * 1024
     table.write(stream, bytes(1))
     assert (table.room(stream), table.room(small)) == (256, 900)
     table.write(small, bytes(899))

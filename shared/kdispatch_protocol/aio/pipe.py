@@ -199,7 +199,8 @@ class _Local(asyncio.BufferedProtocol):
         self._pipe.local_made(cast("asyncio.Transport", transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return self._buffer[: self._pipe.room]
+        room = self._pipe.room
+        return self._buffer if room >= len(self._buffer) else self._buffer[:room]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pipe.local_said(bytes(self._buffer[:nbytes]))
