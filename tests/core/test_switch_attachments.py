@@ -184,6 +184,18 @@ def test_who_may_not_any_more_is_told() -> None:
     assert [(n, s) for n, s, *_ in client.hear()] == [("RESET", 5), ("RESET", 7)]
 
 
+def test_what_is_open_to_everybody_is_not_asked_for() -> None:
+    """A client of a public service with a live host attaches without a look into the store; a host never does."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    attach(client, entry(client, "client", host.process, 5), answer=False)
+    assert told(host.hear()) == [("client", client.process, None)]
+    attach(host, entry(host, "host", client.process, 7), answer=False)
+    assert told(client.hear()) == []
+    relay.answer()
+    assert told(client.hear()) == [("host", host.process, 5)]
+
+
 def test_a_deleted_service_ends_its_halves() -> None:
     """What waits for its other end when the service is deleted is reset with `revoked`."""
     relay = Relay()

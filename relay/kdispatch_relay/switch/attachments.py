@@ -88,8 +88,10 @@ class Attachments:
 
     # --- an agent says ATTACH ---------------------------------------------------------------
 
-    def begin(self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool]) -> None:
-        """An agent's ATTACH; whether it may is asked for each service once."""
+    def begin(
+        self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool], now: float
+    ) -> None:  # fmt: skip
+        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may."""
         attach = Attach.parse(payload)
         groups: dict[tuple[str, str], list[Half]] = {}
         for entry in attach.entries():
@@ -102,7 +104,12 @@ class Attachments:
             session.halves[half.number] = half
             groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
-            self.questions.append(AskAttach(session, service, role, attach.token, halves))
+            asked = AskAttach(session, service, role, attach.token, halves)
+            known = self._registry.get(service)
+            if role == "client" and known is not None and known.public:
+                self.allowed(asked, now)
+            else:
+                self.questions.append(asked)
 
     def allowed(self, asked: AskAttach, now: float) -> None:
         """The agent may: join the halves whose other end is here, and let the others wait."""

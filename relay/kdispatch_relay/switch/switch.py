@@ -205,7 +205,7 @@ class Switch:
         self.opens.begin(session, number, message, now)
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        self.attachments.begin(session, payload, self._new_number)
+        self.attachments.begin(session, payload, self._new_number, now)
 
     def _new_number(self, session: Session, number: int) -> bool:
         """Agents' numbers are odd, and go up: none is used twice in a session."""

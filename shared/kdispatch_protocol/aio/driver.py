@@ -80,6 +80,7 @@ class EndpointDriver:
 
     def end_streams(self) -> None:
         """End every stream, and tell the peers as far as there is a session."""
+        self._table.now = self.loop.time()
         for stream in list(self._table.by_uuid.values()):
             self._table.fail(stream, "cancelled", "The agent ended.")
         self._deliver()
@@ -162,6 +163,7 @@ class EndpointDriver:
 
     def reset(self, stream: Stream, code: str, text: str) -> None:
         """For transports."""
+        self._table.now = self.loop.time()  # what is remembered of the stream counts from now
         self._table.reset(stream, code, text)
         self.wake()
 
