@@ -30,7 +30,9 @@ class Stuffed:
         self._writing = asyncio.Event()
 
     async def connect(self, port: int, count: int) -> None:
-        """Have so many connections, all open at both ends."""
+        """Have so many connections, all open at both ends, and nothing written yet."""
+        self.resets = self.written = 0
+        self._writing.clear()
         greeted = asyncio.Barrier(count + 1)
         self._connections = [asyncio.create_task(self._client(port, greeted)) for _ in range(count)]
         async with asyncio.timeout(60):

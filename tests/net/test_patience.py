@@ -24,6 +24,7 @@ _MINUTE: Final = 60.0
 _FIRST: Final = 40  # tries of an agent in the first minute
 _LATER: Final = 20  # and in any that begins later
 _REFUSED: Final = 4  # exit status
+_WATCHED: Final = 150.0  # seconds
 _AGENTS: Final = 10  # of each kind of false relay
 _FALSE: Final[dict[str, Answer]] = {"closes": close, "upgrades and closes": upgrade, "welcomes and closes": welcome(0)}
 
@@ -70,16 +71,10 @@ async def _false_relay(answer: Answer) -> AsyncIterator[Asked]:
             await uplink.stop()
 
 
-@pytest.mark.parametrize("seconds", sizes(2, 190))
-async def test_tries_at_false_relays(network: Network, own_relay: Relay, seconds: float) -> None:
-    """A relay that closes each connection sooner or later is tried as seldom by agents, and by their processes."""
-    name = await network.service()
+@pytest.mark.parametrize("seconds", sizes(1, _WATCHED))
+async def test_tries_at_false_relays(seconds: float) -> None:
+    """A relay that closes each connection, sooner or later, is tried no more often than that by its agents."""
     async with AsyncExitStack() as ending:
-        local = await ending.enter_async_context(service(silent))
-        processes = [await network.host(name, local.port), (await network.connect(name))[0]]
-        own_relay.stop(signal.SIGKILL)
-        by_processes = Asked(close)
-        await ending.enter_async_context(service(by_processes, port=own_relay.address.port))
         asked = {
             kind: [await ending.enter_async_context(_false_relay(answer)) for _ in range(_AGENTS)]
             for kind, answer in _FALSE.items()
@@ -87,14 +82,27 @@ async def test_tries_at_false_relays(network: Network, own_relay: Relay, seconds
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(seconds)
         counts = {kind: [_tries([at - began for at in one.at]) for one in all_] for kind, all_ in asked.items()}
-        first, later = _tries([at - began for at in by_processes.at])
     print(f"\ntries of an agent in the first minute, and in a later one, of {seconds} s")
     for kind, of_agents in counts.items():
         print(f"  a relay that {kind}: {sorted(of_agents)}")
         assert all(0 < one <= _FIRST and two <= _LATER for one, two in of_agents)
-    print(f"  processes of host and client, a relay that closes: {first}, {later} of both together")
+
+
+@pytest.mark.accept
+async def test_tries_of_processes(network: Network, own_relay: Relay) -> None:
+    """The same of processes that had a relay, in whose place there is now one that closes each connection at once."""
+    name = await network.service()
+    async with service(silent) as local:
+        agents = [await network.host(name, local.port), (await network.connect(name))[0]]
+        own_relay.stop(signal.SIGKILL)
+        began = asyncio.get_running_loop().time()
+        asked = Asked(close)
+        async with service(asked, port=own_relay.address.port):
+            await asyncio.sleep(_WATCHED)
+    first, later = _tries([at - began for at in asked.at])
+    print(f"\ntries of a host and a client together in the first minute, and in a later one: {first}, {later}")
     assert 0 < first <= 2 * _FIRST and later <= 2 * _LATER
-    assert [process.status for process in processes] == [None, None]
+    assert [agent.status for agent in agents] == [None, None]
 
 
 async def test_final_answer(network: Network, own_relay: Relay) -> None:

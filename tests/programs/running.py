@@ -160,6 +160,7 @@ class Copies:
         self._folder = folder
         self._rsync = rsync
         self._copies = 0
+        self._went_on = [0]  # how often each copy was seen to go on
         self._ending = False
         self._copier = group.create_task(self._copy())
 
@@ -184,6 +185,7 @@ class Copies:
             assert copying.err == ""
             await same_trees(self._network, self._given, self._there)
             self._copies += 1
+            self._went_on.append(0)
 
     def _progress(self) -> tuple[int, int]:
         size = 0
@@ -195,8 +197,9 @@ class Copies:
     async def goes_on(self) -> None:
         before = self._progress()
         await eventually(lambda: self._progress() > before, expected=True, wait=_SOON)
+        self._went_on[before[0]] += 1
 
     async def finish(self) -> str:
         self._ending = True
         await self._copier
-        return f"rsync made {self._copies} copies"
+        return f"rsync made {self._copies} copies, each through so many restarts: {self._went_on[:-1]}"
