@@ -1,4 +1,4 @@
-"""A stream whose leg was lost, as its end sees it: what it says, what it believes, and whom."""
+"""A stream whose leg was lost, as its end sees it: what it says, and what it makes of what the peer says."""
 
 from __future__ import annotations
 
@@ -9,79 +9,14 @@ import pytest
 
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.endpoint import Endpoint
-from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Attach, AttachEntry, Open, Opened, Reset, Trying
+from kdispatch_protocol.messages import Attach, Open, Reset
 from kdispatch_protocol.states import Leg, State
-from kdispatch_protocol.streams import Stream, proof, stream_key
+from kdispatch_protocol.streams import proof
 from kdispatch_protocol.tombstones import Tombstones
 from tests.core.conversation import SERVICE, WELCOME, Conversation, reset_of
-
-_SECRET = bytes(range(32))
-_UUID = "11" * 16
-_HOST = "22" * 16  # the peer of a client's stream
-_CLIENT = "55" * 16  # and of a host's
-_KEY = stream_key(_SECRET, _HOST)
-_Said = list[tuple[str, int, int, bytes]]
-
-
-def client(talk: Conversation, *, opened: bool = True) -> Stream:
-    """A client's stream with a secret; without offers its number is 1."""
-    stream = talk.table.open(SERVICE, _UUID, talk.now, token="cli", secret=_SECRET)
-    talk.hear(frame(frames.TRYING, stream.number, payload=Trying(attempt=1, process=_HOST, host="33" * 16).encode()))
-    if opened:
-        talk.hear(frame(frames.OPENED, stream.number, payload=Opened(limit=65536, attempt=1).encode()))
-    talk.said()
-    talk.events()
-    return stream
-
-
-def host(talk: Conversation, number: int = 2, uuid: str = _UUID) -> Stream:
-    """A host's stream with a key."""
-    message = Open(
-        service=SERVICE, uuid=uuid, limit=65536, attempt=1, process=_CLIENT, key=stream_key(_SECRET, _HOST).hex()
-    )
-    talk.hear(frame(frames.OPEN, number, payload=message.encode()))
-    [requested] = [e for e in talk.events() if isinstance(e, events.StreamRequested)]
-    talk.table.accept(requested.stream, talk.now)
-    talk.said()
-    return requested.stream
-
-
-def entry(stream: Stream, **changes: object) -> AttachEntry:
-    """What the peer says of the stream, with a proof of its own unless it is changed."""
-    role = "host" if stream.is_client else "client"
-    attach = int(str(changes.get("attach", stream.peer_attach + 1)))
-    said = AttachEntry(
-        uuid=stream.uuid,
-        service=stream.service,
-        role=role,
-        peer=stream.peer,
-        number=stream.number or None,
-        received=stream.outbound.base,
-        limit=65536,
-        attach=attach,
-        proof=proof(_KEY, stream.uuid, role, attach),
-    )
-    return dataclasses.replace(said, **changes)  # type: ignore[arg-type]
-
-
-def hear(talk: Conversation, said: AttachEntry) -> None:
-    talk.hear(frame(frames.ATTACH, payload=Attach.of([said]).encode()))
-
-
-def attached(said: _Said) -> list[AttachEntry]:
-    """The entries of the ATTACHes among what was said."""
-    return [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
-
-
-def lose(talk: Conversation) -> _Said:
-    """The session is lost, and there is another; returns what is said in it."""
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
-    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
-    return talk.said()
+from tests.core.resuming import CLIENT, HOST, KEY, UUID, attached, client, entry, hear, host, lose
 
 
 def test_what_is_said_in_the_next_session() -> None:
@@ -96,9 +31,9 @@ def test_what_is_said_in_the_next_session() -> None:
     assert [name for name, *_ in said] == ["HELLO", "ATTACH", "ATTACH", "OFFER", "OPEN"]
     assert json.loads(said[0][3])["mode"] == "replace"
     [one, two] = attached(said)
-    assert (one.uuid, one.role, one.peer, one.number, one.received, one.attach) == (_UUID, "client", _HOST, 1, 5, 1)
-    assert one.proof == proof(_KEY, _UUID, "client", 1)
-    assert (two.role, two.peer, two.number, two.received, two.opening) == ("host", _CLIENT, 3, 0, False)
+    assert (one.uuid, one.role, one.peer, one.number, one.received, one.attach) == (UUID, "client", HOST, 1, 5, 1)
+    assert one.proof == proof(KEY, UUID, "client", 1)
+    assert (two.role, two.peer, two.number, two.received, two.opening) == ("host", CLIENT, 3, 0, False)
     assert [Attach.parse(p).token for name, _, _, p in said if name == "ATTACH"] == ["cli", "t"]
     assert (mine.leg, theirs.leg) == (Leg.ATTACHING, Leg.ATTACHING)
 
@@ -158,76 +93,6 @@ def test_a_peer_that_claims_too_much(wrong: dict[str, object]) -> None:
     hear(talk, entry(stream, **wrong))
     assert reset_of(talk.said()[0]) == "offset_mismatch"
     assert stream.state is State.RESET
-
-
-_FORGED = {
-    "made up": {"proof": "ab" * 32},
-    "of another stream": {"proof": proof(_KEY, "77" * 16, "host", 1)},
-    "of the other end": {"proof": proof(_KEY, _UUID, "client", 1)},
-    "of an earlier one": {"attach": 2, "proof": proof(_KEY, _UUID, "host", 1)},
-    "under another host's key": {"proof": proof(stream_key(_SECRET, "66" * 16), _UUID, "host", 1)},
-    "of another service": {"service": "ann/other"},
-}
-
-
-@pytest.mark.parametrize("changes", _FORGED.values(), ids=_FORGED)
-@pytest.mark.parametrize("asked", [False, True], ids=["joined", "asked"])
-def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: bool) -> None:
-    """It is refused with `bad_proof` and told of; the stream keeps waiting, and its true peer still gets it."""
-    talk = Conversation()
-    stream = client(talk)
-    talk.table.write(stream, b"secret")
-    talk.said()
-    lose(talk)
-    talk.events()
-    number = stream.number
-    hear(talk, entry(stream, **({"number": None} if asked else {}), **changes))
-    said = talk.said()
-    assert reset_of(said[0]) == "bad_proof"
-    assert talk.events() == [events.AttachRefused(_UUID, _HOST, "bad_proof")]
-    assert "DATA" not in [name for name, *_ in said]
-    assert (stream.number == number) is asked  # a join that was refused used the number up
-    assert stream.leg is Leg.ATTACHING
-    hear(talk, entry(stream))
-    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
-
-
-def test_an_attach_that_was_used_is_not_taken_again() -> None:
-    """A recorded ATTACH, whole and well proved, is refused: its number is not higher than any seen."""
-    talk = Conversation()
-    stream = client(talk)
-    lose(talk)
-    used = entry(stream)
-    hear(talk, used)
-    assert stream.leg is Leg.JOINED
-    lose(talk)
-    hear(talk, dataclasses.replace(used, number=stream.number))
-    assert reset_of(talk.said()[0]) == "bad_proof"
-
-
-def test_an_attach_without_a_proof_ends_the_session() -> None:
-    """A missing proof is a malformed payload, and a relay that passes one on is not to be believed."""
-    talk = Conversation()
-    stream = client(talk)
-    lose(talk)
-    content = entry(stream).content()
-    del content["proof"]
-    with pytest.raises(RemoteProtocolError):
-        talk.hear(frame(frames.ATTACH, payload=json.dumps({"streams": [content]}).encode()))
-
-
-@pytest.mark.parametrize("changes", [{"peer": "66" * 16}, {"role": "client"}])
-def test_an_attach_of_somebody_else(changes: dict[str, str]) -> None:
-    """A stream is bound to one process: any other is told that there is no such stream, whatever it proves."""
-    talk = Conversation()
-    stream = client(talk)
-    lose(talk)
-    hear(talk, entry(stream, number=None, **changes))
-    [(_, number, _, payload)] = talk.said()
-    reset = Reset.parse(payload)
-    assert (number, reset.code, reset.uuid) == (0, "unknown_stream", _UUID)
-    assert reset.process == changes.get("peer", _HOST)
-    assert stream.leg is Leg.ATTACHING
 
 
 def test_asked_by_the_peer_an_end_attaches_once() -> None:
@@ -307,7 +172,7 @@ def test_a_client_that_had_not_heard_of_its_host() -> None:
     talk.table.write(stream, b"request")
     assert talk.names() == ["EARLY"]
     [said] = attached(lose(talk))
-    assert (said.opening, said.peer) == (True, _HOST)
+    assert (said.opening, said.peer) == (True, HOST)
     talk.events()
     hear(talk, entry(stream, received=3))
     assert talk.events() == [events.StreamOpened(stream)]
@@ -346,7 +211,7 @@ def test_a_host_that_stays_away_interrupts_an_open() -> None:
     """After `open_wait` a client that waits for the one host that may have its data gives up."""
     talk = Conversation()
     client(talk, opened=False)
-    talk.table.write(talk.table.by_uuid[_UUID], b"request")
+    talk.table.write(talk.table.by_uuid[UUID], b"request")
     talk.said()
     lose(talk)
     talk.events()
@@ -362,19 +227,19 @@ def test_a_host_that_stays_away_interrupts_an_open() -> None:
 def test_whether_anything_was_delivered_decides_the_answer(*, heard: bool, opening: bool, code: str) -> None:
     """To a client that would open elsewhere a host says `unknown_stream` only of what got no byte."""
     tombstones = Tombstones(DEFAULT_LIMITS)
-    tombstones.add(_UUID, "cancelled", _CLIENT, 10.0, heard=heard)
-    assert tombstones.answer(_UUID, _CLIENT, 11.0, opening=opening) == code
-    assert tombstones.answer(_UUID, "66" * 16, 11.0, opening=opening) == "unknown_stream"
+    tombstones.add(UUID, "cancelled", CLIENT, 10.0, heard=heard)
+    assert tombstones.answer(UUID, CLIENT, 11.0, opening=opening) == code
+    assert tombstones.answer(UUID, "66" * 16, 11.0, opening=opening) == "unknown_stream"
 
 
 def test_a_process_that_had_to_forget_does_not_say_that_it_never_knew() -> None:
     """Beyond its bound the oldest tombstone goes; until its time would have been over nothing is denied."""
     tombstones = Tombstones(Limits(tombstones=1, grace=10, tombstone_extra=10))
-    tombstones.add("a" * 32, "cancelled", _CLIENT, 0.0, heard=True)
-    tombstones.add("b" * 32, "closed", _CLIENT, 5.0, heard=True)
+    tombstones.add("a" * 32, "cancelled", CLIENT, 0.0, heard=True)
+    tombstones.add("b" * 32, "closed", CLIENT, 5.0, heard=True)
     assert len(tombstones) == 1
-    assert tombstones.answer("a" * 32, _CLIENT, 19.0, opening=True) == "resume_expired"
-    assert tombstones.answer("a" * 32, _CLIENT, 21.0, opening=True) == "unknown_stream"
+    assert tombstones.answer("a" * 32, CLIENT, 19.0, opening=True) == "resume_expired"
+    assert tombstones.answer("a" * 32, CLIENT, 21.0, opening=True) == "unknown_stream"
 
 
 def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
@@ -383,12 +248,12 @@ def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
     first = host(talk)
     lose(talk)
     talk.events()
-    stranger = Open(service=SERVICE, uuid=_UUID, limit=65536, attempt=1, process="66" * 16, key="00" * 32)
+    stranger = Open(service=SERVICE, uuid=UUID, limit=65536, attempt=1, process="66" * 16, key="00" * 32)
     talk.hear(frame(frames.OPEN, 2, payload=stranger.encode()))
     assert reset_of(talk.said()[0]) == "bad_request"
     second = host(talk, 4)
     assert first.state is State.RESET
-    assert talk.table.by_uuid[_UUID] is second
+    assert talk.table.by_uuid[UUID] is second
 
 
 def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:

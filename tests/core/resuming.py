@@ -1,0 +1,76 @@
+"""An agent's endpoint whose sessions are lost, and what the other end of its streams says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kdispatch_protocol import events, frames
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.messages import Attach, AttachEntry, Open, Opened, Trying
+from kdispatch_protocol.streams import Stream, proof, stream_key
+from tests.core.conversation import SERVICE, WELCOME, Conversation
+
+SECRET = bytes(range(32))
+UUID = "11" * 16
+HOST = "22" * 16  # the peer of a client's stream
+CLIENT = "55" * 16  # and of a host's
+KEY = stream_key(SECRET, HOST)
+Said = list[tuple[str, int, int, bytes]]
+
+
+def client(talk: Conversation, *, opened: bool = True) -> Stream:
+    """A client's stream with a secret; without offers its number is 1."""
+    stream = talk.table.open(SERVICE, UUID, talk.now, token="cli", secret=SECRET)
+    talk.hear(frame(frames.TRYING, stream.number, payload=Trying(attempt=1, process=HOST, host="33" * 16).encode()))
+    if opened:
+        talk.hear(frame(frames.OPENED, stream.number, payload=Opened(limit=65536, attempt=1).encode()))
+    talk.said()
+    talk.events()
+    return stream
+
+
+def host(talk: Conversation, number: int = 2, uuid: str = UUID) -> Stream:
+    """A host's stream with a key."""
+    message = Open(
+        service=SERVICE, uuid=uuid, limit=65536, attempt=1, process=CLIENT, key=stream_key(SECRET, HOST).hex()
+    )
+    talk.hear(frame(frames.OPEN, number, payload=message.encode()))
+    [requested] = [e for e in talk.events() if isinstance(e, events.StreamRequested)]
+    talk.table.accept(requested.stream, talk.now)
+    talk.said()
+    return requested.stream
+
+
+def entry(stream: Stream, **changes: object) -> AttachEntry:
+    """What the peer says of the stream, with a proof of its own unless it is changed."""
+    role = "host" if stream.is_client else "client"
+    attach = int(str(changes.get("attach", stream.peer_attach + 1)))
+    said = AttachEntry(
+        uuid=stream.uuid,
+        service=stream.service,
+        role=role,
+        peer=stream.peer,
+        number=stream.number or None,
+        received=stream.outbound.base,
+        limit=65536,
+        attach=attach,
+        proof=proof(KEY, stream.uuid, role, attach),
+    )
+    return dataclasses.replace(said, **changes)  # type: ignore[arg-type]
+
+
+def hear(talk: Conversation, said: AttachEntry) -> None:
+    talk.hear(frame(frames.ATTACH, payload=Attach.of([said]).encode()))
+
+
+def attached(said: Said) -> list[AttachEntry]:
+    """The entries of the ATTACHes among what was said."""
+    return [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
+
+
+def lose(talk: Conversation) -> Said:
+    """The session is lost, and there is another; returns what is said in it."""
+    talk.endpoint.disconnect(talk.now)
+    talk.endpoint.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    return talk.said()

@@ -1,0 +1,86 @@
+"""Who may take a stream up again: its own other end, once for each ATTACH, and nobody else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from kdispatch_protocol import events, frames
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.states import Leg
+from kdispatch_protocol.streams import proof, stream_key
+from tests.core.conversation import Conversation, reset_of
+from tests.core.resuming import HOST, KEY, SECRET, UUID, client, entry, hear, lose
+
+_FORGED = {
+    "made up": {"proof": "ab" * 32},
+    "of another stream": {"proof": proof(KEY, "77" * 16, "host", 1)},
+    "of the other end": {"proof": proof(KEY, UUID, "client", 1)},
+    "of an earlier one": {"attach": 2, "proof": proof(KEY, UUID, "host", 1)},
+    "under another host's key": {"proof": proof(stream_key(SECRET, "66" * 16), UUID, "host", 1)},
+    "of another service": {"service": "ann/other"},
+}
+
+
+@pytest.mark.parametrize("changes", _FORGED.values(), ids=_FORGED)
+@pytest.mark.parametrize("asked", [False, True], ids=["joined", "asked"])
+def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: bool) -> None:
+    """It is refused with `bad_proof` and told of; the stream keeps waiting, and its true peer still gets it."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"secret")
+    talk.said()
+    lose(talk)
+    talk.events()
+    number = stream.number
+    hear(talk, entry(stream, **({"number": None} if asked else {}), **changes))
+    said = talk.said()
+    assert reset_of(said[0]) == "bad_proof"
+    assert talk.events() == [events.AttachRefused(UUID, HOST, "bad_proof")]
+    assert "DATA" not in [name for name, *_ in said]
+    assert (stream.number == number) is asked  # a join that was refused used the number up
+    assert stream.leg is Leg.ATTACHING
+    hear(talk, entry(stream))
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
+
+
+def test_an_attach_that_was_used_is_not_taken_again() -> None:
+    """A recorded ATTACH, whole and well proved, is refused: its number is not higher than any seen."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    used = entry(stream)
+    hear(talk, used)
+    assert stream.leg is Leg.JOINED
+    lose(talk)
+    hear(talk, dataclasses.replace(used, number=stream.number))
+    assert reset_of(talk.said()[0]) == "bad_proof"
+
+
+def test_an_attach_without_a_proof_ends_the_session() -> None:
+    """A missing proof is a malformed payload, and a relay that passes one on is not to be believed."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    content = entry(stream).content()
+    del content["proof"]
+    with pytest.raises(RemoteProtocolError):
+        talk.hear(frame(frames.ATTACH, payload=json.dumps({"streams": [content]}).encode()))
+
+
+@pytest.mark.parametrize("changes", [{"peer": "66" * 16}, {"role": "client"}])
+def test_an_attach_of_somebody_else(changes: dict[str, str]) -> None:
+    """A stream is bound to one process: any other is told that there is no such stream, whatever it proves."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    hear(talk, entry(stream, number=None, **changes))
+    [(_, number, _, payload)] = talk.said()
+    reset = Reset.parse(payload)
+    assert (number, reset.code, reset.uuid) == (0, "unknown_stream", UUID)
+    assert reset.process == changes.get("peer", HOST)
+    assert stream.leg is Leg.ATTACHING
