@@ -49,6 +49,7 @@ class Resumption:
         table.drop_number(stream)
         stream.inbound.release()  # what the peer may send is said anew, in the ATTACH
         if stream.grace is None and stream.opened:
+            stream.detached_at = now
             expires = now + table.limits.grace
             stream.set_grace(table.timers.add(expires, lambda _: self._grace_expired(stream)))
 
@@ -188,7 +189,8 @@ class Resumption:
         """The stream ended; whoever asks for it later is told how."""
         table = self._table
         heard = stream.inbound.received > 0
-        self.tombstones.add(stream.uuid, code, stream.peer, table.now, heard=heard)
+        since = table.now if stream.grace is None else stream.detached_at
+        self.tombstones.add(stream.uuid, code, stream.peer, since, heard=heard)
         if self._sweeping is None:
             self._sweep_later()
 

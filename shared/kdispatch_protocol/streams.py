@@ -44,6 +44,7 @@ class Stream:
         "closing",
         "confirmed",
         "deficit",
+        "detached_at",
         "drained",
         "grace",
         "host",
@@ -101,6 +102,7 @@ class Stream:
         self.ack_timed = False
         self.timer: Timer | None = None  # the one deadline that its state has
         self.grace: Timer | None = None  # the one that it has while it is detached
+        self.detached_at = 0.0  # since when that is
         self.asked_until = 0.0  # a client: the relay has answered its OPEN by then
         self.open_until = 0.0  # a client: it is not opened again after this
         self.deficit = 0  # the outbox's

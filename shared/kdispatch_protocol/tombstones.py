@@ -20,7 +20,7 @@ class Tombstone:
 
 
 class Tombstones:
-    """Bounded by count and by time; the oldest go first."""
+    """Bounded by count and by time; the oldest go first, and none before its time but for want of room."""
 
     __slots__ = ("_blind_until", "_dead", "_limits")
 
@@ -32,11 +32,14 @@ class Tombstones:
     def __len__(self) -> int:
         return len(self._dead)
 
-    def add(self, uuid: str, code: str, peer: str, now: float, *, heard: bool) -> None:
-        """A stream ended; ``code`` is ``closed`` where it finished. Times are seconds."""
+    def add(self, uuid: str, code: str, peer: str, since: float, *, heard: bool) -> None:
+        """A stream ended; ``code`` is ``closed`` where it finished. Times are seconds.
+
+        Its peer waits for a grace at most from ``since``: from now, or from when the stream was detached.
+        """
         dead, limits = self._dead, self._limits
         dead.pop(uuid, None)
-        dead[uuid] = Tombstone(code, peer, heard, now + limits.grace + limits.tombstone_extra)
+        dead[uuid] = Tombstone(code, peer, heard, since + limits.grace + limits.tombstone_extra)
         if len(dead) > limits.tombstones:
             # From now on "I don't know it" could be a lie, and a request be done twice for it.
             self._blind_until = dead.pop(next(iter(dead))).expires

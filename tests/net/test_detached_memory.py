@@ -96,7 +96,7 @@ async def test_tables_of_detached_streams(tmp_path: Path, load: _Load) -> None:
         to_relay.mend()
         await programs.are_reset()
 
-        await eventually(lambda: _tombstones(stack), [0, 0], load.grace + load.extra + _SOON)
+        await eventually(lambda: _tombstones(stack), [0, 0], load.extra + _SOON)
         _tell(f"{time.monotonic() - ended:.1f} s later", stack)
         await eventually(lambda: len(stack.switch.by_process), 2, 20)
         await eventually(lambda: len(asyncio.all_tasks()), tasks)
