@@ -50,8 +50,7 @@ accept: $(STAMP) programs  ## acceptance points in full size; ONLY=name picks so
 	$(BIN)/python -m tests.tools.accept $(ONLY)
 
 chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real processes; MINUTES=10 SEED=n
-	KDISPATCH_RUNS=50000 $(BIN)/python -m pytest -m accept -s --timeout 3600 tests/core/test_two_ends.py
-	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.tools.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix
