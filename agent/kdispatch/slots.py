@@ -43,19 +43,23 @@ class Slot:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        before = _read(descriptor)
-        self.identity = Identity(predecessors=tuple(before[:_PREDECESSORS]))
-        self._write([self.identity.secret, *before[: _PREDECESSORS - 1]])
+        self._before = _read(descriptor)
+        self.identity = Identity(predecessors=tuple(self._before))
 
-    def close(self) -> None:
-        """Let another process have it."""
-        os.close(self._descriptor)
+    def claim(self) -> None:
+        """This process has a session, and so may have streams: the next holder is to know of it.
 
-    def _write(self, kept: list[bytes]) -> None:
+        One that never got so far pushes nobody out who may still be waited for.
+        """
+        kept = [self.identity.secret, *self._before[: _PREDECESSORS - 1]]
         # Not replaced by another file, which would not be locked. A torn write is a slot without predecessors.
         data = json.dumps([secret.hex() for secret in kept]).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, data, 0)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self._descriptor)
 
 
 def take_slot(kind: str, service: str, relay: str) -> Slot | None:
@@ -83,4 +87,4 @@ def _read(descriptor: int) -> list[bytes]:
         kept = [bytes.fromhex(secret) for secret in json.loads(os.pread(descriptor, 4096, 0) or b"[]")]
     except (ValueError, TypeError):
         return []
-    return [secret for secret in kept if len(secret) == SECRET_BYTES]
+    return [secret for secret in kept if len(secret) == SECRET_BYTES][:_PREDECESSORS]

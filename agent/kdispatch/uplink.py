@@ -26,6 +26,8 @@ __all__ = ["Uplink"]
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
 #: An agent that has been connected goes on trying even after a final answer that may not be the relay's.
 _RARE: Final = 60.0
+#: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
+_ATTEMPTS: Final = 60.0
 
 
 class Uplink:
@@ -54,6 +56,7 @@ class Uplink:
         self._backoff = Backoff()
         self._welcomed: asyncio.Future[None] | None = None
         self._stopping = False
+        self._tell_again = 0.0  # when of the next attempt at a stream is told
         self._goaway: KdispatchError | None = None  # what the relay said before the session ended
         self._task: asyncio.Task[None] | None = None
 
@@ -133,6 +136,13 @@ class Uplink:
         return lost
 
     async def _keep(self, lost: asyncio.Future[tuple[str, str]]) -> None:
+        try:
+            await self._keep_session(lost)
+        except KdispatchError as error:
+            self.driver.end_streams(error.code, error.text)  # no session will come for which they could wait
+            raise
+
+    async def _keep_session(self, lost: asyncio.Future[tuple[str, str]]) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
@@ -169,6 +179,12 @@ class Uplink:
                     at_least = _RARE
                 pause = self._backoff.next_wait(at_least)
 
+    def _tell_of_attempt(self, code: str) -> None:
+        now = self.driver.loop.time()
+        if now >= self._tell_again:
+            self._tell_again = now + _ATTEMPTS
+            self._log.warning("Somebody tried to take a running connection over.", code=code)
+
     def _refusal(self, code: str, text: str) -> KdispatchError:
         """Why a session ended before it began."""
         return self._goaway or KdispatchError(code or "relay_unreachable", text)
@@ -183,7 +199,7 @@ class Uplink:
             self._goaway = KdispatchError.from_wire(goaway.code, printable(goaway.text))
         elif isinstance(event, events.AttachRefused):
             if event.code == "bad_proof":
-                self._log.warning("Somebody tried to take a running connection over.", code=event.code)
+                self._tell_of_attempt(event.code)
             return
         self._on_event(event)
 

@@ -52,8 +52,9 @@ class Limits:
     failed_opens_burst: float = 500.0  #: and at once; beyond that they are answered `rate_limited`
     early_resets_rate: float = 100.0  #: streams that a session may reset before they were answered, a second
     early_resets_burst: float = 2000.0  #: and at once; beyond that the session ends
-    refused_attaches_rate: float = 100.0  #: ATTACHes of a session that peers may refuse, a second
-    refused_attaches_burst: float = 5000.0  #: and at once (a host with all its streams is); then the session ends
+    asks_rate: float = 100.0  #: ATTACHes of a session for which the other end has to be asked, a second
+    asks_burst: float = 6000.0  #: and at once: all its streams in a new session; beyond that the session ends
+    look_ups: int = 512  #: look-ups into the store that one session's ATTACHes may have under way
     gone_rate: float = 10.0  #: GONEs a second that answer DATA of an unknown stream
     attach_batch: int = 64  #: streams in one ATTACH: at 440 bytes each they fit into 32 KiB
     tombstones: int = 100_000  #: ended streams that a process remembers; the oldest go first

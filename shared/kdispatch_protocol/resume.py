@@ -86,11 +86,12 @@ class Resumption:
         self._attach([stream for stream in self._table.by_uuid.values() if stream.leg is Leg.NONE and stream.peer])
 
     def _attach(self, streams: list[Stream]) -> None:
-        by_token: dict[str | None, list[Stream]] = {}
+        # The relay asks its store once for each service of an ATTACH.
+        groups: dict[tuple[str | None, str], list[Stream]] = {}
         for stream in streams:
-            by_token.setdefault(stream.token, []).append(stream)
+            groups.setdefault((stream.token, stream.service), []).append(stream)
         size = self._table.limits.attach_batch
-        for token, group in by_token.items():
+        for (token, _), group in groups.items():
             for start in range(0, len(group), size):
                 attach = Attach.of([self._entry(stream) for stream in group[start : start + size]], token)
                 self._table.outbox.send(frames.frame(frames.ATTACH, payload=attach.encode()))
@@ -144,7 +145,7 @@ class Resumption:
         out = stream.outbound
         had_fin = out.fin_acked
         try:
-            freed = out.attach(entry.received, entry.limit, fin=entry.fin)
+            freed = self._rewound(stream, entry)
         except RemoteProtocolError as error:
             self._table.fail(stream, error.code, error.text)
             return
@@ -153,6 +154,13 @@ class Resumption:
         stream.set_grace(None)
         self._table.acknowledged(stream, freed)
         self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
+
+    @staticmethod
+    def _rewound(stream: Stream, entry: AttachEntry) -> int:
+        """Go back to what the peer has; returns the bytes freed, and raises what can't be true."""
+        if entry.fin and stream.state not in {State.LOCAL_FIN, State.LOCAL_DONE, State.LAST_ACK}:
+            raise RemoteProtocolError("An end that was never sent is said to be there.", "offset_mismatch")
+        return stream.outbound.attach(entry.received, entry.limit, fin=entry.fin)
 
     @staticmethod
     def _proves(stream: Stream, entry: AttachEntry) -> bool:

@@ -138,7 +138,8 @@ class StreamTable:
             return
         self.write_eof(stream)
         stream.closing = True
-        self._linger(stream, now)
+        if stream.opened:  # before that it has the deadline of its open
+            self._linger(stream, now)
 
     def _linger(self, stream: Stream, now: float) -> None:
         stream.set_timer(self.timers.add(now + self.limits.linger, lambda when: self._linger_expired(stream, when)))
@@ -162,8 +163,9 @@ class StreamTable:
         """Streams wait for the next session, but for those of a host that had no answer yet."""
         self.ready = False
         self.now = now
+        self.outbox = Outbox(self.limits)  # what waited in the old one went with the session
         for stream in list(self.by_uuid.values()):
-            stream.queued, stream.deficit = False, 0  # the outbox went with the session
+            stream.queued, stream.deficit = False, 0
             if stream.leg is Leg.NONE or self.resumption.session_lost(stream, text, now):
                 continue
             if stream.is_client:
@@ -250,7 +252,9 @@ class StreamTable:
 
     def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
-        if not stream.closing:
+        if stream.closing:
+            self._linger(stream, self.now)
+        else:
             stream.set_timer(None)
         self.outbox.acknowledge(stream)
         self.activate(stream)

@@ -32,6 +32,7 @@ def held(state: Path) -> Iterator[list[Slot]]:
 def _take(held: list[Slot], kind: str = "host", service: str = "ann/web", relay: str = _RELAY) -> Slot:
     slot = take_slot(kind, service, relay)
     assert slot is not None
+    slot.claim()
     held.append(slot)
     return slot
 
@@ -51,6 +52,17 @@ def test_a_successor_has_the_secrets_of_those_before(held: list[Slot]) -> None:
         secrets.append(slot.identity.secret)
         _release(held, slot)
     assert len(set(secrets)) == 6
+
+
+def test_a_failed_start_pushes_nobody_out(held: list[Slot]) -> None:
+    """A process that never had a session has no successor, and those before it are still known."""
+    first = _take(held)
+    _release(held, first)
+    for _ in range(9):
+        failed = take_slot("host", "ann/web", _RELAY)
+        assert failed is not None
+        failed.close()
+    assert _take(held).identity.predecessors == (first.identity.secret,)
 
 
 def test_a_living_process_has_no_successor(held: list[Slot]) -> None:

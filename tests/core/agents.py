@@ -45,7 +45,7 @@ class Relay:
                 if known:
                     self.switch.attachments.allowed(question, self.now)
                 else:
-                    self.switch.attachments.refused(question, "unknown_service", "")
+                    self.switch.attachments.refused(question, "unknown_service", "", self.now)
             elif known:
                 self.switch.opens.allowed(question.route, public=True, now=self.now)
             else:

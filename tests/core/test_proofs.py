@@ -61,6 +61,20 @@ def test_an_attach_that_was_used_is_not_taken_again() -> None:
     assert reset_of(talk.said()[0]) == "bad_proof"
 
 
+def test_an_end_that_was_written_but_never_sent_can_not_have_arrived() -> None:
+    """A peer that claims it resets the stream, and no more."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"all")
+    talk.said()
+    talk.endpoint.disconnect(talk.now)
+    talk.table.write_eof(stream)
+    lose(talk)
+    hear(talk, entry(stream, received=3, fin=True))
+    assert reset_of(talk.said()[0]) == "offset_mismatch"
+    assert stream.ended
+
+
 def test_an_attach_without_a_proof_ends_the_session() -> None:
     """A missing proof is a malformed payload, and a relay that passes one on is not to be believed."""
     talk = Conversation()

@@ -292,6 +292,16 @@ def test_a_detached_stream_keeps_what_its_program_writes_up_to_the_bound() -> No
     assert talk.events() == [events.WritingResumed(stream)]
 
 
+def test_a_stream_that_is_closed_before_it_is_open_keeps_the_deadline_of_its_open() -> None:
+    """A program that wrote and went away does not wait longer for a host than one that stays."""
+    talk = Conversation(welcome=None)
+    stream = talk.table.open(SERVICE, UUID, talk.now, secret=bytes(32))
+    talk.table.write(stream, b"hello")
+    talk.table.close(stream, talk.now)
+    talk.wait(30.1)
+    assert stream.ended
+
+
 def test_predecessors_are_named_in_every_hello() -> None:
     """A process that stands in for another shows that one's secret, so that peers need not wait in vain."""
     endpoint = Endpoint(bytes(32), predecessors=[b"\x01" * 32])

@@ -20,9 +20,8 @@ _UUID = "77" * 16
 def entry(me: Peer, role: str, peer: str, number: int, **more: object) -> AttachEntry:
     """What an agent says of the stream; proofs are for the other end, not for the relay."""
     fields: dict[str, object] = {"received": 10, "limit": 1000, "attach": 1, "proof": f"{me.secret[0]:02x}" * 32}
-    return AttachEntry(
-        uuid=_UUID, service=SERVICE, role=role, peer=peer, number=number, **(fields | more)  # type: ignore[arg-type]
-    )  # fmt: skip
+    fields |= {"uuid": _UUID, "service": SERVICE, "role": role, "peer": peer, "number": number}
+    return AttachEntry(**(fields | more))  # type: ignore[arg-type]
 
 
 def attach(me: Peer, *entries: AttachEntry, answer: bool = True) -> None:
@@ -180,7 +179,7 @@ def test_who_may_not_any_more_is_told() -> None:
     assert [(q.service, q.role, q.token, len(q.halves)) for q in asked] == [
         (SERVICE, "client", "t", 2), (SERVICE, "host", "t", 1)
     ]  # fmt: skip
-    relay.switch.attachments.refused(asked[0], "revoked", "no")
+    relay.switch.attachments.refused(asked[0], "revoked", "no", relay.now)
     assert [(n, s) for n, s, *_ in client.hear()] == [("RESET", 5), ("RESET", 7)]
 
 
@@ -194,6 +193,42 @@ def test_what_is_open_to_everybody_is_not_asked_for() -> None:
     assert told(client.hear()) == []
     relay.answer()
     assert told(client.hear()) == [("host", host.process, 5)]
+
+
+def test_a_stream_that_is_given_up_while_its_attach_is_looked_up() -> None:
+    """The end that waits for it is not left waiting: the one that gave up, or may not, is asked what became of it."""
+    for allowed in (True, False):
+        relay = Relay()
+        client, host = relay.agent(2), relay.agent(1)
+        attach(host, entry(host, "host", client.process, 7))
+        client.hear()  # it is asked, and attaching already
+        attach(client, entry(client, "client", host.process, 5), answer=False)
+        if allowed:
+            client.reset(5)
+        relay.answer(known=allowed)
+        assert told(client.hear()) == [("host", host.process, None)]
+
+
+def test_a_stream_that_is_attached_again_is_one_route() -> None:
+    """A new number says that the one before is dead, at the relay too; nothing is counted twice."""
+    relay = Relay()
+    client, host = joined(relay)
+    for number in range(9, 99, 2):
+        attach(host, entry(host, "host", client.process, number))
+        attach(client, entry(client, "client", host.process, number))
+        assert (len(client.session.legs), len(host.session.legs)) == (1, 1)
+        assert client.session.streams_opened == 1
+    assert "GONE" in client.names()
+
+
+def test_ends_of_different_services_are_not_joined() -> None:
+    """Each end was authorised for the service that it named, and for no other."""
+    relay = Relay()
+    client, host = relay.agent(2), relay.agent(1)
+    attach(client, entry(client, "client", host.process, 5))
+    attach(host, entry(host, "host", client.process, 7, service="ann/other"))
+    assert not client.session.legs
+    assert len(relay.switch.attachments) == 2
 
 
 def test_a_deleted_service_ends_its_halves() -> None:
@@ -253,16 +288,6 @@ def test_numbers_and_counts() -> None:
     assert code_of(client.hear()) == "busy"
     with pytest.raises(RemoteProtocolError):
         attach(client, entry(client, "client", "11" * 16, 7))
-
-
-def test_an_agent_whose_streams_are_always_refused_is_cut() -> None:
-    """Asking others for streams that they do not have is bounded."""
-    relay = Relay(Limits(refused_attaches_burst=2, refused_attaches_rate=0.001))
-    thief, host = relay.agent(3), relay.agent(1)
-    for number in (1, 3, 5):
-        attach(thief, entry(thief, "client", host.process, number))
-        host.say(frame(frames.RESET, payload=Reset(code="bad_proof", uuid=_UUID, process=thief.process).encode()))
-    assert [(cut.session, cut.code) for cut in relay.switch.take_cuts()] == [(thief.session, "rate_limited")]
 
 
 def test_credit_after_a_join() -> None:

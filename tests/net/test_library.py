@@ -13,6 +13,8 @@ from typing import Any, Final
 import pytest
 
 import kdispatch
+from kdispatch.dialer import Refusal, Upgraded
+from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.limits import Limits
 from tests.net.harness import KIB, MIB, Network, eventually
 from tests.net.loop_stack import Stack, running_stack
@@ -204,6 +206,29 @@ async def main(relay, service):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+
+async def test_connections_end_when_no_session_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that is final resets what waited for the next session, with its code, instead of letting it wait."""
+
+    async def refused(relay: RelayUrl) -> Upgraded:
+        raise Refusal("not_permitted", "no", final=True)
+
+    async with (
+        running_stack(tmp_path) as stack,
+        await _server(stack, _echo),
+        kdispatch.Connector(stack.url) as connector,
+    ):
+        reader, writer = await connector.open_connection(stack.service)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        monkeypatch.setattr("kdispatch.uplink.dial", refused)
+        connector._client.driver.abort()
+        async with asyncio.timeout(10):
+            with pytest.raises(kdispatch.StreamReset) as reset:
+                await reader.read()
+        assert reset.value.code == "not_permitted"
+        assert connector.over
 
 
 async def test_session_ends_with_the_loop(network: Network) -> None:

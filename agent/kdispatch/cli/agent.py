@@ -100,12 +100,13 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output) -
     assert access.token is not None, "who hosts has a token"
     local = LocalPort(start.address, start.port)
     await local.check()
-    async with in_slot(start, access, log) as identity:
+    async with in_slot(start, access, log) as (identity, claim):
         offer = Host(
             access.relay, access.service, access.token, local, log=log, limits=access.limits, identity=identity
         )  # fmt: skip
         local.host = offer
         await offer.start(start.wait)
+        await claim()
         fields = {"host": offer.id, "withdraw_token": offer.withdraw_token}
         try:
             async with recorded(start, access, log, address=start.address, port=start.port, **fields) as (result, held):
@@ -161,7 +162,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
 
     name = access.service
-    async with in_slot(start, access, log) as identity:
+    async with in_slot(start, access, log) as (identity, claim):
         failed = Resets(name, log)
         client = Client(
             access.relay, token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
@@ -176,6 +177,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
         try:
             await client.wait_for_host(name, start.wait)
             await client.uplink.start(start.wait)
+            await claim()
             await listener.listen()
             async with recorded(start, access, log, address=listener.address, port=listener.port) as (result, held):
                 show(output, result)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kdispatch import background, records
@@ -21,6 +22,8 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["Access", "Resets", "Start", "agent_log", "detach", "in_slot", "recorded", "show", "until_interrupted"]
+
+Claim = Callable[[], Awaitable[None]]
 
 #: Ends of streams that a person need not hear of: one of the two programs just went away.
 _SILENT: Final = frozenset({"cancelled"})
@@ -197,8 +200,11 @@ class Resets:
 
 
 @contextlib.asynccontextmanager
-async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[Identity]:
-    """Hold a slot while the agent runs; where there is none the agent does without."""
+async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[tuple[Identity, Claim]]:
+    """Hold a slot while the agent runs; where there is none the agent does without.
+
+    Yields who the agent is, and what to await once it has a session.
+    """
     import asyncio  # noqa: PLC0415 - help and completion do without
 
     slot = None
@@ -207,7 +213,10 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
     except SetupError as error:
         log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
     try:
-        yield slot.identity if slot is not None else Identity()
+        if slot is None:
+            yield Identity(), functools.partial(asyncio.sleep, 0)
+        else:
+            yield slot.identity, functools.partial(asyncio.to_thread, slot.claim)
     finally:
         if slot is not None:
             slot.close()

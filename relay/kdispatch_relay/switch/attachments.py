@@ -13,7 +13,7 @@ the ends check each other's proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
@@ -49,6 +49,10 @@ class Half:
         """The key of the half that it waits for."""
         return self.entry.uuid, _OTHER[self.entry.role], self.entry.peer
 
+    def fits(self, other: Half) -> bool:
+        """Whether the two are the ends of one stream, each in the other's words."""
+        return self.wanted == other.key and self.key == other.wanted and self.entry.service == other.entry.service
+
 
 @dataclass(frozen=True, slots=True)
 class AskAttach:
@@ -60,6 +64,10 @@ class AskAttach:
     token: str | None
     halves: list[Half]
 
+    def alive(self) -> Iterator[Half]:
+        """Those that were not given up meanwhile."""
+        return (half for half in self.halves if half.session.halves.get(half.number) is half)
+
 
 class Attachments:
     """The halves of this relay. ``touched`` are the sessions to which something is to be sent."""
@@ -70,7 +78,9 @@ class Attachments:
         limits: Limits,
         touched: set[Session],
         by_process: dict[str, Session],
+        *,
         cut: Callable[[Session, str, str], None],
+        lost: Callable[[Leg, float], None],
     ) -> None:
         self.questions: list[AskAttach] = []
         self.reports: list[AttachRefused] = []
@@ -80,6 +90,7 @@ class Attachments:
         self._touched = touched
         self._by_process = by_process
         self._cut = cut
+        self._lost = lost  # what to do when a leg is lost
         self._waiting: dict[tuple[str, str, str], Half] = {}
         self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
 
@@ -97,48 +108,64 @@ class Attachments:
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
+            older = session.streams.get((entry.uuid, entry.role))
+            if older is not None:  # its agent has given that number up
+                self._lost(older, now)
             half = Half(session, entry.number, entry)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 self._answer(half, "busy", "This session has as many streams as it may.")
-                continue
-            session.halves[half.number] = half
-            groups.setdefault((entry.service, entry.role), []).append(half)
-        for (service, role), halves in groups.items():
-            asked = AskAttach(session, service, role, attach.token, halves)
-            known = self._registry.get(service)
-            if role == "client" and known is not None and known.public:
-                self.allowed(asked, now)
+            elif not session.failures.peek(now):
+                self._answer(half, "rate_limited", "Too many requests of this session failed.")
             else:
-                self.questions.append(asked)
+                session.halves[half.number] = half
+                groups.setdefault((entry.service, entry.role), []).append(half)
+        for (service, role), halves in groups.items():
+            self._look_up(AskAttach(session, service, role, attach.token, halves), now)
+
+    def _look_up(self, asked: AskAttach, now: float) -> None:
+        known = self._registry.get(asked.service)
+        session = asked.session
+        session.look_ups += 1
+        if asked.role == "client" and known is not None and known.public:
+            self.allowed(asked, now)
+        elif session.look_ups > self._limits.look_ups:
+            self._cut(session, "rate_limited", "Too many look-ups of this session are under way.")
+        else:
+            self.questions.append(asked)
 
     def allowed(self, asked: AskAttach, now: float) -> None:
         """The agent may: join the halves whose other end is here, and let the others wait."""
-        asking: dict[Session, list[Half]] = {}
-        for half in asked.halves:
-            if half.session.halves.get(half.number) is not half:
-                continue  # given up meanwhile
+        asked.session.look_ups -= 1
+        for half in asked.alive():
             older = self._waiting.get(half.key)
             if older is not None:
                 self.drop(older)
             other = self._waiting.get(half.wanted)
-            if other is not None and other.wanted == half.key:
+            if other is not None and other.fits(half):
                 self._join(half, other, now)
             elif half.entry.peer in self.restarted:
                 self._refuse(half, "peer_restarted", CODES["peer_restarted"].meaning)
             else:
-                self._waiting[half.key] = half
-                self._by_peer.setdefault(half.entry.peer, {})[half] = None
-                peer = self._by_process.get(half.entry.peer)
-                if peer is not None:
-                    asking.setdefault(peer, []).append(half)
-        for peer, halves in asking.items():
-            self._ask(peer, halves)
+                self._wait(half, now)
 
-    def refused(self, asked: AskAttach, code: str, text: str) -> None:
-        """The agent may not: its streams of that service end."""
-        for half in asked.halves:
-            if half.session.halves.get(half.number) is half:
-                self._refuse(half, code, text)
+    def _wait(self, half: Half, now: float) -> None:
+        self._waiting[half.key] = half
+        self._by_peer.setdefault(half.entry.peer, {})[half] = None
+        peer = self._by_process.get(half.entry.peer)
+        if peer is None:
+            return
+        if half.session.asks.take(now):
+            self._ask(peer, [half])
+        else:
+            self._cut(half.session, "rate_limited", "Too many other agents have to be asked for this one's streams.")
+
+    def refused(self, asked: AskAttach, code: str, text: str, now: float) -> None:
+        """The agent may not: its streams of that service end. That counts: names and tokens are not to be guessed."""
+        asked.session.look_ups -= 1
+        for half in asked.alive():
+            asked.session.failures.take(now)
+            self._refuse(half, code, text)
+            self._ask_other(half)
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -164,14 +191,17 @@ class Attachments:
 
     # --- refusals -----------------------------------------------------------------------------
 
-    def refused_by_peer(self, session: Session, reset: Reset, now: float) -> None:
+    def refused_by_peer(self, session: Session, reset: Reset) -> None:
         """An agent does not take the ATTACH of a process."""
         for role in _OTHER:
             half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
             if half is not None and half.entry.peer == session.process:
                 self._refuse(half, reset.code, reset.text)
-                if not half.session.refused.take(now):
-                    self._cut(half.session, "rate_limited", "Too many of this agent's streams were not taken.")
+
+    def given_up(self, half: Half) -> None:
+        """An agent reset a stream that it had attached: whoever waits for it has to hear what became of it."""
+        self.drop(half)
+        self._ask_other(half)
 
     def revoke(self, service: str) -> None:
         """What rests on the service ends."""
@@ -189,6 +219,9 @@ class Attachments:
             del waiting[half]
             if not waiting:
                 del self._by_peer[half.entry.peer]
+            peer = self._by_process.get(half.entry.peer)
+            if peer is not None:
+                peer.asked.discard(half)
 
     # --- inner --------------------------------------------------------------------------------
 
@@ -204,12 +237,21 @@ class Attachments:
 
     def _ask(self, session: Session, halves: Iterable[Half]) -> None:
         """Let an agent hear what others said of streams that they have with it."""
-        said = [replace(half.entry, peer=half.session.process, number=None) for half in halves]
-        for start in range(0, len(said), self._limits.attach_batch):
-            self._tell(session, said[start : start + self._limits.attach_batch])
+        for half in halves:
+            session.asked.add(half)
+        if session.asked:
+            session.outbox.activate(session.asked)
+            self._touched.add(session)
 
-    def _tell(self, session: Session, entries: list[AttachEntry]) -> None:
-        session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of(entries).encode()))
+    def _ask_other(self, half: Half) -> None:
+        """The half is no more, and its agent knows: let it answer whoever waits for it, though it was asked before."""
+        other = self._waiting.get(half.wanted)
+        if other is not None and other.wanted == half.key:
+            self._ask(half.session, [other])
+
+    def _tell(self, session: Session, entry: AttachEntry) -> None:
+        """A join: before any data of the stream, so a control frame."""
+        session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of([entry]).encode()))
         self._touched.add(session)
 
     def _join(self, one: Half, two: Half, now: float) -> None:
@@ -231,4 +273,5 @@ class Attachments:
             leg.next = other.entry.received
             leg.resumed = True
             leg.session.legs[leg.number] = leg
-            self._tell(leg.session, [replace(other.entry, peer=other.session.process, number=own.number)])
+            leg.session.streams[own.entry.uuid, own.entry.role] = leg
+            self._tell(leg.session, replace(other.entry, peer=other.session.process, number=own.number))

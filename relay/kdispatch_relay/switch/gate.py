@@ -42,6 +42,8 @@ _HELLO_MESSAGE: Final = 16 * 1024
 # While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
 _ASK_AGAIN: Final = 1.0
 _PASSING: Final = frozenset({"storage_unavailable", "busy"})
+# Of attempts at others' streams there is a warning once in so many seconds.
+_ATTEMPTS: Final = 60.0
 # Ends that an operator need not hear of.
 _ORDERLY: Final = frozenset({"drain", "superseded"})
 _log = logging.getLogger("kdispatch.relay")
@@ -61,6 +63,7 @@ class Gate:
         self._links: dict[Session, _AgentLink] = {}
         self._questions: set[asyncio.Task[None]] = set()
         self._closing = True
+        self._warn_again = 0.0
 
     async def start(self) -> None:
         """Begin to take sessions."""
@@ -170,10 +173,13 @@ class Gate:
         reports.clear()
 
     def _log_refusals(self, reports: list[AttachRefused]) -> None:
+        now = self._loop.time()
         for refused in reports:
-            # Somebody tried another's stream; the other codes say that a stream has ended.
-            level = logging.WARNING if refused.code == "bad_proof" else logging.DEBUG
-            _log.log(level, "attach refused", extra=asdict(refused))
+            # Somebody tried another's stream; the other codes say that a stream has ended. Anybody can make many.
+            tell = refused.code == "bad_proof" and now >= self._warn_again
+            if tell:
+                self._warn_again = now + _ATTEMPTS
+            _log.log(logging.WARNING if tell else logging.DEBUG, "attach refused", extra=asdict(refused))
         reports.clear()
 
     def _timed_out(self) -> None:
@@ -206,8 +212,10 @@ class Gate:
             try:
                 record = await self._ask_store(question)
             except KdispatchError as error:
-                if not isinstance(question, AskAttach) or error.code not in _PASSING or question.session.ended:
+                if not isinstance(question, AskAttach) or error.code not in _PASSING:
                     raise
+                if not any(question.alive()):
+                    raise KdispatchError("cancelled") from error
                 await asyncio.sleep(_ASK_AGAIN)
                 continue
             if self.switch.revocations == before:
@@ -226,7 +234,7 @@ class Gate:
         if isinstance(question, AskOffer):
             self.switch.offers.refused(question, code, text, now=now)
         elif isinstance(question, AskAttach):
-            self.switch.attachments.refused(question, code, text)
+            self.switch.attachments.refused(question, code, text, now)
         else:
             self.switch.opens.refused(question.route, code, text, now)
 

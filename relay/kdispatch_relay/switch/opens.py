@@ -130,6 +130,8 @@ class Opens:
         route.set_timer(None)
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
+        client.session.streams[route.message.uuid, "client"] = client
+        leg.session.streams[route.message.uuid, "host"] = leg
         client.limit = opened.limit
         client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=opened.encode()))
         if route.early:
@@ -176,7 +178,7 @@ class Opens:
         self._uncount(route)
         for leg in (route.client, route.host):
             if leg is not None:
-                leg.session.legs.pop(leg.number, None)
+                leg.leave()
                 leg.drop_data()
 
     def _report(self, route: Route, code: str) -> None:
@@ -264,7 +266,7 @@ class Opens:
             route.host_entry = None
 
     def _drop_leg(self, leg: Leg) -> None:
-        leg.session.legs.pop(leg.number, None)
+        leg.leave()
         leg.drop_queue()
         self._touched.add(leg.session)
 

@@ -124,6 +124,14 @@ class Leg:
             self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
         self._queue = None
 
+    def leave(self) -> None:
+        """Its number is of the past at its session."""
+        session, route = self.session, self.route
+        session.legs.pop(self.number, None)
+        stream = (route.message.uuid, "client" if route.client is self else "host")
+        if session.streams.get(stream) is self:
+            del session.streams[stream]
+
     def is_hosts(self, service: str) -> bool:
         """Whether it is the host's leg of a running stream of the service."""
         route = self.route

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
+from kdispatch_relay.switch.asks import Asks
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Session:
 
     __slots__ = (
         "_next_number",
+        "asked",
+        "asks",
         "budget",
         "credit",
         "doomed",
@@ -34,15 +37,16 @@ class Session:
         "highest_number",
         "legs",
         "limits",
+        "look_ups",
         "offers",
         "outbox",
         "predecessors",
         "process",
         "queued",
-        "refused",
         "resets",
         "source",
         "stalled",
+        "streams",
         "streams_opened",
         "unanswered",
     )
@@ -56,6 +60,7 @@ class Session:
         self.outbox = Outbox(limits)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = {}
+        self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
         self.halves: dict[int, Half] = {}  # streams that this agent attached, and their other end not yet
         self.offers: dict[int, Host | None] = {}  # None while the offer is looked up
         self.queued = 0  # bytes of data that wait for this agent
@@ -66,7 +71,9 @@ class Session:
         self.ended = False
         self.failures = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
-        self.refused = Bucket(limits.refused_attaches_rate, limits.refused_attaches_burst, now)
+        self.asks = Bucket(limits.asks_rate, limits.asks_burst, now)
+        self.asked = Asks(limits.attach_batch)  # what other agents' halves want to know of this one
+        self.look_ups = 0  # questions to the store about its halves
         self.gones = Bucket(limits.gone_rate, limits.gone_rate, now)
         self.highest_number = 0  # of the agent's own numbers
         self._next_number = 2

@@ -56,7 +56,9 @@ class Switch:
         self.revocations = 0  # services that were revoked: look-ups from before do not hold
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
-        self.attachments = Attachments(self.registry, limits, self._touched, self.by_process, self.cut)
+        self.attachments = Attachments(
+            self.registry, limits, self._touched, self.by_process, cut=self.cut, lost=self._leg_lost
+        )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
             frames.WITHDRAW: self._withdraw,
@@ -222,10 +224,10 @@ class Switch:
     def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
         if number == 0:
-            self.attachments.refused_by_peer(session, reset, now)
+            self.attachments.refused_by_peer(session, reset)
         leg, half = session.legs.get(number), session.halves.get(number)
         if half is not None:
-            self.attachments.drop(half)
+            self.attachments.given_up(half)
         if leg is None:
             return
         route = leg.route

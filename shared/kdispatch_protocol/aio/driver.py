@@ -78,11 +78,11 @@ class EndpointDriver:
         if self._link is not None:
             self._link.abort("cancelled", "The session was given up.")
 
-    def end_streams(self) -> None:
+    def end_streams(self, code: str = "cancelled", text: str = "The agent ended.") -> None:
         """End every stream, and tell the peers as far as there is a session."""
         self._table.now = self.loop.time()
         for stream in list(self._table.by_uuid.values()):
-            self._table.fail(stream, "cancelled", "The agent ended.")
+            self._table.fail(stream, code, text)
         self._deliver()
         self.wake()
 
