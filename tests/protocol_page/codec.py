@@ -315,6 +315,15 @@ class WebSocket:
         except ConnectionError:
             raise Closed(1006) from None
 
+    @property
+    def closing(self) -> bool:
+        return self._writer.is_closing()
+
+    async def abort(self) -> None:
+        """End the connection without a close, by RST where something is unread."""
+        self._writer.transport.abort()
+        await _end(self._writer)
+
     async def close(self) -> None:
         with suppress(ConnectionError, RuntimeError):  # the latter is uvloop's word for a closed connection
             self.write(struct.pack(">H", 1000), _CLOSE)
@@ -360,16 +369,20 @@ class Session:
         self.welcome: dict[str, Any] = {}
         self.close: Closed | None = None
         self.streams: list[Stream] = []
+        self.deaf = False  # what comes is lost
         self._last = -1
         self._queues: dict[int, asyncio.Queue[Frame | None]] = {}
         self._opens: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self.asked: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # entries without a number (section 10)
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, host: str, port: int, secret: bytes | None = None) -> Self:
+    async def start(cls, host: str, port: int, secret: bytes | None = None, **fields: Any) -> Self:
+        """``fields`` are more of HELLO."""
         async with asyncio.timeout(WAIT):
             session = cls(await WebSocket.connect(host, port), secret or secrets.token_bytes(32))
-            await session.send(message(Type.HELLO, versions=[1], secret=session.secret.hex(), agent="second 1"))
+            hello = {"versions": [1], "secret": session.secret.hex(), "agent": "second 1"} | fields
+            await session.send(message(Type.HELLO, **hello))
             (first,) = decode(await session.socket.receive())
             if first.type is not Type.WELCOME:
                 raise ProtocolError(f"{first.type.name} instead of WELCOME")
@@ -385,11 +398,23 @@ class Session:
     ) -> None:
         for stream in self.streams:
             await stream.stop()
+        await self._stop_reading()
+        await self.socket.close()
+
+    async def _stop_reading(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._reading
-        await self.socket.close()
+
+    async def lose(self) -> None:
+        """The network fails: no close, nothing more is read."""
+        await self._stop_reading()
+        await self.socket.abort()
+
+    @property
+    def alive(self) -> bool:
+        return self.close is None and not self.socket.closing
 
     def number(self) -> int:
         """A new number: an agent's are odd, and grow."""
@@ -437,17 +462,30 @@ class Session:
         try:
             while True:
                 for frame in decode(await self.socket.receive()):
+                    if self.deaf:
+                        continue
                     if frame.type is Type.PING:
                         await self.send(Frame(Type.PONG, value=frame.value))
                     elif frame.type is Type.OPEN:
                         self._opens.put_nowait(frame)
+                    elif frame.type is Type.ATTACH:
+                        self._attach(frame)
                     else:
                         self.queue(frame.stream).put_nowait(frame)
         except Closed as closed:
             self.close = closed
         finally:
+            self.asked.put_nowait(None)
             for queue in (self._opens, self.queue(0), *self._queues.values()):
                 queue.put_nowait(None)
+
+    def _attach(self, frame: Frame) -> None:
+        """An entry with a number keeps its place among the frames of this number."""
+        for entry in frame.json["streams"]:
+            if "number" in entry:
+                self.queue(entry["number"]).put_nowait(message(Type.ATTACH, entry["number"], **entry))
+            else:
+                self.asked.put_nowait(entry)
 
 
 async def _take(queue: asyncio.Queue[Frame | None], kind: Type) -> Frame:
@@ -580,9 +618,10 @@ class Stream:
         elif frame.type is Type.DATA:
             await self._data(frame)
         elif frame.type is Type.ACK:
+            if frame.value > self.sent or (frame.flags & ACK_FIN and not self._fin_sent):
+                await self._refuse("offset_mismatch")
+                return
             self._acked(frame)
-            if frame.value > self.sent:
-                await self._refuse("protocol_error")
         elif frame.type is Type.FIN:
             if frame.value != self.received:
                 await self._refuse("offset_mismatch")
@@ -611,7 +650,7 @@ class Stream:
     def _acked(self, frame: Frame) -> None:
         self.acked = max(self.acked, frame.value)
         self.limit = max(self.limit, frame.limit)
-        if frame.flags & ACK_FIN and self._fin_sent:
+        if frame.flags & ACK_FIN:
             self.finished = True
 
     async def _refuse(self, code: str) -> None:

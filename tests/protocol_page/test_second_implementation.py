@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import hmac
 import json
 import secrets
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-
-from kdispatch_relay.server import running_relay
-from kdispatch_relay.settings import Settings
-from kdispatch_relay.switch.gate import Gate
-from tests.guards.environment import inherited
 
 from .codec import (
     ACK_FIN,
@@ -44,46 +33,7 @@ from .codec import (
     process_id,
     raw,
 )
-
-SERVICE = "ann/web"
-WINDOW = 64 * 1024
-MIB = bytes(range(256)) * 4096
-
-
-@dataclass(frozen=True)
-class World:
-    """A relay with an admin `ann` and her public service `ann/web`."""
-
-    url: str
-    port: int
-    admin: str
-    token: str
-
-    async def session(self, secret: bytes | None = None) -> Session:
-        return await Session.start("127.0.0.1", self.port, secret)
-
-    async def get(self, path: str) -> Any:
-        async with aiohttp.ClientSession() as http, http.get(self.url + path) as answer:
-            return await answer.json()
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
-    async with running_relay(settings, functools.partial(Gate, relay_id="00" * 16)) as relay:
-        async with aiohttp.ClientSession(relay.url) as http:
-            async with http.post("/api/v1/admins", json={"handle": "ann"}) as answer:
-                admin = (await answer.json())["token"]
-            bearer = {"Authorization": f"Bearer {admin}"}
-            async with http.post("/api/v1/services", json={"name": "web"}, headers=bearer) as answer:
-                token = (await answer.json())["token"]
-        yield World(relay.url, relay.port, admin, token)
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as found:
-        yield found
+from .world import MIB, SERVICE, WINDOW, World, agent_connect, agent_host, echo, sha
 
 
 async def offer(session: Session, token: str, *, service: str = SERVICE) -> int:
@@ -151,10 +101,6 @@ async def why(session: Session) -> str:
         if frame is not None and frame.type is Type.GOAWAY:
             return str(frame.json["code"])
     return "no GOAWAY"
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # --- Carrier and session (sections 2 to 4)
@@ -576,57 +522,6 @@ async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
 # --- The real agents
 
 
-@asynccontextmanager
-async def kdispatch(world: World, tmp_path: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The installed program; ended by its pid."""
-    environment = inherited()
-    environment |= {"KDISPATCH_RELAY": world.url, "KDISPATCH_CONFIG_DIR": str(tmp_path / "config")}
-    program = Path(sys.executable).with_name("kdispatch")
-    process = await asyncio.create_subprocess_exec(
-        program, *arguments, stdin=DEVNULL, stdout=PIPE, env=environment, cwd=tmp_path
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(2):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-@asynccontextmanager
-async def echo() -> AsyncIterator[int]:
-    """A TCP service that gives back what it gets, until it gets an end."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-@asynccontextmanager
-async def agent_host(world: World, tmp_path: Path, port: int) -> AsyncIterator[None]:
-    tokens = tmp_path / "service.token"
-    tokens.write_text(world.token)
-    tokens.chmod(0o600)
-    arguments = ("agent", "host", SERVICE, "--port", str(port), "--token-file", str(tokens))
-    async with kdispatch(world, tmp_path, *arguments):
-        yield
-
-
 async def through_agent_host(client: Session, first: bytes) -> Stream:
     """A stream to the real host, with early data; the relay lets OPEN wait for the host to come."""
     number = await open_stream(client)
@@ -663,12 +558,7 @@ async def test_against_agent_host(world: World, tmp_path: Path, stack: AsyncExit
 async def test_against_agent_connect(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
     """A host of this page's serves `agent connect`: early data, limits, half-close, and RESET as a reset connection."""
     host = await host_agent(world, stack)
-    async with kdispatch(world, tmp_path, "agent", "connect", SERVICE, "--quiet") as process:
-        assert process.stdout is not None
-        async with asyncio.timeout(WAIT):
-            line = await process.stdout.readline()
-        port = int(line)
-
+    async with agent_connect(world, tmp_path) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(MIB)
         writer.write_eof()
@@ -700,10 +590,7 @@ async def test_against_agent_connect(world: World, tmp_path: Path, stack: AsyncE
 async def test_agent_connect_answers_opened_at_once(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
     """The real client answers OPENED with an ACK though it has no byte to send, and RESETs DATA above its limit."""
     host = await host_agent(world, stack)
-    async with kdispatch(world, tmp_path, "agent", "connect", SERVICE, "--quiet") as process:
-        assert process.stdout is not None
-        async with asyncio.timeout(WAIT):
-            port = int(await process.stdout.readline())
+    async with agent_connect(world, tmp_path) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         asked = await host.accept()
         await host.send(message(Type.OPENED, asked.stream, limit=16_384, attempt=1))

@@ -1,0 +1,139 @@
+"""What the second implementation is played against: a real relay, real agents, and a service behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from kdispatch_relay.server import RunningRelay, running_relay
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.gate import Gate
+from tests.guards.environment import inherited
+
+from .codec import WAIT, Session
+
+__all__ = ["MIB", "SERVICE", "WINDOW", "World", "agent_connect", "agent_host", "echo", "sha"]
+
+SERVICE: Final = "ann/web"
+WINDOW: Final = 64 * 1024
+MIB: Final = bytes(range(256)) * 4096
+
+
+class World:
+    """A relay with an admin `ann` and her public service `ann/web`."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self._running = AsyncExitStack()
+        self.port = 0
+        self.admin = ""
+        self.token = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> RunningRelay:
+        """Run the relay, on the port and with the database that it had before."""
+        settings = Settings(listen=f"127.0.0.1:{self.port}", database=str(self._folder / "relay.db"))
+        self._running = await self._stack.enter_async_context(AsyncExitStack())
+        made = running_relay(settings, functools.partial(Gate, relay_id="00" * 16))
+        relay = await self._running.enter_async_context(made)
+        self.port = relay.port
+        return relay
+
+    async def stop(self) -> None:
+        """End the relay; all that it keeps outside its database is forgotten."""
+        await self._running.aclose()
+
+    async def sign_up(self) -> None:
+        async with aiohttp.ClientSession(self.url) as http:
+            async with http.post("/api/v1/admins", json={"handle": "ann"}) as answer:
+                self.admin = (await answer.json())["token"]
+            bearer = {"Authorization": f"Bearer {self.admin}"}
+            async with http.post("/api/v1/services", json={"name": "web"}, headers=bearer) as answer:
+                self.token = (await answer.json())["token"]
+
+    async def session(self, secret: bytes | None = None) -> Session:
+        return await Session.start("127.0.0.1", self.port, secret)
+
+    async def get(self, path: str) -> Any:
+        async with aiohttp.ClientSession() as http, http.get(self.url + path) as answer:
+            return await answer.json()
+
+
+@asynccontextmanager
+async def kdispatch(url: str, folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The installed program; ended by its pid."""
+    environment = inherited()
+    environment |= {"KDISPATCH_RELAY": url, "KDISPATCH_CONFIG_DIR": str(folder / "config")}
+    program = Path(sys.executable).with_name("kdispatch")
+    process = await asyncio.create_subprocess_exec(
+        program, *arguments, stdin=DEVNULL, stdout=PIPE, env=environment, cwd=folder
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(2):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def agent_host(world: World, folder: Path, port: int, *options: str, url: str = "") -> AsyncIterator[None]:
+    """`agent host` for a local port; ``url`` is another way to the relay."""
+    tokens = folder / "service.token"
+    tokens.write_text(world.token)
+    tokens.chmod(0o600)
+    arguments = ("agent", "host", SERVICE, "--port", str(port), "--token-file", str(tokens), *options)
+    async with kdispatch(url or world.url, folder, *arguments):
+        yield
+
+
+@asynccontextmanager
+async def agent_connect(world: World, folder: Path, *options: str, url: str = "") -> AsyncIterator[int]:
+    """`agent connect` for the service, which must have a host: its local port."""
+    arguments = ("agent", "connect", SERVICE, "--quiet", *options)
+    async with kdispatch(url or world.url, folder, *arguments) as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT):
+            line = await process.stdout.readline()
+        yield int(line)
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[int]:
+    """A TCP service that gives back what it gets, until it gets an end."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
