@@ -370,6 +370,7 @@ class Session:
         self.close: Closed | None = None
         self.streams: list[Stream] = []
         self.deaf = False  # what comes is lost
+        self.deaf_after: Type | None = None  # what comes behind the next frame of this type is lost
         self._last = -1
         self._queues: dict[int, asyncio.Queue[Frame | None]] = {}
         self._opens: asyncio.Queue[Frame | None] = asyncio.Queue()
@@ -383,10 +384,12 @@ class Session:
             session = cls(await WebSocket.connect(host, port), secret or secrets.token_bytes(32))
             hello = {"versions": [1], "secret": session.secret.hex(), "agent": "second 1"} | fields
             await session.send(message(Type.HELLO, **hello))
-            (first,) = decode(await session.socket.receive())
+            first, *others = decode(await session.socket.receive())
             if first.type is not Type.WELCOME:
                 raise ProtocolError(f"{first.type.name} instead of WELCOME")
         session.welcome = first.json
+        for frame in others:  # the relay may have more to say at once
+            await session._received(frame)
         session._reading = asyncio.create_task(session._read())
         return session
 
@@ -462,22 +465,25 @@ class Session:
         try:
             while True:
                 for frame in decode(await self.socket.receive()):
-                    if self.deaf:
-                        continue
-                    if frame.type is Type.PING:
-                        await self.send(Frame(Type.PONG, value=frame.value))
-                    elif frame.type is Type.OPEN:
-                        self._opens.put_nowait(frame)
-                    elif frame.type is Type.ATTACH:
-                        self._attach(frame)
-                    else:
-                        self.queue(frame.stream).put_nowait(frame)
+                    if not self.deaf:
+                        await self._received(frame)
+                        self.deaf |= frame.type is self.deaf_after
         except Closed as closed:
             self.close = closed
         finally:
             self.asked.put_nowait(None)
             for queue in (self._opens, self.queue(0), *self._queues.values()):
                 queue.put_nowait(None)
+
+    async def _received(self, frame: Frame) -> None:
+        if frame.type is Type.PING:
+            await self.send(Frame(Type.PONG, value=frame.value))
+        elif frame.type is Type.OPEN:
+            self._opens.put_nowait(frame)
+        elif frame.type is Type.ATTACH:
+            self._attach(frame)
+        else:
+            self.queue(frame.stream).put_nowait(frame)
 
     def _attach(self, frame: Frame) -> None:
         """An entry with a number keeps its place among the frames of this number."""
@@ -538,7 +544,7 @@ class Stream:
         while position < len(data):
             if self.sent >= self.limit:
                 self.blocked += 1
-                await self._until(lambda: self.sent < self.limit)
+                await self.until(lambda: self.sent < self.limit)
             part = data[position : position + min(MAX_DATA, self.limit - self.sent)]
             flags = BLOCKED if self.sent + len(part) == self.limit else 0
             await self.session.send(Frame(Type.DATA, self.number, self.sent, part, flags))
@@ -552,7 +558,7 @@ class Stream:
 
     async def read(self, size: int = 1 << 30) -> bytes:
         """At least one byte, or nothing at the end."""
-        await self._until(lambda: bool(self._buffer) or self.peer_finished)
+        await self.until(lambda: bool(self._buffer) or self.peer_finished)
         taken = bytes(self._buffer[:size])
         del self._buffer[: len(taken)]
         self.consumed += len(taken)
@@ -577,7 +583,7 @@ class Stream:
 
     async def closed(self) -> None:
         """Return when both directions are finished."""
-        await self._until(lambda: self.finished and self.peer_finished)
+        await self.until(lambda: self.finished and self.peer_finished)
         await self._running
 
     async def reset_code(self) -> str:
@@ -586,7 +592,7 @@ class Stream:
         assert self._reset is not None
         return self._reset
 
-    async def _until(self, ready: Callable[[], bool]) -> None:
+    async def until(self, ready: Callable[[], bool]) -> None:
         async with asyncio.timeout(WAIT), self._changed:
             await self._changed.wait_for(lambda: ready() or self._reset is not None)
         if not ready():

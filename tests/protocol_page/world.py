@@ -21,7 +21,7 @@ from tests.guards.environment import inherited
 
 from .codec import WAIT, Session
 
-__all__ = ["MIB", "SERVICE", "WINDOW", "World", "agent_connect", "agent_host", "echo", "sha"]
+__all__ = ["MIB", "SERVICE", "WINDOW", "Line", "World", "agent_connect", "agent_host", "echo", "line", "sha"]
 
 SERVICE: Final = "ann/web"
 WINDOW: Final = 64 * 1024
@@ -70,6 +70,69 @@ class World:
     async def get(self, path: str) -> Any:
         async with aiohttp.ClientSession() as http, http.get(self.url + path) as answer:
             return await answer.json()
+
+
+class Line:
+    """A way from agents to the relay. It counts what they say; what comes back can be held, and all can be cut."""
+
+    def __init__(self, to: int) -> None:
+        self.url = ""
+        self.said = 0  # bytes towards the relay
+        self._to = to
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def hold(self) -> None:
+        """From now on nothing comes back."""
+        self._open.clear()
+
+    def cut(self) -> None:
+        """End the connections that there are, with what they hold; new ones are carried."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._open = asyncio.Event()
+        self._open.set()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
+        may = self._open
+        with suppress(OSError):
+            back, out = await asyncio.open_connection("127.0.0.1", self._to)
+            writers.append(out)
+            self._writers.update(writers)
+            tasks = [asyncio.create_task(self._say(reader, out)), asyncio.create_task(self._answer(back, writer, may))]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        for one in writers:
+            self._writers.discard(one)
+            one.transport.abort()
+
+    async def _say(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+            self.said += len(data)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may: asyncio.Event) -> None:
+        while data := await reader.read(65_536):
+            await may.wait()
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def line(world: World) -> AsyncIterator[Line]:
+    made = Line(world.port)
+    server = await asyncio.start_server(made.carry, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield made
+        made.cut()
 
 
 @asynccontextmanager

@@ -1,0 +1,295 @@
+"""Section 10 of docs/protocol.md is enough to go on after a loss, at the real relay."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+
+import pytest
+
+from .codec import Frame, Reset, Type, message
+from .resume import Agent, Resuming
+from .world import MIB, World, sha
+
+DATA = MIB[:300_000]
+
+
+@pytest.fixture
+async def ends(world: World, stack: AsyncExitStack) -> tuple[Agent, Agent]:
+    """A client process and a host process that offers the service."""
+    host = await stack.enter_async_context(Agent(world.port, token=world.token))
+    await host.offer()
+    return await stack.enter_async_context(Agent(world.port)), host
+
+
+async def pair(ends: tuple[Agent, Agent], data: bytes = b"") -> tuple[Resuming, Resuming]:
+    """An open stream: the client's and the host's end."""
+    client, host = ends
+    here = await client.open(data)
+    there = await host.accept()
+    await here.until(lambda: here.joined)
+    return here, there
+
+
+async def send(stream: Resuming, data: bytes) -> None:
+    await stream.write(data)
+    await stream.finish()
+
+
+async def finish(here: Resuming, there: Resuming) -> None:
+    """Both ends finish without another byte."""
+    await asyncio.gather(here.finish(), there.finish())
+    await asyncio.gather(here.read_all(), there.read_all())
+    await asyncio.gather(here.closed(), there.closed())
+
+
+@pytest.mark.parametrize("lost", ["client", "host", "both", "relay"])
+async def test_lost_legs(world: World, ends: tuple[Agent, Agent], lost: str) -> None:
+    """What was lost on the way with a leg, with both, or with the relay, is sent again, and each end gets all bytes."""
+    here, there = await pair(ends)
+    for agent, name in zip(ends, ("client", "host"), strict=True):
+        agent.session.deaf = lost in (name, "both", "relay")
+    sending = [asyncio.create_task(send(stream, DATA)) for stream in (here, there)]
+    await asyncio.sleep(0)
+    assert (here.sent, there.sent) == (65_536, 65_536)
+    if lost == "relay":
+        await world.stop()
+        await world.start()
+    losing = [agent for agent in ends if agent.session.deaf]
+    for agent in losing:
+        await agent.lose()
+    for agent in losing:
+        await agent.connect()
+    got = await asyncio.gather(here.read_all(), there.read_all())
+    await asyncio.gather(*sending, here.closed(), there.closed())
+    assert [sha(data) for data in got] == [sha(DATA)] * 2
+    assert here.replayed + there.replayed > 0
+    assert here.attached == there.attached == 1
+
+
+async def test_ends_without_a_byte_to_send(ends: tuple[Agent, Agent]) -> None:
+    """A FIN whose acknowledgement was lost is sent again, or `fin` of the entry acknowledges it."""
+    here, there = await pair(ends, b"all of it")
+    assert await there.read_exactly(9) == b"all of it"
+    ends[1].session.deaf = True
+    await here.finish()
+    await ends[0].session.ping()
+    await ends[1].connect()
+    assert await there.read_all() == b""
+    ends[0].session.deaf = True
+    await there.write(b"answer")
+    await there.finish()
+    await ends[1].session.ping()
+    await ends[0].connect()
+    assert await here.read_all() == b"answer"
+    await asyncio.gather(here.closed(), there.closed())
+
+
+async def test_lower_limit(ends: tuple[Agent, Agent]) -> None:
+    """The entry's limit replaces a higher one: no byte comes above it until an ACK raises it."""
+    here, there = await pair(ends)
+    await ends[0].lose()
+    here.window = 1000
+    await ends[0].connect()
+    await there.until(lambda: there.attached == 1)
+    writing = asyncio.create_task(there.write(DATA[:5000]))
+    await here.until(lambda: here.received == 1000)
+    await ends[1].session.ping()
+    await ends[0].session.ping()
+    assert here.received == there.limit == 1000
+    assert await here.read_exactly(5000) == DATA[:5000]
+    await writing
+    await finish(here, there)
+
+
+async def test_asked(ends: tuple[Agent, Agent]) -> None:
+    """An end that is asked attaches, though its leg was not lost; what comes under the old numbers is ignored."""
+    here, there = await pair(ends)
+    before = there.number
+    await ends[0].attach([here])
+    await there.until(lambda: there.attached == 1)
+    await here.until(lambda: here.attached == 1)
+    assert there.number > before
+    await ends[1].session.send(message(Type.RESET, before, code="busy"), Frame(Type.FIN, before, 0))
+    await here.write(b"x")
+    assert await there.read_exactly(1) == b"x"
+    await finish(here, there)
+
+
+async def test_waits_for_the_peer(ends: tuple[Agent, Agent]) -> None:
+    """An entry waits until the process that it names has a session."""
+    here, there = await pair(ends)
+    await ends[1].lose()
+    await here.until(lambda: here.attaching)
+    await ends[0].session.ping()
+    await ends[0].connect()
+    await ends[0].session.ping()
+    assert here.attaching
+    await ends[1].connect()
+    await here.until(lambda: here.attached == 1)
+    await finish(here, there)
+
+
+async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
+    """RESET by uuid tells who attaches that there is no such stream, and that it ended otherwise, with its text."""
+    client, host = ends
+    here, there = await pair(ends)
+    await there.stop()
+    del host.streams[there.uuid]
+    await client.connect()
+    assert await here.reset_code() == "unknown_stream"
+
+    here, there = await pair(ends)
+    client.session.deaf = True
+    await there.session.send(message(Type.RESET, there.number, code="host_timeout"))
+    await there.stop()
+    del host.streams[there.uuid]
+    host.became[there.uuid] = ("host_timeout", False)
+    await client.connect()
+    assert await here.reset_code() == "host_timeout"
+
+
+async def test_closed(ends: tuple[Agent, Agent]) -> None:
+    """`closed` stands for the missing acknowledgement of an end; to a stream that lacks more it is a mismatch."""
+    client, host = ends
+    here, there = await pair(ends)
+    await there.finish()
+    assert await here.read_all() == b""
+    await client.session.ping()
+    client.session.deaf = True
+    await here.finish()
+    await there.closed()
+    await client.connect()
+    await here.closed()
+
+    here, there = await pair(ends)
+    await there.stop()
+    del host.streams[there.uuid]
+    host.became[there.uuid] = ("closed", True)
+    await client.connect()
+    assert await here.reset_code() == "offset_mismatch"
+
+
+async def test_opening_goes_on(ends: tuple[Agent, Agent]) -> None:
+    """A client that lost OPENED asks the host that TRYING named, and the entry stands for OPENED."""
+    client, host = ends
+    client.session.deaf_after = Type.TRYING
+    here = await client.open(b"early")
+    asked, there = await host.take()
+    assert there is not None
+    await there.opened(asked.json, 65_536)
+    assert await there.read_exactly(5) == b"early"
+    await client.connect()
+    await here.until(lambda: here.attached == 1)
+    await here.write(b" and late")
+    assert await there.read_exactly(9) == b" and late"
+    await finish(here, there)
+
+
+@pytest.mark.parametrize("data", [b"early", b""])
+async def test_opening_anew(ends: tuple[Agent, Agent], data: bytes) -> None:
+    """A client whose host has nothing of it OPENs anew, and so does one that sent no early data, without asking."""
+    client, host = ends
+    here = await client.open(data)
+    asked, there = await host.take()
+    assert there is not None
+    await here.until(lambda: bool(here.peer) and here.sent == len(data))
+    await client.lose()
+    assert await there.reset_code() == "cancelled"
+    await client.connect()
+    there = await host.accept()
+    assert there.uuid == asked.json["uuid"]
+    await here.until(lambda: here.joined)
+    assert here.attach == bool(data)
+    await here.write(b"late")
+    assert await there.read_exactly(len(data) + 4) == data + b"late"
+    await finish(here, there)
+
+
+async def test_same_open_again(ends: tuple[Agent, Agent]) -> None:
+    """A host that has the stream without a byte takes the client's second OPEN in its place."""
+    client, host = ends
+    client.session.deaf_after = Type.TRYING
+    here = await client.open()
+    asked, there = await host.take()
+    assert there is not None
+    await there.opened(asked.json, 65_536)
+    await host.session.ping()
+    await client.connect()
+    again = await host.accept()
+    await here.until(lambda: here.joined)
+    assert again is not there
+    assert again.uuid == there.uuid
+    await finish(here, again)
+
+
+async def test_forged_proof(ends: tuple[Agent, Agent]) -> None:
+    """An entry with another proof, or an older one, is refused with `bad_proof`, and the true owner still resumes."""
+    client, host = ends
+    here, there = await pair(ends)
+    await client.connect()
+    await here.until(lambda: here.attached == 1)
+    old = here.entry()
+    await client.connect()
+    await here.until(lambda: here.attached == 2)
+    forged = {"attach": here.attach + 1, "proof": secrets.token_hex(32)}
+    for changed in ({"attach": old["attach"], "proof": old["proof"]}, forged):
+        number = client.session.number()
+        fields = {**old, **changed, "number": number, "peer": host.process}
+        await client.session.send(message(Type.ATTACH, streams=[fields]))
+        assert (await client.session.next(number, Type.RESET)).json["code"] == "bad_proof"
+    await client.attach([here])
+    await here.until(lambda: here.attached == 3)
+    await finish(here, there)
+
+
+async def test_stranger(world: World, ends: tuple[Agent, Agent], stack: AsyncExitStack) -> None:
+    """Another process's entry for the stream never takes the place of the owner's: it is `unknown_stream`."""
+    client, _ = ends
+    here, there = await pair(ends)
+    stranger = await stack.enter_async_context(Agent(world.port))
+    await client.lose()
+    number = stranger.session.number()
+    entry = here.entry(number=number)
+    await stranger.session.send(message(Type.ATTACH, streams=[entry]))
+    assert (await stranger.session.next(number, Type.RESET)).json["code"] == "unknown_stream"
+    await client.connect()
+    await here.until(lambda: here.attached == 1)
+    await finish(here, there)
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_peer_restarted(world: World, ends: tuple[Agent, Agent], stack: AsyncExitStack, *, later: bool) -> None:
+    """When a successor names the host as its predecessor, a client that waits for it, or will, is told so."""
+    client, host = ends
+    here, _ = await pair(ends)
+    asking = await client.open(b"early")
+    await asking.until(lambda: bool(asking.sent))
+    await client.lose()
+    if later:
+        successor = Agent(world.port)
+        await successor.connect(predecessors=[host.secret.hex()])
+        stack.push_async_exit(successor)
+        await client.connect()
+    else:
+        await host.lose()
+        await client.connect()
+        await client.session.ping()
+        successor = Agent(world.port)
+        await successor.connect(predecessors=[host.secret.hex()])
+        stack.push_async_exit(successor)
+    assert await here.reset_code() == "peer_restarted"
+    assert await asking.reset_code() == "open_interrupted"
+    with pytest.raises(Reset):
+        await here.write(b"x")
+
+
+async def test_attach_needs_the_token(ends: tuple[Agent, Agent]) -> None:
+    """A host's ATTACH without the service's token is refused for each stream, by its number."""
+    _, host = ends
+    _, there = await pair(ends)
+    host.token = None
+    await host.session.ping()
+    await host.attach([there])
+    assert await there.reset_code() in {"token_refused", "not_permitted"}
