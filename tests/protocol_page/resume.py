@@ -26,6 +26,11 @@ def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
     return hmac.new(key, f"{uuid} {role} {attach}".encode(), hashlib.sha256).hexdigest()
 
 
+#: A stream's uuid, and the role of this end: a process may be both ends of a stream.
+Name = tuple[str, str]
+OTHER: Final = {"client": "host", "host": "client"}
+
+
 class Agent:
     """A process: its secret, the session that it has now, and its streams, which outlive sessions."""
 
@@ -35,8 +40,8 @@ class Agent:
         self.service = service
         self.secret = secrets.token_bytes(32)
         self.process = process_of(self.secret)
-        self.streams: dict[str, Resuming] = {}
-        self.became: dict[str, tuple[str, bool]] = {}  # streams that ended: the code, and whether a byte had come
+        self.streams: dict[Name, Resuming] = {}
+        self.became: dict[Name, tuple[str, bool]] = {}  # streams that ended: the code, and whether a byte had come
         self._session: Session | None = None
         self._asked: asyncio.Task[None] | None = None
         self._offers = False
@@ -82,7 +87,7 @@ class Agent:
                 stream.detach()
             else:
                 await stream.stop()
-                del self.streams[stream.uuid]
+                del self.streams[stream.name]
 
     async def offer(self) -> None:
         self._offers = True
@@ -104,7 +109,7 @@ class Agent:
         """The next OPEN, and the stream that takes it; None where it was refused."""
         asked = await self.session.accept()
         fields = asked.json
-        old = self.streams.get(fields["uuid"])
+        old = self.streams.get((fields["uuid"], "host"))
         if old is not None:
             if old.peer != fields["process"] or old.joined or old.received:
                 await self.session.send(message(Type.RESET, asked.stream, code="bad_request"))
@@ -139,7 +144,7 @@ class Agent:
         """Attach what the relay asks for, and say what became of the rest."""
         session = self.session
         while (entry := await session.asked.get()) is not None:
-            stream = self.streams.get(entry["uuid"])
+            stream = self.streams.get((entry["uuid"], OTHER[entry["role"]]))
             if stream is None or stream.peer != entry["peer"]:
                 await self._refuse(entry, self._became(entry))
             elif stream.attaching:
@@ -151,7 +156,7 @@ class Agent:
                 await self._refuse(entry, "bad_proof")
 
     def _became(self, entry: dict[str, Any]) -> str:
-        code, had_bytes = self.became.get(entry["uuid"], ("unknown_stream", False))
+        code, had_bytes = self.became.get((entry["uuid"], OTHER[entry["role"]]), ("unknown_stream", False))
         return "unknown_stream" if entry.get("opening") and not had_bytes else code
 
     async def _refuse(self, entry: dict[str, Any], code: str) -> None:
@@ -179,7 +184,11 @@ class Resuming(Stream):
         self._fin_wanted = False
         self._fin_here = False  # sent under this number
         super().__init__(agent.session, _NO_NUMBER, granted=window, limit=0)
-        agent.streams[uuid] = self
+        agent.streams[self.name] = self
+
+    @property
+    def name(self) -> Name:
+        return self.uuid, self.role
 
     @property
     def is_fresh(self) -> bool:
@@ -240,7 +249,7 @@ class Resuming(Stream):
         return fields | changed
 
     def is_of_peer(self, entry: dict[str, Any]) -> bool:
-        role = "host" if self.role == "client" else "client"
+        role = OTHER[self.role]
         return (
             (entry["peer"], entry["service"], entry["role"]) == (self.peer, self.agent.service, role)
             and hmac.compare_digest(entry["proof"], proof(self.key, self.uuid, role, entry["attach"]))
@@ -252,13 +261,13 @@ class Resuming(Stream):
             await self._send(message(Type.RESET, self.number, code="bad_proof"))
             await self.agent.attach([self])
             return
-        if not self.acked <= entry["received"] <= self.sent or (entry.get("fin") and not self._fin_sent):
+        if entry["received"] > self.sent or (entry.get("fin") and not self._fin_sent):
             await self._refuse("offset_mismatch")
             return
         self.attach_taken = entry["attach"]
         self._acknowledged(entry["received"])
-        self.replayed += self.sent - entry["received"]
-        self._next, self.limit = entry["received"], entry["limit"]
+        self.replayed += self.sent - self.acked
+        self._next, self.limit = self.acked, entry["limit"]
         self.finished = self.finished or bool(entry.get("fin"))
         self.joined, self.attaching, self.opening = True, False, False
         self.attached += 1
@@ -322,8 +331,8 @@ class Resuming(Stream):
     async def _run(self) -> None:
         while self._reset is None and not (self.finished and self.peer_finished):
             await self._step()
-        del self.agent.streams[self.uuid]
-        self.agent.became[self.uuid] = (self._reset or "closed", self.received > 0)
+        del self.agent.streams[self.name]
+        self.agent.became[self.name] = (self._reset or "closed", self.received > 0)
 
     async def _step(self) -> None:
         leg = self.session, self.number

@@ -117,6 +117,19 @@ async def test_asked(ends: tuple[Agent, Agent]) -> None:
     await finish(here, there)
 
 
+async def test_both_ends_in_one_process(ends: tuple[Agent, Agent]) -> None:
+    """A process that is both ends of a stream attaches both, and one of them alone is told that the other is gone."""
+    _, agent = ends
+    here, there = await pair((agent, agent), b"early")
+    await agent.connect()
+    await there.until(lambda: there.attached == 1)
+    assert await there.read_exactly(5) == b"early"
+    await there.stop()
+    del agent.streams[there.name]
+    await agent.connect()
+    assert await here.reset_code() == "unknown_stream"
+
+
 async def test_waits_for_the_peer(ends: tuple[Agent, Agent]) -> None:
     """An entry waits until the process that it names has a session."""
     here, there = await pair(ends)
@@ -136,7 +149,7 @@ async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
     client, host = ends
     here, there = await pair(ends)
     await there.stop()
-    del host.streams[there.uuid]
+    del host.streams[there.name]
     await client.connect()
     assert await here.reset_code() == "unknown_stream"
 
@@ -144,8 +157,8 @@ async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
     client.session.deaf = True
     await there.session.send(message(Type.RESET, there.number, code="host_timeout"))
     await there.stop()
-    del host.streams[there.uuid]
-    host.became[there.uuid] = ("host_timeout", False)
+    del host.streams[there.name]
+    host.became[there.name] = ("host_timeout", False)
     await client.connect()
     assert await here.reset_code() == "host_timeout"
 
@@ -165,8 +178,8 @@ async def test_closed(ends: tuple[Agent, Agent]) -> None:
 
     here, there = await pair(ends)
     await there.stop()
-    del host.streams[there.uuid]
-    host.became[there.uuid] = ("closed", True)
+    del host.streams[there.name]
+    host.became[there.name] = ("closed", True)
     await client.connect()
     assert await here.reset_code() == "offset_mismatch"
 

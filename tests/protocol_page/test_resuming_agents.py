@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import pytest
 
-from .codec import WAIT, Type, message
+from .codec import WAIT, Session, Type, message
 from .resume import Agent, Resuming
 from .world import MIB, Line, World, agent_connect, agent_host, echo, line, sha
 
@@ -118,11 +118,11 @@ async def rejoined(stream: Resuming, times: int) -> None:
     assert stream.attached == times
 
 
-async def refusal(client: Agent, entry: dict[str, Any]) -> str:
+async def refusal(session: Session, entry: dict[str, Any]) -> str:
     """The code that an entry is refused with, which is sent under a number of its own."""
-    number = client.session.number()
-    await client.session.send(message(Type.ATTACH, streams=[{**entry, "number": number}]))
-    queue = client.session.queue(number)
+    number = session.number()
+    await session.send(message(Type.ATTACH, streams=[{**entry, "number": number}]))
+    queue = session.queue(number)
     async with asyncio.timeout(WAIT):
         while (frame := await queue.get()) is not None and frame.type is Type.ATTACH:
             pass  # the relay joins the two: only the other end can judge the proof
@@ -138,11 +138,10 @@ async def forged(client: Agent, stack: AsyncExitStack) -> None:
     await client.connect()
     await rejoined(stream, 1)
     await client.lose()
-    stranger = await stack.enter_async_context(Agent(client.port))
+    stranger = await stack.enter_async_context(await Session.start("127.0.0.1", client.port))
     assert await refusal(stranger, stream.entry()) == "unknown_stream"
-    thief = await stack.enter_async_context(Agent(client.port))
-    thief.secret = client.secret
-    await thief.connect()
+    # Not an Agent: that would tell the host, which asks it, that there is no such stream.
+    thief = await stack.enter_async_context(await Session.start("127.0.0.1", client.port, client.secret))
     assert await refusal(thief, stream.entry(proof=secrets.token_hex(32))) == "bad_proof"
     assert await refusal(thief, old) == "bad_proof"
     await client.connect()
@@ -183,7 +182,7 @@ async def unknown(client: Agent, *, opening: bool) -> None:
     """The host has no stream of this name."""
     stream = await client.open(b"early")
     assert await stream.read_exactly(5) == b"early"
-    del client.streams[stream.uuid]
+    del client.streams[stream.name]
     await client.lose()
     lost = Resuming(client, "client", secrets.token_hex(16), 65_536)
     lost.secret, lost.key, lost.peer, lost.opening = stream.secret, stream.key, stream.peer, opening
@@ -355,6 +354,6 @@ async def opening_client(host: Agent, way: Line, program: Program, *, known: boo
 async def forgotten(host: Agent, program: Program) -> None:
     stream = await opened(host, program)
     await stream.stop()
-    del host.streams[stream.uuid]
+    del host.streams[stream.name]
     await host.connect()
     await program.is_reset()
