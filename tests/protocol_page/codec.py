@@ -370,6 +370,7 @@ class Session:
         self.close: Closed | None = None
         self.streams: list[Stream] = []
         self.deaf = False  # what comes is lost
+        self.ignores: Type | None = None
         self.deaf_after: Type | None = None  # what comes behind the next frame of this type is lost
         self._last = -1
         self._queues: dict[int, asyncio.Queue[Frame | None]] = {}
@@ -465,7 +466,7 @@ class Session:
         try:
             while True:
                 for frame in decode(await self.socket.receive()):
-                    if not self.deaf:
+                    if not self.deaf and frame.type is not self.ignores:
                         await self._received(frame)
                         self.deaf |= frame.type is self.deaf_after
         except Closed as closed:

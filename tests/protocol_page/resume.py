@@ -8,6 +8,7 @@ import hmac
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from .codec import BLOCKED, MAX_DATA, Closed, Frame, Session, Stream, Type, early, host_id, message
@@ -31,6 +32,15 @@ Name = tuple[str, str]
 OTHER: Final = {"client": "host", "host": "client"}
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What became of a stream with ``peer``, and whether a byte of that had come."""
+
+    code: str
+    peer: str
+    heard: bool
+
+
 class Agent:
     """A process: its secret, the session that it has now, and its streams, which outlive sessions."""
 
@@ -41,7 +51,7 @@ class Agent:
         self.secret = secrets.token_bytes(32)
         self.process = process_of(self.secret)
         self.streams: dict[Name, Resuming] = {}
-        self.became: dict[Name, tuple[str, bool]] = {}  # streams that ended: the code, and whether a byte had come
+        self.became: dict[Name, Ended] = {}
         self._session: Session | None = None
         self._asked: asyncio.Task[None] | None = None
         self._offers = False
@@ -156,8 +166,10 @@ class Agent:
                 await self._refuse(entry, "bad_proof")
 
     def _became(self, entry: dict[str, Any]) -> str:
-        code, had_bytes = self.became.get((entry["uuid"], OTHER[entry["role"]]), ("unknown_stream", False))
-        return "unknown_stream" if entry.get("opening") and not had_bytes else code
+        ended = self.became.get((entry["uuid"], OTHER[entry["role"]]))
+        if ended is None or ended.peer != entry["peer"] or (entry.get("opening") and not ended.heard):
+            return "unknown_stream"
+        return ended.code
 
     async def _refuse(self, entry: dict[str, Any], code: str) -> None:
         await self.session.send(message(Type.RESET, code=code, uuid=entry["uuid"], process=entry["peer"]))
@@ -277,7 +289,7 @@ class Resuming(Stream):
     async def _told_reset(self, code: str) -> None:
         if self.attaching and self.opening and code == "unknown_stream":
             await self.open()
-        elif self.attaching and self.opening and code == "peer_restarted":
+        elif self.attaching and self.opening and code in {"peer_restarted", "closed"}:
             self._reset = "open_interrupted"
         elif code == "closed" and self.attaching and self._fin_sent and self.peer_finished:
             self.finished = True
@@ -332,7 +344,7 @@ class Resuming(Stream):
         while self._reset is None and not (self.finished and self.peer_finished):
             await self._step()
         del self.agent.streams[self.name]
-        self.agent.became[self.name] = (self._reset or "closed", self.received > 0)
+        self.agent.became[self.name] = Ended(self._reset or "closed", self.peer, self.received > 0)
 
     async def _step(self) -> None:
         leg = self.session, self.number

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from .codec import Frame, Reset, Type, message
-from .resume import Agent, Resuming
+from .resume import Agent, Ended, Resuming
 from .world import MIB, World, sha
 
 DATA = MIB[:300_000]
@@ -104,16 +104,27 @@ async def test_lower_limit(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_asked(ends: tuple[Agent, Agent]) -> None:
-    """An end that is asked attaches, though its leg was not lost; what comes under the old numbers is ignored."""
+    """An end that is asked attaches, though it never heard of a loss; what comes under its old number is ignored."""
+    client, host = ends
     here, there = await pair(ends)
     before = there.number
-    await ends[0].attach([here])
+    host.session.ignores = Type.GONE
+    await client.connect()
     await there.until(lambda: there.attached == 1)
     await here.until(lambda: here.attached == 1)
     assert there.number > before
-    await ends[1].session.send(message(Type.RESET, before, code="busy"), Frame(Type.FIN, before, 0))
+    await host.session.send(message(Type.RESET, before, code="busy"), Frame(Type.FIN, before, 0))
     await here.write(b"x")
     assert await there.read_exactly(1) == b"x"
+    await finish(here, there)
+
+
+async def test_attached_without_a_loss(ends: tuple[Agent, Agent]) -> None:
+    """An end that attaches gives the stream's older number up, and the other end follows."""
+    here, there = await pair(ends)
+    await ends[0].attach([here])
+    await there.until(lambda: there.attached == 1)
+    await here.until(lambda: here.attached == 1)
     await finish(here, there)
 
 
@@ -158,7 +169,7 @@ async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
     await there.session.send(message(Type.RESET, there.number, code="host_timeout"))
     await there.stop()
     del host.streams[there.name]
-    host.became[there.name] = ("host_timeout", False)
+    host.became[there.name] = Ended("host_timeout", there.peer, heard=False)
     await client.connect()
     assert await here.reset_code() == "host_timeout"
 
@@ -179,7 +190,7 @@ async def test_closed(ends: tuple[Agent, Agent]) -> None:
     here, there = await pair(ends)
     await there.stop()
     del host.streams[there.name]
-    host.became[there.name] = ("closed", True)
+    host.became[there.name] = Ended("closed", there.peer, heard=True)
     await client.connect()
     assert await here.reset_code() == "offset_mismatch"
 

@@ -70,6 +70,7 @@ async def test_agent_host_goes_on(world: World, tmp_path: Path, stack: AsyncExit
 
     async def client_leg() -> None:
         client.session.deaf = True
+        stream.window = 8192  # the entry's limit is lower than the one before
         await client.connect()
 
     async def host_leg() -> None:
@@ -102,6 +103,7 @@ async def test_agent_host_answers(world: World, tmp_path: Path, stack: AsyncExit
     behind = await stack.enter_async_context(service())
     await stack.enter_async_context(agent_host(world, tmp_path, behind.port, *DRAIN))
     await forged(client, stack)
+    await end_again(client, behind)
     await closed(client, behind)
     await opening_goes_on(client, behind)
     for opening in (True, False):
@@ -151,6 +153,20 @@ async def forged(client: Agent, stack: AsyncExitStack) -> None:
     await echoed(stream, b"b")
     await stream.finish()
     assert await stream.read_all() == b""
+    await stream.closed()
+
+
+async def end_again(client: Agent, behind: Service) -> None:
+    """The host's FIN is lost."""
+    stream = await client.open(b"a")
+    assert await stream.read_exactly(1) == b"a"
+    client.session.deaf = True
+    await stream.write(b"leave")
+    await behind.hears(b"leave")
+    await asyncio.sleep(0.03)
+    await client.connect()
+    assert await stream.read_all() == b""
+    await stream.finish()
     await stream.closed()
 
 
@@ -252,6 +268,7 @@ async def test_agent_connect_goes_on(world: World, tmp_path: Path, stack: AsyncE
 
     async def host_leg() -> None:
         host.session.deaf = True
+        stream.window = 8192  # the entry's limit is lower than the one before
         await host.connect()
 
     async def relay() -> None:
