@@ -1,0 +1,111 @@
+"""What can break between two agents, each as something that strikes a rig and then is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from tests.faults.proxy import Cut, Into, Way
+from tests.faults.rig import Leg, Rig, Who
+from tests.net.harness import Process
+
+__all__ = ["CutLeg", "Fault", "RestartRelay", "Starve", "Stop", "random_cut"]
+
+
+class Fault(Protocol):
+    """One fault of a plan; ``str`` of it says everything about it."""
+
+    async def strike(self, rig: Rig) -> None:
+        """Break it; returns when the cause is over, the effect may last."""
+        ...
+
+
+@dataclass(frozen=True)
+class RestartRelay:
+    """The relay ends by a signal and is started again ``down`` seconds later."""
+
+    number: signal.Signals
+    down: float
+
+    async def strike(self, rig: Rig) -> None:
+        await rig.restart_relay(self.number, self.down)
+
+    def __str__(self) -> str:
+        return f"{self.number.name} to the relay, started again {self.down:.2f} s later"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A process stands still: SIGSTOP, and SIGCONT ``seconds`` later."""
+
+    who: Who
+    seconds: float
+
+    async def strike(self, rig: Rig) -> None:
+        with _stopped(rig.process(self.who)):
+            await asyncio.sleep(self.seconds)
+
+    def __str__(self) -> str:
+        return f"SIGSTOP of the {self.who} for {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True)
+class Starve:
+    """A process gets a fifth of its processor for a while, as on a machine that is too busy."""
+
+    who: Who
+    seconds: float
+
+    async def strike(self, rig: Rig) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.seconds
+        while loop.time() < until:
+            with _stopped(rig.process(self.who)):
+                await asyncio.sleep(0.08)
+            await asyncio.sleep(0.02)
+
+    def __str__(self) -> str:
+        return f"a CPU stall of the {self.who} for {self.seconds:.2f} s"
+
+
+@contextmanager
+def _stopped(process: Process) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@dataclass(frozen=True)
+class CutLeg:
+    """A leg is cut at an exact byte, or eats; ``both`` cuts the other leg at the same moment. It waits for its byte."""
+
+    leg: Leg
+    cut: Cut
+    both: bool = False
+    wait: float = 60.0  # seconds without enough bytes, after which it strikes as it is
+
+    async def strike(self, rig: Rig) -> None:
+        struck = rig.legs[self.leg].add(self.cut)
+        await asyncio.wait({struck}, timeout=self.wait)
+        if not struck.done():
+            struck.cancel()
+            rig.legs[self.leg].cut_now()
+        if self.both:
+            rig.legs["client" if self.leg == "host" else "host"].cut_now()
+        await asyncio.sleep(self.cut.eats)
+
+    def __str__(self) -> str:
+        return f"a cut of {'both legs' if self.both else f'the leg of the {self.leg}'}: {self.leg} {self.cut}"
+
+
+def random_cut(choice: random.Random, into: Into, least: int, most: int, eats: float = 0.0) -> Cut:
+    """A cut of a random way, byte and place."""
+    way: Way = "up" if choice.random() < 0.5 else "down"
+    return Cut(way, choice.randint(least, most), into, choice.randrange(1 << 16), eats)

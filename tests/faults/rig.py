@@ -1,0 +1,96 @@
+"""Relay, host agent and client agent as processes, each agent behind a proxy that breaks on command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from tests.faults.proxy import FaultProxy, fault_proxy
+from tests.net.harness import Network, Process, Relay
+
+__all__ = ["Leg", "Rig", "Who", "rig"]
+
+Leg = Literal["host", "client"]
+Who = Literal["relay", "host", "client"]
+
+_LOST: Final = "Lost the session with the relay"
+_BACK: Final = "The session with the relay is back"
+_CODE: Final = re.compile(r"\[([a-z_]+)\]$", re.MULTILINE)
+
+
+class Rig:
+    """What a fault can break: ``legs`` are the ways of the agents to the relay; ``port`` leads to the service."""
+
+    def __init__(self, relay: Relay, legs: dict[Leg, FaultProxy]) -> None:
+        self.relay = relay
+        self.legs = legs
+        self.agents: dict[Leg, Process] = {}
+        self.port = 0
+        self.restarts: list[float] = []  # seconds that each start of the relay took
+        self.earlier = ""  # what relays that have ended had printed
+        self._restarting = asyncio.Lock()
+
+    def process(self, who: Who) -> Process:
+        return self.relay.running if who == "relay" else self.agents[who]
+
+    async def restart_relay(self, number: signal.Signals, down: float) -> None:
+        """End the relay by a signal and start it again, on the same port and database, ``down`` seconds later."""
+        async with self._restarting:
+            loop = asyncio.get_running_loop()
+            self.relay.running.send_signal(number)
+            await self.relay.running.ended()
+            self.earlier += self.relay.running.text
+            await asyncio.sleep(down)
+            began = loop.time()
+            await self.relay.start()
+            self.restarts.append(loop.time() - began)
+
+    @property
+    def lost(self) -> int:
+        """How often an agent lost its session."""
+        return sum(agent.err.count(_LOST) for agent in self.agents.values())
+
+    @property
+    def back(self) -> int:
+        """How often an agent got it back."""
+        return sum(agent.err.count(_BACK) for agent in self.agents.values())
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes that the client's agent told of."""
+        return _CODE.findall(self.agents["client"].err)
+
+    def logs(self, most: int = 6000) -> str:
+        """The end of what each process printed."""
+        texts = {"relay": self.earlier + self.relay.running.text}
+        texts |= {name: agent.text for name, agent in self.agents.items()}
+        return "\n".join(f"--- {name}\n{text[-most:]}" for name, text in texts.items())
+
+
+@asynccontextmanager
+async def rig(folder: Path, service_port: int, *options: str) -> AsyncIterator[Rig]:
+    """Everything up until the block ends, with a service at ``service_port``; ``options`` are the client agent's."""
+    async with contextlib.AsyncExitStack() as ending:
+        relay = Relay(folder)
+        ending.callback(lambda: relay.stop(signal.SIGKILL))
+        await relay.start()
+        proxies = [await ending.enter_async_context(fault_proxy(relay.address.port)) for _ in range(2)]
+        made = Rig(relay, {"host": proxies[0], "client": proxies[1]})
+        networks = {leg: _network(folder / leg, relay, proxy.url) for leg, proxy in made.legs.items()}
+        for network in networks.values():
+            ending.callback(network.stop)
+        service = await networks["host"].service()
+        made.agents["host"] = await networks["host"].host(service, service_port)
+        made.agents["client"], made.port = await networks["client"].connect(service, *options)
+        yield made
+
+
+def _network(folder: Path, relay: Relay, url: str) -> Network:
+    folder.mkdir()
+    return Network(folder, url, relay.token)

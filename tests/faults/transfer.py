@@ -1,0 +1,285 @@
+"""Seeded pseudo-random bytes in both directions of many TCP connections at once, compared byte by byte as they arrive.
+
+A service and its users in one process. A comparison with the bytes that were to come says what a digest says, where
+they begin to differ besides, and costs a tenth of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import socket
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.net.harness import KIB
+from tests.net.tcp import Tcp, service
+
+__all__ = ["Exchange", "Flow", "NotOpenedError", "TransferError", "Transfers", "transfers"]
+
+_CHUNK: Final = 64 * KIB
+#: Bytes after which the data repeats: a prime, so that no loss or repetition of a round number of bytes goes unseen.
+_PERIOD: Final = 4_194_319
+_BUFFER: Final = 256 * KIB  # of a socket in the kernel, so that "sent" and "received" are not far from the tunnel
+_NUMBER: Final = 4  # bytes of what a user says first: which exchange it is
+_LOOK: Final = 0.25  # seconds between looks for a stall
+
+
+class TransferError(Exception):
+    """Bytes differ, are missing or came twice, a stream was reset, or nothing moved for too long."""
+
+
+class NotOpenedError(TransferError):
+    """A connection was reset before a byte came through."""
+
+
+class Data:
+    """Bytes without an end, made of one seed; every flow begins at a place of its own."""
+
+    def __init__(self, seed: int) -> None:
+        block = random.Random(seed).randbytes(_PERIOD)
+        self._bytes = block + block[:_CHUNK]
+        self._view = memoryview(self._bytes)
+
+    def piece(self, begin: int, size: int) -> memoryview:
+        """``size`` bytes from ``begin`` on, at most ``_CHUNK``."""
+        begin %= _PERIOD
+        return self._view[begin : begin + size]
+
+    def first_difference(self, begin: int, chunk: memoryview) -> int | None:
+        """How many bytes of ``chunk`` are those from ``begin`` on; ``None``: all."""
+        begin %= _PERIOD
+        expected, got = self._bytes[begin : begin + len(chunk)], bytes(chunk)
+        if expected == got:
+            return None
+        return next(at for at, (one, other) in enumerate(zip(expected, got, strict=True)) if one != other)
+
+
+@dataclass
+class Flow:
+    """One direction of one exchange. Rates are bytes a second, 0 is as fast as it goes."""
+
+    name: str
+    begin: int
+    size: int
+    rate: float = 0.0
+    read_rate: float = 0.0
+    sent: int = 0
+    received: int = 0
+    done: bool = False
+    last: float = 0.0  # when something arrived
+    longest: float = 0.0  # seconds without a byte, its reader's own waits left out
+
+    async def send(self, tcp: Tcp, data: Data) -> None:
+        """Send all of it, then end this direction."""
+        began = asyncio.get_running_loop().time()
+        with self.told():
+            while self.sent < self.size:
+                # A few pieces a second at the least, however slow.
+                most = min(_CHUNK, max(KIB, int(self.rate / 20))) if self.rate else _CHUNK
+                piece = data.piece(self.begin + self.sent, min(most, self.size - self.sent))
+                await tcp.send(piece)
+                self.sent += len(piece)
+                await _pace(began, self.sent, self.rate)
+            tcp.finish()
+
+    async def receive(self, tcp: Tcp, data: Data, transfers: Transfers) -> None:
+        """Compare what arrives, until it ends as it should."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with self.told():
+            async for chunk in tcp.chunks():
+                self._arrived(loop.time())
+                differs = data.first_difference(self.begin + self.received, chunk)
+                if differs is not None:
+                    raise TransferError(f"{self} differs from byte {self.received + differs} on")
+                self.received += len(chunk)
+                if self.received > self.size:
+                    raise TransferError(f"{self} has more than its {self.size} bytes")
+                transfers.arrived(len(chunk))
+                if self.read_rate:
+                    await _pace(began, self.received, self.read_rate)
+                    self.last = loop.time()
+        self._arrived(loop.time())
+        if self.received < self.size:
+            raise TransferError(f"{self} ended cleanly after {self.received} of {self.size} bytes")
+        self.done = True
+
+    def _arrived(self, now: float) -> None:
+        self.longest = max(self.longest, now - self.last)
+        self.last = now
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Say which flow it was whose connection broke."""
+        try:
+            yield
+        except ConnectionError as error:
+            told = f"{self} broke ({type(error).__name__}), {self.sent} sent, {self.received} received of {self.size}"
+            raise TransferError(told) from error
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Exchange:
+    """One connection of a user: both directions at once."""
+
+    up: Flow
+    down: Flow
+    served: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def flows(self) -> tuple[Flow, Flow]:
+        return self.up, self.down
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte has come through."""
+        return any(flow.received for flow in self.flows)
+
+
+class Transfers:
+    """The service at ``port``, and its users. ``patience``: seconds without a byte that are a stall."""
+
+    def __init__(self, seed: int, patience: float) -> None:
+        self.port = 0
+        self.moved = 0  # bytes that arrived, both directions and all exchanges together
+        self.longest = 0.0  # seconds: the longest pause of any finished exchange
+        self.running: dict[int, Exchange] = {}
+        self._data = Data(seed)
+        self._patience = patience
+        self._numbers = itertools.count(1)
+        self._marks: list[tuple[int, asyncio.Future[None]]] = []
+        self._begins = random.Random(seed + 1)
+
+    def arrived(self, count: int) -> None:
+        self.moved += count
+        if self._marks and self.moved >= self._marks[0][0]:
+            _, mark = self._marks.pop(0)
+            if not mark.done():
+                mark.set_result(None)
+
+    async def reached(self, total: int) -> None:
+        """Return as soon as so many bytes have arrived in all."""
+        if self.moved < total:
+            mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._marks.append((total, mark))
+            self._marks.sort(key=lambda entry: entry[0])
+            await mark
+
+    async def exchange(
+        self, port: int, size: int, down: int | None = None, *, rate: float = 0.0, read_rate: float = 0.0
+    ) -> Exchange:
+        """Reach the service by ``port``: ``size`` bytes to it and ``down`` back, or as many; raises ``TransferError``.
+
+        ``read_rate`` is that of the user, who reads what comes back.
+        """
+        number = next(self._numbers)
+        begins = self._begins.randrange(_PERIOD), self._begins.randrange(_PERIOD)
+        exchange = Exchange(
+            Flow(f"stream {number} up", begins[0], size, rate),
+            Flow(f"stream {number} down", begins[1], size if down is None else down, rate, read_rate),
+        )
+        for flow in exchange.flows:
+            flow.last = asyncio.get_running_loop().time()
+        self.running[number] = exchange
+        use = asyncio.create_task(self._use(port, number, exchange))
+        try:
+            while not (await asyncio.wait({use}, timeout=_LOOK))[0]:
+                self._look(exchange)
+            await use
+        except TransferError as error:
+            if isinstance(error.__cause__, ConnectionError) and not exchange.begun:
+                raise NotOpenedError(str(error)) from error
+            raise
+        finally:
+            use.cancel()
+            await asyncio.gather(use, return_exceptions=True)
+            del self.running[number]
+            exchange.served.cancel()
+        self.longest = max(self.longest, *(flow.longest for flow in exchange.flows))
+        return exchange
+
+    async def _use(self, port: int, number: int, exchange: Exchange) -> None:
+        with exchange.up.told():
+            tcp = await Tcp.connect(port)
+        async with tcp:
+            _tune(tcp)
+
+            async def send() -> None:
+                with exchange.up.told():
+                    await tcp.send(number.to_bytes(_NUMBER, "big"))
+                await exchange.up.send(tcp, self._data)
+
+            await _together(send(), exchange.down.receive(tcp, self._data, self), _done(exchange.served))
+
+    async def serve(self, tcp: Tcp) -> None:
+        """The service's side of one connection."""
+        _tune(tcp)
+        first = b"".join([bytes(chunk) async for chunk in tcp.chunks(_NUMBER)])
+        exchange = self.running.get(int.from_bytes(first, "big"))
+        if exchange is None:  # its user has gone, or has failed and said so
+            tcp.reset()
+            return
+        try:
+            await _together(exchange.up.receive(tcp, self._data, self), exchange.down.send(tcp, self._data))
+        except TransferError as error:
+            tcp.reset()
+            if not exchange.served.done():
+                exchange.served.set_exception(error)
+        else:
+            if not exchange.served.done():
+                exchange.served.set_result(None)
+
+    def _look(self, exchange: Exchange) -> None:
+        """Fail when a flow that has not ended stands still for too long."""
+        now = asyncio.get_running_loop().time()
+        for flow in exchange.flows:
+            if not flow.done and now - flow.last > self._patience:
+                raise TransferError(
+                    f"{flow} stands still for {self._patience:g} s, {flow.sent} sent, {flow.received} received"
+                )
+
+
+def _tune(tcp: Tcp) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        tcp.sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+
+
+async def _pace(began: float, done: int, rate: float) -> None:
+    """Sleep until ``done`` bytes since ``began`` are no more than the rate."""
+    if rate and (ahead := began + done / rate - asyncio.get_running_loop().time()) > 0:
+        await asyncio.sleep(ahead)
+
+
+async def _done(future: asyncio.Future[None]) -> None:
+    await future
+
+
+async def _together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run all; the first failure ends the others and is raised as it is."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+
+@asynccontextmanager
+async def transfers(seed: int, patience: float) -> AsyncIterator[Transfers]:
+    """A service that compares, as long as the block runs."""
+    made = Transfers(seed, patience)
+    async with service(made.serve) as running:
+        made.port = running.port
+        yield made
