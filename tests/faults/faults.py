@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 from tests.faults.proxy import Cut, Into, Way
 from tests.faults.rig import Leg, Rig, Who
 from tests.net.harness import Process
 
-__all__ = ["CutLeg", "Fault", "RestartRelay", "Starve", "Stop", "random_cut"]
+__all__ = ["CutLeg", "Fault", "RestartRelay", "Starve", "Stop", "fresh_cut", "random_cut"]
 
 
 class Fault(Protocol):
@@ -107,5 +108,11 @@ class CutLeg:
 
 def random_cut(choice: random.Random, into: Into, least: int, most: int, eats: float = 0.0) -> Cut:
     """A cut of a random way, byte and place."""
-    way: Way = "up" if choice.random() < 0.5 else "down"
+    way: Way = choice.choice(get_args(Way))
     return Cut(way, choice.randint(least, most), into, choice.randrange(1 << 16), eats)
+
+
+def fresh_cut(choice: random.Random, into: Into) -> Cut:
+    """One in the first bytes of a new session: in its HTTP head, its first WebSocket head or HELLO's or WELCOME's."""
+    after = choice.randint(1, 120) if into == "bytes" else 0
+    return dataclasses.replace(random_cut(choice, into, after, after), fresh=True)

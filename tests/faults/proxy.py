@@ -36,7 +36,8 @@ class Cut:
     """Both ends of a connection are reset: after ``after`` more bytes of ``way``, at the next place that fits ``into``.
 
     The bytes before that place arrive, those behind it do not. ``by`` chooses the byte of a head or header. With
-    ``eats`` everything in both ways is eaten for so many seconds first, while new connections pass.
+    ``eats`` everything in both ways is eaten for so many seconds first, while new connections pass. A ``fresh`` one
+    is for the first bytes of a session: the tunnel that is there is reset, and the next one cut.
     """
 
     way: Way
@@ -44,6 +45,7 @@ class Cut:
     into: Into = "bytes"
     by: int = 0
     eats: float = 0.0
+    fresh: bool = False
 
     def place(self, head: Head) -> int:
         """The position behind the last byte that passes, somewhere inside ``head`` or the header behind it."""
@@ -53,8 +55,9 @@ class Cut:
 
     def __str__(self) -> str:
         where = {"bytes": "", "head": " inside a WebSocket head", "frame": " inside a frame's header"}[self.into]
-        eats = f", after eating for {self.eats:g} s" if self.eats else ""
-        return f"{self.way}, {self.after} bytes on{where}{eats}"
+        eats = f", after eating for {self.eats:.2f} s" if self.eats else ""
+        fresh = " of a new session" if self.fresh else ""
+        return f"{self.way}, {self.after} bytes on{where}{fresh}{eats}"
 
 
 class _Path:
@@ -199,10 +202,12 @@ class FaultProxy:
     def add(self, cut: Cut) -> asyncio.Future[None]:
         """Strike the tunnel that is there, or the next one; the future is done when it has."""
         struck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._wires and self._wires[-1].cut is None:
+        if self._wires and self._wires[-1].cut is None and not cut.fresh:
             self._wires[-1].arm(cut, struck)
         else:
             self._waiting.append((cut, struck))
+        if cut.fresh:
+            self.cut_now()
         return struck
 
     def cut_now(self) -> None:

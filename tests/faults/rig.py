@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tests.faults.proxy import FaultProxy, fault_proxy
+from tests.faults.transfer import Transfers
 from tests.net.harness import Network, Process, Relay
 
 __all__ = ["Leg", "Rig", "Who", "rig"]
@@ -21,18 +22,21 @@ Who = Literal["relay", "host", "client"]
 
 _LOST: Final = "Lost the session with the relay"
 _BACK: Final = "The session with the relay is back"
+_END: Final = 60.0  # seconds for a relay to end; one that stands still does so when it goes on
 _CODE: Final = re.compile(r"\[([a-z_]+)\]$", re.MULTILINE)
 
 
 class Rig:
-    """What a fault can break: ``legs`` are the ways of the agents to the relay; ``port`` leads to the service."""
+    """What a fault can break: ``legs`` are the ways of the agents to the relay; ``port`` leads to ``through``."""
 
-    def __init__(self, relay: Relay, legs: dict[Leg, FaultProxy]) -> None:
+    def __init__(self, through: Transfers, relay: Relay, legs: dict[Leg, FaultProxy]) -> None:
+        self.through = through
         self.relay = relay
         self.legs = legs
         self.agents: dict[Leg, Process] = {}
         self.port = 0
         self.restarts: list[float] = []  # seconds that each start of the relay took
+        self.refused: list[tuple[float, str]] = []  # connections that were reset before they were open, and when
         self.earlier = ""  # what relays that have ended had printed
         self._restarting = asyncio.Lock()
 
@@ -44,7 +48,7 @@ class Rig:
         async with self._restarting:
             loop = asyncio.get_running_loop()
             self.relay.running.send_signal(number)
-            await self.relay.running.ended()
+            await self.relay.running.ended(wait=_END)
             self.earlier += self.relay.running.text
             await asyncio.sleep(down)
             began = loop.time()
@@ -63,8 +67,8 @@ class Rig:
 
     @property
     def codes(self) -> list[str]:
-        """The codes that the client's agent told of."""
-        return _CODE.findall(self.agents["client"].err)
+        """The codes that agents told of."""
+        return [code for agent in self.agents.values() for code in _CODE.findall(agent.err)]
 
     def logs(self, most: int = 6000) -> str:
         """The end of what each process printed."""
@@ -74,19 +78,19 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(folder: Path, service_port: int, *options: str) -> AsyncIterator[Rig]:
-    """Everything up until the block ends, with a service at ``service_port``; ``options`` are the client agent's."""
+async def rig(folder: Path, through: Transfers, *options: str) -> AsyncIterator[Rig]:
+    """Everything up until the block ends; ``options`` are the client agent's."""
     async with contextlib.AsyncExitStack() as ending:
         relay = Relay(folder)
         ending.callback(lambda: relay.stop(signal.SIGKILL))
         await relay.start()
         proxies = [await ending.enter_async_context(fault_proxy(relay.address.port)) for _ in range(2)]
-        made = Rig(relay, {"host": proxies[0], "client": proxies[1]})
+        made = Rig(through, relay, {"host": proxies[0], "client": proxies[1]})
         networks = {leg: _network(folder / leg, relay, proxy.url) for leg, proxy in made.legs.items()}
         for network in networks.values():
             ending.callback(network.stop)
         service = await networks["host"].service()
-        made.agents["host"] = await networks["host"].host(service, service_port)
+        made.agents["host"] = await networks["host"].host(service, through.port)
         made.agents["client"], made.port = await networks["client"].connect(service, *options)
         yield made
 

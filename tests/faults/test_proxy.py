@@ -157,6 +157,19 @@ async def test_a_cut_waits_for_a_tunnel() -> None:
         await eventually(lambda: [len(got) for got in far.got[1:]], [50, 60])
 
 
+async def test_a_fresh_cut_is_for_the_next_tunnel() -> None:
+    """A cut of a new session resets the tunnel that is there, and strikes the next one in its first bytes."""
+    async with _line() as (proxy, far), await Tcp.connect(proxy.port) as there, await Tcp.connect(proxy.port) as next_:
+        await there.send(_REQUEST)
+        await there.receive_exactly(len(_REQUEST))
+        struck = proxy.add(Cut("up", 0, "head", fresh=True))
+        assert (await _rest(there))[1] == "reset"
+        await next_.send(_REQUEST + _frame(100))
+        await struck
+        await eventually(lambda: far.ends, ["reset", "reset"])
+        assert len(far.got[1]) == len(_REQUEST) + 1
+
+
 async def test_an_unstruck_cut_goes_to_the_next_tunnel() -> None:
     """A tunnel that ended before its cut leaves it to the next; where nobody listens a connection is reset."""
     async with _line() as (proxy, far):

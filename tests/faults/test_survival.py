@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.faults.faults import CutLeg, Fault, RestartRelay, Stop, random_cut
+from tests.faults.faults import CutLeg, Fault, RestartRelay, Stop, fresh_cut, random_cut
 from tests.faults.proxy import Into
 from tests.faults.rig import Leg, Rig, rig
 from tests.faults.transfer import Transfers, transfers
@@ -58,13 +58,9 @@ def _cuts(leg: Leg, count: int, *, both: bool = False) -> Callable[[random.Rando
     """Cuts after 50 KB to 5 MB, also in heads; in the upgrade's HTTP; in the first bytes of a new session."""
 
     def faults(choice: random.Random) -> list[Fault]:
-        intos: list[Into] = ["bytes", "head", "frame"]
+        intos: tuple[Into, ...] = get_args(Into)
         cuts = [random_cut(choice, intos[number % 3], 50_000, 5 * _MB) for number in range(count - 3)]
-        cuts += [
-            random_cut(choice, "bytes", 1, 120),
-            random_cut(choice, "head", 0, 0),
-            random_cut(choice, "frame", 0, 0),
-        ]
+        cuts += [fresh_cut(choice, into) for into in intos]
         choice.shuffle(cuts)
         return [CutLeg(leg, cut, both) for cut in cuts]
 
@@ -87,8 +83,8 @@ def _each_once(choice: random.Random) -> list[Fault]:
     return [
         Stop("relay", 0.3),
         RestartRelay(signal.SIGKILL, 0.1),
-        CutLeg("host", random_cut(choice, "frame", 0, 50_000), both=True),
-        CutLeg("client", random_cut(choice, "head", 0, 50_000, eats=0.5)),
+        CutLeg("host", fresh_cut(choice, "head"), both=True),
+        CutLeg("client", random_cut(choice, "frame", 0, 50_000, eats=0.5)),
     ]
 
 
@@ -120,7 +116,7 @@ async def through() -> AsyncIterator[Transfers]:
 
 @pytest.fixture
 async def broken(tmp_path: Path, through: Transfers) -> AsyncIterator[Rig]:
-    async with rig(tmp_path, through.port) as made:
+    async with rig(tmp_path, through) as made:
         yield made
 
 

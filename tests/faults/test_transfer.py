@@ -3,81 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import contextlib
 from typing import Final
 
 import pytest
 
-from tests.faults.transfer import NotOpenedError, TransferError, Transfers, transfers
+from tests.faults.spoiled import Ends, Spoil, Stands, damaged, fails, spoiled
+from tests.faults.transfer import NotOpenedError, TransferError, transfers
 from tests.net.harness import KIB
-from tests.net.tcp import Tcp, service
+from tests.net.tcp import Tcp, service, sink
 
 _SIZE: Final = 200 * KIB
-_AT: Final = 100 * KIB  # where the damage is
 _PATIENCE: Final = 0.5
-
-#: What becomes of the bytes that come back, given how many there were before; an error is what the line does instead.
-Spoil = Callable[[int, bytes], bytes]
-
-
-class _Ends(Exception):
-    """The line ends cleanly here."""
-
-
-class _Stands(Exception):
-    """Nothing passes from here on."""
-
-
-def _at(damage: Callable[[bytes], bytes]) -> Spoil:
-    return lambda before, chunk: damage(chunk) if before <= _AT < before + len(chunk) else chunk
-
-
-def _raise(error: Exception, at: int = _AT) -> Spoil:
-    def spoil(before: int, chunk: bytes) -> bytes:
-        if before >= at:
-            raise error
-        return chunk
-
-    return spoil
-
-
-@asynccontextmanager
-async def _way(through: Transfers, spoil: Spoil) -> AsyncIterator[int]:
-    """A port that leads to the service, and spoils what comes back."""
-
-    async def there(tcp: Tcp, far: Tcp) -> None:
-        async for chunk in tcp.chunks():
-            await far.send(chunk)
-        far.finish()
-
-    async def back(tcp: Tcp, far: Tcp) -> None:
-        before = 0
-        try:
-            async for chunk in far.chunks():
-                await tcp.send(spoil(before, bytes(chunk)))
-                before += len(chunk)
-        except _Stands:
-            await asyncio.sleep(10)
-        except ConnectionResetError:
-            tcp.reset()
-            raise
-        except _Ends:
-            pass
-        tcp.finish()
-
-    async def carry(tcp: Tcp) -> None:
-        async with await Tcp.connect(through.port) as far:
-            ways = [asyncio.create_task(way(tcp, far)) for way in (there, back)]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-
-    async with service(carry) as running:
-        yield running.port
 
 
 async def test_what_is_whole_passes() -> None:
@@ -107,18 +44,18 @@ async def test_rates_are_kept() -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (_at(lambda chunk: bytes([chunk[0] ^ 1]) + chunk[1:]), "down differs from byte"),
-        (_at(lambda chunk: chunk[1:]), "down differs from byte"),
-        (_at(lambda chunk: chunk + chunk), "down differs from byte"),
-        (_raise(_Ends()), "down ended cleanly after"),
-        (_raise(ConnectionResetError()), r"down broke \(ConnectionResetError\)"),
-        (_raise(_Stands()), "down stands still for"),
+        (damaged(lambda chunk: bytes([chunk[0] ^ 1]) + chunk[1:]), "down differs from byte"),
+        (damaged(lambda chunk: chunk[1:]), "down differs from byte"),
+        (damaged(lambda chunk: chunk + chunk), "down differs from byte"),
+        (fails(Ends()), "down ended cleanly after"),
+        (fails(ConnectionResetError()), r"down broke \(ConnectionResetError\)"),
+        (fails(Stands()), "down stands still for"),
     ],
     ids=["changed", "missing", "twice", "short", "reset", "still"],
 )
 async def test_what_is_damaged_is_told(spoil: Spoil, told: str) -> None:
     """A changed, missing or repeated byte, an early end, a reset and a stall each fail the exchange, by name."""
-    async with transfers(1, _PATIENCE) as through, _way(through, spoil) as port:
+    async with transfers(1, _PATIENCE) as through, spoiled(through, spoil) as port:
         with pytest.raises(TransferError, match=told):
             await through.exchange(port, KIB, _SIZE)
 
@@ -126,8 +63,31 @@ async def test_what_is_damaged_is_told(spoil: Spoil, told: str) -> None:
 async def test_a_refused_open_is_a_failure_of_its_own() -> None:
     """A connection that is reset before a byte came through, or not taken at all, was not opened."""
     async with transfers(1, _PATIENCE) as through:
-        async with _way(through, _raise(ConnectionResetError(), at=0)) as port:
+        async with spoiled(through, fails(ConnectionResetError(), at=0)) as port:
             with pytest.raises(NotOpenedError):
                 await through.exchange(port, 0, _SIZE)
         with pytest.raises(NotOpenedError):
             await through.exchange(port, _SIZE)
+
+
+async def test_abandoning_is_a_reset_for_the_service() -> None:
+    """A user who resets is heard as a reset by the service; a way that makes a clean end of it is a failure."""
+    async with transfers(1, _PATIENCE) as through:
+        await through.abandon(through.port, 0)
+        await through.abandon(through.port, _SIZE)
+
+        async def ends_politely(tcp: Tcp) -> None:
+            async with await Tcp.connect(through.port) as far:
+                await far.send(await tcp.receive())
+                await tcp.send(await far.receive())
+                with contextlib.suppress(ConnectionError):
+                    await tcp.receive()
+                far.finish()
+                await sink(far)
+
+        async with service(ends_politely) as line:
+            with pytest.raises(TransferError, match="was abandoned, and the service saw no reset"):
+                await through.abandon(line.port, 1)
+        async with spoiled(through, damaged(lambda chunk: chunk[1:])) as port:
+            with pytest.raises(TransferError, match="differs"):
+                await through.abandon(port, _SIZE)

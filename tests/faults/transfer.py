@@ -26,6 +26,7 @@ _CHUNK: Final = 64 * KIB
 _PERIOD: Final = 4_194_319
 _BUFFER: Final = 256 * KIB  # of a socket in the kernel, so that "sent" and "received" are not far from the tunnel
 _NUMBER: Final = 4  # bytes of what a user says first: which exchange it is
+_ENDLESS: Final = 1 << 50  # bytes of an exchange that will not end by itself
 _LOOK: Final = 0.25  # seconds between looks for a stall
 
 
@@ -73,6 +74,7 @@ class Flow:
     done: bool = False
     last: float = 0.0  # when something arrived
     longest: float = 0.0  # seconds without a byte, its reader's own waits left out
+    longest_at: float = 0.0  # when they ended
 
     async def send(self, tcp: Tcp, data: Data) -> None:
         """Send all of it, then end this direction."""
@@ -94,12 +96,7 @@ class Flow:
         with self.told():
             async for chunk in tcp.chunks():
                 self._arrived(loop.time())
-                differs = data.first_difference(self.begin + self.received, chunk)
-                if differs is not None:
-                    raise TransferError(f"{self} differs from byte {self.received + differs} on")
-                self.received += len(chunk)
-                if self.received > self.size:
-                    raise TransferError(f"{self} has more than its {self.size} bytes")
+                self.take(chunk, data)
                 transfers.arrived(len(chunk))
                 if self.read_rate:
                     await _pace(began, self.received, self.read_rate)
@@ -109,8 +106,18 @@ class Flow:
             raise TransferError(f"{self} ended cleanly after {self.received} of {self.size} bytes")
         self.done = True
 
+    def take(self, chunk: memoryview, data: Data) -> None:
+        """Compare and count."""
+        differs = data.first_difference(self.begin + self.received, chunk)
+        if differs is not None:
+            raise TransferError(f"{self} differs from byte {self.received + differs} on")
+        self.received += len(chunk)
+        if self.received > self.size:
+            raise TransferError(f"{self} has more than its {self.size} bytes")
+
     def _arrived(self, now: float) -> None:
-        self.longest = max(self.longest, now - self.last)
+        if now - self.last > self.longest:
+            self.longest, self.longest_at = now - self.last, now
         self.last = now
 
     @contextlib.contextmanager
@@ -130,8 +137,10 @@ class Flow:
 class Exchange:
     """One connection of a user: both directions at once."""
 
+    number: int
     up: Flow
     down: Flow
+    taken: bool = False  # the service has it
     served: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -150,7 +159,9 @@ class Transfers:
     def __init__(self, seed: int, patience: float) -> None:
         self.port = 0
         self.moved = 0  # bytes that arrived, both directions and all exchanges together
-        self.longest = 0.0  # seconds: the longest pause of any finished exchange
+        self.finished = 0  # exchanges that are whole
+        self.longest = 0.0  # seconds: the longest pause of any of them
+        self.longest_at = 0.0  # when it ended, on the loop's clock
         self.running: dict[int, Exchange] = {}
         self._data = Data(seed)
         self._patience = patience
@@ -180,33 +191,79 @@ class Transfers:
 
         ``read_rate`` is that of the user, who reads what comes back.
         """
+        exchange = self._begin(size, size if down is None else down, rate, read_rate)
+        try:
+            await self._watched(asyncio.create_task(self._use(port, exchange)), exchange)
+        except TransferError as error:
+            raise _named(error, exchange) from error
+        finally:
+            self._end(exchange)
+        self.finished += 1
+        for flow in exchange.flows:
+            if flow.longest > self.longest:
+                self.longest, self.longest_at = flow.longest, flow.longest_at
+        return exchange
+
+    async def _watched(self, use: asyncio.Task[None], exchange: Exchange) -> None:
+        """Fail as ``use`` does, or when a flow that has not ended stands still for too long."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not (await asyncio.wait({use}, timeout=_LOOK))[0]:
+                for flow in exchange.flows:
+                    if not flow.done and loop.time() - flow.last > self._patience:
+                        told = f"{flow.sent} sent, {flow.received} received"
+                        raise TransferError(f"{flow} stands still for {self._patience:g} s, {told}")
+            await use
+        finally:
+            use.cancel()
+            await asyncio.gather(use, return_exceptions=True)
+
+    async def abandon(self, port: int, after: int) -> None:
+        """Reset a connection once ``after`` bytes came back; raises where the service does not hear of a reset."""
+        exchange = self._begin(_ENDLESS, _ENDLESS, 0.0, 0.0)
+        down = exchange.down
+        try:
+            with down.told():
+                async with await Tcp.connect(port) as tcp:
+                    await tcp.send(exchange.number.to_bytes(_NUMBER, "big"))
+                    async for chunk in tcp.chunks(after):
+                        down.take(chunk, self._data)
+                    tcp.reset()
+            if exchange.taken:
+                await self._heard(exchange)
+        except TransferError as error:
+            raise _named(error, exchange) from error
+        finally:
+            self._end(exchange)
+
+    async def _heard(self, exchange: Exchange) -> None:
+        served, _ = await asyncio.wait({exchange.served}, timeout=self._patience)
+        if not served:
+            raise TransferError(f"{exchange.up} was abandoned, and {self._patience:g} s later the service has it still")
+        error = exchange.served.exception()
+        if error is None or not isinstance(error.__cause__, ConnectionError):
+            raise TransferError(f"{exchange.up} was abandoned, and the service saw no reset but: {error}")
+
+    def _begin(self, up: int, down: int, rate: float, read_rate: float) -> Exchange:
         number = next(self._numbers)
         begins = self._begins.randrange(_PERIOD), self._begins.randrange(_PERIOD)
         exchange = Exchange(
-            Flow(f"stream {number} up", begins[0], size, rate),
-            Flow(f"stream {number} down", begins[1], size if down is None else down, rate, read_rate),
+            number,
+            Flow(f"stream {number} up", begins[0], up, rate),
+            Flow(f"stream {number} down", begins[1], down, rate, read_rate),
         )
         for flow in exchange.flows:
             flow.last = asyncio.get_running_loop().time()
         self.running[number] = exchange
-        use = asyncio.create_task(self._use(port, number, exchange))
-        try:
-            while not (await asyncio.wait({use}, timeout=_LOOK))[0]:
-                self._look(exchange)
-            await use
-        except TransferError as error:
-            if isinstance(error.__cause__, ConnectionError) and not exchange.begun:
-                raise NotOpenedError(str(error)) from error
-            raise
-        finally:
-            use.cancel()
-            await asyncio.gather(use, return_exceptions=True)
-            del self.running[number]
-            exchange.served.cancel()
-        self.longest = max(self.longest, *(flow.longest for flow in exchange.flows))
         return exchange
 
-    async def _use(self, port: int, number: int, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
+        del self.running[exchange.number]
+        if exchange.served.done():
+            exchange.served.exception()  # seen
+        exchange.served.cancel()
+
+    async def _use(self, port: int, exchange: Exchange) -> None:
         with exchange.up.told():
             tcp = await Tcp.connect(port)
         async with tcp:
@@ -214,7 +271,7 @@ class Transfers:
 
             async def send() -> None:
                 with exchange.up.told():
-                    await tcp.send(number.to_bytes(_NUMBER, "big"))
+                    await tcp.send(exchange.number.to_bytes(_NUMBER, "big"))
                 await exchange.up.send(tcp, self._data)
 
             await _together(send(), exchange.down.receive(tcp, self._data, self), _done(exchange.served))
@@ -227,6 +284,7 @@ class Transfers:
         if exchange is None:  # its user has gone, or has failed and said so
             tcp.reset()
             return
+        exchange.taken = True
         try:
             await _together(exchange.up.receive(tcp, self._data, self), exchange.down.send(tcp, self._data))
         except TransferError as error:
@@ -237,14 +295,11 @@ class Transfers:
             if not exchange.served.done():
                 exchange.served.set_result(None)
 
-    def _look(self, exchange: Exchange) -> None:
-        """Fail when a flow that has not ended stands still for too long."""
-        now = asyncio.get_running_loop().time()
-        for flow in exchange.flows:
-            if not flow.done and now - flow.last > self._patience:
-                raise TransferError(
-                    f"{flow} stands still for {self._patience:g} s, {flow.sent} sent, {flow.received} received"
-                )
+
+def _named(error: TransferError, exchange: Exchange) -> TransferError:
+    """The same, or that the connection was not opened at all."""
+    refused = isinstance(error.__cause__, ConnectionError) and not exchange.begun
+    return NotOpenedError(str(error)) if refused else error
 
 
 def _tune(tcp: Tcp) -> None:
@@ -259,7 +314,8 @@ async def _pace(began: float, done: int, rate: float) -> None:
 
 
 async def _done(future: asyncio.Future[None]) -> None:
-    await future
+    await asyncio.wait({future})  # unlike an await of its own, this leaves it alone when it is cancelled
+    future.result()
 
 
 async def _together(*parts: Coroutine[Any, Any, None]) -> None:

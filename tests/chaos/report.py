@@ -1,0 +1,62 @@
+"""What a run has shown, in lines for a person and for docs/results.md."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+__all__ = ["Report", "Window"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A fault as it was: when it began and when its cause was over, in seconds from the start."""
+
+    kind: str
+    text: str
+    begin: float
+    end: float
+    breaks: bool  # not only what users do
+
+
+@dataclass
+class Report:
+    """Figures of one run; ``failures`` is empty where everything held."""
+
+    seed: int
+    seconds: float
+    windows: list[Window] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    moved: int = 0  # bytes that arrived and were compared, both ways
+    streams: int = 0  # connections that ended whole
+    refused: int = 0  # connections that were reset before they were open, all while something was broken
+    codes: dict[str, int] = field(default_factory=dict)  # what agents told of, and how often
+    sessions: int = 0  # sessions that were lost and came back
+    resumptions: int = 0  # streams that were open when a session came back, summed over these
+    longest: float = 0.0  # seconds without a byte of any stream
+    longest_at: float = 0.0  # when they ended
+    memory: dict[str, int] = field(default_factory=dict)  # resident bytes of each process at the end
+
+    def lines(self) -> Iterator[str]:
+        """The report."""
+        outcome = "everything held" if not self.failures else "FAILED"
+        yield f"chaos, seed {self.seed}: {self.seconds / 60:.1f} minutes, {len(self.windows)} faults, {outcome}"
+        for kind, times in collections.Counter(window.kind for window in self.windows).most_common():
+            yield f"  {times:4} {kind}"
+        rate = self.moved / self.seconds / 1e6 if self.seconds else 0.0
+        yield f"  moved {self.moved / 1e9:.2f} GB in {self.streams} whole streams, {rate:.0f} MB/s, every byte compared"
+        yield f"  {self.sessions} sessions resumed, {self.resumptions} times a stream went on over one"
+        yield f"  longest pause of a stream {self.longest:.1f} s, ended at {self.longest_at:.1f} s: {self._why()}"
+        codes = ", ".join(f"{code} {count}" for code, count in self.codes.items()) or "none"
+        yield f"  {self.refused} connections refused while something was broken; codes told: {codes}"
+        yield "  resident at the end, MiB: " + ", ".join(f"{who} {size >> 20}" for who, size in self.memory.items())
+        for failure in self.failures:
+            yield f"  FAILED: {failure}"
+
+    def _why(self) -> str:
+        """Which faults the longest pause met."""
+        begin = self.longest_at - self.longest
+        broken = [window for window in self.windows if window.breaks]
+        met = [window.text for window in broken if window.begin < self.longest_at and window.end > begin - 1]
+        return "; ".join(met) or "no fault"

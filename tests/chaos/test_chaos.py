@@ -1,0 +1,106 @@
+"""The chaos tool: its plans, what fails a run of it, and a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.chaos.plan import KINDS, Strike, make_plan
+from tests.chaos.report import Report
+from tests.chaos.run import Chaos
+from tests.faults.faults import Stop
+from tests.faults.rig import Rig
+from tests.faults.spoiled import Ends, Spoil, Stands, damaged, fails, spoiled
+from tests.faults.transfer import Transfers, transfers
+from tests.net.harness import Relay, sizes
+from tests.net.tcp import service, sink
+
+_ROOT: Final = Path(__file__).parents[2]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.chaos.run", *arguments]
+    return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_seed_reproduces_its_plan() -> None:
+    """One seed gives one plan, another gives another; each kind of fault is in a plan of some length."""
+    assert make_plan(7, 1200) == make_plan(7, 1200)
+    assert make_plan(7, 1200) != make_plan(8, 1200)
+    assert {strike.kind for strike in make_plan(7, 1200)} == KINDS.keys()
+
+
+def test_long_faults_strike_alone() -> None:
+    """No plan lets two long stops add up to more than a stream may wait, and every plan ends in time."""
+
+    def long(plan: list[Strike]) -> Iterator[tuple[float, float]]:
+        for strike in plan:
+            if isinstance(strike.fault, Stop) and strike.fault.seconds > 8:
+                yield strike.at, strike.at + strike.fault.seconds
+
+    spans = [list(long(make_plan(seed, 900))) for seed in range(100)]
+    assert sum(map(len, spans)) > 100
+    for of_one in spans:
+        assert all(begin >= end + 19 for (_, end), (begin, _) in pairwise(of_one))
+        assert all(end <= 900 for _, end in of_one)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (damaged(lambda chunk: chunk[:-1]), "differs"),
+        (fails(Ends()), "ended cleanly"),
+        (fails(ConnectionResetError()), "broke"),
+        (fails(Stands()), "stands still"),
+    ],
+    ids=["bytes", "end", "reset", "stall"],
+)
+async def test_damage_fails_a_run(spoil: Spoil, told: str, tmp_path: Path) -> None:
+    """Bytes that are missing, an early end, a reset and a stall each fail a run."""
+    async with transfers(1, 0.5) as through, spoiled(through, spoil) as port:
+        report = await _run_on(through, port, tmp_path)
+    assert any(told in failure for failure in report.failures), report.failures
+    assert "FAILED" in next(iter(report.lines()))
+
+
+async def test_a_refusal_needs_a_reason(tmp_path: Path) -> None:
+    """A connection that is not opened while nothing is broken fails a run."""
+    async with transfers(1, 0.5) as through:
+        async with service(sink) as gone:
+            pass
+        report = await _run_on(through, gone.port, tmp_path)
+    assert any("with nothing broken" in failure for failure in report.failures), report.failures
+
+
+async def _run_on(through: Transfers, port: int, folder: Path) -> Report:
+    """A run without faults and without kdispatch, whose users use that port."""
+    on = Rig(through, Relay(folder), {})
+    on.port = port
+    return await Chaos(on, [], seed=1, seconds=1.5, say=lambda _: None).run()
+
+
+def test_a_plan_is_printed() -> None:
+    """``--plan`` prints every fault of a seed and starts nothing; the report's first line says that all held."""
+    ended = _run("--minutes", "1", "--seed", "4", "--plan")
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[1:] == [str(strike) for strike in make_plan(4, 60)]
+    assert "everything held" in next(iter(Report(4, 60).lines()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("minutes", sizes(0.08, 20.0))
+def test_everything_holds(minutes: float) -> None:
+    """A run of the tool reports faults, bytes, resumptions and the longest pause, and nothing that failed."""
+    ended = _run("--minutes", str(minutes), "--seed", "5")
+    report = ended.stdout[ended.stdout.find("chaos, seed") :]
+    print(report)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for told in ("faults, everything held", "every byte compared", "sessions resumed", "longest pause"):
+        assert told in report
