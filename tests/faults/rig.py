@@ -56,6 +56,11 @@ class Rig:
             self.restarts.append(loop.time() - began)
 
     @property
+    def tunnels(self) -> int:
+        """How many WebSockets agents have begun."""
+        return sum(leg.tunnels for leg in self.legs.values())
+
+    @property
     def lost(self) -> int:
         """How often an agent lost its session."""
         return sum(agent.err.count(_LOST) for agent in self.agents.values())
