@@ -79,12 +79,11 @@ def _stop(seconds: float) -> Callable[[random.Random], list[Fault]]:
 
 
 def _each_once(choice: random.Random) -> list[Fault]:
-    """One of each kind, with waits that fit a test of a few seconds."""
+    """One of each kind, with waits that fit a test of a few seconds; every further loss would double the agents'."""
     return [
         Stop("relay", 0.3),
+        CutLeg("host", random_cut(choice, "frame", 0, 50_000), both=True),
         RestartRelay(signal.SIGKILL, 0.1),
-        CutLeg("host", fresh_cut(choice, "head"), both=True),
-        CutLeg("client", random_cut(choice, "frame", 0, 50_000, eats=0.5)),
     ]
 
 
@@ -132,7 +131,7 @@ async def _strike(faults: list[Fault], choice: random.Random, through: Transfers
             while broken.tunnels == tunnels:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.002)
             await asyncio.sleep(choice.uniform(0, 0.05))
-        tunnels = broken.tunnels
+        tunnels = -1 if isinstance(fault, Stop) else broken.tunnels  # after a stop no agent has to come back
         print(f"  at {(through.moved - first) / total:.0%}: {fault}")
         await fault.strike(broken)
 

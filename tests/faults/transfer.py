@@ -319,7 +319,10 @@ async def _done(future: asyncio.Future[None]) -> None:
 
 
 async def _together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run all; the first failure ends the others and is raised as it is."""
+    """Run all; the first failure ends the others and is raised as it is.
+
+    Of two at once it is the reset: the kernel tells of one once, and whoever asks next sees a clean end.
+    """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -327,9 +330,9 @@ async def _together(*parts: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    for error in sorted(errors, key=lambda error: not isinstance(error.__cause__, ConnectionResetError)):
+        raise error
 
 
 @asynccontextmanager
