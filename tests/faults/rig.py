@@ -23,7 +23,7 @@ Who = Literal["relay", "host", "client"]
 _LOST: Final = "Lost the session with the relay"
 _BACK: Final = "The session with the relay is back"
 _END: Final = 60.0  # seconds for a relay to end; one that stands still does so when it goes on
-_CODE: Final = re.compile(r"\[([a-z_]+)\]$", re.MULTILINE)
+_RESET: Final = re.compile(r"was reset: .*\[([a-z_]+)\]$", re.MULTILINE)
 
 
 class Rig:
@@ -72,8 +72,8 @@ class Rig:
 
     @property
     def codes(self) -> list[str]:
-        """The codes that agents told of."""
-        return [code for agent in self.agents.values() for code in _CODE.findall(agent.err)]
+        """The codes of resets that agents told of."""
+        return [code for agent in self.agents.values() for code in _RESET.findall(agent.err)]
 
     def logs(self, most: int = 6000) -> str:
         """The end of what each process printed."""
