@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import random
 import signal
 import sys
@@ -72,7 +71,7 @@ class Chaos:
         report.moved, report.streams, report.longest = through.moved, through.finished, through.longest
         report.longest_at = through.longest_at - self._began
         report.refused = len(self._rig.refused)
-        report.codes = dict(collections.Counter(self._rig.codes))
+        report.codes = dict(self._rig.codes.most_common())
         report.windows.sort(key=lambda window: window.begin)
         return report
 

@@ -161,6 +161,7 @@ class _Wire:
         else:
             await _arrived(path.to)
             self.end()
+        self._proxy.strikes += 1
         if not self.struck.done():  # who waited may have gone
             self.struck.set_result(None)
 
@@ -191,6 +192,7 @@ class FaultProxy:
     def __init__(self, to: int) -> None:
         self.port = 0
         self.tunnels = 0  # how many there have been
+        self.strikes = 0  # cuts that found their byte
         self._to = to
         self._wires: list[_Wire] = []
         self._waiting: deque[tuple[Cut, asyncio.Future[None]]] = deque()

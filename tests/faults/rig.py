@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import re
 import signal
@@ -23,7 +24,7 @@ Who = Literal["relay", "host", "client"]
 _LOST: Final = "Lost the session with the relay"
 _BACK: Final = "The session with the relay is back"
 _END: Final = 60.0  # seconds for a relay to end; one that stands still does so when it goes on
-_RESET: Final = re.compile(r"was reset: .*\[([a-z_]+)\]$", re.MULTILINE)
+_RESET: Final = re.compile(r"(A|\d+) connections? to .* reset: .*\[([a-z_]+)\]$", re.MULTILINE)
 
 
 class Rig:
@@ -61,6 +62,11 @@ class Rig:
         return sum(leg.tunnels for leg in self.legs.values())
 
     @property
+    def strikes(self) -> int:
+        """How many cuts have found their byte."""
+        return sum(leg.strikes for leg in self.legs.values())
+
+    @property
     def lost(self) -> int:
         """How often an agent lost its session."""
         return sum(agent.err.count(_LOST) for agent in self.agents.values())
@@ -71,9 +77,13 @@ class Rig:
         return sum(agent.err.count(_BACK) for agent in self.agents.values())
 
     @property
-    def codes(self) -> list[str]:
-        """The codes of resets that agents told of."""
-        return [code for agent in self.agents.values() for code in _RESET.findall(agent.err)]
+    def codes(self) -> collections.Counter[str]:
+        """How many connections were reset with which code, as the client's agent told."""
+        told: collections.Counter[str] = collections.Counter()
+        if "client" in self.agents:
+            for count, code in _RESET.findall(self.agents["client"].err):
+                told[code] += 1 if count == "A" else int(count)
+        return told
 
     def logs(self, most: int = 6000) -> str:
         """The end of what each process printed."""
