@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 __all__ = ["Report", "Window"]
+
+_TOLD: Final = 2  # faults that are named as the cause of the longest pause
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Report:
             yield f"  FAILED: {failure}"
 
     def _why(self) -> str:
-        """Which faults the longest pause met."""
+        """Which faults the longest pause met, the longest of them first."""
         begin = self.longest_at - self.longest
-        broken = [window for window in self.windows if window.breaks]
-        met = [window.text for window in broken if window.begin < self.longest_at and window.end > begin - 1]
-        return "; ".join(met) or "no fault"
+        met = [one for one in self.windows if one.breaks and one.begin < self.longest_at and one.end > begin - 1]
+        met.sort(key=lambda one: one.begin - one.end)
+        rest = [f"and {len(met) - _TOLD} more"] if len(met) > _TOLD else []
+        return "; ".join([one.text for one in met[:_TOLD]] + rest) or "no fault"
