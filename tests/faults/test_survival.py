@@ -82,7 +82,7 @@ def _each_once(choice: random.Random) -> list[Fault]:
     """One of each kind, with waits that fit a test of a few seconds; every further loss would double the agents'."""
     return [
         Stop("relay", 0.3),
-        CutLeg("host", random_cut(choice, "frame", 0, 50_000), both=True),
+        CutLeg("host", random_cut(choice, "frame", 0, 50_000)),
         RestartRelay(signal.SIGKILL, 0.1),
     ]
 
