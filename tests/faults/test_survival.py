@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
@@ -17,7 +17,7 @@ from _pytest.mark import ParameterSet
 from tests.faults.faults import CutLeg, Fault, RestartRelay, Stop, fresh_cut, random_cut
 from tests.faults.proxy import Into
 from tests.faults.rig import Leg, Rig, rig
-from tests.faults.transfer import Transfers, transfers
+from tests.faults.transfer import transfers
 from tests.net.harness import KIB, eventually
 
 pytestmark = pytest.mark.slow
@@ -107,62 +107,66 @@ def _cases() -> list[ParameterSet]:
     ]
 
 
-@pytest.fixture
-async def through() -> AsyncIterator[Transfers]:
-    async with transfers(seed=5, patience=_PATIENCE) as running:
-        yield running
-
-
-@pytest.fixture
-async def broken(tmp_path: Path, through: Transfers) -> AsyncIterator[Rig]:
-    async with rig(tmp_path, through) as made:
-        yield made
-
-
-async def _strike(faults: list[Fault], choice: random.Random, through: Transfers, total: int, broken: Rig) -> None:
+async def _strike(faults: list[Fault], choice: random.Random, broken: Rig, total: int) -> list[str]:
     """One after the other: each when a random part of all bytes has come, or when the agents are just coming back."""
-    first = through.moved
+    through = broken.through
     while not through.running or not all(exchange.begun for exchange in through.running.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.002)
     moments = sorted(choice.uniform(0.02, 0.8) for _ in faults)
-    tunnels = 0  # before the newest fault
+    tunnels, told = 0, []  # tunnels: before the newest fault
     for fault, moment in zip(faults, moments, strict=True):
         if choice.random() < 0.6:
-            await through.reached(first + int(moment * total))
+            await through.reached(int(moment * total))
         else:
             while broken.tunnels == tunnels:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.002)
             await asyncio.sleep(choice.uniform(0, 0.05))
         tunnels = -1 if isinstance(fault, Stop) else broken.tunnels  # after a stop no agent has to come back
-        print(f"  at {(through.moved - first) / total:.0%}: {fault}")
+        told.append(f"  at {through.moved / total:.0%}: {fault}")
         await fault.strike(broken)
+    return told
+
+
+async def _run(case: _Case, seed: int, folder: Path) -> None:
+    """One run, on processes of its own; a failure shows what they printed."""
+    folder.mkdir()  # noqa: ASYNC240 - once a run
+    choice = random.Random(seed)
+    faults = case.faults(choice)
+    async with transfers(seed, patience=_PATIENCE) as through, rig(folder, through) as broken:
+        try:
+            print(f"run {seed}: " + await _moved_through(faults, choice, broken, case.load))
+        except BaseException as error:
+            error.add_note(broken.logs())
+            raise
+
+
+async def _moved_through(faults: list[Fault], choice: random.Random, broken: Rig, load: _Load) -> str:
+    """Move all of it while the faults strike, and check; returns what happened."""
+    total, through, began = 2 * load.size, broken.through, time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        striking = group.create_task(_strike(faults, choice, broken, total))
+        size = load.size // load.streams
+        await asyncio.wait(
+            [group.create_task(through.exchange(broken.port, size, rate=load.rate)) for _ in range(load.streams)]
+        )
+        cuts = sum(isinstance(fault, CutLeg) for fault in faults)
+        assert broken.strikes == cuts, "the transfer was over before the last cut"
+    seconds = time.monotonic() - began
+    assert through.moved == total
+    assert broken.lost
+    await eventually(lambda: broken.back, broken.lost)
+    told = (
+        f"{total / 1e6:.0f} MB in {seconds:.0f} s, {len(faults)} faults, {broken.lost} sessions lost,"
+        f" longest pause {through.longest:.1f} s"
+    )
+    return "\n".join([told, *striking.result()])
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", _cases())
-async def test_every_byte_arrives(case: _Case, broken: Rig, through: Transfers) -> None:
+async def test_every_byte_arrives(case: _Case, tmp_path: Path) -> None:
     """No fault between the agents changes, loses or repeats a byte, ends or resets a stream, or stops it for good."""
-    load = case.load
-    total = 2 * load.size
-    for seed in range(case.runs):
-        choice = random.Random(seed)
-        faults = case.faults(choice)
-        cuts = sum(isinstance(fault, CutLeg) for fault in faults)
-        before, lost, strikes = through.moved, broken.lost, broken.strikes
-        began, through.longest = time.monotonic(), 0.0
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_strike(faults, choice, through, total, broken))
-            size = load.size // load.streams
-            await asyncio.wait(
-                [group.create_task(through.exchange(broken.port, size, rate=load.rate)) for _ in range(load.streams)]
-            )
-            assert broken.strikes - strikes == cuts, "the transfer was over before the last cut"
-            seconds = time.monotonic() - began
-        assert through.moved - before == total
-        lost = broken.lost - lost
-        print(
-            f"run {seed}: {total / 1e6:.0f} MB in {seconds:.0f} s, {len(faults)} faults,"
-            f" {lost} sessions lost, longest pause {through.longest:.1f} s"
-        )
-        assert lost
-    await eventually(lambda: broken.back, broken.lost)
+    # Runs wait most of their time for agents that wait: all of one kind go at once, each on a relay of its own.
+    async with asyncio.TaskGroup() as group:
+        for seed in range(case.runs):
+            group.create_task(_run(case, seed, tmp_path / str(seed)))
