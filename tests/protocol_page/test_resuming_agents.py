@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import pytest
 
 from .codec import WAIT, Session, Type, message
 from .resume import Agent, Resuming
-from .world import MIB, Line, World, agent_connect, agent_host, echo, line, sha
+from .world import MIB, Line, World, agent_connect, agent_host, echo, line, refusal, sha
 
 pytestmark = pytest.mark.slow
 
@@ -118,19 +118,6 @@ async def echoed(stream: Resuming, data: bytes) -> None:
 async def rejoined(stream: Resuming, times: int) -> None:
     await stream.until(lambda: stream.attached >= times)
     assert stream.attached == times
-
-
-async def refusal(session: Session, entry: dict[str, Any]) -> str:
-    """The code that an entry is refused with, which is sent under a number of its own."""
-    number = session.number()
-    await session.send(message(Type.ATTACH, streams=[{**entry, "number": number}]))
-    queue = session.queue(number)
-    async with asyncio.timeout(WAIT):
-        while (frame := await queue.get()) is not None and frame.type is Type.ATTACH:
-            pass  # the relay joins the two: only the other end can judge the proof
-    assert frame is not None
-    assert frame.type is Type.RESET
-    return str(frame.json["code"])
 
 
 async def forged(client: Agent, stack: AsyncExitStack) -> None:
@@ -295,7 +282,7 @@ async def test_agent_connect_answers(world: World, tmp_path: Path, stack: AsyncE
     resets its program when the stream is no more or the host was started anew."""
     way = await stack.enter_async_context(line(world))
     port = await stack.enter_async_context(agent_connect(world, tmp_path, *DRAIN, url=way.url))
-    await forged_host(host, await Program.connect(port, stack))
+    await forged_host(host, await Program.connect(port, stack), stack)
     for known in (True, False):
         await opening_client(host, way, await Program.connect(port, stack), known=known)
     await forgotten(host, await Program.connect(port, stack))
@@ -319,15 +306,14 @@ async def opened(host: Agent, program: Program) -> Resuming:
     return stream
 
 
-async def forged_host(host: Agent, program: Program) -> None:
+async def forged_host(host: Agent, program: Program, stack: AsyncExitStack) -> None:
     stream = await opened(host, program)
     await host.connect()
     await rejoined(stream, 1)
-    number = host.session.number()
-    entry = stream.entry(number=number, proof=secrets.token_hex(32))
-    await host.session.send(message(Type.ATTACH, streams=[entry], token=host.token))
-    assert (await host.session.next(number, Type.RESET)).json["code"] == "bad_proof"
-    await host.attach([stream])
+    await host.lose()
+    thief = await stack.enter_async_context(await Session.start("127.0.0.1", host.port, host.secret))
+    assert await refusal(thief, stream.entry(proof=secrets.token_hex(32)), host.token) == "bad_proof"
+    await host.connect()
     await rejoined(stream, 2)
     await stream.write(b"c")
     await stream.finish()

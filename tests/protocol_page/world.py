@@ -19,9 +19,9 @@ from kdispatch_relay.settings import Settings
 from kdispatch_relay.switch.gate import Gate
 from tests.guards.environment import inherited
 
-from .codec import WAIT, Session
+from .codec import WAIT, Session, Type, message
 
-__all__ = ["MIB", "SERVICE", "WINDOW", "Line", "World", "agent_connect", "agent_host", "echo", "line", "sha"]
+__all__ = ["MIB", "SERVICE", "WINDOW", "Line", "World", "agent_connect", "agent_host", "echo", "line", "refusal", "sha"]
 
 SERVICE: Final = "ann/web"
 WINDOW: Final = 64 * 1024
@@ -196,6 +196,19 @@ async def echo() -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+async def refusal(session: Session, entry: dict[str, Any], token: str | None = None) -> str:
+    """The code that an entry is refused with, which is sent under a number of its own."""
+    number = session.number()
+    await session.send(message(Type.ATTACH, streams=[{**entry, "number": number}], token=token))
+    queue = session.queue(number)
+    async with asyncio.timeout(WAIT):
+        while (frame := await queue.get()) is not None and frame.type is Type.ATTACH:
+            pass  # the relay joins the two: only the other end can judge the proof
+    assert frame is not None
+    assert frame.type is Type.RESET
+    return str(frame.json["code"])
 
 
 def sha(data: bytes) -> str:
