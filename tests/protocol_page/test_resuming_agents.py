@@ -74,6 +74,7 @@ async def test_agent_host_goes_on(world: World, tmp_path: Path, stack: AsyncExit
         await client.connect()
 
     async def host_leg() -> None:
+        stream.window = 65_536
         way.hold()
         way.cut()
 
@@ -260,6 +261,7 @@ async def test_agent_connect_goes_on(world: World, tmp_path: Path, stack: AsyncE
 
     async def relay() -> None:
         host.session.deaf = True
+        stream.window = 65_536
         await world.stop()
         await world.start()
         await host.connect()
