@@ -244,6 +244,8 @@ class Opens:
     def _host_timed_out(self, route: Route, leg: Leg, now: float) -> None:
         leg.session.stalled = True
         leg.session.outbox.send(reset_frame(leg.number, "host_timeout", "The relay waited long enough."))
+        # A host that merely stood still owes no answer to what was reset: this one tells when it is well again.
+        leg.session.outbox.send(frames.frame(frames.PING))
         self._touched.add(leg.session)
         self.host_failed(route, "host_timeout", "The host did not answer in time.", now)
 
