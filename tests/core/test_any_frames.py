@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ from tests.core.resuming import HOST, client, entry, hear, host, lose
 from tests.core.test_switch_attachments import entry as half
 
 SEEDS = st.integers(0, 2**64 - 1)
+#: `make check` plays a part of the cases, under coverage.
+CASES = 200 // (8 if os.environ.get("KDISPATCH_QUICK") else 1)
 _CODES = ("closed", "unknown_stream", "peer_restarted", "bad_proof", "cancelled", "unknown_service")
 
 
@@ -65,7 +68,7 @@ def _said_to_an_agent(talk: Conversation, stream: Stream, rng: random.Random) ->
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=CASES)
 @given(seed=SEEDS)
 def test_an_agents_books_stay_right(seed: int) -> None:
     """Credit, replay, unanswered opens and graces are what the streams say, and nothing waits for ever."""
@@ -226,7 +229,7 @@ class _Crowd:
         assert sum(map(len, switch.attachments._by_peer.values())) == len(waiting)
 
 
-@settings(max_examples=200)
+@settings(max_examples=CASES)
 @given(seed=SEEDS)
 def test_a_relays_books_stay_right(seed: int) -> None:
     """Legs, halves, queues and counts agree after anything that agents say; when all are gone nothing is left."""
