@@ -233,29 +233,6 @@ def test_early_data_behind_opened_keeps_its_rules(offset: int, size: int, heard:
     assert host.names() == [heard]
 
 
-def test_a_host_that_is_back_is_asked_again() -> None:
-    """An OPEN whose only host loses its session waits for it like one that found none, and early data starts anew."""
-    relay = Relay(Limits(open_wait_start=0, open_wait_lost=3))
-    host, client = relay.agent(1, offers=True), relay.agent(2)
-    client.open()
-    client.say(frame(frames.EARLY, 1, frames.early_value(1, 0), b"one"))
-    client.hear()
-    host.lose()
-    assert client.hear() == []
-    again = relay.agent(1, offers=True)
-    assert [name for name, *_ in client.hear()] == ["TRYING"]
-    client.say(frame(frames.EARLY, 1, frames.early_value(2, 0), b"two"))
-    again.opened(2, attempt=2)
-    assert [payload for name, _, _, payload in again.hear() if name == "DATA"] == [b"two"]
-    relay = Relay(Limits(open_wait_start=0, open_wait_lost=3))
-    host, client = relay.agent(1, offers=True), relay.agent(2)
-    client.open()
-    client.hear()
-    host.lose()
-    relay.wait(3.1)
-    assert code_of(client.hear()) == "host_timeout"
-
-
 def test_a_lost_session_is_told_to_the_other_end_of_its_streams() -> None:
     """Whichever leg goes, the other end hears GONE."""
     for first in (True, False):

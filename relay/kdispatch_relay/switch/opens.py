@@ -153,12 +153,6 @@ class Opens:
         route.refusal = (code, text)
         self._next_try(route, now)
 
-    def host_lost(self, route: Route, now: float) -> None:
-        """The session of the host that was asked is gone. It refused nothing: once it is back it may be asked again."""
-        if route.host_entry is not None:
-            route.tried.discard(route.host_entry.id)
-        self.host_failed(route, "host_timeout", "The host's session was lost.", now)
-
     def close(self, route: Route, code: str) -> None:
         """A stream is over, wherever it stood. Whoever has to hear of it, and of its code, was told."""
         self._report(route, code)

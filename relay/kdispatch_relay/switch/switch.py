@@ -352,7 +352,7 @@ class Switch:
             peer.session.outbox.send(frames.frame(frames.GONE, peer.number))
             self._touched.add(peer.session)
         elif leg is route.host:
-            self.opens.host_lost(route, now)
+            self.opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
         else:
             self._cancel(leg)
 
