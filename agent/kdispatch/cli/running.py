@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kdispatch import background, records
 from kdispatch.cli.output import Output
@@ -17,9 +17,11 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import Settings, load_settings
 from kdispatch.setup_error import SetupError
-from kdispatch.slots import Identity, take_slot
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from kdispatch.slots import Identity
+    from kdispatch_protocol.limits import Limits
 
 __all__ = ["Access", "Resets", "Start", "agent_log", "detach", "in_slot", "recorded", "show", "until_interrupted"]
 
@@ -97,6 +99,9 @@ class Start:
 
     def access(self, output: Output, settings: Settings) -> Access:
         """Resolve relay, name and token; raises what is wrong with any of them."""
+        # Here and below: what only a running agent needs is imported when one runs.
+        from kdispatch_protocol.limits import DEFAULT_LIMITS  # noqa: PLC0415
+
         relay = settings.relay_url
         limits = dataclasses.replace(DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait)
         if self.background is not None:
@@ -206,6 +211,8 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
     Yields who the agent is, and what to await once it has a session.
     """
     import asyncio  # noqa: PLC0415 - help and completion do without
+
+    from kdispatch.slots import Identity, take_slot  # noqa: PLC0415
 
     slot = None
     try:
