@@ -1,83 +1,11 @@
-"""The console script ``kdispatch``: finds the command, runs it, and turns what goes wrong into an exit status.
-
-Only what a command needs is imported: ``agent`` and the commands of the
-entry-point group ``kdispatch.commands`` (the relay's among them) when they are
-called, the HTTP client and asyncio inside the commands that use them.
-"""
+"""The console script ``kdispatch``: what it does before any command is imported."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import io
 import sys
-import traceback
-from typing import Annotated, Any, Final
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-
-from kdispatch.cli import account, dev, login, service
-from kdispatch.cli.output import INTERRUPTED, Output
-from kdispatch.settings import environment_switch, version
-from kdispatch_protocol.errors import CODES, KdispatchError
-
-__all__ = ["app", "run"]
-
-ENTRY_POINTS: Final = "kdispatch.commands"
-
-#: What ``--help`` says of a command that is loaded when it is called.
-_HELP: Final = {
-    "agent": "Offer a local TCP service, or reach one that is offered.",
-    "relay": "Run a relay: the server between hosts and clients.",
-}
-
-
-class _Commands(TyperGroup):
-    """The top level: stand-ins name the commands that are loaded when they are called."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-        # No package can take the place of a command of kdispatch itself.
-        self._plugins = {point.name: point for point in points if point.name not in {*self.commands, "agent"}}
-        for name in ("agent", *sorted(self._plugins)):
-            self.add_command(TyperCommand(name, help=_HELP.get(name, "A command of another package.")))
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that ``args`` begins with, by typer's rules, but the real one in a stand-in's place."""
-        name, command, rest = super().resolve_command(ctx, args)
-        if name == "agent":
-            command = _loaded(name, importlib.import_module("kdispatch.cli.agent").app)
-        elif name in self._plugins:
-            command = _loaded(name, self._plugins[name].load())
-        return name, command, rest
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Reach a TCP service on a machine that can only make outgoing HTTPS connections.",
-    epilog="Example: kdispatch sign-up ann --relay https://relay.example.org",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
-app.add_typer(account.app)
-app.add_typer(login.app)
-app.add_typer(dev.app)
-app.add_typer(service.app, name="service")
-
-
-@app.callback()
-def _top(
-    context: typer.Context,
-    *,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if show_version:
-        _print_version()
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+__all__ = ["print_version", "run"]
 
 
 def run() -> int:
@@ -87,71 +15,17 @@ def run() -> int:
             # What a terminal's encoding lacks is escaped, instead of ending the command.
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
-    output = Output(json="--json" in arguments)
-    if arguments == ["--version"]:  # asked for by scripts, and typer's parser alone takes longer than the answer
-        _print_version()
+    if arguments == ["--version"]:  # asked for by scripts: importing the commands takes longer than the answer
+        print_version()
         return 0
-    # Nothing of ours is coloured. Without rich typer's completion is quick, too, and structlog takes 5 MB less.
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
-    try:
-        # Not standalone: typer would print usage errors, and defects, in its own form.
-        status = typer.main.get_command(app).main(arguments, prog_name="kdispatch", standalone_mode=False, color=False)
-    except typer.TyperException as error:
-        return _usage(error, output)
-    except KdispatchError as error:
-        return output.failed(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
-        return _missing_package(arguments, error, output) or _defect(error, output)
-    return status if isinstance(status, int) else 0
+    from kdispatch.cli.commands import run_command  # noqa: PLC0415
+
+    return run_command(arguments)
 
 
-def _print_version() -> None:
+def print_version() -> None:
+    """Say which version this is."""
+    from kdispatch.cli.output import Output  # noqa: PLC0415 - both are a part of every other command anyway
+    from kdispatch.settings import version  # noqa: PLC0415
+
     Output().result({}, quiet=[], plain=[f"kdispatch {version()}"])
-
-
-def _loaded(name: str, plugin: typer.Typer) -> Any:
-    # Within a group of our own, so that it has neither completion options of its own nor another form of help.
-    group = typer.Typer(add_completion=False, rich_markup_mode=None)
-    group.add_typer(plugin, name=name)
-    group.callback()(lambda: None)
-    holder: Any = typer.main.get_command(group)
-    return holder.commands[name]
-
-
-def _usage(error: typer.TyperException, output: Output) -> int:
-    context: typer.Context | None = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "kdispatch"
-    text = error.format_message()
-    if possible := getattr(error, "possibilities", None):  # of an option, the likely one first
-        text = f"{getattr(error, 'message', text)}. Did you mean {possible[0]!r}?"
-    if "\n" in text:  # a group that shows its help where no command is named
-        sys.stderr.write(f"{text}\n")
-    else:
-        output.error(text, code="bad_request", hop="you", hint=f"{command} --help")
-    return CODES["bad_request"].exit or 2
-
-
-def _missing_package(arguments: list[str], error: Exception, output: Output) -> int:
-    """Explain a failed import of a plug-in command, and return its exit status; 0 where it isn't one."""
-    if not isinstance(error, ModuleNotFoundError) or (error.name or "kdispatch").startswith("kdispatch"):
-        return 0  # our own packages come together, so one that lacks is a defect
-    plugins = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    point = plugins.get(arguments[0]) if arguments else None
-    if point is None or environment_switch("KDISPATCH_DEBUG"):
-        return 0
-    distribution = point.dist.name if point.dist is not None else point.name
-    # Our own extras are called like their command; another distribution has to be complete.
-    wanted = f"'{distribution}[{point.name}]'" if distribution == "kdispatch" else distribution
-    text = f"'kdispatch {point.name}' needs the Python package {error.name}, which is not installed."
-    output.error(text, code="not_installed", hop="you", hint=f"pip install {wanted}")
-    return CODES["not_installed"].exit or 1
-
-
-def _defect(error: Exception, output: Output) -> int:
-    if environment_switch("KDISPATCH_DEBUG"):
-        traceback.print_exception(error)
-    text = f"This is a defect of kdispatch: {type(error).__name__}: {error}"
-    output.error(text, code=None, hop="you", hint="Set KDISPATCH_DEBUG=1 to see where it happens, and report it.")
-    return 1

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import typer
 
-from kdispatch.cli.main import app
+from kdispatch.cli.commands import app
 from tests.demo.processes import KDISPATCH, Program, Programs
 from tests.docs.examples import free_ports
 
