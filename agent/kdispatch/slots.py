@@ -41,7 +41,8 @@ class Identity:
 class Slot:
     """A held slot. It is given back when the process ends, however that happens."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, directory: Path) -> None:
+        self._directory = directory
         self._descriptor = descriptor
         self._before = _read(descriptor)
         self.identity = Identity(predecessors=tuple(self._before))
@@ -49,13 +50,14 @@ class Slot:
     def claim(self) -> None:
         """This process has a session, and so may have streams: the next holder is to know of it.
 
-        One that never got so far pushes nobody out who may still be waited for.
+        One that never got so far pushes nobody out who may still be waited for. Raises ``SetupError``.
         """
         kept = [self.identity.secret, *self._before[: _PREDECESSORS - 1]]
         # Not replaced by another file, which would not be locked. A torn write is a slot without predecessors.
         data = json.dumps([secret.hex() for secret in kept]).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, data, 0)
+        with writing(self._directory, variable=_VARIABLE):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, data, 0)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -73,7 +75,7 @@ def take_slot(kind: str, service: str, relay: str) -> Slot | None:
         with writing(directory, variable=_VARIABLE):
             descriptor = _open(path)
             if HERE.try_lock(descriptor):
-                return Slot(descriptor)
+                return Slot(descriptor, directory)
             os.close(descriptor)
     return None
 

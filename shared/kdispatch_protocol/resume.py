@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
-from kdispatch_protocol.messages import Attach, AttachEntry, Reset
+from kdispatch_protocol.messages import Attach, AttachEntry, Reset, reset_frame
 from kdispatch_protocol.states import Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.timers import Timer
@@ -137,7 +137,7 @@ class Resumption:
     def _join(self, stream: Stream, entry: AttachEntry, now: float) -> None:
         if not self._proves(stream, entry):
             # Not the peer: it is told, and the stream goes on waiting for the true one.
-            self._table.outbox.send(_reset(stream.number, "bad_proof"))
+            self._table.outbox.send(reset_frame(stream.number, "bad_proof", CODES["bad_proof"].meaning))
             self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
             self.detach(stream, now)
             self._attach([stream])
@@ -209,7 +209,3 @@ class Resumption:
     def _sweep(self, now: float) -> None:
         self.tombstones.purge(now)
         self._sweep_later()
-
-
-def _reset(number: int, code: str) -> bytes:
-    return frames.frame(frames.RESET, number, payload=Reset(code=code, text=CODES[code].meaning).encode())

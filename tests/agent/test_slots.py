@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_the_file_is_private_and_the_secret_is_not_shown(held: list[Slot], state
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert slot.identity.secret.hex() not in repr(slot.identity) + str(slot.identity)
+
+
+def test_a_full_disk(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that can't be written is a failure to set up, too: the command warns, and the agent goes on."""
+    slot = _take(held)
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kdispatch.slots.os.pwrite", full)
+    with pytest.raises(KdispatchError, match="No space left"):
+        slot.claim()
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

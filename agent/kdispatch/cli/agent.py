@@ -106,9 +106,9 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output) -
         )  # fmt: skip
         local.host = offer
         await offer.start(start.wait)
-        await claim()
         fields = {"host": offer.id, "withdraw_token": offer.withdraw_token}
         try:
+            await claim()
             async with recorded(start, access, log, address=start.address, port=start.port, **fields) as (result, held):
                 show(output, result)
                 return await until_interrupted(

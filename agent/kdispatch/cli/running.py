@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kdispatch import background, records
@@ -20,7 +19,7 @@ from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 
 if TYPE_CHECKING:
-    from kdispatch.slots import Identity
+    from kdispatch.slots import Identity, Slot
     from kdispatch_protocol.limits import Limits
 
 __all__ = ["Access", "Resets", "Start", "agent_log", "detach", "in_slot", "recorded", "show", "until_interrupted"]
@@ -214,16 +213,24 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
 
     from kdispatch.slots import Identity, take_slot  # noqa: PLC0415
 
-    slot = None
-    try:
+    @contextlib.contextmanager
+    def tolerant() -> Iterator[None]:
+        try:
+            yield
+        except SetupError as error:
+            log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
+
+    slot: Slot | None = None
+
+    async def claim() -> None:
+        if slot is not None:
+            with tolerant():
+                await asyncio.to_thread(slot.claim)
+
+    with tolerant():
         slot = await asyncio.to_thread(take_slot, start.kind, access.service, str(access.relay))
-    except SetupError as error:
-        log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
     try:
-        if slot is None:
-            yield Identity(), functools.partial(asyncio.sleep, 0)
-        else:
-            yield slot.identity, functools.partial(asyncio.to_thread, slot.claim)
+        yield Identity() if slot is None else slot.identity, claim
     finally:
         if slot is not None:
             slot.close()

@@ -28,6 +28,7 @@ from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskAttach", "Attachments", "Half"]
 
+_RESTARTED = ("peer_restarted", CODES["peer_restarted"].meaning)
 _OTHER = {"client": "host", "host": "client"}
 
 
@@ -144,7 +145,7 @@ class Attachments:
             if other is not None and other.fits(half):
                 self._join(half, other, now)
             elif half.entry.peer in self.restarted:
-                self._refuse(half, "peer_restarted", CODES["peer_restarted"].meaning)
+                self._refuse(half, *_RESTARTED)
             else:
                 self._wait(half, now)
 
@@ -178,7 +179,7 @@ class Attachments:
             if ghost is not None:  # its process is no more, and its connection does not know yet
                 self._cut(ghost, "superseded", "")
             for half in list(self._by_peer.get(process, ())):
-                self._refuse(half, "peer_restarted", CODES["peer_restarted"].meaning)
+                self._refuse(half, *_RESTARTED)
         self._ask(session, self._by_peer.get(session.process, ()))
 
     def session_lost(self, session: Session) -> None:

@@ -8,14 +8,13 @@ goes to a host only when that host has opened; so no request is delivered twice.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
+from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.intents import StreamEnded
 from kdispatch_relay.switch.registry import Host, Registry
@@ -230,7 +229,9 @@ class Opens:
             token=None,
             pin=None,
             secret=None,
-            key=_key(message.secret, session.process),
+            key=stream_key(bytes.fromhex(message.secret), session.process).hex()
+            if message.secret is not None
+            else None,
             attempt=route.attempt,
             process=route.client.session.process,
         )
@@ -271,10 +272,3 @@ class Opens:
         leg.leave()
         leg.drop_queue()
         self._touched.add(leg.session)
-
-
-def _key(secret: str | None, process: str) -> str | None:
-    """What one host sees of a client's stream secret: good between these two only."""
-    if secret is None:
-        return None
-    return hmac.new(bytes.fromhex(secret), bytes.fromhex(process), hashlib.sha256).hexdigest()
