@@ -1,6 +1,6 @@
 """An agent's end of a session: what arrives from the relay, and what it does to the streams.
 
-Sans-I/O. The driver feeds :meth:`Endpoint.receive_message` what the session's
+Sans-I/O. The driver feeds :meth:`Endpoint.receive_frames` what the session's
 carrier received, sends what :meth:`Endpoint.data_to_send` gives, calls
 :meth:`Endpoint.handle_timeout` at :meth:`Endpoint.next_deadline`, and after each
 of these acts on :meth:`Endpoint.take_events`. Time is an argument, in seconds
@@ -17,7 +17,7 @@ from typing import Final
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.events import Event
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Attach, Goaway, Hello, Offer, Open, Opened, Reset, Trying, Welcome, printable
 from kdispatch_protocol.outbox import Outbox
@@ -109,11 +109,14 @@ class Endpoint:
         self._offer_numbers.clear()
         self.table.end_session(text, now)
 
-    def receive_message(self, message: Buffer, now: float) -> None:
-        """One message from the carrier. On ``RemoteProtocolError`` close the session with its code."""
+    def receive_frames(self, received: list[Frame], now: float) -> None:
+        """Frames from the carrier, whose payloads may be reused afterwards.
+
+        On ``RemoteProtocolError`` close the session with its code.
+        """
         table = self.table
         table.now = now
-        for type_, flags, number, value, payload in frames.decode(message):
+        for type_, flags, number, value, payload in received:
             handler = self._stream_handlers.get(type_)
             if handler is not None and table.ready:
                 stream = table.by_number.get(number)
@@ -278,14 +281,16 @@ class Endpoint:
         self.table.opened(stream)
 
     def _data(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        self._must_be_open(stream)
+        if stream.leg is not Leg.JOINED or not stream.confirmed:
+            self._must_be_open(stream)
         known = stream.inbound.accept(value, len(payload))
         if stream.closing:
             self.table.fail(stream, "cancelled", "The program had closed.")
         elif known < len(payload):
-            self.table.events.append(events.DataReceived(stream, payload[known:] if known else payload))
+            self.table.deliver(stream, payload[known:] if known else payload)
             # The acknowledgement waits for `consumed`, or for the delay.
-            self.table.acknowledge_later(stream, now)
+            if not stream.ack_timed:
+                self.table.acknowledge_later(stream, now)
 
     def _ack(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         self._must_be_open(stream)

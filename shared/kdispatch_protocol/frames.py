@@ -22,11 +22,12 @@ from typing import Final
 
 from kdispatch_protocol.errors import RemoteProtocolError
 
-__all__ = ["HEADER", "MAX_OFFSET", "TYPE_NAMES", "Buffer", "Frame", "ack_frame", "decode", "frame", "header"]
+__all__ = ["HEADER", "MAX_OFFSET", "TYPE_NAMES", "Buffer", "Frame", "FrameReader", "ack_frame", "decode", "frame", "header"]
 
 Buffer = bytes | bytearray | memoryview
 
 #: One decoded frame: type, flags, stream, value, payload. A plain tuple: it is made for every frame that passes.
+#: A DATA may stand for a part of the frame that was on the wire.
 Frame = tuple[int, int, int, int, memoryview]
 
 HEADER: Final = struct.Struct("!IIQ")
@@ -119,37 +120,128 @@ def ack_limit(payload: Buffer) -> int:
     return int(limit)
 
 
-def decode(message: Buffer) -> list[Frame]:
-    """Cut one message into its frames.
+class FrameReader:
+    """Pieces of messages in, frames out. Total: any bytes give frames or one ``RemoteProtocolError``.
 
-    Total: any bytes give frames or one ``RemoteProtocolError``, and then the
-    session must end. Payloads are views into ``message``.
+    DATA does not wait for its last byte: each piece is handed on as a DATA of its
+    own, and only the last one has the flag ``BLOCKED``. Frames of all other types
+    are put together, so at most 32 KiB wait here. After an error the session must
+    end; frames before it may have been acted on.
     """
-    view = memoryview(message).toreadonly()
-    end = len(view)
-    if end == 0:
-        raise RemoteProtocolError("A message holds no frame.")
-    frames: list[Frame] = []
-    position = 0
-    while position < end:
-        if end - position < 16:
-            raise RemoteProtocolError("A frame's header is cut short.")
-        word, stream, value = HEADER.unpack_from(view, position)
-        rule = _BY_KIND[word >> 24]
-        if rule is None:
-            raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")
-        type_, flags, low, high, numbered = rule
-        length = word & 0xFFFFFF
+
+    __slots__ = ("_begun", "_held", "_left", "_rule", "_stream", "_value", "_wanted")
+
+    def __init__(self) -> None:
+        self._begun = False  # bytes of the message under way were here
+        self._held = bytearray()  # the beginning of a header, or of a header and a payload other than DATA's
+        self._wanted = 0  # how large it has to become
+        self._left = 0  # bytes of a DATA that are still to come
+        self._rule = 0  # that DATA's flags
+        self._stream = 0  # its stream
+        self._value = 0  # and the offset of its next byte
+
+    def receive(self, piece: Buffer, ends: bool) -> list[Frame]:
+        """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
+        view = memoryview(piece)
+        size = len(view)
+        frames: list[Frame] = []
+        position = 0
+        if self._left:
+            position = self._left if self._left < size else size
+            self._data(view[:position], frames)
+        elif self._held:
+            position = self._complete(view, frames)
+        while position < size:
+            position = self._take(view, position, size, frames)
+        if not ends:
+            self._begun = self._begun or size > 0
+        elif self._left or self._held:
+            raise RemoteProtocolError("A message ends within a frame.")
+        elif not size and not self._begun:
+            raise RemoteProtocolError("A message holds no frame.")
+        else:
+            self._begun = False
+        return frames
+
+    def _take(self, view: memoryview, position: int, size: int, frames: list[Frame]) -> int:
+        """Take the frame that begins at ``position``, as far as it is here; returns where the next one begins."""
         start = position + 16
-        position = start + length
-        if not low <= length <= high or position > end:
-            raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's length is wrong: {length}.")
-        if numbered is not None and numbered is (stream == 0):
-            raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's stream number is wrong: {stream}.")
-        if value > MAX_OFFSET and type_ not in {EARLY, PING, PONG}:
-            raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's value is out of range.")
-        frames.append((type_, flags, stream, value, view[start:position]))
-    return frames
+        if start > size:
+            self._hold(view[position:], 16)
+            return size
+        word, stream, value = HEADER.unpack_from(view, position)
+        type_, flags = _checked(word, stream, value)
+        end = start + (word & 0xFFFFFF)
+        if end <= size:
+            frames.append((type_, flags, stream, value, view[start:end]))
+            return end
+        if type_ != DATA:
+            self._hold(view[position:], end - position)
+            return size
+        self._left, self._rule, self._stream, self._value = end - start, flags, stream, value
+        if start < size:
+            self._data(view[start:], frames)
+        return size
+
+    def _data(self, payload: memoryview, frames: list[Frame]) -> None:
+        """One more piece of a DATA."""
+        count = len(payload)
+        self._left -= count
+        flags = self._rule & ~BLOCKED if self._left else self._rule
+        frames.append((DATA, flags, self._stream, self._value, payload))
+        self._value += count
+
+    def _hold(self, beginning: memoryview, wanted: int) -> None:
+        self._held += beginning
+        self._wanted = wanted
+
+    def _complete(self, view: memoryview, frames: list[Frame]) -> int:
+        """Go on with a frame that has begun; returns the bytes used."""
+        held = self._held
+        used = min(self._wanted - len(held), len(view))
+        held += view[:used]
+        if len(held) == self._wanted == 16:
+            word, stream, value = HEADER.unpack(held)
+            type_, flags = _checked(word, stream, value)
+            length = word & 0xFFFFFF
+            if type_ == DATA:
+                held.clear()
+                self._left, self._rule, self._stream, self._value = length, flags, stream, value
+                rest = min(length, len(view) - used)
+                if rest:
+                    self._data(view[used : used + rest], frames)
+                return used + rest
+            self._wanted += length
+            rest = min(length, len(view) - used)
+            held += view[used : used + rest]
+            used += rest
+        if len(held) == self._wanted:
+            word, stream, value = HEADER.unpack_from(held)
+            type_, flags = _checked(word, stream, value)
+            frames.append((type_, flags, stream, value, memoryview(bytes(held))[16:]))
+            held.clear()
+        return used
+
+
+def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
+    """The type and flags of a header; raises when it breaks a rule."""
+    rule = _BY_KIND[word >> 24]
+    if rule is None:
+        raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")
+    type_, flags, low, high, numbered = rule
+    length = word & 0xFFFFFF
+    if not low <= length <= high:
+        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's length is wrong: {length}.")
+    if numbered is not None and numbered is (stream == 0):
+        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's stream number is wrong: {stream}.")
+    if value > MAX_OFFSET and type_ not in {EARLY, PING, PONG}:
+        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's value is out of range.")
+    return type_, flags
+
+
+def decode(message: Buffer) -> list[Frame]:
+    """Cut one whole message into its frames."""
+    return FrameReader().receive(message, True)
 
 
 def early_value(attempt: int, offset: int) -> int:

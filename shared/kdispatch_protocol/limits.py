@@ -21,7 +21,7 @@ class Limits:
 
     # --- sizes on the wire
     message: int = 256 * KIB  #: one WebSocket message; larger ends the session
-    data: int = 64 * KIB  #: payload of a DATA frame as we send it
+    data: int = 128 * KIB  #: payload of a DATA frame as we send it: a whole read
     text: int = 512  #: characters of a RESET's or GOAWAY's text that are kept
     early: int = 16 * KIB  #: bytes a client may send before OPENED, held at the relay
     batch_min: int = 16 * KIB  #: smallest batch on a slow link
@@ -32,12 +32,12 @@ class Limits:
     control: int = 4 * MIB  #: control frames that wait for one session; beyond it the relay cuts the session
 
     # --- credit
-    window: int = 256 * KIB  #: a stream's window while the budget is mostly free
+    window: int = 4096 * KIB  #: a stream's window while the budget is mostly free
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised
     window_floor: int = 16 * KIB  #: what every stream may always be granted
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams
     replay: int = 128 * MIB  #: bytes a process keeps for its peers' acknowledgement
-    unsent: int = 128 * KIB  #: written but not sent, per stream, before the writer is paused
+    unsent: int = 256 * KIB  #: written but not sent, per stream, before the writer is paused
     ack_bytes: int = 1 * MIB  #: an ACK is due at min(window / 4, this) consumed
     ack_delay: float = 0.100  #: and this long after bytes that are not acknowledged
 

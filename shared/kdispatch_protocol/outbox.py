@@ -91,6 +91,13 @@ class Outbox:
         ring = self._ring
         while ring and size < most:
             source = ring[0]
+            if len(ring) == 1:  # nobody waits for a turn: a frame may be as large as the batch has room
+                source.deficit = 0
+                size += source.pull(most - size, parts, now)
+                if not source.ready():
+                    ring.popleft()
+                    source.queued = False
+                continue
             if source.deficit <= 0:  # its turn begins
                 source.deficit += self._quantum
             if source.deficit > 0:

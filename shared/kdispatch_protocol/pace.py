@@ -27,8 +27,8 @@ class Pace:
         """All of it is gone: the next batch is what drains in the time a batch may take."""
         limits = self._limits
         took = now - self._full_since
-        if took <= 0:
-            self.batch = limits.batch_max
+        if took <= limits.batch_time:  # soon enough, however little it was: a busy reader is no slow link
+            self.batch = min(limits.batch_max, self.batch * 2)
             return
         wanted = int(self._waiting / took * limits.batch_time)
         # One measurement is noisy (the reader may just have been busy): go half the way.

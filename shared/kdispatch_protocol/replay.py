@@ -65,6 +65,18 @@ class Outbound:
         else:
             unsent.append(data)
 
+    def pass_on(self, data: bytes) -> bool:
+        """Write and send in one: ``data`` is kept for replay only. Returns whether limit and order allow it.
+
+        If not, nothing was done, and it is to be written.
+        """
+        end = self.end + len(data)
+        if self.sent != self.end or end > self.limit or self.eof:
+            return False
+        self.sent = self.end = end
+        self._remember(data)
+        return True
+
     def take(self, most: int, parts: list[Buffer]) -> int:
         """Move up to ``most`` unsent bytes, within the limit, to ``parts``; returns how many.
 
@@ -143,7 +155,8 @@ class Outbound:
     def rewind(self) -> None:
         """All that is not acknowledged is to be sent again, the end too unless it was."""
         if self._replay:
-            assert self._unsent is not None  # what was sent was written before
+            if self._unsent is None:
+                self._unsent = deque()
             self._unsent.extendleft(bytes(c) if isinstance(c, bytearray) else c for c in reversed(self._replay))
             self._replay.clear()
         self.sent = self.base

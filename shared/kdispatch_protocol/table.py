@@ -8,6 +8,8 @@ frames in the session's outbox.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer
@@ -15,7 +17,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, printable, reset_frame
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.resume import Resumption
-from kdispatch_protocol.states import Input, Leg, State
+from kdispatch_protocol.states import SENDING, Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.timers import Timers
 from kdispatch_protocol.tombstones import Tombstones
@@ -44,6 +46,8 @@ class StreamTable:
         self.replay_held = 0  # bytes that wait for acknowledgement, over all streams
         self.max_opens = limits.opens
         self.events: list[Event] = []
+        #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
+        self.sink: Callable[[Stream, memoryview], None] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._next_number = 1
@@ -116,6 +120,27 @@ class StreamTable:
             stream.writer_paused = True
             self._short_of_replay.add(stream)
         return not stream.writer_paused
+
+    def pass_on(self, stream: Stream, data: bytes) -> bytes | None:
+        """The fast path of a sender: the header of a DATA that is sent right now, with ``data`` behind it.
+
+        Only where nothing waits in the outbox. ``None`` where it has to wait: then nothing was done, and it is written.
+        """
+        size = len(data)
+        if (
+            stream.leg is not Leg.JOINED
+            or stream.state not in SENDING
+            or size > self.limits.data
+            or self.replay_held >= self.limits.replay
+        ):
+            return None
+        out = stream.outbound
+        offset = out.sent
+        if not out.pass_on(data):
+            return None
+        self.replay_held += size
+        flags = frames.BLOCKED if out.sent == out.limit else 0
+        return frames.header(frames.DATA, flags, stream.number, offset, size)
 
     def write_eof(self, stream: Stream) -> None:
         """The program will write no more."""
@@ -285,6 +310,13 @@ class StreamTable:
         if not stream.queued and stream.ready():
             self.outbox.activate(stream)
 
+    def deliver(self, stream: Stream, data: memoryview) -> None:
+        """Bytes for the program, to be used or copied before the caller goes on."""
+        if self.sink is not None:
+            self.sink(stream, data)
+        else:
+            self.events.append(events.DataReceived(stream, data))
+
     def acknowledge_later(self, stream: Stream, now: float) -> None:
         """The peer is to be told within the delay, unless something makes it sooner."""
         if not stream.ack_timed and stream.inbound.unacknowledged:
@@ -334,6 +366,8 @@ class StreamTable:
 
     def resume_writers(self) -> None:
         """After bytes were sent or acknowledged: who may write again?"""
+        if not self._drained and not self._short_of_replay:
+            return
         ready = self._drained[:]
         self._drained.clear()
         if self._short_of_replay and self.replay_held < self.limits.replay:

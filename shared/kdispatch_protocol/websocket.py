@@ -3,9 +3,9 @@
 Only what kdispatch needs: binary messages, ping, pong and close. Text is
 refused, extensions are never negotiated. The handshake is done elsewhere.
 
-A large payload is received where it stays: while one is under way,
-:meth:`WebSocketReader.buffer` gives the very memory its remaining bytes belong
-in, and the caller reads the socket straight into it.
+Messages are not put together: their payload is handed on in pieces, as it
+arrives, so that nothing waits for the end of a message and nothing is held here
+but the beginning of a frame's head and of a control frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from websockets.speedups import apply_mask
 
 from kdispatch_protocol.frames import Buffer
 
-__all__ = ["BINARY", "CLOSE", "PING", "PONG", "Closing", "WebSocketReader", "close_payload", "frame_head", "mask_parts"]
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "PING",
+    "PONG",
+    "Closing",
+    "Piece",
+    "WebSocketReader",
+    "close_payload",
+    "frame_head",
+    "mask_parts",
+]
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -30,10 +41,17 @@ PONG: Final = 0xA
 _KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 _U16: Final = struct.Struct("!H")
 _U64: Final = struct.Struct("!Q")
-# Below this, a remaining payload is not worth a read of its own.
-_OWN_READ: Final = 4096
+_HEAD_MAX: Final = 14
+# The first byte of a binary message in one frame.
+_WHOLE: Final = 0x80 | BINARY
+# Parts below this are joined before they are masked: a copy of 4 KiB costs less than another call.
+_SMALL: Final = 4096
 # Codes that may stand in a close frame (RFC 6455, 7.4, and the IANA registry).
 _CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+
+#: A piece of a message's payload, and whether the message ends with it.
+Piece = tuple[Buffer, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +75,33 @@ def frame_head(opcode: int, length: int, mask: bytes | None) -> bytes:
     return head if mask is None else head + mask
 
 
-def mask_parts(parts: list[Buffer], mask: bytes) -> bytes:
-    """Join and mask a client's payload: the mask runs through, so it is one pass over one buffer."""
-    return apply_mask(b"".join(parts), mask)
+def mask_parts(parts: list[Buffer], mask: bytes) -> list[Buffer]:
+    """Mask a client's payload. Small parts are joined; the mask runs through, and a large part keeps its own buffer.
+
+    Nothing that is large is copied behind something else: that would be one more pass over it.
+    """
+    masked: list[Buffer] = []
+    small: list[Buffer] = []
+    for part in parts:
+        if len(part) < _SMALL:
+            small.append(part)
+            continue
+        if small:
+            joined = b"".join(small)
+            small.clear()
+            masked.append(apply_mask(joined, mask))
+            mask = _turned(mask, len(joined))
+        masked.append(apply_mask(part, mask))
+        mask = _turned(mask, len(part))
+    if small:
+        masked.append(apply_mask(b"".join(small), mask))
+    return masked
+
+
+def _turned(mask: bytes, count: int) -> bytes:
+    """The mask as the byte behind ``count`` masked ones meets it."""
+    turn = count & 3
+    return mask[turn:] + mask[:turn] if turn else mask
 
 
 def close_payload(code: int, reason: str) -> bytes:
@@ -68,21 +110,21 @@ def close_payload(code: int, reason: str) -> bytes:
 
 
 class WebSocketReader:
-    """Bytes in, messages and control frames out.
+    """Bytes in, pieces of messages and control frames out.
 
-    Feed it with :meth:`receive_data`, or read into :meth:`buffer` and call
-    :meth:`buffer_filled`; both return the messages completed. Then look at
-    ``pings`` (payloads to answer, take and clear them) and ``closing``: once it
-    is set, send its close frame and read no more.
+    Feed it with :meth:`receive_data`. Then look at ``pings`` (payloads to answer,
+    take and clear them) and ``closing``: once it is set, send its close frame and
+    read no more.
     """
 
     __slots__ = (
-        "_filled",
+        "_control",
+        "_first",
         "_head",
+        "_inside",
+        "_left",
         "_mask",
-        "_message",
-        "_opcode",
-        "_target",
+        "_size",
         "closing",
         "max_message",
         "pings",
@@ -95,88 +137,86 @@ class WebSocketReader:
         self.closing: Closing | None = None
         self.pings: list[bytes] = []
         self._head = b""  # the beginning of a frame whose head is incomplete
-        self._message: bytearray | None = None  # earlier fragments of the message under way
-        self._opcode = 0  # with its FIN bit: the frame whose payload is under way
-        self._mask = b""
-        self._target: bytearray | None = None  # its payload, as it was on the wire
-        self._filled = 0
+        self._first = 0  # the first byte of the frame whose payload is under way
+        self._left = 0  # bytes of its payload that are still to come
+        self._mask = b""  # as the next of them meets it
+        self._control = b""  # the beginning of a control frame's payload
+        self._inside = False  # a message is under way, and its last frame was not here
+        self._size = 0  # of that message, with the frame under way
 
-    def buffer(self) -> memoryview | None:
-        """Where the next bytes belong, when a large payload is under way; else ``None``."""
-        target = self._target
-        if target is None or len(target) - self._filled < _OWN_READ:
-            return None
-        return memoryview(target)[self._filled :]
+    def receive_data(self, data: Buffer) -> list[Piece]:
+        """Take bytes from the wire.
 
-    def buffer_filled(self, count: int) -> list[Buffer]:
-        """``count`` bytes were written to what :meth:`buffer` gave."""
-        messages: list[Buffer] = []
-        self._advance(count, messages)
-        return messages
-
-    def receive_data(self, data: Buffer) -> list[Buffer]:
-        """Take bytes from the wire. They are copied as needed; ``data`` may be reused afterwards."""
-        messages: list[Buffer] = []
+        At a client, pieces are views into ``data``: use or copy them before it is
+        reused. At a server they were unmasked, and have memory of their own.
+        """
+        pieces: list[Piece] = []
         view = memoryview(data)
-        if self._head:
-            view = memoryview(self._head + bytes(view))
-            self._head = b""
-        while view and self.closing is None:
-            if self._target is not None:
-                count = min(len(view), len(self._target) - self._filled)
-                self._target[self._filled : self._filled + count] = view[:count]
-                self._advance(count, messages)
-                view = view[count:]
-                continue
-            used = self._take_frame(view, messages)
-            if used == 0:
-                self._head = bytes(view)
-                break
-            view = view[used:]
-        return messages
-
-    def _advance(self, count: int, messages: list[Buffer]) -> None:
-        self._filled += count
-        target = self._target
-        if target is not None and self._filled == len(target):
-            self._target = None
-            self._complete(self._opcode, apply_mask(target, self._mask) if self.server else target, messages)
-
-    def _take_frame(self, view: memoryview, messages: list[Buffer]) -> int:
-        """Take one head, and its payload as far as it is there; returns the bytes used, 0 for an incomplete head."""
         size = len(view)
+        position = 0
+        while position < size and self.closing is None:
+            if not self._left:
+                position = self._take_head(view, position, pieces)
+                continue
+            count = min(self._left, size - position)
+            payload: Buffer = view[position : position + count]
+            position += count
+            self._left -= count
+            if self.server:
+                payload = apply_mask(payload, self._mask)
+                if self._left:
+                    self._mask = _turned(self._mask, count)
+            if self._first & 0x8:
+                self._control += payload
+                if not self._left:
+                    self._control_arrived()
+            else:
+                pieces.append((payload, not self._left and self._first & 0x80 != 0))
+        return pieces
+
+    def _take_head(self, view: memoryview, position: int, pieces: list[Piece]) -> int:
+        """Take a frame's head, which may have begun in an earlier read; returns the position behind what was used."""
+        before = len(self._head)
+        head = self._head + bytes(view[position : position + _HEAD_MAX - before])
+        size = len(head)
         if size < 2:
-            return 0
-        opcode, second = view[0], view[1]
+            self._head = head
+            return len(view)
+        first, second = head[0], head[1]
         length = second & 0x7F
-        position = 2
-        if length == 126:
-            position = 4
-        elif length == 127:
-            position = 10
-        start = position + 4 if self.server else position
-        if size >= 2 and not self._head_allowed(opcode, second):
-            return size
+        start = 2 if length < 126 else 4 if length == 126 else 10
+        if self.server:
+            start += 4
+        # Most frames are whole messages: nothing about them needs a look.
+        ordinary = first == _WHOLE and not self._inside and second >> 7 == self.server
+        if not ordinary and not self._head_allowed(first, second):
+            return len(view)
         if size < start:
-            return 0
+            self._head = head
+            return len(view)
         if length == 126:
-            (length,) = _U16.unpack_from(view, 2)
+            (length,) = _U16.unpack_from(head, 2)
         elif length == 127:
-            (length,) = _U64.unpack_from(view, 2)
-        if length + (0 if self._message is None else len(self._message)) > self.max_message and not opcode & 0x8:
-            self._fail(1009, f"a message of more than {self.max_message} bytes")
-            return size
-        mask = bytes(view[position:start])
-        end = start + length
-        if end <= size:
-            payload = view[start:end]
-            self._complete(opcode, apply_mask(payload, mask) if self.server else bytes(payload), messages)
-            return end
-        self._opcode, self._mask = opcode, mask
-        self._target = bytearray(length)
-        self._target[: size - start] = view[start:]
-        self._filled = size - start
-        return size
+            (length,) = _U64.unpack_from(head, 2)
+        self._head = b""
+        self._first, self._left = first, length
+        if self.server:
+            self._mask = head[start - 4 : start]
+        if not first & 0x8:
+            self._size = length + (self._size if self._inside else 0)
+            if self._size > self.max_message:
+                self._fail(1009, f"a message of more than {self.max_message} bytes")
+                return len(view)
+            self._inside = not first & 0x80
+        if not length:
+            self._empty_frame(pieces)
+        return position + start - before
+
+    def _empty_frame(self, pieces: list[Piece]) -> None:
+        if self._first & 0x8:
+            self._control_arrived()
+        elif self._first & 0x80:
+            pieces.append((b"", True))
 
     def _head_allowed(self, first: int, second: int) -> bool:
         """Check a frame's first two bytes; a violation is recorded in ``closing``."""
@@ -190,9 +230,9 @@ class WebSocketReader:
             problem = "a client's frame without a mask" if self.server else "a server's frame with a mask"
         elif opcode & 0x8 and (not first & 0x80 or second & 0x7F > 125):
             problem = "a control frame in fragments or longer than 125 bytes"
-        elif opcode == CONTINUATION and self._message is None:
+        elif opcode == CONTINUATION and not self._inside:
             problem = "a continuation of nothing"
-        elif opcode in {TEXT, BINARY} and self._message is not None:
+        elif opcode in {TEXT, BINARY} and self._inside:
             problem = "a new message inside another"
         elif opcode == TEXT:
             self._fail(1003, "text messages are not accepted")
@@ -201,23 +241,14 @@ class WebSocketReader:
             self._fail(1002, problem)
         return not problem
 
-    def _complete(self, first: int, payload: Buffer, messages: list[Buffer]) -> None:
-        opcode = first & 0x0F
+    def _control_arrived(self) -> None:
+        payload, self._control = self._control, b""
+        opcode = self._first & 0x0F
         if opcode == PING:
-            self.pings.append(bytes(payload))
+            self.pings.append(payload)
         elif opcode == CLOSE:
-            self._closed(bytes(payload))
-        elif opcode == PONG:
-            pass  # an answer we did not ask for is allowed (RFC 6455, 5.5.3)
-        elif opcode == BINARY and first & 0x80:
-            messages.append(payload)
-        elif self._message is None:
-            self._message = bytearray(payload)
-        else:
-            self._message += payload
-            if first & 0x80:
-                messages.append(self._message)
-                self._message = None
+            self._closed(payload)
+        # A pong that we did not ask for is allowed (RFC 6455, 5.5.3).
 
     def _closed(self, payload: bytes) -> None:
         if not payload:

@@ -21,8 +21,8 @@ from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.sockets import tune_session_socket
-from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
 from kdispatch_relay.auth import Authority, ServiceRecord
@@ -249,6 +249,8 @@ class _AgentLink:
         self._http = http
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.session = gate.switch.connect(source, self._loop.time())
+        self.session.write_now = self._write_now
+        self._unsettled = False
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
         self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
 
@@ -273,22 +275,35 @@ class _AgentLink:
 
     # --- the link's owner ---------------------------------------------------------------------
 
-    def link_message(self, message: Buffer, now: float) -> None:
-        """One message of the agent's; an agent that breaks the protocol is told so and cut."""
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames of the agent's."""
+        if len(received) == 1 and self._gate.switch.pass_on(self.session, received[0]):
+            return
+        self._unsettled = True
         greeted = bool(self.session.process)
-        try:
-            self._gate.switch.receive_message(self.session, message, now)
-        except RemoteProtocolError as error:
-            self.cut(error.code, error.text)
-            self._gate.settle()  # the link reads no more, so nobody else will
+        self._gate.switch.receive_frames(self.session, received, now)
         if not greeted and self.session.process:
             self._hello_timer.cancel()
             _log.debug("session began", extra=self._fields())
             self.link.carrier.limit_messages(self._gate.limits.message)
 
+    def link_violated(self, code: str, text: str) -> None:
+        """The agent broke the protocol: it is told so, and cut."""
+        self.cut(code, text)
+        self._gate.settle()  # the link reads no more, so nobody else will
+
     def link_read(self) -> None:
         """A read was worked on: send what it caused, to whomever."""
-        self._gate.settle()
+        if self._unsettled:
+            self._unsettled = False
+            self._gate.settle()
+
+    def _write_now(self, parts: list[Buffer]) -> bool:
+        link = self.link
+        if not link.free:
+            return False
+        link.send_now(parts)
+        return True
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""
@@ -301,6 +316,7 @@ class _AgentLink:
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
         self._hello_timer.cancel()
+        self.session.write_now = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
         elif self.session.process:

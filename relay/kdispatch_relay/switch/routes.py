@@ -169,6 +169,10 @@ class Leg:
         self._ack = None
         return frames.ack_frame(self.number, received, limit, fin=fin)
 
+    def passed_at_once(self) -> None:
+        """A frame did not wait at all."""
+        self._late_since = None
+
     def _late(self, waited: float, now: float) -> bool:
         """Whether to mark: waits have been long for some time, or memory is short."""
         limits = self.session.limits

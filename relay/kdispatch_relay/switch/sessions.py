@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_relay.switch.asks import Asks
@@ -49,12 +51,15 @@ class Session:
         "streams",
         "streams_opened",
         "unanswered",
+        "write_now",
     )
 
     def __init__(self, limits: Limits, budget: ProcessBudget, source: str, now: float) -> None:
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
+        #: Sends a message of these parts at once if the socket is free; returns whether it did. The gate sets it.
+        self.write_now: Callable[[list[Buffer]], bool] | None = None
         self.process = ""
         self.credit = 0  # granted by WELCOME, bytes
         self.outbox = Outbox(limits)

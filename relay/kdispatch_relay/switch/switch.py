@@ -1,6 +1,6 @@
 """The switch: frames in from any session, frames out to others. Sans-I/O.
 
-The gate feeds :meth:`Switch.receive_message` what a session's carrier received,
+The gate feeds :meth:`Switch.receive_frames` what a session's carrier received,
 sends what the outboxes of :meth:`Switch.take_touched` hold, answers the
 questions of :meth:`Switch.take_questions`, and ends the sessions of
 :meth:`Switch.take_cuts`. Times are seconds of one clock that never goes back.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
@@ -92,12 +92,12 @@ class Switch:
                 self._leg_lost(leg, now)
         self._touched.discard(session)
 
-    def receive_message(self, session: Session, message: Buffer, now: float) -> None:
-        """One message of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
+    def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
+        """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
         legs = session.legs
-        for type_, flags, number, value, payload in frames.decode(message):
+        for type_, flags, number, value, payload in received:
             if session.ended:
                 return
             if type_ == frames.DATA:
@@ -119,6 +119,26 @@ class Switch:
                 handler(session, number, value, payload, now)
         if session.outbox:
             self._touched.add(session)
+
+    def pass_on(self, session: Session, frame: Frame) -> bool:
+        """The fast path: hand a DATA that came alone straight to its peer's socket, if nothing waits before it.
+
+        Returns whether that was done; if not, nothing was, and it is one more frame for :meth:`receive_frames`.
+        """
+        type_, flags, number, value, payload = frame
+        leg = session.legs.get(number)
+        if type_ != frames.DATA or leg is None or leg.peer is None or session.stalled or self.budget.tight:
+            return False
+        peer = leg.peer
+        end = value + len(payload)
+        write_now = peer.session.write_now
+        if value != leg.next or end > leg.limit or write_now is None or peer.session.outbox:
+            return False
+        if not write_now([frames.header(type_, flags, peer.number, value, len(payload)), payload]):
+            return False
+        leg.next = end
+        peer.passed_at_once()
+        return True
 
     def take_touched(self) -> set[Session]:
         """Sessions whose outboxes may have something to send. Look at the cuts behind this."""

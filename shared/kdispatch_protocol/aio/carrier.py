@@ -1,4 +1,4 @@
-"""A WebSocket as the protocol needs it: whole messages in, whole messages out, nothing awaited.
+"""A WebSocket as the protocol needs it: pieces of messages in, whole messages out, nothing awaited.
 
 The upgrade was done by somebody else; a carrier is then set as the transport's
 protocol. It reads into one buffer that all carriers of a loop share (64 KiB for
@@ -13,6 +13,7 @@ import os
 from typing import Final, Protocol
 
 from kdispatch_protocol import websocket
+from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.websocket import Closing, WebSocketReader
 
@@ -21,22 +22,25 @@ __all__ = ["Carrier", "CarrierOwner", "read_buffer"]
 _READ_SIZE: Final = 128 * 1024
 # After our close frame the other end gets this long to answer it, in seconds.
 _CLOSE_PATIENCE: Final = 2.0
+# Bytes of randomness taken at once: a system call for each frame's four would cost more than the mask.
+_MASKS: Final = 256
 
 
 def read_buffer() -> memoryview:
     """Make a buffer for reading, to be shared by everything that reads on one event loop."""
+    bytearray(8 << 20)
     return memoryview(bytearray(_READ_SIZE))
 
 
 class CarrierOwner(Protocol):
     """Who uses a carrier. Calls come from the event loop and must not block."""
 
-    def message_received(self, message: Buffer) -> None:
-        """One binary message, whole; the memory is the owner's to keep."""
+    def piece_received(self, piece: Buffer, ends: bool) -> None:
+        """A piece of a message, and whether the message ends with it. At a client its memory is reused afterwards."""
         ...
 
     def bytes_received(self) -> None:
-        """All messages of one read were handed over."""
+        """All pieces of one read were handed over."""
         ...
 
     def carrier_drained(self) -> None:
@@ -57,7 +61,8 @@ class Carrier(asyncio.BufferedProtocol):
         self._shared = buffer
         self._reader = WebSocketReader(server=server, max_message=max_message)
         self._transport: asyncio.Transport | None = None
-        self._reading_own = False
+        self._writer: SocketWriter | None = None
+        self._masks = b""  # random bytes for the masks of the next frames
         self._closing_sent = False
         self._killer: asyncio.TimerHandle | None = None
         self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
@@ -65,6 +70,7 @@ class Carrier(asyncio.BufferedProtocol):
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
         """Take over ``transport``; ``early`` is what its former protocol had read already."""
         self._transport = transport
+        self._writer = SocketWriter(transport)
         # Told at once when more than a byte is left over, and when all is gone. Not 0: TLS transports of asyncio
         # call themselves full at the mark, plain ones above it, and an empty one would be full for ever.
         transport.set_write_buffer_limits(high=1, low=0)
@@ -72,7 +78,7 @@ class Carrier(asyncio.BufferedProtocol):
         if not transport.is_reading():
             transport.resume_reading()
         if early:
-            self._read(self._reader.receive_data(early))
+            self._read(early)
 
     @property
     def unsent(self) -> int:
@@ -84,12 +90,17 @@ class Carrier(asyncio.BufferedProtocol):
         """Whether messages can still be sent."""
         return self._transport is not None and not self._closing_sent
 
+    @property
+    def free(self) -> bool:
+        """Whether a message would go to the socket at once."""
+        return not self.full and self._transport is not None and not self._closing_sent
+
     def limit_messages(self, size: int) -> None:
         """From now on take messages of up to ``size`` bytes."""
         self._reader.max_message = size
 
     def send(self, parts: list[Buffer]) -> None:
-        """Send one binary message made of ``parts``."""
+        """Send one binary message made of ``parts``, which may be reused afterwards."""
         self._write(websocket.BINARY, parts)
 
     def close(self, code: int, reason: str) -> None:
@@ -106,39 +117,40 @@ class Carrier(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _write(self, opcode: int, parts: list[Buffer]) -> None:
-        transport = self._transport
-        if transport is None or self._closing_sent:
+        writer = self._writer
+        if writer is None or self._closing_sent:
             return
-        # One write, one system call; `writelines` never tells of a full buffer on CPython 3.12.1 and 3.13.0.
+        size = sum(map(len, parts))
         if self._server:
-            size = sum(map(len, parts))
-            transport.write(b"".join((websocket.frame_head(opcode, size, None), *parts)))
+            head = websocket.frame_head(opcode, size, None)
         else:
-            mask = os.urandom(4)
-            payload = websocket.mask_parts(parts, mask)
-            transport.write(websocket.frame_head(opcode, len(payload), mask) + payload)
+            mask = self._next_mask()
+            head = websocket.frame_head(opcode, size, mask)
+            parts = websocket.mask_parts(parts, mask)
+        writer.write([head, *parts], len(head) + size)
+
+    def _next_mask(self) -> bytes:
+        """Four unpredictable bytes (RFC 6455, 5.3), of which the system is asked for many at once."""
+        if not self._masks:
+            self._masks = os.urandom(_MASKS)
+        mask, self._masks = self._masks[:4], self._masks[4:]
+        return mask
 
     # --- asyncio.BufferedProtocol ---------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where to read to: into a large message that is under way, else into the shared buffer."""
-        own = self._reader.buffer()
-        self._reading_own = own is not None
-        return own if own is not None else self._shared
+        """Where to read to."""
+        return self._shared
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes are there."""
-        if self._reader.closing is not None:
-            return
-        if self._reading_own:
-            self._read(self._reader.buffer_filled(nbytes))
-        else:
-            self._read(self._reader.receive_data(self._shared[:nbytes]))
+        if self._reader.closing is None:
+            self._read(self._shared[:nbytes])
 
-    def _read(self, messages: list[Buffer]) -> None:
+    def _read(self, data: Buffer) -> None:
         reader = self._reader
-        for message in messages:
-            self._owner.message_received(message)
+        for piece, ends in reader.receive_data(data):
+            self._owner.piece_received(piece, ends)
         if reader.pings:
             # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
             if not self.full:
@@ -170,5 +182,5 @@ class Carrier(asyncio.BufferedProtocol):
         """The connection is gone."""
         if self._killer is not None:
             self._killer.cancel()
-        self._transport = None
+        self._transport = self._writer = None
         self._owner.carrier_lost(self._reader.closing, exc)

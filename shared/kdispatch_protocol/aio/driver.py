@@ -17,14 +17,13 @@ from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.events import Event
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.streams import Stream
 
 __all__ = ["EndpointDriver"]
 
 
 _FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
-    events.DataReceived: lambda transport, event: transport.data_arrived(event.data),
     events.EndReceived: lambda transport, _: transport.end_arrived(),
     events.EndAcknowledged: lambda transport, _: transport.end_acknowledged(),
     events.WritingResumed: lambda transport, _: transport.writing_resumed(),
@@ -49,6 +48,7 @@ class EndpointDriver:
         self.pipes: set[Pipe] = set()  # local connections that are not closed yet
         self.lost: asyncio.Future[tuple[str, str]] | None = None  # of the current link: code and text
         self._table = endpoint.table
+        self._table.sink = self._data_arrived
         self._on_event = on_event
         self._link: Link | None = None
         self._transports: dict[Stream, StreamTransport] = {}
@@ -188,6 +188,21 @@ class EndpointDriver:
             self._link.wake()
         self._alarm.set(self.endpoint.next_deadline())
 
+    def local_read(self, pipe: Pipe, data: bytes) -> None:
+        """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
+        link = self._link
+        if link is not None and pipe.stream is not None and not self._table.outbox and link.free:
+            header = self._table.pass_on(pipe.stream.stream, data)
+            if header is not None:
+                link.send_now([header, data])
+                return
+        self._reading = True
+        try:
+            pipe.local_said(data)
+        finally:
+            self._reading = False
+            self.link_read()
+
     def _timed_out(self) -> None:
         self.endpoint.handle_timeout(self.loop.time())
         self._deliver()
@@ -210,13 +225,27 @@ class EndpointDriver:
                 if act is None or kind is events.StreamWasReset:
                     self._report(event)
 
-    def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, event: Event) -> None:
+    def _data_arrived(self, stream: Stream, data: memoryview) -> None:
+        """The fast path of data: no event is made for it, and none waits that happened before."""
+        if self._table.events:
+            self._deliver()
+        transport = self._transports.get(stream)
+        if transport is not None:
+            try:
+                transport.data_arrived(data)
+            except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
+                self._program_failed(transport, error)
+
+    def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
         try:
-            act(transport, event)
-        except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
-            what = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
-            self.loop.call_exception_handler(what)
-            transport.reset("cancelled", "The program failed.")
+            act(transport, what)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._program_failed(transport, error)
+
+    def _program_failed(self, transport: StreamTransport, error: Exception) -> None:
+        context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
+        self.loop.call_exception_handler(context)
+        transport.reset("cancelled", "The program failed.")
 
     def _report(self, event: Event) -> None:
         try:
@@ -230,16 +259,21 @@ class EndpointDriver:
 
     # --- the link's owner ------------------------------------------------------------------------------
 
-    def link_message(self, message: Buffer, now: float) -> None:
-        """One message of the relay's."""
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames of the relay's."""
         self._reading = True
         try:
-            self.endpoint.receive_message(message, now)
+            self.endpoint.receive_frames(received, now)
         finally:
             try:
-                self._deliver()
+                if self._table.events or not self._table.by_uuid:
+                    self._deliver()
             finally:
                 self._reading = False
+
+    def link_violated(self, code: str, text: str) -> None:
+        """The relay broke the protocol."""
+        self.disconnect(code, text)
 
     def link_read(self) -> None:
         """A read was worked on: its answers go out at once."""

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import Carrier
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.liveness import Liveness, Verdict
 from kdispatch_protocol.pace import Pace
@@ -37,12 +37,16 @@ _LOOKS: Final = 4
 class LinkOwner(Protocol):
     """What a session belongs to. ``collect`` gives the next batch of frames, empty when there is nothing to send."""
 
-    def link_message(self, message: Buffer, now: float) -> None:
-        """One message; ``RemoteProtocolError`` ends the session."""
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames, whose payloads may be reused afterwards."""
+        ...
+
+    def link_violated(self, code: str, text: str) -> None:
+        """The other end broke the protocol: close the link."""
         ...
 
     def link_read(self) -> None:
-        """All messages of one read were handed over."""
+        """All frames of one read were handed over."""
         ...
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
@@ -67,6 +71,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(limits)
         now = self._loop.time()
+        self._frames = FrameReader()
         self._liveness = (
             Liveness(None, limits.dead_relay, now) if server else Liveness(limits.ping, limits.dead_agent, now)
         )
@@ -96,23 +101,28 @@ class Link:
         carrier = self.carrier
         now = self._loop.time()
         for _ in range(_BATCHES):
-            if carrier.full or not carrier.open:
+            if not carrier.free:
                 return
             parts = self._owner.link_collect(self._pace.batch, now)
             if not parts:
                 return
-            carrier.send(parts)
-            if self._is_full():
-                self._full_since = self._full_looked = now
-                self._full_unsent = carrier.unsent
-                self._pace.filled(self._full_unsent, now)
-                self._arm()
-                return
+            self.send_now(parts)
         self.wake()
 
-    def _is_full(self) -> bool:
-        """Whether the last batch filled the socket: sending it may have changed that."""
-        return self.carrier.full
+    @property
+    def free(self) -> bool:
+        """Whether a message would go to the socket at once."""
+        return self._verdict is None and self.carrier.free
+
+    def send_now(self, parts: list[Buffer]) -> None:
+        """Send one message, which may be reused afterwards. Only while :attr:`free`, or what waits is overtaken."""
+        self.carrier.send(parts)
+        if self.carrier.full:
+            now = self._loop.time()
+            self._full_since = self._full_looked = now
+            self._full_unsent = self.carrier.unsent
+            self._pace.filled(self._full_unsent, now)
+            self._arm()
 
     def close(self, code: str, text: str = "") -> None:
         """End the session in order: what is queued goes first, then a close frame with the code."""
@@ -130,14 +140,16 @@ class Link:
 
     # --- the carrier's owner ------------------------------------------------------------------
 
-    def message_received(self, message: Buffer) -> None:
-        """One message from the other end."""
+    def piece_received(self, piece: Buffer, ends: bool) -> None:
+        """A piece of a message from the other end."""
         if self._verdict is not None:
             return
         try:
-            self._owner.link_message(message, self._loop.time())
+            received = self._frames.receive(piece, ends)
+            if received:
+                self._owner.link_frames(received, self._loop.time())
         except RemoteProtocolError as error:
-            self.close(error.code, error.text)
+            self._owner.link_violated(error.code, error.text)
 
     def bytes_received(self) -> None:
         """Any byte is life."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.errors import StreamReset
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ class Pipe:
         self.local = _Local(self, driver.buffer)
         self.remote = _Remote(self)
         self.socket: asyncio.Transport | None = None
+        self.writer: SocketWriter | None = None
         self.stream: StreamTransport | None = None
-        self._driver = driver
+        self.driver = driver
         self.began = driver.loop.time()
         self._on_local = on_local
         self._on_end = on_end
@@ -60,7 +62,8 @@ class Pipe:
     def local_made(self, transport: asyncio.Transport) -> None:
         """The socket is there."""
         self.socket = transport
-        self._driver.pipes.add(self)
+        self.writer = SocketWriter(transport)
+        self.driver.pipes.add(self)
         self._linger(_LINGER_RESET)  # from the start: a killed process must not look like an end either
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
@@ -81,8 +84,8 @@ class Pipe:
     def room(self) -> int:
         """How much the local program may say at once."""
         if self.stream is None:
-            return len(self._driver.buffer)
-        return self._driver.endpoint.table.room(self.stream.stream)
+            return len(self.driver.buffer)
+        return self.driver.endpoint.table.room(self.stream.stream)
 
     def stream_made(self, stream: StreamTransport) -> None:
         """There is a stream to take what the local program says."""
@@ -93,7 +96,7 @@ class Pipe:
 
     def local_lost(self) -> None:
         """The socket is closed."""
-        self._driver.pipe_ended(self)
+        self.driver.pipe_ended(self)
         if self.stream is not None:
             self.stream.abort()  # does nothing to a stream that has finished
         self.end("cancelled")
@@ -123,7 +126,7 @@ class Pipe:
 
     def finish_later(self) -> None:
         """The same in the loop's next turn."""
-        self._driver.loop.call_soon(self.finish)
+        self.driver.loop.call_soon(self.finish)
 
     def abort(self) -> None:
         """Reset the connection, even one that is being closed politely."""
@@ -151,7 +154,7 @@ class Pipe:
     def _look_later(self) -> None:
         if not self._looking:
             self._looking = True
-            self._driver.loop.call_later(_LOOK_EVERY, self._look)
+            self.driver.loop.call_later(_LOOK_EVERY, self._look)
 
     def _look(self) -> None:
         self._looking = False
@@ -203,7 +206,7 @@ class _Local(asyncio.BufferedProtocol):
         return self._buffer if room >= len(self._buffer) else self._buffer[:room]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._pipe.local_said(bytes(self._buffer[:nbytes]))
+        self._pipe.driver.local_read(self._pipe, bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
         self._pipe.local_said(b"")
@@ -236,9 +239,9 @@ class _Remote(asyncio.Protocol):
         self._pipe.stream_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        local = self._pipe.socket
-        if local is not None and not local.is_closing():
-            local.write(data)
+        writer = self._pipe.writer
+        if writer is not None:
+            writer.write([data], len(data))
 
     def eof_received(self) -> bool:
         if self._pipe.resuming:

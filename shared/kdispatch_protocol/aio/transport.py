@@ -160,14 +160,19 @@ class StreamTransport(asyncio.Transport):
     # --- called by the driver ----------------------------------------------------------------------
 
     def data_arrived(self, data: memoryview) -> None:
-        """Bytes of the peer's."""
+        """Bytes of the peer's, in memory that is reused afterwards."""
         if self._closing or self._lost:
             return
-        if self._paused or self._held:
+        if self._views and not self._paused and not self._held:  # most data goes this way
+            cast("asyncio.Protocol", self._protocol).data_received(data)  # type: ignore[arg-type]  # as it said
+            if self._paused:
+                self._uncredited += len(data)
+            else:
+                self._driver.consumed(self.stream, len(data))
+        elif self._paused or self._held:
             if self._held is None:
                 self._held = deque()
-            # A view would keep its whole message; copy unless it is most of one.
-            self._held.append(data if 2 * data.nbytes >= memoryview(data.obj).nbytes else bytes(data))
+            self._held.append(bytes(data))
         else:
             self._hand_over(data)
 
