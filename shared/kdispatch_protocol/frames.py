@@ -144,6 +144,12 @@ class FrameReader:
         """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
         view = memoryview(piece)
         size = len(view)
+        if ends and size >= 16 and not self._left and not self._held:
+            word, stream, value = HEADER.unpack_from(view)
+            if size == 16 + (word & 0xFFFFFF):  # the message is one frame, as most are
+                self._begun = False
+                type_, flags = _checked(word, stream, value)
+                return [(type_, flags, stream, value, view[16:])]
         frames: list[Frame] = []
         position = 0
         if self._left:
@@ -229,8 +235,7 @@ def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
     if rule is None:
         raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")
     type_, flags, low, high, numbered = rule
-    length = word & 0xFFFFFF
-    if not low <= length <= high:
+    if not low <= (length := word & 0xFFFFFF) <= high:
         raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's length is wrong: {length}.")
     if numbered is not None and numbered is (stream == 0):
         raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's stream number is wrong: {stream}.")

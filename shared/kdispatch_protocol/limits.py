@@ -32,7 +32,7 @@ class Limits:
     control: int = 4 * MIB  #: control frames that wait for one session; beyond it the relay cuts the session
 
     # --- credit
-    window: int = 4096 * KIB  #: a stream's window while the budget is mostly free
+    window: int = 256 * KIB  #: a stream's window while the budget is mostly free
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised
     window_floor: int = 16 * KIB  #: what every stream may always be granted
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams

@@ -42,7 +42,7 @@ class _Owner:
         self.carrier_over: asyncio.Future[Closing | None] = loop.create_future()
 
     # --- of a link
-    def link_message(self, message: Buffer, now: float) -> None:
+    def link_frames(self, received: list[Frame], now: float) -> None:
         if message == self.bad:
             raise RemoteProtocolError("A bad message.")
         self.messages.append(bytes(message))
@@ -79,6 +79,7 @@ class _Far(asyncio.BufferedProtocol):
 
     def __init__(self, *, server: bool) -> None:
         self.reader = WebSocketReader(server=server, max_message=1 << 20)
+        self._pieces = Messages(self.reader)
         self.messages: list[Buffer] = []
         self._buffer = bytearray(4096)
 
@@ -86,7 +87,7 @@ class _Far(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.messages += self.reader.receive_data(self._buffer[:nbytes])
+        self.messages += self._pieces.feed(self._buffer[:nbytes])
 
 
 def _link(limits: Limits, *, server: bool = False) -> tuple[Link, _Owner, MemoryTransport, MemoryTransport, _Far]:

@@ -68,7 +68,7 @@ class Peer:
         self.session: Session = relay.switch.connect(f"192.0.2.{number}", relay.now)
 
     def say(self, *message: bytes) -> None:
-        self.relay.switch.receive_message(self.session, b"".join(message), self.relay.now)
+        self.relay.switch.receive_frames(self.session, frames.decode(b"".join(message)), self.relay.now)
 
     def hear(self) -> Said:
         message = b"".join(self.session.outbox.collect(1 << 24, self.relay.now))

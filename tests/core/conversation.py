@@ -31,7 +31,7 @@ class Conversation:
             self.hear(frame(frames.WELCOME, payload=welcome.encode()))
 
     def hear(self, *message: bytes) -> None:
-        self.endpoint.receive_message(b"".join(message), self.now)
+        self.endpoint.receive_frames(frames.decode(b"".join(message)), self.now)
 
     def said(self) -> list[tuple[str, int, int, bytes]]:
         """What the agent sends now: type, stream, value, payload of each frame."""

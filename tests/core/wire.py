@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from websockets.speedups import apply_mask
 
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.websocket import WebSocketReader
 
 KEY = b"\x01\x02\x03\x04"
@@ -34,16 +33,23 @@ def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:
         yield data[start:stop]
 
 
-def feed(reader: WebSocketReader, data: bytes, *, own_reads: bool) -> list[Buffer]:
-    """Give ``data`` to the reader, the payloads by its own buffer where it offers one and ``own_reads`` says so."""
-    messages: list[Buffer] = []
-    while data:
-        room = reader.buffer() if own_reads else None
-        if room is None:
-            messages += reader.receive_data(data)
-            break
-        count = min(len(room), len(data))
-        room[:count] = data[:count]
-        messages += reader.buffer_filled(count)
-        data = data[count:]
-    return messages
+class Messages:
+    """Puts a reader's pieces together again, with memory of its own for each."""
+
+    def __init__(self, reader: WebSocketReader) -> None:
+        self.reader = reader
+        self._under_way = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Give ``data`` to the reader in memory that is overwritten afterwards; returns the messages that ended."""
+        memory = bytearray(data)
+        view = memoryview(memory)
+        whole = self.reader.receive_whole(view, len(view))
+        messages = []
+        for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
+            self._under_way += piece
+            if ends:
+                messages.append(self._under_way)
+                self._under_way = b""
+        memory[:] = bytes(len(memory))
+        return messages

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from kdispatch_protocol import events, websocket
 from kdispatch_protocol.endpoint import Endpoint, host_id
+from kdispatch_protocol.frames import Frame, FrameReader
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.streams import Stream
@@ -63,23 +64,27 @@ class Wire:
     def __init__(self, *, to_server: bool) -> None:
         self.bytes = bytearray()
         self.reader = websocket.WebSocketReader(server=to_server, max_message=256 * 1024)
+        self.frames = FrameReader()
         self.eats = False  # a black hole
         self._mask = b"\x1f\x2e\x3d\x4c" if to_server else None
 
     def put(self, parts: list[bytes | bytearray | memoryview]) -> None:
         if self.eats:
             return
-        payload = websocket.mask_parts(parts, self._mask) if self._mask else b"".join(parts)
+        payload = b"".join(websocket.mask_parts(parts, self._mask) if self._mask else parts)
         self.bytes += websocket.frame_head(websocket.BINARY, len(payload), self._mask) + payload
 
-    def take(self, size: int) -> list[bytes | bytearray | memoryview]:
-        piece = bytes(self.bytes[:size])
+    def take(self, size: int) -> Iterator[list[Frame]]:
+        """Frames of the next bytes, in memory that is overwritten behind them: nobody may keep a view."""
+        memory = bytearray(self.bytes[:size])
         del self.bytes[:size]
-        own = self.reader.buffer()
-        if own is not None and len(own) >= len(piece):
-            own[: len(piece)] = piece
-            return self.reader.buffer_filled(len(piece))
-        return self.reader.receive_data(piece)
+        view = memoryview(memory)
+        whole = self.reader.receive_whole(view, len(view))
+        for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
+            received = self.frames.receive(piece, ends)
+            if received:
+                yield received
+        memory[:] = b"\xdb" * len(memory)
 
 
 @dataclass
@@ -305,11 +310,12 @@ class World:
         """Some bytes arrive at one side, unless it has given the connection up."""
         for connection in agent.connections:
             wire = connection.up if up else connection.down
-            for message in wire.take(size):
+            for received in wire.take(size):
                 if up and connection.relay_side:
-                    self.switch.receive_message(connection.session, message, self.now)
+                    self.switch.receive_frames(connection.session, received, self.now)
                 elif not up and connection.agent_side:
-                    agent.endpoint.receive_message(message, self.now)
+                    agent.endpoint.receive_frames(received, self.now)
+                    self.settle(agent)
             assert wire.reader.closing is None
             self.settle(agent)
 

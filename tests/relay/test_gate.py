@@ -21,7 +21,7 @@ from kdispatch_protocol.limits import KIB, Limits
 from kdispatch_protocol.messages import Goaway, Hello, Offer, Open, Opened, Reset
 from kdispatch_protocol.websocket import WebSocketReader
 from tests.aio.twin import SERVICE, Running, running_gate, until
-from tests.core.wire import ws_frame
+from tests.core.wire import Messages, ws_frame
 
 _KEY = base64.b64encode(b"k" * 16).decode()
 _UPGRADE = {
@@ -53,6 +53,7 @@ class _Agent:
         self.process = process_id(secret)
         self.frames: list[Frame] = []  # not yet taken
         self.wire = WebSocketReader(server=False, max_message=1 << 20)
+        self._messages = Messages(self.wire)
         self._reader = reader
         self._writer = writer
 
@@ -85,14 +86,14 @@ class _Agent:
                     self.frames.pop(0)
                 data = await self._reader.read(65536)
                 assert data, "the relay has closed the connection"
-                for message in self.wire.receive_data(data):
+                for message in self._messages.feed(data):
                     self.frames += frames.decode(message)
 
     async def end(self) -> None:
         """Read to the relay's close frame, answer it, and read until the connection is closed."""
         async with asyncio.timeout(2):
             while self.wire.closing is None and (data := await self._reader.read(65536)):
-                for message in self.wire.receive_data(data):
+                for message in self._messages.feed(data):
                     self.frames += frames.decode(message)
             self._writer.write(ws_frame(0x88, b"\x03\xe8", masked=True))
             self._writer.write_eof()
@@ -117,7 +118,7 @@ class _Agent:
             while not self.frames:
                 data = await self._reader.read(65536)
                 assert data, "the relay has closed the connection"
-                for message in self.wire.receive_data(data):
+                for message in self._messages.feed(data):
                     self.frames += frames.decode(message)
 
 

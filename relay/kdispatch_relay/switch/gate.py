@@ -249,9 +249,9 @@ class _AgentLink:
         self._http = http
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.session = gate.switch.connect(source, self._loop.time())
-        self.session.write_now = self._write_now
         self._unsettled = False
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
+        self.session.write_now = self.link.send_now
         self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
 
     def start(self, transport: asyncio.Transport, tail: bytes) -> None:
@@ -297,13 +297,6 @@ class _AgentLink:
         if self._unsettled:
             self._unsettled = False
             self._gate.settle()
-
-    def _write_now(self, parts: list[Buffer]) -> bool:
-        link = self.link
-        if not link.free:
-            return False
-        link.send_now(parts)
-        return True
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""

@@ -90,10 +90,6 @@ class Carrier(asyncio.BufferedProtocol):
         """Whether messages can still be sent."""
         return self._transport is not None and not self._closing_sent
 
-    @property
-    def free(self) -> bool:
-        """Whether a message would go to the socket at once."""
-        return not self.full and self._transport is not None and not self._closing_sent
 
     def limit_messages(self, size: int) -> None:
         """From now on take messages of up to ``size`` bytes."""
@@ -144,8 +140,15 @@ class Carrier(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes are there."""
-        if self._reader.closing is None:
+        reader = self._reader
+        if reader.closing is not None:
+            return
+        payload = reader.receive_whole(self._shared, nbytes)
+        if payload is None:
             self._read(self._shared[:nbytes])
+        else:
+            self._owner.piece_received(payload, True)
+            self._owner.bytes_received()
 
     def _read(self, data: Buffer) -> None:
         reader = self._reader

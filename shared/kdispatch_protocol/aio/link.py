@@ -96,40 +96,56 @@ class Link:
         self._wake_handle = None
         self.flush()
 
+    @property
+    def free(self) -> bool:
+        """Whether :meth:`send_now` would send."""
+        return not self.carrier.full and self._verdict is None and not self._over
+
     def flush(self) -> None:
         """Send what the socket takes, now."""
         carrier = self.carrier
         now = self._loop.time()
         for _ in range(_BATCHES):
-            if not carrier.free:
+            if carrier.full or not carrier.open:
                 return
             parts = self._owner.link_collect(self._pace.batch, now)
             if not parts:
                 return
-            self.send_now(parts)
+            self._send(parts)
         self.wake()
 
-    @property
-    def free(self) -> bool:
-        """Whether a message would go to the socket at once."""
-        return self._verdict is None and self.carrier.free
+    def send_now(self, parts: list[Buffer]) -> bool:
+        """Send one message at once if the socket is free; returns whether that was done.
 
-    def send_now(self, parts: list[Buffer]) -> None:
-        """Send one message, which may be reused afterwards. Only while :attr:`free`, or what waits is overtaken."""
-        self.carrier.send(parts)
-        if self.carrier.full:
+        Only where the outbox is empty, or what waits there is overtaken. The parts may be reused afterwards.
+        """
+        carrier = self.carrier
+        if carrier.full or self._verdict is not None or self._over:
+            return False
+        self._send(parts)
+        return True
+
+    def _send(self, parts: list[Buffer]) -> None:
+        carrier = self.carrier
+        carrier.send(parts)
+        if carrier.full:
             now = self._loop.time()
             self._full_since = self._full_looked = now
-            self._full_unsent = self.carrier.unsent
+            self._full_unsent = carrier.unsent
             self._pace.filled(self._full_unsent, now)
             self._arm()
 
     def close(self, code: str, text: str = "") -> None:
-        """End the session in order: what is queued goes first, then a close frame with the code."""
+        """End the session in order: what is queued goes first, then a close frame with the code.
+
+        To a full socket that is one batch, whose beginning is all that is not data.
+        """
         if self._verdict is None:
             self._verdict = (code, text)
             if not self.carrier.full:
                 self.flush()
+            elif parts := self._owner.link_collect(self._pace.batch, self._loop.time()):
+                self.carrier.send(parts)
             self.carrier.close(_POLICY if code else _NORMAL, code)
 
     def abort(self, code: str, text: str) -> None:
