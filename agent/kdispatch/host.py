@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from kdispatch import local_port
+from kdispatch.local_dial import LocalDial, Target
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.pipe import Pipe, account
+from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
@@ -68,6 +69,7 @@ class Host:
         self._offer = Offer(service=service, host=self.id, digest=token_digest(self.withdraw_token).hex(), token=token)
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._dials: dict[Stream, asyncio.Task[None]] = {}
+        self._beginnings: set[asyncio.Task[None]] = set()
 
     async def start(self, wait: float) -> None:
         """Connect, offer, and return when the relay lists this host. Raises ``KdispatchError``."""
@@ -133,7 +135,7 @@ class Host:
         """End the session and every stream."""
         for task in self._dials.values():
             task.cancel()
-        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        await asyncio.gather(*self._dials.values(), *self._beginnings, return_exceptions=True)
         if self._refused.done():
             self._refused.exception()  # seen, or of no interest any more
         await self.uplink.stop()
@@ -142,6 +144,11 @@ class Host:
         """Let ``work`` decide over a requested stream; it is cancelled when the client gives up."""
         self._dials[stream] = work
         work.add_done_callback(lambda _: self._dials.pop(stream, None))
+
+    def keep(self, work: asyncio.Task[None]) -> None:
+        """Let ``work``, which takes a few turns of the loop, end before this host does."""
+        self._beginnings.add(work)
+        work.add_done_callback(self._beginnings.discard)
 
     def _event(self, event: Event) -> None:
         match event:
@@ -178,6 +185,7 @@ class LocalPort:
         self.address = address
         self.port = port
         self.host: Host | None = None
+        self._target = Target(address, port)
         self._limits = limits
         self._failures = 0
         self._look_now = asyncio.Event()
@@ -185,27 +193,51 @@ class LocalPort:
     def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
         """Dial for a requested stream."""
         assert self.host is not None
-        self.host.run(stream, asyncio.get_running_loop().create_task(self._dial(driver, stream)))
+        if stream.ended:
+            return
+        try:
+            dial = self._target.begin()
+        except OSError as error:
+            self._refuse(driver, stream, error)
+        else:
+            if dial.there:
+                self._serve(driver, stream, dial)
+            else:
+                work = driver.loop.create_task(self._wait(driver, stream, dial))
+                work.add_done_callback(lambda done: dial.close() if done.cancelled() else None)
+                self.host.run(stream, work)
 
-    async def _dial(self, driver: EndpointDriver, stream: Stream) -> None:
-        pipe = Pipe(driver, on_local=Pipe.pause_socket, on_end=self._ended)
-        loop = asyncio.get_running_loop()
+    async def _wait(self, driver: EndpointDriver, stream: Stream, dial: LocalDial) -> None:
         try:
             async with asyncio.timeout(self._limits.dial):
-                await loop.create_connection(lambda: pipe.local, self.address, self.port)
+                await dial.finish()
         except TimeoutError:
+            dial.close()
             self._failed()
             driver.refuse(stream, "host_timeout", "The service took no connection in time.")
         except OSError as error:
-            self._failed()
-            driver.refuse(stream, "host_refused", f"The service refused: {error.strerror or error}.")
+            dial.close()
+            self._refuse(driver, stream, error)
         else:
-            self._failures = 0
-            if stream.ended:
-                pipe.end("cancelled")
-            else:
-                driver.accept(stream, pipe.remote)
-                pipe.resume_socket()
+            self._serve(driver, stream, dial)
+
+    def _refuse(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
+        self._failed()
+        driver.refuse(stream, "host_refused", f"The service refused: {error.strerror or error}.")
+
+    def _serve(self, driver: EndpointDriver, stream: Stream, dial: LocalDial) -> None:
+        """The service took the connection. The client hears so before there is a transport for it."""
+        host, sock = self.host, dial.sock
+        assert host is not None
+        assert sock is not None
+        self._failures = 0
+        reset_when_closed(sock)
+        if stream.ended:
+            dial.close()
+            return
+        pipe = Pipe(driver, on_end=self._ended)
+        driver.accept(stream, pipe.remote)
+        host.keep(driver.loop.create_task(pipe.take(sock)))
 
     def _ended(self, pipe: Pipe, code: str) -> None:
         if pipe.stream is not None and self.host is not None:

@@ -288,3 +288,48 @@ async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None
     await _all_gone(pair)
     client.close()
     service.close()
+
+
+async def test_a_stream_before_its_socket(pair: Twin) -> None:
+    """What a client says to a stream whose local socket is yet to come waits for it, the end too."""
+    service, at_host = await tcp_pair()
+    host_pipe, source = Pipe(pair.host), Pipe(pair.client)
+
+    def serve(stream: Stream) -> None:
+        pair.host.accept(stream, host_pipe.remote)
+
+    pair.serve = serve
+    pair.client.open(SERVICE, source.remote)
+    assert source.stream is not None
+    source.stream.write(b"early words")
+    source.stream.write_eof()
+    await until(lambda: pair.host.streams == 1)
+    await settle()
+    await host_pipe.take(at_host)
+    async with service, asyncio.timeout(5):
+        assert await service.receive_all() == b"early words"
+        service.finish()
+        await _all_gone(pair)
+
+
+async def test_a_stream_that_is_reset_before_its_socket(pair: Twin) -> None:
+    """A socket that comes when its stream has been reset already is reset as well."""
+    service, at_host = await tcp_pair()
+    host_pipe, source = Pipe(pair.host), Pipe(pair.client)
+
+    def serve(stream: Stream) -> None:
+        pair.host.accept(stream, host_pipe.remote)
+
+    pair.serve = serve
+    pair.client.open(SERVICE, source.remote)
+    await until(lambda: host_pipe.stream is not None)
+    assert source.stream is not None
+    source.stream.abort()
+    await until(lambda: not pair.host.streams)
+    await settle()
+    await host_pipe.take(at_host)
+    async with service:
+        await _is_reset(service)
+    await _all_gone(pair)
+    await settle()
+    assert at_host.fileno() == -1

@@ -21,7 +21,7 @@ from kdispatch_protocol.errors import StreamReset
 if TYPE_CHECKING:
     from kdispatch_protocol.aio.driver import EndpointDriver
 
-__all__ = ["Pipe", "account"]
+__all__ = ["Pipe", "account", "reset_when_closed"]
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
@@ -68,6 +68,23 @@ class Pipe:
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
             self._on_local(self)
+        if self._ended:  # before there was a socket
+            transport.abort()
+        elif self.stream is not None:
+            self.stream.resume_reading()
+
+    async def take(self, sock: socket.socket) -> None:
+        """Run over a connected socket."""
+        try:
+            transport, _ = await self._driver.loop.create_connection(lambda: self.local, sock=sock)
+        except OSError:  # macOS: the other end has reset it already
+            sock.close()
+            self.local_lost()
+            return
+        # A cast: uvloop's transports are none of asyncio's classes.
+        if transport.is_closing() and not isinstance(cast("object", transport), asyncio.Transport):
+            # It has closed the descriptor, before it knew of the object that would close it once more.
+            sock.detach()
 
     def local_said(self, data: bytes) -> None:
         """Bytes of the local program, or its end where there are none."""
@@ -90,6 +107,8 @@ class Pipe:
     def stream_made(self, stream: StreamTransport) -> None:
         """There is a stream to take what the local program says."""
         self.stream = stream
+        if self.socket is None:
+            stream.pause_reading()  # until there is a socket
         for data in self._unclaimed:
             self.local_said(data)
         self._unclaimed.clear()
@@ -148,8 +167,7 @@ class Pipe:
     def _linger(self, how: bytes) -> None:
         sock = self.socket.get_extra_info("socket") if self.socket is not None else None
         if sock is not None:
-            with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+            _set_linger(sock, how)
 
     def _look_later(self) -> None:
         if not self._looking:
@@ -164,6 +182,16 @@ class Pipe:
             self.end("cancelled")
         else:
             self._look_later()
+
+
+def reset_when_closed(sock: socket.socket) -> None:
+    """Let a socket that no pipe has yet be reset, rather than ended, when it or its process goes."""
+    _set_linger(sock, _LINGER_RESET)
+
+
+def _set_linger(sock: socket.socket, how: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
 
 
 def account(pipe: Pipe) -> dict[str, float]:

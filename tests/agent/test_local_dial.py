@@ -1,0 +1,96 @@
+"""Connections to the local service: there at once where the kernel has them, refused at once, and else waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from kdispatch.local_dial import Target
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _full(listener: socket.socket) -> Iterator[list[socket.socket]]:
+    """Fill the queue of connections that nobody accepts: the kernel drops the next handshake and waits for another."""
+    with contextlib.ExitStack() as ending:
+        waiting: list[socket.socket] = []
+        for _ in range(8):
+            one = ending.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+            waiting.append(one)
+        yield waiting
+
+
+async def test_loopback_is_there_at_once(listener: socket.socket) -> None:
+    """A listener of this machine is connected to without a turn of the loop."""
+    dial = Target(*listener.getsockname()).begin()
+    assert dial.there and dial.sock is not None
+    accepted, _ = listener.accept()
+    with accepted, await dial.finish() as sock:
+        accepted.sendall(b"hello")
+        assert await asyncio.get_running_loop().sock_recv(sock, 5) == b"hello"
+
+
+async def test_refused_at_once(listener: socket.socket) -> None:
+    """A port on which nothing listens refuses without a turn of the loop, with the error that asyncio has."""
+    address, port = listener.getsockname()
+    listener.close()
+    with pytest.raises(ConnectionRefusedError, match="Connect call failed"):
+        Target(address, port).begin()
+
+
+async def test_a_name_is_looked_up(listener: socket.socket) -> None:
+    """A name needs a look-up, so its connection is waited for; one of its addresses is enough."""
+    dial = Target("localhost", listener.getsockname()[1]).begin()
+    assert not dial.there and dial.sock is None
+    with await dial.finish():
+        accepted, _ = listener.accept()
+        accepted.close()
+
+
+async def test_a_name_that_refuses(listener: socket.socket) -> None:
+    """A name at none of whose addresses something listens fails as an address of figures does."""
+    port = listener.getsockname()[1]
+    listener.close()
+    dial = Target("localhost", port).begin()
+    with pytest.raises(OSError, match="Connect call failed"):
+        await dial.finish()
+
+
+@pytest.mark.slow  # the kernel sends its SYN again after a second
+async def test_a_listener_that_is_busy(listener: socket.socket) -> None:
+    """A handshake that the listener does not complete is waited for, and is done when there is room again."""
+    with _full(listener):
+        dial = Target(*listener.getsockname()).begin()
+        assert not dial.there and dial.sock is not None
+        waiting = asyncio.create_task(dial.finish())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        while not waiting.done():
+            accepted = await asyncio.to_thread(listener.accept)
+            accepted[0].close()
+            await asyncio.sleep(0.01)
+        (await waiting).close()
+
+
+async def test_given_up(listener: socket.socket) -> None:
+    """A dial that is cancelled while it waits leaves the loop, and its socket can be closed."""
+    with _full(listener):
+        dial = Target(*listener.getsockname()).begin()
+        assert dial.sock is not None
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await dial.finish()
+        assert not asyncio.get_running_loop().remove_writer(dial.sock)
+        dial.close()
+        assert dial.sock.fileno() == -1
