@@ -37,6 +37,8 @@ __all__ = [
 _HEX: Final = re.compile(r"[0-9a-f]*")
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
 Check = Callable[[object], bool]
 
 
@@ -114,11 +116,11 @@ def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
 class _Message:
     def content(self) -> dict[str, object]:
         """The fields by name, those that are ``None`` left out."""
-        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+        return {name: value for name, _, _ in _rules(type(self)) if (value := getattr(self, name)) is not None}
 
     def encode(self) -> bytes:
         """The payload: compact JSON."""
-        return json.dumps(self.content(), separators=(",", ":")).encode()
+        return _encode(self.content()).encode()
 
     @classmethod
     def parse(cls, payload: Buffer) -> Self:
@@ -135,16 +137,30 @@ class _Message:
         if not isinstance(content, dict):
             raise RemoteProtocolError(f"A {cls.__name__} payload is not an object.")
         found = {}
-        for item in fields(cls):
-            value = content.get(item.name)
+        for name, check, needed in _rules(cls):
+            value = content.get(name)
             if value is None:
-                if item.default is MISSING and item.default_factory is MISSING:
-                    raise RemoteProtocolError(f"A {cls.__name__} lacks {item.name!r}.")
-            elif item.metadata["check"](value):
-                found[item.name] = value
+                if needed:
+                    raise RemoteProtocolError(f"A {cls.__name__} lacks {name!r}.")
+            elif check(value):
+                found[name] = value
             else:
-                raise RemoteProtocolError(f"A {cls.__name__} has a wrong {item.name!r}.")
+                raise RemoteProtocolError(f"A {cls.__name__} has a wrong {name!r}.")
         return cls(**found)
+
+
+_rules_of: Final[dict[type, tuple[tuple[str, Check, bool], ...]]] = {}  # by class, filled at first use
+
+
+def _rules(cls: type[_Message]) -> tuple[tuple[str, Check, bool], ...]:
+    """Name, check, and whether it must be there, of each field: asking the dataclass costs more than the checks do."""
+    rules = _rules_of.get(cls)
+    if rules is None:
+        rules = _rules_of[cls] = tuple(
+            (item.name, item.metadata["check"], item.default is MISSING and item.default_factory is MISSING)
+            for item in fields(cls)
+        )
+    return rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ __all__ = ["Stream", "proof", "stream_key"]
 
 def stream_key(secret: bytes, process: str) -> bytes:
     """The key between a client, which made the stream's 32 byte secret, and the host process it is bound to."""
-    return hmac.new(secret, bytes.fromhex(process), hashlib.sha256).digest()
+    return hmac.digest(secret, bytes.fromhex(process), "sha256")
 
 
 def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
