@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.errors import StreamReset
+from kdispatch_protocol.states import State
 
 if TYPE_CHECKING:
     from kdispatch_protocol.aio.driver import EndpointDriver
@@ -137,6 +138,8 @@ class Pipe:
 
     def finish(self) -> None:
         """Send no more to the local program; it may go on."""
+        if self.stream is not None and self.stream.stream.state is State.CLOSED:
+            return  # it finished as well: the close that follows says the same, and spares a system call
         if self.socket is not None and not self.socket.is_closing():
             try:
                 self.socket.write_eof()
