@@ -177,7 +177,7 @@ class FrameReader:
             return size
         word, stream, value = HEADER.unpack_from(view, position)
         type_, flags = _checked(word, stream, value)
-        end = start + (word & 0xFFFFFF)
+        end: int = start + (word & 0xFFFFFF)
         if end <= size:
             frames.append((type_, flags, stream, value, view[start:end]))
             return end
@@ -209,7 +209,7 @@ class FrameReader:
         if len(held) == self._wanted == 16:
             word, stream, value = HEADER.unpack(held)
             type_, flags = _checked(word, stream, value)
-            length = word & 0xFFFFFF
+            length: int = word & 0xFFFFFF
             if type_ == DATA:
                 held.clear()
                 self._left, self._rule, self._stream, self._value = length, flags, stream, value

@@ -159,7 +159,7 @@ class WebSocketReader:
         if data[1] != (0x80 | length if self.server else length):
             return None
         if self.server:
-            return apply_mask(data[6:size], data[2:6])
+            return apply_mask(data[6:size], bytes(data[2:6]))
         return data[2:size]
 
     def receive_data(self, data: Buffer) -> list[Piece]:

@@ -77,7 +77,7 @@ class Pipe:
     async def take(self, sock: socket.socket) -> None:
         """Run over a connected socket."""
         try:
-            transport, _ = await self._driver.loop.create_connection(lambda: self.local, sock=sock)
+            transport, _ = await self.driver.loop.create_connection(lambda: self.local, sock=sock)
         except OSError:  # macOS: the other end has reset it already
             sock.close()
             self.local_lost()

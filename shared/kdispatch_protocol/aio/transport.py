@@ -163,13 +163,7 @@ class StreamTransport(asyncio.Transport):
         """Bytes of the peer's, in memory that is reused afterwards."""
         if self._closing or self._lost:
             return
-        if self._views and not self._paused and not self._held:  # most data goes this way
-            cast("asyncio.Protocol", self._protocol).data_received(data)  # type: ignore[arg-type]  # as it said
-            if self._paused:
-                self._uncredited += len(data)
-            else:
-                self._driver.consumed(self.stream, len(data))
-        elif self._paused or self._held:
+        if self._paused or self._held:
             if self._held is None:
                 self._held = deque()
             self._held.append(bytes(data))
@@ -207,15 +201,16 @@ class StreamTransport(asyncio.Transport):
 
     def _hand_over(self, data: Buffer) -> None:
         protocol = self._protocol
-        if isinstance(protocol, asyncio.BufferedProtocol):
+        if self._views:  # typed as bytes by asyncio; protocols that said so take any buffer
+            cast("asyncio.Protocol", protocol).data_received(data)  # type: ignore[arg-type]
+        elif isinstance(protocol, asyncio.BufferedProtocol):
             self._fill(protocol, memoryview(data))
         else:
-            # Typed as bytes by asyncio; protocols that said so take any buffer.
-            cast("asyncio.Protocol", protocol).data_received(data if self._views else bytes(data))  # type: ignore[arg-type]
+            cast("asyncio.Protocol", protocol).data_received(bytes(data))
         if self._paused:
             self._uncredited += len(data)
         else:
-            self._credit(len(data))
+            self._driver.consumed(self.stream, len(data))
 
     @staticmethod
     def _fill(protocol: asyncio.BufferedProtocol, data: memoryview) -> None:
