@@ -11,6 +11,10 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 2) * 3 // 2
 MINUTES ?= 10
 SEED    ?=
 
+# make bench: seconds of each measurement, and how often each is done.
+SECS   ?= 5
+ROUNDS ?= 3
+
 .PHONY: help demo test programs check style types core accept chaos matrix bench docs clean
 
 help:  ## this list
@@ -55,8 +59,9 @@ chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real pr
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix
 
-bench: $(STAMP)  ## how fast: bulk, round trip, opens, memory
-	$(BIN)/python -m bench.run
+bench: $(STAMP)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1
+	@$(BIN)/python -m bench.run --secs $(SECS) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(PLAIN),--plain) \
+		$(if $(JSON),--json $(JSON)) $(if $(PAGE),--page)
 
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m tests.tools.generate_docs

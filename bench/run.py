@@ -1,117 +1,107 @@
-"""``make bench``: the three processes on loopback, beside the bare connection to the same service in the same run.
+"""``make bench``: each work by turns on the ruler and on kdispatch, in one table.
 
-A first look: ratios of one run on one machine. A ruler that does comparable work, several rounds and more kinds of
-work come with the issue on speed.
+python -m bench.run [--only bulk,rtt,...] [--secs 5] [--rounds 3] [--plain] [--json FILE] [--page]
 """
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
-import subprocess
+import argparse
+import dataclasses
+import json
 import sys
 import tempfile
-import threading
-import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Final
 
-from bench import service
+from bench import chains, machine, page, start
+from bench.chains import Chain
+from bench.sites import SITES
+from bench.table import Line, table
+from bench.works import WORKS, Work
 
-KDISPATCH = str(Path(sys.executable).with_name("kdispatch"))
-SIZE = 512 * 1024 * 1024
-SECONDS = 3.0
+__all__ = ["measured"]
 
-
-class Chain:
-    """Relay, host and client as processes; ``port`` leads through them to the service."""
-
-    def __init__(self, folder: Path, service_port: int) -> None:
-        self._folder = folder
-        self._environment = {**os.environ, "KDISPATCH_CONFIG_DIR": str(folder / "config")}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        relay = self._start(
-            "relay", "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(folder / "relay.db")
-        )
-        self._run("sign-up", "bench", "--relay", self._says(relay, r"http://\S+"))
-        self._run("service", "create", "bench")
-        self._says(self._start("host", "agent", "host", "bench/bench", "--port", str(service_port)), "is offered")
-        client = self._start("client", "agent", "connect", "bench/bench", "--quiet")
-        self.port = int(self._says(client, r"\d+"))
-
-    def _start(self, name: str, *words: str) -> Path:
-        log = self._folder / name
-        with log.open("wb") as file:
-            self.processes[name] = subprocess.Popen(
-                [KDISPATCH, *words], env=self._environment, stdout=file, stderr=file
-            )
-        return log
-
-    def _run(self, *words: str) -> None:
-        subprocess.run([KDISPATCH, *words], env=self._environment, check=True, capture_output=True)
-
-    @staticmethod
-    def _says(log: Path, pattern: str) -> str:
-        deadline = time.monotonic() + 15
-        while time.monotonic() < deadline:
-            if found := re.search(pattern, log.read_text()):
-                return found[0]
-            time.sleep(0.02)
-        raise RuntimeError(f"{log.name} never said {pattern!r}: {log.read_text()}")
-
-    def cpu(self) -> float:
-        """Processor seconds of the three together."""
-        ticks = 0
-        for process in self.processes.values():
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> str:
-        """Resident MiB of each."""
-        sizes = []
-        for name, process in self.processes.items():
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            sizes.append(f"{name} {int(status.split('VmRSS:')[1].split()[0]) >> 10}")
-        return ", ".join(sizes)
-
-    def stop(self) -> None:
-        """End them, the agents first."""
-        for name in ("client", "host", "relay"):
-            process = self.processes.get(name)
-            if process is not None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(15)
+_NAMES: Final = [*dict.fromkeys(work.name for work in WORKS), "start", "memory"]
+_NO_RULER: Final = """\
+**********************************************************************
+HAProxy is not installed, so there is NO RULER: kdispatch is measured
+alone, and no ratio can be told. To get it: apt-get install haproxy,
+or as root: KDISPATCH_INSTALL=1 make programs
+**********************************************************************"""
 
 
-def main() -> None:
-    """Measure and print one table."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=service.serve, args=(listener,), daemon=True).start()
-    bare = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        chain = Chain(Path(folder), bare)
-        try:
-            print(f"{'work':34} {'bare':>10} {'kdispatch':>10}")
-            for name, move in (
-                ("bulk down, 1 stream, MB/s", service.download),
-                ("bulk up, 1 stream, MB/s", service.upload),
-            ):
-                direct = move(bare, SIZE) / 1e6
-                before = chain.cpu()
-                through = move(chain.port, SIZE) / 1e6
-                print(f"{name:34} {direct:10.0f} {through:10.0f}")
-                print(f"{'  CPU seconds a GB, 3 processes':34} {'':10} {(chain.cpu() - before) / (SIZE / 1e9):10.2f}")
-            direct_trip, through_trip = (service.round_trips(port, SECONDS) for port in (bare, chain.port))
-            print(f"{'round trip of 64 B, us, median':34} {direct_trip[0] * 1e6:10.0f} {through_trip[0] * 1e6:10.0f}")
-            print(f"{'round trip of 64 B, us, p99':34} {direct_trip[1] * 1e6:10.0f} {through_trip[1] * 1e6:10.0f}")
-            direct_opens, through_opens = (service.opens(port, SECONDS) for port in (bare, chain.port))
-            print(f"{'opens a second, 1 worker':34} {direct_opens:10.0f} {through_opens:10.0f}")
-            print(f"resident memory afterwards, MiB: {chain.memory()}")
-        finally:
-            chain.stop()
+def main() -> int:
+    """Measure, print, and keep what was found."""
+    parser = argparse.ArgumentParser(prog="make bench", description="How fast kdispatch is beside three HAProxy.")
+    parser.add_argument("--only", default="", help=f"some of {','.join(_NAMES)}")
+    parser.add_argument("--secs", type=float, default=5.0, help="seconds of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is done")
+    parser.add_argument("--plain", action="store_true", help="kdispatch on asyncio's own event loop")
+    parser.add_argument("--json", type=Path, help="a file to keep the results in")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/performance.md")
+    given = parser.parse_args()
+    names = given.only.split(",") if given.only else _NAMES
+    if unknown := set(names) - set(_NAMES):
+        parser.error(f"no such work: {', '.join(sorted(unknown))}; there are {', '.join(_NAMES)}")
+    if not chains.has_ruler():
+        print(_NO_RULER, file=sys.stderr, flush=True)
+    about = machine.describe() | {"measured": f"{given.rounds} rounds of {given.secs:g} s"}
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="kdispatch-bench-") as folder:
+        for line in _measured(Path(folder), names, given, about):
+            lines.append(line)
+            print("  ".join(line.cells()), file=sys.stderr, flush=True)
+    shown = table(lines, {name: site.title for name, site in SITES.items()} | start.TITLES)
+    print("\n".join(f"{name}: {value}" for name, value in about.items()), f"\n{shown}", sep="\n")
+    if given.json:
+        found = {**about, "lines": [dataclasses.asdict(line) for line in lines]}
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    if given.page:
+        page.write("table", "\n".join([*(f"* {name}: {value}" for name, value in about.items()), "", shown]))
+    return 0
+
+
+def _measured(folder: Path, names: list[str], given: argparse.Namespace, about: dict[str, str]) -> Iterator[Line]:
+    with chains.service(folder / "service") as service:
+        works = [work for work in WORKS if work.name in names]
+        for place, group in groupby(works, key=lambda work: work.site):
+            site = SITES[place]
+            if lacks := site.lacks():
+                print(f"SKIP: {site.title}: {lacks}", file=sys.stderr)
+                continue
+            with site.running(folder / place, service, plain=given.plain) as (ruler, kdispatch):
+                roles = zip(("relay", "host", "client"), kdispatch.programs, strict=True)
+                about["event loops"] = ", ".join(f"{role} {program.loop}" for role, program in roles)
+                for work in group:
+                    yield from measured(work, service, ruler, kdispatch, secs=given.secs, rounds=given.rounds)
+    if "start" in names:
+        yield from start.lines(folder / "start", rounds=given.rounds, plain=given.plain)
+    if "memory" in names:
+        yield from start.memory_lines()
+
+
+def measured(
+    work: Work, service: int, ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int
+) -> list[Line]:
+    """All rounds of one work, on the two by turns; a line for each of its rows."""
+    lines = {key: Line.of(work.site, row) for key, row in work.rows.items()}
+    if work.bare:
+        found = work.measure(chains.bare(service), secs)
+        for key, line in lines.items():
+            line.bare = found[key] / work.rows[key].scale
+    for _ in range(rounds):
+        for chain in filter(None, (ruler, kdispatch)):
+            found = work.measure(chain, secs)
+            for key, line in lines.items():
+                values, cpu = (line.ruler, line.ruler_cpu) if chain is ruler else (line.kdispatch, line.kdispatch_cpu)
+                values.append(found[key] / work.rows[key].scale)
+                cpu += [found["cpu"]] if "cpu" in found else []
+    for line in lines.values():
+        line.resident = kdispatch.resident
+    return list(lines.values())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

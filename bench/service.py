@@ -1,96 +1,174 @@
-"""The service and the load of the benchmarks: blocking sockets, a thread each, so that they cost little themselves."""
+"""The service of the benchmarks: python -m bench.service, which prints its port.
+
+The first byte of a connection says what it is: ``d`` sends for ever, ``u`` drains, ``b`` does both at once, ``e``
+echoes what follows, ``c`` answers each byte by how much was drained so far. Bulk is moved by a process of its own, so
+that an echo beside it waits for a processor at most, not for this program.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import os
+import select
 import socket
-import statistics
-import threading
-import time
+import sys
+from collections.abc import Callable
+from typing import Final
 
-BLOCK = bytes(256 * 1024)
+__all__ = ["BLOCK", "PIECE", "Loop"]
 
+#: Bytes of one send or receive: few calls, and still in a core's own cache.
+PIECE: Final = 512 * 1024
+BLOCK: Final = bytes(PIECE)
+_BULK: Final = frozenset(b"dub")
+_READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
+_BACKLOG: Final = 4096
 
-def serve(listener: socket.socket) -> None:
-    """Answer connections for ever: `d` and a size sends it, `u` counts until the end, `e` echoes."""
-    while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=_answer, args=(connection,), daemon=True).start()
-
-
-def _answer(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with connection, contextlib.suppress(OSError):
-        match connection.recv(1):
-            case b"d":
-                left = int.from_bytes(connection.recv(8), "big")
-                while left > 0:
-                    connection.sendall(BLOCK[:left])
-                    left -= len(BLOCK)
-            case b"u":
-                connection.sendall(_drain(connection).to_bytes(8, "big"))
-            case b"e":
-                while data := connection.recv(65536):
-                    connection.sendall(data)
+Handler = Callable[[int], None]
 
 
-def _drain(connection: socket.socket) -> int:
-    buffer = bytearray(1 << 20)
-    total = 0
-    while count := connection.recv_into(buffer):
-        total += count
-    return total
+class Loop:
+    """The least event loop: a table of handlers by descriptor."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+
+    def add(self, sock: socket.socket, events: int, handler: Handler) -> None:
+        """Call ``handler`` whenever one of ``events`` is there."""
+        self._handlers[sock.fileno()] = handler
+        self._epoll.register(sock.fileno(), events)
+
+    def change(self, sock: socket.socket, handler: Handler) -> None:
+        """Call another handler from now on."""
+        self._handlers[sock.fileno()] = handler
+
+    def close(self, sock: socket.socket) -> None:
+        """Forget the socket and close it."""
+        del self._handlers[sock.fileno()]
+        self._epoll.unregister(sock.fileno())
+        sock.close()
+
+    def turn(self, wait: float | None = None) -> None:
+        """Serve what is ready, waiting for it at most so many seconds."""
+        handlers = self._handlers
+        for descriptor, events in self._epoll.poll(wait):
+            if handler := handlers.get(descriptor):
+                handler(events)
 
 
-def download(port: int, size: int) -> float:
-    """Bytes a second of one connection that reads."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"d" + size.to_bytes(8, "big"))
-        began = time.monotonic()
-        connection.shutdown(socket.SHUT_WR)
-        received = _drain(connection)
-    if received != size:
-        raise RuntimeError(f"{received} of {size} bytes arrived")
-    return size / (time.monotonic() - began)
+class _Bulk:
+    """The process that moves bulk: it gets connections, and their first byte, from the other one."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._loop = Loop()
+        self._loop.add(channel, _READ, self._arrived)
+        self._buffer = bytearray(PIECE)
+        self._drained = 0
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            self._loop.turn()
+
+    def _arrived(self, _: int) -> None:
+        kind, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+        if not kind:
+            sys.exit()
+        sock = socket.socket(fileno=descriptors[0])
+        if kind == b"c":
+            self._loop.add(sock, _READ, lambda _: self._count(sock))
+            return
+        events = {b"d": _WRITE | _READ, b"u": _READ, b"b": _READ | _WRITE}[kind]
+        self._loop.add(sock, events, lambda ready: self._move(sock, ready))
+
+    def _move(self, sock: socket.socket, ready: int) -> None:
+        try:
+            if ready & (_READ | select.EPOLLHUP | select.EPOLLERR):
+                count = sock.recv_into(self._buffer)
+                self._drained += count
+                if not count:
+                    self._loop.close(sock)
+                    return
+            if ready & _WRITE:
+                sock.send(BLOCK)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._loop.close(sock)
+
+    def _count(self, sock: socket.socket) -> None:
+        if sock.recv(1):
+            sock.send(self._drained.to_bytes(8, "big"))
+        else:
+            self._loop.close(sock)
 
 
-def upload(port: int, size: int) -> float:
-    """Bytes a second of one connection that writes, until the service has counted all of it."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"u")
-        began = time.monotonic()
-        for _ in range(size // len(BLOCK)):
-            connection.sendall(BLOCK)
-        connection.shutdown(socket.SHUT_WR)
-        counted = int.from_bytes(connection.recv(8), "big")
-    if counted != size // len(BLOCK) * len(BLOCK):
-        raise RuntimeError(f"the service counted {counted} bytes")
-    return counted / (time.monotonic() - began)
+class _Service:
+    """The process that accepts and echoes."""
+
+    def __init__(self, listener: socket.socket, channel: socket.socket) -> None:
+        self._listener = listener
+        self._channel = channel
+        self._loop = Loop()
+        self._loop.add(listener, _READ, self._accept)
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            self._loop.turn()
+
+    def _accept(self, _: int) -> None:
+        try:
+            sock, _address = self._listener.accept()
+        except OSError:
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._loop.add(sock, _READ, lambda _: self._begin(sock))
+
+    def _begin(self, sock: socket.socket) -> None:
+        kind = self._receive(sock, 1)
+        if kind is None:
+            return
+        if kind[0] in _BULK or kind == b"c":
+            socket.send_fds(self._channel, [kind], [sock.fileno()])
+            self._loop.close(sock)
+        else:
+            self._loop.change(sock, lambda _: self._echo(sock))
+            self._echo(sock)
+
+    def _echo(self, sock: socket.socket) -> None:
+        if data := self._receive(sock, PIECE):
+            sock.setblocking(True)
+            sock.sendall(data)
+            sock.setblocking(False)
+
+    def _receive(self, sock: socket.socket, size: int) -> bytes | None:
+        """What is there; ``None`` for nothing yet, or when it was the end, and the socket is closed."""
+        try:
+            if data := sock.recv(size):
+                return data
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass
+        self._loop.close(sock)
+        return None
 
 
-def round_trips(port: int, seconds: float) -> tuple[float, float]:
-    """Median and 99th percentile of a 64-byte round trip, in seconds."""
-    times = []
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(b"e")
-        end = time.monotonic() + seconds
-        while (began := time.perf_counter()) and time.monotonic() < end:
-            connection.sendall(BLOCK[:64])
-            got = 0
-            while got < 64:
-                got += len(connection.recv(64 - got))
-            times.append(time.perf_counter() - began)
-    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+def main() -> None:
+    """Print the port and serve until killed."""
+    channel, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        channel.close()
+        _Bulk(others).run()
+    others.close()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    listener.setblocking(False)
+    print(listener.getsockname()[1], flush=True)
+    _Service(listener, channel).run()
 
 
-def opens(port: int, seconds: float) -> float:
-    """Connections a second of one worker: connect, one byte there and back, close."""
-    count = 0
-    began = time.monotonic()
-    while time.monotonic() < began + seconds:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"ex")
-            connection.recv(1)
-        count += 1
-    return count / (time.monotonic() - began)
+if __name__ == "__main__":
+    main()

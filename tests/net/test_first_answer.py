@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.net.delay_line import DelayLine, delay_line
+from bench.delay_line import DelayLine, delay_line
 from tests.net.harness import Network, sizes
 from tests.net.tcp import Tcp, banner, echo, service
 

@@ -1,0 +1,69 @@
+"""Many sessions of few processes: python -m bench.fleet hosts RELAY COUNT PORT, or clients RELAY COUNT.
+
+Forty agents of their own would have two cores measure how well the kernel switches forty processes. Here as many hosts
+share one process, and as many clients another: each with a session of its own, made of the parts of the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import Final
+
+from kdispatch.cli.output import choose_loop
+from kdispatch.client import Client, LocalListener
+from kdispatch.host import Host, LocalPort
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import RestClient
+
+__all__: list[str] = []
+
+_WAIT: Final = 20.0
+
+
+def _services(count: int) -> list[str]:
+    return [f"ann/web{number}" for number in range(count)]
+
+
+async def _hosts(relay: RelayUrl, token: str, count: int, port: int) -> None:
+    async with RestClient(relay) as rest, AsyncExitStack() as ending:
+        for service in _services(count):
+            await rest.create_service(token, service.partition("/")[2])
+            local = LocalPort("127.0.0.1", port)
+            host = local.host = Host(relay, service, token, local)
+            await host.start(_WAIT)
+            ending.push_async_callback(host.stop)
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+
+async def _clients(relay: RelayUrl, count: int) -> None:
+    async with AsyncExitStack() as ending:
+        ports = []
+        for service in _services(count):
+            client = Client(relay)
+            listener = LocalListener(client, service)
+            await listener.bind("127.0.0.1", 0)
+            await client.uplink.start(_WAIT)
+            ending.push_async_callback(client.stop)
+            await listener.listen()
+            ports.append(str(listener.port))
+        print("ports", *ports, flush=True)
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Run until killed."""
+    role, url, count, *port = sys.argv[1:]
+    relay = RelayUrl.parse(url)
+    with asyncio.Runner(loop_factory=choose_loop()) as runner:
+        if role == "hosts":
+            runner.run(_hosts(relay, os.environ["KDISPATCH_TOKEN"], int(count), int(port[0])))
+        else:
+            runner.run(_clients(relay, int(count)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""docs/performance.md: figures between markers are written by the tools, all else by hand."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Final
+
+from bench.processes import ROOT
+
+__all__ = ["PAGE", "write"]
+
+PAGE: Final = ROOT / "docs" / "performance.md"
+
+
+def write(part: str, text: str) -> None:
+    """Put ``text`` where the page has ``<!-- measured: PART -->``, up to ``<!-- end -->``."""
+    old = PAGE.read_text()
+    pattern = re.compile(rf"(<!-- measured: {part} -->\n).*?(<!-- end -->)", re.DOTALL)
+    new, places = pattern.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old)
+    if places != 1:
+        raise RuntimeError(f"{PAGE} has {places} places for {part}")
+    PAGE.write_text(new)
+    print(f"{PAGE.relative_to(ROOT)}: {part} is written", file=sys.stderr)

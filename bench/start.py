@@ -1,0 +1,68 @@
+"""What needs no ruler: how long starts take, and what idle streams and sessions hold."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from bench.processes import KDISPATCH, PYTHON, Processes
+from bench.table import Line
+
+__all__ = ["TITLES", "lines", "memory_lines"]
+
+TITLES: Final = {"start": "starting", "memory": "memory"}
+_TIMES: Final = 3  # of each start in a round
+
+
+def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
+    """Milliseconds of an import, of a short command, and until an agent is up."""
+    environment = {
+        "KDISPATCH_CONFIG_DIR": str(folder / "config"),
+        "KDISPATCH_STATE_DIR": str(folder / "state"),
+        "KDISPATCH_NO_UVLOOP": "1" if plain else "0",
+    }
+    processes = Processes(folder, environment)
+    relay_command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(folder / "relay.db"))
+    try:
+        url = processes.start("relay", *relay_command).says(r"listening on (http://[^\s\"]+)")
+        processes.run(KDISPATCH, "sign-up", "ann", "--relay", url)
+        processes.run(KDISPATCH, "service", "create", "web")
+
+        def imported(module: str) -> None:
+            code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+            took.append(float(processes.run(PYTHON, "-c", code)))
+
+        def timed(begin: Callable[[], object]) -> None:
+            began = time.perf_counter()
+            begin()
+            took.append(time.perf_counter() - began)
+
+        def agent() -> None:
+            host = processes.start("host", KDISPATCH, "agent", "host", "ann/web", "--port", url.rpartition(":")[2])
+            host.says("is offered as")
+
+        kinds: dict[str, Callable[[], None]] = {
+            "import kdispatch": lambda: imported("kdispatch"),
+            "import kdispatch.library": lambda: imported("kdispatch.library"),
+            "kdispatch --version": lambda: timed(lambda: processes.run(KDISPATCH, "--version")),
+            "kdispatch agent host until it is offered": lambda: timed(agent),
+        }
+        for title, kind in kinds.items():
+            took: list[float] = []
+            line = Line("start", title, "ms")
+            for _ in range(rounds):
+                took.clear()
+                for _ in range(_TIMES):
+                    kind()
+                line.kdispatch.append(statistics.median(took) * 1e3)
+            yield line
+    finally:
+        processes.stop()
+
+
+def memory_lines() -> Iterator[Line]:
+    """What bench.idle finds."""
+    yield from ()

@@ -1,0 +1,169 @@
+"""The work that is measured: what it is called, on which chains it is done, and how."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from bench import load
+from bench.chains import Chain
+
+__all__ = ["SESSIONS", "WORKS", "Found", "Row", "Work", "bulk", "jain"]
+
+SESSIONS: Final = 20  # of each role, in the work of that name
+_SLOW_STREAMS: Final = 20
+_RAMP: Final = 1.0  # seconds until windows have grown; over the long path 3 are allowed
+_LONG_RAMP: Final = 3.0
+_SETTLED: Final = 5.0  # seconds until a slow leg's queues are what they stay
+_BESIDE: Final = 600.0  # seconds; a load beside another one is ended with it
+
+#: The value of each row; "cpu" is CPU-seconds a GB of the chain's processes.
+Found = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``unit`` is of the value divided by ``scale``."""
+
+    title: str
+    unit: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to measure. ``name`` is what ONLY picks, ``site`` the pair of chains that it needs."""
+
+    name: str
+    site: str
+    rows: Mapping[str, Row]
+    measure: Callable[[Chain, float], Found]
+    bare: bool = False  # whether it says something without proxies
+
+
+def bulk(kind: str, streams: int, chain: Chain, seconds: float, *, ramp: float = _RAMP) -> Found:
+    """Bytes a second that arrive."""
+    found = load.run(
+        "bulk",
+        ports=[chain.port],
+        kind=kind,
+        streams=streams,
+        service=chain.service,
+        seconds=seconds,
+        ramp=ramp,
+        pids=chain.pids,
+    )
+    return {"rate": found["rate"], "cpu": found["cpu"]}
+
+
+def _trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float = 0.5) -> Found:
+    """Round trips, beside so many downloads of the same session."""
+    if not streams:
+        return load.run("trips", port=chain.port, size=size, seconds=seconds)
+    with load.beside(
+        "bulk",
+        ports=[chain.port],
+        kind="d",
+        streams=streams,
+        service=chain.service,
+        seconds=_BESIDE,
+        ramp=0.0,
+        pids=[],
+    ):
+        time.sleep(ramp)
+        found = load.run("trips", port=chain.port, size=size, seconds=seconds)
+        return {**found, "relay": float(chain.resident[0]) if chain.programs else 0.0}
+
+
+def _opens(workers: int, chain: Chain, seconds: float) -> Found:
+    return load.run("opens", port=chain.port, workers=workers, seconds=seconds)
+
+
+def _first(chain: Chain, seconds: float) -> Found:
+    pause = 0.2  # until nothing of the last one is under way
+    return load.run("first", port=chain.port, times=max(3, int(seconds / (pause + 0.2))), pause=pause)
+
+
+def jain(rates: list[float]) -> float:
+    """Jain's index of fairness: 1 when all get the same, 1/n when one gets everything."""
+    return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates) or 1.0)
+
+
+def sessions(chain: Chain, seconds: float) -> Found:
+    """One session's rate, that of all together, and how evenly they share."""
+
+    def down(ports: list[int]) -> dict[str, list[float]]:
+        return load.run(
+            "bulk",
+            ports=ports,
+            kind="d",
+            streams=1,
+            service=chain.service,
+            seconds=seconds,
+            ramp=_RAMP,
+            pids=chain.pids,
+        )
+
+    all_ports = chain.ports if len(chain.ports) > 1 else chain.ports * SESSIONS
+    one, together = down(all_ports[:1]), down(all_ports)
+    total, alone = sum(together["each"]), sum(one["each"])
+    return {"one": alone, "all": total, "share": total / alone, "jain": jain(together["each"])}
+
+
+_KINDS: Final = {"d": "down", "u": "up", "b": "both ways"}
+
+
+def _bulk_work(kind: str, streams: int, *, site: str = "loopback", ramp: float = _RAMP) -> Work:
+    title = f"bulk {_KINDS[kind]}, {streams} stream{'s' if streams > 1 else ''}"
+    measure = partial(bulk, kind, streams, ramp=ramp)
+    name = "bulk" if site == "loopback" else site
+    return Work(name, site, {"rate": Row(title, "MB/s", 1e6)}, measure, bare=site == "loopback")
+
+
+def _trip_work(size: int, streams: int, *, site: str = "loopback") -> Work:
+    what = f"{size} B" if size < 1024 else f"{size // 1024} KB"
+    title = f"round trip of {what}" + (f" beside {streams} bulk down" if streams else "")
+    rows = {name: Row(f"{title}, {name}", "us", 1e-6) for name in ("p50", "p99", "p99.9")}
+    if site in ("path", "slow"):
+        rows = {name: Row(f"{title}, {name}", "ms", 1e-3) for name in ("p50", "p99")}
+    if site == "slow":
+        rows["relay"] = Row("relay's memory meanwhile", "MiB", 2**20)
+    name = "rtt" if site == "loopback" else site
+    measure = partial(_trips, size, streams, ramp=_SETTLED if site == "slow" else 0.5)
+    return Work(name, site, rows, measure, bare=site == "loopback" and not streams)
+
+
+def _open_work(workers: int) -> Work:
+    title = f"open + 64 B echo + close, {workers} worker{'s' if workers > 1 else ''}"
+    rows = {"rate": Row(title, "1/s"), "failed": Row("failures among them", "")}
+    return Work("opens", "loopback", rows, partial(_opens, workers), bare=True)
+
+
+WORKS: Final[tuple[Work, ...]] = (
+    *(_bulk_work(kind, streams) for kind in "dub" for streams in (1, 8, 64)),
+    *(_trip_work(size, streams) for streams in (0, 2) for size in (64, 16 * 1024)),
+    *(_open_work(workers) for workers in (1, 32)),
+    *(_bulk_work(kind, streams, site="path", ramp=_LONG_RAMP) for streams in (1, 8) for kind in "du"),
+    _trip_work(64, 0, site="path"),
+    Work("path", "path", {"p50": Row("connect to first echo", "ms", 1e-3)}, _first),
+    _trip_work(64, _SLOW_STREAMS, site="slow"),
+    Work(
+        "sessions",
+        "sessions",
+        {
+            "one": Row("bulk down, 1 session", "MB/s", 1e6),
+            "all": Row(f"bulk down, {SESSIONS} + {SESSIONS} sessions", "MB/s", 1e6),
+            "share": Row("all of them beside one", ""),
+            "jain": Row("Jain's index of fairness", ""),
+        },
+        sessions,
+    ),
+    *(
+        work
+        for site in ("tls", "caddy")
+        for work in (_bulk_work("d", 1, site=site), _bulk_work("u", 1, site=site), _trip_work(64, 0, site=site))
+    ),
+)
