@@ -15,7 +15,7 @@ SEED    ?=
 SECS   ?= 5
 ROUNDS ?= 3
 
-.PHONY: help demo test programs check style types core accept chaos matrix bench docs clean
+.PHONY: help demo test programs check style types core accept chaos matrix bench profile docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvl
 bench: $(STAMP)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1
 	@$(BIN)/python -m bench.run --secs $(SECS) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(PLAIN),--plain) \
 		$(if $(JSON),--json $(JSON)) $(if $(PAGE),--page)
+
+profile: $(STAMP)  ## where each process's CPU time goes while bulk runs; PLAIN=1 PAGE=1
+	@$(BIN)/python -m bench.profile $(if $(PLAIN),--plain) $(if $(PAGE),--page)
 
 docs: $(STAMP)  ## write the generated pages anew
 	$(BIN)/python -m tests.tools.generate_docs

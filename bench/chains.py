@@ -175,7 +175,8 @@ def kdispatch(
         url = relay.says(r"listening on (https?://[^\s\"]+)")
         if caddy:
             url = in_front(processes, url)
-        token = processes.run(KDISPATCH, "sign-up", "ann", "--relay", url, "--quiet").strip()
+        services = [f"web{number}" for number in range(max(sessions, 1))]
+        token = processes.run(PYTHON, "-m", "bench.account", url, *services).strip()
         processes.environment["KDISPATCH_TOKEN"] = token
         urls = _through_lines(processes, url, legs)
         started = (
@@ -195,13 +196,12 @@ def _through_lines(processes: Processes, url: str, legs: tuple[Leg, Leg] | None)
 
 
 def _agents(processes: Processes, urls: tuple[str, str], service_port: int) -> tuple[Program, Program, list[int]]:
-    processes.run(KDISPATCH, "service", "create", "web")
     agent = (KDISPATCH, "agent")
     host = processes.start(
-        "host", *agent, "host", "ann/web", "--port", str(service_port), "--relay", urls[0], "--drain-time", "0"
+        "host", *agent, "host", "ann/web0", "--port", str(service_port), "--relay", urls[0], "--drain-time", "0"
     )
     host.says("is offered as")
-    client = processes.start("client", *agent, "connect", "ann/web", "--relay", urls[1], "--drain-time", "0")
+    client = processes.start("client", *agent, "connect", "ann/web0", "--relay", urls[1], "--drain-time", "0")
     return host, client, [int(client.says(r"is reached by 127\.0\.0\.1:(\d+)"))]
 
 

@@ -1,7 +1,8 @@
 """A way to a port that takes time: whatever enters it leaves it so much later, in order.
 
 In a test's own loop it is ``delay_line``; for measuring it is a process of its own, which prints its port:
-python -m bench.delay_line PORT SECONDS [BYTES_A_SECOND]. With a rate it is a slow leg, whose queue is short.
+python -m bench.delay_line PORT SECONDS [BYTES_A_SECOND]. With a rate it is a slow leg, which all connections share,
+each with a short queue.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 __all__ = ["DelayLine", "delay_line"]
 
 #: Bytes that are under way at most in one direction of a connection: half a second at 500 MB/s.
 _ROOM: Final = 256 * 1024 * 1024
-#: Seconds that what enters a slow leg waits there at most, beside its delay: a router's buffer, kept short.
+#: Seconds of a slow leg that a connection may have waiting there, beside its delay: a router's buffer, kept short.
 _QUEUE: Final = 0.05
 #: Bytes that leave a slow leg at once.
 _PACKET: Final = 1500
@@ -36,6 +37,7 @@ class DelayLine:
         self.rate = rate
         self.loop = asyncio.get_running_loop()
         self.entered = self.loop.time()  # when something last did
+        self.free = {True: 0.0, False: 0.0}  # when the last byte so far has left, there and back
         self.ends: set[_End] = set()
 
     async def rest(self, seconds: float) -> None:
@@ -74,7 +76,7 @@ class _End(asyncio.Protocol):
         self._line = line
         self.other = other
         self.transport: asyncio.Transport | None = None
-        self.way = _Way(line, self.finished)
+        self.way = _Way(line, self.finished, there=other is None)
         self._connecting: asyncio.Task[None] | None = None
 
     def finished(self) -> None:
@@ -86,17 +88,16 @@ class _End(asyncio.Protocol):
                     end.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._line.ends.add(self)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Nagle's waits are none of ours
-        self.way.from_ = transport
+        self.way.from_ = self.transport
         if self.other is None:
             self._connecting = self._line.loop.create_task(self._line.connect(self))
         else:
             self.other.other = self
-            self.way.to, self.other.way.to = self.other.transport, transport
+            self.way.to, self.other.way.to = self.other.transport, self.transport
             self.other.way.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -118,9 +119,11 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._line.ends.discard(self)
-        self.way.stop()
-        if self.other is not None and error is not None:
-            self.other.abort()
+        self.way.from_ = None
+        if self.other is not None:
+            self.other.way.drop()
+            if error is not None:
+                self.other.abort()
 
     def abort(self) -> None:
         """Reset the connection at this end."""
@@ -131,12 +134,12 @@ class _End(asyncio.Protocol):
 class _Way:
     """One direction: pieces with the time at which each leaves."""
 
-    def __init__(self, line: DelayLine, finished: Callable[[], None]) -> None:
+    def __init__(self, line: DelayLine, finished: Callable[[], None], *, there: bool) -> None:
         self._line = line
         self._finished = finished
         self._pieces: deque[tuple[float, bytes]] = deque()
         self._size = 0
-        self._free = 0.0  # when the last byte so far has left a slow leg
+        self._there = there
         self._timer: asyncio.TimerHandle | None = None
         self._held = False
         self._paused = False
@@ -151,10 +154,11 @@ class _Way:
         if not self._line.rate:
             self._pieces.append((now + self._line.seconds, data))
         else:
-            for start in range(0, len(data), _PACKET) or (0,):
+            for start in range(0, max(len(data), 1), _PACKET):
                 packet = data[start : start + _PACKET]
-                self._free = max(self._free, now) + len(packet) / self._line.rate
-                self._pieces.append((self._free + self._line.seconds, packet))
+                due = max(self._line.free[self._there], now) + len(packet) / self._line.rate
+                self._line.free[self._there] = due
+                self._pieces.append((due + self._line.seconds, packet))
         self._size += len(data)
         if self._size > self._room and not self._paused and self.from_ is not None:
             self._paused = True
@@ -195,9 +199,10 @@ class _Way:
         if self._timer is None:
             self.leave()
 
-    def stop(self) -> None:
-        """Nothing is read any more; what is under way still arrives."""
-        self.from_ = None
+    def drop(self) -> None:
+        """Nobody takes what is under way any more."""
+        self._pieces.clear()
+        self.to = None
 
 
 @asynccontextmanager

@@ -16,7 +16,6 @@ from kdispatch.cli.output import choose_loop
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
 
 __all__: list[str] = []
 
@@ -24,13 +23,13 @@ _WAIT: Final = 20.0
 
 
 def _services(count: int) -> list[str]:
+    """As bench.account was told to make them."""
     return [f"ann/web{number}" for number in range(count)]
 
 
 async def _hosts(relay: RelayUrl, token: str, count: int, port: int) -> None:
-    async with RestClient(relay) as rest, AsyncExitStack() as ending:
+    async with AsyncExitStack() as ending:
         for service in _services(count):
-            await rest.create_service(token, service.partition("/")[2])
             local = LocalPort("127.0.0.1", port)
             host = local.host = Host(relay, service, token, local)
             await host.start(_WAIT)

@@ -24,12 +24,12 @@ _STOP: Final = 10.0  # seconds to end after SIGTERM, then it is killed
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor seconds that the processes have used so far, together."""
+def cpu_seconds(pids: Iterable[int], *, system: bool = False) -> float:
+    """Processor seconds that the processes have used so far, together; with ``system`` the kernel's part of them."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += int(fields[12]) + (0 if system else int(fields[11]))
     return ticks / _TICKS
 
 

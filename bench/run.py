@@ -19,9 +19,9 @@ from bench import chains, machine, page, start
 from bench.chains import Chain
 from bench.sites import SITES
 from bench.table import Line, table
-from bench.works import WORKS, Work
+from bench.works import WORKS, Work, by_turns
 
-__all__ = ["measured"]
+__all__: list[str] = []
 
 _NAMES: Final = [*dict.fromkeys(work.name for work in WORKS), "start", "memory"]
 _NO_RULER: Final = """\
@@ -75,29 +75,28 @@ def _measured(folder: Path, names: list[str], given: argparse.Namespace, about: 
                 roles = zip(("relay", "host", "client"), kdispatch.programs, strict=True)
                 about["event loops"] = ", ".join(f"{role} {program.loop}" for role, program in roles)
                 for work in group:
-                    yield from measured(work, service, ruler, kdispatch, secs=given.secs, rounds=given.rounds)
+                    yield from _lines(work, service, ruler, kdispatch, secs=given.secs, rounds=given.rounds)
     if "start" in names:
         yield from start.lines(folder / "start", rounds=given.rounds, plain=given.plain)
     if "memory" in names:
-        yield from start.memory_lines()
+        yield from start.memory_lines(plain=given.plain)
 
 
-def measured(
-    work: Work, service: int, ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int
-) -> list[Line]:
+def _lines(work: Work, service: int, ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int) -> list[Line]:
     """All rounds of one work, on the two by turns; a line for each of its rows."""
     lines = {key: Line.of(work.site, row) for key, row in work.rows.items()}
     if work.bare:
         found = work.measure(chains.bare(service), secs)
         for key, line in lines.items():
             line.bare = found[key] / work.rows[key].scale
-    for _ in range(rounds):
-        for chain in filter(None, (ruler, kdispatch)):
-            found = work.measure(chain, secs)
-            for key, line in lines.items():
-                values, cpu = (line.ruler, line.ruler_cpu) if chain is ruler else (line.kdispatch, line.kdispatch_cpu)
-                values.append(found[key] / work.rows[key].scale)
-                cpu += [found["cpu"]] if "cpu" in found else []
+    for theirs, ours in by_turns(work.measure, ruler, kdispatch, secs=secs, rounds=rounds):
+        for key, line in lines.items():
+            scale = work.rows[key].scale
+            line.kdispatch.append(ours[key] / scale)
+            line.kdispatch_cpu += [ours["cpu"]] if "cpu" in ours else []
+            if theirs is not None:
+                line.ruler.append(theirs[key] / scale)
+                line.ruler_cpu += [theirs["cpu"]] if "cpu" in theirs else []
     for line in lines.values():
         line.resident = kdispatch.resident
     return list(lines.values())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from bench.chains import has_ruler
 from bench.processes import KDISPATCH, PYTHON, Processes
 from bench.table import Line
 
@@ -63,6 +66,17 @@ def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
         processes.stop()
 
 
-def memory_lines() -> Iterator[Line]:
-    """What bench.idle finds."""
-    yield from ()
+def memory_lines(*, plain: bool) -> Iterator[Line]:
+    """KB of memory of each process for an idle stream, and of the relay for an idle session."""
+    if importlib.util.find_spec("bench.idle") is None:
+        print("SKIP: memory: bench/idle.py is not there", file=sys.stderr)
+        return
+    idle: Any = importlib.import_module("bench.idle")
+    loop = "asyncio" if plain or importlib.util.find_spec("uvloop") is None else "uvloop"
+    theirs = idle.ruler_streams() if has_ruler() else {}
+    ours = idle.idle_streams(loop)
+    for name, of_ruler in (("relay", "middle"), ("host", "last"), ("client", "first")):
+        line = Line("memory", f"idle stream: {name}", "KB", kdispatch=[ours[name] / 1e3])
+        line.ruler += [theirs[of_ruler] / 1e3] if theirs else []
+        yield line
+    yield Line("memory", "idle session: relay", "KB", kdispatch=[idle.idle_sessions(loop) / 1e3])

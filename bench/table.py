@@ -35,7 +35,7 @@ class Line:
     @property
     def ratios(self) -> list[float]:
         """kdispatch to ruler in each round."""
-        return [ours / theirs for theirs, ours in zip(self.ruler, self.kdispatch, strict=True) if theirs]
+        return [ours / theirs for theirs, ours in zip(self.ruler, self.kdispatch, strict=False) if theirs]
 
     @property
     def ratio(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -11,7 +11,20 @@ from typing import Final
 from bench import load
 from bench.chains import Chain
 
-__all__ = ["SESSIONS", "WORKS", "Found", "Row", "Work", "bulk", "jain"]
+__all__ = [
+    "SESSIONS",
+    "WORKS",
+    "Found",
+    "Row",
+    "Work",
+    "bulk",
+    "by_turns",
+    "first",
+    "jain",
+    "opens",
+    "sessions",
+    "trips",
+]
 
 SESSIONS: Final = 20  # of each role, in the work of that name
 _SLOW_STREAMS: Final = 20
@@ -59,7 +72,7 @@ def bulk(kind: str, streams: int, chain: Chain, seconds: float, *, ramp: float =
     return {"rate": found["rate"], "cpu": found["cpu"]}
 
 
-def _trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float = 0.5) -> Found:
+def trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float = 0.5) -> Found:
     """Round trips, beside so many downloads of the same session."""
     if not streams:
         return load.run("trips", port=chain.port, size=size, seconds=seconds)
@@ -74,15 +87,18 @@ def _trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float
         pids=[],
     ):
         time.sleep(ramp)
-        found = load.run("trips", port=chain.port, size=size, seconds=seconds)
+        # Where a trip takes a tenth of a second more of them are needed.
+        found = load.run("trips", port=chain.port, size=size, seconds=seconds * 2 if ramp == _SETTLED else seconds)
         return {**found, "relay": float(chain.resident[0]) if chain.programs else 0.0}
 
 
-def _opens(workers: int, chain: Chain, seconds: float) -> Found:
+def opens(workers: int, chain: Chain, seconds: float) -> Found:
+    """Connections a second, each with an echo, of so many workers at once."""
     return load.run("opens", port=chain.port, workers=workers, seconds=seconds)
 
 
-def _first(chain: Chain, seconds: float) -> Found:
+def first(chain: Chain, seconds: float) -> Found:
+    """Seconds from connect() to the first echo."""
     pause = 0.2  # until nothing of the last one is under way
     return load.run("first", port=chain.port, times=max(3, int(seconds / (pause + 0.2))), pause=pause)
 
@@ -92,7 +108,7 @@ def jain(rates: list[float]) -> float:
     return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates) or 1.0)
 
 
-def sessions(chain: Chain, seconds: float) -> Found:
+def sessions(chain: Chain, seconds: float, *, ramp: float = _RAMP) -> Found:
     """One session's rate, that of all together, and how evenly they share."""
 
     def down(ports: list[int]) -> dict[str, list[float]]:
@@ -103,7 +119,7 @@ def sessions(chain: Chain, seconds: float) -> Found:
             streams=1,
             service=chain.service,
             seconds=seconds,
-            ramp=_RAMP,
+            ramp=ramp,
             pids=chain.pids,
         )
 
@@ -114,6 +130,15 @@ def sessions(chain: Chain, seconds: float) -> Found:
 
 
 _KINDS: Final = {"d": "down", "u": "up", "b": "both ways"}
+
+
+def by_turns(
+    measure: Callable[[Chain, float], Found], ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int
+) -> Iterator[tuple[Found | None, Found]]:
+    """What is found on the ruler, if there is one, and then on kdispatch, round after round."""
+    for _ in range(rounds):
+        theirs = measure(ruler, secs) if ruler is not None else None
+        yield theirs, measure(kdispatch, secs)
 
 
 def _bulk_work(kind: str, streams: int, *, site: str = "loopback", ramp: float = _RAMP) -> Work:
@@ -132,14 +157,14 @@ def _trip_work(size: int, streams: int, *, site: str = "loopback") -> Work:
     if site == "slow":
         rows["relay"] = Row("relay's memory meanwhile", "MiB", 2**20)
     name = "rtt" if site == "loopback" else site
-    measure = partial(_trips, size, streams, ramp=_SETTLED if site == "slow" else 0.5)
+    measure = partial(trips, size, streams, ramp=_SETTLED if site == "slow" else 0.5)
     return Work(name, site, rows, measure, bare=site == "loopback" and not streams)
 
 
 def _open_work(workers: int) -> Work:
     title = f"open + 64 B echo + close, {workers} worker{'s' if workers > 1 else ''}"
     rows = {"rate": Row(title, "1/s"), "failed": Row("failures among them", "")}
-    return Work("opens", "loopback", rows, partial(_opens, workers), bare=True)
+    return Work("opens", "loopback", rows, partial(opens, workers), bare=True)
 
 
 WORKS: Final[tuple[Work, ...]] = (
@@ -148,7 +173,7 @@ WORKS: Final[tuple[Work, ...]] = (
     *(_open_work(workers) for workers in (1, 32)),
     *(_bulk_work(kind, streams, site="path", ramp=_LONG_RAMP) for streams in (1, 8) for kind in "du"),
     _trip_work(64, 0, site="path"),
-    Work("path", "path", {"p50": Row("connect to first echo", "ms", 1e-3)}, _first),
+    Work("path", "path", {"p50": Row("connect to first echo", "ms", 1e-3)}, first),
     _trip_work(64, _SLOW_STREAMS, site="slow"),
     Work(
         "sessions",

@@ -23,6 +23,7 @@ __all__ = ["PACKAGES", "find", "main"]
 PACKAGES: Final = {
     "curl": "curl",
     "git": "git",
+    "haproxy": "haproxy",
     "initdb": "postgresql",
     "iperf3": "iperf3",
     "nc": "netcat-openbsd",

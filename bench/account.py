@@ -1,0 +1,26 @@
+"""An account and services on a relay: python -m bench.account RELAY SERVICE..., which prints the token.
+
+One process for all, because the tests of tests/speed are to take little time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import RestClient
+
+__all__: list[str] = []
+
+
+async def _main(url: str, *services: str) -> None:
+    async with RestClient(RelayUrl.parse(url)) as rest:
+        token = (await rest.sign_up("ann")).token
+        for service in services:
+            await rest.create_service(token, service)
+    print(token)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))
