@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+EXTRA  := $(VENV)/.bench
 ONLY   ?=
 # Half as many again as processors: a good part of the tests waits.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 2) * 3 // 2)")
@@ -59,11 +60,16 @@ chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real pr
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix
 
-bench: $(STAMP)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1
+# A real Caddy (50 MB) and py-spy: only measuring takes them, and says what it does without.
+$(EXTRA): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || echo 'SKIP: pip could not get Caddy and py-spy'
+	@touch $@
+
+bench: $(EXTRA)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1
 	@$(BIN)/python -m bench.run --secs $(SECS) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(PLAIN),--plain) \
 		$(if $(JSON),--json $(JSON)) $(if $(PAGE),--page)
 
-profile: $(STAMP)  ## where each process's CPU time goes while bulk runs; PLAIN=1 PAGE=1
+profile: $(EXTRA)  ## where each process's CPU time goes while bulk runs; PLAIN=1 PAGE=1
 	@$(BIN)/python -m bench.profile $(if $(PLAIN),--plain) $(if $(PAGE),--page)
 
 docs: $(STAMP)  ## write the generated pages anew

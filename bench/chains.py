@@ -154,8 +154,7 @@ def kdispatch(
     environment = {
         "KDISPATCH_CONFIG_DIR": str(folder / "config"),
         "KDISPATCH_STATE_DIR": str(folder / "state"),
-        "KDISPATCH_NO_UVLOOP": "1" if plain else "0",
-    }
+    } | ({"KDISPATCH_NO_UVLOOP": "1"} if plain else {})
     processes = Processes(folder, environment)
     try:
         options = ["--tls-cert", str(tls), "--tls-key", str(tls)] if tls else []

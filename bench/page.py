@@ -21,4 +21,4 @@ def write(part: str, text: str) -> None:
     if places != 1:
         raise RuntimeError(f"{PAGE} has {places} places for {part}")
     PAGE.write_text(new)
-    print(f"{PAGE.relative_to(ROOT)}: {part} is written", file=sys.stderr)
+    print(f"docs/{PAGE.name}: {part} is written", file=sys.stderr)

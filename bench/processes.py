@@ -33,6 +33,12 @@ def cpu_seconds(pids: Iterable[int], *, system: bool = False) -> float:
     return ticks / _TICKS
 
 
+def _inherited() -> dict[str, str]:
+    """The environment without this user's own relay and tokens."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
+    return kept | {name: os.environ[name] for name in ("KDISPATCH_NO_UVLOOP",) if name in os.environ}
+
+
 class Program:
     """A running process; what it prints, on either output, is in its log."""
 
@@ -89,7 +95,7 @@ class Processes:
     def __init__(self, folder: Path, environment: Mapping[str, str] = {}) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.environment = {**os.environ, **environment}
+        self.environment = {**_inherited(), **environment}
         self.started: list[Program] = []
 
     def start(self, name: str, *command: str, descriptors: Sequence[int] = ()) -> Program:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,8 @@ from bench.processes import Program, cpu_seconds
 
 __all__: list[str] = []
 
-_FUNCTIONS: Final = 12  # that are shown of each process
+_FUNCTIONS: Final = 10  # that are shown of each process
+_SYMBOLS: Final = 8
 _HERTZ: Final = 250
 _SETTLED: Final = 1.0  # seconds until windows have grown
 _KINDS: Final = ("kernel", "interpreter", "uvloop", "websockets", "libc", "other C")
@@ -41,29 +43,49 @@ def _kind_of(binary: str) -> str:
     return "interpreter" if "python" in binary and "cpython" not in binary else "other C"
 
 
-def _kinds(program: Program, seconds: float, folder: Path) -> dict[str, float]:
-    """Shares of the processor time that the process used meanwhile, and how much of a core that was ("core")."""
+@dataclass
+class _Look:
+    """Shares of one process's processor time, and how much of a core it was that it used."""
+
+    name: str
+    core: float = 0.0
+    kinds: dict[str, float] = field(default_factory=dict)
+    symbols: list[tuple[str, float]] = field(default_factory=list)
+    functions: list[tuple[str, float]] = field(default_factory=list)
+
+
+def _look(program: Program, seconds: float, folder: Path) -> _Look:
+    look = _Look(program.name)
     before = cpu_seconds([program.pid]), cpu_seconds([program.pid], system=True)
     began = time.monotonic()
-    file = folder / f"{program.name}.perf"
-    perf = shutil.which("perf")
-    found: dict[str, float] = {}
-    if perf is not None:
-        record = [perf, "record", "-q", "-e", "cpu-clock", "-F", str(_HERTZ), "-p", str(program.pid), "-o", str(file)]
-        recorded = subprocess.run([*record, "--", "sleep", str(seconds)], capture_output=True, check=False)
-        if recorded.returncode == 0:
-            report = [perf, "report", "-q", "-i", str(file), "--sort", "dso", "--stdio"]
-            printed = subprocess.run(report, capture_output=True, text=True, check=False).stdout
-            for share, binary in re.findall(r"^\s*([\d.]+)%\s+(\S+)", printed, re.MULTILINE):
-                kind = _kind_of(binary)
-                found[kind] = found.get(kind, 0.0) + float(share) / 100
-    if not found:
-        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+    samples = _samples(program, seconds, folder)
+    time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     total = cpu_seconds([program.pid]) - before[0]
-    if not found:
+    look.core = total / (time.monotonic() - began)
+    for share, binary, _ in samples:
+        kind = _kind_of(binary)
+        look.kinds[kind] = look.kinds.get(kind, 0.0) + share
+    if not samples:
         kernel = (cpu_seconds([program.pid], system=True) - before[1]) / max(total, 0.01)
-        found = {"kernel": kernel, "interpreter": 1 - kernel}
-    return found | {"core": total / (time.monotonic() - began)}
+        look.kinds = {"kernel": kernel, "interpreter": 1 - kernel}
+    look.symbols = [(f"{symbol} ({_kind_of(binary)})", share) for share, binary, symbol in samples[:_SYMBOLS]]
+    look.functions = _functions(program, seconds, folder)
+    return look
+
+
+def _samples(program: Program, seconds: float, folder: Path) -> list[tuple[float, str, str]]:
+    """Share, binary and symbol of what perf saw, most first; nothing where it can't be used."""
+    perf = shutil.which("perf")
+    if perf is None:
+        return []
+    file = str(folder / f"{program.name}.perf")
+    record = [perf, "record", "-q", "-e", "cpu-clock", "-F", "997", "-p", str(program.pid), "-o", file]
+    if subprocess.run([*record, "--", "sleep", str(seconds)], capture_output=True, check=False).returncode:
+        return []
+    report = [perf, "report", "-q", "-i", file, "--sort", "dso,symbol", "--stdio"]
+    printed = subprocess.run(report, capture_output=True, text=True, check=False).stdout
+    found = re.findall(r"^\s*([\d.]+)%\s+(\S+)\s+\[.\] (\S+)", printed, re.MULTILINE)
+    return [(float(share) / 100, binary, symbol) for share, binary, symbol in found]
 
 
 def _functions(program: Program, seconds: float, folder: Path) -> list[tuple[str, float]]:
@@ -87,6 +109,8 @@ def _functions(program: Program, seconds: float, folder: Path) -> list[tuple[str
 def _short(frame: str) -> str:
     """``function (folder/file.py)`` without the line, so that a function is one."""
     name, _, place = frame.partition(" (")
+    if name == "Runner.run":
+        return "the event loop itself: waiting, and its reads"
     return f"{name} ({'/'.join(Path(place.partition(':')[0].rstrip(')')).parts[-2:])})"
 
 
@@ -96,25 +120,30 @@ def profile(chain: Chain, kind: str, seconds: float, folder: Path) -> str:
         "bulk", ports=[chain.port], kind=kind, streams=1, service=chain.service, seconds=600.0, ramp=0.0, pids=[]
     ):
         time.sleep(_SETTLED)
-        kinds = [(program.name, _kinds(program, seconds, folder)) for program in chain.programs]
-        functions = [(program.name, _functions(program, seconds, folder)) for program in chain.programs]
-    return "\n\n".join([_kind_table(kinds), *(_function_table(*each) for each in functions if each[1])])
+        looks = [_look(program, seconds, folder) for program in chain.programs]
+    parts = [_kind_table(looks)]
+    for look in looks:
+        if look.symbols:
+            parts.append(_share_table(f"{look.name}: C function", look.symbols))
+        if look.functions:
+            parts.append(_share_table(f"{look.name}: Python function, with the C code that it calls", look.functions))
+    return "\n\n".join(parts)
 
 
-def _kind_table(rows: Iterable[tuple[str, dict[str, float]]]) -> str:
+def _kind_table(looks: Iterable[_Look]) -> str:
     lines = [
         f"| process | of a core | {' | '.join(_KINDS)} |",
         f"|---|---:|{'---:|' * len(_KINDS)}",
     ]
-    for name, found in rows:
-        shares = " | ".join(f"{found.get(kind, 0.0):.0%}" for kind in _KINDS)
-        lines.append(f"| {name} | {found['core']:.0%} | {shares} |")
+    for look in looks:
+        shares = " | ".join(f"{look.kinds.get(kind, 0.0):.0%}" for kind in _KINDS)
+        lines.append(f"| {look.name} | {look.core:.0%} | {shares} |")
     return "\n".join(lines)
 
 
-def _function_table(name: str, functions: list[tuple[str, float]]) -> str:
-    lines = [f"| {name}: Python function, with the C code and system calls that it makes | time |", "|---|---:|"]
-    return "\n".join([*lines, *(f"| `{function}` | {share:.0%} |" for function, share in functions)])
+def _share_table(title: str, shares: list[tuple[str, float]]) -> str:
+    lines = [f"| {title} | time |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| `{name}` | {share:.0%} |" for name, share in shares)])
 
 
 def main() -> int:

@@ -25,8 +25,7 @@ def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
     environment = {
         "KDISPATCH_CONFIG_DIR": str(folder / "config"),
         "KDISPATCH_STATE_DIR": str(folder / "state"),
-        "KDISPATCH_NO_UVLOOP": "1" if plain else "0",
-    }
+    } | ({"KDISPATCH_NO_UVLOOP": "1"} if plain else {})
     processes = Processes(folder, environment)
     relay_command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(folder / "relay.db"))
     try:

@@ -69,7 +69,7 @@ def table(lines: Iterable[Line], titles: dict[str, str]) -> str:
             rows.append((f"**{titles[site]}**", *[""] * (len(_HEAD) - 1)))
         rows.append(line.cells())
     # A site's title may be wider than its column: it stands alone in its line.
-    widths = [max(len(row[column]) for row in rows if column or row[1]) for column in range(len(_HEAD))]
+    widths = [max(len(row[column]) for row in rows if column or row[4]) for column in range(len(_HEAD))]
     shown = [_padded(row, widths) for row in rows]
     shown.insert(1, "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""]))
     return "\n".join(shown)

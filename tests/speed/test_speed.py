@@ -19,7 +19,7 @@ import pytest
 from bench import chains
 from bench.chains import Chain
 from bench.sites import SITES
-from bench.works import SESSIONS, Found, bulk, by_turns, first, jain, opens, sessions, trips
+from bench.works import SESSIONS, Found, bulk, by_turns, first, opens, sessions, trips
 from tests.net.harness import sizes
 
 needs_ruler = pytest.mark.skipif(
@@ -162,9 +162,3 @@ def test_many_sessions(tmp_path: Path, size: _Size) -> None:
     print(f"{count} + {count} sessions: {share:.2f} of one session's, Jain's index {fairness:.2f}")
     assert share >= 0.8 / size.slack
     assert fairness >= 0.9 / size.slack
-
-
-def test_jain() -> None:
-    """The index is 1 where all get the same, and 1/n where one gets everything."""
-    assert jain([2.0, 2.0, 2.0]) == pytest.approx(1)
-    assert jain([0.0, 5.0, 0.0, 0.0]) == pytest.approx(0.25)
