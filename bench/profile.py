@@ -1,9 +1,10 @@
 """``make profile``: where the CPU time of each process goes while bulk runs.
 
 By kind: the kernel's share is told by the kernel for any process; perf, where it may be used, splits the rest into the
-interpreter and C libraries. By function: py-spy (PyPI) looks at the Python stacks from outside; C code counts for the
-Python function that calls it. Both need root, or a kernel that lets a user look at processes of his own
-(kernel.yama.ptrace_scope=0, kernel.perf_event_paranoid=1).
+interpreter and C libraries. By function: py-spy (PyPI) looks from outside which Python function holds the interpreter;
+C code counts for the function that calls it, and system calls, which let the interpreter go, do not count. Both need
+root, or a kernel that lets a user look at processes of his own (kernel.yama.ptrace_scope=0,
+kernel.perf_event_paranoid=1).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__: list[str] = []
 
 _FUNCTIONS: Final = 10  # that are shown of each process
 _SYMBOLS: Final = 8
-_HERTZ: Final = 250
+_HERTZ: Final = 500
 _SETTLED: Final = 1.0  # seconds until windows have grown
 _KINDS: Final = ("kernel", "interpreter", "uvloop", "websockets", "libc", "other C")
 
@@ -94,7 +95,7 @@ def _functions(program: Program, seconds: float, folder: Path) -> list[tuple[str
     if spy is None:
         return []
     file = folder / f"{program.name}.spy"
-    command = [spy, "record", "--nonblocking", "-r", str(_HERTZ), "-d", str(max(1, round(seconds)))]
+    command = [spy, "record", "--gil", "--nonblocking", "-r", str(_HERTZ), "-d", str(max(1, round(seconds)))]
     subprocess.run([*command, "-f", "raw", "-o", str(file), "-p", str(program.pid)], capture_output=True, check=False)
     if not file.exists():
         return []
@@ -110,7 +111,7 @@ def _short(frame: str) -> str:
     """``function (folder/file.py)`` without the line, so that a function is one."""
     name, _, place = frame.partition(" (")
     if name == "Runner.run":
-        return "the event loop itself: waiting, and its reads"
+        return "the event loop itself"
     return f"{name} ({'/'.join(Path(place.partition(':')[0].rstrip(')')).parts[-2:])})"
 
 
@@ -126,7 +127,7 @@ def profile(chain: Chain, kind: str, seconds: float, folder: Path) -> str:
         if look.symbols:
             parts.append(_share_table(f"{look.name}: C function", look.symbols))
         if look.functions:
-            parts.append(_share_table(f"{look.name}: Python function, with the C code that it calls", look.functions))
+            parts.append(_share_table(f"{look.name}: Python function, while it holds the interpreter", look.functions))
     return "\n\n".join(parts)
 
 
