@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="a file to keep the results in")
     parser.add_argument("--page", action="store_true", help="write the table into docs/performance.md")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end, too
     names = given.only.split(",") if given.only else _NAMES
     if unknown := set(names) - set(_NAMES):
         parser.error(f"no such work: {', '.join(sorted(unknown))}; there are {', '.join(_NAMES)}")
