@@ -287,6 +287,7 @@ class Endpoint:
         if stream.closing:
             self.table.fail(stream, "cancelled", "The program had closed.")
         elif known < len(payload):
+            stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)
             # The acknowledgement waits for `consumed`, or for the delay.
             if not stream.ack_timed:

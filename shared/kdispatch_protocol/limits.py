@@ -32,7 +32,8 @@ class Limits:
     control: int = 4 * MIB  #: control frames that wait for one session; beyond it the relay cuts the session
 
     # --- credit
-    window: int = 256 * KIB  #: a stream's window while the budget is mostly free
+    window: int = 256 * KIB  #: a stream's first window while the budget is mostly free
+    window_max: int = 16 * MIB  #: what it may grow to: 160 MB/s over a round trip of 100 ms
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised
     window_floor: int = 16 * KIB  #: what every stream may always be granted
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams
@@ -80,6 +81,7 @@ class Limits:
     # --- marks (explicit congestion, set by the relay)
     mark_wait: float = 0.020  #: a frame that waited longer is late
     mark_time: float = 0.050  #: late for this long without a pause: mark
+    mark_round: float = 0.500  #: a window with marks is judged after this, if it takes longer to arrive
 
 
 DEFAULT_LIMITS: Final = Limits()

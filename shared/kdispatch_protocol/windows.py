@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.limits import Limits
 
 __all__ = ["CreditBudget", "Inbound"]
@@ -33,9 +34,12 @@ class CreditBudget:
             return self.limits.window_tight
         return self.limits.window_floor
 
-    def spare(self) -> int:
-        """What one grant may take: half of what is left, so that the last streams find something too."""
-        return max(0, (self.total - self.promised) // 2)
+    def share(self, own: int) -> int:
+        """What a stream may have under way that has ``own`` bytes so already: half of what the others leave.
+
+        So N streams that want all they can get come to have an N + 1st part each, and whoever comes last finds one too.
+        """
+        return max(0, (self.total - self.promised + own) // 2)
 
     def within(self, streams: int) -> bool:
         """Whether the invariant holds for this many streams."""
@@ -45,7 +49,18 @@ class CreditBudget:
 class Inbound:
     """The receiving half of a stream: its offsets, and the credit it has granted."""
 
-    __slots__ = ("_consumed_granted", "_told", "budget", "consumed", "final", "limit", "received", "told_fin", "window")
+    __slots__ = (
+        "_consumed_granted",
+        "_growth",
+        "_told",
+        "budget",
+        "consumed",
+        "final",
+        "limit",
+        "received",
+        "told_fin",
+        "window",
+    )
 
     def __init__(self, budget: CreditBudget) -> None:
         self.budget: Final = budget
@@ -57,6 +72,7 @@ class Inbound:
         self.told_fin = False  # an ACK with the flag `fin` went out
         self._told = 0  # `received` of the last ACK
         self._consumed_granted = 0  # `consumed` when the limit was last raised
+        self._growth: Growth | None = None  # made at the first flag
 
     def grant(self) -> int:
         """The limit to put on the wire now: raised as far as window and budget allow.
@@ -65,9 +81,12 @@ class Inbound:
         """
         budget = self.budget
         if self.final is None:
+            share = budget.share(self.limit - self.received)
+            if self._growth is not None:
+                unread = self.received - self.consumed
+                self.window = self._growth.window(self.window, self.received, unread, share, budget.limits)
             least = self.consumed + min(self.window, budget.limits.window_floor)
-            wanted = min(self.consumed + self.window, self.limit + budget.spare())
-            limit = max(self.limit, least, wanted)
+            limit = max(self.limit, least, min(self.consumed + self.window, self.received + share))
             budget.promised += limit - self.limit
             self.limit = limit
         self._consumed_granted = self.consumed
@@ -93,6 +112,15 @@ class Inbound:
         assert self.consumed <= self.received <= self.limit
         assert self.budget.promised >= 0
         return known
+
+    def note(self, flags: int, length: int, now: float) -> None:
+        """Take note of the flags with which so many new bytes arrived; the window follows at the next grant."""
+        growth = self._growth
+        if growth is None:
+            if not flags:
+                return
+            growth = self._growth = Growth(self.received - length, now)
+        growth.note(flags, length, now)
 
     def finish(self, final: int) -> None:
         """Take note of the peer's FIN; raises ``RemoteProtocolError`` when it can't be true."""

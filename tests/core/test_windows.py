@@ -5,12 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from kdispatch_protocol import frames
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import KIB, MIB, Limits
 from kdispatch_protocol.windows import CreditBudget, Inbound
 
 # Small enough that every edge is near.
-TIGHT = Limits(window=256, window_tight=64, window_floor=16, credit=1024, ack_bytes=100)
+TIGHT = Limits(window=256, window_max=1500, window_tight=64, window_floor=16, credit=1024, ack_bytes=100)
 
 
 def opened(limits: Limits = TIGHT, total: int | None = None) -> Inbound:
@@ -44,6 +45,7 @@ class Credit(RuleBasedStateMachine):
     def start(self, total: int) -> None:
         self.budget = CreditBudget(total, TIGHT)
         self.live: list[Half] = []
+        self.now = 0.0
 
     @rule(target=halves)
     def open(self) -> Half:
@@ -53,13 +55,22 @@ class Credit(RuleBasedStateMachine):
         self.live.append(half)
         return half
 
-    @rule(half=halves, share=st.floats(0, 1))
-    def send(self, half: Half, share: float) -> None:
+    @rule(half=halves, share=st.floats(0, 1), flags=st.integers(0, 3), took=st.sampled_from([0.0, 0.01, 1.0]))
+    def send(self, half: Half, share: float, flags: int, took: float) -> None:
         count = int((half.limit_seen - half.sent) * share)
+        self.now += took
         if half.ended or not count:
             return
         assert half.inbound.accept(half.sent, count) == 0
+        half.inbound.note(flags, count, self.now)
         half.sent += count
+
+    @rule(half=halves, marked=st.booleans())
+    def stream(self, half: Half, marked: bool) -> None:
+        """A sender that uses up its credit again and again, and a program that takes all of it."""
+        for _ in range(10):
+            self.send(half, 1.0, frames.BLOCKED | (frames.MARKED if marked else 0), 0.01)
+            self.drain(half)
 
     @rule(half=halves, back=st.integers(0, 300), ahead=st.integers(0, 300))
     def repeat(self, half: Half, back: int, ahead: int) -> None:
@@ -130,6 +141,7 @@ class Credit(RuleBasedStateMachine):
             inbound = half.inbound
             assert inbound.consumed <= inbound.received <= inbound.limit
             assert half.sent == inbound.received
+            assert TIGHT.window_floor <= inbound.window <= TIGHT.window_max
             if not half.ended:
                 assert inbound.limit >= half.highest_limit
                 half.highest_limit = inbound.limit
@@ -139,6 +151,8 @@ class Credit(RuleBasedStateMachine):
         promised = sum(half.inbound.limit - half.inbound.received for half in self.live)
         assert self.budget.promised == promised
         assert promised <= self.budget.total + TIGHT.window_floor * len(self.live)
+        for half in self.live:  # with all that the program has not taken, it is no more than the window ever was
+            assert half.inbound.limit - half.inbound.consumed <= TIGHT.window_max
         assert self.budget.within(len(self.live))
 
 
@@ -165,7 +179,8 @@ def test_half_of_what_is_left() -> None:
     budget = CreditBudget(300, TIGHT)
     first, second, third = Inbound(budget), Inbound(budget), Inbound(budget)
     assert (first.grant(), second.grant(), third.grant()) == (150, 75, 37)
-    assert budget.spare() == (300 - 262) // 2
+    assert first.grant() == 150
+    assert budget.share(0) == (300 - 262) // 2
 
 
 def test_a_spent_budget_leaves_the_floor() -> None:
@@ -173,7 +188,7 @@ def test_a_spent_budget_leaves_the_floor() -> None:
     budget = CreditBudget(1000, TIGHT)
     poor = Inbound(budget)
     budget.promised = 1000
-    assert budget.spare() == 0
+    assert budget.share(0) == 0
     assert (poor.grant(), poor.grant()) == (16, 16)
     budget.promised = 16
     assert poor.grant() == 256
@@ -285,11 +300,11 @@ def test_consuming_too_much() -> None:
         inbound.consume(6)
 
 
-@given(st.integers(1, 1 << 40), st.integers(0, 1 << 40))
+@given(st.integers(1, 1 << 40), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 @settings(max_examples=50)
-def test_spare_is_never_negative(total: int, promised: int) -> None:
-    """What one grant may take is half of what is left, and nothing when the budget is overdrawn."""
+def test_a_share_is_never_negative(total: int, others: int, own: int) -> None:
+    """A stream may have half of what the others leave, and nothing when the budget is overdrawn."""
     budget = CreditBudget(total, TIGHT)
-    budget.promised = promised
-    assert budget.spare() == max(0, (total - promised) // 2)
+    budget.promised = promised = others + own
+    assert budget.share(own) == max(0, (total - others) // 2)
     assert budget.within(0) is (promised <= total)

@@ -27,8 +27,9 @@ from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 
 #: Everything small, so that every bound is met in a few steps.
 SMALL = Limits(
-    window=2048,
-    window_tight=1024,
+    window=1024,
+    window_max=4096,
+    window_tight=512,
     window_floor=256,
     early=256,
     credit=8192,
@@ -387,7 +388,7 @@ class World:
                 assert data == content(end.peer_key, end.read, len(data)), "wrong bytes"
                 end.read += len(data)
                 end.unread += len(data)
-                assert end.unread <= self.limits.window, "more than the window waits"
+                assert end.unread <= self.limits.window_max, "more than the window waits"
                 if agent.serves:
                     self.delivered_to.setdefault(end.stream.uuid, set()).add(agent.endpoint.process)
             case events.EndReceived():

@@ -1,0 +1,167 @@
+"""How a window follows what the frames of it say."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdispatch_protocol.frames import BLOCKED, MARKED
+from kdispatch_protocol.limits import KIB, MIB, Limits
+from kdispatch_protocol.windows import CreditBudget, Inbound
+
+LIMITS = Limits()
+
+
+class Path:
+    """A receiver whose peer uses up its credit, over a path that marks a share of it."""
+
+    def __init__(self, *, total: int = 64 * MIB, limits: Limits = LIMITS) -> None:
+        self.budget = CreditBudget(total, limits)
+        self.inbound = Inbound(self.budget)
+        self.inbound.grant()
+        self.now = 0.0
+
+    def window(self, *, marked: float = 0.0, blocked: bool = True, taken: float = 1.0, took: float = 0.0) -> int:
+        """One window's worth of bytes arrives; returns the window behind it."""
+        inbound = self.inbound
+        size = inbound.limit - inbound.received
+        late = int(size * marked)
+        for count, flags in ((late, MARKED), (size - late, BLOCKED if blocked else 0)):
+            inbound.accept(inbound.received, count)
+            inbound.note(flags, count, self.now)
+        self.now += took
+        inbound.note(0, 0, self.now)
+        inbound.consume(int(inbound.received * taken) - inbound.consumed)
+        inbound.grant()
+        return inbound.window
+
+    def windows(self, count: int, **what: float) -> list[int]:
+        return [self.window(**what) // KIB for _ in range(count)]  # type: ignore[arg-type]
+
+
+def test_a_window_that_holds_the_sender_back_doubles() -> None:
+    """While the sender uses up its limit and nothing is marked, each window that arrives doubles it, up to 16 MiB."""
+    assert Path().windows(8) == [512, 1024, 2048, 4096, 8192, 16384, 16384, 16384]
+
+
+def test_a_window_that_suffices_stays() -> None:
+    """Where the sender never used up its limit the window stays as it is."""
+    path = Path()
+    assert [path.window(blocked=False) // KIB for _ in range(4)] == [256] * 4
+    path.window()
+    assert [path.window(blocked=False) // KIB for _ in range(4)] == [512] * 4
+
+
+def test_a_program_that_takes_little_gets_no_more() -> None:
+    """Where more than an eighth of a window waits for the program, a larger one would only wait, too."""
+    assert Path().windows(3, taken=0.8) == [256] * 3
+    assert Path().windows(1, taken=0.9) == [512]
+
+
+def test_marks_shrink_it_gently_at_first() -> None:
+    """With all bytes marked it shrinks by an eighth at first, then more and more, down to the floor."""
+    assert Path().windows(12, marked=1.0) == [224, 175, 124, 81, 50, 29, 16, 16, 16, 16, 16, 16]
+
+
+def test_few_marks_shrink_it_little() -> None:
+    """A window of which a tenth is marked every time shrinks by no more than a twentieth."""
+    before = Path()
+    sizes = [256, *before.windows(20, marked=0.1)]
+    assert all(after >= int(size * 0.949) - 1 for size, after in itertools.pairwise(sizes))
+
+
+def test_after_a_mark_it_grows_by_an_eighth() -> None:
+    """A path that was marked once is not empty: from then on the window grows by an eighth a time."""
+    path = Path()
+    path.window(marked=1.0)
+    assert path.windows(3) == [252, 283, 318]
+
+
+def test_a_marked_window_is_not_waited_for() -> None:
+    """A large window on a path that became slow shrinks after half a second of marks, not only when all of it came."""
+    path = Path()
+    path.windows(6)
+    inbound = path.inbound
+    sizes = []
+    for _ in range(8):
+        inbound.accept(inbound.received, 64 * KIB)
+        path.now += 0.26
+        inbound.note(MARKED, 64 * KIB, path.now)
+        inbound.consume(64 * KIB)
+        inbound.grant()
+        sizes.append(inbound.window)
+    assert sizes[0] == 16 * MIB
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 5
+
+
+def test_a_limit_never_goes_down() -> None:
+    """A window that shrinks takes nothing back: the limit stays until the bytes that it allows have come."""
+    path = Path()
+    path.windows(6)
+    inbound = path.inbound
+    limit = inbound.limit
+    limits = []
+    while inbound.received < limit:
+        path.now += 1.0
+        inbound.accept(inbound.received, MIB)
+        inbound.note(MARKED, MIB, path.now)
+        inbound.consume(MIB)
+        limits.append(inbound.grant())
+    assert limits[1:10] == [limits[0]] * 9
+    assert limits == sorted(limits)
+    assert inbound.limit - inbound.consumed == inbound.window == LIMITS.window_floor
+
+
+def test_windows_share_the_budget() -> None:
+    """Streams that want all they can get come to have an N + 1st part of the budget each, whoever came first."""
+    budget = CreditBudget(64 * MIB, LIMITS)
+    paths = []
+    for _ in range(8):
+        path = Path()
+        path.budget = budget
+        path.inbound = Inbound(budget)
+        path.inbound.grant()
+        paths.append(path)
+        for _ in range(40):
+            for one in paths:
+                one.window()
+    held = [path.inbound.limit - path.inbound.received for path in paths]
+    assert sum(held) <= 64 * MIB
+    assert all(abs(part - 64 * MIB // 9) < 100 * KIB for part in held), held
+
+
+def test_a_poor_stream_grows_once_there_is_room() -> None:
+    """A stream that began with 16 KiB because others had it all keeps no small window when they are gone."""
+    budget = CreditBudget(2 * MIB, LIMITS)
+    path = Path()
+    path.budget = budget
+    budget.promised = 2 * MIB
+    path.inbound = Inbound(budget)
+    path.inbound.grant()
+    assert path.windows(3) == [16, 16, 16]
+    budget.promised -= 2 * MIB
+    assert path.windows(7) == [32, 64, 128, 256, 512, 1024, 1024]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0, 1), st.sampled_from([0.0, 0.1, 1.0]))))
+def test_always_within_bounds(rounds: list[tuple[float, bool, float, float]]) -> None:
+    """Whatever arrives, a window stays between 16 KiB and 16 MiB, and at most doubles."""
+    path = Path()
+    before = path.inbound.window
+    for marked, blocked, taken, took in rounds:
+        after = path.window(marked=marked, blocked=blocked, taken=taken, took=took)
+        assert LIMITS.window_floor <= after <= min(LIMITS.window_max, 2 * before)
+        before = after
+
+
+@pytest.mark.parametrize("flags", [0, BLOCKED, MARKED])
+def test_nothing_is_kept_for_a_stream_without_flags(flags: int) -> None:
+    """A stream that is never held up nor marked, as most are, carries no more than one empty field for this."""
+    path = Path()
+    path.inbound.accept(0, 100)
+    path.inbound.note(flags, 100, 1.0)
+    assert (path.inbound._growth is None) is (flags == 0)
