@@ -18,18 +18,20 @@ __all__ = ["Growth"]
 
 #: A new share's weight in the moving average. RFC 8257 has 1/16; streams here last too short for that.
 _WEIGHT: Final = 1 / 4
-#: A window grows if all but this part of what arrived was taken, and by this part once a mark was seen.
+#: A window grows if all but this part of what arrived was taken; and by this part, or the floor, once a mark was seen.
 _PART: Final = 8
+#: After so many windows without a mark the path counts as empty again: grown 1.125 ** 16 = 6.6 times it must be larger.
+_CALM: Final = 16
 
 
 class Growth:
-    """One stream's, from the first flag on: most streams never see one, and need none."""
+    """One stream's, from the first flag on: most streams never see one, and carry none of this."""
 
     __slots__ = ("_average", "_began", "_blocked", "_marked", "_now", "_start", "_wary")
 
     def __init__(self, received: int, now: float) -> None:
         self._average = 0.0  # of the share of bytes that were marked
-        self._wary = False  # a mark was seen: the path is not empty
+        self._wary = 0  # windows until the path counts as empty, after a mark
         self._began = self._now = now
         self._start = received  # where the round began, as an offset
         self._marked = 0  # bytes of the round
@@ -53,11 +55,13 @@ class Growth:
         self._average += (self._marked / arrived - self._average) * _WEIGHT
         after = before
         if self._marked:
-            self._wary = True
+            self._wary = _CALM
             after = max(int(before * (1 - self._average / 2)), min(before, limits.window_floor))
         elif self._blocked and unread <= arrived // _PART:
-            wanted = before + (before // _PART if self._wary else before)
-            after = max(before, min(wanted, limits.window_max, share))
+            # The floor makes small windows grow faster, so that streams of one path come to the same.
+            more = max(before // _PART, limits.window_floor) if self._wary else before
+            after = max(before, min(before + more, limits.window_max, share))
+            self._wary = max(0, self._wary - 1)
         self._began, self._start = self._now, received
         self._marked, self._blocked = 0, False
         return after

@@ -81,6 +81,7 @@ class Limits:
     # --- marks (explicit congestion, set by the relay)
     mark_wait: float = 0.020  #: a frame that waited longer is late
     mark_time: float = 0.050  #: late for this long without a pause: mark
+    mark_rest: float = 0.250  #: late, nothing for longer than this, and late again is not late for long
     mark_round: float = 0.500  #: a window with marks is judged after this, if it takes longer to arrive
 
 

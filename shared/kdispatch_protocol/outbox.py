@@ -3,7 +3,8 @@
 Both ends use it. An agent's sources are its streams, which cut DATA from their
 replay buffers when their turn comes; a relay's are lanes of frames that wait to
 be forwarded. Turns are by deficit: a source that sent more than its quantum,
-because frames are whole, waits the longer for its next turn.
+because frames are whole, waits the longer for its next turn. On a slow session,
+whose batches are small, quanta are small as well.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class Acknowledger(Protocol):
 class Outbox:
     """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
 
-    __slots__ = ("_acks", "_control", "_quantum", "_ring", "control_size")
+    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "control_size")
 
     def __init__(self, limits: Limits) -> None:
         self._quantum = limits.quantum
+        self._quantum_least = limits.batch_min // 4
         self._control: deque[bytes] = deque()
         self.control_size = 0  #: bytes of control frames that wait
         self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
@@ -89,6 +91,8 @@ class Outbox:
                 parts.append(frame)
                 size += len(frame)
         ring = self._ring
+        # Where a small batch takes its 20 ms, a round of large turns would take seconds.
+        quantum = min(self._quantum, max(most // 4, self._quantum_least))
         while ring and size < most:
             source = ring[0]
             if len(ring) == 1:  # nobody waits for a turn: a frame may be as large as the batch has room
@@ -99,7 +103,7 @@ class Outbox:
                     source.queued = False
                 continue
             if source.deficit <= 0:  # its turn begins
-                source.deficit += self._quantum
+                source.deficit += quantum
             if source.deficit > 0:
                 sent = source.pull(min(source.deficit, most - size), parts, now)
                 size += sent

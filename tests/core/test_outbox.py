@@ -177,6 +177,18 @@ def test_a_source_is_not_asked_for_more_than_the_batch_has_room() -> None:
     assert lane.asked == [30]
 
 
+def test_small_batches_make_short_turns() -> None:
+    """A session so slow that its batches are small gives each source a quarter of one: who comes last waits less."""
+    lanes = [Lane(bytes([ord("a") + number]), *[1 * KIB] * 64) for number in range(8)]
+    outbox = Outbox(Limits())
+    for lane in lanes:
+        outbox.activate(lane)
+    outbox.collect(16 * KIB, 0)
+    assert [sum(lane.asked) // KIB for lane in lanes] == [4, 4, 4, 4, 0, 0, 0, 0]
+    outbox.collect(128 * KIB, 0)
+    assert [sum(lane.asked) // KIB for lane in lanes] == [4, 4, 4, 4, 32, 32, 32, 32]
+
+
 @given(st.lists(st.lists(st.integers(1, 3000), min_size=1, max_size=40), min_size=2, max_size=8))
 @settings(max_examples=150)
 def test_fair_shares(frames: list[list[int]]) -> None:

@@ -179,7 +179,7 @@ class Leg:
         if waited <= limits.mark_wait:
             self._late_since = None
             return self.session.budget.tight
-        if self._late_since is None or now - self._late_last > limits.mark_time + waited:
+        if self._late_since is None or now - self._late_last > limits.mark_rest + waited:
             self._late_since = now  # waits that were long, a rest, and long again did not stay long
         self._late_last = now
         return now - self._late_since >= limits.mark_time or self.session.budget.tight
