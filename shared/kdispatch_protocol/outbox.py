@@ -44,13 +44,14 @@ class Acknowledger(Protocol):
 class Outbox:
     """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
 
-    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "control_size")
+    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "control_size", "slow")
 
     def __init__(self, limits: Limits) -> None:
         self._quantum = limits.quantum
         self._quantum_least = limits.batch_min // 4
         self._control: deque[bytes] = deque()
         self.control_size = 0  #: bytes of control frames that wait
+        self.slow = False  #: batches are small, so that sources had better cut their frames to what they are asked for
         self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
         self._ring: deque[Source] = deque()
 
@@ -93,6 +94,7 @@ class Outbox:
         ring = self._ring
         # Where a small batch takes its 20 ms, a round of large turns would take seconds.
         quantum = min(self._quantum, max(most // 4, self._quantum_least))
+        self.slow = quantum < self._quantum
         while ring and size < most:
             source = ring[0]
             if len(ring) == 1:  # nobody waits for a turn: a frame may be as large as the batch has room

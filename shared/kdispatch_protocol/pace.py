@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from kdispatch_protocol.limits import Limits
 
 __all__ = ["Pace"]
 
+#: Seconds that a measurement takes at least: kernels take bytes in jumps of 64 KiB and more.
+_LONG: Final = 0.050
+#: Seconds of a socket that was free, after which it is not certain any more that there was something to send.
+_REST: Final = 0.005
+
 
 class Pace:
-    """Learns a socket's rate from the times at which it was full."""
+    """Learns a socket's rate while it is full again and again: from the bytes that it took between two such moments."""
 
-    __slots__ = ("_full_since", "_limits", "_waiting", "batch")
+    __slots__ = ("_began", "_free_since", "_limits", "_taken", "batch")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._full_since = 0.0
-        self._waiting = 0
+        self._began = 0.0  # the measurement's first moment
+        self._taken = 0  # what the socket had taken by then
+        self._free_since = float("-inf")
         self.batch = limits.batch_max  #: bytes to put into the next message
 
-    def filled(self, waiting: int, now: float) -> None:
-        """The socket took no more; ``waiting`` bytes are left over."""
-        self._full_since = now
-        self._waiting = waiting
+    def filled(self, taken: int, now: float) -> None:
+        """The socket is full, and took ``taken`` bytes since it was made."""
+        if now - self._free_since > _REST:
+            self._began, self._taken = now, taken
+        elif now - self._began >= _LONG:
+            rate = (taken - self._taken) / (now - self._began)
+            self._began, self._taken = now, taken
+            limits = self._limits
+            # One measurement is noisy (the reader may just have been busy): go half the way.
+            self.batch = min(limits.batch_max, max(limits.batch_min, (self.batch + int(rate * limits.batch_time)) // 2))
 
     def drained(self, now: float) -> None:
-        """All of it is gone: the next batch is what drains in the time a batch may take."""
-        limits = self._limits
-        took = now - self._full_since
-        if took <= limits.batch_time:  # soon enough, however little it was: a busy reader is no slow link
-            self.batch = min(limits.batch_max, self.batch * 2)
-            return
-        wanted = int(self._waiting / took * limits.batch_time)
-        # One measurement is noisy (the reader may just have been busy): go half the way.
-        self.batch = min(limits.batch_max, max(limits.batch_min, (self.batch + wanted) // 2))
+        """It has room again."""
+        self._free_since = now
+
+    def never_full(self) -> None:
+        """The socket took several batches, and would take more."""
+        self.batch = min(self._limits.batch_max, 2 * self.batch)

@@ -45,6 +45,7 @@ class Way:
         self._busy_until = 0.0
         self._full = False
         self._pace = Pace(paths.limits)
+        self._given = 0
 
     @property
     def backlog(self) -> float:
@@ -58,12 +59,13 @@ class Way:
             message = b"".join(self._collect(self._pace.batch))
             if not message:
                 return
+            self._given += len(message)
             self._busy_until = max(now, self._busy_until) + len(message) / self.rate
             self._paths.at(self._busy_until + self._seconds, functools.partial(self._deliver, message))
             left = self.backlog - self._pace.batch  # the kernel holds no more unsent than a batch
             if left > 0:
                 self._full = True
-                self._pace.filled(int(left), now)
+                self._pace.filled(self._given - int(left), now)
                 self._paths.at(now + left / self.rate, self._drained)
 
     def pause(self, seconds: float) -> None:

@@ -163,3 +163,22 @@ def test_short_memory_cuts_no_more_than_it_must() -> None:
     for _ in range(4):
         client.say(frame(frames.DATA, 1, client.session.legs[1].next, bytes(3000)))
     assert [cut.session for cut in relay.switch.take_cuts()] == [host.session]
+
+
+def test_a_slow_session_gets_frames_in_pieces() -> None:
+    """Where batches are small a frame is cut to its stream's turn; `blocked` is said of the last piece alone."""
+    relay = Relay()
+    client, host = connected(relay)
+    payload = bytes(range(256)) * 40
+    client.say(frames.header(frames.DATA, frames.BLOCKED, 1, 0, len(payload)) + payload, frame(frames.FIN, 1, 10_240))
+    pieces, kinds = bytearray(), []
+    while message := b"".join(host.session.outbox.collect(4000, relay.now)):
+        for type_, flags, _, value, piece in frames.decode(message):
+            assert value == len(pieces)
+            pieces += piece
+            kinds.append((type_, flags, len(piece)))
+    assert pieces == payload
+    assert [kind for kind, *_ in kinds] == [frames.DATA] * (len(kinds) - 1) + [frames.FIN]
+    assert all(1024 <= size <= 4096 for *_, size in kinds[:-2])
+    assert [flags for _, flags, _ in kinds[:-1]] == [0] * (len(kinds) - 2) + [frames.BLOCKED]
+    assert host.session.queued == relay.switch.budget.queued == 0

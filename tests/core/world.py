@@ -38,6 +38,7 @@ SMALL = Limits(
     replay=6000,
     ack_bytes=1024,
     quantum=150,
+    batch_min=160,
     batch_max=1500,
     opens=4,
     streams_client=64,

@@ -144,12 +144,23 @@ class Leg:
         return bool(self._queue)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:
-        """Append whole frames until ``most`` bytes are reached or passed; returns their size."""
+        """Append frames until ``most`` bytes are reached or passed; returns their size.
+
+        Whole ones, as they came, but on a slow session: where twenty streams have 16 KiB each, a turn of whole frames
+        takes a quarter of a second at 10 Mbit/s.
+        """
         queue = self._queue
+        cut = self.session.outbox.slow
         size = data = 0
         count = 0
         while queue and size < most:
             type_, flags, value, payload, came = queue.popleft()
+            room = max(most - size, _SMALL)
+            if cut and len(payload) > room and type_ == frames.DATA:
+                view = memoryview(payload)
+                queue.appendleft((type_, flags, value + room, view[room:], came))
+                flags, payload = flags & ~frames.BLOCKED, view[:room]  # that is said of the last byte
+                count -= 1
             if type_ == frames.DATA and self._late(now - came, now):
                 flags |= frames.MARKED
             parts.append(frames.header(type_, flags, self.number, value, len(payload)))

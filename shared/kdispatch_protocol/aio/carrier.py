@@ -13,6 +13,7 @@ import os
 from typing import Final, Protocol
 
 from kdispatch_protocol import websocket
+from kdispatch_protocol.aio.sockets import hold_unsent
 from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.websocket import Closing, WebSocketReader
@@ -65,6 +66,7 @@ class Carrier(asyncio.BufferedProtocol):
         self._masks = b""  # random bytes for the masks of the next frames
         self._closing_sent = False
         self._killer: asyncio.TimerHandle | None = None
+        self.given = 0  #: bytes that the transport was given in all
         self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
 
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
@@ -90,6 +92,10 @@ class Carrier(asyncio.BufferedProtocol):
         """Whether messages can still be sent."""
         return self._transport is not None and not self._closing_sent
 
+    def hold_unsent(self, size: int) -> None:
+        """Let the kernel hold no more than about ``size`` bytes that have not left yet."""
+        if self._transport is not None:
+            hold_unsent(self._transport.get_extra_info("socket"), size)
 
     def limit_messages(self, size: int) -> None:
         """From now on take messages of up to ``size`` bytes."""
@@ -123,7 +129,9 @@ class Carrier(asyncio.BufferedProtocol):
             mask = self._next_mask()
             head = websocket.frame_head(opcode, size, mask)
             parts = websocket.mask_parts(parts, mask)
-        writer.write([head, *parts], len(head) + size)
+        size += len(head)
+        self.given += size
+        writer.write([head, *parts], size)
 
     def _next_mask(self) -> bytes:
         """Four unpredictable bytes (RFC 6455, 5.3), of which the system is asked for many at once."""

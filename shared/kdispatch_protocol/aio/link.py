@@ -70,6 +70,7 @@ class Link:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(limits)
+        self._held = self._pace.batch  # bytes that the kernel may hold unsent
         now = self._loop.time()
         self._frames = FrameReader()
         self._liveness = (
@@ -112,6 +113,9 @@ class Link:
             if not parts:
                 return
             self._send(parts)
+        if not carrier.full:
+            self._pace.never_full()
+            self._hold()
         self.wake()
 
     def send_now(self, parts: list[Buffer]) -> bool:
@@ -132,7 +136,7 @@ class Link:
             now = self._loop.time()
             self._full_since = self._full_looked = now
             self._full_unsent = carrier.unsent
-            self._pace.filled(self._full_unsent, now)
+            self._pace.filled(carrier.given - self._full_unsent, now)
             self._arm()
 
     def close(self, code: str, text: str = "") -> None:
@@ -176,7 +180,15 @@ class Link:
     def carrier_drained(self) -> None:
         """The socket took everything."""
         self._pace.drained(self._loop.time())
+        self._hold()
         self.flush()
+
+    def _hold(self) -> None:
+        """What waits in the kernel is out of every control frame's way: let it be no more than a batch."""
+        batch = self._pace.batch
+        if 4 * abs(batch - self._held) > self._held:  # a small change is not worth a system call
+            self._held = batch
+            self.carrier.hold_unsent(batch)
 
     def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone."""

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from typing import Final
 
-__all__ = ["tune_session_socket"]
+__all__ = ["hold_unsent", "tune_session_socket"]
 
 # Linux numbers, where Python has no name for them.
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -29,3 +29,10 @@ def tune_session_socket(sock: socket.socket | None) -> None:
     ):
         with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def hold_unsent(sock: socket.socket | None, size: int) -> None:
+    """Let the kernel hold no more than ``size`` bytes unsent: what waits there is out of every control frame's way."""
+    if sock is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, min(size, NOTSENT))
