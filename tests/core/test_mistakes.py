@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.replay import Outbound
 from kdispatch_protocol.resume import Resumption
@@ -17,11 +21,14 @@ from kdispatch_protocol.states import Leg as AgentLeg
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
 from kdispatch_protocol.tombstones import Tombstones
+from kdispatch_protocol.windows import CreditBudget
 from kdispatch_relay.switch.routes import Leg, Route
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
+from tests.core import test_paths
 from tests.core.storms import CALM, LOSSES, TRUSTY, Storm
 from tests.core.test_two_ends import run
+from tests.core.test_windows import Credit
 
 Patch = Callable[[type, str, object], None]
 
@@ -173,6 +180,49 @@ def attach_is_believed_twice(patch: Patch) -> None:
             stream.outbound.sent = stream.outbound.base = 0
 
     patch(Resumption, "_join", joined)
+
+
+def credit_is_kept() -> None:
+    """The property test of windows.py."""
+    few = settings(max_examples=100, stateful_step_count=40, database=None, phases=[Phase.generate])
+    run_state_machine_as_test(Credit, settings=settings(few, report_multiple_bugs=False))
+
+
+def growth_ignores_the_budget(patch: Patch) -> None:
+    patch(CreditBudget, "share", lambda self, own: self.limits.window_max)
+
+
+def shrinks_below_the_floor(patch: Patch) -> None:
+    window = Growth.window
+
+    def smaller(self: Growth, before: int, *others: Any) -> int:
+        return window(self, before, *others) if not self._marked else before // 2
+
+    patch(Growth, "window", smaller)
+
+
+def marks_are_ignored(patch: Patch) -> None:
+    note = Growth.note
+    patch(Growth, "note", lambda self, flags, length, now: note(self, flags & ~frames.MARKED, length, now))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "proof"),
+    [
+        (growth_ignores_the_budget, credit_is_kept),
+        (shrinks_below_the_floor, credit_is_kept),
+        (marks_are_ignored, test_paths.test_many_slow_downloads_settle),
+        (marks_are_ignored, test_paths.test_windows_come_down_and_up_again),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_planted_mistakes_in_windows_are_found(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None], proof: Callable[[], None]
+) -> None:
+    """What windows promise is watched: each of these mistakes in their growth fails the test of that promise."""
+    mistake(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        proof()
 
 
 @pytest.mark.parametrize(
