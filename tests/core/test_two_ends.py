@@ -7,11 +7,13 @@ import os
 import random
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.resume import Resumption
 from kdispatch_protocol.streams import Stream
@@ -88,6 +90,15 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
         join(self, stream, entry, now)
 
     monkeypatch.setattr(Resumption, "_join", count)
+    windows: Counter[str] = Counter()
+    window = Growth.window
+
+    def follow(self: Growth, before: int, *others: Any) -> int:
+        after = window(self, before, *others)
+        windows.update(grown=after > before, shrunk=after < before)
+        return after
+
+    monkeypatch.setattr(Growth, "window", follow)
     for seed in range(100):
         world = run(seed, STORM if seed % 2 else LOSSES, steps=200)
         finished += sum(end.finished for _, end in world.made)
@@ -95,5 +106,6 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
         ends.update(end.reset for _, end in world.made)
     assert finished > 300
     assert read > 50_000
+    assert windows["grown"] > 20 and windows["shrunk"] > 2
     assert joined[True] > 75 and joined[False] > 1
     assert {"own", "resume_expired", "peer_restarted", "cancelled", "host_timeout", "unknown_stream"} <= set(ends)

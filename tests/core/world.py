@@ -27,9 +27,9 @@ from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 
 #: Everything small, so that every bound is met in a few steps.
 SMALL = Limits(
-    window=1024,
+    window=512,
     window_max=4096,
-    window_tight=512,
+    window_tight=384,
     window_floor=256,
     early=256,
     credit=8192,
@@ -37,6 +37,9 @@ SMALL = Limits(
     unsent=512,
     replay=6000,
     ack_bytes=1024,
+    mark_wait=0.0005,
+    mark_time=0.0,
+    mark_round=0.02,
     quantum=150,
     batch_min=160,
     batch_max=1500,

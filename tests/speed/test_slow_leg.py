@@ -58,7 +58,7 @@ async def _download(port: int, counts: list[int]) -> None:
 
 async def _words(port: int, seconds: float) -> list[float]:
     """How long each of 64 B took there and back, one after the other."""
-    took = []
+    took: list[float] = []
     async with await Tcp.connect(port) as tcp:
         await tcp.send(b"e")
         end = time.monotonic() + seconds
