@@ -22,7 +22,18 @@ from typing import Final
 
 from kdispatch_protocol.errors import RemoteProtocolError
 
-__all__ = ["HEADER", "MAX_OFFSET", "TYPE_NAMES", "Buffer", "Frame", "FrameReader", "ack_frame", "decode", "frame", "header"]
+__all__ = [
+    "HEADER",
+    "MAX_OFFSET",
+    "TYPE_NAMES",
+    "Buffer",
+    "Frame",
+    "FrameReader",
+    "ack_frame",
+    "decode",
+    "frame",
+    "header",
+]
 
 Buffer = bytes | bytearray | memoryview
 

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdispatch_protocol import events
+from kdispatch_protocol import events, frames
 from kdispatch_protocol.endpoint import Endpoint, host_id
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import DEFAULT_LIMITS, KIB, Limits
@@ -110,11 +110,11 @@ class _Agent:
         return parts
 
     def _at_relay(self, message: bytes) -> None:
-        self._paths.switch.receive_message(self.session, message, self._paths.now)
+        self._paths.switch.receive_frames(self.session, frames.decode(message), self._paths.now)
         self._paths.settle()
 
     def _at_agent(self, message: bytes) -> None:
-        self.endpoint.receive_message(message, self._paths.now)
+        self.endpoint.receive_frames(frames.decode(message), self._paths.now)
         self._paths.happened(self)
 
 
