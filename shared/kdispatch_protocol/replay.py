@@ -32,7 +32,7 @@ class Outbound:
         self.eof = False  # no more will be written
         self.fin_sent = False
         self.fin_acked = False
-        self._unsent: deque[Buffer] | None = None  # made at first use: an empty deque is 760 bytes
+        self._unsent: deque[Buffer] | None = None  # while something is in it: an empty deque is 760 bytes
         self._replay: deque[Buffer] | None = None
 
     @property
@@ -98,6 +98,8 @@ class Outbound:
             parts.append(chunk)
             self._remember(chunk)
             count -= len(chunk)
+        if not unsent:
+            self._unsent = None
         self.sent += wanted
         return wanted
 
@@ -150,15 +152,16 @@ class Outbound:
                 break
             replay.popleft()
             count -= len(chunk)
+        if not replay:
+            self._replay = None
         return freed
 
     def rewind(self) -> None:
         """All that is not acknowledged is to be sent again, the end too unless it was."""
         if self._replay:
-            if self._unsent is None:
-                self._unsent = deque()
-            self._unsent.extendleft(bytes(c) if isinstance(c, bytearray) else c for c in reversed(self._replay))
-            self._replay.clear()
+            again = deque[Buffer](bytes(chunk) if isinstance(chunk, bytearray) else chunk for chunk in self._replay)
+            again.extend(self._unsent or ())
+            self._unsent, self._replay = again, None
         self.sent = self.base
         self.fin_sent = self.fin_acked
 
