@@ -137,6 +137,9 @@ class Opens:
             leg.forward(frames.DATA, 0, 0, bytes(route.early), now)
         client.next = len(route.early)
         route.drop_early()
+        # What it was asked with is of no use any more, least of all its secret and its token.
+        route.message = Open(service=route.message.service, uuid=route.message.uuid, limit=0)
+        route.tried = ()
         self._touched.update((client.session, leg.session))
         return ""
 
@@ -218,7 +221,7 @@ class Opens:
         message = route.message
         session = host.session
         route.attempt += 1
-        route.tried.add(host.id)
+        route.tried += (host.id,)
         route.state = RouteState.TRYING
         route.host_entry = host
         host.streams += 1

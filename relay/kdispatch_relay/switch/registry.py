@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class Registry:
         """Until when an OPEN that finds no host should wait."""
         return max(self.entry(service).wait_until, self._started + self._limits.open_wait_start)
 
-    def pick(self, service: str, tried: set[str], pin: str | None) -> Host | None:
+    def pick(self, service: str, tried: Collection[str], pin: str | None) -> Host | None:
         """A uniformly random live host that was not tried yet and does answer; ``pin`` allows only one."""
         entry = self._services.get(service)
         if entry is None or not entry.order:

@@ -73,7 +73,7 @@ class Leg:
         self.fin_acked = False  # and acknowledged by its peer
         self.deficit = 0
         self.queued = False
-        self._queue: deque[Waiting] | None = None  # made at first use
+        self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes
         self._late_since: float | None = None
         self._late_last = 0.0
         self._ack: tuple[int, int, bool] | None = None
@@ -169,6 +169,8 @@ class Leg:
             count += 1
             data += len(payload)
             size += 16 + len(payload)
+        if not queue:
+            self._queue = None
         self.session.add_queued(-data, -count)
         return size
 
@@ -224,9 +226,9 @@ class Route:
         self.began = 0.0  # when the OPEN came
         self.deadline = 0.0  # of the whole OPEN
         self.timer: Timer | None = None  # of the try, or the wait, under way
-        self.tried: set[str] = set()  # host ids
+        self.tried: tuple[str, ...] = ()  # host ids
         self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
-        self.early = bytearray()  # held until this attempt's host has opened
+        self.early: bytes | bytearray = b""  # held until this attempt's host has opened
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""
@@ -240,9 +242,11 @@ class Route:
             return True
         if offset != len(self.early) or offset + len(payload) > limits.early:
             return False
+        if not self.early:
+            self.early = bytearray()
         self.early += payload
         return True
 
     def drop_early(self) -> None:
         """The attempt failed: the client sends it again for the next one."""
-        self.early = bytearray()
+        self.early = b""
