@@ -8,7 +8,7 @@ ONLY   ?=
 # Half as many again as processors: a good part of the tests waits.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 2) * 3 // 2)")
 
-# make chaos: how long, and with which plan; without a seed one is drawn and printed.
+# make chaos and make soak: how long. Of the former, with which plan; without a seed one is drawn and printed.
 MINUTES ?= 10
 SEED    ?=
 
@@ -16,7 +16,7 @@ SEED    ?=
 SECS   ?= 5
 ROUNDS ?= 3
 
-.PHONY: help demo test programs check style types core accept chaos matrix bench profile docs clean
+.PHONY: help demo test programs check style types core accept chaos soak matrix bench profile docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ accept: $(STAMP) programs  ## acceptance points in full size; ONLY=name picks so
 
 chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real processes; MINUTES=10 SEED=n
 	$(BIN)/python -m tests.tools.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+soak: $(STAMP)  ## a little of everything for long: nothing may grow; MINUTES=60 is kept in docs/results.md
+	$(BIN)/python -m tests.tools.soak --minutes $(MINUTES)
 
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix

@@ -16,7 +16,9 @@ __all__ = ["ROOT", "run_and_show", "write_section"]
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "docs" / "results.md"
 
-_HEAD: Final = "# Results of the last full runs\n\nWritten by `make accept` and `make chaos`; not edited by hand.\n"
+_HEAD: Final = (
+    "# Results of the last full runs\n\nWritten by `make accept`, `make chaos` and `make soak`; not edited by hand.\n"
+)
 
 
 def run_and_show(command: list[str], **environment: str) -> tuple[int, str]:

@@ -1,0 +1,19 @@
+"""Nothing that runs for long grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.soak.run import QUICK, soak
+
+pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
+
+
+async def test_nothing_grows(tmp_path: Path) -> None:
+    """After some seconds of everything, memory has not grown by much, and no descriptor, thread or stream is left."""
+    report = await soak(tmp_path, QUICK, 2.0, times=10)
+    print(*report.lines(), sep="\n")
+    assert not report.failures
+    assert report.sessions >= 2
