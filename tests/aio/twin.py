@@ -231,10 +231,6 @@ class Program(asyncio.Protocol):
         await until(lambda: len(self.received) >= count)
 
 
-class _Http(asyncio.Protocol):
-    """Stands for aiohttp's protocol, which only wants to hear of the end."""
-
-
 class Twin:
     """A gate, a host and a client. ``serve`` is what the host does with a stream: at first, take it for ``Program``."""
 
@@ -252,7 +248,7 @@ class Twin:
     def connect(self, driver: EndpointDriver, *, tls: bool = False) -> MemoryTransport:
         """A new session; returns the agent's end of its connection."""
         agent, relay = memory_pair(tls=tls)
-        _AgentLink(self.gate, "memory", _Http()).start(relay, b"")
+        _AgentLink(self.gate, "memory").start(relay, b"")
         driver.connect(agent)
         return agent
 

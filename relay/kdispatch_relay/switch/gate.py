@@ -96,7 +96,7 @@ class Gate:
             self.settle()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """``GET /api/v1/tunnel``: upgrade, then carry the session until it ends."""
+        """``GET /api/v1/tunnel``: upgrade, and let a session begin, which outlives the request."""
         if self._closing:
             raise KdispatchError("busy", "The relay is shutting down.")
         response = web.StreamResponse(status=101, headers=_upgrade(request))
@@ -107,10 +107,12 @@ class Gate:
             return response
         tune_session_socket(transport.get_extra_info("socket"))
         tail = _Tail()
-        request.protocol.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
-        link = _AgentLink(self, request.remote or "", request.protocol)
-        link.start(transport, bytes(tail.data))
-        await link.over
+        http = request.protocol
+        http.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
+        _AgentLink(self, request.remote or "").start(transport, bytes(tail.data))
+        # For aiohttp its connection ends here, without being closed: parser, request and two tasks are 8 KB a session.
+        http.transport = None
+        http.connection_lost(None)
         return response
 
     async def close(self) -> None:
@@ -242,11 +244,10 @@ class Gate:
 class _AgentLink:
     """One agent's session: owner of its link."""
 
-    def __init__(self, gate: Gate, source: str, http: asyncio.BaseProtocol) -> None:
+    def __init__(self, gate: Gate, source: str) -> None:
         limits = gate.limits
         self._gate = gate
         self._loop = asyncio.get_running_loop()
-        self._http = http
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.session = gate.switch.connect(source, self._loop.time())
         self._unsettled = False
@@ -315,7 +316,6 @@ class _AgentLink:
         elif self.session.process:
             _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
         self._gate.left(self)
-        self._http.connection_lost(None)
         if not self.over.done():
             self.over.set_result(None)
 
