@@ -36,8 +36,7 @@ class Growth:
     """What the samples of one process say; bytes and seconds."""
 
     seconds: float
-    first: int  # the smallest of the first block
-    last: int  # and of the last one
+    levels: tuple[int, ...]  # the smallest of each block
     per_hour: float
 
     @property
@@ -56,8 +55,9 @@ class Growth:
     def __str__(self) -> str:
         mib, kib = KIB * KIB, KIB
         return (
-            f"{self.first / mib:.2f} MiB, {self.last / mib:.2f} at the end, "
-            f"{self.per_hour / kib:+.0f} KiB an hour ({self.grown / kib:+.0f} of {self.allowed / kib:.0f} allowed)"
+            f"{self.levels[0] / mib:.2f} MiB, {self.levels[-1] / mib:.2f} at the end, "
+            f"{self.per_hour / kib:+.0f} KiB an hour ({self.grown / kib:+.0f} of {self.allowed / kib:.0f} allowed); "
+            f"KiB above the first: {' '.join(str((level - self.levels[0]) // kib) for level in self.levels)}"
         )
 
 
@@ -76,4 +76,4 @@ def growth(samples: Sequence[Sample]) -> Growth:
     points = [(at, size) for at, (_, size) in zip(middles, least, strict=True)]
     slopes = [(later[1] - one[1]) / (later[0] - one[0]) for one, later in combinations(points, 2)]
     slope = sorted(slopes)[int(_QUANTILE * len(slopes))]
-    return Growth(end - begin, points[0][1], points[-1][1], slope * 3600)
+    return Growth(end - begin, tuple(size for _, size in points), slope * 3600)
