@@ -39,6 +39,21 @@ class Pipe:
     be finished while its last bytes still wait for a slow program.
     """
 
+    __slots__ = (
+        "_driver",
+        "_ended",
+        "_looking",
+        "_on_end",
+        "_on_local",
+        "_unclaimed",
+        "began",
+        "local",
+        "remote",
+        "resuming",
+        "socket",
+        "stream",
+    )
+
     def __init__(
         self,
         driver: EndpointDriver,
@@ -57,7 +72,7 @@ class Pipe:
         self._on_end = on_end
         self._ended = False
         self._looking = False
-        self._unclaimed: list[bytes] = []  # said before there was a stream
+        self._unclaimed: tuple[bytes, ...] = ()  # said before there was a stream
         self.resuming = False  # the socket took everything, and what was held is handed over
 
     def local_made(self, transport: asyncio.Transport) -> None:
@@ -91,7 +106,7 @@ class Pipe:
         """Bytes of the local program, or its end where there are none."""
         if self.stream is None:
             # On uvloop a pause in connection_made comes too early to count: keep what a service says first.
-            self._unclaimed.append(data)
+            self._unclaimed += (data,)
             self.pause_socket()
         elif data:
             self.stream.write(data)
@@ -110,9 +125,9 @@ class Pipe:
         self.stream = stream
         if self.socket is None:
             stream.pause_reading()  # until there is a socket
-        for data in self._unclaimed:
+        unclaimed, self._unclaimed = self._unclaimed, ()
+        for data in unclaimed:
             self.local_said(data)
-        self._unclaimed.clear()
 
     def local_lost(self) -> None:
         """The socket is closed."""
@@ -224,6 +239,8 @@ def _was_reset(sock: socket.socket | None) -> bool:
 class _Local(asyncio.BufferedProtocol):
     """The socket's side."""
 
+    __slots__ = ("_buffer", "_pipe")
+
     def __init__(self, pipe: Pipe, buffer: memoryview) -> None:
         self._pipe = pipe
         self._buffer = buffer
@@ -259,6 +276,8 @@ class _Local(asyncio.BufferedProtocol):
 
 class _Remote(asyncio.Protocol):
     """The stream's side."""
+
+    __slots__ = ("_pipe",)
 
     takes_views = True
 

@@ -30,6 +30,21 @@ class StreamTransport(asyncio.Transport):
     while reading is not paused afterwards, and for the others when it resumes.
     """
 
+    __slots__ = (
+        "_closing",
+        "_driver",
+        "_finished",
+        "_held",
+        "_held_eof",
+        "_lost",
+        "_paused",
+        "_protocol",
+        "_uncredited",
+        "_views",
+        "_writing_paused",
+        "stream",
+    )
+
     def __init__(self, driver: EndpointDriver, stream: Stream, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
         self._driver = driver
@@ -123,6 +138,8 @@ class StreamTransport(asyncio.Transport):
         self._uncredited = 0
         while self._held and not self._paused:
             self._hand_over(self._held.popleft())
+        if not self._held:
+            self._held = None  # an empty deque is 760 bytes
         if self._held_eof and not self._paused and not self._held:
             self._held_eof = False
             self._eof()
