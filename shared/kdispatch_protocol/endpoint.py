@@ -11,6 +11,7 @@ of any clock that never goes back. What a program does with its streams is in
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -203,10 +204,12 @@ class Endpoint:
         table = self.table
         if number % 2 or number in table.by_number:
             raise RemoteProtocolError("An OPEN whose number is not a new one of the relay's.")
-        stream = Stream(uuid=message.uuid, service=message.service, is_client=False, budget=table.budget)
+        # Interned: streams by the thousand have the same service and the same peer.
+        service, peer = sys.intern(message.service), sys.intern(message.process or "")
+        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget)
         stream.number = number
         stream.attempt = message.attempt or 1
-        stream.peer = message.process or ""
+        stream.peer = peer
         stream.key = bytes.fromhex(message.key or "")
         stream.outbound.limit = message.limit
         offer = self._offers.get(message.service)
@@ -266,8 +269,8 @@ class Endpoint:
             raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
         stream.move(Input.TRIED)
         stream.attempt = trying.attempt
-        stream.peer = trying.process
-        stream.host = trying.host
+        stream.peer = sys.intern(trying.process)
+        stream.host = sys.intern(trying.host)
         stream.outbound.rewind()  # the relay dropped what was meant for the host before
         self.table.activate(stream)
 

@@ -8,6 +8,7 @@ goes to a host only when that host has opened; so no request is delivered twice.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
@@ -138,7 +139,7 @@ class Opens:
         client.next = len(route.early)
         route.drop_early()
         # What it was asked with is of no use any more, least of all its secret and its token.
-        route.message = Open(service=route.message.service, uuid=route.message.uuid, limit=0)
+        route.message = Open(service=sys.intern(route.message.service), uuid=route.message.uuid, limit=0)
         route.tried = ()
         self._touched.update((client.session, leg.session))
         return ""

@@ -40,18 +40,19 @@ class Pipe:
     """
 
     __slots__ = (
-        "_driver",
         "_ended",
         "_looking",
         "_on_end",
         "_on_local",
         "_unclaimed",
         "began",
+        "driver",
         "local",
         "remote",
         "resuming",
         "socket",
         "stream",
+        "writer",
     )
 
     def __init__(
