@@ -25,17 +25,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 __all__ = ["idle_sessions", "idle_streams", "ruler_streams"]
 
 KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
-FEW: Final = 400
-MANY: Final = 1000  # a client's session may have 1,024
-FEW_SESSIONS: Final = 100
-MANY_SESSIONS: Final = 600
-#: Seconds after which nothing of an open is left: delayed acknowledgements, deadlines of what has happened.
-REST: Final = 2.0
+Counts = tuple[int, int]  #: between which the slope is taken
+STREAMS: Final[Counts] = (400, 1000)  # a client's session may have 1,024
+SESSIONS: Final[Counts] = (100, 600)
+#: Seconds after which nothing of an open is under way: its last acknowledgement is 100 ms late.
+REST: Final = 1.0
 _MESSAGE: Final = bytes(64)
 _START_WAIT: Final = 30.0
 _LOOPS: Final = {"asyncio": "1", "uvloop": "0"}
@@ -78,7 +77,7 @@ class _Programs:
     def stop(self) -> None:
         for process in reversed(self.running.values()):
             process.send_signal(signal.SIGTERM)
-            process.wait(15)
+            process.communicate(timeout=15)
 
 
 @contextlib.contextmanager
@@ -113,17 +112,29 @@ class _Echo:
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._over = False
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        socket.create_connection(("127.0.0.1", self.port)).close()  # wakes it
+        self._thread.join()
 
     def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
-            while True:
+            while not self._over:
                 for key, _ in selector.select():
                     if key.fileobj is self._listener:
                         selector.register(self._listener.accept()[0], selectors.EVENT_READ)
                     else:
                         self._answer(selector, key.fileobj)  # type: ignore[arg-type]  # all are sockets
+            for key in selector.get_map().values():
+                key.fileobj.close()  # type: ignore[union-attr]
 
     @staticmethod
     def _answer(selector: selectors.BaseSelector, connection: socket.socket) -> None:
@@ -149,48 +160,49 @@ def _open(port: int, count: int, into: list[socket.socket]) -> None:
             got += len(data)
 
 
-def _slope(programs: _Programs, port: int) -> dict[str, float]:
+def _slope(programs: _Programs, port: int, counts: Counts) -> dict[str, float]:
     """Bytes a stream in each of the processes."""
+    few, many = counts
     connections: list[socket.socket] = []
     try:
-        _open(port, FEW, connections)
+        _open(port, few, connections)
         time.sleep(REST)
         before = programs.sizes()
-        _open(port, MANY, connections)
+        _open(port, many, connections)
         time.sleep(REST)
         after = programs.sizes()
     finally:
         for connection in connections:
             connection.close()
-    return {name: (after[name] - before[name]) / (MANY - FEW) for name in before}
+    return {name: (after[name] - before[name]) / (many - few) for name in before}
 
 
-def idle_streams(loop: str) -> dict[str, float]:
+def idle_streams(loop: str, counts: Counts = STREAMS) -> dict[str, float]:
     """Bytes an idle stream costs the relay, the host agent and the client agent, on the loop of this name."""
-    with _programs() as programs:
+    with _Echo() as echo, _programs() as programs:
         url, service, token = _relay(programs, loop)
         programs.environment |= {"KDISPATCH_RELAY": url, "KDISPATCH_TOKEN": token}
         agent = (KDISPATCH, "agent")
-        programs.start("host", *agent, "host", service, "--port", str(_Echo().port), "--drain-time", "0")
+        programs.start("host", *agent, "host", service, "--port", str(echo.port), "--drain-time", "0")
         programs.says("host", "(is offered)")
         programs.start("client", *agent, "connect", service, "--drain-time", "0")
-        return _slope(programs, int(programs.says("client", r"127\.0\.0\.1:(\d+)")))
+        return _slope(programs, int(programs.says("client", r"127\.0\.0\.1:(\d+)")), counts)
 
 
-def idle_sessions(loop: str) -> float:
+def idle_sessions(loop: str, counts: Counts = SESSIONS) -> float:
     """Bytes an idle host's session costs the relay."""
     with _programs() as programs:
         url, service, token = _relay(programs, loop)
         agents = programs.start("agents", sys.executable, "-m", "bench.idle_agents", url, service, token)
         sizes = []
-        for count in (FEW_SESSIONS, MANY_SESSIONS):
+        for count in counts:
             assert agents.stdin is not None
             agents.stdin.write(f"{count}\n".encode())
             agents.stdin.flush()
             programs.says("agents", f"({count} are listed)")
             time.sleep(REST)
             sizes.append(programs.sizes()["relay"])
-        return (sizes[1] - sizes[0]) / (MANY_SESSIONS - FEW_SESSIONS)
+        return (sizes[1] - sizes[0]) / (counts[1] - counts[0])
 
 
 _CONFIGURATION: Final = """
@@ -216,15 +228,15 @@ def _free_port() -> int:
 
 def ruler_streams() -> dict[str, float]:
     """The same for three HAProxy processes in a row: the first, the middle, the last."""
-    with _programs() as programs:
-        port = _Echo().port
+    with _Echo() as echo, _programs() as programs:
+        port = echo.port
         for name in ("last", "middle", "first"):
             port, after = _free_port(), port
             file = programs.folder / f"{name}.cfg"
             file.write_text(_CONFIGURATION.format(port=port, next=after))
             programs.start(name, "haproxy", "-db", "-f", str(file))
         time.sleep(0.5)
-        return _slope(programs, port)
+        return _slope(programs, port, STREAMS)
 
 
 def main() -> None:
