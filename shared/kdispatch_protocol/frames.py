@@ -151,7 +151,7 @@ class FrameReader:
         self._stream = 0  # its stream
         self._value = 0  # and the offset of its next byte
 
-    def receive(self, piece: Buffer, ends: bool) -> list[Frame]:
+    def receive(self, piece: Buffer, *, ends: bool) -> list[Frame]:
         """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
         view = memoryview(piece)
         size = len(view)
@@ -164,7 +164,7 @@ class FrameReader:
         frames: list[Frame] = []
         position = 0
         if self._left:
-            position = self._left if self._left < size else size
+            position = min(size, self._left)
             self._data(view[:position], frames)
         elif self._held:
             position = self._complete(view, frames)
@@ -257,7 +257,7 @@ def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
 
 def decode(message: Buffer) -> list[Frame]:
     """Cut one whole message into its frames."""
-    return FrameReader().receive(message, True)
+    return FrameReader().receive(message, ends=True)
 
 
 def early_value(attempt: int, offset: int) -> int:

@@ -154,7 +154,7 @@ class WebSocketReader:
         """
         start = 6 if self.server else 2
         length = size - start
-        if self._left or self._head or self._inside or not 0 < length < 126 or data[0] != _WHOLE:
+        if not 0 < length < 126 or data[0] != _WHOLE or self._left or self._head or self._inside or self.closing:
             return None
         if data[1] != (0x80 | length if self.server else length):
             return None

@@ -156,8 +156,20 @@ def test_a_source_with_nothing_left_leaves() -> None:
     assert (lane.queued, lane.deficit, bool(outbox)) == (False, 0, False)
     lane.sizes = [5000]
     outbox.activate(lane)
-    assert turns(outbox.collect(1 << 20, 0)) == [("a", 5000)]
+    outbox.activate(Lane(b"b", 10))
+    assert turns(outbox.collect(1 << 20, 0)) == [("a", 5000), ("b", 10)]
     assert (lane.queued, lane.deficit) == (False, -4000)  # but its debt stays
+
+
+def test_a_lone_source_takes_no_turns() -> None:
+    """While nobody else waits, a source may fill the batch, and owes nothing for it to those who come later."""
+    lane = Lane(b"a", *[300] * 30)
+    outbox = box(lane)
+    outbox.collect(6000, 0)
+    assert (lane.asked, lane.deficit, len(lane.sizes)) == ([6000], 0, 10)
+    outbox.activate(Lane(b"b", 10))
+    assert turns(outbox.collect(1 << 20, 0)) == [*[("a", 300)] * 4, ("b", 10), *[("a", 300)] * 6]
+    assert lane.deficit == 0
 
 
 def test_a_source_that_was_reset() -> None:

@@ -16,12 +16,13 @@ from kdispatch_protocol.websocket import (
     PING,
     PONG,
     Closing,
+    Piece,
     WebSocketReader,
     close_payload,
     frame_head,
     mask_parts,
 )
-from tests.core.wire import KEY, cut, feed, ws_frame
+from tests.core.wire import KEY, Messages, cut, ws_frame
 
 FIN = 0x80
 CONT, TEXT = 0x0, 0x1
@@ -40,7 +41,7 @@ steps: st.SearchStrategy[list[Step]] = st.lists(
 )
 places = st.lists(st.integers(0, 140_000), max_size=8)
 roles = pytest.mark.parametrize("server", [True, False], ids=["at the server", "at the client"])
-reads = pytest.mark.parametrize("own_reads", [False, True], ids=["receive_data", "buffer"])
+reads = pytest.mark.parametrize("whole", [False, True], ids=["receive_data", "receive_whole"])
 
 
 def reader_of(*, server: bool, max_message: int = 1 << 20) -> WebSocketReader:
@@ -89,18 +90,19 @@ def heard_by_theirs(protocol: Protocol) -> tuple[list[bytes], list[bytes], int |
 @given(steps, st.lists(steps.filter(bool).map(lambda s: s[0]).filter(lambda s: s[0] != "message"), max_size=3), places)
 @settings(max_examples=60)
 def test_any_conversation_cut_anywhere(
-    server: bool, own_reads: bool, conversation: list[Step], between: list[Step], where: list[int]
+    server: bool, whole: bool, conversation: list[Step], between: list[Step], where: list[int]
 ) -> None:
     """Messages, fragments with control frames between, and pings come out as websockets' own end hears them."""
     wire = serialized(conversation, between, server=server)
     protocol, reader = theirs(server=server), reader_of(server=server)
+    ours = Messages(reader, whole=whole)
     messages = []
     for piece in cut(wire, where):
         protocol.receive_data(piece)
-        messages += feed(reader, piece, own_reads=own_reads)
-    assert ([bytes(m) for m in messages], reader.pings, None) == heard_by_theirs(protocol)
+        messages += ours.feed(piece)
+    assert (messages, reader.pings, None) == heard_by_theirs(protocol)
     assert reader.closing is None
-    assert [bytes(m) for m in messages] == [b"".join(parts) for kind, parts in conversation if kind == "message"]
+    assert messages == [b"".join(parts) for kind, parts in conversation if kind == "message"]
 
 
 @roles
@@ -129,12 +131,13 @@ def test_any_frames_are_judged_alike(
         wire += ws_frame(first | FIN * fin, payload, masked=server is right_mask)
         inside = not fin if first in {BINARY, CONT} else inside
     protocol, reader = theirs(server=server), reader_of(server=server)
+    heard = Messages(reader)
     messages = []
     for piece in cut(wire, where):
-        messages += reader.receive_data(piece)
+        messages += heard.feed(piece)
     protocol.receive_data(wire)
     their_messages, their_pings, code = heard_by_theirs(protocol)
-    assert [bytes(m) for m in messages] == their_messages
+    assert messages == their_messages
     assert reader.pings == their_pings
     ours = reader.closing.code if reader.closing is not None else None
     if code == 1005:  # websockets' name for a close frame without a code
@@ -150,13 +153,14 @@ def test_any_frames_are_judged_alike(
 @example(b"\x82\x7f" + b"\xff" * 8, [])
 @example(b"\x82\xff" + b"\xff" * 8 + b"abcd", [3])
 @settings(max_examples=200)
-def test_arbitrary_bytes(server: bool, own_reads: bool, data: bytes, where: list[int]) -> None:
+def test_arbitrary_bytes(server: bool, whole: bool, data: bytes, where: list[int]) -> None:
     """Whatever arrives, nothing is raised, and after the end nothing is delivered."""
     reader = reader_of(server=server, max_message=10_000)
+    heard = Messages(reader, whole=whole)
     for piece in cut(data, where):
         ended = reader.closing
-        messages = feed(reader, piece, own_reads=own_reads)
-        assert ended is None or (messages == [] and reader.closing is ended and reader.buffer() is None)
+        messages = heard.feed(piece)
+        assert ended is None or (messages == [] and reader.closing is ended)
         assert all(len(message) <= 10_000 for message in messages)
 
 
@@ -262,10 +266,11 @@ def test_autobahn(
         step = 997
     wire = b"".join(ws_frame(first, payload, masked=server) for first, payload in frames)
     reader = reader_of(server=server)
+    ours = Messages(reader)
     heard = []
     for start in range(0, len(wire), step):
-        heard += reader.receive_data(wire[start : start + step])
-    assert [bytes(m) for m in heard] == messages
+        heard += ours.feed(wire[start : start + step])
+    assert heard == messages
     assert reader.pings == pings
     assert (reader.closing and reader.closing.code) == code
 
@@ -307,12 +312,13 @@ def test_the_peers_reason(server: bool) -> None:
 def test_the_largest_message(server: bool, sizes: list[int], fits: bool) -> None:
     """A message beyond the limit ends the session with 1009, over fragments too, before its bytes are there."""
     reader = reader_of(server=server, max_message=1000)
+    ours = Messages(reader)
     heard = []
     for place, size in enumerate(sizes):
         first = (CONT if place else BINARY) | (FIN if place == len(sizes) - 1 else 0)
         real = b"x" * size if size <= 1000 else b""
-        heard += reader.receive_data(ws_frame(first, real, masked=server, length=size))
-        heard += reader.receive_data(ws_frame(FIN | PING, b"p" * 125, masked=server))  # does not count
+        heard += ours.feed(ws_frame(first, real, masked=server, length=size))
+        heard += ours.feed(ws_frame(FIN | PING, b"p" * 125, masked=server))  # does not count
     assert [len(m) for m in heard] == ([1000] if fits else [])
     assert (reader.closing and reader.closing.code) == (None if fits else 1009)
 
@@ -324,15 +330,16 @@ def test_the_largest_message(server: bool, sizes: list[int], fits: bool) -> None
     [(FIN | 0x40 | BINARY, True), (FIN | BINARY, False), (FIN | TEXT, True)],
     ids=["reserved bit", "wrong mask", "text"],
 )
-def test_messages_before_a_violation(server: bool, own_reads: bool, first: int, right_mask: bool) -> None:
+def test_messages_before_a_violation(server: bool, whole: bool, first: int, right_mask: bool) -> None:
     """What came whole before a violation, in the same chunk, is delivered, and nothing behind it ever."""
     bad = ws_frame(first, masked=server is right_mask)
     good = ws_frame(FIN | BINARY, b"good", masked=server)
     reader = reader_of(server=server)
-    assert feed(reader, good * 3 + bad + good, own_reads=own_reads) == [b"good"] * 3
+    ours = Messages(reader, whole=whole)
+    assert ours.feed(good * 3 + bad + good) == [b"good"] * 3
     assert reader.closing is not None
     ended = reader.closing
-    assert feed(reader, good * 3, own_reads=own_reads) == []
+    assert ours.feed(good * 3) == ours.feed(good) == []
     assert reader.closing is ended
     assert reader.pings == []
 
@@ -344,47 +351,45 @@ def test_many_tiny_fragments(server: bool) -> None:
     wire = ws_frame(BINARY, b"x", masked=server) + one * 99_998 + ws_frame(FIN, b"x", masked=server)
     reader = reader_of(server=server)
     began = time.process_time()
-    heard = []
+    pieces: list[Piece] = []
     for start in range(0, len(wire), 65536):
-        heard += reader.receive_data(wire[start : start + 65536])
-    assert [bytes(m) for m in heard] == [b"x" * 100_000]
+        pieces += reader.receive_data(wire[start : start + 65536])
+    assert [bytes(piece) for piece, _ in pieces] == [b"x"] * 100_000
+    assert [place for place, (_, ends) in enumerate(pieces) if ends] == [99_999]
     assert time.process_time() - began < 5
 
 
 @roles
-def test_large_payloads_are_received_in_place(server: bool) -> None:
-    """While a large payload is under way the reader offers the place of its remaining bytes, and only then."""
-    payload = bytes(range(256)) * 200
-    wire = ws_frame(FIN | BINARY, payload, masked=server)
+@pytest.mark.parametrize("kept", [1, 3, 7])
+def test_the_callers_buffer_may_be_reused(server: bool, kept: int) -> None:
+    """What is kept between reads stays right when the caller overwrites the memory that it read into."""
+    wire = ws_frame(FIN | PING, b"ping", masked=server) + ws_frame(FIN | BINARY, b"in two", masked=server)
     reader = reader_of(server=server)
-    assert reader.buffer() is None
-    head = len(wire) - len(payload)
-    assert reader.receive_data(wire[: head + 100]) == []
-    room = reader.buffer()
-    assert room is not None
-    assert len(room) == len(payload) - 100
-    room[:40_000] = wire[head + 100 : head + 40_100]
-    assert reader.buffer_filled(40_000) == []
-    room = reader.buffer()
-    assert room is not None
-    room[:10_000] = wire[head + 40_100 : head + 50_100]
-    assert reader.buffer_filled(10_000) == []
-    assert reader.buffer() is None  # 1,100 bytes are not worth a read of their own
-    assert [bytes(m) for m in reader.receive_data(wire[head + 50_100 :])] == [payload]
+    ours = Messages(reader)  # it overwrites what it has given to the reader
+    heard = []
+    for start in range(0, len(wire), kept):
+        heard += ours.feed(wire[start : start + kept])
+    assert heard == [b"in two"]
+    assert reader.pings == [b"ping"]
 
 
 @roles
-def test_the_callers_buffer_may_be_reused(server: bool) -> None:
-    """What was received stays right when the caller overwrites the memory that it read into."""
-    wire = ws_frame(FIN | PING, b"ping", masked=server) + ws_frame(FIN | BINARY, b"whole", masked=server)
-    wire += ws_frame(FIN | BINARY, b"in two", masked=server)
-    memory = bytearray(wire[:-3])
+def test_pieces_do_not_wait(server: bool) -> None:
+    """Every byte of a payload is handed on with the read that brought it; at a client it is not even copied."""
+    payload = bytes(range(256)) * 200
+    wire = ws_frame(FIN | BINARY, payload, masked=server)
+    head = len(wire) - len(payload)
     reader = reader_of(server=server)
-    heard = reader.receive_data(memoryview(memory))
-    memory[:] = bytes(len(memory))
-    heard += reader.receive_data(wire[-3:])
-    assert [bytes(m) for m in heard] == [b"whole", b"in two"]
-    assert reader.pings == [b"ping"]
+    heard = b""
+    for start, stop in ((0, head), (head, head + 1), (head + 1, head + 4098), (head + 4098, len(wire))):
+        read = wire[start:stop]
+        pieces = reader.receive_data(read)
+        assert len(pieces) == (stop > head)
+        for piece, ends in pieces:
+            heard += piece
+            assert ends is (stop == len(wire))
+            assert server or (isinstance(piece, memoryview) and piece.obj is read)
+    assert heard == payload
 
 
 @given(payloads, st.sampled_from([Opcode.BINARY, Opcode.CLOSE, Opcode.PING]), st.booleans())
@@ -396,7 +401,7 @@ def test_what_we_write_they_read(payload: bytes, opcode: Opcode, client: bool) -
     protocol = theirs(server=client)
     mask = KEY if client else None
     middle = len(payload) // 3
-    body = mask_parts([payload[:middle], memoryview(payload)[middle:]], KEY) if client else payload
+    body = b"".join(mask_parts([payload[:middle], memoryview(payload)[middle:]], KEY)) if client else payload
     protocol.receive_data(frame_head(opcode, len(payload), mask) + body)
     (event,) = protocol.events_received()
     assert event == Frame(opcode, payload)

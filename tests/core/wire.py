@@ -34,17 +34,18 @@ def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:
 
 
 class Messages:
-    """Puts a reader's pieces together again, with memory of its own for each."""
+    """Puts a reader's pieces together again, with memory of its own for each. ``whole``: by the fast path if it can."""
 
-    def __init__(self, reader: WebSocketReader) -> None:
+    def __init__(self, reader: WebSocketReader, *, whole: bool = True) -> None:
         self.reader = reader
+        self._whole = whole
         self._under_way = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Give ``data`` to the reader in memory that is overwritten afterwards; returns the messages that ended."""
         memory = bytearray(data)
         view = memoryview(memory)
-        whole = self.reader.receive_whole(view, len(view))
+        whole = self.reader.receive_whole(view, len(view)) if self._whole else None
         messages = []
         for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
             self._under_way += piece

@@ -86,7 +86,7 @@ class Wire:
         view = memoryview(memory)
         whole = self.reader.receive_whole(view, len(view))
         for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
-            received = self.frames.receive(piece, ends)
+            received = self.frames.receive(piece, ends=ends)
             if received:
                 yield received
         memory[:] = b"\xdb" * len(memory)

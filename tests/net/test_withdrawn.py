@@ -25,7 +25,7 @@ def _relay_says(host: Host, code: str) -> None:
     endpoint = host.uplink.endpoint
     (number,) = endpoint._offer_numbers
     reset = frames.frame(frames.RESET, number, payload=Reset(code=code, text="It was withdrawn.").encode())
-    host.driver.link_message(reset, 0.0)
+    host.driver.link_frames(frames.decode(reset), 0.0)
 
 
 async def _talking(port: int) -> Tcp:

@@ -36,7 +36,7 @@ def read_buffer() -> memoryview:
 class CarrierOwner(Protocol):
     """Who uses a carrier. Calls come from the event loop and must not block."""
 
-    def piece_received(self, piece: Buffer, ends: bool) -> None:
+    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
         """A piece of a message, and whether the message ends with it. At a client its memory is reused afterwards."""
         ...
 
@@ -155,13 +155,13 @@ class Carrier(asyncio.BufferedProtocol):
         if payload is None:
             self._read(self._shared[:nbytes])
         else:
-            self._owner.piece_received(payload, True)
+            self._owner.piece_received(payload, ends=True)
             self._owner.bytes_received()
 
     def _read(self, data: Buffer) -> None:
         reader = self._reader
         for piece, ends in reader.receive_data(data):
-            self._owner.piece_received(piece, ends)
+            self._owner.piece_received(piece, ends=ends)
         if reader.pings:
             # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
             if not self.full:

@@ -160,12 +160,12 @@ class Link:
 
     # --- the carrier's owner ------------------------------------------------------------------
 
-    def piece_received(self, piece: Buffer, ends: bool) -> None:
+    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
         """A piece of a message from the other end."""
         if self._verdict is not None:
             return
         try:
-            received = self._frames.receive(piece, ends)
+            received = self._frames.receive(piece, ends=ends)
             if received:
                 self._owner.link_frames(received, self._loop.time())
         except RemoteProtocolError as error:
