@@ -165,7 +165,8 @@ class FrameReader:
         position = 0
         if self._left:
             position = min(size, self._left)
-            self._data(view[:position], frames)
+            if position:
+                self._data(view[:position], frames)
         elif self._held:
             position = self._complete(view, frames)
         while position < size:

@@ -359,39 +359,6 @@ def test_many_tiny_fragments(server: bool) -> None:
     assert time.process_time() - began < 5
 
 
-@roles
-@pytest.mark.parametrize("kept", [1, 3, 7])
-def test_the_callers_buffer_may_be_reused(server: bool, kept: int) -> None:
-    """What is kept between reads stays right when the caller overwrites the memory that it read into."""
-    wire = ws_frame(FIN | PING, b"ping", masked=server) + ws_frame(FIN | BINARY, b"in two", masked=server)
-    reader = reader_of(server=server)
-    ours = Messages(reader)  # it overwrites what it has given to the reader
-    heard = []
-    for start in range(0, len(wire), kept):
-        heard += ours.feed(wire[start : start + kept])
-    assert heard == [b"in two"]
-    assert reader.pings == [b"ping"]
-
-
-@roles
-def test_pieces_do_not_wait(server: bool) -> None:
-    """Every byte of a payload is handed on with the read that brought it; at a client it is not even copied."""
-    payload = bytes(range(256)) * 200
-    wire = ws_frame(FIN | BINARY, payload, masked=server)
-    head = len(wire) - len(payload)
-    reader = reader_of(server=server)
-    heard = b""
-    for start, stop in ((0, head), (head, head + 1), (head + 1, head + 4098), (head + 4098, len(wire))):
-        read = wire[start:stop]
-        pieces = reader.receive_data(read)
-        assert len(pieces) == (stop > head)
-        for piece, ends in pieces:
-            heard += piece
-            assert ends is (stop == len(wire))
-            assert server or (isinstance(piece, memoryview) and piece.obj is read)
-    assert heard == payload
-
-
 @given(payloads, st.sampled_from([Opcode.BINARY, Opcode.CLOSE, Opcode.PING]), st.booleans())
 @settings(max_examples=100)
 def test_what_we_write_they_read(payload: bytes, opcode: Opcode, client: bool) -> None:

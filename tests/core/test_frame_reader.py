@@ -1,0 +1,217 @@
+"""The incremental decoder: pieces of messages in, frames out, whatever the pieces are."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.frames import Frame, FrameReader, decode, frame
+from kdispatch_protocol.websocket import WebSocketReader
+from tests.core.wire import cut, ws_frame
+
+Plain = tuple[int, int, int, int, bytes]
+SMALL = {
+    frames.HELLO: (2, 0),
+    frames.OPEN: (2, 1),
+    frames.OPENED: (300, 1),
+    frames.EARLY: (1, 1),
+    frames.ACK: (8, 1),
+    frames.FIN: (0, 1),
+    frames.ATTACH: (2, 0),
+    frames.RESET: (40, 0),
+    frames.PING: (0, 0),
+}
+
+
+@st.composite
+def valid_frames(draw: st.DrawFn) -> bytes:
+    """One frame, a DATA as often as all the others."""
+    if draw(st.booleans()):
+        size = draw(st.integers(1, 60) | st.sampled_from([4095, 4096, 70_000]))
+        flags = draw(st.integers(0, 3))
+        return frame(frames.DATA, draw(st.integers(1, 9)), draw(st.integers(0, 1 << 40)), _pattern(size), flags)
+    type_ = draw(st.sampled_from(sorted(SMALL)))
+    size, numbered = SMALL[type_]
+    return frame(type_, draw(st.integers(1, 9)) if numbered else 0, draw(st.integers(0, 1 << 40)), _pattern(size))
+
+
+def _pattern(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+messages: st.SearchStrategy[bytes] = st.lists(valid_frames(), min_size=1, max_size=5).map(b"".join)
+places = st.lists(st.integers(0, 400) | st.integers(0, 150_000), max_size=10)
+
+
+def plain(received: list[Frame]) -> list[Plain]:
+    return [(type_, flags, stream, value, bytes(payload)) for type_, flags, stream, value, payload in received]
+
+
+def read(reader: FrameReader, message: bytes, where: list[int]) -> list[Plain]:
+    """Frames of a message in pieces, each in memory that is overwritten as soon as its frames were looked at."""
+    received: list[Plain] = []
+    pieces = list(cut(message, where))
+    for place, piece in enumerate(pieces):
+        memory = bytearray(piece)
+        given = reader.receive(memory, ends=place == len(pieces) - 1)
+        received += plain(given)
+        del given
+        memory[:] = b"\xdb" * len(memory)
+    return received
+
+
+def check(received: list[Plain], whole: list[Frame]) -> None:
+    """The frames are those of ``whole``: DATA in as many parts as there were, anything else in one."""
+    waiting = iter(received)
+    for type_, flags, stream, value, payload in whole:
+        if type_ != frames.DATA:
+            assert next(waiting) == (type_, flags, stream, value, bytes(payload))
+            continue
+        done = 0
+        while done < len(payload):
+            part = next(waiting)
+            end = done + len(part[4])
+            early = flags & ~frames.BLOCKED if end < len(payload) else flags
+            assert part == (frames.DATA, early, stream, value + done, bytes(payload[done:end]))
+            assert part[4]
+            done = end
+    assert next(waiting, None) is None
+
+
+def problem(reader: FrameReader, message: bytes, where: list[int]) -> tuple[str, str] | None:
+    """Why the decoder refuses it, if it does."""
+    try:
+        read(reader, message, where)
+    except RemoteProtocolError as error:
+        return error.code, error.text
+    return None
+
+
+def refused(reader: FrameReader, piece: bytes, *, ends: bool) -> bool:
+    """Whether it is, as it may be: by one error, whose code ends the session."""
+    try:
+        reader.receive(piece, ends=ends)
+    except RemoteProtocolError as error:
+        return error.code == "protocol_error"
+    return False
+
+
+@given(st.lists(st.tuples(messages, places), max_size=3))
+@settings(max_examples=200)
+def test_pieces_give_what_the_whole_gives(conversation: list[tuple[bytes, list[int]]]) -> None:
+    """Cut anywhere, messages give the frames that each gives whole; nothing that is kept is the caller's memory."""
+    reader = FrameReader()
+    for message, where in conversation:
+        check(read(reader, message, where), decode(message))
+
+
+@given(st.lists(messages.filter(lambda message: len(message) < 1000), min_size=1, max_size=3))
+@settings(max_examples=40)
+def test_byte_by_byte(conversation: list[bytes]) -> None:
+    """A byte a piece is enough."""
+    reader = FrameReader()
+    for message in conversation:
+        check(read(reader, message, list(range(1, len(message)))), decode(message))
+
+
+@given(st.booleans(), st.lists(st.tuples(messages, places), min_size=1, max_size=3), places)
+@settings(max_examples=100)
+def test_over_fragments_of_a_websocket(server: bool, sent: list[tuple[bytes, list[int]]], where: list[int]) -> None:
+    """Messages in WebSocket fragments, read from the wire in pieces of any size, give the frames of each whole."""
+    wire = b""
+    for message, fragments in sent:
+        parts = list(cut(message, fragments))
+        for place, part in enumerate(parts):
+            first = (0 if place else 2) | (0x80 if place == len(parts) - 1 else 0)
+            wire += ws_frame(first, part, masked=server) + ws_frame(0x89, b"ping", masked=server)
+    ws, reader = WebSocketReader(server=server, max_message=1 << 20), FrameReader()
+    received: list[Plain] = []
+    for read_ in cut(wire, where):
+        for piece, ends in ws.receive_data(read_):
+            received += plain(reader.receive(piece, ends=ends))
+    assert ws.closing is None
+    check(received, [one for message, _ in sent for one in decode(message)])
+
+
+@given(st.binary(max_size=300) | messages.map(lambda m: m[:200]), places, st.integers(0, 3), st.integers(0, 255))
+@example(b"", [0, 0], 0, 0)
+@settings(max_examples=400)
+def test_any_bytes_are_judged_as_the_whole_is(message: bytes, where: list[int], place: int, byte: int) -> None:
+    """Any bytes give the whole message's frames, or its one error."""
+    spoiled = bytearray(message)
+    if place < len(spoiled):
+        spoiled[place] = byte
+    message = bytes(spoiled)
+    wrong = problem(FrameReader(), message, [])
+    assert problem(FrameReader(), message, where) == wrong
+    if wrong is None:
+        check(read(FrameReader(), message, where), decode(message))
+
+
+@pytest.mark.parametrize("size", [*range(1, 20), 70])
+@pytest.mark.parametrize("type_", [frames.DATA, frames.RESET])
+def test_a_frame_that_crosses_a_messages_end(type_: int, size: int) -> None:
+    """A message that ends within a frame is refused, in whichever piece it began."""
+    begun = frame(type_, 7, 0, b"x" * 60)[:size]
+    assert refused(FrameReader(), begun, ends=True)
+    for behind in (b"", frame(frames.PING)):
+        reader = FrameReader()
+        assert len(reader.receive(behind, ends=False)) == bool(behind)
+        if size < 70:
+            reader.receive(begun, ends=False)
+            assert refused(reader, b"", ends=True)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_an_empty_message(pieces: int) -> None:
+    """A message of no bytes is refused, in however many pieces; an empty last piece of another is not."""
+    reader = FrameReader()
+    assert len(reader.receive(frame(frames.PING), ends=False)) == 1
+    assert reader.receive(b"", ends=True) == []
+    for _ in range(pieces - 1):
+        assert reader.receive(b"", ends=False) == []
+    assert refused(reader, b"", ends=True)
+
+
+@pytest.mark.parametrize("flags", range(4))
+def test_flags_of_parts(flags: int) -> None:
+    """Each part of a DATA is marked as the whole is; only the last one used up the limit."""
+    reader = FrameReader()
+    whole = frame(frames.DATA, 7, 100, b"abc", flags)
+    received = [f for n in range(len(whole)) for f in reader.receive(whole[n : n + 1], ends=n == len(whole) - 1)]
+    marked = flags & frames.MARKED
+    assert [(f[1], f[3], bytes(f[4])) for f in received] == [
+        (marked, 100, b"a"),
+        (marked, 101, b"b"),
+        (flags, 102, b"c"),
+    ]
+
+
+def test_a_wrong_head_is_found_before_its_payload() -> None:
+    """A frame that can't be right is refused with its header, so that nobody makes this end wait for its bytes."""
+    reader = FrameReader()
+    head = frames.header(frames.HELLO, 0, 0, 0, 16 * 1024 + 1)
+    assert reader.receive(head[:15], ends=False) == []
+    assert refused(reader, head[15:], ends=False)
+
+
+@pytest.mark.parametrize("step", [1000, 65_536])
+def test_memory_is_bounded(step: int) -> None:
+    """However long a message is, hardly more than the largest frame that is no DATA waits here."""
+    largest = frame(frames.ATTACH, 0, 0, b"a" * 32 * 1024)
+    data = frame(frames.DATA, 7, 0, b"d" * 128 * 1024)
+    message = (data + largest[:-1] + b"b") * 20
+    reader = FrameReader()
+    tracemalloc.start()
+    try:
+        for start in range(0, len(message), step):
+            reader.receive(memoryview(message)[start : start + step], ends=False)
+            held, _ = tracemalloc.get_traced_memory()
+            assert held < 72 * 1024  # a bytearray that grows takes an eighth more, and is copied meanwhile
+    finally:
+        tracemalloc.stop()
