@@ -35,9 +35,9 @@ __all__ = ["FULL", "QUICK", "Load", "Report", "soak"]
 
 #: Seconds without a byte that are a stall.
 _PATIENCE: Final = 60.0
-#: The part of the time after which everything has been as large as it will be; tombstones take 180 s to be gone.
-_WARM: Final = 0.2
-_WARM_MOST: Final = 600.0
+#: The part of the time after which memory is watched. Tombstones take 180 s to be gone, and until the holes between
+#: what is long-lived fit what comes, some 15 minutes go by.
+_WARM: Final = 1 / 3
 _AT_ONCE: Final = 20  # look-ups
 
 
@@ -154,7 +154,7 @@ class _Soak:
 
     async def _every(self, what: str, period: float, use: Callable[[], Awaitable[object]]) -> None:
         count = 0
-        while (begin := (count + 1) * period) < self.report.seconds:
+        while max(begin := (count + 1) * period, self._now) < self.report.seconds:
             await asyncio.sleep(max(0.0, begin - self._now))
             await unless_refused(self._rig, use())
             count += 1
@@ -198,7 +198,7 @@ class _Soak:
                 await asyncio.sleep(0.1)
         report.after = await self._counts()
         report.moved, report.sessions = self._rig.through.moved, self._rig.back
-        warm = min(_WARM * report.seconds, _WARM_MOST)
+        warm = _WARM * report.seconds
         report.watched = report.seconds - warm
         for who, samples in self._samples.items():
             report.growth[who] = growth([sample for sample in samples if sample[0] >= warm])
