@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import errno
 import socket
-import sys
 from typing import Any
 
 from aiohappyeyeballs import start_connection
+
+from kdispatch.operating_system import HERE
 
 __all__ = ["LocalDial", "Target"]
 
@@ -91,7 +92,7 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
 
 def _numeric(address: str, port: int) -> tuple[int, Any]:
     """The family and the socket address of ``address`` if it is one of figures, and the loop can wait for sockets."""
-    if sys.platform != "win32":
+    if HERE.waits_for_sockets:
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
                 socket.inet_pton(family, address)

@@ -36,6 +36,8 @@ class Posix:
 
     #: Whether a stopped agent can be asked to drain first.
     asks: Final = True
+    #: Whether every event loop can wait for a socket of ours (``add_writer``).
+    waits_for_sockets: Final = True
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
@@ -83,6 +85,7 @@ class Windows:
     """Windows, on which none of this has been run: see docs/platforms.md."""
 
     asks: Final = False  # a process without a console hears no Ctrl-C
+    waits_for_sockets: Final = False  # not its Proactor loop
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
