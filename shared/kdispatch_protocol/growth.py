@@ -45,8 +45,8 @@ class Growth:
             self._blocked = True
         self._now = now
 
-    def window(self, before: int, received: int, unread: int, share: int, limits: Limits) -> int:
-        """The window from now on. ``unread`` bytes came and were not taken; ``share`` is the most there is for it."""
+    def window(self, before: int, received: int, unread: int, most: int, limits: Limits) -> int:
+        """The window from now on. ``unread`` bytes came and were not taken; ``most`` is as far as it may grow."""
         arrived = received - self._start
         # A window that waits somewhere takes long to arrive: do not wait that long to make it smaller.
         late = self._marked and self._now - self._began >= limits.mark_round
@@ -60,7 +60,7 @@ class Growth:
         elif self._blocked and unread <= arrived // _PART:
             # The floor makes small windows grow faster, so that streams of one path come to the same.
             more = max(before // _PART, limits.window_floor) if self._wary else before
-            after = max(before, min(before + more, limits.window_max, share))
+            after = max(before, min(before + more, most))
             self._wary = max(0, self._wary - 1)
         self._began, self._start = self._now, received
         self._marked, self._blocked = 0, False

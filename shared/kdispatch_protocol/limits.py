@@ -27,13 +27,15 @@ class Limits:
     batch_min: int = 16 * KIB  #: smallest batch on a slow link
     batch_max: int = 128 * KIB  #: largest batch: one WebSocket message
     batch_time: float = 0.020  #: a batch should drain in this time, so that control frames wait no longer
-    quantum: int = 32 * KIB  #: deficit round robin: what one stream may send before the next one's turn
+    quantum: int = 128 * KIB  #: deficit round robin: what one stream may send before the next one's turn
 
     control: int = 4 * MIB  #: control frames that wait for one session; beyond it the relay cuts the session
 
     # --- credit
     window: int = 256 * KIB  #: a stream's first window while the budget is mostly free
     window_max: int = 16 * MIB  #: what it may grow to: 160 MB/s over a round trip of 100 ms
+    window_near: int = 768 * KIB  #: what it may always grow to: enough for ends whose round trip is 2 ms
+    window_rate: int = 320 * MIB  #: bytes a second: over a longer round trip it may grow to what this fills
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised
     window_floor: int = 16 * KIB  #: what every stream may always be granted
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams

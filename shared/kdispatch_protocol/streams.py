@@ -38,6 +38,7 @@ class Stream:
     __slots__ = (
         "__weakref__",
         "ack_timed",
+        "asked_at",
         "asked_until",
         "attach",
         "attempt",
@@ -103,6 +104,7 @@ class Stream:
         self.timer: Timer | None = None  # the one deadline that its state has
         self.grace: Timer | None = None  # the one that it has while it is detached
         self.detached_at = 0.0  # since when that is
+        self.asked_at = 0.0  # when OPEN, or a host's OPENED, went out: its answer tells how far the peer is
         self.asked_until = 0.0  # a client: the relay has answered its OPEN by then
         self.open_until = 0.0  # a client: it is not opened again after this
         self.deficit = 0  # the outbox's

@@ -94,6 +94,7 @@ class StreamTable:
         stream.leg = Leg.JOINED
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
         self.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
+        stream.asked_at = now
         stream.set_timer(self.timers.add(now + self.limits.confirm, lambda when: self._confirm_expired(stream, when)))
         self.activate(stream)
 
@@ -236,6 +237,7 @@ class StreamTable:
             self.give_number(stream, Leg.ASKED)
             self._unanswered += 1
             # The relay's own deadline comes first; this one is for a relay that says nothing.
+            stream.asked_at = self.now
             stream.asked_until = self.now + self.limits.open_total + self.limits.open_host
             message = Open(
                 service=stream.service,
@@ -261,6 +263,7 @@ class StreamTable:
     def opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         self._unanswered -= 1
+        stream.inbound.reaches(self.now - stream.asked_at)
         stream.leg = Leg.JOINED
         self._begin(stream)
         self.send_waiting()
@@ -289,6 +292,7 @@ class StreamTable:
         """Host: the client was heard."""
         if not stream.confirmed:
             stream.confirmed = True
+            stream.inbound.reaches(self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
 

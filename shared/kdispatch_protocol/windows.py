@@ -57,6 +57,7 @@ class Inbound:
         "consumed",
         "final",
         "limit",
+        "most",
         "received",
         "told_fin",
         "window",
@@ -73,6 +74,7 @@ class Inbound:
         self._told = 0  # `received` of the last ACK
         self._consumed_granted = 0  # `consumed` when the limit was last raised
         self._growth: Growth | None = None  # made at the first flag
+        self.most = min(budget.limits.window_near, budget.limits.window_max)  # what the window may grow to
 
     def grant(self) -> int:
         """The limit to put on the wire now: raised as far as window and budget allow.
@@ -84,7 +86,8 @@ class Inbound:
             share = budget.share(self.limit - self.received)
             if self._growth is not None:
                 unread = self.received - self.consumed
-                self.window = self._growth.window(self.window, self.received, unread, share, budget.limits)
+                most = min(self.most, share)
+                self.window = self._growth.window(self.window, self.received, unread, most, budget.limits)
             least = self.consumed + min(self.window, budget.limits.window_floor)
             limit = max(self.limit, least, min(self.consumed + self.window, self.received + share))
             budget.promised += limit - self.limit
@@ -112,6 +115,15 @@ class Inbound:
         assert self.consumed <= self.received <= self.limit
         assert self.budget.promised >= 0
         return known
+
+    def reaches(self, round_trip: float) -> None:
+        """The two ends are at most so many seconds apart, there and back: no window need be larger than that fills.
+
+        What is under way beyond it waits in kernels, where nobody marks it: an echo beside two downloads over loopback
+        took 17 ms with windows of 16 MiB, and 3 ms with 512 KiB, which moved nine tenths as much.
+        """
+        limits = self.budget.limits
+        self.most = min(limits.window_max, max(limits.window_near, int(round_trip * limits.window_rate)))
 
     def note(self, flags: int, length: int, now: float) -> None:
         """Take note of the flags with which so many new bytes arrived; the window follows at the next grant."""

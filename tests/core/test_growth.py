@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdispatch_protocol.frames import BLOCKED, MARKED
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import BLOCKED, MARKED, frame
 from kdispatch_protocol.limits import KIB, MIB, Limits
+from kdispatch_protocol.messages import Opened, Trying
 from kdispatch_protocol.windows import CreditBudget, Inbound
+from tests.core.conversation import SERVICE, Conversation
 
-LIMITS = Limits()
+LIMITS = Limits(window_near=16 * MIB)  # how near the peer is has a test of its own
 
 
 class Path:
@@ -165,3 +168,32 @@ def test_nothing_is_kept_for_a_stream_without_flags(flags: int) -> None:
     path.inbound.accept(0, 100)
     path.inbound.note(flags, 100, 1.0)
     assert (path.inbound._growth is None) is (flags == 0)
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "most"), [(0.0005, 768 * KIB), (0.010, 3355443), (0.050, 16 * MIB), (9.0, 16 * MIB)]
+)
+def test_a_near_peer_needs_no_large_window(round_trip: float, most: int) -> None:
+    """A window grows to what fills the round trip at 320 MiB a second, and to 768 KiB over any."""
+    path = Path(limits=Limits())
+    path.inbound.reaches(round_trip)
+    assert path.windows(10)[-1] == most // KIB
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.001, 768 * KIB), (0.020, int(0.020 * 320 * MIB))])
+def test_the_round_trip_of_the_open_counts(seconds: float, most: int) -> None:
+    """Each end takes the time from its OPEN, or OPENED, to the answer for how far the other one is."""
+    talk = Conversation(offer=True)
+    client = talk.table.open(SERVICE, "5a" * 16, talk.now)
+    number = client.number
+    talk.now += seconds
+    trying = Trying(attempt=1, process="22" * 16, host="33" * 16)
+    talk.hear(
+        frame(frames.TRYING, number, payload=trying.encode()),
+        frame(frames.OPENED, number, payload=Opened(limit=65536, attempt=1).encode()),
+    )
+    assert client.inbound.most == most
+    host = talk.host()
+    talk.now += seconds
+    talk.hear(frames.ack_frame(host.number, 0, 65536, fin=False))
+    assert host.inbound.most == most

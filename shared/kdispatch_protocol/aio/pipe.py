@@ -26,6 +26,8 @@ __all__ = ["Pipe", "account", "reset_when_closed"]
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
+# What one read of a program takes at most: it goes out as one frame.
+_READ_SIZE: Final = 128 * 1024
 #: Seconds between looks at a paused socket, and the state that is looked for (Linux, tcp_states.h).
 _LOOK_EVERY: Final = 1.0
 _TCP_CLOSE: Final = 7
@@ -252,7 +254,7 @@ class _Local(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         room = self._pipe.room
-        return self._buffer if room >= len(self._buffer) else self._buffer[:room]
+        return self._buffer[: min(room, _READ_SIZE)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._pipe.driver.local_read(self._pipe, bytes(self._buffer[:nbytes]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 from typing import Final
 
 __all__ = ["hold_unsent", "tune_session_socket"]
@@ -17,12 +16,6 @@ _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 NOTSENT: Final = 128 * 1024
 #: Milliseconds after which unacknowledged data means that the path is gone.
 USER_TIMEOUT: Final = 30_000
-#: Bytes of a receive buffer, as it is asked for, where the other end is near; Linux doubles it.
-NEAR_BUFFER: Final = 128 * 1024
-#: Microseconds of a round trip within which it is.
-_NEAR: Final = 1000
-# Where Linux's struct tcp_info has the smoothed round trip, a u32 in microseconds.
-_RTT_AT: Final = 68
 
 
 def tune_session_socket(sock: socket.socket | None) -> None:
@@ -36,23 +29,6 @@ def tune_session_socket(sock: socket.socket | None) -> None:
     ):
         with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    if _is_near(sock):
-        # A kernel lets a fast sender fill megabytes, and all of it is ahead of whatever small frame comes next: an echo
-        # beside two bulk streams took 9 ms with what Linux gives by itself, and 3 ms with this, bulk being as fast.
-        with contextlib.suppress(OSError, ValueError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_BUFFER)
-
-
-def _is_near(sock: socket.socket) -> bool:
-    """Whether the TCP connection's other end answers so soon that a small buffer is enough. Where unknown, no."""
-    if sys.platform != "linux":
-        return False
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
-    except (OSError, ValueError):
-        return False
-    rtt = int.from_bytes(info[_RTT_AT : _RTT_AT + 4], sys.byteorder)
-    return len(info) == _RTT_AT + 4 and 0 < rtt < _NEAR
 
 
 def hold_unsent(sock: socket.socket | None, size: int) -> None:
