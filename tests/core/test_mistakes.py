@@ -15,6 +15,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
+from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.replay import Outbound
 from kdispatch_protocol.resume import Resumption
 from kdispatch_protocol.states import Leg as AgentLeg
@@ -225,6 +226,37 @@ def test_planted_mistakes_in_windows_are_found(
         proof()
 
 
+def passed_on_is_not_kept(patch: Patch) -> None:
+    """The sender's fast path forgets what it sent."""
+
+    def pass_on(self: Outbound, data: bytes) -> bool:
+        end = self.end + len(data)
+        if self.sent != self.end or end > self.limit or self.eof:
+            return False
+        self.sent = self.end = end
+        return True
+
+    patch(Outbound, "pass_on", pass_on)
+
+
+def relay_lets_data_overtake(patch: Patch) -> None:
+    """The relay's fast path looks at no outbox."""
+    right = Switch.pass_on
+
+    def pass_on(self: Switch, session: Session, frame: frames.Frame) -> bool:
+        leg = session.legs.get(frame[2])
+        if leg is None or leg.peer is None:
+            return False
+        peer, waiting = leg.peer.session, leg.peer.session.outbox
+        peer.outbox = Outbox(self.limits)
+        try:
+            return right(self, session, frame)
+        finally:
+            peer.outbox = waiting
+
+    patch(Switch, "pass_on", pass_on)
+
+
 @pytest.mark.parametrize(
     ("mistake", "storm"),
     [
@@ -241,6 +273,8 @@ def test_planted_mistakes_in_windows_are_found(
         (early_data_goes_to_another_host, LOSSES),
         (relay_is_thought_to_remember, LOSSES),
         (attach_is_believed_twice, TRUSTY),
+        (passed_on_is_not_kept, LOSSES),
+        (relay_lets_data_overtake, CALM),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -83,6 +83,7 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
     finished = read = 0
     ends: Counter[str | None] = Counter()
     joined = Counter[bool]()
+    fast = Counter[str]()
     join = Resumption._join
 
     def count(self: Resumption, stream: Stream, entry: AttachEntry, now: float) -> None:
@@ -104,8 +105,11 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
         finished += sum(end.finished for _, end in world.made)
         read += sum(end.read for _, end in world.made)
         ends.update(end.reset for _, end in world.made)
+        fast += world.fast
     assert finished > 300
     assert read > 50_000
     assert windows["grown"] > 20 and windows["shrunk"] > 2
+
+    assert fast["agent"] > 40 and fast["relay"] > 25
     assert joined[True] > 75 and joined[False] > 1
     assert {"own", "resume_expired", "peer_restarted", "cancelled", "host_timeout", "unknown_stream"} <= set(ends)

@@ -12,18 +12,17 @@ end (``verdict.py``) must hold.
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kdispatch_protocol import events, websocket
+from kdispatch_protocol import events
 from kdispatch_protocol.endpoint import Endpoint, host_id
-from kdispatch_protocol.frames import Frame, FrameReader
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.streams import Stream
-from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from tests.core.connection import Connection
 
 #: Everything small, so that every bound is met in a few steps.
 SMALL = Limits(
@@ -63,35 +62,6 @@ def content(key: int, offset: int, size: int) -> bytes:
     return _PATTERN[start : start + size]
 
 
-class Wire:
-    """One direction of a connection: WebSocket bytes on their way."""
-
-    def __init__(self, *, to_server: bool) -> None:
-        self.bytes = bytearray()
-        self.reader = websocket.WebSocketReader(server=to_server, max_message=256 * 1024)
-        self.frames = FrameReader()
-        self.eats = False  # a black hole
-        self._mask = b"\x1f\x2e\x3d\x4c" if to_server else None
-
-    def put(self, parts: list[bytes | bytearray | memoryview]) -> None:
-        if self.eats:
-            return
-        payload = b"".join(websocket.mask_parts(parts, self._mask) if self._mask else parts)
-        self.bytes += websocket.frame_head(websocket.BINARY, len(payload), self._mask) + payload
-
-    def take(self, size: int) -> Iterator[list[Frame]]:
-        """Frames of the next bytes, in memory that is overwritten behind them: nobody may keep a view."""
-        memory = bytearray(self.bytes[:size])
-        del self.bytes[:size]
-        view = memoryview(memory)
-        whole = self.reader.receive_whole(view, len(view))
-        for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
-            received = self.frames.receive(piece, ends=ends)
-            if received:
-                yield received
-        memory[:] = b"\xdb" * len(memory)
-
-
 @dataclass
 class End:
     """A program at one end of a stream."""
@@ -113,17 +83,6 @@ class End:
     @property
     def over(self) -> bool:
         return self.finished or self.killed or self.reset is not None
-
-
-class Connection:
-    """One WebSocket: each of its sides believes in it until it notices."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.up = Wire(to_server=True)
-        self.down = Wire(to_server=False)
-        self.agent_side = True
-        self.relay_side = True
 
 
 @dataclass
@@ -162,6 +121,8 @@ class World:
         self.delivered_to: dict[str, set[str]] = {}  # stream uuid -> processes that got a byte of it
         self.made: list[tuple[str, End]] = []
         self.restarts = 0  # of agents
+        self.chance = random.Random(clients << 8 | hosts)  # decides about fast paths only
+        self.fast = Counter[str]()  # how often each was taken
         for number in range(clients + hosts):
             serves = number >= clients
             agent = Agent(f"agent{number}", self._new_endpoint(serves=serves), serves)
@@ -186,8 +147,9 @@ class World:
     def connect(self, agent: Agent) -> None:
         """An agent without a connection gets one."""
         if agent.connection is None:
-            agent.connection = Connection(self.switch.connect(agent.name, self.now))
+            agent.connection = Connection(self.switch.connect(agent.name, self.now), self.chance)
             agent.endpoint.connect()
+            agent.endpoint.table.sink = lambda stream, data: self._data_arrived(agent, stream, data)
 
     def agent_notices(self, agent: Agent) -> None:
         """An agent finds its connection lost; the relay may believe in it for some time."""
@@ -278,8 +240,23 @@ class World:
             data = content(end.key, end.written, size)
             end.written += size
             shape = self.rng.randrange(3)
+            if self._passed_on(agent, end, data):
+                return
             buffer = data if shape == 0 else bytearray(data) if shape == 1 else memoryview(data)
             end.may_write = agent.endpoint.table.write(end.stream, buffer)
+
+    def _passed_on(self, agent: Agent, end: End, data: bytes) -> bool:
+        """The sender's fast path, as a driver takes it."""
+        connection, table = agent.connection, agent.endpoint.table
+        if connection is None or connection.full:
+            return False
+        while parts := agent.endpoint.data_to_send(self.limits.batch_max, self.now):
+            connection.up.put(parts)  # where a socket is free mostly nothing waits
+        header = table.pass_on(end.stream, data)
+        if header is not None:
+            connection.up.put([header, data])
+            self.fast["agent"] += 1
+        return header is not None
 
     def write_eof(self, agent: Agent, end: End) -> None:
         if not end.eof_written and not end.over:
@@ -311,13 +288,27 @@ class World:
                     connection.down.put(parts)
         self.settle(agent)
 
+    def _flush_relay(self) -> None:
+        """What waits at the relay goes out where a socket is free."""
+        for agent in self.agents:
+            for connection in agent.connections:
+                while connection.relay_side and not connection.full:
+                    parts = connection.session.outbox.collect(self.limits.batch_max, self.now)
+                    if not parts:
+                        break
+                    connection.down.put(parts)
+
     def deliver(self, agent: Agent, size: int, *, up: bool) -> None:
         """Some bytes arrive at one side, unless it has given the connection up."""
         for connection in agent.connections:
             wire = connection.up if up else connection.down
             for received in wire.take(size):
                 if up and connection.relay_side:
-                    self.switch.receive_frames(connection.session, received, self.now)
+                    self._flush_relay()
+                    if len(received) == 1 and self.switch.pass_on(connection.session, received[0]):
+                        self.fast["relay"] += 1
+                    else:
+                        self.switch.receive_frames(connection.session, received, self.now)
                 elif not up and connection.agent_side:
                     agent.endpoint.receive_frames(received, self.now)
                     self.settle(agent)
@@ -372,6 +363,11 @@ class World:
         while happened := agent.endpoint.take_events():
             for event in happened:
                 self._event(agent, event)
+
+    def _data_arrived(self, agent: Agent, stream: Stream, data: memoryview) -> None:
+        """The receiver's fast path: data behind what happened before it."""
+        self.settle(agent)
+        self._event(agent, events.DataReceived(stream, data))
 
     def _event(self, agent: Agent, event: events.Event) -> None:
         if isinstance(event, events.StreamRequested):

@@ -1,0 +1,313 @@
+"""The fast paths of data: what goes straight on is what would have gone through an outbox, and overtakes nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import Buffer, Frame, decode, frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.replay import Outbound
+from kdispatch_protocol.streams import Stream
+from tests.core.agents import NO_WAIT, Peer, Relay, connected
+from tests.core.conversation import Conversation
+
+SMALL = Limits(data=500, replay=5000, window_floor=400, unsent=1000, quantum=300, early=400)
+Plain = tuple[int, int, int, int, bytes]
+#: What happens to a stream: something is written, the peer acknowledges so many of the bytes sent, and allows more.
+ops = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(1, 700), st.just(0)),
+        st.tuples(st.just("ack"), st.integers(0, 100), st.sampled_from([0, 1, 100, 500, 3000])),
+        st.tuples(st.sampled_from(["eof", "data", "fin", "gone", "reset", "lost"]), st.just(0), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+class Sender:
+    """An agent with one open stream, whose socket is never full. ``fast``: it sends by ``pass_on`` where it can."""
+
+    def __init__(self, *, fast: bool, host: bool) -> None:
+        self.talk = Conversation(limits=SMALL, offer=host)
+        self.stream: Stream = self.talk.host() if host else self.talk.client()
+        self.stream.outbound.limit = 1500
+        self.number = self.stream.number
+        self.fast = fast
+        self.passed = 0
+        self.said: list[Plain] = []
+
+    def do(self, what: str, size: int, more: int) -> None:
+        talk, stream, out = self.talk, self.stream, self.stream.outbound
+        if not talk.endpoint.ready and what not in {"write", "eof"}:
+            return  # the session is lost: nobody says anything
+        match what:
+            case "write" if not out.eof:
+                self.write(bytes([size % 251]) * size)
+            case "ack":
+                received = out.base + (out.sent - out.base) * size // 100
+                talk.hear(frames.ack_frame(self.number, received, out.limit + more, fin=False))
+            case "eof":
+                talk.table.write_eof(stream)
+            case "data" if not stream.inbound.finished:
+                talk.hear(frame(frames.DATA, self.number, stream.inbound.received, b"word"))
+            case "fin":
+                talk.hear(frame(frames.FIN, self.number, stream.inbound.received))
+            case "gone":
+                talk.hear(frame(frames.GONE, self.number))
+            case "reset":
+                talk.hear(frame(frames.RESET, self.number, payload=Reset(code="cancelled").encode()))
+            case "lost":
+                talk.endpoint.disconnect(talk.now)
+            case _:
+                pass
+        self.flush()
+
+    def write(self, data: bytes) -> None:
+        table = self.talk.table
+        assert not table.outbox
+        header = table.pass_on(self.stream, data) if self.fast else None
+        if header is None:
+            table.write(self.stream, data)
+            return
+        self.passed += 1
+        self.said += plain(decode(header + data))
+
+    def flush(self) -> None:
+        while parts := self.talk.endpoint.data_to_send(1 << 20, self.talk.now):
+            self.said += plain(decode(b"".join(parts)))
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        out, table = self.stream.outbound, self.talk.table
+        events = [type(event) for event in self.talk.events()]
+        offsets = out.base, out.sent, out.end, out.limit, out.eof, out.fin_sent, out.unsent
+        return (*offsets, self.stream.state, self.stream.leg, self.stream.writer_paused, table.replay_held, events)
+
+
+def plain(received: list[Frame]) -> list[Plain]:
+    return [(type_, flags, stream, value, bytes(payload)) for type_, flags, stream, value, payload in received]
+
+
+def same_bytes(said: list[Plain]) -> list[Plain]:
+    """DATA that the general path cut in two, at the size of a frame or at the limit, is one again."""
+    out: list[Plain] = []
+    for type_, flags, stream, value, payload in said:
+        if out and type_ == frames.DATA == out[-1][0] and out[-1][3] + len(out[-1][4]) == value:
+            out[-1] = (type_, flags, stream, out[-1][3], out[-1][4] + payload)
+        else:
+            out.append((type_, flags, stream, value, payload))
+    return out
+
+
+@given(st.booleans(), ops)
+@settings(max_examples=400)
+def test_a_sender_says_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
+    """Through ``pass_on`` a sender's frames, offsets, budget, pauses and events are those of the general path."""
+    fast, general = Sender(fast=True, host=host), Sender(fast=False, host=host)
+    for op in happens:
+        fast.do(*op)
+        general.do(*op)
+        assert same_bytes(fast.said) == same_bytes(general.said)
+        fast_state, state = fast.state, general.state
+        # The general path pauses a writer with the write that spends the replay budget, the fast one with the next.
+        spent = fast.talk.table.replay_held >= SMALL.replay
+        assert fast_state == state or (spent and fast_state[:9] + fast_state[10:11] == state[:9] + state[10:11])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=12), st.integers(0, 300), st.integers(0, 300))
+@settings(max_examples=200)
+def test_what_was_passed_on_can_be_repeated(writes: list[tuple[bool, int]], limit: int, acked: int) -> None:
+    """Bytes that were passed on are kept until they are acknowledged, in order with those that waited."""
+    out = Outbound()
+    out.limit = limit
+    written, sent = b"", b""
+    for passed, size in writes:
+        data = bytes([len(written) % 251]) * size
+        if not passed or not out.pass_on(data):
+            out.write(data)
+            parts: list[Buffer] = []
+            out.take(1 << 20, parts)
+            sent += b"".join(parts)
+        else:
+            assert sent == written  # nothing waited before it
+            sent += data
+        written += data
+    assert (out.sent, out.end, sent) == (min(limit, len(written)), len(written), written[:limit])
+    out.acknowledge(min(acked, out.sent), limit, fin=False)
+    out.limit = 1 << 20
+    out.rewind()
+    again: list[Buffer] = []
+    out.take(1 << 20, again)
+    assert b"".join(again) == written[min(acked, limit) :]
+
+
+# --- at the relay --------------------------------------------------------------------------------------
+
+
+class Socket:
+    """What a relay's fast path writes to for one session."""
+
+    def __init__(self, peer: Peer, log: list[tuple[int, bytes]]) -> None:
+        self.peer, self.log = peer, log
+        self.full = False
+        peer.session.write_now = self.write_now
+
+    def write_now(self, parts: list[Buffer]) -> bool:
+        if not self.full:
+            self.log.append((id(self.peer), b"".join(parts)))
+        return not self.full
+
+
+class Wired:
+    """A relay with an open stream, whose answers go out at once unless a socket is full."""
+
+    def __init__(self, *, fast: bool) -> None:
+        self.relay = Relay(NO_WAIT)
+        self.client, self.host = connected(self.relay)
+        self.client.open(3)
+        self.host.opened(4)
+        self.client.hear(), self.host.hear()
+        self.fast = fast
+        self.passed = 0
+        self.log: list[tuple[int, bytes]] = []
+        self.sockets = [Socket(peer, self.log) for peer in (self.client, self.host)]
+        self.heard: dict[int, list[Plain]] = {0: [], 1: []}
+
+    def say(self, who: int, message: bytes) -> None:
+        """One read of the relay's from this agent."""
+        relay, session = self.relay, (self.client, self.host)[who].session
+        received = decode(message)
+        if self.fast and len(received) == 1 and relay.switch.pass_on(session, received[0]):
+            self.passed += 1
+        else:
+            relay.switch.receive_frames(session, received, relay.now)
+        self.flush()
+
+    def flush(self) -> None:
+        for place, peer in enumerate((self.client, self.host)):
+            self.heard[place] += [f for key, data in self.log if key == id(peer) for f in plain(decode(data))]
+        self.log.clear()
+        for place, peer in enumerate((self.client, self.host)):
+            if not self.sockets[place].full:
+                message = b"".join(peer.session.outbox.collect(1 << 24, self.relay.now))
+                self.heard[place] += plain(decode(message)) if message else []
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        sessions = (self.client.session, self.host.session)
+        legs = [(leg.number, leg.next, leg.limit, leg.fin_passed) for s in sessions for leg in s.legs.values()]
+        return legs, [(s.queued, s.doomed) for s in sessions], self.relay.switch.budget.queued
+
+
+said = st.one_of(
+    st.tuples(st.just("data"), st.integers(0, 1), st.sampled_from([1, 1, 1, 50, 9000])),
+    st.tuples(st.sampled_from(["ack", "fin", "other", "full", "free", "gap", "again", "two", "reset"]),
+              st.integers(0, 1), st.integers(1, 5)),
+    st.tuples(st.just("lose"), st.integers(0, 1), st.just(0)),
+)  # fmt: skip
+
+
+def speak(wired: Wired, what: str, who: int, size: int, sent: dict[int, int]) -> None:
+    number = (1, 2)[who]
+    if (wired.client, wired.host)[who].session.ended:
+        return
+    match what:
+        case "data":
+            wired.say(who, frame(frames.DATA, number, sent[who], b"d" * size, size & frames.MARKED))
+            sent[who] += size
+        case "two":
+            wired.say(
+                who, frame(frames.DATA, number, sent[who], b"d") + frame(frames.DATA, number, sent[who] + 1, b"e")
+            )
+            sent[who] += 2
+        case "gap" | "again":
+            wired.say(who, frame(frames.DATA, number, max(0, sent[who] + (1 if what == "gap" else -1)), b"x"))
+        case "other":
+            wired.say(who, frame(frames.DATA, number + 2, 0, b"of another stream"))
+        case "ack":
+            wired.say(who, frames.ack_frame(number, 0, 20_000 * size, fin=False))
+        case "fin":
+            wired.say(who, frame(frames.FIN, number, sent[who]))
+        case "reset":
+            wired.say(who, frame(frames.RESET, number, payload=Reset(code="cancelled").encode()))
+        case "full" | "free":
+            wired.sockets[who].full = what == "full"
+            wired.flush()
+        case "lose":
+            (wired.client, wired.host)[who].lose()
+            wired.flush()
+        case _:
+            wired.say(who, frame(frames.PING))
+
+
+@given(st.lists(said, max_size=25))
+@settings(max_examples=400)
+def test_a_relay_says_the_same_either_way(happens: list[tuple[str, int, int]]) -> None:
+    """Through ``pass_on`` both agents hear the frames, in the order, that they hear through the outboxes."""
+    fast, general = Wired(fast=True), Wired(fast=False)
+    offsets = {0: 0, 1: 0}, {0: 0, 1: 0}
+    for what, who, size in happens:
+        speak(fast, what, who, size, offsets[0])
+        speak(general, what, who, size, offsets[1])
+        assert fast.heard == general.heard
+        assert fast.state == general.state
+
+
+@pytest.mark.parametrize(
+    "obstacle", ["nothing", "queue", "ack", "control", "full", "no socket", "limit", "gap", "tight", "stalled", "lost"]
+)
+def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> None:
+    """DATA goes the long way when anything waits for its receiver, or when there is anything to judge about it."""
+    wired = Wired(fast=True)
+    relay, client, host = wired.relay, wired.client, wired.host
+    switch = relay.switch
+    value = 0
+    match obstacle:
+        case "queue":
+            client.say(frame(frames.DATA, 3, 0, b"of another stream"))
+        case "ack":
+            client.say(frames.ack_frame(3, 0, 2000, fin=False))
+        case "control":
+            host.session.outbox.send(frame(frames.PING))
+        case "full":
+            wired.sockets[1].full = True
+        case "no socket":
+            host.session.write_now = None
+        case "limit":
+            client.session.legs[1].limit = 4
+        case "gap":
+            value = 1
+        case "tight":
+            switch.budget.queued = switch.budget.total
+        case "stalled":
+            client.session.stalled = True
+        case "lost":
+            host.lose()
+        case _:
+            pass
+    (data,) = decode(frame(frames.DATA, 1, value, b"hello"))
+    assert switch.pass_on(client.session, data) is (obstacle == "nothing")
+    assert bool(wired.log) is (obstacle == "nothing")
+    assert obstacle == "lost" or client.session.legs[1].next == (5 if obstacle == "nothing" else 0)
+
+
+@pytest.mark.parametrize("type_", [frames.FIN, frames.PING, frames.ACK])
+def test_only_data_is_passed_on(type_: int) -> None:
+    """Any other frame is left to the switch, also under a number that is taken."""
+    wired = Wired(fast=True)
+    payload = bytes(8) if type_ == frames.ACK else b""
+    (other,) = decode(frame(type_, 0 if type_ == frames.PING else 1, 0, payload))
+    assert not wired.relay.switch.pass_on(wired.client.session, other)
+    assert not wired.log
+
+
+def test_the_fast_paths_are_taken() -> None:
+    """Where nothing stands in the way, the tests above compare two ways and not one with itself."""
+    sender, wired = Sender(fast=True, host=True), Wired(fast=True)
+    sender.do("write", 100, 0)
+    speak(wired, "data", 0, 50, {0: 0, 1: 0})
+    assert (sender.passed, wired.passed) == (1, 1)
