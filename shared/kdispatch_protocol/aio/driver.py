@@ -285,7 +285,8 @@ class EndpointDriver:
         """The next batch."""
         parts = self.endpoint.data_to_send(most, now)
         if self._table.events:
-            self._deliver()
+            # Not here: what a program does now, such as ending the session, must not overtake this batch.
+            self.loop.call_soon(self._deliver)
         return parts
 
     def link_ask(self) -> None:

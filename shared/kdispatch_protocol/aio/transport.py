@@ -224,7 +224,7 @@ class StreamTransport(asyncio.Transport):
             self._fill(protocol, memoryview(data))
         else:
             cast("asyncio.Protocol", protocol).data_received(bytes(data))
-        if self._paused:
+        if self._paused and not self._closing:
             self._uncredited += len(data)
         else:
             self._driver.consumed(self.stream, len(data))
