@@ -100,7 +100,8 @@ class Link:
     @property
     def free(self) -> bool:
         """Whether :meth:`send_now` would send."""
-        return not self.carrier.full and self._verdict is None and not self._over
+        carrier = self.carrier
+        return not carrier.full and carrier.open and self._verdict is None
 
     def flush(self) -> None:
         """Send what the socket takes, now."""
@@ -123,8 +124,7 @@ class Link:
 
         Only where the outbox is empty, or what waits there is overtaken. The parts may be reused afterwards.
         """
-        carrier = self.carrier
-        if carrier.full or self._verdict is not None or self._over:
+        if not self.free:
             return False
         self._send(parts)
         return True
