@@ -16,7 +16,10 @@ SEED    ?=
 SECS   ?= 5
 ROUNDS ?= 3
 
-.PHONY: help demo test programs check style types core accept chaos soak matrix bench profile docs clean
+# make fuzz: how many inputs.
+RUNS   ?= 1000000
+
+.PHONY: help demo test programs check style types core accept chaos soak fuzz matrix bench profile docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +62,9 @@ chaos: $(STAMP)  ## 50,000 random worlds of the core, then all faults on real pr
 
 soak: $(STAMP)  ## a little of everything for long: nothing may grow; MINUTES=60 is kept in docs/results.md
 	$(BIN)/python -m tests.tools.soak --minutes $(MINUTES)
+
+fuzz: $(STAMP)  ## RUNS=1000000 inputs for the parsers, by atheris if that is installed
+	@$(BIN)/python -m tests.fuzz.run --runs $(RUNS)
 
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix

@@ -1,0 +1,59 @@
+"""The fuzzer's small form, and that it finds what is wrong. ``make fuzz`` runs a million inputs."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdispatch_protocol import websocket
+from kdispatch_protocol.frames import FrameReader
+from tests.fuzz import parsers
+
+_SEEDS = parsers.seeds()
+
+
+def _play(runs: int) -> Counter[str]:
+    chance, counts = random.Random(runs), Counter[str]()
+    for _ in range(runs):
+        parsers.check(parsers.spoiled(chance.choice(_SEEDS), chance), counts)
+    return counts
+
+
+@pytest.mark.slow
+def test_spoiled_conversations() -> None:
+    """Read in pieces, thousands of spoiled conversations are judged as they are when read at once."""
+    counts = _play(3000)
+    assert counts["frames"] > 3000 and counts["bytes of data"] > 30_000
+    for end in ("None", "protocol_error", "1000", "1002"):
+        assert counts[f"ended: {end}"] > 20, counts
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300)
+def test_any_input(data: bytes) -> None:
+    """Any bytes whatever are judged alike, in pieces and at once, and hold no more than the bound."""
+    parsers.check(data, Counter())
+
+
+@pytest.mark.parametrize("mistake", ["mask does not turn", "begun is forgotten", "value stands"])
+def test_mistakes_are_found(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    """With any of these mistakes in the code the fuzzer stops at once."""
+    if mistake == "mask does not turn":
+        monkeypatch.setattr(websocket, "_turned", lambda mask, count: mask)
+    elif mistake == "begun is forgotten":
+        monkeypatch.setattr(FrameReader, "_hold", lambda self, beginning, wanted: None)
+    else:
+        data = FrameReader._data
+
+        def stands(self: FrameReader, payload: memoryview, frames: list[object]) -> None:
+            before = self._value
+            data(self, payload, frames)  # type: ignore[arg-type]  # a list of frames is one of objects
+            self._value = before
+
+        monkeypatch.setattr(FrameReader, "_data", stands)
+    with pytest.raises(AssertionError):
+        _play(1000)
