@@ -46,6 +46,8 @@ _PASSING: Final = frozenset({"storage_unavailable", "busy"})
 _ATTEMPTS: Final = 60.0
 # Ends that an operator need not hear of.
 _ORDERLY: Final = frozenset({"drain", "superseded"})
+# Of several frames in one read those below this are gathered: a system call for each costs more than a copy.
+_LARGE: Final = 4 * 1024
 _log = logging.getLogger("kdispatch.relay")
 
 
@@ -250,7 +252,8 @@ class _AgentLink:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.session = gate.switch.connect(source, self._loop.time())
-        self._unsettled = False
+        self._unsettled = False  # the switch was told something in this read
+        self._passed = False  # and was asked to pass something on at once
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
         self.session.write_now = self.link.send_now
         self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
@@ -278,8 +281,10 @@ class _AgentLink:
 
     def link_frames(self, received: list[Frame], now: float) -> None:
         """Frames of the agent's."""
-        if len(received) == 1 and self._gate.switch.pass_on(self.session, received[0]):
-            return
+        if len(received) == 1 and (not self._passed or len(received[0][4]) >= _LARGE):
+            self._passed = True
+            if self._gate.switch.pass_on(self.session, received[0]):
+                return
         self._unsettled = True
         greeted = bool(self.session.process)
         self._gate.switch.receive_frames(self.session, received, now)
@@ -295,6 +300,7 @@ class _AgentLink:
 
     def link_read(self) -> None:
         """A read was worked on: send what it caused, to whomever."""
+        self._passed = False
         if self._unsettled:
             self._unsettled = False
             self._gate.settle()
