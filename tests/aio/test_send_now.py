@@ -15,7 +15,7 @@ from tests.core.wire import ws_frame
 
 def _is_free(link: Link) -> bool:
     """Asked anew each time."""
-    return link.free
+    return link.takes(1)
 
 
 async def test_slow_consumer_of_what_is_sent_at_once() -> None:
@@ -44,6 +44,16 @@ async def test_send_now() -> None:
     assert _is_free(link) and link.send_now([b"three"])
     await settle(5)
     assert far.messages == [b"one, two", b"a batch", b"three"]
+
+
+async def test_a_slow_socket_gets_no_more_than_a_batch() -> None:
+    """What is more than a slow socket drains in 20 ms waits for its turn, however free the socket is."""
+    link, _, _, _, far = _link(Limits())
+    link._pace.batch = 1000
+    assert not link.takes(1001) and not link.send_now([b"head", b"x" * 1001])
+    assert link.takes(1000) and link.send_now([b"head", b"x" * 1000])
+    await settle(5)
+    assert far.messages == [b"head" + b"x" * 1000]
 
 
 @pytest.mark.parametrize("how", ["close", "abort", "lost", "closed by the other end"])

@@ -191,7 +191,7 @@ class EndpointDriver:
     def local_read(self, pipe: Pipe, data: bytes) -> None:
         """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
         link = self._link
-        if link is not None and pipe.stream is not None and not self._table.outbox and link.free:
+        if link is not None and pipe.stream is not None and not self._table.outbox and link.takes(len(data)):
             header = self._table.pass_on(pipe.stream.stream, data)
             if header is not None:
                 link.send_now([header, data])

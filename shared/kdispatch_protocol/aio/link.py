@@ -97,11 +97,10 @@ class Link:
         self._wake_handle = None
         self.flush()
 
-    @property
-    def free(self) -> bool:
-        """Whether :meth:`send_now` would send."""
+    def takes(self, size: int) -> bool:
+        """Whether :meth:`send_now` would send so many bytes: none to a full socket, at most a batch to a slow one."""
         carrier = self.carrier
-        return not carrier.full and carrier.open and self._verdict is None
+        return size <= self._pace.batch and not carrier.full and carrier.open and self._verdict is None
 
     def flush(self) -> None:
         """Send what the socket takes, now."""
@@ -120,11 +119,11 @@ class Link:
         self.wake()
 
     def send_now(self, parts: list[Buffer]) -> bool:
-        """Send one message at once if the socket is free; returns whether that was done.
+        """Send one message, whose payload is the last part, if the socket is free; returns whether that was done.
 
         Only where the outbox is empty, or what waits there is overtaken. The parts may be reused afterwards.
         """
-        if not self.free:
+        if not self.takes(len(parts[-1])):
             return False
         self._send(parts)
         return True

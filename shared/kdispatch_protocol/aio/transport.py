@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from kdispatch_protocol.errors import StreamReset
 from kdispatch_protocol.frames import Buffer
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from kdispatch_protocol.aio.driver import EndpointDriver
 
 __all__ = ["StreamTransport", "TakesViews"]
+
+
+# Pieces up to SMALL are gathered into runs of up to RUN bytes while a program is paused.
+_SMALL: Final = 1024
+_RUN: Final = 16 * 1024
 
 
 class TakesViews(Protocol):
@@ -181,11 +186,19 @@ class StreamTransport(asyncio.Transport):
         if self._closing or self._lost:
             return
         if self._paused or self._held:
-            if self._held is None:
-                self._held = deque()
-            self._held.append(bytes(data))
+            self._hold(data)
         else:
             self._hand_over(data)
+
+    def _hold(self, data: memoryview) -> None:
+        """Keep a copy; small pieces are put together, so that a peer that sends single bytes costs only bytes."""
+        if self._held is None:
+            self._held = deque()
+        last = self._held[-1] if self._held else None
+        if len(data) <= _SMALL and isinstance(last, bytearray) and len(last) <= _RUN:
+            last += data
+        else:
+            self._held.append(bytearray(data) if len(data) <= _SMALL else bytes(data))
 
     def end_arrived(self) -> None:
         """The peer's end, behind all its bytes."""
