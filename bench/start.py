@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from bench import idle
 from bench.chains import has_ruler
 from bench.processes import KDISPATCH, PYTHON, Processes
 from bench.table import Line
@@ -67,10 +67,6 @@ def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
 
 def memory_lines(*, plain: bool) -> Iterator[Line]:
     """KB of memory of each process for an idle stream, and of the relay for an idle session."""
-    if importlib.util.find_spec("bench.idle") is None:
-        print("SKIP: memory: bench/idle.py is not there", file=sys.stderr)
-        return
-    idle: Any = importlib.import_module("bench.idle")
     loop = "asyncio" if plain or importlib.util.find_spec("uvloop") is None else "uvloop"
     theirs = idle.ruler_streams() if has_ruler() else {}
     ours = idle.idle_streams(loop)
