@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kdispatch_protocol import events, frames
+from kdispatch_protocol.deadlines import Deadlines
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
@@ -50,6 +51,7 @@ class StreamTable:
         self.sink: Callable[[Stream, memoryview], None] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
+        self._deadlines = Deadlines(self)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
         self._unanswered = 0
@@ -82,7 +84,7 @@ class StreamTable:
         self._waiting[stream] = None
         stream.open_until = now + self.limits.open_wait
         self.send_waiting()
-        stream.set_timer(self.timers.add(stream.open_until, lambda when: self._open_expired(stream, when)))
+        self._deadlines.open(stream, stream.open_until)
         return stream
 
     def accept(self, stream: Stream, now: float) -> None:
@@ -95,7 +97,7 @@ class StreamTable:
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
         self.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
         stream.asked_at = now
-        stream.set_timer(self.timers.add(now + self.limits.confirm, lambda when: self._confirm_expired(stream, when)))
+        self._deadlines.confirm(stream, now)
         self.activate(stream)
 
     def room(self, stream: Stream) -> int:
@@ -165,10 +167,7 @@ class StreamTable:
         self.write_eof(stream)
         stream.closing = True
         if stream.opened:  # before that it has the deadline of its open
-            self._linger(stream, now)
-
-    def _linger(self, stream: Stream, now: float) -> None:
-        stream.set_timer(self.timers.add(now + self.limits.linger, lambda when: self._linger_expired(stream, when)))
+            self._deadlines.linger(stream, now)
 
     def reset(self, stream: Stream, code: str, text: str = "") -> None:
         """End it at once, both ways, and tell the peer. No event follows."""
@@ -281,7 +280,7 @@ class StreamTable:
     def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
         if stream.closing:
-            self._linger(stream, self.now)
+            self._deadlines.linger(stream, self.now)
         else:
             stream.set_timer(None)
         self.outbox.acknowledge(stream)
@@ -382,37 +381,7 @@ class StreamTable:
                 stream.writer_paused = False
                 self.events.append(events.WritingResumed(stream))
 
-    # --- deadlines -----------------------------------------------------------------------------
-
     def _ack_due(self, stream: Stream) -> None:
         stream.ack_timed = False
         if stream.inbound.unacknowledged and not stream.ended:
             self.outbox.acknowledge(stream)
-
-    def _open_expired(self, stream: Stream, now: float) -> None:
-        if stream.opened or stream.ended:
-            return
-        if stream.leg is Leg.ASKED and now < stream.asked_until:  # the relay is still at it
-            stream.set_timer(self.timers.add(stream.asked_until, lambda when: self._open_expired(stream, when)))
-        elif stream.leg is Leg.ASKED:
-            self.fail(stream, "host_timeout", "There was no answer to the request for a host.")
-        elif stream.state is State.TRYING:
-            self.fail(stream, "open_interrupted", "The host that was asked did not come back.")
-        elif self.ready:
-            self.fail(stream, "host_timeout", "Too many requests for a host wait for their answers.")
-        else:
-            self.fail(stream, "relay_unreachable", "There was no session with the relay for too long.")
-
-    def _confirm_expired(self, stream: Stream, now: float) -> None:
-        if stream.confirmed:
-            return
-        if stream.grace is not None:  # detached: the client has its time to attach
-            stream.set_timer(self.timers.add(now + self.limits.confirm, lambda w: self._confirm_expired(stream, w)))
-        else:
-            self.fail(stream, "cancelled", "The client never confirmed the stream.")
-
-    def _linger_expired(self, stream: Stream, now: float) -> None:
-        if stream.grace is not None:  # what was written is still to be sent; the grace bounds that
-            self._linger(stream, now)
-        else:
-            self.fail(stream, "cancelled", "closed")
