@@ -28,8 +28,6 @@ __all__ = ["StreamTable"]
 
 #: A read of a socket can't be of nothing: the least, in bytes.
 _SIP = 256
-#: More than any buffer for reading.
-_PLENTY = 1 << 30
 
 
 # More than 25 methods: what programs do, what sessions do, and the bookkeeping that both share.
@@ -55,8 +53,7 @@ class StreamTable:
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
         self._unanswered = 0
-        self._drained: list[Stream] = []  # paused writers whose unsent bytes became few
-        self._short_of_replay: set[Stream] = set()  # writers paused by the process's replay budget
+        self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
 
     @property
     def tombstones(self) -> Tombstones:
@@ -101,13 +98,14 @@ class StreamTable:
         self.activate(stream)
 
     def room(self, stream: Stream) -> int:
-        """How many bytes to ask the program for at once: hardly any beyond its floor once the replay budget is spent.
+        """How many bytes to ask the program for at once: what makes its share full, or its floor; else hardly any.
 
-        Thousands of programs may be about to be read when it is: each one's next read is its last.
+        Thousands of programs may be about to be read when the replay budget is spent: each one's next read is its last.
         """
-        if self.replay_held < self.limits.replay:
-            return _PLENTY
-        return max(self.limits.window_floor - stream.outbound.size, _SIP)
+        limits, out = self.limits, stream.outbound
+        held = out.end - out.base
+        left = limits.replay - self.replay_held - held  # each byte read takes two of it
+        return (left + 1) // 2 if left > _SIP * 2 else max(limits.window_floor - held, _SIP)
 
     def write(self, stream: Stream, data: Buffer) -> bool:
         """Queue ``data``; returns whether to go on writing. If not, wait for ``WritingResumed``."""
@@ -117,28 +115,33 @@ class StreamTable:
         out.write(data)
         self.replay_held += len(data)
         self.activate(stream)
-        if out.unsent >= self.limits.unsent:
+        if out.unsent >= self.limits.unsent or self._has_its_share(stream):
             stream.writer_paused = True
-        elif self.replay_held >= self.limits.replay and out.size >= self.limits.window_floor:
-            stream.writer_paused = True
-            self._short_of_replay.add(stream)
         return not stream.writer_paused
+
+    def _has_its_share(self, stream: Stream) -> bool:
+        """Whether its bytes that wait for acknowledgement are half of what the others leave of the replay budget.
+
+        So N streams that write all they can come to hold an N + 1st part each, as with ``CreditBudget.share``: a few
+        that have lost their peers do not stop the rest. And no stream is stopped below its floor.
+        """
+        size = stream.outbound.size
+        return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
 
     def pass_on(self, stream: Stream, data: bytes) -> bytes | None:
         """The fast path of a sender: the header of a DATA that is sent right now, with ``data`` behind it.
 
         Only where nothing waits in the outbox. ``None`` where it has to wait: then nothing was done, and it is written.
         """
-        size = len(data)
+        size, limits, out = len(data), self.limits, stream.outbound
+        offset = out.sent  # and its end, if this is passed on
         if (
             stream.leg is not Leg.JOINED
             or stream.state not in SENDING
-            or size > self.limits.data
-            or self.replay_held >= self.limits.replay
+            or size > limits.data
+            or self.replay_held + offset - out.base + 2 * size >= limits.replay  # it would have its share
         ):
             return None
-        out = stream.outbound
-        offset = out.sent
         if not out.pass_on(data):
             return None
         self.replay_held += size
@@ -356,28 +359,26 @@ class StreamTable:
         self.by_number.pop(stream.number, None)
         stream.inbound.release()
         self.replay_held -= stream.outbound.clear()
-        self._short_of_replay.discard(stream)
         self.send_waiting()
 
     def acknowledged(self, stream: Stream, freed: int) -> None:
         """The peer has so many bytes more: they need not be kept any longer."""
         self.replay_held -= freed
-        # Whoever holds less than the floor may go on, however much the others hold.
-        if stream in self._short_of_replay and stream.outbound.size < self.limits.window_floor:
-            self._short_of_replay.discard(stream)
+        if stream.writer_paused and stream.outbound.unsent <= self.limits.unsent // 2:
             self._drained.append(stream)
 
     def resume_writers(self) -> None:
-        """After bytes were sent or acknowledged: who may write again?"""
-        if not self._drained and not self._short_of_replay:
+        """After bytes were sent or acknowledged: who of those that they belonged to may write again?
+
+        A writer that has its share is looked at when something of its own is acknowledged, not when others leave it
+        more: that needs no search, and comes to each, since whoever is paused has bytes that are to be acknowledged.
+        """
+        if not self._drained:
             return
         ready = self._drained[:]
         self._drained.clear()
-        if self._short_of_replay and self.replay_held < self.limits.replay:
-            ready += self._short_of_replay
-            self._short_of_replay.clear()
         for stream in ready:
-            if stream.writer_paused and not stream.ended and stream not in self._short_of_replay:
+            if stream.writer_paused and not stream.ended and not self._has_its_share(stream):
                 stream.writer_paused = False
                 self.events.append(events.WritingResumed(stream))
 

@@ -222,37 +222,36 @@ def test_a_writer_is_paused_and_resumed_by_what_is_unsent() -> None:
     assert talk.events() == [events.WritingResumed(stream)]
 
 
-def test_the_process_keeps_within_its_replay_budget() -> None:
-    """When unacknowledged bytes reach the budget, writers with more than the floor stop until some are acknowledged."""
+def test_a_stream_keeps_within_its_share_of_the_replay_budget() -> None:
+    """A writer whose unacknowledged bytes are half of what the others leave stops until some are acknowledged."""
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
     stream = talk.client()
-    assert talk.table.write(stream, bytes(29_999))
+    other = talk.table.open(SERVICE, "77" * 16, talk.now)
+    talk.said()
+    assert talk.table.write(stream, bytes(14_999))
     assert not talk.table.write(stream, bytes(1))
     assert talk.names() == ["DATA"]
     assert talk.events() == []
-    talk.hear(frames.ack_frame(1, 1000, 65536, fin=False))
+    assert talk.table.write(other, bytes(7499))
+    assert not talk.table.write(other, bytes(1))
+    talk.hear(frames.ack_frame(1, 3750, 65536, fin=False))
+    assert talk.events() == []
+    talk.hear(frames.ack_frame(1, 3751, 65536, fin=False))
     assert talk.events() == [events.WritingResumed(stream)]
-    small = talk.table.open(SERVICE, "77" * 16, talk.now)
-    talk.table.write(stream, bytes(1000))
-    assert talk.table.write(small, bytes(10))
 
 
 def test_a_stream_below_the_floor_may_always_write() -> None:
-    """A writer that was paused by the process's replay budget goes on when its own bytes are acknowledged."""
+    """Where the others leave next to nothing a writer goes on with what its floor allows."""
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
-    greedy = talk.client()
-    talk.table.write(greedy, bytes(30_000))
-    other = talk.table.open(SERVICE, "77" * 16, talk.now)
-    talk.hear(
-        frame(frames.TRYING, 3, payload=Trying(attempt=1, process="22" * 16, host="33" * 16).encode()),
-        frame(frames.OPENED, 3, payload=Opened(limit=65536, attempt=1).encode()),
-    )
-    assert not talk.table.write(other, bytes(1000))
+    stream = talk.client()
+    for one in range(29):
+        talk.table.write(talk.table.open(SERVICE, f"{one:032}", talk.now), bytes(1000))
     talk.said()
-    talk.events()
-    talk.hear(frames.ack_frame(3, 1000, 65536, fin=False))
-    assert talk.events() == [events.WritingResumed(other)]
-    assert greedy.writer_paused
+    assert talk.table.write(stream, bytes(999))
+    assert not talk.table.write(stream, bytes(1))
+    assert talk.names() == ["DATA"]
+    talk.hear(frames.ack_frame(1, 1, 65536, fin=False))
+    assert talk.events() == [events.WritingResumed(stream)]
 
 
 def test_a_closed_stream_keeps_its_deadline() -> None:

@@ -112,10 +112,7 @@ def test_a_sender_says_the_same_either_way(host: bool, happens: list[tuple[str, 
         fast.do(*op)
         general.do(*op)
         assert same_bytes(fast.said) == same_bytes(general.said)
-        fast_state, state = fast.state, general.state
-        # The general path pauses a writer with the write that spends the replay budget, the fast one with the next.
-        spent = fast.talk.table.replay_held >= SMALL.replay
-        assert fast_state == state or (spent and fast_state[:9] + fast_state[10:11] == state[:9] + state[10:11])
+        assert fast.state == general.state
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=12), st.integers(0, 300), st.integers(0, 300))
