@@ -43,6 +43,7 @@ class StreamTable:
         self.ready = False  # the current session may carry opens
         self.budget = CreditBudget(limits.credit, limits)
         self.replay_held = 0  # bytes that wait for acknowledgement, over all streams
+        self._quarter = limits.replay // 4  # while less is held, every stream has so much room at least
         self.max_opens = limits.opens
         self.events: list[Event] = []
         #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
@@ -102,10 +103,11 @@ class StreamTable:
 
         Thousands of programs may be about to be read when the replay budget is spent: each one's next read is its last.
         """
-        limits, out = self.limits, stream.outbound
-        held = out.end - out.base
-        left = limits.replay - self.replay_held - held  # each byte read takes two of it
-        return (left + 1) // 2 if left > _SIP * 2 else max(limits.window_floor - held, _SIP)
+        if self.replay_held < self._quarter:  # the usual case, quickly
+            return self._quarter
+        size = stream.outbound.size
+        left = self.limits.replay - self.replay_held - size  # each byte read takes two of it
+        return max((left + 1) // 2, self.limits.window_floor - size, _SIP)
 
     def write(self, stream: Stream, data: Buffer) -> bool:
         """Queue ``data``; returns whether to go on writing. If not, wait for ``WritingResumed``."""
@@ -133,18 +135,19 @@ class StreamTable:
 
         Only where nothing waits in the outbox. ``None`` where it has to wait: then nothing was done, and it is written.
         """
-        size, limits, out = len(data), self.limits, stream.outbound
-        offset = out.sent  # and its end, if this is passed on
+        size = len(data)
+        held = self.replay_held + size
+        out = stream.outbound
+        offset = out.sent
         if (
             stream.leg is not Leg.JOINED
             or stream.state not in SENDING
-            or size > limits.data
-            or self.replay_held + offset - out.base + 2 * size >= limits.replay  # it would have its share
+            or size > self.limits.data
+            or (held >= self._quarter and held + out.size + size >= self.limits.replay)  # it would have its share
+            or not out.pass_on(data)
         ):
             return None
-        if not out.pass_on(data):
-            return None
-        self.replay_held += size
+        self.replay_held = held
         flags = frames.BLOCKED if out.sent == out.limit else 0
         return frames.header(frames.DATA, flags, stream.number, offset, size)
 

@@ -37,7 +37,7 @@ def test_a_spent_replay_budget_leaves_sips() -> None:
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
     table = talk.table
     stream, small = talk.client(), table.open(SERVICE, "77" * 16, talk.now)
-    assert table.room(stream) == 15_000
+    assert table.room(stream) == 7500
     table.write(small, bytes(100))
     table.write(stream, bytes(13_000))
     assert (table.room(stream), table.room(small)) == (1950, 8400)
