@@ -34,8 +34,8 @@ class Limits:
     # --- credit
     window: int = 256 * KIB  #: a stream's first window while the budget is mostly free
     window_max: int = 16 * MIB  #: what it may grow to: 160 MB/s over a round trip of 100 ms
-    window_near: int = 768 * KIB  #: what it may always grow to: enough for ends whose round trip is 2 ms
-    window_rate: int = 320 * MIB  #: bytes a second: over a longer round trip it may grow to what this fills
+    window_near: int = 768 * KIB  #: what it may always grow to: enough for ends whose round trip is 1.2 ms
+    window_rate: int = 640 * MIB  #: bytes a second: over a longer round trip it may grow to what this fills
     window_tight: int = 64 * KIB  #: first window once half of the budget is promised
     window_floor: int = 16 * KIB  #: what every stream may always be granted
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams
