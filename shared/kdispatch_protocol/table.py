@@ -22,7 +22,7 @@ from kdispatch_protocol.states import SENDING, Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.timers import Timers
 from kdispatch_protocol.tombstones import Tombstones
-from kdispatch_protocol.windows import CreditBudget
+from kdispatch_protocol.windows import CreditBudget, Distances
 
 __all__ = ["StreamTable"]
 
@@ -54,6 +54,7 @@ class StreamTable:
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
         self._unanswered = 0
+        self._distances = Distances()
         self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
 
     @property
@@ -189,6 +190,7 @@ class StreamTable:
         """A session begins; streams get numbers in it once it is ready."""
         self.outbox = outbox
         self._next_number = 1
+        self._distances = Distances()
 
     def end_session(self, text: str, now: float) -> None:
         """Streams wait for the next session, but for those of a host that had no answer yet."""
@@ -268,13 +270,14 @@ class StreamTable:
     def opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         self._unanswered -= 1
-        stream.inbound.reaches(self.now - stream.asked_at)
+        self._distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
         stream.leg = Leg.JOINED
         self._begin(stream)
         self.send_waiting()
 
     def joined(self, stream: Stream, *, fin_acked: bool) -> None:
         """Both ends have attached. That confirms a stream, and opens one whose client had not heard of it."""
+        self._distances.forget(stream.peer)
         self.confirm(stream)
         if not stream.opened:
             self._begin(stream)
@@ -297,7 +300,7 @@ class StreamTable:
         """Host: the client was heard."""
         if not stream.confirmed:
             stream.confirmed = True
-            stream.inbound.reaches(self.now - stream.asked_at)
+            self._distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
 

@@ -13,7 +13,10 @@ from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.limits import Limits
 
-__all__ = ["CreditBudget", "Inbound"]
+__all__ = ["CreditBudget", "Distances", "Inbound"]
+
+# Peers whose distance is remembered; of more, all is forgotten and learned anew.
+_PEERS: Final = 1024
 
 
 class CreditBudget:
@@ -170,3 +173,23 @@ class Inbound:
         self.budget.promised -= self.limit - self.received
         self.limit = self.received
         assert self.budget.promised >= 0
+
+
+class Distances:
+    """How far peers are, at most: the least time that each took to answer, as long as neither end has moved."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def answered(self, inbound: Inbound, peer: str, took: float) -> None:
+        """The peer of a stream answered after so many seconds; a busy moment of it makes it no farther."""
+        if len(self._seconds) >= _PEERS:
+            self._seconds.clear()
+        self._seconds[peer] = least = min(took, self._seconds.get(peer, took))
+        inbound.reaches(least)
+
+    def forget(self, peer: str) -> None:
+        """The peer may be somewhere else."""
+        self._seconds.pop(peer, None)

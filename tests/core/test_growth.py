@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
+from kdispatch_protocol import events, frames
 from kdispatch_protocol.frames import BLOCKED, MARKED, frame
 from kdispatch_protocol.limits import KIB, MIB, Limits
 from kdispatch_protocol.messages import Opened, Trying
 from kdispatch_protocol.windows import CreditBudget, Inbound
-from tests.core.conversation import SERVICE, Conversation
+from tests.core.conversation import SERVICE, WELCOME, Conversation, open_frame
 
 LIMITS = Limits(window_near=16 * MIB)  # how near the peer is has a test of its own
 
@@ -197,3 +197,25 @@ def test_the_round_trip_of_the_open_counts(seconds: float, most: int) -> None:
     talk.now += seconds
     talk.hear(frames.ack_frame(host.number, 0, 65536, fin=False))
     assert host.inbound.most == most
+
+
+def test_a_busy_moment_does_not_make_a_peer_far() -> None:
+    """The least time that a peer took to answer counts for its later streams, until either end has a new session."""
+    talk = Conversation(offer=True)
+
+    def host(number: int, seconds: float) -> int:
+        talk.hear(open_frame(number, uuid=f"{number:032x}"))
+        [event] = [e for e in talk.events() if isinstance(e, events.StreamRequested)]
+        talk.table.accept(event.stream, talk.now)
+        talk.said()
+        talk.now += seconds
+        talk.hear(frames.ack_frame(number, 0, 65536, fin=False))
+        return event.stream.inbound.most
+
+    assert host(2, 0.001) == 768 * KIB
+    assert host(4, 0.020) == 768 * KIB
+    talk.endpoint.disconnect(talk.now)
+    talk.endpoint.connect()
+    talk.said()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    assert host(6, 0.020) == int(0.020 * 640 * MIB)
