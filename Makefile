@@ -51,7 +51,7 @@ types: $(STAMP)
 
 core: $(STAMP)
 	$(BIN)/python -m coverage erase
-	KDISPATCH_QUICK=1 $(BIN)/python -m coverage run -m pytest -m 'not accept' --ignore tests/core/test_mistakes.py tests/core
+	KDISPATCH_QUICK=1 $(BIN)/python -m coverage run -m pytest -m 'not accept and not slow' --ignore tests/core/test_mistakes.py tests/core
 	$(BIN)/python -m coverage report --skip-covered
 
 accept: $(STAMP) programs  ## acceptance points in full size; ONLY=name picks some

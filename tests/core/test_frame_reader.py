@@ -101,6 +101,7 @@ def refused(reader: FrameReader, piece: bytes, *, ends: bool) -> bool:
     return False
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(messages, places), max_size=3))
 @settings(max_examples=200)
 def test_pieces_give_what_the_whole_gives(conversation: list[tuple[bytes, list[int]]]) -> None:
@@ -138,6 +139,7 @@ def test_over_fragments_of_a_websocket(server: bool, sent: list[tuple[bytes, lis
     check(received, [one for message, _ in sent for one in decode(message)])
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300) | messages.map(lambda m: m[:200]), places, st.integers(0, 3), st.integers(0, 255))
 @example(b"", [0, 0], 0, 0)
 @settings(max_examples=400)

@@ -103,6 +103,7 @@ def same_bytes(said: list[Plain]) -> list[Plain]:
     return out
 
 
+@pytest.mark.slow
 @given(st.booleans(), ops)
 @settings(max_examples=400)
 def test_a_sender_says_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
@@ -241,6 +242,7 @@ def speak(wired: Wired, what: str, who: int, size: int, sent: dict[int, int]) ->
             wired.say(who, frame(frames.PING))
 
 
+@pytest.mark.slow
 @given(st.lists(said, max_size=25))
 @settings(max_examples=400)
 def test_a_relay_says_the_same_either_way(happens: list[tuple[str, int, int]]) -> None:

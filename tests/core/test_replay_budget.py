@@ -127,6 +127,7 @@ class Writers:
             self.do("flush", 0, 0)
 
 
+@pytest.mark.slow
 @given(st.booleans(), ops)
 @settings(max_examples=500)
 def test_the_replay_budget_holds_and_nobody_is_forgotten(asked: bool, happens: list[tuple[str, int, int]]) -> None:
