@@ -97,19 +97,15 @@ class Outbox:
         self.slow = quantum < self._quantum
         while ring and size < most:
             source = ring[0]
-            if len(ring) == 1:  # nobody waits for a turn: a frame may be as large as the batch has room
-                source.deficit = 0
-                size += source.pull(most - size, parts, now)
-                if not source.ready():
-                    ring.popleft()
-                    source.queued = False
-                continue
-            if source.deficit <= 0:  # its turn begins
+            alone = len(ring) == 1
+            if alone:  # nobody waits for a turn: a frame may be as large as the batch has room, and leaves no debt
+                source.deficit = most - size
+            elif source.deficit <= 0:  # its turn begins
                 source.deficit += quantum
             if source.deficit > 0:
                 sent = source.pull(min(source.deficit, most - size), parts, now)
                 size += sent
-                source.deficit -= sent
+                source.deficit = 0 if alone else source.deficit - sent
             if not source.ready():
                 ring.popleft()
                 source.queued = False

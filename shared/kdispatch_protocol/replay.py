@@ -12,11 +12,21 @@ from collections import deque
 from kdispatch_protocol.errors import LocalProtocolError, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer
 
-__all__ = ["Outbound"]
+__all__ = ["Outbound", "gather"]
 
 # Chunks up to SMALL are gathered into runs of up to RUN bytes: a copy of 1 KiB costs less than an object.
 _SMALL = 1024
 _RUN = 16 * 1024
+
+
+def gather(queue: deque[Buffer], chunk: Buffer) -> None:
+    """Append ``chunk``: a large one as it is, a small one to the run of small ones at the end, or as a new run."""
+    if len(chunk) > _SMALL:
+        queue.append(chunk)
+    elif queue and isinstance(queue[-1], bytearray) and len(queue[-1]) <= _RUN:
+        queue[-1] += chunk
+    else:
+        queue.append(bytearray(chunk))
 
 
 class Outbound:
@@ -106,13 +116,7 @@ class Outbound:
     def _remember(self, chunk: Buffer) -> None:
         if self._replay is None:
             self._replay = deque()
-        replay = self._replay
-        if len(chunk) > _SMALL:
-            replay.append(chunk)
-        elif replay and isinstance(replay[-1], bytearray) and len(replay[-1]) <= _RUN:
-            replay[-1] += chunk
-        else:
-            replay.append(bytearray(chunk))
+        gather(self._replay, chunk)
 
     def acknowledge(self, received: int, limit: int, *, fin: bool) -> int:
         """The peer has all bytes below ``received`` and takes those below ``limit``; returns the bytes freed.

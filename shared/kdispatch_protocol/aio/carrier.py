@@ -1,8 +1,8 @@
 """A WebSocket as the protocol needs it: pieces of messages in, whole messages out, nothing awaited.
 
 The upgrade was done by somebody else; a carrier is then set as the transport's
-protocol. It reads into one buffer that all carriers of a loop share (64 KiB for
-each would be 64 KiB per idle session), and never pauses reading: what may wait
+protocol. It reads into one buffer that all carriers of a loop share (one for
+each would be 512 KiB per idle session), and never pauses reading: what may wait
 is bounded by credit, not by silence towards everybody.
 """
 

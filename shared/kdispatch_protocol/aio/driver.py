@@ -194,7 +194,7 @@ class EndpointDriver:
         if link is not None and pipe.stream is not None and not self._table.outbox and link.takes(len(data)):
             header = self._table.pass_on(pipe.stream.stream, data)
             if header is not None:
-                link.send_now([header, data])
+                link.send([header, data])
                 return
         self._reading = True
         try:
@@ -231,21 +231,15 @@ class EndpointDriver:
             self._deliver()
         transport = self._transports.get(stream)
         if transport is not None:
-            try:
-                transport.data_arrived(data)
-            except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
-                self._program_failed(transport, error)
+            self._act(StreamTransport.data_arrived, transport, data)
 
     def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
         try:
             act(transport, what)
-        except Exception as error:  # noqa: BLE001 - likewise
-            self._program_failed(transport, error)
-
-    def _program_failed(self, transport: StreamTransport, error: Exception) -> None:
-        context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
-        self.loop.call_exception_handler(context)
-        transport.reset("cancelled", "The program failed.")
+        except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
+            context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
+            self.loop.call_exception_handler(context)
+            transport.reset("cancelled", "The program failed.")
 
     def _report(self, event: Event) -> None:
         try:

@@ -98,7 +98,7 @@ class Link:
         self.flush()
 
     def takes(self, size: int) -> bool:
-        """Whether :meth:`send_now` would send so many bytes: none to a full socket, at most a batch to a slow one."""
+        """Whether so many bytes may be sent at once: none to a full socket, at most a batch to a slow one."""
         carrier = self.carrier
         return size <= self._pace.batch and not carrier.full and carrier.open and self._verdict is None
 
@@ -112,7 +112,7 @@ class Link:
             parts = self._owner.link_collect(self._pace.batch, now)
             if not parts:
                 return
-            self._send(parts)
+            self.send(parts)
         if not carrier.full:
             self._pace.never_full()
             self._hold()
@@ -125,10 +125,11 @@ class Link:
         """
         if not self.takes(len(parts[-1])):
             return False
-        self._send(parts)
+        self.send(parts)
         return True
 
-    def _send(self, parts: list[Buffer]) -> None:
+    def send(self, parts: list[Buffer]) -> None:
+        """Send one message, which may be reused afterwards, where :meth:`takes` has said yes."""
         carrier = self.carrier
         carrier.send(parts)
         if carrier.full:

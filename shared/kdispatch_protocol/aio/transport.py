@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kdispatch_protocol.errors import StreamReset
 from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.replay import gather
 from kdispatch_protocol.streams import Stream
 
 if TYPE_CHECKING:
     from kdispatch_protocol.aio.driver import EndpointDriver
 
 __all__ = ["StreamTransport", "TakesViews"]
-
-
-# Pieces up to SMALL are gathered into runs of up to RUN bytes while a program is paused.
-_SMALL: Final = 1024
-_RUN: Final = 16 * 1024
 
 
 class TakesViews(Protocol):
@@ -186,19 +182,11 @@ class StreamTransport(asyncio.Transport):
         if self._closing or self._lost:
             return
         if self._paused or self._held:
-            self._hold(data)
+            if self._held is None:
+                self._held = deque()
+            gather(self._held, bytes(data))
         else:
             self._hand_over(data)
-
-    def _hold(self, data: memoryview) -> None:
-        """Keep a copy; small pieces are put together, so that a peer that sends single bytes costs only bytes."""
-        if self._held is None:
-            self._held = deque()
-        last = self._held[-1] if self._held else None
-        if len(data) <= _SMALL and isinstance(last, bytearray) and len(last) <= _RUN:
-            last += data
-        else:
-            self._held.append(bytearray(data) if len(data) <= _SMALL else bytes(data))
 
     def end_arrived(self) -> None:
         """The peer's end, behind all its bytes."""
