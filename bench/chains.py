@@ -13,7 +13,18 @@ from typing import Final
 from bench.caddy import in_front
 from bench.processes import KDISPATCH, PYTHON, Processes, Program
 
-__all__ = ["Chain", "Leg", "bare", "haproxy", "has_ruler", "kdispatch", "ruler", "service"]
+__all__ = [
+    "Chain",
+    "Leg",
+    "bare",
+    "environment",
+    "haproxy",
+    "has_ruler",
+    "kdispatch",
+    "relay",
+    "ruler",
+    "service",
+]
 
 _HAPROXY: Final = """\
 global
@@ -127,11 +138,27 @@ def ruler(
     try:
         host_leg, client_leg = legs or (None, None)
         host, port = hop("host", service_port, bind=True, server=False)
-        relay, port = hop("relay", _line(processes, port, host_leg), bind=True, server=True)
+        middle, port = hop("relay", _line(processes, port, host_leg), bind=True, server=True)
         client, port = hop("client", _line(processes, port, client_leg), bind=False, server=True)
-        yield Chain("ruler", [port], service_port, [relay, host, client])
+        yield Chain("ruler", [port], service_port, [middle, host, client])
     finally:
         processes.stop()
+
+
+def environment(folder: Path, *, plain: bool) -> dict[str, str]:
+    """What keeps kdispatch's processes to this folder, and with ``plain`` to asyncio's own loop."""
+    return {
+        "KDISPATCH_CONFIG_DIR": str(folder / "config"),
+        "KDISPATCH_STATE_DIR": str(folder / "state"),
+    } | ({"KDISPATCH_NO_UVLOOP": "1"} if plain else {})
+
+
+def relay(processes: Processes, *options: str) -> tuple[Program, str]:
+    """Start a relay; returns it and its address."""
+    database = str(processes.folder / "relay.db")
+    command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", database, *options)
+    started = processes.start("relay", *command)
+    return started, started.says(r"listening on (https?://[^\s\"]+)")
 
 
 @contextmanager
@@ -151,27 +178,12 @@ def kdispatch(
     real Caddy with the project's Caddyfile does TLS in front of the relay. With ``sessions`` the agents are so many
     hosts, each of a service of its own, in one process, and as many clients in another.
     """
-    environment = {
-        "KDISPATCH_CONFIG_DIR": str(folder / "config"),
-        "KDISPATCH_STATE_DIR": str(folder / "state"),
-    } | ({"KDISPATCH_NO_UVLOOP": "1"} if plain else {})
-    processes = Processes(folder, environment)
+    processes = Processes(folder, environment(folder, plain=plain))
     try:
         options = ["--tls-cert", str(tls), "--tls-key", str(tls)] if tls else []
         if tls:
             processes.environment["SSL_CERT_FILE"] = str(tls)
-        relay = processes.start(
-            "relay",
-            KDISPATCH,
-            "relay",
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--database",
-            str(folder / "relay.db"),
-            *options,
-        )
-        url = relay.says(r"listening on (https?://[^\s\"]+)")
+        switch, url = relay(processes, *options)
         if caddy:
             url = in_front(processes, url)
         services = [f"web{number}" for number in range(max(sessions, 1))]
@@ -182,7 +194,7 @@ def kdispatch(
             _fleet(processes, urls, service_port, sessions) if sessions else _agents(processes, urls, service_port)
         )
         host, client, ports = started
-        yield Chain("kdispatch", ports, service_port, [relay, host, client])
+        yield Chain("kdispatch", ports, service_port, [switch, host, client])
     finally:
         processes.stop()
 

@@ -98,15 +98,17 @@ class Processes:
         self.environment = {**_inherited(), **environment}
         self.started: list[Program] = []
 
-    def start(self, name: str, *command: str, descriptors: Sequence[int] = ()) -> Program:
-        """Start a program that stays."""
+    def start(
+        self, name: str, *command: str, descriptors: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+    ) -> Program:
+        """Start a program that stays. ``stdin`` may be a pipe, to be written by the caller."""
         log = self.folder / f"{len(self.started):02}-{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=self.environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=file,
                 stderr=file,
                 pass_fds=descriptors,

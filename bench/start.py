@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bench import idle
-from bench.chains import has_ruler
+from bench import chains, idle
 from bench.processes import KDISPATCH, PYTHON, Processes
 from bench.table import Line
 
@@ -22,14 +21,9 @@ _TIMES: Final = 3  # of each start in a round
 
 def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
     """Milliseconds of an import, of a short command, and until an agent is up."""
-    environment = {
-        "KDISPATCH_CONFIG_DIR": str(folder / "config"),
-        "KDISPATCH_STATE_DIR": str(folder / "state"),
-    } | ({"KDISPATCH_NO_UVLOOP": "1"} if plain else {})
-    processes = Processes(folder, environment)
-    relay_command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(folder / "relay.db"))
+    processes = Processes(folder, chains.environment(folder, plain=plain))
     try:
-        url = processes.start("relay", *relay_command).says(r"listening on (http://[^\s\"]+)")
+        _, url = chains.relay(processes)
         processes.run(KDISPATCH, "sign-up", "ann", "--relay", url)
         processes.run(KDISPATCH, "service", "create", "web")
 
@@ -68,10 +62,10 @@ def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
 def memory_lines(*, plain: bool) -> Iterator[Line]:
     """KB of memory of each process for an idle stream, and of the relay for an idle session."""
     loop = "asyncio" if plain or importlib.util.find_spec("uvloop") is None else "uvloop"
-    theirs = idle.ruler_streams() if has_ruler() else {}
+    theirs = idle.ruler_streams() if chains.has_ruler() else {}
     ours = idle.idle_streams(loop)
-    for name, of_ruler in (("relay", "middle"), ("host", "last"), ("client", "first")):
-        line = Line("memory", f"idle stream: {name}", "KB", kdispatch=[ours[name] / 1e3])
-        line.ruler += [theirs[of_ruler] / 1e3] if theirs else []
+    for name, size in ours.items():
+        line = Line("memory", f"idle stream: {name}", "KB", kdispatch=[size / 1e3])
+        line.ruler += [theirs[name] / 1e3] if theirs else []
         yield line
     yield Line("memory", "idle session: relay", "KB", kdispatch=[idle.idle_sessions(loop) / 1e3])

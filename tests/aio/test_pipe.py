@@ -290,9 +290,8 @@ async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None
     service.close()
 
 
-async def test_a_stream_before_its_socket(pair: Twin) -> None:
-    """What a client says to a stream whose local socket is yet to come waits for it, the end too."""
-    service, at_host = await tcp_pair()
+def _opened_without_sockets(pair: Twin) -> tuple[Pipe, Pipe]:
+    """The host's and the client's pipe of a stream, neither of which has a socket yet."""
     host_pipe, source = Pipe(pair.host), Pipe(pair.client)
 
     def serve(stream: Stream) -> None:
@@ -300,6 +299,13 @@ async def test_a_stream_before_its_socket(pair: Twin) -> None:
 
     pair.serve = serve
     pair.client.open(SERVICE, source.remote)
+    return host_pipe, source
+
+
+async def test_a_stream_before_its_socket(pair: Twin) -> None:
+    """What a client says to a stream whose local socket is yet to come waits for it, the end too."""
+    service, at_host = await tcp_pair()
+    host_pipe, source = _opened_without_sockets(pair)
     assert source.stream is not None
     source.stream.write(b"early words")
     source.stream.write_eof()
@@ -315,13 +321,7 @@ async def test_a_stream_before_its_socket(pair: Twin) -> None:
 async def test_a_stream_that_is_reset_before_its_socket(pair: Twin) -> None:
     """A socket that comes when its stream has been reset already is reset as well."""
     service, at_host = await tcp_pair()
-    host_pipe, source = Pipe(pair.host), Pipe(pair.client)
-
-    def serve(stream: Stream) -> None:
-        pair.host.accept(stream, host_pipe.remote)
-
-    pair.serve = serve
-    pair.client.open(SERVICE, source.remote)
+    host_pipe, source = _opened_without_sockets(pair)
     await until(lambda: host_pipe.stream is not None)
     assert source.stream is not None
     source.stream.abort()
