@@ -1,9 +1,14 @@
-"""One live session with the relay, and a new one whenever it is lost."""
+"""One live session with the relay, and a new one whenever it is lost, old, or the relay asks us to go.
+
+A session that still works is left in order: another is made beside it, the
+streams go over one by one, and it is closed when none is left on it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +19,7 @@ from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.aio.uplink_session import UplinkSession
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
@@ -28,6 +34,8 @@ _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "n
 _RARE: Final = 60.0
 #: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
 _ATTEMPTS: Final = 60.0
+#: Seconds that the relay has to close its side of a session that was left.
+_CLOSING: Final = 3.0
 
 
 class Uplink:
@@ -55,9 +63,10 @@ class Uplink:
         self._limits = limits
         self._backoff = Backoff()
         self._welcomed: asyncio.Future[None] | None = None
+        self._told = asyncio.Event()  # the relay said goodbye in some session
+        self._departures: set[asyncio.Task[None]] = set()  # from sessions that are being left
         self._stopping = False
         self._tell_again = 0.0  # when of the next attempt at a stream is told
-        self._goaway: KdispatchError | None = None  # what the relay said before the session ended
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -74,7 +83,7 @@ class Uplink:
         told = False
         while True:
             try:
-                lost = await self._connect()
+                session = await self._connect()
                 break
             except KdispatchError as error:
                 pause = self._backoff.next_wait(error.retry_after if isinstance(error, Refusal) else 0.0)
@@ -85,7 +94,7 @@ class Uplink:
                     self._log.info(f"{error.text} Trying for {wait:g} s.", code=error.code)
                     told = True
                 await asyncio.sleep(min(pause, left))
-        self._task = asyncio.create_task(self._keep(lost), name="kdispatch uplink")
+        self._task = asyncio.create_task(self._keep(session), name="kdispatch uplink")
 
     @property
     def over(self) -> bool:
@@ -101,71 +110,79 @@ class Uplink:
         """End every stream, tell its peer, and end the session."""
         self._stopping = True
         self.driver.end_streams()
-        lost = self.driver.lost
-        if lost is not None and not lost.done():
-            self.driver.disconnect("", "The agent ends.")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(lost), 1.0)
-        if self._task is not None:
-            self._task.cancel()
+        self.driver.disconnect("", "The agent ends.")
+        ending = self.driver.sessions
+        if ending:
+            await asyncio.wait([session.lost for session in ending], timeout=1.0)
+        tasks = [*self._departures, *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError, KdispatchError):
-                await self._task
+                await task
         self.driver.stop()
 
-    async def _connect(self) -> asyncio.Future[tuple[str, str]]:
-        """One try: connect, upgrade, HELLO, WELCOME. Returns the future that tells when the session is over."""
-        self._goaway = None
+    async def _connect(self) -> UplinkSession:
+        """One try: connect, upgrade, HELLO, WELCOME. Returns the session once it is ready."""
+        session = None
         try:
             async with asyncio.timeout(self._limits.handshake):
                 upgraded = await dial(self.relay)
-                lost = self.driver.connect(upgraded.transport, upgraded.early)
+                session = self.driver.connect(upgraded.transport, upgraded.early)
                 self._welcomed = asyncio.get_running_loop().create_future()
-                waiting: set[asyncio.Future[Any]] = {self._welcomed, lost}
+                waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            self.driver.abort()
+            if session is not None:
+                session.abort()
             raise KdispatchError(
                 "relay_unreachable", f"{self.relay.host}:{self.relay.port} did not answer in time."
             ) from None
         except asyncio.CancelledError:
-            self.driver.abort()
+            if session is not None:
+                session.abort()
             raise
-        if lost.done():
-            code, text = lost.result()
-            raise self._refusal(code, text)
-        return lost
+        if session.lost.done():
+            code, text = session.lost.result()
+            raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
+        return session
 
-    async def _keep(self, lost: asyncio.Future[tuple[str, str]]) -> None:
+    async def _keep(self, session: UplinkSession) -> None:
         try:
-            await self._keep_session(lost)
+            await self._keep_session(session)
         except KdispatchError as error:
             self.driver.end_streams(error.code, error.text)  # no session will come for which they could wait
             raise
+        except asyncio.CancelledError:
+            self.driver.abort()  # the loop is ending: nobody else will close the connections
+            raise
 
-    async def _keep_session(self, lost: asyncio.Future[tuple[str, str]]) -> None:
+    async def _keep_session(self, session: UplinkSession) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            try:
-                _code, text = await asyncio.shield(lost)
-            except asyncio.CancelledError:
-                self.driver.abort()  # the loop is ending: nobody else will close the connection
-                raise
+            newer = await self._move(session) if await self._time_to_go(session) else None
+            if newer is not None:
+                session = newer
+                continue
+            _code, text = await asyncio.shield(session.lost)
             if self._stopping:
                 return
-            if self._goaway is not None and _is_final(self._goaway, connected_before=False):
-                raise self._goaway
+            farewell = _farewell(session)
+            if farewell is not None and _is_final(farewell, connected_before=False):
+                raise farewell
             self._backoff.session_lasted(loop.time() - began)
-            text = self._goaway.text if self._goaway else text
-            code = self._goaway.code if self._goaway else None
+            text = farewell.text if farewell else text
             waiting = self.driver.waiting
             if waiting:
                 text += f" {waiting} running connection{'s' * (waiting > 1)} can wait for {self._limits.grace:g} s."
-            self._log.warning(f"Lost the session with the relay: {text} Reconnecting.", code=code)
-            lost = await self._reconnect()
+            self._log.warning(
+                f"Lost the session with the relay: {text} Reconnecting.", code=farewell.code if farewell else None
+            )
+            session = await self._reconnect()
             self._log.info("The session with the relay is back.")
 
-    async def _reconnect(self) -> asyncio.Future[tuple[str, str]]:
+    async def _reconnect(self) -> UplinkSession:
         pause = self._backoff.next_wait()
         while True:
             await asyncio.sleep(pause)
@@ -174,10 +191,78 @@ class Uplink:
             except KdispatchError as error:
                 if _is_final(error, connected_before=True):
                     raise
-                at_least = error.retry_after if isinstance(error, Refusal) else 0.0
-                if error.code in {"not_a_relay", "captive_portal"}:
-                    at_least = _RARE
-                pause = self._backoff.next_wait(at_least)
+                pause = self._pause_after(error, self._backoff)
+
+    @staticmethod
+    def _pause_after(error: KdispatchError, backoff: Backoff) -> float:
+        at_least = error.retry_after if isinstance(error, Refusal) else 0.0
+        if error.code in {"not_a_relay", "captive_portal"}:
+            at_least = _RARE
+        return backoff.next_wait(at_least)
+
+    # --- planned moves ------------------------------------------------------------------------
+
+    async def _time_to_go(self, session: UplinkSession) -> bool:
+        """Wait until the session is to be left, or is lost; returns which."""
+        loop = asyncio.get_running_loop()
+        rotate = self._limits.rotate
+        due = loop.time() + random.uniform(rotate * 5 / 6, rotate * 7 / 6)  # noqa: S311 - jitter, no secret
+        asked = False
+        while not session.lost.done():
+            goaway = session.session.goaway
+            if goaway is not None and goaway.try_ms and not asked:
+                asked = True
+                due = min(due, loop.time() + random.uniform(0, goaway.move_ms / 1000))  # noqa: S311 - likewise
+            if loop.time() >= due:
+                return True
+            self._told.clear()
+            told = asyncio.ensure_future(self._told.wait())
+            either: set[asyncio.Future[Any]] = {session.lost, told}
+            await asyncio.wait(either, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+        return False
+
+    async def _move(self, session: UplinkSession) -> UplinkSession | None:
+        """Get another session beside this one, and let it take over; nothing when this one was lost meanwhile."""
+        backoff = Backoff()
+        backoff.spread = self._backoff.spread
+        goaway = session.session.goaway
+        if goaway is not None:
+            self._log.info(f"{printable(goaway.text) or 'The relay ends.'} Moving to its successor.", code=goaway.code)
+        while not session.lost.done():
+            try:
+                newer = await self._connect()
+            except KdispatchError as error:
+                pause = self._pause_after(error, backoff)
+                await asyncio.wait({session.lost}, timeout=pause)
+                continue
+            if goaway is not None:
+                self._log.info("Moved. Running connections follow.")
+            departure = asyncio.create_task(self._depart(session), name="kdispatch departure")
+            self._departures.add(departure)
+            departure.add_done_callback(self._departures.discard)
+            return newer
+        return None
+
+    async def _depart(self, session: UplinkSession) -> None:
+        """Close a session that another stands in for, once nothing is left on it.
+
+        A host stays with a relay that ends: clients of that one can still ask for it there.
+        """
+        goaway = session.session.goaway
+        stays = goaway is not None and self.endpoint.offering
+        seconds = goaway.try_ms / 1000 if goaway is not None and goaway.try_ms else self._limits.leave
+        if not stays:
+            self.driver.leave(session)
+        gone: set[asyncio.Future[Any]] = {session.lost}
+        left = asyncio.ensure_future(session.left.wait())
+        try:
+            await asyncio.wait(gone | {left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+        session.close("", "The agent has moved.")
+        await asyncio.wait(gone, timeout=_CLOSING)
+        session.abort()
 
     def _tell_of_attempt(self, code: str) -> None:
         now = self.driver.loop.time()
@@ -185,23 +270,24 @@ class Uplink:
             self._tell_again = now + _ATTEMPTS
             self._log.warning("Somebody tried to take a running connection over.", code=code)
 
-    def _refusal(self, code: str, text: str) -> KdispatchError:
-        """Why a session ended before it began."""
-        return self._goaway or KdispatchError(code or "relay_unreachable", text)
-
     def _event(self, event: Event) -> None:
         if isinstance(event, events.SessionReady):
             self._backoff.spread = max(0.5, event.welcome.spread_ms / 1000)
             if self._welcomed is not None and not self._welcomed.done():
                 self._welcomed.set_result(None)
         elif isinstance(event, events.SessionRefused):
-            goaway = event.goaway
-            self._goaway = KdispatchError.from_wire(goaway.code, printable(goaway.text))
+            self._told.set()
         elif isinstance(event, events.AttachRefused):
             if event.code == "bad_proof":
                 self._tell_of_attempt(event.code)
             return
         self._on_event(event)
+
+
+def _farewell(session: UplinkSession) -> KdispatchError | None:
+    """What the relay said before the session ended."""
+    goaway = session.session.goaway
+    return KdispatchError.from_wire(goaway.code, printable(goaway.text)) if goaway is not None else None
 
 
 def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:

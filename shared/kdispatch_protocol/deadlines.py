@@ -43,7 +43,7 @@ class Deadlines:
             fail(stream, "host_timeout", "There was no answer to the request for a host.")
         elif stream.state is State.TRYING:
             fail(stream, "open_interrupted", "The host that was asked did not come back.")
-        elif self._table.ready:
+        elif self._table.session.ready:
             fail(stream, "host_timeout", "Too many requests for a host wait for their answers.")
         else:
             fail(stream, "relay_unreachable", "There was no session with the relay for too long.")

@@ -21,7 +21,7 @@ from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Attach, Goaway, Hello, Offer, Open, Opened, Reset, Trying, Welcome, printable
-from kdispatch_protocol.outbox import Outbox
+from kdispatch_protocol.session import Session
 from kdispatch_protocol.states import Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
@@ -30,6 +30,9 @@ __all__ = ["VERSIONS", "Endpoint", "host_id", "process_id"]
 
 #: Protocol versions this code speaks.
 VERSIONS: Final = (1,)
+
+#: The value of the PING that asks whether a session which is left is quiet: no clock shows it.
+_QUIET: Final = (1 << 64) - 1
 
 _BEFORE_WELCOME: Final = frozenset({frames.WELCOME, frames.GOAWAY, frames.PING, frames.PONG})
 
@@ -46,7 +49,7 @@ def host_id(process: str, service: str) -> str:
 
 # More than 25 methods: one for each type of frame, each short.
 class Endpoint:
-    """One agent process: its streams, its offers, and one session at a time."""
+    """One agent process: its streams, its offers, and its session; two while it moves."""
 
     def __init__(
         self,
@@ -65,15 +68,14 @@ class Endpoint:
         self.table = StreamTable(limits)
         self._agent = agent
         self._offers: dict[str, Offer] = {}  # by service
-        self._offer_numbers: dict[int, str] = {}
-        self._handlers: dict[int, Callable[[int, int, memoryview, float], None]] = {
+        self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.WELCOME: self._welcome,
             frames.OFFERED: self._offered,
             frames.OPEN: self._open,
             frames.ATTACH: self._attach,
             frames.RESET: self._reset,
             frames.PING: self._ping,
-            frames.PONG: self._ignore,
+            frames.PONG: self._pong,
             frames.GOAWAY: self._goaway,
         }
         # For a stream that is in the table; frames for any other number are late ones, and dropped.
@@ -90,28 +92,32 @@ class Endpoint:
 
     @property
     def ready(self) -> bool:
-        """The relay's WELCOME arrived in the current session."""
-        return self.table.ready
+        """There is a session in which the relay's WELCOME arrived."""
+        return self.table.session.ready
 
-    def connect(self) -> None:
-        """A carrier is up: queue HELLO. Nothing else goes out before the relay's WELCOME."""
-        self.table.start_session(Outbox(self.limits))
+    def connect(self) -> Session:
+        """A carrier is up: queue HELLO in a new session. Nothing else goes out in it before the relay's WELCOME.
+
+        Where there is one already, the agent moves: streams go over to the new one as soon as it is ready.
+        """
+        moves = any(other.ready for other in self.table.sessions)
+        session = self.table.start_session()
         hello = Hello(
             versions=list(VERSIONS),
             secret=self.secret.hex(),
-            mode="replace" if self._greeted else "new",
+            mode="move" if moves else "replace" if self._greeted else "new",
             predecessors=self._predecessors,
             agent=self._agent,
         )
-        self.table.outbox.send(frames.frame(frames.HELLO, payload=hello.encode()))
+        session.outbox.send(frames.frame(frames.HELLO, payload=hello.encode()))
+        return session
 
-    def disconnect(self, now: float, text: str = "The session with the relay was lost.") -> None:
-        """The carrier is gone. Streams wait for the next one."""
-        self._offer_numbers.clear()
-        self.table.end_session(text, now)
+    def disconnect(self, session: Session, now: float, text: str = "The session with the relay was lost.") -> None:
+        """The carrier is gone. Its streams go on in another session, or wait for the next one."""
+        self.table.end_session(session, text, now)
 
-    def receive_frames(self, received: list[Frame], now: float) -> None:
-        """Frames from the carrier, whose payloads may be reused afterwards.
+    def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
+        """Frames from the session's carrier, whose payloads may be reused afterwards.
 
         On ``RemoteProtocolError`` close the session with its code.
         """
@@ -119,8 +125,8 @@ class Endpoint:
         table.now = now
         for type_, flags, number, value, payload in received:
             handler = self._stream_handlers.get(type_)
-            if handler is not None and table.ready:
-                stream = table.by_number.get(number)
+            if handler is not None and session.ready:
+                stream = session.by_number.get(number)
                 if stream is not None:
                     try:
                         handler(stream, flags, value, payload, now)
@@ -128,14 +134,14 @@ class Endpoint:
                         table.fail(stream, error.code, error.text)
                 continue
             general = self._handlers.get(type_)
-            if general is None or not (table.ready or type_ in _BEFORE_WELCOME):
+            if general is None or not (session.ready or type_ in _BEFORE_WELCOME):
                 raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
-            general(number, value, payload, now)
+            general(session, number, value, payload, now)
         table.resume_writers()
 
-    def data_to_send(self, most: int, now: float) -> list[Buffer]:
-        """The next batch of frames for one message, about ``most`` bytes; empty when there is nothing."""
-        parts = self.table.outbox.collect(most, now)
+    def data_to_send(self, session: Session, most: int, now: float) -> list[Buffer]:
+        """The session's next batch of frames for one message, about ``most`` bytes; empty when there is nothing."""
+        parts = session.outbox.collect(most, now)
         self.table.resume_writers()
         return parts
 
@@ -155,58 +161,88 @@ class Endpoint:
         for call in self.table.timers.due(now):
             call(now)
 
+    @property
+    def offering(self) -> bool:
+        """Whether it is to serve anything."""
+        return bool(self._offers)
+
     # --- offers ---------------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
         """Serve this service, in this session and the next ones, until withdrawn."""
         if offer.service not in self._offers:
             self._offers[offer.service] = offer
-            if self.ready:
-                self._send_offer(offer)
+            for session in self.table.sessions:
+                if session.ready:
+                    self._send_offer(session, offer)
 
     def withdraw(self, service: str) -> None:
         """Take no new streams for it; running ones go on."""
         self._offers.pop(service, None)
-        for number, name in list(self._offer_numbers.items()):
-            if name == service:
-                del self._offer_numbers[number]
-                self.table.outbox.send(frames.frame(frames.WITHDRAW, number))
+        for session in self.table.sessions:
+            for number in [number for number, name in session.offers.items() if name == service]:
+                del session.offers[number]
+                session.offered.discard(number)
+                session.outbox.send(frames.frame(frames.WITHDRAW, number))
 
-    def _send_offer(self, offer: Offer) -> None:
-        number = self.table.take_number()
-        self._offer_numbers[number] = offer.service
-        self.table.outbox.send(frames.frame(frames.OFFER, number, payload=offer.encode()))
+    def leave(self, session: Session) -> None:
+        """Move away from an older session for good: it is ``quiet`` once the relay asks nothing of it any more.
+
+        That begins when the newest session stands in for it, with every service offered there.
+        """
+        session.leaving = True
+        self._hush()
+
+    def _hush(self) -> None:
+        newest = self.table.session
+        if len(newest.offered) < len(newest.offers):
+            return
+        for session in self.table.sessions:
+            if session.leaving and session is not newest:
+                session.leaving = False
+                for number in session.offers:
+                    session.outbox.send(frames.frame(frames.WITHDRAW, number))
+                session.outbox.send(frames.frame(frames.PING, value=_QUIET))
+
+    @staticmethod
+    def _send_offer(session: Session, offer: Offer) -> None:
+        number = session.take_number()
+        session.offers[number] = offer.service
+        session.outbox.send(frames.frame(frames.OFFER, number, payload=offer.encode()))
 
     # --- frames of the session --------------------------------------------------------------------
 
-    def _welcome(self, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _welcome(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         welcome = Welcome.parse(payload)
-        if self.ready or welcome.version not in VERSIONS:
+        if session.ready or welcome.version not in VERSIONS:
             raise RemoteProtocolError("A second WELCOME, or one of an unknown version.")
         table = self.table
-        table.ready = True
+        table.session = session
+        session.ready = True
         table.budget.total = welcome.credit
-        table.max_opens = min(welcome.opens, self.limits.opens)
+        session.max_opens = min(welcome.opens, self.limits.opens)
         self._greeted = True
         table.events.append(events.SessionReady(welcome))
         table.resumption.session_ready()  # before offers, so that a host is asked for nothing while it comes back
         for offer in self._offers.values():
-            self._send_offer(offer)
+            self._send_offer(session, offer)
         table.send_waiting()
 
-    def _offered(self, number: int, value: int, payload: memoryview, now: float) -> None:
-        service = self._offer_numbers.get(number)
+    def _offered(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        service = session.offers.get(number)
         if service is not None:
+            session.offered.add(number)
             self.table.events.append(events.Offered(service))
+            self._hush()
 
-    def _open(self, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         message = Open.parse(payload)
         table = self.table
-        if number % 2 or number in table.by_number:
+        if number % 2 or number in session.by_number:
             raise RemoteProtocolError("An OPEN whose number is not a new one of the relay's.")
         # Interned: streams by the thousand have the same service and the same peer.
         service, peer = sys.intern(message.service), sys.intern(message.process or "")
-        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget)
+        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session)
         stream.number = number
         stream.attempt = message.attempt or 1
         stream.peer = peer
@@ -223,7 +259,7 @@ class Endpoint:
             table.reset(stream, "unknown_service", "This host does not offer that service.")
         elif older is not None:
             table.reset(stream, "bad_request", "This stream exists already.")
-        elif len(table.by_number) >= self.limits.streams_host:
+        elif len(session.by_number) >= self.limits.streams_host:
             table.reset(stream, "busy", "This host carries as many streams as it may.")
         else:
             table.add(stream)
@@ -235,31 +271,37 @@ class Endpoint:
         mine = not older.is_client and older.peer == newer.peer
         return mine and older.leg is not Leg.JOINED and not older.inbound.received
 
-    def _attach(self, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         for entry in Attach.parse(payload).entries():
-            self.table.resumption.peer_attached(entry, now)
+            self.table.resumption.peer_attached(session, entry, now)
 
-    def _reset(self, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
         table = self.table
-        stream = table.by_number.get(number)
-        service = self._offer_numbers.pop(number, None)
+        stream = session.by_number.get(number)
+        moving = session.moving.get(number)
+        service = session.offers.pop(number, None)
         if service is not None:
+            session.offered.discard(number)
             self._offers.pop(service, None)
             table.events.append(events.OfferRefused(service, reset.code, printable(reset.text)))
+        elif moving is not None:
+            table.resumption.move_refused(session, moving, reset.code, reset.text, now)
         elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
             table.resumption.attach_refused(stream, reset.code, reset.text, now)
         elif stream is not None:
             table.abort(stream, reset.code, reset.text)
 
-    def _ping(self, number: int, value: int, payload: memoryview, now: float) -> None:
-        self.table.outbox.send(frames.frame(frames.PONG, value=value))
+    def _ping(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.outbox.send(frames.frame(frames.PONG, value=value))
 
-    def _ignore(self, number: int, value: int, payload: memoryview, now: float) -> None:
-        """A PONG: that it arrived is all it says."""
+    def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        """That it arrived is all it says, but for the one behind the WITHDRAWs of a session that is left."""
+        session.quiet = session.quiet or value == _QUIET
 
-    def _goaway(self, number: int, value: int, payload: memoryview, now: float) -> None:
-        self.table.events.append(events.SessionRefused(Goaway.parse(payload)))
+    def _goaway(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.goaway = goaway = Goaway.parse(payload)
+        self.table.events.append(events.SessionRefused(goaway))
 
     # --- frames of one stream -----------------------------------------------------------------------
 
@@ -271,7 +313,7 @@ class Endpoint:
         stream.attempt = trying.attempt
         stream.peer = sys.intern(trying.process)
         stream.host = sys.intern(trying.host)
-        stream.outbound.rewind()  # the relay dropped what was meant for the host before
+        stream.outbound.restart()  # the relay dropped what was meant for the host before
         self.table.activate(stream)
 
     def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
@@ -311,7 +353,7 @@ class Endpoint:
         self._must_be_open(stream)
         known = stream.inbound.finished
         stream.inbound.finish(value)
-        self.table.outbox.acknowledge(stream)
+        stream.session.outbox.acknowledge(stream)
         if not known:
             stream.move(Input.FIN_ARRIVED)
             self.table.events.append(events.EndReceived(stream))

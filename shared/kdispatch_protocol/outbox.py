@@ -73,6 +73,13 @@ class Outbox:
             source.queued = True
             self._ring.append(source)
 
+    def discard(self, source: Source) -> None:
+        """Nothing of this source, nor an ACK for it, goes out here any more."""
+        self._acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
+        if source.queued:
+            self._ring.remove(source)
+            source.queued, source.deficit = False, 0
+
     def collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch of whole frames, about ``most`` bytes; empty when there is nothing to send."""
         parts: list[Buffer] = []

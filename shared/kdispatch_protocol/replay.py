@@ -32,7 +32,19 @@ def gather(queue: deque[Buffer], chunk: Buffer) -> None:
 class Outbound:
     """base <= sent <= limit, sent <= end: acknowledged, sent and written so far, as absolute offsets."""
 
-    __slots__ = ("_replay", "_unsent", "base", "end", "eof", "fin_acked", "fin_sent", "limit", "sent")
+    __slots__ = (
+        "_fin_reached",
+        "_reached",
+        "_replay",
+        "_unsent",
+        "base",
+        "end",
+        "eof",
+        "fin_acked",
+        "fin_sent",
+        "limit",
+        "sent",
+    )
 
     def __init__(self) -> None:
         self.base = 0
@@ -42,6 +54,8 @@ class Outbound:
         self.eof = False  # no more will be written
         self.fin_sent = False
         self.fin_acked = False
+        self._reached = 0  # how far it was sent before it went back, and whether the end was
+        self._fin_reached = False
         self._unsent: deque[Buffer] | None = None  # while something is in it: an empty deque is 760 bytes
         self._replay: deque[Buffer] | None = None
 
@@ -123,41 +137,35 @@ class Outbound:
 
         An older number says nothing new. Raises ``RemoteProtocolError`` for one that can't be true.
         """
-        if received > self.sent or (fin and (not self.fin_sent or received != self.end)):
-            raise RemoteProtocolError(f"{received} acknowledged, {self.sent} sent", "offset_mismatch")
+        freed = self._free(received, fin=fin)
         self.limit = max(self.limit, limit)
-        self.fin_acked = self.fin_acked or fin
-        return self._free(received)
+        return freed
 
     def attach(self, received: int, limit: int, *, fin: bool) -> int:
         """The peer goes on under a new number: send again what it lacks; returns the bytes freed.
 
         Its ``limit`` counts, be it lower than the one before. Raises like :meth:`acknowledge`.
         """
-        if received > self.sent or (fin and (not self.eof or received != self.end)):
-            raise RemoteProtocolError(f"{received} of {self.sent} sent are said to be there", "offset_mismatch")
-        self.fin_acked = self.fin_acked or fin
-        freed = self._free(received)
+        freed = self._free(received, fin=fin)
         self.limit = max(limit, self.base)
         self.rewind()
         return freed
 
-    def _free(self, received: int) -> int:
-        freed = count = max(0, received - self.base)
+    def _free(self, received: int, *, fin: bool) -> int:
+        """The peer has these: what was sent under an older number, and is about to be sent again, counts as well."""
+        if received > max(self.sent, self._reached):
+            raise RemoteProtocolError(f"{received} acknowledged, {self.sent} sent", "offset_mismatch")
+        if fin and (not (self.fin_sent or self._fin_reached) or received != self.end):
+            raise RemoteProtocolError("An end that was not sent is acknowledged.", "offset_mismatch")
+        if fin:
+            self.fin_acked = self.fin_sent = True
+        freed = max(0, received - self.base)
+        if received > self.sent:  # it need not be sent again
+            self._unsent = _drop(self._unsent, received - self.sent)
+            self._replay, self.sent = None, received
+        elif freed:
+            self._replay = _drop(self._replay, freed)
         self.base += freed
-        replay = self._replay
-        while count and replay:
-            chunk = replay[0]
-            if len(chunk) > count:
-                if isinstance(chunk, bytearray):
-                    del chunk[:count]
-                else:
-                    replay[0] = memoryview(chunk)[count:]
-                break
-            replay.popleft()
-            count -= len(chunk)
-        if not replay:
-            self._replay = None
         return freed
 
     def rewind(self) -> None:
@@ -166,8 +174,15 @@ class Outbound:
             again = deque[Buffer](bytes(chunk) if isinstance(chunk, bytearray) else chunk for chunk in self._replay)
             again.extend(self._unsent or ())
             self._unsent, self._replay = again, None
+        self._reached = max(self._reached, self.sent)
+        self._fin_reached = self._fin_reached or self.fin_sent
         self.sent = self.base
         self.fin_sent = self.fin_acked
+
+    def restart(self) -> None:
+        """Nothing of it has arrived anywhere: all is to be sent again, to somebody who never saw it."""
+        self.rewind()
+        self._reached, self._fin_reached = self.sent, False
 
     def clear(self) -> int:
         """Forget everything, for a stream that was reset; returns the bytes freed."""
@@ -175,3 +190,18 @@ class Outbound:
         self._unsent = self._replay = None
         self.base = self.sent = self.end
         return freed
+
+
+def _drop(queue: deque[Buffer] | None, count: int) -> deque[Buffer] | None:
+    """The queue without its first ``count`` bytes."""
+    while count and queue:
+        chunk = queue[0]
+        if len(chunk) > count:
+            if isinstance(chunk, bytearray):
+                del chunk[:count]
+            else:
+                queue[0] = memoryview(chunk)[count:]
+            break
+        queue.popleft()
+        count -= len(chunk)
+    return queue or None

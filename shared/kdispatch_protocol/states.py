@@ -49,7 +49,7 @@ class Input(StrEnum):
 
 
 class Leg(Enum):
-    """A stream's part on the current session."""
+    """A stream's part on its session."""
 
     NONE = "none"  # no session, or none that carries it
     ASKED = "asked"  # OPEN was sent, or received and not yet answered

@@ -9,6 +9,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.replay import Outbound
+from kdispatch_protocol.session import Session
 from kdispatch_protocol.states import END_STATES, SENDING, Input, Leg, State, next_state
 from kdispatch_protocol.timers import Timer
 from kdispatch_protocol.windows import CreditBudget, Inbound
@@ -29,10 +30,11 @@ def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
 class Stream:
     """A client's or a host's end. It belongs to an endpoint, whose methods act on it.
 
-    ``number`` is its number in the current session, 0 while it has none, and
-    ``leg`` says what may pass under it. As a
-    source of its session's outbox it cuts frames from its replay buffer when its
-    turn comes, so nothing is queued twice.
+    ``number`` is its number in ``session``, 0 while it has none, and ``leg``
+    says what may pass under it. While it moves it has numbers in ``moves``
+    besides, under which nothing passes yet. As a source of its session's
+    outbox it cuts frames from its replay buffer when its turn comes, so nothing
+    is queued twice.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Stream:
         "key",
         "leg",
         "limits",
+        "moves",
         "number",
         "open_until",
         "outbound",
@@ -62,6 +65,7 @@ class Stream:
         "queued",
         "secret",
         "service",
+        "session",
         "state",
         "timer",
         "token",
@@ -76,6 +80,7 @@ class Stream:
         service: str,
         is_client: bool,
         budget: CreditBudget,
+        session: Session,
         token: str | None = None,
         secret: bytes = b"",
     ) -> None:
@@ -89,8 +94,10 @@ class Stream:
         self.inbound = Inbound(budget)
         self.outbound = Outbound()
         self.state = State.OPENING
+        self.session = session  # the one of its leg; while it has none, any
         self.number = 0
         self.leg = Leg.NONE
+        self.moves: dict[Session, int] | None = None  # where it is attached besides, and its number there, oldest first
         self.attach = 0  # our last ATTACH's number
         self.peer_attach = 0  # that of the peer's last one that was taken
         self.attempt = 0  # which try of the relay's this is about
@@ -127,6 +134,11 @@ class Stream:
     def opened(self) -> bool:
         """A host's service took the connection, as far as is known here."""
         return self.state not in {State.OPENING, State.TRYING}
+
+    @property
+    def movable(self) -> bool:
+        """Whether the two ends know that it is open, and may take it to another session."""
+        return self.leg is Leg.ATTACHING or (self.leg is Leg.JOINED and self.confirmed and self.resumable)
 
     @property
     def resumable(self) -> bool:

@@ -18,11 +18,12 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, printable, reset_frame
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.resume import Resumption
+from kdispatch_protocol.session import Session
 from kdispatch_protocol.states import SENDING, Input, Leg, State
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.timers import Timers
 from kdispatch_protocol.tombstones import Tombstones
-from kdispatch_protocol.windows import CreditBudget, Distances
+from kdispatch_protocol.windows import CreditBudget
 
 __all__ = ["StreamTable"]
 
@@ -38,13 +39,12 @@ class StreamTable:
         self.limits = limits
         self.now = 0.0  # the last time that this process's endpoint was told
         self.by_uuid: dict[str, Stream] = {}
-        self.by_number: dict[int, Stream] = {}  # in the current session
-        self.outbox = Outbox(limits)  # the current session's
-        self.ready = False  # the current session may carry opens
+        self.sessions: list[Session] = []  # those that are alive, the newest last
+        self._nowhere = Session(limits)  # what is used while there is none; never ready, nothing is sent in it
+        self.session = self._nowhere  # the newest that is ready: new streams, and moving ones, go there
         self.budget = CreditBudget(limits.credit, limits)
         self.replay_held = 0  # bytes that wait for acknowledgement, over all streams
         self._quarter = limits.replay // 4  # while less is held, every stream has so much room at least
-        self.max_opens = limits.opens
         self.events: list[Event] = []
         #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
         self.sink: Callable[[Stream, memoryview], None] | None = None
@@ -53,8 +53,6 @@ class StreamTable:
         self._deadlines = Deadlines(self)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
-        self._unanswered = 0
-        self._distances = Distances()
         self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
 
     @property
@@ -76,7 +74,8 @@ class StreamTable:
         with its session.
         """
         stream = Stream(
-            uuid=uuid, service=service, is_client=True, budget=self.budget, token=token, secret=secret
+            uuid=uuid, service=service, is_client=True, budget=self.budget, session=self._nowhere, token=token,
+            secret=secret,
         )  # fmt: skip
         self.now = now
         self.add(stream)
@@ -94,7 +93,7 @@ class StreamTable:
         stream.move(Input.OPENED)
         stream.leg = Leg.JOINED
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
-        self.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
+        stream.session.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
         stream.asked_at = now
         self._deadlines.confirm(stream, now)
         self.activate(stream)
@@ -163,7 +162,7 @@ class StreamTable:
         self.now = now
         due = stream.inbound.consume(count)
         if due and not stream.ended:
-            self.outbox.acknowledge(stream)
+            stream.session.outbox.acknowledge(stream)
         else:
             self.acknowledge_later(stream, now)
 
@@ -181,68 +180,53 @@ class StreamTable:
         if stream.ended:
             return
         if stream.number:
-            self.outbox.send(reset_frame(stream.number, code, text))
+            stream.session.outbox.send(reset_frame(stream.number, code, text))
         self.end(stream, code)
 
     # --- the session's side of it ---------------------------------------------------------
 
-    def start_session(self, outbox: Outbox) -> None:
+    def start_session(self) -> Session:
         """A session begins; streams get numbers in it once it is ready."""
-        self.outbox = outbox
-        self._next_number = 1
-        self._distances = Distances()
+        session = Session(self.limits)
+        self.sessions.append(session)
+        return session
 
-    def end_session(self, text: str, now: float) -> None:
-        """Streams wait for the next session, but for those of a host that had no answer yet."""
-        self.ready = False
+    def end_session(self, session: Session, text: str, now: float) -> None:
+        """Streams go on in another session, or wait for one, but for those of a host that had no answer yet."""
         self.now = now
-        self.outbox = Outbox(self.limits)  # what waited in the old one went with the session
-        for stream in list(self.by_uuid.values()):
-            stream.queued, stream.deficit = False, 0
-            if stream.leg is Leg.NONE or self.resumption.session_lost(stream, text, now):
+        self.sessions.remove(session)
+        if self.session is session:
+            self.session = next((other for other in reversed(self.sessions) if other.ready), self._nowhere)
+        lost = [*session.by_number.values(), *session.moving.values()]
+        session.outbox = Outbox(self.limits)  # what waited in it goes nowhere
+        for stream in lost:
+            if stream.session is session:
+                stream.queued, stream.deficit = False, 0
+            if self.resumption.session_lost(stream, session, text, now):
                 continue
             if stream.is_client:
                 self.open_again(stream, now)
             else:
                 self.abort(stream, "open_interrupted", text)
-        assert not self.by_number
-        self._unanswered = 0
+        assert session.idle
+        if self.session.ready:
+            self.resumption.go_on()
 
     def add(self, stream: Stream) -> None:
         """Take a new stream in."""
         stream.drained = self._drained
         self.by_uuid[stream.uuid] = stream
         if stream.number:
-            stream.leg = Leg.ASKED
-            self.by_number[stream.number] = stream
-
-    def take_number(self) -> int:
-        """The next of this side's numbers: odd, never used twice in a session."""
-        number = self._next_number
-        self._next_number += 2
-        return number
-
-    def give_number(self, stream: Stream, leg: Leg) -> None:
-        """From now on the stream has this leg under a new number."""
-        stream.number = self.take_number()
-        stream.leg = leg
-        self.by_number[stream.number] = stream
-
-    def drop_number(self, stream: Stream) -> None:
-        """Frames under the stream's number are of the past."""
-        if stream.leg is Leg.ASKED and stream.is_client:
-            self._unanswered -= 1
-        self.by_number.pop(stream.number, None)
-        stream.number = 0
-        stream.leg = Leg.NONE
+            stream.session.carry(stream, stream.number, Leg.ASKED)
 
     def send_waiting(self) -> None:
         """Send the OPENs for which there is room."""
-        while self.ready and self._waiting and self._unanswered < self.max_opens:
+        session = self.session
+        while session.ready and self._waiting and session.unanswered < session.max_opens:
             stream = next(iter(self._waiting))
             del self._waiting[stream]
-            self.give_number(stream, Leg.ASKED)
-            self._unanswered += 1
+            session.carry(stream, session.take_number(), Leg.ASKED)
+            session.unanswered += 1
             # The relay's own deadline comes first; this one is for a relay that says nothing.
             stream.asked_at = self.now
             stream.asked_until = self.now + self.limits.open_total + self.limits.open_host
@@ -253,15 +237,16 @@ class StreamTable:
                 token=stream.token,
                 secret=stream.secret.hex() or None,
             )
-            self.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
+            session.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
 
     def open_again(self, stream: Stream, now: float) -> None:
         """Client: nothing of the stream was delivered anywhere. Ask for a host anew."""
         if stream.state is State.TRYING:
             stream.move(Input.UNTRIED)
-        self.drop_number(stream)
+        stream.session.drop(stream)
+        self.resumption.end_moves(stream, "cancelled")
         stream.peer = stream.host = ""
-        stream.outbound.rewind()
+        stream.outbound.restart()
         stream.inbound.release()  # no host goes by that limit; the next session may have less to grant
         self._waiting[stream] = None
         self.now = now
@@ -269,20 +254,22 @@ class StreamTable:
 
     def opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
-        self._unanswered -= 1
-        self._distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
+        stream.session.unanswered -= 1
+        stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
         stream.leg = Leg.JOINED
         self._begin(stream)
+        self.resumption.move(stream)
         self.send_waiting()
 
     def joined(self, stream: Stream, *, fin_acked: bool) -> None:
         """Both ends have attached. That confirms a stream, and opens one whose client had not heard of it."""
-        self._distances.forget(stream.peer)
+        stream.session.distances.forget(stream.peer)
         self.confirm(stream)
         if not stream.opened:
             self._begin(stream)
-        self.outbox.acknowledge(stream)
+        stream.session.outbox.acknowledge(stream)
         self.activate(stream)
+        self.resumption.move(stream)
         if fin_acked:
             self.end_acknowledged(stream)
 
@@ -292,7 +279,7 @@ class StreamTable:
             self._deadlines.linger(stream, self.now)
         else:
             stream.set_timer(None)
-        self.outbox.acknowledge(stream)
+        stream.session.outbox.acknowledge(stream)
         self.activate(stream)
         self.events.append(events.StreamOpened(stream))
 
@@ -300,9 +287,10 @@ class StreamTable:
         """Host: the client was heard."""
         if not stream.confirmed:
             stream.confirmed = True
-            self._distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
+            stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
+            self.resumption.move(stream)
 
     def end_acknowledged(self, stream: Stream) -> None:
         """The peer has all our bytes and our end."""
@@ -313,14 +301,14 @@ class StreamTable:
     def if_finished(self, stream: Stream) -> None:
         """Both directions ended: forget the stream. Its last ACK still finds its way through the outbox."""
         if stream.state is State.CLOSED:
-            self._forget(stream)
+            self._forget(stream, "closed")
             self.resumption.remember(stream, "closed")
             self.events.append(events.StreamFinished(stream))
 
     def activate(self, stream: Stream) -> None:
         """Give the stream its turn if it has something to send."""
         if not stream.queued and stream.ready():
-            self.outbox.activate(stream)
+            stream.session.outbox.activate(stream)
 
     def deliver(self, stream: Stream, data: memoryview) -> None:
         """Bytes for the program, to be used or copied before the caller goes on."""
@@ -351,18 +339,20 @@ class StreamTable:
         if (stream.opened or stream.is_client) and stream.resumable:
             self.resumption.remember(stream, code)
         if stream.leg is Leg.ASKED and stream.is_client:
-            self._unanswered -= 1
+            stream.session.unanswered -= 1
         stream.move(Input.ABORTED)
-        self._forget(stream)
+        self._forget(stream, code)
 
-    def _forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Stream, code: str) -> None:
         """The stream is in an end state: what it held is given back."""
         stream.set_timer(None)
         stream.set_grace(None)
         if self.by_uuid.get(stream.uuid) is stream:
             del self.by_uuid[stream.uuid]
         self._waiting.pop(stream, None)
-        self.by_number.pop(stream.number, None)
+        if stream.session.by_number.get(stream.number) is stream:
+            del stream.session.by_number[stream.number]
+        self.resumption.end_moves(stream, code)
         stream.inbound.release()
         self.replay_held -= stream.outbound.clear()
         self.send_waiting()
@@ -391,4 +381,4 @@ class StreamTable:
     def _ack_due(self, stream: Stream) -> None:
         stream.ack_timed = False
         if stream.inbound.unacknowledged and not stream.ended:
-            self.outbox.acknowledge(stream)
+            stream.session.outbox.acknowledge(stream)

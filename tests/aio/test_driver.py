@@ -193,9 +193,9 @@ async def test_clock_after_a_session_was_given_up() -> None:
     limits = Limits(ack_delay=0.02, open_total=0.1, open_host=0.05, open_wait=0.15)
     async with twin(limits) as pair:
         pair.client.abort()
-        await until(lambda: pair.client.lost is not None and pair.client.lost.done())
+        await until(lambda: not pair.client.sessions)
         mute, _ = memory_pair()
-        lost = pair.client.connect(mute)
+        lost = pair.client.connect(mute).lost
         waiting = Program()
         pair.client.open(SERVICE, waiting)  # its deadline is the earliest one by far
         pair.client.abort()  # as the uplink does when the handshake has timed out
@@ -230,7 +230,7 @@ async def test_a_stream_goes_on_in_the_next_session(pair: Twin) -> None:
     pair.client.abort()
     client.transport.write(b"while ")
     host.transport.write(b"there")
-    await until(lambda: pair.client.lost is not None and pair.client.lost.done())
+    await until(lambda: not pair.client.sessions)
     pair.connect(pair.client)
     client.transport.write(b"after")
     await host.has(18)

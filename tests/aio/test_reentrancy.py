@@ -47,8 +47,9 @@ def _say(data: bytes, *programs: Program) -> None:
 
 def relay_side(pair: Twin) -> MemoryTransport:
     """The relay's end of the client's connection."""
-    link = pair.client._link
-    assert link is not None and isinstance(link.carrier._transport, MemoryTransport)
+    [session] = pair.client.sessions
+    link = session.link
+    assert isinstance(link.carrier._transport, MemoryTransport)
     peer = link.carrier._transport.peer
     assert peer is not None
     return peer
@@ -169,9 +170,7 @@ async def test_ending_the_session(pair: Twin, way: str) -> None:
 
     await in_one_read(pair, says)
     program.transport.write(b"meanwhile")
-    lost = pair.client.lost
-    assert lost is not None
-    await asyncio.wait_for(lost, 3)
+    await until(lambda: not pair.client.sessions)
     pair.connect(pair.client)
     await program.has(36)
     await other.has(48)
@@ -216,9 +215,7 @@ async def test_disconnecting_when_a_writer_may_go_on() -> None:
         data = bytes(range(251)) * 800
         other.transport.write(data)  # more than a batch
         writer.transport.write(data[: 5 * KIB])
-        lost = pair.client.lost
-        assert lost is not None
-        await asyncio.wait_for(lost, 3)
+        await until(lambda: not pair.client.sessions)
         pair.connect(pair.client)
         await until(lambda: len(to_other.received) == len(data) or to_other.lost.done())
         assert to_other.received == data and reader.received == data[: 5 * KIB]

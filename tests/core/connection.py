@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from kdispatch_protocol import websocket
 from kdispatch_protocol.frames import Buffer, Frame, FrameReader
+from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Connection"]
 
@@ -44,8 +46,11 @@ class Wire:
 class Connection:
     """One WebSocket: each of its sides believes in it until it notices."""
 
-    def __init__(self, session: Session, chance: random.Random) -> None:
+    def __init__(self, relay: Switch, session: Session, of_agent: AgentSession, chance: random.Random) -> None:
+        self.relay = relay
         self.session = session
+        self.of_agent = of_agent
+        self.left_at: float | None = None  # when its agent has gone over to another
         self.up = Wire(to_server=True)
         self.down = Wire(to_server=False)
         self.agent_side = True

@@ -25,18 +25,26 @@ class Conversation:
         self.now = 10.0
         if offer:
             self.endpoint.offer(OFFER)
-        self.endpoint.connect()
+        self.session = self.endpoint.connect()
         self.first = self.said()
         if welcome is not None:
             self.hear(frame(frames.WELCOME, payload=welcome.encode()))
 
     def hear(self, *message: bytes) -> None:
-        self.endpoint.receive_frames(frames.decode(b"".join(message)), self.now)
+        self.endpoint.receive_frames(self.session, frames.decode(b"".join(message)), self.now)
 
     def said(self) -> list[tuple[str, int, int, bytes]]:
         """What the agent sends now: type, stream, value, payload of each frame."""
-        message = b"".join(self.endpoint.data_to_send(1 << 20, self.now))
+        message = b"".join(self.endpoint.data_to_send(self.session, 1 << 20, self.now))
         return [(frames.TYPE_NAMES[t], s, v, bytes(p)) for t, _, s, v, p in frames.decode(message)] if message else []
+
+    def lose(self) -> None:
+        """The session is lost, and nothing is in its place."""
+        self.endpoint.disconnect(self.session, self.now)
+
+    def connect(self) -> None:
+        """There is another session."""
+        self.session = self.endpoint.connect()
 
     def names(self) -> list[str]:
         return [name for name, *_ in self.said()]

@@ -102,10 +102,10 @@ class _Agent:
         self._paths = paths
         self.up = Way(paths, seconds, self._collect, self._at_relay)
         self.down = Way(paths, seconds, lambda most: self.session.outbox.collect(most, paths.now), self._at_agent)
-        self.endpoint.connect()
+        self.of_agent = self.endpoint.connect()
 
     def _collect(self, most: int) -> list[Buffer]:
-        parts = self.endpoint.data_to_send(most, self._paths.now)
+        parts = self.endpoint.data_to_send(self.of_agent, most, self._paths.now)
         self._paths.deliver(self)  # whoever was paused writes on
         return parts
 
@@ -114,7 +114,7 @@ class _Agent:
         self._paths.settle()
 
     def _at_agent(self, message: bytes) -> None:
-        self.endpoint.receive_frames(frames.decode(message), self._paths.now)
+        self.endpoint.receive_frames(self.of_agent, frames.decode(message), self._paths.now)
         self._paths.happened(self)
 
 

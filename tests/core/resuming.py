@@ -69,8 +69,9 @@ def attached(said: Said) -> list[AttachEntry]:
 
 
 def lose(talk: Conversation) -> Said:
-    """The session is lost, and there is another; returns what is said in it."""
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
+    """The session is lost, if it was not before, and there is another; returns what is said in it."""
+    if talk.session in talk.table.sessions:
+        talk.lose()
+    talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     return talk.said()

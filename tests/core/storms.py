@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.core.world import Agent, End, World
 
-__all__ = ["CALM", "LOSSES", "STORM", "TRUSTY", "Storm", "play"]
+__all__ = ["CALM", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Storm", "play"]
 
 #: A weight, and what then happens.
 Action = tuple[float, Callable[[], None]]
@@ -21,12 +21,15 @@ class Storm:
 
     resets: bool = True  # programs give up
     losses: bool = True  # connections are lost, at one side or at both
+    moves: bool = True  # agents move to other connections, and relays are followed by others
     relays: bool = True  # relays are killed
     agents: bool = True  # agents are killed
     jumps: bool = True  # time passes by more than deadlines
 
 
-CALM = Storm(resets=False, losses=False, relays=False, agents=False)
+CALM = Storm(resets=False, losses=False, moves=False, relays=False, agents=False)
+#: Only what an operator does: nobody may notice.
+PLANNED = Storm(resets=False, losses=False, relays=False, agents=False, jumps=False)
 #: Everything that a stream must survive, and nothing else: each that was opened must finish.
 LOSSES = Storm(resets=False, agents=False, jumps=False)
 #: The same with programs that give up.
@@ -63,6 +66,7 @@ def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: f
         (2, lambda: world.answer_dial(agent, accept=rng.random() >= refusing)),
         (1, lambda: world.pass_time(rng.choice((0.001, 0.03, 0.11, 0.3)))),
         (2, world.answer_question),
+        *([(2.0, lambda: world.depart(agent))] if agent.older else []),
     ]
 
 
@@ -79,7 +83,9 @@ def _program_actions(rng: random.Random, world: World, agent: Agent, end: End, *
 
 def _faults(rng: random.Random, world: World, agent: Agent, storm: Storm) -> list[Action]:
     actions: list[Action] = []
-    if storm.losses and agent.connection is None:
+    if storm.moves:
+        actions += [(4, lambda: world.move(agent)), (1, world.upgrade)]
+    if (storm.losses or storm.relays) and agent.connection is None:
         actions.append((20, lambda: world.connect(agent)))
     elif storm.losses:
         actions += [
@@ -88,9 +94,12 @@ def _faults(rng: random.Random, world: World, agent: Agent, storm: Storm) -> lis
             (1, lambda: world.black_hole(agent)),
         ]
         actions += [(2, functools.partial(world.agent_notices, agent))]
+        actions += [(2, functools.partial(world.cut, agent, other)) for other in agent.older]
+        actions += [(1, functools.partial(world.agent_notices, agent, other)) for other in agent.older]
         actions += [(2, functools.partial(world.relay_notices, agent, other)) for other in agent.connections[:1]]
     if storm.relays:
         actions.append((1.5, world.restart_relay))
+        actions += [(1, functools.partial(world.end_relay, relay)) for relay in world.relays[:-1]]
     if storm.agents:
         actions.append((1, lambda: world.restart_agent(agent, slot=rng.random() < 0.5)))
     if storm.jumps:

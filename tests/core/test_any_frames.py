@@ -86,9 +86,9 @@ def test_an_agents_books_stay_right(seed: int) -> None:
         here = list(table.by_uuid.values())
         assert table.replay_held == sum(stream.outbound.size for stream in here)
         assert table.budget.promised == sum(stream.inbound.limit - stream.inbound.received for stream in here)
-        assert table._unanswered == sum(stream.leg is Leg.ASKED and stream.is_client for stream in here)
-        assert set(table.by_number.values()) <= set(here)
-        assert all(stream.number == number for number, stream in table.by_number.items())
+        assert talk.session.unanswered == sum(stream.leg is Leg.ASKED and stream.is_client for stream in here)
+        assert set(talk.session.by_number.values()) <= set(here)
+        assert all(stream.number == number for number, stream in talk.session.by_number.items())
         assert all((stream.grace is not None) is (stream.opened and stream.leg is not Leg.JOINED) for stream in here)
     for _ in range(30):
         talk.wait(500)

@@ -95,8 +95,8 @@ def test_a_refused_offer_is_not_repeated() -> None:
     talk.said()
     talk.hear(frame(frames.RESET, 1, payload=Reset(code="not_permitted", text="no\x1b").encode()))
     assert talk.events() == [events.OfferRefused(SERVICE, "not_permitted", "no?")]
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
+    talk.lose()
+    talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     assert talk.names() == ["HELLO"]
 
@@ -182,10 +182,10 @@ def test_a_lost_session_repeats_opens_without_a_host_and_resets_the_rest() -> No
     assert "EARLY" in talk.names()
     fresh = talk.table.open(SERVICE, "22" * 16, talk.now)
     talk.events()
-    talk.endpoint.disconnect(talk.now)
+    talk.lose()
     lost = {e.stream: e.code for e in talk.events() if isinstance(e, events.StreamWasReset)}
     assert lost == {hosted: "resume_expired", tried: "open_interrupted"}
-    talk.endpoint.connect()
+    talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     assert talk.names() == ["HELLO", "OFFER", "OPEN"]
     assert fresh.number == 3
@@ -198,8 +198,8 @@ def test_repeated_opens_promise_what_the_new_session_allows() -> None:
     )
     for number in range(256):
         talk.table.open(SERVICE, f"{number:032x}", talk.now)
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
+    talk.lose()
+    talk.connect()
     tight = Welcome(version=1, relay="00" * 16, credit=1 << 24, spread_ms=0, opens=256, streams=999)
     talk.hear(frame(frames.WELCOME, payload=tight.encode()))
     assert talk.table.budget.total == 1 << 24

@@ -214,8 +214,8 @@ def test_a_busy_moment_does_not_make_a_peer_far() -> None:
 
     assert host(2, 0.001) == 768 * KIB
     assert host(4, 0.020) == 768 * KIB
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
+    talk.lose()
+    talk.connect()
     talk.said()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     assert host(6, 0.020) == int(0.020 * 640 * MIB)

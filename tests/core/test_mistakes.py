@@ -18,6 +18,7 @@ from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.replay import Outbound
 from kdispatch_protocol.resume import Resumption
+from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_protocol.states import Leg as AgentLeg
 from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
@@ -27,7 +28,7 @@ from kdispatch_relay.switch.routes import Leg, Route
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 from tests.core import test_paths
-from tests.core.storms import CALM, LOSSES, TRUSTY, Storm
+from tests.core.storms import CALM, LOSSES, PLANNED, TRUSTY, Storm
 from tests.core.test_two_ends import run
 from tests.core.test_windows import Credit
 
@@ -107,33 +108,50 @@ def no_tombstones(patch: Patch) -> None:
 
 
 def old_numbers_are_taken(patch: Patch) -> None:
-    """Frames of a session that was replaced still count, at the relay and at the ends."""
+    """Frames under a number that was left still count: those of a replaced session, and of before a switch."""
     greeted = Switch._hello
 
-    def drop_number(self: StreamTable, stream: Stream) -> None:
+    def drop(self: AgentSession, stream: Stream) -> None:
         if stream.leg is AgentLeg.ASKED and stream.is_client:
-            self._unanswered -= 1
+            self.unanswered -= 1
         stream.number, stream.leg = 0, AgentLeg.NONE
 
-    def end_session(self: StreamTable, text: str, now: float) -> None:
-        self.by_number.clear()
-        ended(self, text, now)
-
-    def forget(self: StreamTable, stream: Stream) -> None:
-        for number in [number for number, other in self.by_number.items() if other is stream]:
-            del self.by_number[number]
-        forgotten(self, stream)
+    def forget(self: StreamTable, stream: Stream, code: str) -> None:
+        for session in self.sessions:
+            for number in [number for number, other in session.by_number.items() if other is stream]:
+                del session.by_number[number]
+        forgotten(self, stream, code)
 
     def hello(self: Switch, session: Session, type_: int, payload: memoryview) -> None:
         greeted(self, session, type_, payload)
         # The older one is not cut: what it still says goes where it always went.
         self.take_cuts()
 
-    ended, forgotten = StreamTable.end_session, StreamTable._forget
-    patch(StreamTable, "drop_number", drop_number)
-    patch(StreamTable, "end_session", end_session)
+    forgotten = StreamTable._forget
+    patch(AgentSession, "drop", drop)
+    patch(AgentSession, "idle", property(lambda _: True))
     patch(StreamTable, "_forget", forget)
     patch(Switch, "_hello", hello)
+
+
+def old_numbers_are_taken_after_a_switch(patch: Patch) -> None:
+    """A stream that has moved still listens to what comes under the number before."""
+    switch, forget = Resumption._switch, StreamTable._forget
+
+    def switched(stream: Stream, session: AgentSession, number: int) -> None:
+        older, before = stream.session, stream.number
+        switch(stream, session, number)
+        older.by_number[before] = stream
+
+    def forgotten(self: StreamTable, stream: Stream, code: str) -> None:
+        for session in self.sessions:
+            for number in [number for number, other in session.by_number.items() if other is stream]:
+                del session.by_number[number]
+        forget(self, stream, code)
+
+    patch(Resumption, "_switch", staticmethod(switched))
+    patch(StreamTable, "_forget", forgotten)
+    patch(AgentSession, "idle", property(lambda self: all(one.session is not self for one in self.by_number.values())))
 
 
 def replay_is_freed_when_written(patch: Patch) -> None:
@@ -155,8 +173,8 @@ def fin_is_never_repeated(patch: Patch) -> None:
 def early_data_goes_to_another_host(patch: Patch) -> None:
     lost = Resumption.session_lost
 
-    def session_lost(self: Resumption, stream: Stream, text: str, now: float) -> bool:
-        return (stream.opened or not stream.is_client) and lost(self, stream, text, now)
+    def session_lost(self: Resumption, stream: Stream, session: AgentSession, text: str, now: float) -> bool:
+        return (stream.opened or not stream.is_client) and lost(self, stream, session, text, now)
 
     patch(Resumption, "session_lost", session_lost)
 
@@ -175,8 +193,8 @@ def attach_is_believed_twice(patch: Patch) -> None:
     """What a refused or repeated ATTACH says is acted on: the receiver's numbers go back."""
     join = Resumption._join
 
-    def joined(self: Resumption, stream: Stream, entry: AttachEntry, now: float) -> None:
-        join(self, stream, entry, now)
+    def joined(self: Resumption, session: AgentSession, stream: Stream, entry: AttachEntry, now: float) -> None:
+        join(self, session, stream, entry, now)
         if not stream.ended:
             stream.outbound.sent = stream.outbound.base = 0
 
@@ -268,6 +286,7 @@ def relay_lets_data_overtake(patch: Patch) -> None:
         (credit_as_deltas, LOSSES),
         (no_tombstones, LOSSES),
         (old_numbers_are_taken, LOSSES),
+        (old_numbers_are_taken_after_a_switch, PLANNED),
         (replay_is_freed_when_written, LOSSES),
         (fin_is_never_repeated, LOSSES),
         (early_data_goes_to_another_host, LOSSES),

@@ -61,14 +61,14 @@ class Sender:
             case "reset":
                 talk.hear(frame(frames.RESET, self.number, payload=Reset(code="cancelled").encode()))
             case "lost":
-                talk.endpoint.disconnect(talk.now)
+                talk.lose()
             case _:
                 pass
         self.flush()
 
     def write(self, data: bytes) -> None:
         table = self.talk.table
-        assert not table.outbox
+        assert not self.talk.session.outbox
         header = table.pass_on(self.stream, data) if self.fast else None
         if header is None:
             table.write(self.stream, data)
@@ -77,7 +77,7 @@ class Sender:
         self.said += plain(decode(header + data))
 
     def flush(self) -> None:
-        while parts := self.talk.endpoint.data_to_send(1 << 20, self.talk.now):
+        while parts := self.talk.endpoint.data_to_send(self.talk.session, 1 << 20, self.talk.now):
             self.said += plain(decode(b"".join(parts)))
 
     @property

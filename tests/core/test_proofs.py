@@ -67,7 +67,7 @@ def test_an_end_that_was_written_but_never_sent_can_not_have_arrived() -> None:
     stream = client(talk)
     talk.table.write(stream, b"all")
     talk.said()
-    talk.endpoint.disconnect(talk.now)
+    talk.lose()
     talk.table.write_eof(stream)
     lose(talk)
     hear(talk, entry(stream, received=3, fin=True))

@@ -50,6 +50,7 @@ class Replay(RuleBasedStateMachine):
     def start(self) -> None:
         self.outbound = Outbound()
         self.base = self.sent = self.end = self.limit = 0
+        self.reached = 0  # how far it was sent before it went back
         self.kept: list[tuple[int, list[Buffer], bytes]] = []  # what was handed out, to be looked at later
         self.ended = False
 
@@ -76,10 +77,11 @@ class Replay(RuleBasedStateMachine):
 
     @rule(share=st.floats(0, 1), more=st.integers(0, 100) | SIZES)
     def acknowledge(self, share: float, more: int) -> None:
-        received = self.base + int((self.sent - self.base) * share)
+        received = self.base + int((max(self.sent, self.reached) - self.base) * share)
         assert self.outbound.acknowledge(received, self.base + more, fin=False) == received - self.base
         self.limit = max(self.limit, self.base + more)
         self.base = received
+        self.sent = max(self.sent, received)
 
     @rule(back=st.integers(0, 100))
     def old_acknowledgement(self, back: int) -> None:
@@ -87,7 +89,7 @@ class Replay(RuleBasedStateMachine):
 
     @rule(beyond=st.integers(1, 100))
     def untrue_acknowledgement(self, beyond: int) -> None:
-        for received, fin in ((self.sent + beyond, False), (self.sent, True)):
+        for received, fin in ((max(self.sent, self.reached) + beyond, False), (self.sent, True)):
             with pytest.raises(RemoteProtocolError) as error:
                 self.outbound.acknowledge(received, 1 << 40, fin=fin)
             assert error.value.code == "offset_mismatch"
@@ -95,7 +97,14 @@ class Replay(RuleBasedStateMachine):
     @rule()
     def rewind(self) -> None:
         self.outbound.rewind()
+        self.reached = max(self.reached, self.sent)
         self.sent = self.base
+
+    @rule()
+    def restart(self) -> None:
+        if not self.base:  # to somebody who has none of it
+            self.outbound.restart()
+            self.reached = self.sent = 0
 
     @rule()
     def end_it(self) -> None:

@@ -96,14 +96,23 @@ def test_a_peer_that_claims_too_much(wrong: dict[str, object]) -> None:
 
 
 def test_asked_by_the_peer_an_end_attaches_once() -> None:
-    """An entry without a number makes a joined stream attach anew; one that is attaching already does nothing."""
+    """An entry without a number makes a joined stream attach besides; until the join its leg is what it was."""
     talk = Conversation()
     stream = client(talk)
     hear(talk, entry(stream, number=None))
     [said] = attached(talk.said())
-    assert (said.number, stream.leg) == (3, Leg.ATTACHING)
+    assert (said.number, stream.number, stream.leg) == (3, 1, Leg.JOINED)
     hear(talk, entry(stream, number=None))
-    assert talk.said() == []
+    talk.table.write(stream, b"meanwhile")
+    assert [(name, number) for name, number, *_ in talk.said()] == [("DATA", 1)]
+    hear(talk, entry(stream, number=3, received=4))
+    assert [(name, number, value) for name, number, value, _ in talk.said()] == [("ACK", 3, 0), ("DATA", 3, 4)]
+    talk.hear(
+        frame(frames.DATA, 1, 0, b"late"),
+        frame(frames.GONE, 1),
+        frame(frames.RESET, 1, payload=Reset(code="closed").encode()),
+    )
+    assert (stream.inbound.received, stream.number, stream.leg) == (0, 3, Leg.JOINED)
 
 
 def test_an_entry_with_a_dead_number_is_ignored() -> None:
@@ -151,9 +160,9 @@ def test_what_became_of_a_stream_is_told_to_whoever_asks() -> None:
     stream = host(talk)
     talk.hear(frame(frames.DATA, 2, 0, b"x"))
     said = entry(stream, number=None)
-    talk.endpoint.disconnect(talk.now)
+    talk.lose()
     talk.table.reset(stream, "host_refused")
-    talk.endpoint.connect()
+    talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     talk.said()
     for asked, code in ((said, "host_refused"), (dataclasses.replace(said, uuid="88" * 16), "unknown_stream")):
@@ -280,10 +289,10 @@ def test_a_detached_stream_keeps_what_its_program_writes_up_to_the_bound() -> No
     """Without a session the writer is paused as soon as the usual bytes wait, and goes on once they can leave."""
     talk = Conversation(limits=Limits(unsent=10))
     stream = client(talk)
-    talk.endpoint.disconnect(talk.now)
+    talk.lose()
     assert talk.table.write(stream, b"12345")
     assert not talk.table.write(stream, b"67890")
-    talk.endpoint.connect()
+    talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     talk.said()
     talk.events()
@@ -306,8 +315,8 @@ def test_predecessors_are_named_in_every_hello() -> None:
     """A process that stands in for another shows that one's secret, so that peers need not wait in vain."""
     endpoint = Endpoint(bytes(32), predecessors=[b"\x01" * 32])
     for _ in range(2):
-        endpoint.connect()
-        message = b"".join(endpoint.data_to_send(1 << 16, 0.0))
+        session = endpoint.connect()
+        message = b"".join(endpoint.data_to_send(session, 1 << 16, 0.0))
         [(_, _, _, _, payload)] = frames.decode(message)
         assert json.loads(bytes(payload))["predecessors"] == ["01" * 32]
-        endpoint.disconnect(0.0)
+        endpoint.disconnect(session, 0.0)

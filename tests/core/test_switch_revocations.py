@@ -134,8 +134,8 @@ def test_an_agent_hears_that_its_offer_ended(code: str) -> None:
     talk.hear(frame(frames.RESET, number, payload=Reset(code=code, text="why").encode()))
     [refused] = [event for event in talk.events() if isinstance(event, events.OfferRefused)]
     assert (refused.code, refused.text) == (code, "why")
-    talk.endpoint.disconnect(talk.now)
-    talk.endpoint.connect()
+    talk.lose()
+    talk.connect()
     assert not talk.endpoint._offers
 
 

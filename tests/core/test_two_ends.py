@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.resume import Resumption
+from kdispatch_protocol.session import Session
+from kdispatch_protocol.states import Leg
 from kdispatch_protocol.streams import Stream
 from tests.core import storms, verdict
-from tests.core.storms import CALM, LOSSES, STORM, TRUSTY, Storm
+from tests.core.storms import CALM, LOSSES, PLANNED, STORM, TRUSTY, Storm
 from tests.core.world import World
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -34,7 +36,7 @@ def run(seed: int, storm: Storm, *, steps: int = 140, clients: int = 1, hosts: i
     world = World(rng, clients=clients, hosts=hosts)
     storms.play(rng, world, steps, storm)
     verdict.quiesce(world)
-    verdict.check(world, all_finish=storm is LOSSES)
+    verdict.check(world, all_finish=storm in {LOSSES, PLANNED})
     return world
 
 
@@ -50,6 +52,13 @@ def test_nothing_is_lost_repeated_or_swapped(seed: int, hosts: int) -> None:
 def test_an_open_stream_survives_lost_sessions_and_relays(seed: int, hosts: int) -> None:
     """Whatever connections are lost and relays are killed: each stream that was opened finishes, with all its bytes."""
     run(seed, LOSSES, hosts=hosts)
+
+
+@settings(max_examples=1600 // SHARE)
+@given(seed=SEEDS, clients=st.integers(1, 2))
+def test_planned_moves_are_not_noticed(seed: int, clients: int) -> None:
+    """Agents that move, at any moment and to other relays, lose nothing, and no stream that is open ends for it."""
+    run(seed, PLANNED, clients=clients)
 
 
 @settings(max_examples=1200 // SHARE)
@@ -70,7 +79,7 @@ def test_any_storm_ends_well_or_is_told(seed: int, clients: int) -> None:
 def test_many_cases() -> None:
     """The same worlds, by plain seeds, as many as are asked for; the rate is printed."""
     began = time.monotonic()
-    kinds = itertools.cycle((LOSSES, STORM, TRUSTY, LOSSES, CALM))
+    kinds = itertools.cycle((LOSSES, STORM, PLANNED, TRUSTY, LOSSES, CALM))
     for seed, storm in zip(range(RUNS), kinds, strict=False):
         run(seed, storm, steps=100 + seed % 3 * 60, clients=1 + seed % 2, hosts=1 + seed % 3)
     seconds = time.monotonic() - began
@@ -79,18 +88,26 @@ def test_many_cases() -> None:
 
 
 def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The property tests above are about something: streams finish, resume, are refused, expire, and bytes flow."""
+    """The property tests are about something: streams finish, resume, move, are refused, expire, and bytes flow."""
     finished = read = 0
     ends: Counter[str | None] = Counter()
     joined = Counter[bool]()
+    moved = Counter[tuple[str, bool]]()
     fast = Counter[str]()
     join = Resumption._join
 
-    def count(self: Resumption, stream: Stream, entry: AttachEntry, now: float) -> None:
+    def count(self: Resumption, session: Session, stream: Stream, entry: AttachEntry, now: float) -> None:
         joined[stream.opened] += 1
-        join(self, stream, entry, now)
+        join(self, session, stream, entry, now)
 
     monkeypatch.setattr(Resumption, "_join", count)
+    switch = Resumption._switch
+
+    def follow_move(stream: Stream, session: Session, number: int) -> None:
+        moved["joined" if stream.leg is Leg.JOINED else "detached", stream.session is session] += 1
+        switch(stream, session, number)
+
+    monkeypatch.setattr(Resumption, "_switch", staticmethod(follow_move))
     windows: Counter[str] = Counter()
     window = Growth.window
 
@@ -100,8 +117,8 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
         return after
 
     monkeypatch.setattr(Growth, "window", follow)
-    for seed in range(100):
-        world = run(seed, STORM if seed % 2 else LOSSES, steps=200)
+    for seed, storm in zip(range(120), itertools.cycle((LOSSES, STORM, TRUSTY)), strict=False):
+        world = run(seed, storm, steps=200)
         finished += sum(end.finished for _, end in world.made)
         read += sum(end.read for _, end in world.made)
         ends.update(end.reset for _, end in world.made)
@@ -111,5 +128,6 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert windows["grown"] > 20 and windows["shrunk"] > 2
 
     assert fast["agent"] > 40 and fast["relay"] > 25
+    assert moved["joined", False] > 3 and moved["joined", True] > 3 and moved["detached", False] > 1
     assert joined[True] > 75 and joined[False] > 1
     assert {"own", "resume_expired", "peer_restarted", "cancelled", "host_timeout", "unknown_stream"} <= set(ends)

@@ -14,9 +14,9 @@ _EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
 def quiesce(world: World) -> None:
     """No more faults: everybody is connected, reads, and writes the end, and time goes on until nothing moves."""
     for agent in world.agents:
-        connection = agent.connection
-        if connection is not None and (connection.up.eats or not connection.relay_side):
-            world.cut(agent)  # its silence was noticed
+        for connection in [*agent.older, *([agent.connection] if agent.connection else [])]:
+            if connection.up.eats or not connection.relay_side:
+                world.cut(agent, connection)  # its silence was noticed
         for ghost in list(agent.ghosts):
             world.relay_notices(agent, ghost)
         world.connect(agent)
@@ -33,7 +33,12 @@ def quiesce(world: World) -> None:
 
 def _wait(world: World) -> None:
     """Go to the next deadline of anybody."""
-    deadlines = [world.switch.next_deadline(), *(agent.endpoint.next_deadline() for agent in world.agents)]
+    deadlines = [
+        *(relay.next_deadline() for relay in world.relays),
+        *(agent.endpoint.next_deadline() for agent in world.agents),
+    ]
+    for agent in world.agents:
+        deadlines += [one.left_at + world.limits.leave + 0.001 for one in agent.older if one.left_at is not None]
     due = min((when for when in deadlines if when is not None), default=world.now)
     world.pass_time(max(due - world.now, 0.001))
 
@@ -49,6 +54,7 @@ def _settle_once(world: World) -> bool:
             moved = moved or end.unread > 0
             world.read(agent, end, end.unread)
             world.write_eof(agent, end)
+        moved = world.move_on(agent) or moved
         world.flush(agent)
         for up in (True, False):
             if any(connection.up.bytes if up else connection.down.bytes for connection in agent.connections):
@@ -100,7 +106,7 @@ def _check_stream(world: World, client: End, hosts: list[End], *, all_finish: bo
 
 def _check_agent(agent: Agent) -> None:
     table = agent.endpoint.table
-    assert not table.by_uuid and not table.by_number, "a stream was not forgotten"
+    assert not table.by_uuid and all(session.idle for session in table.sessions), "a stream was not forgotten"
     assert table.replay_held == 0 and table.budget.promised == 0, "not everything was given back"
     assert agent.connection is not None and not agent.ghosts
     session = agent.connection.session

@@ -4,8 +4,9 @@ The ends are the real classes: endpoints, the switch, the WebSocket reader. Only
 what moves between them is played: every byte goes over a wire that delivers in
 pieces of any size, at any time; programs write, read, stop and give up at
 random; time jumps. A connection is lost at one end before the other notices, is
-replaced while the relay still believes in it, or eats all it is given; relays
-and agents are killed and started again. Whatever happened, the checks at the
+replaced while the relay still believes in it, or eats all it is given; agents
+move from one to another; relays and agents are killed and started again, and a
+relay is followed by another while it still runs. Whatever happened, the checks at the
 end (``verdict.py``) must hold.
 """
 
@@ -94,12 +95,13 @@ class Agent:
     serves: bool
     ends: dict[Stream, End] = field(default_factory=dict)
     dialing: list[Stream] = field(default_factory=list)
-    connection: Connection | None = None
+    connection: Connection | None = None  # the newest
+    older: list[Connection] = field(default_factory=list)  # those that it is moving from
     ghosts: list[Connection] = field(default_factory=list)
 
     @property
     def connections(self) -> list[Connection]:
-        return [*self.ghosts, *([self.connection] if self.connection else [])]
+        return [*self.ghosts, *self.older, *([self.connection] if self.connection else [])]
 
 
 #: A weight, and what then happens.
@@ -113,9 +115,10 @@ class World:
         self.rng = rng
         self.now = 100.0
         self.limits = limits
-        self.switch = self._new_relay()
+        self.switch = self._new_relay()  # the one that takes new connections
+        self.relays = [self.switch]  # all that run
         self.agents: list[Agent] = []
-        self.questions: deque[Question] = deque()
+        self.questions: deque[tuple[Switch, Question]] = deque()
         self.uuids = 0
         self.processes = 0
         self.delivered_to: dict[str, set[str]] = {}  # stream uuid -> processes that got a byte of it
@@ -147,33 +150,70 @@ class World:
     def connect(self, agent: Agent) -> None:
         """An agent without a connection gets one."""
         if agent.connection is None:
-            agent.connection = Connection(self.switch.connect(agent.name, self.now), self.chance)
-            agent.endpoint.connect()
+            session = self.switch.connect(agent.name, self.now)
+            agent.connection = Connection(self.switch, session, agent.endpoint.connect(), self.chance)
             agent.endpoint.table.sink = lambda stream, data: self._data_arrived(agent, stream, data)
 
-    def agent_notices(self, agent: Agent) -> None:
-        """An agent finds its connection lost; the relay may believe in it for some time."""
-        connection, agent.connection = agent.connection, None
-        if connection is not None:
-            connection.agent_side = False
-            if connection.relay_side:
-                agent.ghosts.append(connection)
-            agent.endpoint.disconnect(self.now)
-            self.settle(agent)
+    def move(self, agent: Agent) -> None:
+        """An agent whose connection works gets another one beside it, unless it is on its way already."""
+        if agent.connection is not None and agent.connection.of_agent.ready and not agent.older:
+            agent.older.append(agent.connection)
+            agent.connection.left_at = self.now
+            agent.connection = None
+            self.connect(agent)
+
+    def move_on(self, agent: Agent) -> bool:
+        """Go to the relay that takes new connections, and away from any other; returns whether that was anything."""
+        before = agent.connections
+        if agent.connection is not None and agent.connection.relay is not self.switch:
+            self.move(agent)
+        self.depart(agent)
+        return agent.connections != before
+
+    def depart(self, agent: Agent) -> None:
+        """An agent that has moved says so where it was; once nothing is left there, or in time, it closes that."""
+        for connection in list(agent.older):
+            if agent.endpoint.table.session is connection.of_agent:
+                continue  # the newer one is not ready
+            if not connection.of_agent.leaving and not connection.of_agent.quiet:
+                agent.endpoint.leave(connection.of_agent)
+            elif (connection.of_agent.quiet and connection.of_agent.idle) or self._left_long_ago(connection):
+                self.flush(agent)
+                self.deliver(agent, 1_000_000, up=True)
+                self.agent_notices(agent, connection)
+                self.relay_notices(agent, connection)
+
+    def _left_long_ago(self, connection: Connection) -> bool:
+        return connection.left_at is not None and self.now - connection.left_at > self.limits.leave
+
+    def agent_notices(self, agent: Agent, connection: Connection | None = None) -> None:
+        """An agent finds a connection lost, its newest or this; the relay may believe in it for some time."""
+        connection = connection or agent.connection
+        if connection is None:
+            return
+        if connection is agent.connection:
+            agent.connection = agent.older.pop() if agent.older else None
+        else:
+            agent.older.remove(connection)
+        connection.agent_side = False
+        if connection.relay_side:
+            agent.ghosts.append(connection)
+        agent.endpoint.disconnect(connection.of_agent, self.now)
+        self.settle(agent)
 
     def relay_notices(self, agent: Agent, connection: Connection) -> None:
         """The relay finds a connection lost; its agent may believe in it for some time."""
         if connection.relay_side:
             connection.relay_side = False
-            self.switch.disconnect(connection.session, self.now)
+            connection.relay.disconnect(connection.session, self.now)
         if connection in agent.ghosts:
             agent.ghosts.remove(connection)
         self.settle(agent)
 
-    def cut(self, agent: Agent) -> None:
+    def cut(self, agent: Agent, connection: Connection | None = None) -> None:
         """Both sides notice at once."""
-        connection = agent.connection
-        self.agent_notices(agent)
+        connection = connection or agent.connection
+        self.agent_notices(agent, connection)
         if connection is not None:
             self.relay_notices(agent, connection)
 
@@ -186,20 +226,31 @@ class World:
         """The relay is killed and started: it knows nothing, and agents notice one by one."""
         self.switch = self._new_relay()
         self.questions.clear()
+        for relay in list(self.relays):
+            self.end_relay(relay)
+        self.relays = [self.switch]
+
+    def upgrade(self) -> None:
+        """Another relay takes new connections; the one before keeps those that it has."""
+        self.switch = self._new_relay()
+        self.relays.append(self.switch)
+
+    def end_relay(self, relay: Switch) -> None:
+        """A relay is gone; agents notice one by one."""
+        self.relays.remove(relay)
         for agent in self.agents:
-            agent.ghosts.clear()
-            if agent.connection is not None:
-                agent.connection.relay_side = False
+            for connection in [one for one in agent.connections if one.relay is relay]:
+                connection.relay_side = False
+                if connection in agent.ghosts:
+                    agent.ghosts.remove(connection)
 
     def restart_agent(self, agent: Agent, *, slot: bool) -> None:
         """An agent is killed, with its programs, and started; in a slot it proves whose successor it is."""
         self.restarts += 1
-        connection = agent.connection
-        if connection is not None:
-            agent.connection = None
-            connection.agent_side = False
-            if connection.relay_side:
-                agent.ghosts.append(connection)
+        agent.ghosts = [connection for connection in agent.connections if connection.relay_side]
+        agent.connection, agent.older = None, []
+        for ghost in agent.ghosts:
+            ghost.agent_side = False
         for end in agent.ends.values():
             end.killed = end.killed or not end.over
         old = agent.endpoint.secret
@@ -247,10 +298,12 @@ class World:
 
     def _passed_on(self, agent: Agent, end: End, data: bytes) -> bool:
         """The sender's fast path, as a driver takes it."""
-        connection, table = agent.connection, agent.endpoint.table
-        if connection is None or connection.full:
+        table = agent.endpoint.table
+        its = [one for one in agent.connections if one.agent_side and one.of_agent is end.stream.session]
+        if not its or its[0].full:
             return False
-        while parts := agent.endpoint.data_to_send(self.limits.batch_max, self.now):
+        connection = its[0]
+        while parts := agent.endpoint.data_to_send(connection.of_agent, self.limits.batch_max, self.now):
             connection.up.put(parts)  # where a socket is free mostly nothing waits
         header = table.pass_on(end.stream, data)
         if header is not None:
@@ -279,7 +332,7 @@ class World:
         size = self.rng.choice((1, 400, self.limits.batch_max))
         for connection in agent.connections:
             if connection.agent_side:
-                parts = agent.endpoint.data_to_send(size, self.now)
+                parts = agent.endpoint.data_to_send(connection.of_agent, size, self.now)
                 if parts:
                     connection.up.put(parts)
             if connection.relay_side:
@@ -305,19 +358,20 @@ class World:
             for received in wire.take(size):
                 if up and connection.relay_side:
                     self._flush_relay()
-                    if len(received) == 1 and self.switch.pass_on(connection.session, received[0]):
+                    if len(received) == 1 and connection.relay.pass_on(connection.session, received[0]):
                         self.fast["relay"] += 1
                     else:
-                        self.switch.receive_frames(connection.session, received, self.now)
+                        connection.relay.receive_frames(connection.session, received, self.now)
                 elif not up and connection.agent_side:
-                    agent.endpoint.receive_frames(received, self.now)
+                    agent.endpoint.receive_frames(connection.of_agent, received, self.now)
                     self.settle(agent)
             assert wire.reader.closing is None
             self.settle(agent)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.switch.handle_timeout(self.now)
+        for relay in self.relays:
+            relay.handle_timeout(self.now)
         for agent in self.agents:
             agent.endpoint.handle_timeout(self.now)
             self.settle(agent)
@@ -325,13 +379,13 @@ class World:
     def answer_question(self) -> None:
         """The store answers one question of the switch."""
         if self.questions:
-            question = self.questions.popleft()
+            relay, question = self.questions.popleft()
             if isinstance(question, AskOffer):
-                self.switch.offers.allowed(question, public=True, now=self.now)
+                relay.offers.allowed(question, public=True, now=self.now)
             elif isinstance(question, AskAttach):
-                self.switch.attachments.allowed(question, self.now)
+                relay.attachments.allowed(question, self.now)
             else:
-                self.switch.opens.allowed(question.route, public=True, now=self.now)
+                relay.opens.allowed(question.route, public=True, now=self.now)
 
     def pump(self, agent: Agent) -> None:
         """All that an agent and the relay have to say arrives."""
@@ -352,14 +406,15 @@ class World:
     # --- what the ends report -----------------------------------------------------------------
 
     def settle(self, agent: Agent) -> None:
-        self.questions.extend(self.switch.take_questions())
-        self.switch.take_touched()
-        for cut in self.switch.take_cuts():
-            assert cut.code == "superseded", f"an honest session was cut: {cut}"
-            for other in self.agents:
-                for connection in other.connections:
-                    if connection.session is cut.session:
-                        self.relay_notices(other, connection)
+        for relay in self.relays:
+            self.questions.extend((relay, question) for question in relay.take_questions())
+            relay.take_touched()
+            for cut in relay.take_cuts():
+                assert cut.code == "superseded", f"an honest session was cut: {cut}"
+                for other in self.agents:
+                    for connection in other.connections:
+                        if connection.session is cut.session:
+                            self.relay_notices(other, connection)
         while happened := agent.endpoint.take_events():
             for event in happened:
                 self._event(agent, event)

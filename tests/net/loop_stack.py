@@ -73,14 +73,14 @@ class Stack:
     def held(self) -> dict[str, int]:
         """Everything that streams leave somewhere, counted: all of it is back at zero once they are gone."""
         tables = [driver.endpoint.table for driver in self.drivers]
-        sessions = list(self.switch.by_process.values())
+        sessions = list(self.switch.sessions)
         return {
             "streams": sum(len(table.by_uuid) for table in tables),
-            "numbers": sum(len(table.by_number) for table in tables),
+            "numbers": sum(len(s.by_number) + len(s.moving) for table in tables for s in table.sessions),
             "transports": sum(len(driver._transports) for driver in self.drivers),
             "promised credit": sum(table.budget.promised for table in tables),
             "bytes for replay": sum(table.replay_held for table in tables),
-            "unanswered opens of agents": sum(table._unanswered for table in tables),
+            "unanswered opens of agents": sum(s.unanswered for table in tables for s in table.sessions),
             "legs": sum(len(session.legs) for session in sessions),
             "opened": sum(session.streams_opened for session in sessions),
             "unanswered opens": sum(session.unanswered for session in sessions),

@@ -22,10 +22,10 @@ from tests.net.tcp import Tcp, echo, service
 
 def _relay_says(host: Host, code: str) -> None:
     """What a relay sends for the host's offer."""
-    endpoint = host.uplink.endpoint
-    (number,) = endpoint._offer_numbers
+    [session] = host.driver.sessions
+    (number,) = session.session.offers
     reset = frames.frame(frames.RESET, number, payload=Reset(code=code, text="It was withdrawn.").encode())
-    host.driver.link_frames(frames.decode(reset), 0.0)
+    session.link_frames(frames.decode(reset), 0.0)
 
 
 async def _talking(port: int) -> Tcp:

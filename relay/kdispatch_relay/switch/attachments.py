@@ -13,7 +13,7 @@ the ends check each other's proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
@@ -22,6 +22,7 @@ from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_relay.switch.intents import AttachRefused
+from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
@@ -79,8 +80,10 @@ class Attachments:
         limits: Limits,
         touched: set[Session],
         by_process: dict[str, Session],
+        sessions: Collection[Session],
         *,
         cut: Callable[[Session, str, str], None],
+        opens: Opens,
         lost: Callable[[Leg, float], None],
     ) -> None:
         self.questions: list[AskAttach] = []
@@ -92,6 +95,8 @@ class Attachments:
         self._by_process = by_process
         self._cut = cut
         self._lost = lost  # what to do when a leg is lost
+        self._sessions = sessions
+        self._opens = opens
         self._waiting: dict[tuple[str, str, str], Half] = {}
         self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
 
@@ -109,9 +114,8 @@ class Attachments:
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
-            older = session.streams.get((entry.uuid, entry.role))
-            if older is not None:  # its agent has given that number up
-                self._lost(older, now)
+            if entry.opening:
+                self._give_up_open(session, entry.uuid)
             half = Half(session, entry.number, entry)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 self._answer(half, "busy", "This session has as many streams as it may.")
@@ -122,6 +126,12 @@ class Attachments:
                 groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
+
+    def _give_up_open(self, session: Session, uuid: str) -> None:
+        """A client asks the one host that may have its early data: another must not get it from an older session."""
+        for older in session.all_of_agent:
+            for leg in [leg for leg in older.legs.values() if older is not session and leg.is_asking(uuid)]:
+                self._opens.cancel(leg)
 
     def _look_up(self, asked: AskAttach, now: float) -> None:
         known = self._registry.get(asked.service)
@@ -141,6 +151,9 @@ class Attachments:
             older = self._waiting.get(half.key)
             if older is not None:
                 self.drop(older)
+                if older.session is not half.session:  # the newer one may go before the older, which waits for nothing
+                    older.session.outbox.send(frames.frame(frames.GONE, older.number))
+                    self._touched.add(older.session)
             other = self._waiting.get(half.wanted)
             if other is not None and other.fits(half):
                 self._join(half, other, now)
@@ -206,7 +219,7 @@ class Attachments:
 
     def revoke(self, service: str) -> None:
         """What rests on the service ends."""
-        for session in self._by_process.values():
+        for session in list(self._sessions):
             for half in [h for h in session.halves.values() if h.entry.service == service]:
                 self._refuse(half, "revoked", "The service was deleted by its owner.")
 
@@ -221,8 +234,8 @@ class Attachments:
             if not waiting:
                 del self._by_peer[half.entry.peer]
             peer = self._by_process.get(half.entry.peer)
-            if peer is not None:
-                peer.asked.discard(half)
+            for session in peer.all_of_agent if peer is not None else ():
+                session.asked.discard(half)
 
     # --- inner --------------------------------------------------------------------------------
 
@@ -250,6 +263,15 @@ class Attachments:
         if other is not None and other.wanted == half.key:
             self._ask(half.session, [other])
 
+    def _leave(self, half: Half, other: Half, now: float) -> None:
+        """The stream goes on here: what was on the way over its older leg is sent again, by the ends."""
+        for session in half.session.all_of_agent:
+            leg = session.streams.get((half.entry.uuid, half.entry.role))
+            if leg is not None and leg.peer is not None and leg.peer.session.process == other.session.process:
+                self._opens.forget(leg.route)
+            elif leg is not None:
+                self._lost(leg, now)  # whoever was there must not go on waiting
+
     def _tell(self, session: Session, entry: AttachEntry) -> None:
         """A join: before any data of the stream, so a control frame."""
         session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of([entry]).encode()))
@@ -258,6 +280,8 @@ class Attachments:
     def _join(self, one: Half, two: Half, now: float) -> None:
         self.drop(one)
         self.drop(two)
+        self._leave(one, two, now)
+        self._leave(two, one, now)
         client, host = (one, two) if one.entry.role == "client" else (two, one)
         message = Open(service=host.entry.service, uuid=host.entry.uuid, limit=host.entry.limit)
         route = Route(client.session, client.number, message)

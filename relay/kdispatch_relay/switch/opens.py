@@ -156,6 +156,14 @@ class Opens:
         route.refusal = (code, text)
         self._next_try(route, now)
 
+    def cancel(self, leg: Leg) -> None:
+        """A client gave up before its answer."""
+        host = leg.route.host
+        if host is not None:
+            host.session.outbox.send(reset_frame(host.number, "cancelled", "The client gave up."))
+            self._touched.add(host.session)
+        self.close(leg.route, "cancelled")
+
     def close(self, route: Route, code: str) -> None:
         """A stream is over, wherever it stood. Whoever has to hear of it, and of its code, was told."""
         self._report(route, code)

@@ -97,8 +97,9 @@ class Registry:
 
     def lost(self, host: Host, now: float) -> None:
         """A host's session broke without a WITHDRAW: it may well come back."""
-        self.remove(host)
-        self.entry(host.service).wait_until = now + self._limits.open_wait_lost
+        if self._hosts.get(host.id) is host:
+            self.remove(host)
+            self.entry(host.service).wait_until = now + self._limits.open_wait_lost
 
     def wait_until(self, service: str) -> float:
         """Until when an OPEN that finds no host should wait."""

@@ -23,7 +23,7 @@ def revoke_service(switch: Switch, service: str) -> None:
         _end_offers(switch, host, "revoked", _DELETED)
     routes = {
         leg.route: None
-        for session in switch.by_process.values()
+        for session in switch.sessions
         for leg in session.legs.values()
         if leg.route.message.service == service
     }

@@ -48,6 +48,7 @@ class Leg:
         "_late_last",
         "_late_since",
         "_queue",
+        "acked",
         "deficit",
         "fin_acked",
         "fin_passed",
@@ -68,6 +69,7 @@ class Leg:
         self.peer: Leg | None = None  # the other leg, once a host has opened
         self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
         self.next = 0  # the offset that this agent's next byte has
+        self.acked = 0  # below this its peer has said that all has arrived: it need not be sent again
         self.resumed = False  # the next DATA may begin later: its first under this number
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer
@@ -131,6 +133,11 @@ class Leg:
         stream = (route.message.uuid, "client" if route.client is self else "host")
         if session.streams.get(stream) is self:
             del session.streams[stream]
+
+    def is_asking(self, uuid: str) -> bool:
+        """Whether it is the client's leg of this stream, and no host has opened it yet."""
+        route = self.route
+        return route.client is self and route.message.uuid == uuid and route.state is not RouteState.OPEN
 
     def is_hosts(self, service: str) -> bool:
         """Whether it is the host's leg of a running stream of the service."""

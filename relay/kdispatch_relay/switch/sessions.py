@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from kdispatch_protocol.frames import Buffer
@@ -41,6 +41,7 @@ class Session:
         "limits",
         "look_ups",
         "offers",
+        "older",
         "outbox",
         "predecessors",
         "process",
@@ -61,6 +62,7 @@ class Session:
         #: Sends a message of these parts at once if the socket is free; returns whether it did. The gate sets it.
         self.write_now: Callable[[list[Buffer]], bool] | None = None
         self.process = ""
+        self.older: Session | None = None  # of the same agent, which is moving from there to here
         self.credit = 0  # granted by WELCOME, bytes
         self.outbox = Outbox(limits)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
@@ -82,6 +84,14 @@ class Session:
         self.gones = Bucket(limits.gone_rate, limits.gone_rate, now)
         self.highest_number = 0  # of the agent's own numbers
         self._next_number = 2
+
+    @property
+    def all_of_agent(self) -> Iterator[Session]:
+        """This one, and those that its agent is moving from."""
+        session: Session | None = self
+        while session is not None:
+            yield session
+            session = session.older
 
     def __repr__(self) -> str:
         return f"<Session {self.process[:8] or 'new'} of {self.source}>"

@@ -50,14 +50,16 @@ class Switch:
         self.budget = ProcessBudget(memory)
         self.registry = Registry(choose, limits, now)
         self.timers = Timers()
-        self.by_process: dict[str, Session] = {}
+        self.by_process: dict[str, Session] = {}  # the newest of each agent
+        self.sessions: set[Session] = set()  # all that have greeted
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
         self.revocations = 0  # services that were revoked: look-ups from before do not hold
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
         self.attachments = Attachments(
-            self.registry, limits, self._touched, self.by_process, cut=self.cut, lost=self._leg_lost
+            self.registry, limits, self._touched, self.by_process, self.sessions, cut=self.cut, opens=self.opens,
+            lost=self._leg_lost,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -80,17 +82,39 @@ class Switch:
         if session.ended:
             return
         session.ended = True
-        if self.by_process.get(session.process) is session:
-            del self.by_process[session.process]
+        self.sessions.discard(session)
+        older = session.older
+        self._unlink(session)
         for host in session.offers.values():
             if host is not None:
                 self.registry.lost(host, now)
         session.offers.clear()
+        if older is not None:
+            self._take_back(older, now)
         self.attachments.session_lost(session)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
         self._touched.discard(session)
+
+    def _take_back(self, session: Session, now: float) -> None:
+        """The agent's move away from this session failed: its hosts are here again."""
+        for host in session.offers.values():
+            if host is not None and self.registry.host(host.id) is None:
+                self.registry.add(host)
+                self.opens.host_appeared(host.service, now)
+
+    def _unlink(self, session: Session) -> None:
+        newest = self.by_process.get(session.process)
+        if newest is session and session.older is not None:
+            self.by_process[session.process] = session.older  # the move failed
+        elif newest is session:
+            del self.by_process[session.process]
+        elif newest is not None:
+            for newer in newest.all_of_agent:
+                if newer.older is session:
+                    newer.older = session.older
+        session.older = None
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
@@ -196,9 +220,13 @@ class Switch:
         before = (process_id(bytes.fromhex(old)) for old in hello.predecessors)
         session.predecessors = tuple(process for process in before if process != session.process)
         older = self.by_process.get(session.process)
-        if older is not None:  # the secret proves that it is the same process
-            self.cut(older, "superseded")
+        if older is not None and hello.mode == "move" and not older.doomed:
+            session.older = older
+            older = older.older  # one that is left is enough
+        for replaced in older.all_of_agent if older is not None else ():
+            self.cut(replaced, "superseded")  # the secret proves that it is the same process
         self.by_process[session.process] = session
+        self.sessions.add(session)
         session.credit = self.limits.credit // 4 if self.budget.tight else self.limits.credit
         welcome = Welcome(
             version=max(common),
@@ -258,7 +286,7 @@ class Switch:
         else:
             if not session.resets.take(now):
                 self.cut(session, "rate_limited", "Too many streams were given up before they were answered.")
-            self._cancel(leg)
+            self.opens.cancel(leg)
 
     # --- frames of one stream -----------------------------------------------------------------------------
 
@@ -286,7 +314,7 @@ class Switch:
         elif leg.peer is None:
             code = "protocol_error"
         elif type_ == frames.FIN:
-            if value > leg.limit:
+            if value > leg.limit and not leg.resumed:  # behind an ATTACH all may be there that an older limit allowed
                 code = "credit_exceeded"
             elif not leg.fin_passed:  # a repeated one says nothing new
                 leg.fin_passed = True
@@ -298,6 +326,7 @@ class Switch:
             self._violated(leg, code, now)
 
     def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
+        peer.acked = max(peer.acked, received)
         peer.forward_ack(received, limit, fin=fin)
         self._touched.add(peer.session)
         if fin:
@@ -310,8 +339,8 @@ class Switch:
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
         elif self.budget.spent:
-            staying = [s for s in self.by_process.values() if not s.doomed]
-            freed = sum(s.queued for s in self.by_process.values() if s.doomed)
+            staying = [s for s in self.sessions if not s.doomed]
+            freed = sum(s.queued for s in self.sessions if s.doomed)
             if staying and self.budget.queued - freed > self.budget.total:
                 longest = max(staying, key=lambda s: s.queued)
                 self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
@@ -322,7 +351,7 @@ class Switch:
             self._violated(leg, "protocol_error", now)
         elif end > leg.limit:
             self._violated(leg, "credit_exceeded", now)
-        elif start > leg.next and not leg.resumed:
+        elif start > leg.next and not leg.resumed and start > leg.acked:
             self._violated(leg, "offset_mismatch", now)
         elif end > leg.next:
             leg.resumed = False
@@ -347,7 +376,7 @@ class Switch:
         elif leg is route.host:
             self.opens.host_failed(route, code, text, now)
         else:
-            self._cancel(leg)
+            self.opens.cancel(leg)
 
     def _reset_peer(self, leg: Leg, code: str, text: str) -> None:
         peer = leg.peer
@@ -355,14 +384,6 @@ class Switch:
         if peer is not None:
             peer.session.outbox.send(reset_frame(peer.number, code, text))
             self._touched.add(peer.session)
-
-    def _cancel(self, leg: Leg) -> None:
-        """A client gave up before its answer."""
-        host = leg.route.host
-        if host is not None:
-            host.session.outbox.send(reset_frame(host.number, "cancelled", "The client gave up."))
-            self._touched.add(host.session)
-        self.opens.close(leg.route, "cancelled")
 
     def _leg_lost(self, leg: Leg, now: float) -> None:
         """A leg's session is gone. The other end is told, so that it attaches the stream again."""
@@ -374,7 +395,7 @@ class Switch:
         elif leg is route.host:
             self.opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
         else:
-            self._cancel(leg)
+            self.opens.cancel(leg)
 
 
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})

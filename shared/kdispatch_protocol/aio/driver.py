@@ -9,15 +9,16 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from kdispatch_protocol import events, frames
+from kdispatch_protocol import events
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
-from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.aio.uplink_session import UplinkSession
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.events import Event
 from kdispatch_protocol.frames import Buffer, Frame
+from kdispatch_protocol.session import Session
 from kdispatch_protocol.streams import Stream
 
 __all__ = ["EndpointDriver"]
@@ -46,37 +47,33 @@ class EndpointDriver:
         self.loop = asyncio.get_running_loop()
         self.buffer = read_buffer()
         self.pipes: set[Pipe] = set()  # local connections that are not closed yet
-        self.lost: asyncio.Future[tuple[str, str]] | None = None  # of the current link: code and text
         self._table = endpoint.table
         self._table.sink = self._data_arrived
         self._on_event = on_event
-        self._link: Link | None = None
+        self._uplinks: dict[Session, UplinkSession] = {}
         self._transports: dict[Stream, StreamTransport] = {}
         self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
         self._reading = False  # a read is being worked on; its answers go out at its end
 
-    # --- the session -------------------------------------------------------------------------
+    # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, transport: asyncio.Transport, early: bytes = b"") -> asyncio.Future[tuple[str, str]]:
-        """Run a session over an upgraded connection; the future tells how it ended."""
-        limits = self.endpoint.limits
-        self.lost = self.loop.create_future()
-        self._link = Link(self, limits, server=False, buffer=self.buffer, max_message=limits.message)
-        self.endpoint.connect()
-        self._link.carrier.attach(transport, early)
-        self._link.wake()
-        return self.lost
+    def connect(self, transport: asyncio.Transport, early: bytes = b"") -> UplinkSession:
+        """Run a session over an upgraded connection. If there is one already, streams move to the new one."""
+        uplink = UplinkSession(self)
+        self._uplinks[uplink.session] = uplink
+        uplink.start(transport, early)
+        return uplink
 
     def disconnect(self, code: str = "", text: str = "") -> None:
-        """End the current session in order."""
-        if self._link is not None:
-            self._link.close(code, text)
+        """End every session in order."""
+        for uplink in list(self._uplinks.values()):
+            uplink.close(code, text)
 
     def abort(self) -> None:
-        """End the current session at once; another may follow."""
-        if self._link is not None:
-            self._link.abort("cancelled", "The session was given up.")
+        """End every session at once; others may follow."""
+        for uplink in list(self._uplinks.values()):
+            uplink.abort()
 
     def end_streams(self, code: str = "cancelled", text: str = "The agent ended.") -> None:
         """End every stream, and tell the peers as far as there is a session."""
@@ -93,6 +90,11 @@ class EndpointDriver:
         for pipe in list(self.pipes):
             pipe.abort()
         self._alarm.cancel()
+
+    @property
+    def sessions(self) -> list[UplinkSession]:
+        """Those that are alive, the newest last."""
+        return list(self._uplinks.values())
 
     @property
     def streams(self) -> int:
@@ -182,26 +184,31 @@ class EndpointDriver:
         """Something was queued: send it in this turn of the loop, and keep the timer right."""
         if not self._table.by_uuid:
             self._idle.set()
+        if len(self._uplinks) > 1:
+            self._look_who_left()
         if self._reading:
-            return  # link_read does it
-        if self._link is not None and self._table.outbox:
-            self._link.wake()
+            return  # `flush` follows
+        for uplink in self._uplinks.values():
+            if uplink.session.outbox:
+                uplink.link.wake()
         self._alarm.set(self.endpoint.next_deadline())
 
     def local_read(self, pipe: Pipe, data: bytes) -> None:
         """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
-        link = self._link
-        if link is not None and pipe.stream is not None and not self._table.outbox and link.takes(len(data)):
-            header = self._table.pass_on(pipe.stream.stream, data)
-            if header is not None:
-                link.send([header, data])
-                return
+        if pipe.stream is not None:
+            stream = pipe.stream.stream
+            uplink = self._uplinks.get(stream.session)
+            if uplink is not None and not stream.session.outbox and uplink.link.takes(len(data)):
+                header = self._table.pass_on(stream, data)
+                if header is not None:
+                    uplink.link.send([header, data])
+                    return
         self._reading = True
         try:
             pipe.local_said(data)
         finally:
             self._reading = False
-            self.link_read()
+            self.flush()
 
     def _timed_out(self) -> None:
         self.endpoint.handle_timeout(self.loop.time())
@@ -251,13 +258,13 @@ class EndpointDriver:
                 end = transport.reset if transport is not None else functools.partial(self.refuse, event.stream)
                 end("host_refused", "The host's program failed.")
 
-    # --- the link's owner ------------------------------------------------------------------------------
+    # --- for sessions ---------------------------------------------------------------------------------
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
-        """Frames of the relay's."""
+    def frames_arrived(self, session: Session, received: list[Frame], now: float) -> None:
+        """Frames of the relay's; ``flush`` follows."""
         self._reading = True
         try:
-            self.endpoint.receive_frames(received, now)
+            self.endpoint.receive_frames(session, received, now)
         finally:
             try:
                 if self._table.events or not self._table.by_uuid:
@@ -265,33 +272,36 @@ class EndpointDriver:
             finally:
                 self._reading = False
 
-    def link_violated(self, code: str, text: str) -> None:
-        """The relay broke the protocol."""
-        self.disconnect(code, text)
-
-    def link_read(self) -> None:
-        """A read was worked on: its answers go out at once."""
+    def flush(self) -> None:
+        """Something was worked on: what came of it goes out at once."""
         self._alarm.set(self.endpoint.next_deadline())
-        if self._link is not None and self._table.outbox:
-            self._link.flush()
+        for uplink in tuple(self._uplinks.values()):
+            if uplink.session.outbox:
+                uplink.link.flush()
+        if len(self._uplinks) > 1:
+            self._look_who_left()
 
-    def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch."""
-        parts = self.endpoint.data_to_send(most, now)
+    def leave(self, uplink: UplinkSession) -> None:
+        """The agent has gone over to a newer session: say so in this one, and set its ``left`` when all is done."""
+        self.endpoint.leave(uplink.session)
+        self.wake()
+
+    def _look_who_left(self) -> None:
+        for session, uplink in self._uplinks.items():
+            if session.quiet and session.idle:
+                uplink.left.set()
+
+    def collect(self, session: Session, most: int, now: float) -> list[Buffer]:
+        """The session's next batch."""
+        parts = self.endpoint.data_to_send(session, most, now)
         if self._table.events:
             # Not here: what a program does now, such as ending the session, must not overtake this batch.
             self.loop.call_soon(self._deliver)
         return parts
 
-    def link_ask(self) -> None:
-        """Ask the relay whether it is there."""
-        self._table.outbox.send(frames.frame(frames.PING))
-
-    def link_lost(self, code: str, text: str) -> None:
-        """The session is over."""
-        self._link = None
-        self.endpoint.disconnect(self.loop.time(), text)
+    def session_lost(self, session: Session, text: str) -> None:
+        """A session is over."""
+        del self._uplinks[session]
+        self.endpoint.disconnect(session, self.loop.time(), text)
         self._deliver()
-        self._alarm.set(self.endpoint.next_deadline())  # the grace of its streams
-        if self.lost is not None and not self.lost.done():
-            self.lost.set_result((code, text))
+        self.wake()  # its streams may go on in another session; else they have a grace

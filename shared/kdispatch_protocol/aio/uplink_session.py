@@ -1,0 +1,74 @@
+"""One session of an agent's endpoint on an event loop: the owner of its link."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.frames import Buffer, Frame
+
+if TYPE_CHECKING:
+    from kdispatch_protocol.aio.driver import EndpointDriver
+
+__all__ = ["UplinkSession"]
+
+
+class UplinkSession:
+    """Carries one session of ``driver``'s endpoint over an upgraded connection.
+
+    ``lost`` tells how it ended: code and text. ``left`` is set when the agent has gone over to a newer one, and no
+    stream is left here.
+    """
+
+    __slots__ = ("_driver", "left", "link", "lost", "session")
+
+    def __init__(self, driver: EndpointDriver) -> None:
+        limits = driver.endpoint.limits
+        self._driver = driver
+        self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
+        self.left = asyncio.Event()
+        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message)
+        self.session = driver.endpoint.connect()
+
+    def start(self, transport: asyncio.Transport, early: bytes) -> None:
+        """Take over the connection, with what was read of it already."""
+        self.link.carrier.attach(transport, early)
+        self.link.wake()
+
+    def close(self, code: str = "", text: str = "") -> None:
+        """End the session in order."""
+        self.link.close(code, text)
+
+    def abort(self) -> None:
+        """End it at once; another may follow."""
+        self.link.abort("cancelled", "The session was given up.")
+
+    # --- the link's owner ---------------------------------------------------------------------
+
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames of the relay's."""
+        self._driver.frames_arrived(self.session, received, now)
+
+    def link_violated(self, code: str, text: str) -> None:
+        """The relay broke the protocol."""
+        self.close(code, text)
+
+    def link_read(self) -> None:
+        """A read was worked on: its answers go out at once."""
+        self._driver.flush()
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch."""
+        return self._driver.collect(self.session, most, now)
+
+    def link_ask(self) -> None:
+        """Ask the relay whether it is there."""
+        self.session.outbox.send(frames.frame(frames.PING))
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The session is over."""
+        self._driver.session_lost(self.session, text)
+        if not self.lost.done():
+            self.lost.set_result((code, text))
