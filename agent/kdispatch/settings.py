@@ -106,11 +106,19 @@ class Settings:
         "How long a new connection waits for the relay and a host before it is reset.",
     )
 
+    rotate: float = _setting(
+        1800.0,
+        "--rotate",
+        "KDISPATCH_ROTATE",
+        "seconds, 1 to 86400",
+        "How old a session gets before another takes its place, give or take a sixth.",
+    )
+
     def __post_init__(self) -> None:
         # The upper bound of open_wait: a host remembers ended streams for no less, so none is asked for twice.
-        for name, most in (("grace", 86400.0), ("open_wait", 60.0)):
+        for name, least, most in (("grace", 0.0, 86400.0), ("open_wait", 0.0, 60.0), ("rotate", 1.0, 86400.0)):
             value = getattr(self, name)
-            if not 0 <= value <= most:
+            if not least <= value <= most:
                 setting = setting_of(name)
                 raise SetupError("bad_request", f"{name} is {value:g}.", hint=f"Write {setting.unit}: {setting.flag}.")
 

@@ -23,7 +23,7 @@ from tests.first_minutes.person import Person
 from tests.net.harness import needs
 
 _SCREENS: Final = Path(__file__).with_name("screens")
-_SIZE: Final = ("-x", "110", "-y", "40")
+_SIZE: Final = ("-x", "110", "-y", "44")
 # What differs between two runs, and what stands in its place.
 _CHANGING: Final = (
     (r"\b(adm|svc|hst)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),

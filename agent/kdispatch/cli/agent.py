@@ -16,6 +16,7 @@ from kdispatch.cli.options import (
     OpenWait,
     Quiet,
     Relay,
+    Rotate,
     Service,
     ServiceOption,
     Token,
@@ -70,6 +71,7 @@ def host(
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
     grace: Grace = None,
+    rotate: Rotate = None,
     exit_when_closed: Annotated[
         bool, typer.Option("--exit-when-closed", help="End when the local port closes, instead of waiting for it.")
     ] = False,
@@ -87,7 +89,7 @@ def host(
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
     start = Start(
         kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, grace=grace, exit_when_closed=exit_when_closed, relay=relay,
+        drain_time=drain_time, grace=grace, rotate=rotate, exit_when_closed=exit_when_closed, relay=relay,
         insecure_plaintext=insecure_plaintext, token=token, token_file=token_file, quiet=quiet, json=json,
         log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
@@ -136,6 +138,7 @@ def connect(
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
     grace: Grace = None,
+    rotate: Rotate = None,
     open_wait: OpenWait = None,
     detached: _Detach = False,
     relay: Relay = None,
@@ -151,7 +154,7 @@ def connect(
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
     start = Start(
         kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, grace=grace, open_wait=open_wait, relay=relay,
+        drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, relay=relay,
         insecure_plaintext=insecure_plaintext, token=token, token_file=token_file,
         quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip

@@ -15,6 +15,7 @@ __all__ = [
     "OpenWait",
     "Quiet",
     "Relay",
+    "Rotate",
     "Service",
     "ServiceOption",
     "Token",
@@ -33,6 +34,7 @@ def _from_setting(name: str, metavar: str | None = None) -> Any:
 Relay = Annotated[str | None, _from_setting("relay", "URL")]
 InsecurePlaintext = Annotated[bool | None, _from_setting("insecure_plaintext")]
 Grace = Annotated[float | None, _from_setting("grace", "SECONDS")]
+Rotate = Annotated[float | None, _from_setting("rotate", "SECONDS")]
 OpenWait = Annotated[float | None, _from_setting("open_wait", "SECONDS")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]

@@ -66,6 +66,7 @@ class Start:
     wait: float
     drain_time: float
     grace: float | None
+    rotate: float | None
     relay: str | None
     insecure_plaintext: bool | None
     token: str | None
@@ -93,6 +94,7 @@ class Start:
             insecure_plaintext=self.insecure_plaintext,
             log_format=log_format,
             grace=self.grace,
+            rotate=self.rotate,
             open_wait=self.open_wait,
         )
 
@@ -102,7 +104,9 @@ class Start:
         from kdispatch_protocol.limits import DEFAULT_LIMITS  # noqa: PLC0415
 
         relay = settings.relay_url
-        limits = dataclasses.replace(DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait)
+        limits = dataclasses.replace(
+            DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait, rotate=settings.rotate
+        )
         if self.background is not None:
             return Access(relay, self.service, background.read_token(), limits)
         credentials = Credentials()
@@ -142,6 +146,7 @@ def detach(start: Start) -> None:
         "--wait": start.wait,
         "--drain-time": start.drain_time,
         "--grace": settings.grace,
+        "--rotate": settings.rotate,
         "--relay": relay,
         "--log-format": settings.log_format,
     }
