@@ -71,6 +71,11 @@ class Host:
         self._dials: dict[Stream, asyncio.Task[None]] = {}
         self._beginnings: set[asyncio.Task[None]] = set()
 
+    @property
+    def listed(self) -> bool:
+        """The relay sends clients here, as far as this process knows."""
+        return self.offered.is_set() and self.uplink.connected_at is not None
+
     async def start(self, wait: float) -> None:
         """Connect, offer, and return when the relay lists this host. Raises ``KdispatchError``."""
         await self.uplink.start(wait)
@@ -169,6 +174,7 @@ class Host:
     def _offer_refused(self, code: str, text: str) -> None:
         if self._was_offered and code in _PASSING:
             # The relay had a bad moment; a host that worked must not end over it.
+            self.offered.clear()
             self.driver.loop.call_later(random.uniform(*_OFFER_AGAIN), self._offer_again)  # noqa: S311 - jitter, no secret
         elif not self._refused.done():
             self._refused.set_exception(KdispatchError.from_wire(code, text))
@@ -198,7 +204,7 @@ class LocalPort:
         try:
             dial = self._target.begin()
         except OSError as error:
-            self._refuse(driver, stream, error)
+            self._refused(driver, stream, error)
         else:
             if dial.there:
                 self._serve(driver, stream, dial)
@@ -213,17 +219,21 @@ class LocalPort:
                 await dial.finish()
         except TimeoutError:
             dial.close()
-            self._failed()
-            driver.refuse(stream, "host_timeout", "The service took no connection in time.")
+            self._refuse(driver, stream, "host_timeout", "The service took no connection in time.")
         except OSError as error:
             dial.close()
-            self._refuse(driver, stream, error)
+            self._refused(driver, stream, error)
         else:
             self._serve(driver, stream, dial)
 
-    def _refuse(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
+    def _refused(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
+        self._refuse(driver, stream, "host_refused", f"The service refused: {error.strerror or error}.")
+
+    def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
         self._failed()
-        driver.refuse(stream, "host_refused", f"The service refused: {error.strerror or error}.")
+        if self.host is not None:
+            self.host.uplink.note(code, text)
+        driver.refuse(stream, code, text)
 
     def _serve(self, driver: EndpointDriver, stream: Stream, dial: LocalDial) -> None:
         """The service took the connection. The client hears so before there is a transport for it."""

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,17 @@ class Posix:
         """Whether the user with this number is the one that runs this process."""
         return owner == os.getuid()
 
+    def bind_private(self, path: Path) -> socket.socket | None:
+        """A unix socket at ``path``, for this user only, which does not listen yet; raises ``OSError``."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(path))
+            path.chmod(0o600)  # before it listens: nobody was let in by another mode
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its terminal: in a session of its own."""
         return {"start_new_session": True}
@@ -109,6 +121,10 @@ class Windows:
     def is_ours(self, owner: int) -> bool:  # noqa: ARG002 - files have no owner's number here
         """Nobody's number is known."""
         return False
+
+    def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here
+        """There are no unix sockets."""
+        return None
 
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its console: without one, and out of its group."""

@@ -13,10 +13,12 @@ import datetime as dt
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from kdispatch.control import bind
 from kdispatch.operating_system import HERE
 from kdispatch.private_files import private_lock, writing
 from kdispatch.settings import state_directory
@@ -33,7 +35,10 @@ _LOGS_KEPT: Final = 100  # of agents that are gone
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's."""
+    """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's.
+
+    ``control`` is the address of its control socket, as :mod:`kdispatch.control` has it.
+    """
 
     id: str
     kind: str
@@ -46,6 +51,8 @@ class Record:
     log: str | None = None
     withdraw_token: str | None = None
     draining: bool = False
+    control: str | None = None
+    control_token: str | None = None
     pid: int = dataclasses.field(default_factory=os.getpid)
     started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
 
@@ -81,9 +88,15 @@ def log_file(agent: str) -> Path:
 class Held:
     """This process's own record, until the process ends."""
 
-    def __init__(self, record: Record, descriptor: int) -> None:
+    def __init__(self, record: Record, descriptor: int, control: socket.socket) -> None:
         self._record = record
         self._descriptor = descriptor  # stays open to the very end: its lock is the proof of life
+        self.control = control
+
+    @property
+    def control_token(self) -> str:
+        """What a request at the control socket has to show."""
+        return self._record.control_token or ""
 
     def draining(self) -> None:
         """Note that the agent ends by itself, and need not be asked again."""
@@ -94,22 +107,31 @@ class Held:
 
     def remove(self) -> None:
         """The agent ends now. The lock goes with the process."""
+        self.control.close()
         with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
-            _path(directory, self._record.id).unlink(missing_ok=True)
+            _forget(_path(directory, self._record.id))
 
 
 def hold(record: Record) -> Held:
-    """Write this process's record and hold it; raises ``SetupError`` where that can't be done."""
+    """Write this process's record and hold it, with a control socket; raises ``SetupError`` where there can be none."""
     with _locked() as directory, writing(directory, variable=_VARIABLE):
-        descriptor = os.open(_path(directory, record.id), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        path = _path(directory, record.id)
+        # Before the socket: whoever finds the record of a dead agent removes both.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        control: socket.socket | None = None
         try:
             HERE.try_lock(descriptor)  # nobody else can have it: the name is new
+            control, address = bind(_control_path(path))
+            record = dataclasses.replace(record, control=address, control_token=secrets.token_urlsafe(32))
             _write(descriptor, record)
             _forget_old_logs(directory)
         except BaseException:
             os.close(descriptor)
+            if control is not None:
+                control.close()
+            _forget(path)
             raise
-    return Held(record, descriptor)
+    return Held(record, descriptor, control)
 
 
 def living() -> list[Record]:
@@ -122,12 +144,12 @@ def living() -> list[Record]:
             descriptor = os.open(path, os.O_RDWR)
             try:
                 if HERE.try_lock(descriptor):
-                    path.unlink(missing_ok=True)
+                    _forget(path)
                 elif record := Record.decode(os.read(descriptor, 1 << 16)):
                     found.append(record)
             finally:
                 os.close(descriptor)
-    return sorted(found, key=lambda record: record.started)
+    return sorted(found, key=lambda record: (record.started, record.id))
 
 
 def find(records: Sequence[Record], name: str) -> list[Record]:
@@ -170,7 +192,7 @@ class Ending:
         """Whether the process is gone; its record is then, too."""
         if self._descriptor is not None and HERE.try_lock(self._descriptor):
             self.close()
-            self._path.unlink(missing_ok=True)
+            _forget(self._path)
         return self._descriptor is None
 
     def close(self) -> None:
@@ -189,6 +211,16 @@ def _locked() -> Iterator[Path]:
 
 def _path(directory: Path, agent: str) -> Path:
     return directory / f"{agent}.json"
+
+
+def _control_path(record: Path) -> Path:
+    return record.with_suffix(".sock")
+
+
+def _forget(record: Path) -> None:
+    """Remove what stands for an agent that is gone; the record last, by which the rest is found."""
+    _control_path(record).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
 
 
 def _write(descriptor: int, record: Record) -> None:

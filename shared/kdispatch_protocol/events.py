@@ -123,12 +123,20 @@ class AttachRefused:
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class RoundTripMeasured:
+    """The relay answered ``measure`` after so many seconds."""
+
+    seconds: float
+
+
 Event = (
     AttachRefused
     | SessionReady
     | SessionRefused
     | Offered
     | OfferRefused
+    | RoundTripMeasured
     | StreamRequested
     | StreamOpened
     | DataReceived

@@ -180,7 +180,7 @@ async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
         begun = time.monotonic()
         assert (await shell("stop", record["id"], "--now")).returncode == 0
         assert time.monotonic() - begun < 3
-    assert await _ended(record["pid"]) == -signal.SIGKILL
+    assert await _ended(record["pid"]) == 128 + signal.SIGTERM
     assert not (shell.agents / f"{record['id']}.json").exists()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final
 
 import typer
 
+from kdispatch.cli.interruption import Interruption
+from kdispatch.cli.lifetime import Life, in_slot, recorded, until_interrupted
 from kdispatch.cli.options import (
     Grace,
     InsecurePlaintext,
@@ -24,7 +26,8 @@ from kdispatch.cli.options import (
     one_service,
 )
 from kdispatch.cli.output import Output, run_async
-from kdispatch.cli.running import Access, Resets, Start, detach, in_slot, recorded, show, until_interrupted
+from kdispatch.cli.running import Access, Resets, Start, detach, show
+from kdispatch.control import ask
 from kdispatch.operating_system import HERE
 from kdispatch.records import Ending, Record, find, living
 from kdispatch.running_log import RunningLog
@@ -96,7 +99,7 @@ def host(
     _run(start, _host, detached=detached)
 
 
-async def _host(start: Start, access: Access, log: RunningLog, output: Output) -> int:
+async def _host(start: Start, access: Access, log: RunningLog, output: Output, interruption: Interruption) -> int:
     from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
 
     assert access.token is not None, "who hosts has a token"
@@ -107,23 +110,25 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output) -
             access.relay, access.service, access.token, local, log=log, limits=access.limits, identity=identity
         )  # fmt: skip
         local.host = offer
-        await offer.start(start.wait)
-        fields = {"host": offer.id, "withdraw_token": offer.withdraw_token}
-        try:
-            await claim()
-            async with recorded(start, access, log, address=start.address, port=start.port, **fields) as (result, held):
+        place = {"address": start.address, "port": start.port}
+        life = Life(
+            start=start,
+            log=log,
+            interruption=interruption,
+            uplink=offer.uplink,
+            services=lambda: [{"service": offer.service, "host": offer.id, **place, "offered": offer.listed}],
+            take_no_more=offer.withdraw,
+        )
+        fields = {**place, "host": offer.id, "withdraw_token": offer.withdraw_token}
+        async with recorded(life, access, **fields) as (result, held):
+            try:
+                await offer.start(start.wait)
+                await claim()
                 show(output, result)
-                return await until_interrupted(
-                    [
-                        offer.ended(start.drain_time),
-                        local.watch(exit_when_closed=start.exit_when_closed, drain=start.drain_time),
-                    ],
-                    drain=lambda: offer.drain(start.drain_time),
-                    held=held,
-                    log=log,
-                )
-        finally:
-            await offer.stop()
+                watch = local.watch(exit_when_closed=start.exit_when_closed, drain=start.drain_time)
+                return await until_interrupted(life, held, [offer.ended(start.drain_time), watch])
+            finally:
+                await offer.stop()
 
 
 @app.command(epilog="Example: kdispatch agent connect ann/web --port 9090")
@@ -161,7 +166,7 @@ def connect(
     _run(start, _connect, detached=detached)
 
 
-async def _connect(start: Start, access: Access, log: RunningLog, output: Output) -> int:
+async def _connect(start: Start, access: Access, log: RunningLog, output: Output, interruption: Interruption) -> int:
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
 
     name = access.service
@@ -172,25 +177,29 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
         )  # fmt: skip
         listener = LocalListener(client, name)
         await listener.bind(start.address, start.port)
+        with contextlib.closing(listener):
+            place = {"address": listener.address, "port": listener.port}
+            life = Life(
+                start=start,
+                log=log,
+                interruption=interruption,
+                uplink=client.uplink,
+                services=lambda: [{"service": name, "host": None, **place, "offered": None}],
+                take_no_more=listener.close,
+            )
+            async with recorded(life, access, **place) as (result, held):
+                try:
+                    await client.wait_for_host(name, start.wait)
+                    await client.uplink.start(start.wait)
+                    await claim()
+                    await listener.listen()
+                    show(output, result)
+                    return await until_interrupted(life, held, [client.uplink.failed()])
+                finally:
+                    await client.stop()
 
-        async def drain() -> None:
-            listener.close()
-            await client.driver.drain(start.drain_time)
 
-        try:
-            await client.wait_for_host(name, start.wait)
-            await client.uplink.start(start.wait)
-            await claim()
-            await listener.listen()
-            async with recorded(start, access, log, address=listener.address, port=listener.port) as (result, held):
-                show(output, result)
-                return await until_interrupted([client.uplink.failed()], drain=drain, held=held, log=log)
-        finally:
-            listener.close()
-            await client.stop()
-
-
-_Main = Callable[[Start, Access, RunningLog, Output], Coroutine[Any, Any, int]]
+_Main = Callable[[Start, Access, RunningLog, Output, Interruption], Coroutine[Any, Any, int]]
 
 
 def _run(start: Start, main: _Main, *, detached: bool) -> None:
@@ -205,7 +214,8 @@ def _run(start: Start, main: _Main, *, detached: bool) -> None:
         access = start.access(output, settings)
     except KdispatchError as error:
         raise SystemExit(output.failed(error)) from None
-    run_async(lambda: main(start, access, log, output), output)
+    interruption = Interruption(drains=True)
+    run_async(lambda: main(start, access, log, output, interruption), output, interruption)
 
 
 @app.command(epilog="Example: kdispatch agent stop ann/web")
@@ -236,6 +246,8 @@ def stop(
 
 
 _STOPPED: Final = ("id", "kind", "service", "host", "address", "port", "pid", "log")
+_ANSWERS: Final = 2.0  # seconds in which an agent that runs says that it heard
+_LAST_WORDS: Final = 3.0  # seconds that one has which is to end at once
 _PATIENCE: Final = 5.0  # seconds beyond the time that an agent drains
 _LOOK_EVERY: Final = 0.02
 
@@ -243,17 +255,27 @@ _LOOK_EVERY: Final = 0.02
 def _end(meant: list[Record], *, now: bool) -> list[Record]:
     """Ask agents to end, and wait for it; returns those that did not."""
     endings = {record.id: Ending(record) for record in meant}
-    for record in meant:
-        if not endings[record.id].gone() and (now or not record.draining):
-            with contextlib.suppress(ProcessLookupError):
-                (HERE.end_now if now else HERE.ask_to_stop)(record.pid)
-    patience = _PATIENCE + (0 if now else max(record.drain_time for record in meant))
-    deadline = time.monotonic() + patience
-    left = meant
+    try:
+        heard = ask(meant, _ANSWERS, command="stop", now=now)
+        left = [record for record in meant if not endings[record.id].gone()]
+        if now:
+            left = _wait(left, endings, _LAST_WORDS if heard else 0)
+        for record in left:
+            # Where no socket answers the system does.
+            if now or not (record.draining or record.id in heard):
+                with contextlib.suppress(ProcessLookupError):
+                    (HERE.end_now if now else HERE.ask_to_stop)(record.pid)
+        return _wait(left, endings, _PATIENCE + (0 if now else max(record.drain_time for record in meant)))
+    finally:
+        for ending in endings.values():
+            ending.close()
+
+
+def _wait(left: list[Record], endings: Mapping[str, Ending], seconds: float) -> list[Record]:
+    """Wait until these are gone, at most so long; returns those that are not."""
+    deadline = time.monotonic() + seconds
     while left := [record for record in left if not endings[record.id].gone()]:
         if time.monotonic() > deadline:
             break
         time.sleep(_LOOK_EVERY)
-    for ending in endings.values():
-        ending.close()
     return left

@@ -12,11 +12,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from kdispatch.operating_system import HERE
+from kdispatch.cli.interruption import Interruption
 from kdispatch.settings import SetupError, environment_switch
 from kdispatch_protocol.console import SCHEMA, error_json, error_lines, escaped
 from kdispatch_protocol.errors import CODES, KdispatchError
@@ -24,7 +24,7 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async"]
+__all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async", "table"]
 
 INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
 _PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
@@ -74,24 +74,27 @@ class Output:
             _write(sys.stderr, *error_lines(text, code=code, hop=hop, hint=hint))
 
 
-def run_async(main: Callable[[], Awaitable[int | None]], output: Output) -> None:
+def run_async(
+    main: Callable[[], Awaitable[int | None]], output: Output, interruption: Interruption | None = None
+) -> None:
     """Run ``main()`` to its end on a new event loop; return where it returned ``None`` or 0, else end the process.
 
     A :class:`KdispatchError`, also one inside an exception group, is printed
     and its exit status used. The first SIGINT or SIGTERM cancels ``main``:
     catch ``CancelledError`` to drain and *return* a status, or let it pass for
-    128 + signal. The second signal ends the process at once.
+    128 + signal. The second signal ends the process at once, or does what
+    ``interruption`` says.
     """
     import asyncio  # noqa: PLC0415 - takes 20 ms, and --help and --version do without
 
-    signals: list[int] = []
+    interruption = interruption or Interruption()
     try:
         with asyncio.Runner(loop_factory=choose_loop()) as runner:
-            status = runner.run(_watched(main, signals)) or 0
+            status = runner.run(_watched(main, interruption)) or 0
     except asyncio.CancelledError:
-        if not signals:
+        if interruption.status is None:
             raise
-        status = 128 + signals[0]
+        status = interruption.status
     except (KdispatchError, BaseExceptionGroup) as error:
         known = _known_cause(error)
         if known is None:
@@ -99,6 +102,16 @@ def run_async(main: Callable[[], Awaitable[int | None]], output: Output) -> None
         status = output.failed(known)
     if status:
         raise SystemExit(status)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
+    """Lines with columns as wide as they have to be; none where there are no rows."""
+    cells = [head, *(tuple(map(str, row)) for row in rows)]
+    if len(cells) == 1:
+        return []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return [line.rstrip() for line in lines]
 
 
 def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -112,21 +125,12 @@ def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return new_event_loop
 
 
-async def _watched(main: Callable[[], Awaitable[int | None]], signals: list[int]) -> int | None:
+async def _watched(main: Callable[[], Awaitable[int | None]], interruption: Interruption) -> int | None:
     from asyncio import current_task, get_running_loop  # noqa: PLC0415 - see run_async
 
-    loop = get_running_loop()
     task = current_task()
     assert task is not None
-
-    def stop(number: int) -> None:
-        if signals:
-            # Whatever is being drained, the person wants out now; stdout was flushed by each write.
-            os._exit(128 + number)
-        signals.append(number)
-        task.cancel()
-
-    HERE.on_stop(loop, stop)
+    interruption.watch(get_running_loop(), task)
     return await main()
 
 

@@ -1,30 +1,24 @@
-"""What ``agent host`` and ``agent connect`` have in common: in the foreground, and in the background."""
+"""What ``agent host`` and ``agent connect`` have in common at their start, in the foreground and in the background."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kdispatch import background, records
 from kdispatch.cli.output import Output
 from kdispatch.credentials import Credentials
-from kdispatch.records import Held, Record
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import Settings, load_settings
-from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 
 if TYPE_CHECKING:
-    from kdispatch.slots import Identity, Slot
     from kdispatch_protocol.limits import Limits
 
-__all__ = ["Access", "Resets", "Start", "agent_log", "detach", "in_slot", "recorded", "show", "until_interrupted"]
-
-Claim = Callable[[], Awaitable[None]]
+__all__ = ["Access", "Resets", "Start", "agent_log", "detach", "show"]
 
 #: Ends of streams that a person need not hear of: one of the two programs just went away.
 _SILENT: Final = frozenset({"cancelled"})
@@ -177,10 +171,6 @@ def show(output: Output, result: Mapping[str, Any]) -> None:
     output.result(result, quiet=[quiet], plain=lines)
 
 
-#: Fields of a record that concern only those who read records.
-_INNER: Final = frozenset({"draining", "drain_time"})
-
-
 class Resets:
     """Tells of connections that were reset: one line for all of one kind that go at once."""
 
@@ -206,94 +196,3 @@ class Resets:
             )
             self._log.warning(f"{which} reset: {text}", code=code)
         self._counts.clear()
-
-
-@contextlib.asynccontextmanager
-async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[tuple[Identity, Claim]]:
-    """Hold a slot while the agent runs; where there is none the agent does without.
-
-    Yields who the agent is, and what to await once it has a session.
-    """
-    import asyncio  # noqa: PLC0415 - help and completion do without
-
-    from kdispatch.slots import Identity, take_slot  # noqa: PLC0415
-
-    @contextlib.contextmanager
-    def tolerant() -> Iterator[None]:
-        try:
-            yield
-        except SetupError as error:
-            log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
-
-    slot: Slot | None = None
-
-    async def claim() -> None:
-        if slot is not None:
-            with tolerant():
-                await asyncio.to_thread(slot.claim)
-
-    with tolerant():
-        slot = await asyncio.to_thread(take_slot, start.kind, access.service, str(access.relay))
-    try:
-        yield Identity() if slot is None else slot.identity, claim
-    finally:
-        if slot is not None:
-            slot.close()
-
-
-@contextlib.asynccontextmanager
-async def recorded(
-    start: Start, access: Access, log: RunningLog, **fields: Any
-) -> AsyncIterator[tuple[dict[str, Any], Held | None]]:
-    """Keep a record while the agent runs; yields the command's result and the record.
-
-    Where no record can be written an agent in the foreground goes on without one. Files are
-    written in a thread: a slow disk must not stop the streams.
-    """
-    import asyncio  # noqa: PLC0415 - help and completion do without
-
-    agent = start.background or records.new_id()
-    record = Record(
-        id=agent,
-        kind=start.kind,
-        service=access.service,
-        relay=str(access.relay),
-        drain_time=start.drain_time,
-        log=str(records.log_file(agent)) if start.background else None,
-        **fields,
-    )
-    held = None
-    try:
-        held = await asyncio.to_thread(records.hold, record)
-    except SetupError as error:
-        if start.background:
-            raise
-        log.warning(f"{error.text} 'kdispatch agent stop' will not find this agent.", code=error.code)
-    result = {name: value for name, value in dataclasses.asdict(record).items() if name not in _INNER}
-    try:
-        yield result, held
-    finally:
-        if held is not None:
-            await asyncio.to_thread(held.remove)
-
-
-async def until_interrupted(
-    work: list[Coroutine[Any, Any, None]],
-    *,
-    drain: Callable[[], Coroutine[Any, Any, None]],
-    held: Held | None,
-    log: RunningLog,
-) -> int:
-    """Run until one of ``work`` fails, which is raised, or until the first signal, which drains; returns 0 then."""
-    import asyncio  # noqa: PLC0415 - help and completion do without
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
-    except asyncio.CancelledError:
-        log.info("Draining: no new connections; Ctrl-C again ends the running ones.")
-        if held is not None:
-            await asyncio.to_thread(held.draining)
-        await drain()
-    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +21,7 @@ from kdispatch.cli.options import (
     Yes,
     one_service,
 )
-from kdispatch.cli.output import Output, run_async
+from kdispatch.cli.output import Output, run_async, table
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def list_services(
         output.result(
             {"services": [asdict(service) for service in services]},
             quiet=[service.service for service in services],
-            plain=_table(("SERVICE", "ACCESS", "LIVE HOSTS"), ((s.service, s.access, s.live_hosts) for s in services)),
+            plain=table(("SERVICE", "ACCESS", "LIVE HOSTS"), ((s.service, s.access, s.live_hosts) for s in services)),
         )
         if not services:
             output.note("No services yet; create one: kdispatch service create NAME")
@@ -157,7 +156,7 @@ def hosts(
         output.result(
             {"service": full_name, "hosts": [asdict(host) for host in live]},
             quiet=[host.host for host in live],
-            plain=_table(("HOST", "SINCE", "STREAMS", "LABELS"), rows),
+            plain=table(("HOST", "SINCE", "STREAMS", "LABELS"), rows),
         )
         if not live:
             output.note(f"Nobody hosts {full_name} at the moment.")
@@ -246,12 +245,3 @@ def _what_next(caller: Caller, created: CreatedService) -> tuple[str, ...]:
         "and where it is used, with a free port:",
         f"  kdispatch agent connect {created.service} --port 9090{flags}",
     )
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
-    cells = [head, *(tuple(map(str, row)) for row in rows)]
-    if len(cells) == 1:
-        return []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return [line.rstrip() for line in lines]

@@ -38,7 +38,7 @@ _ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 class EndpointDriver:
     """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
 
-    Those are SessionReady, SessionRefused, Offered, OfferRefused, AttachRefused,
+    Those are SessionReady, SessionRefused, RoundTripMeasured, Offered, OfferRefused, AttachRefused,
     StreamRequested, StreamOpened and StreamWasReset; the rest goes to the streams' transports.
     """
 
@@ -90,6 +90,11 @@ class EndpointDriver:
         for pipe in list(self.pipes):
             pipe.abort()
         self._alarm.cancel()
+
+    def measure(self) -> None:
+        """Ask for the round trip of the session's leg; RoundTripMeasured tells it."""
+        self.endpoint.measure(self.loop.time())
+        self.wake()
 
     @property
     def sessions(self) -> list[UplinkSession]:

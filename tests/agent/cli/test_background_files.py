@@ -32,20 +32,27 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _close(held: records.Held) -> None:
+    """What the kernel does when a process is killed."""
+    held.control.close()
     os.close(held._descriptor)
 
 
+def _living() -> list[Record]:
+    return [dataclasses.replace(record, control=None, control_token=None) for record in living()]
+
+
 def test_a_record_is_private_and_lives_with_its_process(state: Path) -> None:
-    """A record and its directory are the user's alone; it is listed while it is held, and removed when it isn't."""
+    """A record, its socket and its directory are the user's alone; they are there while it is held, and no longer."""
     held = hold(ONE)
     path = state / f"{ONE.id}.json"
-    assert [stat.S_IMODE(p.stat().st_mode) for p in (path, state)] == [0o600, 0o700]
+    control = path.with_suffix(".sock")
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (path, control, state)] == [0o600, 0o600, 0o700]
     assert json.loads(path.read_text())["schema"] == 1
-    assert living() == [ONE]
+    assert _living() == [ONE]
     held.draining()
     assert [record.draining for record in living()] == [True]
     _close(held)
-    assert living() == [] and not path.exists()
+    assert living() == [] and not path.exists() and not control.exists()
 
 
 def test_an_orderly_end_removes_the_record(state: Path) -> None:
@@ -53,7 +60,7 @@ def test_an_orderly_end_removes_the_record(state: Path) -> None:
     held = hold(ONE)
     ending = Ending(ONE)
     held.remove()
-    assert living() == [] and not ending.gone()
+    assert living() == [] and not ending.gone() and not (state / f"{ONE.id}.sock").exists()
     _close(held)
     assert ending.gone() and ending.gone()
 
@@ -93,6 +100,16 @@ def test_finding(name: str, meant: list[Record] | str) -> None:
         with pytest.raises(KdispatchError) as caught:
             find([ONE, TWO, OTHER], name)
         assert caught.value.code == meant
+
+
+def test_a_directory_with_a_long_name(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no unix socket can be, the agent is asked at a port of the loopback address."""
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state / ("x" * 100)))
+    held = hold(ONE)
+    (record,) = living()
+    assert record.control == f"127.0.0.1:{held.control.getsockname()[1]}"
+    held.remove()
+    _close(held)
 
 
 def test_a_name_alone() -> None:

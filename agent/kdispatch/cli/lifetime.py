@@ -1,0 +1,193 @@
+"""An agent's life from its record to its end: who it is, how it is asked, what happens when it is to go."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from kdispatch import records
+from kdispatch.cli.interruption import Interruption
+from kdispatch.cli.running import Access, Start
+from kdispatch.records import Held, Record
+from kdispatch.running_log import RunningLog
+from kdispatch.setup_error import SetupError
+
+if TYPE_CHECKING:
+    from kdispatch.slots import Identity, Slot
+    from kdispatch.uplink import Uplink
+
+__all__ = ["Life", "in_slot", "recorded", "until_interrupted"]
+
+Claim = Callable[[], Awaitable[None]]
+
+#: Seconds that a status waits for the relay's answer to a PING: more than the longest way on earth and back takes.
+_ROUND_TRIP_WAIT: Final = 0.5
+
+#: Fields of a record that concern only those who read records.
+_INNER: Final = frozenset({"draining", "drain_time", "control", "control_token"})
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Life:
+    """A running agent's parts, as far as its status and its end concern them.
+
+    ``services`` are what it offers or reaches, ``take_no_more`` stops new streams.
+    """
+
+    start: Start
+    log: RunningLog
+    interruption: Interruption
+    uplink: Uplink
+    services: Callable[[], Sequence[dict[str, Any]]]
+    take_no_more: Callable[[], None]
+    ends_at: float | None = None  # while it drains: when what still runs is reset
+
+    @property
+    def running(self) -> int:
+        """How many streams there are."""
+        from kdispatch.status import running_streams  # noqa: PLC0415 - heavy
+
+        return running_streams(self.uplink.driver)
+
+    async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer the control socket's ``status``."""
+        from kdispatch.status import agent_status  # noqa: PLC0415 - heavy
+
+        await self.uplink.measure(_ROUND_TRIP_WAIT)
+        left = None if self.ends_at is None else max(0.0, round(self.ends_at - self.uplink.driver.loop.time(), 3))
+        return {"agent": agent_status(self.uplink, self.services(), drains_for=left)}
+
+    async def stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer the control socket's ``stop``: what the first signal does, or with ``now`` the second."""
+        # The answer goes out before the process does.
+        end = self.interruption.end if request.get("now") is True else self.interruption.drain
+        self.uplink.driver.loop.call_soon(end)
+        return {"running": self.running}
+
+
+@contextlib.asynccontextmanager
+async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[tuple[Identity, Claim]]:
+    """Hold a slot while the agent runs; where there is none the agent does without.
+
+    Yields who the agent is, and what to await once it has a session.
+    """
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    from kdispatch.slots import Identity, take_slot  # noqa: PLC0415
+
+    @contextlib.contextmanager
+    def tolerant() -> Iterator[None]:
+        try:
+            yield
+        except SetupError as error:
+            log.warning(f"{error.text} If this agent is killed, its peers will not know at once.", code=error.code)
+
+    slot: Slot | None = None
+
+    async def claim() -> None:
+        if slot is not None:
+            with tolerant():
+                await asyncio.to_thread(slot.claim)
+
+    with tolerant():
+        slot = await asyncio.to_thread(take_slot, start.kind, access.service, str(access.relay))
+    try:
+        yield Identity() if slot is None else slot.identity, claim
+    finally:
+        if slot is not None:
+            slot.close()
+
+
+@contextlib.asynccontextmanager
+async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[tuple[dict[str, Any], Held | None]]:
+    """Keep a record, and answer at the control socket, while the agent runs; yields the command's result, the record.
+
+    Where no record can be written an agent in the foreground goes on without one. Files are
+    written in a thread: a slow disk must not stop the streams.
+    """
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    start = life.start
+    agent = start.background or records.new_id()
+    record = Record(
+        id=agent,
+        kind=start.kind,
+        service=access.service,
+        relay=str(access.relay),
+        drain_time=start.drain_time,
+        log=str(records.log_file(agent)) if start.background else None,
+        **fields,
+    )
+    held = None
+    try:
+        held = await asyncio.to_thread(records.hold, record)
+    except SetupError as error:
+        if start.background:
+            raise
+        text = "'kdispatch status' and 'kdispatch agent stop' will not find this agent."
+        life.log.warning(f"{error.text} {text}", code=error.code)
+    result = {name: value for name, value in dataclasses.asdict(record).items() if name not in _INNER}
+    try:
+        async with _control(life, held):
+            yield result, held
+    finally:
+        if held is not None:
+            await asyncio.to_thread(held.remove)
+
+
+def _control(life: Life, held: Held | None) -> contextlib.AbstractAsyncContextManager[object]:
+    if held is None:
+        return contextlib.nullcontext()
+    from kdispatch.control_server import ControlServer  # noqa: PLC0415 - only where an agent runs
+
+    return ControlServer(held.control, held.control_token, {"status": life.status, "stop": life.stop})
+
+
+async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[Any, Any, None]]) -> int:
+    """Run until one of ``work`` fails, which is raised, or until the agent is asked to end: it drains; returns 0 then.
+
+    Once it is asked a second time ``CancelledError`` is raised. Whoever called then ends the streams.
+    """
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except asyncio.CancelledError:
+        try:
+            if life.interruption.at_once:
+                raise
+            await _drain(life, held)
+        except asyncio.CancelledError:
+            life.log.info(f"Ending at once{_those_reset(life.running)}.")
+            raise
+    return 0
+
+
+async def _drain(life: Life, held: Held | None) -> None:
+    import asyncio  # noqa: PLC0415 - help and completion do without
+
+    seconds = life.start.drain_time
+    driver = life.uplink.driver
+    life.take_no_more()
+    count = life.running
+    if count and seconds:
+        which = "the running one" if count == 1 else f"{count} running ones"
+        agent = life.start.background
+        how = f"'kdispatch agent stop --now {agent}'" if agent else "Ctrl-C again"
+        life.log.info(f"Draining: no new connections, {seconds:g} s for {which}; {how} ends at once.")
+    life.ends_at = driver.loop.time() + seconds
+    if held is not None:
+        await asyncio.to_thread(held.draining)
+    await driver.drain(seconds)
+    left = life.running
+    life.log.info(f"Ended{f' after {seconds:g} s' if left and seconds else ''}{_those_reset(left)}.")
+
+
+def _those_reset(count: int) -> str:
+    if not count:
+        return ""
+    return f": {count} running connection{'s are' if count > 1 else ' is'} reset"

@@ -1,0 +1,56 @@
+"""A terminal's screen that shows one text after the other in the same place, without flicker."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+__all__ = ["Screen"]
+
+# DEC's private modes and ECMA-48's sequences, which every terminal of today knows.
+_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the other screen, so that what was on this one comes back; no cursor
+_LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+_HOME: Final = "\x1b[H"
+_TO_THE_LINES_END: Final = "\x1b[K"
+_BELOW: Final = "\x1b[J"
+
+
+class Screen:
+    """Use it as a context manager, and leave it whatever happens; SIGTERM leaves it, too."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGTERM, _leave)
+        self._write(_ENTER)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write(_LEAVE)
+        signal.signal(signal.SIGTERM, self._before)
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Put these lines in place of the last ones, as far as there is room. They hold no control characters."""
+        width, height = shutil.get_terminal_size()
+        if len(lines) > height:
+            lines = [*lines[: height - 1], f"and {len(lines) - height + 1} more lines"]
+        # Each line is written over the one before: nothing is ever blank. All in one write, the last without an end,
+        # which would scroll.
+        text = "\r\n".join(f"{line[:width]}{_TO_THE_LINES_END}" for line in lines)
+        self._write(f"{_HOME}{text}{_BELOW}")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,101 @@
+"""``kdispatch status``: what this user's agents are doing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final
+
+import typer
+
+from kdispatch.cli.options import Json, Quiet
+from kdispatch.cli.output import Output
+from kdispatch.cli.screen import Screen
+from kdispatch.cli.status_text import described, summary
+from kdispatch.control import ask
+from kdispatch.records import Record, living
+from kdispatch_protocol.console import escaped
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+#: Seconds that an agent has for its answer; it waits for the relay's for a part of that.
+_ANSWERS: Final = 2.0
+_EVERY: Final = 1.0  # seconds between two looks
+_NONE: Final = "No agent runs here as this user."
+_SILENT: Final = "not answering"
+
+#: Of a record, what a status begins with; the rest is the agent's answer, or nothing.
+_RECORDED: Final = ("id", "kind", "relay", "pid", "started", "log")
+_UNKNOWN: Final[Mapping[str, Any]] = {
+    "state": _SILENT, "connected_for": None, "round_trip": None, "unanswered": None, "next_try": None,
+    "last_error": None, "drains_for": None, "services": [], "stream_count": None, "streams": [],
+}  # fmt: skip
+
+
+@app.command(epilog="Example: kdispatch status")
+def status(
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show your agents that run on this machine: sessions, services, connections. --quiet prints one id a line."""
+    output = Output(quiet=quiet, json=json)
+    if not watch:
+        agents = look()
+        _print(output, agents)
+        if not agents:
+            output.note(_NONE)
+        return
+    try:
+        if sys.stdout.isatty() and not (quiet or json):
+            _repaint()
+        for agents in _looks():
+            _print(output, agents, summarily=True)
+    except KeyboardInterrupt:  # the way to end it
+        return
+
+
+def look() -> list[dict[str, Any]]:
+    """All agents of this user, the oldest first, each as it says itself."""
+    records = living()
+    said = ask(records, _ANSWERS, command="status")
+    if len(said) < len(records):
+        still = {record.id for record in living()}
+        records = [record for record in records if record.id in said or record.id in still]
+    return [_merged(record, said.get(record.id, {}).get("agent")) for record in records]
+
+
+def _merged(record: Record, said: Mapping[str, Any] | None) -> dict[str, Any]:
+    recorded = {name: getattr(record, name) for name in _RECORDED}
+    if said is None:
+        place = {"service": record.service, "host": record.host, "address": record.address, "port": record.port}
+        return {**recorded, **_UNKNOWN, "services": [{**place, "offered": None}]}
+    return {**recorded, **said}
+
+
+def _looks() -> Iterator[list[dict[str, Any]]]:
+    due = time.monotonic()
+    while True:
+        yield look()
+        due = max(due + _EVERY, time.monotonic())
+        time.sleep(due - time.monotonic())
+
+
+def _repaint() -> None:
+    with Screen() as screen:
+        for agents in _looks():
+            lines = [f"kdispatch status, {time.strftime('%H:%M:%S')}; Ctrl-C ends", ""]
+            screen.show([*lines, *(map(escaped, described(agents)) if agents else [_NONE])])
+
+
+def _print(output: Output, agents: list[dict[str, Any]], *, summarily: bool = False) -> None:
+    if summarily:
+        now = time.strftime("%H:%M:%S")
+        plain = [f"{now} {line}" for line in map(summary, agents)] or [f"{now} {_NONE}"]
+    else:
+        plain = described(agents)
+    output.result({"agents": agents}, quiet=[agent["id"] for agent in agents], plain=plain)

@@ -1,0 +1,92 @@
+"""What ``kdispatch status`` found, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from kdispatch.cli.output import table
+
+__all__ = ["described", "summary"]
+
+_SHOWN: Final = 8  # characters of a stream's id: enough to tell it from others, and what logs show
+_LATE: Final = 1.0  # seconds without an answer to a PING that are worth a word
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_TIMES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def described(agents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A few lines for each agent, and a table of its streams."""
+    return [line for agent in agents for line in _agent(agent)]
+
+
+def summary(agent: Mapping[str, Any]) -> str:
+    """One line for an agent."""
+    names = ", ".join(service["service"] for service in agent["services"])
+    parts = [*_session(agent)]
+    if agent["stream_count"] is not None:
+        parts.append(f"{agent['stream_count']} stream{'s' * (agent['stream_count'] != 1)}")
+    return f"{agent['id']} {agent['kind']} of {names}: {', '.join(parts)}"
+
+
+def _agent(agent: Mapping[str, Any]) -> Iterator[str]:
+    for service in agent["services"]:
+        yield f"{agent['id']}  {agent['kind']} of {service['service']}, {service['address']}:{service['port']}"
+        if service["host"] is not None:
+            listed = {None: "", True: ", offered", False: ", not offered"}[service["offered"]]
+            yield f"  host     {service['host']}{listed}"
+    yield f"  relay    {', '.join([agent['relay'], *_session(agent)])}"
+    if error := agent["last_error"]:
+        yield f"  error    {_time(error['ago'])} ago: {error['text']} [{error['code']}]"
+    if agent["drains_for"] is not None:
+        yield f"  draining for {_time(agent['drains_for'])} at most: no new streams"
+    if agent["stream_count"]:
+        yield f"  streams  {agent['stream_count']}"
+        yield from (f"    {line}" for line in _streams(agent))
+
+
+def _session(agent: Mapping[str, Any]) -> Iterator[str]:
+    """State, and what belongs to it."""
+    if agent["stream_count"] is None:
+        yield f"{agent['state']}: process {agent['pid']} says nothing"
+        return
+    yield agent["state"] if agent["connected_for"] is None else f"{agent['state']} for {_time(agent['connected'])}"
+    if agent["next_try"] is not None:
+        yield f"next try in {agent['next_try']:.1f} s"
+    if agent["unanswered"] is not None and agent["unanswered"] > _LATE:
+        yield f"no answer for {_time(agent['unanswered'])}"
+    elif agent["round_trip"] is not None:
+        yield f"round trip {agent['round_trip'] * 1000:.1f} ms"
+
+
+def _streams(agent: Mapping[str, Any]) -> list[str]:
+    hosts = agent["kind"] == "host"
+    rows = [
+        (
+            stream["id"][:_SHOWN],
+            stream["state"] if stream["detached"] is None else f"detached {_time(stream['detached'])}",
+            _size(stream["sent"]),
+            _size(stream["received"]),
+            "-" if stream["age"] is None else _time(stream["age"]),
+            stream["peer" if hosts else "host"] or "-",
+        )
+        for stream in agent["streams"]
+    ]
+    lines = table(("STREAM", "STATE", "SENT", "RECEIVED", "AGE", "CLIENT" if hosts else "HOST"), rows)
+    more = agent["stream_count"] - len(rows)
+    return [*lines, f"and {more} more"] if more else lines
+
+
+def _time(seconds: float) -> str:
+    for size, unit in _TIMES:
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def _size(count: float) -> str:
+    unit, *larger = _UNITS
+    while count >= 1024 and larger:
+        count /= 1024
+        unit, *larger = larger
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

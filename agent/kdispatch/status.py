@@ -1,0 +1,66 @@
+"""What an agent says of itself: plain numbers and texts, read from its parts as they are at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from kdispatch.uplink import Uplink
+from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.streams import Stream
+
+__all__ = ["agent_status", "running_streams"]
+
+#: As many as a client may have; of more the number alone is told. That is 0.3 MB, made in 10 ms.
+STREAMS: Final = 1024
+
+
+def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_for: float | None) -> dict[str, Any]:
+    """The session, the services and the streams. Times are seconds from now or until now, sizes bytes."""
+    now = uplink.driver.loop.time()
+    error = uplink.last_error
+    streams = list(_streams(uplink.driver))
+    return {
+        "state": uplink.state,
+        "connected_for": _since(uplink.connected_at, now),
+        "round_trip": None if uplink.round_trip is None else round(uplink.round_trip, 6),
+        "unanswered": _since(uplink.endpoint.asked_at, now),
+        "next_try": None if uplink.next_try is None else max(0.0, round(uplink.next_try - now, 3)),
+        "last_error": None if error is None else {"code": error.code, "text": error.text, "ago": _since(error.at, now)},
+        "drains_for": drains_for,
+        "services": list(services),
+        "stream_count": len(streams),
+        "streams": [_stream(stream, pipe, now) for stream, pipe in streams[:STREAMS]],
+    }
+
+
+def running_streams(driver: EndpointDriver) -> int:
+    """How many there are, with those that have ended but for the last bytes that a local program has to take."""
+    return sum(1 for _ in _streams(driver))
+
+
+def _streams(driver: EndpointDriver) -> Iterator[tuple[Stream, Pipe | None]]:
+    pipes = {pipe.stream.stream: pipe for pipe in driver.pipes if pipe.stream is not None}
+    for stream in driver.endpoint.table.by_uuid.values():
+        yield stream, pipes.pop(stream, None)
+    yield from pipes.items()
+
+
+def _stream(stream: Stream, pipe: Pipe | None, now: float) -> dict[str, Any]:
+    """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other one."""
+    return {
+        "id": stream.uuid,
+        "service": stream.service,
+        "state": "detached" if stream.grace is not None else stream.state.value,
+        "host": stream.host or None,
+        "peer": stream.peer or None,
+        "sent": stream.outbound.end,
+        "received": stream.inbound.received,
+        "age": None if pipe is None else _since(pipe.began, now),
+        "detached": None if stream.grace is None else _since(stream.detached_at, now),
+    }
+
+
+def _since(moment: float | None, now: float) -> float | None:
+    return None if moment is None else round(now - moment, 3)
