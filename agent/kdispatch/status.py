@@ -24,8 +24,8 @@ def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_f
     return {
         "state": uplink.state,
         "connected_for": _since(uplink.connected_at, now),
-        "round_trip": None if uplink.round_trip is None else round(uplink.round_trip, 6),
-        "unanswered": _since(uplink.endpoint.asked_at, now),
+        "round_trip": _rounded(uplink.round_trip, 6),
+        "unanswered": _rounded(uplink.unanswered),
         "next_try": None if uplink.next_try is None else max(0.0, round(uplink.next_try - now, 3)),
         "last_error": None if error is None else {"code": error.code, "text": error.text, "ago": _since(error.at, now)},
         "drains_for": drains_for,
@@ -64,3 +64,7 @@ def _stream(stream: Stream, pipe: Pipe | None, now: float) -> dict[str, Any]:
 
 def _since(moment: float | None, now: float) -> float | None:
     return None if moment is None else round(now - moment, 3)
+
+
+def _rounded(seconds: float | None, digits: int = 3) -> float | None:
+    return None if seconds is None else round(seconds, digits)

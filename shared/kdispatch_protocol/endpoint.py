@@ -145,6 +145,11 @@ class Endpoint:
         self.table.resume_writers()
         return parts
 
+    def ping(self, value: int) -> None:
+        """Ask the relay to say ``value``, neither 0 nor the largest; PongReceived follows, if there is a session."""
+        if self.ready:
+            self.table.session.outbox.send(frames.frame(frames.PING, value=value))
+
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""
         taken = self.table.events
@@ -296,8 +301,10 @@ class Endpoint:
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
     def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """That it arrived is all it says, but for the one behind the WITHDRAWs of a session that is left."""
-        session.quiet = session.quiet or value == _QUIET
+        if value == _QUIET:  # the one behind the WITHDRAWs of a session that is left
+            session.quiet = True
+        elif value:  # that it arrived is all that others say
+            self.table.events.append(events.PongReceived(value))
 
     def _goaway(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         session.goaway = goaway = Goaway.parse(payload)

@@ -124,10 +124,10 @@ class AttachRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundTripMeasured:
-    """The relay answered ``measure`` after so many seconds."""
+class PongReceived:
+    """The relay answered ``ping`` with this value."""
 
-    seconds: float
+    value: int
 
 
 Event = (
@@ -136,7 +136,7 @@ Event = (
     | SessionRefused
     | Offered
     | OfferRefused
-    | RoundTripMeasured
+    | PongReceived
     | StreamRequested
     | StreamOpened
     | DataReceived

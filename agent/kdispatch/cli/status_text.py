@@ -50,7 +50,7 @@ def _session(agent: Mapping[str, Any]) -> Iterator[str]:
     if agent["stream_count"] is None:
         yield f"{agent['state']}: process {agent['pid']} says nothing"
         return
-    yield agent["state"] if agent["connected_for"] is None else f"{agent['state']} for {_time(agent['connected'])}"
+    yield agent["state"] if agent["connected_for"] is None else f"{agent['state']} for {_time(agent['connected_for'])}"
     if agent["next_try"] is not None:
         yield f"next try in {agent['next_try']:.1f} s"
     if agent["unanswered"] is not None and agent["unanswered"] > _LATE:

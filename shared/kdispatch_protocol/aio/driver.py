@@ -38,7 +38,7 @@ _ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 class EndpointDriver:
     """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
 
-    Those are SessionReady, SessionRefused, RoundTripMeasured, Offered, OfferRefused, AttachRefused,
+    Those are SessionReady, SessionRefused, PongReceived, Offered, OfferRefused, AttachRefused,
     StreamRequested, StreamOpened and StreamWasReset; the rest goes to the streams' transports.
     """
 
@@ -91,9 +91,9 @@ class EndpointDriver:
             pipe.abort()
         self._alarm.cancel()
 
-    def measure(self) -> None:
-        """Ask for the round trip of the session's leg; RoundTripMeasured tells it."""
-        self.endpoint.measure(self.loop.time())
+    def ping(self, value: int) -> None:
+        """Ask the relay to say ``value``, which is not 0; PongReceived follows."""
+        self.endpoint.ping(value)
         self.wake()
 
     @property
