@@ -54,7 +54,7 @@ class Record:
     control: str | None = None
     control_token: str | None = None
     pid: int = dataclasses.field(default_factory=os.getpid)
-    started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+    started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
 
     def encode(self) -> bytes:
         """The content of the record's file."""

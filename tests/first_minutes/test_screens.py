@@ -21,6 +21,7 @@ import pytest
 from tests.docs.examples import Example, examples_of
 from tests.first_minutes.person import Person
 from tests.net.harness import needs
+from tests.net.tcp import Tcp, echo, service
 
 _SCREENS: Final = Path(__file__).with_name("screens")
 _SIZE: Final = ("-x", "110", "-y", "44")
@@ -29,6 +30,11 @@ _CHANGING: Final = (
     (r"\b(adm|svc|hst)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
     (r"\b[0-9a-f]{32}\b", "HOST_ID"),
     (r"\b[0-9a-f]{12}\b", "AGENT_ID"),
+    (r"\b[0-9a-f]{8}\b(?=  open)", "STREAM_1"),
+    (r"connected for \d+ s", "connected for N s"),
+    (r"round trip \d+\.\d ms", "round trip N.N ms"),
+    (r"for \d+ s at most", "for N s at most"),
+    (r"  \d+ s +(?=HOST_ID)", "  N s  "),
     (r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)", "TIME"),
     (r"\d\d:\d\d:\d\d", "TIME"),
 )
@@ -53,13 +59,27 @@ class Terminal:
 
     async def window(self, name: str, command: str, until: str) -> str:
         """Type a command into a new window; returns the screen once ``until`` is on it."""
+        await self._typed(name, command, until)
+        return await self._at_rest(name)
+
+    async def _typed(self, name: str, command: str, until: str) -> None:
         shell = f"cd {shlex.quote(str(self._person.home))} && PS1='$ ' exec sh"
         await self.tmux("new-session", "-d", "-s", name, *_SIZE, shell)
         await self._shows(name, "$ ", lambda screen: screen)  # what is typed before the prompt is echoed before it
         await self.tmux("send-keys", "-t", name, "-l", command)
         await self.tmux("send-keys", "-t", name, "Enter")
         await self._shows(name, until, lambda screen: screen.partition("\n")[2])
+
+    async def key(self, name: str, key: str, until: str) -> str:
+        """Press a key, such as ``C-c``; returns the screen once ``until`` is on it."""
+        await self.tmux("send-keys", "-t", name, key)
+        await self._shows(name, until, lambda screen: screen)
         return await self._at_rest(name)
+
+    async def moving(self, name: str, command: str, until: str) -> str:
+        """The same as :meth:`window`, of a command that goes on changing the screen."""
+        await self._typed(name, command, until)
+        return await self.tmux("capture-pane", "-p", "-J", "-t", name)
 
     async def _at_rest(self, name: str) -> str:
         """The screen once nothing more is printed."""
@@ -79,8 +99,8 @@ class Terminal:
         await self.tmux("kill-server")
 
 
-def _free_ports() -> Iterator[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+def _free_ports(count: int = 3) -> Iterator[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     yield from (one.getsockname()[1] for one in sockets)
     for one in sockets:
         one.close()
@@ -142,3 +162,41 @@ async def test_the_readme_in_a_terminal(tmp_path: Path) -> None:
         await person.runs("agent", "stop", "ann/web", "--now")
         await terminal.close()
         server.close()
+
+
+@pytest.mark.slow
+@needs("tmux")
+async def test_status_and_drain_in_a_terminal(tmp_path: Path) -> None:
+    """Status, with a connection and repainted, and both presses of Ctrl-C look as somebody has looked at them."""
+    person = Person(tmp_path / "h")
+    free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
+    person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
+    person.environment["XDG_DATA_HOME"] = str(person.home)
+    terminal = Terminal(person)
+
+    def same(name: str, screen: str) -> None:
+        _compare(name, screen, free, person.home)
+
+    async with service(echo, port=int(free["8080"])):
+        try:
+            await terminal.window("relay", "kdispatch relay serve", "listening on")
+            await person.runs("sign-up", "ann", "--relay", f"http://127.0.0.1:{free['8443']}")
+            await person.runs("service", "create", "web")
+            await terminal.window("none", "kdispatch status", "No agent")
+            host = f"kdispatch agent host ann/web --port {free['8080']}"
+            await terminal.window("host", host, "is offered as")
+            await terminal.window("client", f"kdispatch agent connect ann/web --port {free['9090']}", "reached")
+            async with await Tcp.connect(int(free["9090"])) as tcp:
+                await tcp.send(b"x" * 2500)
+                await tcp.receive_exactly(2500)
+                same("status", await terminal.window("status", "kdispatch status; echo status $?", "status 0"))
+                watch = "kdispatch status --watch; echo status $?"
+                same("status-watch", await terminal.moving("watch", watch, "CLIENT"))
+                same("status-watched", await terminal.key("watch", "C-c", "status 0"))
+                same("drain", await terminal.key("client", "C-c", "Draining"))
+                same("drain-twice", await terminal.key("client", "C-c", "Ending at once"))
+                screen = await terminal.key("host", "C-c", "Ended")
+                same("drain-host", screen)
+        finally:
+            await person.runs("agent", "stop", "ann/web", "--now")
+            await terminal.close()

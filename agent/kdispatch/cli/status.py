@@ -42,7 +42,7 @@ def status(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Show your agents that run on this machine: sessions, services, connections. --quiet prints one id a line."""
+    """Show what your agents here do: session, services, streams. --quiet prints one id a line."""
     output = Output(quiet=quiet, json=json)
     if not watch:
         agents = look()
