@@ -74,7 +74,7 @@ class Host:
     @property
     def listed(self) -> bool:
         """The relay sends clients here, as far as this process knows."""
-        return self.offered.is_set() and self.uplink.connected_at is not None
+        return self.offered.is_set() and self.uplink.condition.connected_at is not None
 
     async def start(self, wait: float) -> None:
         """Connect, offer, and return when the relay lists this host. Raises ``KdispatchError``."""
@@ -232,7 +232,7 @@ class LocalPort:
     def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
         self._failed()
         if self.host is not None:
-            self.host.uplink.note(code, text)
+            self.host.uplink.condition.failed(code, text)
         driver.refuse(stream, code, text)
 
     def _serve(self, driver: EndpointDriver, stream: Stream, dial: LocalDial) -> None:

@@ -19,14 +19,15 @@ STREAMS: Final = 1024
 def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_for: float | None) -> dict[str, Any]:
     """The session, the services and the streams. Times are seconds from now or until now, sizes bytes."""
     now = uplink.driver.loop.time()
-    error = uplink.last_error
+    condition = uplink.condition
+    error = condition.last_error
     streams = list(_streams(uplink.driver))
     return {
-        "state": uplink.state,
-        "connected_for": _since(uplink.connected_at, now),
-        "round_trip": _rounded(uplink.round_trip, 6),
-        "unanswered": _rounded(uplink.unanswered),
-        "next_try": None if uplink.next_try is None else max(0.0, round(uplink.next_try - now, 3)),
+        "state": condition.state,
+        "connected_for": _since(condition.connected_at, now),
+        "round_trip": _rounded(condition.round_trip, 6),
+        "unanswered": _rounded(condition.unanswered),
+        "next_try": None if condition.next_try is None else max(0.0, round(condition.next_try - now, 3)),
         "last_error": None if error is None else {"code": error.code, "text": error.text, "ago": _since(error.at, now)},
         "drains_for": drains_for,
         "services": list(services),

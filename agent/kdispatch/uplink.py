@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from kdispatch.backoff import Backoff
+from kdispatch.condition import Condition
 from kdispatch.dialer import Refusal, dial
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import SILENT, RunningLog
@@ -28,7 +27,7 @@ from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import printable
 
-__all__ = ["Failure", "Uplink"]
+__all__ = ["Uplink"]
 
 #: Codes of a GOAWAY after which another session would end the same way.
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
@@ -38,19 +37,6 @@ _RARE: Final = 60.0
 _ATTEMPTS: Final = 60.0
 #: Seconds that the relay has to close its side of a session that was left.
 _CLOSING: Final = 3.0
-
-
-#: Ends of streams that are no failure: one of the two programs just went away.
-_NO_FAILURE: Final = frozenset({"cancelled"})
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What went wrong, and when by the loop's clock."""
-
-    code: str
-    text: str
-    at: float
 
 
 class Uplink:
@@ -73,6 +59,7 @@ class Uplink:
         mine = identity or Identity()
         self.endpoint = Endpoint(mine.secret, agent=agent, limits=limits, predecessors=mine.predecessors)
         self.driver = EndpointDriver(self.endpoint, self._event)
+        self.condition = Condition(self.driver)
         self._on_event = on_event
         self._log = log
         self._limits = limits
@@ -83,13 +70,6 @@ class Uplink:
         self._stopping = False
         self._tell_again = 0.0  # when of the next attempt at a stream is told
         self._task: asyncio.Task[None] | None = None
-        self._measured: asyncio.Future[None] | None = None  # while the round trip is asked for
-        self._asked_at = 0.0
-        self._pings = 0
-        self.connected_at: float | None = None  # since when the newest session lasts
-        self.round_trip: float | None = None  # of a session's leg, in seconds
-        self.next_try: float | None = None  # when a session is tried for again
-        self.last_error: Failure | None = None
 
     @property
     def process(self) -> str:
@@ -108,7 +88,7 @@ class Uplink:
                 session = await self._connect()
                 break
             except KdispatchError as error:
-                self.note(error.code, error.text)
+                self.condition.failed(error.code, error.text)
                 pause = self._backoff.next_wait(error.retry_after if isinstance(error, Refusal) else 0.0)
                 left = deadline - asyncio.get_running_loop().time()
                 if _is_final(error, connected_before=False) or left <= 0:
@@ -116,51 +96,9 @@ class Uplink:
                 if not told:
                     self._log.info(f"{error.text} Trying for {wait:g} s.", code=error.code)
                     told = True
-                await self._pause(min(pause, left))
+                with self.condition.waiting(min(pause, left)) as seconds:
+                    await asyncio.sleep(seconds)
         self._task = asyncio.create_task(self._keep(session), name="kdispatch uplink")
-
-    # --- what is seen of it --------------------------------------------------------------------
-
-    @property
-    def state(self) -> str:
-        """``connecting`` for the first time, ``connected``, ``moving`` to another session, or ``reconnecting``."""
-        if self.connected_at is not None:
-            return "moving" if len(self.driver.sessions) > 1 else "connected"
-        return "connecting" if self._task is None else "reconnecting"
-
-    @property
-    def unanswered(self) -> float | None:
-        """How many seconds ago the relay was asked what it has not answered yet."""
-        return None if self._measured is None else time.monotonic() - self._asked_at
-
-    def note(self, code: str, text: str) -> None:
-        """Remember what went wrong last."""
-        self.last_error = Failure(code, text, self.driver.loop.time())
-
-    async def measure(self, wait: float) -> None:
-        """Ask the relay for the round trip, unless that is under way, and wait for its answer so long at most."""
-        self._measure()
-        if self._measured is not None:
-            await asyncio.wait({self._measured}, timeout=wait)
-
-    def _measure(self) -> None:
-        if self.connected_at is not None and self._measured is None:
-            self._measured = self.driver.loop.create_future()
-            self._pings += 1
-            self._asked_at = time.monotonic()  # uvloop's own time stands still within a turn, and counts milliseconds
-            self.driver.ping(self._pings)
-
-    def _answered(self, value: int) -> None:
-        if value == self._pings and self._measured is not None:
-            self.round_trip = time.monotonic() - self._asked_at
-            self._measurement_over()
-
-    def _measurement_over(self) -> None:
-        if self._measured is not None:
-            self._measured.set_result(None)
-            self._measured = None
-
-    # --- sessions ------------------------------------------------------------------------------
 
     @property
     def over(self) -> bool:
@@ -232,8 +170,7 @@ class Uplink:
                 session = newer
                 continue
             code, text = await asyncio.shield(session.lost)
-            self.connected_at = self.round_trip = None
-            self._measurement_over()
+            self.condition.lost()
             if self._stopping:
                 return
             farewell = _farewell(session)
@@ -241,7 +178,7 @@ class Uplink:
                 raise farewell
             self._backoff.session_lasted(loop.time() - began)
             text = farewell.text if farewell else text
-            self.note(farewell.code if farewell else code or "relay_unreachable", text)
+            self.condition.failed(farewell.code if farewell else code or "relay_unreachable", text)
             waiting = self.driver.waiting
             if waiting:
                 text += f" {waiting} running connection{'s' * (waiting > 1)} can wait for {self._limits.grace:g} s."
@@ -254,23 +191,15 @@ class Uplink:
     async def _reconnect(self) -> UplinkSession:
         pause = self._backoff.next_wait()
         while True:
-            await self._pause(pause)
+            with self.condition.waiting(pause):
+                await asyncio.sleep(pause)
             try:
                 return await self._connect()
             except KdispatchError as error:
-                self.note(error.code, error.text)
+                self.condition.failed(error.code, error.text)
                 if _is_final(error, connected_before=True):
                     raise
                 pause = self._pause_after(error, self._backoff)
-
-    async def _pause(self, seconds: float, *, but: asyncio.Future[Any] | None = None) -> None:
-        """Wait before the next try, or until ``but`` is done."""
-        self.next_try = self.driver.loop.time() + seconds
-        if but is None:
-            await asyncio.sleep(seconds)
-        else:
-            await asyncio.wait({but}, timeout=seconds)
-        self.next_try = None
 
     @staticmethod
     def _pause_after(error: KdispatchError, backoff: Backoff) -> float:
@@ -312,8 +241,9 @@ class Uplink:
             try:
                 newer = await self._connect()
             except KdispatchError as error:
-                self.note(error.code, error.text)
-                await self._pause(self._pause_after(error, backoff), but=session.lost)
+                self.condition.failed(error.code, error.text)
+                with self.condition.waiting(self._pause_after(error, backoff)) as seconds:
+                    await asyncio.wait({session.lost}, timeout=seconds)
                 continue
             if goaway is not None:
                 self._log.info("Moved. Running connections follow.")
@@ -352,9 +282,7 @@ class Uplink:
     def _event(self, event: Event) -> None:
         if isinstance(event, events.SessionReady):
             self._backoff.spread = max(0.5, event.welcome.spread_ms / 1000)
-            self.connected_at = self.driver.loop.time()
-            self._measurement_over()  # in a session before this one
-            self._measure()
+            self.condition.connected()
             if self._welcomed is not None and not self._welcomed.done():
                 self._welcomed.set_result(None)
         elif isinstance(event, events.SessionRefused):
@@ -364,10 +292,10 @@ class Uplink:
                 self._tell_of_attempt(event.code)
             return
         elif isinstance(event, events.PongReceived):
-            self._answered(event.value)
+            self.condition.answered(event.value)
             return
-        elif isinstance(event, events.StreamWasReset) and event.code not in _NO_FAILURE:
-            self.note(event.code, event.text)
+        elif isinstance(event, events.StreamWasReset):
+            self.condition.stream_was_reset(event.code, event.text)
         self._on_event(event)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -75,18 +76,34 @@ async def test_connected_and_not() -> None:
         assert agent_status(uplink, [], drains_for=None)["state"] == "connecting"
         await uplink.start(2)
         try:
-            await until(lambda: uplink.round_trip is not None)
+            await until(lambda: uplink.condition.round_trip is not None)
             told = agent_status(uplink, [{"service": SERVICE}], drains_for=2.5)
             assert told["state"] == "connected" and 0 < told["round_trip"] < 1 and told["connected_for"] >= 0
             assert told["services"] == [{"service": SERVICE}] and told["drains_for"] == 2.5
             assert told["last_error"] is told["next_try"] is told["unanswered"] is None
             uplink.driver.abort()
-            await until(lambda: uplink.state == "reconnecting" and uplink.next_try)
+            await until(lambda: uplink.condition.state == "reconnecting" and uplink.condition.next_try)
             told = agent_status(uplink, [], drains_for=None)
             assert told["connected_for"] is None and 0 <= told["next_try"] <= 0.5
             assert told["last_error"]["code"] == "cancelled" and told["last_error"]["ago"] >= 0
-            await until(lambda: uplink.state == "connected")
-            assert uplink.next_try is None
+            await until(lambda: uplink.condition.state == "connected")
+            assert uplink.condition.next_try is None
+        finally:
+            await uplink.stop()
+
+
+async def test_moving() -> None:
+    """While there are two sessions the agent is moving; then it is connected by the newer one, whose leg is measured."""
+    async with running_gate() as relay:
+        uplink = Uplink(relay.url, lambda _: None, limits=dataclasses.replace(SCALED, rotate=0.1))
+        condition = uplink.condition
+        await uplink.start(2)
+        try:
+            began = condition.connected_at
+            await until(lambda: condition.state == "moving")
+            await until(lambda: condition.state == "connected" and condition.connected_at != began)
+            await until(lambda: condition.round_trip is not None)
+            assert condition.last_error is None
         finally:
             await uplink.stop()
 
@@ -97,7 +114,7 @@ async def test_a_relay_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
         url = relay.url
     uplink = Uplink(url, lambda _: None)
     starting = asyncio.create_task(uplink.start(5))
-    await until(lambda: uplink.next_try)
+    await until(lambda: uplink.condition.next_try)
     told = agent_status(uplink, [], drains_for=None)
     assert told["state"] == "connecting" and told["last_error"]["code"] == "relay_unreachable"
     starting.cancel()
@@ -109,18 +126,18 @@ async def test_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for the round trip gets a new one; several at once share it; a lost session ends the wait."""
     async with ends() as two:
         uplink = two.client.uplink
-        await until(lambda: uplink.round_trip is not None)
-        uplink.round_trip = -1.0
-        await asyncio.gather(*(uplink.measure(2) for _ in range(3)))
-        assert uplink.round_trip > 0
-        uplink._answered(uplink._pings + 1)
-        monkeypatch.setattr(uplink, "_answered", lambda _: None)  # as if the relay said nothing
-        waiting = asyncio.create_task(uplink.measure(5))
+        await until(lambda: uplink.condition.round_trip is not None)
+        uplink.condition.round_trip = -1.0
+        await asyncio.gather(*(uplink.condition.measure(2) for _ in range(3)))
+        assert uplink.condition.round_trip > 0
+        uplink.condition.answered(uplink.condition._pings + 1)
+        monkeypatch.setattr(uplink.condition, "answered", lambda _: None)  # as if the relay said nothing
+        waiting = asyncio.create_task(uplink.condition.measure(5))
         await asyncio.sleep(0.01)
         assert agent_status(uplink, [], drains_for=None)["unanswered"] > 0
         uplink.driver.abort()
         await asyncio.wait_for(waiting, 2)
-        assert uplink.unanswered is None
+        assert uplink.condition.unanswered is None
 
 
 async def test_detached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +169,7 @@ async def test_failed_streams_are_errors() -> None:
         await until(lambda: two.taken)
         two.taken[0].reset("cancelled", "gone")
         await until(transport.is_closing)
-        assert two.client.uplink.last_error is None
+        assert two.client.uplink.condition.last_error is None
         two.relay.store.error = KdispatchError("unknown_service", "No such service.")
         with pytest.raises(KdispatchError):
             await two.client.opened(two.client.create_connection("ann/other", Program()))

@@ -10,9 +10,9 @@ from kdispatch_protocol.messages import Welcome
 
 def connected() -> Endpoint:
     endpoint = Endpoint(b"s" * 32)
-    endpoint.connect()
+    session = endpoint.connect()
     welcome = Welcome(version=1, relay="ab" * 16, credit=1 << 20, spread_ms=0, opens=8, streams=8).encode()
-    endpoint.receive_frames([(frames.WELCOME, 0, 0, 0, memoryview(welcome))], 0.0)
+    endpoint.receive_frames(session, [(frames.WELCOME, 0, 0, 0, memoryview(welcome))], 0.0)
     sent(endpoint)
     endpoint.take_events()
     return endpoint
@@ -20,22 +20,24 @@ def connected() -> Endpoint:
 
 def sent(endpoint: Endpoint) -> list[tuple[int, int]]:
     """Types and values of what goes out now."""
-    data = b"".join(bytes(part) for part in endpoint.data_to_send(1 << 20, 0.0))
+    data = b"".join(bytes(part) for part in endpoint.data_to_send(endpoint.table.session, 1 << 20, 0.0))
     return [(type_, value) for type_, _, _, value, _ in FrameReader().receive(memoryview(data), ends=True)]
 
 
 def test_the_value_comes_back() -> None:
-    """A PING goes out with its value, and the PONG that brings it back is told; one with 0 is life and no more."""
+    """A PING goes out with its value, and the PONG that brings it back is told; others are life and no more."""
     endpoint = connected()
     endpoint.ping(7)
     assert sent(endpoint) == [(frames.PING, 7)]
-    endpoint.receive_frames([(frames.PONG, 0, 0, value, memoryview(b"")) for value in (0, 7)], 1.0)
+    endpoint.receive_frames(
+        endpoint.table.session, [(frames.PONG, 0, 0, value, memoryview(b"")) for value in (0, 7, (1 << 64) - 1)], 1.0
+    )
     assert endpoint.take_events() == [events.PongReceived(7)]
 
 
 def test_without_a_session() -> None:
     """Nothing is asked in no session."""
     endpoint = connected()
-    endpoint.disconnect(1.0)
+    endpoint.disconnect(endpoint.table.session, 1.0)
     endpoint.ping(7)
-    assert endpoint.data_to_send(1 << 20, 1.0) == []
+    assert endpoint.data_to_send(endpoint.table.session, 1 << 20, 1.0) == []

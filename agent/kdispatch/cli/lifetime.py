@@ -55,7 +55,7 @@ class Life:
         """Answer the control socket's ``status``."""
         from kdispatch.status import agent_status  # noqa: PLC0415 - heavy
 
-        await self.uplink.measure(_ROUND_TRIP_WAIT)
+        await self.uplink.condition.measure(_ROUND_TRIP_WAIT)
         left = None if self.ends_at is None else max(0.0, round(self.ends_at - self.uplink.driver.loop.time(), 3))
         return {"agent": agent_status(self.uplink, self.services(), drains_for=left)}
 
