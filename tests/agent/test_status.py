@@ -93,7 +93,7 @@ async def test_connected_and_not() -> None:
 
 
 async def test_moving() -> None:
-    """While there are two sessions the agent is moving; then it is connected by the newer one, whose leg is measured."""
+    """With two sessions the agent is moving; then it is connected by the newer one, whose leg is measured."""
     async with running_gate() as relay:
         uplink = Uplink(relay.url, lambda _: None, limits=dataclasses.replace(SCALED, rotate=0.1))
         condition = uplink.condition
