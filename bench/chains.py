@@ -156,7 +156,8 @@ def environment(folder: Path, *, plain: bool) -> dict[str, str]:
 def relay(processes: Processes, *options: str) -> tuple[Program, str]:
     """Start a relay; returns it and its address."""
     database = str(processes.folder / "relay.db")
-    command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", database, *options)
+    ending = ("--drain-time", "0")  # there is no other relay to go to
+    command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", database, *ending, *options)
     started = processes.start("relay", *command)
     return started, started.says(r"listening on (https?://[^\s\"]+)")
 

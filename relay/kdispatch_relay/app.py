@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 from aiohttp import http_parser, web
 
-from kdispatch_relay.api import admins, hosts, services
+from kdispatch_relay.api import admins, hosts, relay_state, services
 from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
-from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
+from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, OPERATOR, REPOSITORY
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.health import Readiness, healthz
 from kdispatch_relay.problems import problems
@@ -20,8 +20,10 @@ __all__ = ["make_app"]
 _log = logging.getLogger(__name__)
 
 
-def make_app(authority: Authority, gate: TunnelGate) -> web.Application:
+def make_app(authority: Authority, gate: TunnelGate, *, operator: bytes | None = None) -> web.Application:
     """Put the application together. It opens the database and starts ``gate`` when it is started itself.
+
+    ``operator`` is the SHA-256 of the token that shows the relay's state to other machines.
 
     Serve it without an access log, which would hold one line for each of a scanner's requests, and with
     ``auto_decompress=False``: compressed bodies are not taken.
@@ -30,10 +32,11 @@ def make_app(authority: Authority, gate: TunnelGate) -> web.Application:
     readiness = Readiness(authority.repository)
     app[AUTHORITY] = authority
     app[LIVE_HOSTS] = gate
+    app[OPERATOR] = operator
     app[REPOSITORY] = authority.repository
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readiness.readyz)])
     app.router.add_get(f"{PREFIX}/tunnel", gate.handle, allow_head=False)
-    app.add_routes([*admins.ROUTES, *services.ROUTES, *hosts.ROUTES])
+    app.add_routes([*admins.ROUTES, *services.ROUTES, *hosts.ROUTES, *relay_state.ROUTES])
 
     async def storage(_app: web.Application) -> AsyncIterator[None]:
         _check_parser()

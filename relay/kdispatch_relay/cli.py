@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import secrets
-import signal
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdispatch_protocol.console import SCHEMA
-from kdispatch_relay.console import errors_told, say
+from kdispatch_protocol.console import SCHEMA, escaped
+from kdispatch_relay.console import errors_told
 from kdispatch_relay.settings import SETTINGS, Settings, environment_name
 
 if TYPE_CHECKING:
@@ -52,6 +48,9 @@ def serve(
     tls_cert: Annotated[Path | None, _option("tls_cert", "FILE")] = _DEFAULTS.tls_cert,
     tls_key: Annotated[Path | None, _option("tls_key", "FILE")] = _DEFAULTS.tls_key,
     insecure_plaintext: Annotated[bool, _option("insecure_plaintext")] = _DEFAULTS.insecure_plaintext,
+    reuse_port: Annotated[bool, _option("reuse_port")] = _DEFAULTS.reuse_port,
+    drain_time: Annotated[float, _option("drain_time", "SECONDS")] = _DEFAULTS.drain_time,
+    operator_token_file: Annotated[Path | None, _option("operator_token_file", "FILE")] = _DEFAULTS.operator_token_file,
     log_format: Annotated[str, _option("log_format", "text|json")] = _DEFAULTS.log_format,
     verbose: Annotated[bool, _option("verbose", short="-v")] = _DEFAULTS.verbose,
     no_uvloop: Annotated[
@@ -69,11 +68,16 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             insecure_plaintext=insecure_plaintext,
+            reuse_port=reuse_port,
+            drain_time=drain_time,
+            operator_token_file=operator_token_file,
             log_format=log_format,
             verbose=verbose,
         )
+        from kdispatch_relay.serving import serve as run  # noqa: PLC0415 - heavy
+
         with asyncio.Runner(loop_factory=_loop_factory(no_uvloop=no_uvloop)) as runner:
-            runner.run(_serve(settings))
+            runner.run(run(settings))
 
 
 @app.command(epilog="Example: kdispatch relay migrate --database /var/lib/kdispatch/relay.db")
@@ -100,6 +104,29 @@ def migrate(
         typer.echo(f"The database was brought from {f'revision {before}' if before else 'empty'} to revision {after}.")
 
 
+@app.command(epilog="Example: kdispatch relay state --json")
+def state(
+    *,
+    listen: Annotated[str, _option("listen", "HOST:PORT")] = _DEFAULTS.listen,
+    tls_cert: Annotated[Path | None, _option("tls_cert", "FILE")] = _DEFAULTS.tls_cert,
+    operator_token_file: Annotated[Path | None, _option("operator_token_file", "FILE")] = _DEFAULTS.operator_token_file,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print one word: serving or draining.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what the relay on this machine is doing, in figures."""
+    from kdispatch_relay.operator_view import lines, read_state  # noqa: PLC0415 - heavy
+
+    with errors_told(as_json=as_json):
+        found = read_state(listen, tls_cert, operator_token_file)
+    if as_json:
+        typer.echo(json.dumps({"schema": SCHEMA, **found}))
+    elif quiet:
+        typer.echo("draining" if found.get("draining") else "serving")
+    else:
+        for line in lines(found):
+            typer.echo(escaped(line))
+
+
 async def _migrate(location: str, wait: float) -> tuple[str | None, str | None]:
     from kdispatch_relay.store.database import Database  # noqa: PLC0415 - heavy
 
@@ -108,42 +135,6 @@ async def _migrate(location: str, wait: float) -> tuple[str | None, str | None]:
         return await database.start()
     finally:
         await database.close()
-
-
-async def _serve(settings: Settings) -> None:
-    import asyncio  # noqa: PLC0415 - heavy
-    import logging  # noqa: PLC0415 - heavy
-
-    from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415 - heavy
-    from kdispatch_relay.server import running_relay  # noqa: PLC0415 - heavy
-    from kdispatch_relay.switch.gate import Gate  # noqa: PLC0415 - heavy
-
-    configure_logs(settings.log_format, verbose=settings.verbose)
-    stop = asyncio.Event()
-    _set_on_signals(stop)
-    make_gate = partial(Gate, relay_id=secrets.token_hex(16))
-    async with running_relay(settings, make_gate, migrate_apart=True) as running:
-        if settings.log_format == "json":
-            logging.getLogger("kdispatch.relay").info(
-                "kdispatch relay listening on %s", running.url, extra={"url": running.url}
-            )
-        else:  # bare, because scripts wait for it
-            say(f"kdispatch relay listening on {running.url}", err=True)
-        await stop.wait()
-
-
-def _set_on_signals(stop: asyncio.Event) -> None:
-    import asyncio  # noqa: PLC0415 - heavy
-
-    # signal.signal and not the loop's add_signal_handler, which Windows does not have.
-    loop = asyncio.get_running_loop()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-        loop.call_soon_threadsafe(stop.set)
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
 
 
 def _loop_factory(*, no_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -5,13 +5,14 @@ The switch's gate fits :class:`TunnelGate`; tests give a small fake in its place
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
-__all__ = ["HostView", "LiveHost", "LiveHosts", "TunnelGate"]
+__all__ = ["HostView", "Left", "LiveHost", "LiveHosts", "LongestQueue", "RelayState", "TunnelGate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,40 @@ class LiveHost:
 
     service: str
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LongestQueue:
+    """The agent, by its process id, for which most waits, and how many bytes."""
+
+    agent: str
+    queued: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayState:
+    """One relay at one moment. ``marks`` and ``cuts`` count from its start."""
+
+    relay: str  # its id, as agents are told
+    since: float  # unix seconds
+    draining: bool
+    sessions: int
+    hosts: int  # offers that are listed
+    streams: Mapping[str, int]  # by how far they came
+    waiting: int  # ends of streams that wait for the other end
+    queued: int  # bytes of data
+    longest: LongestQueue | None
+    marks: int  # DATA frames that were marked
+    cuts: Mapping[str, int]  # sessions that the relay ended, by code
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Who has not left a relay that drains. An agent that is host and client counts as a host."""
+
+    hosts: int
+    clients: int
+    streams: int
 
 
 class LiveHosts(Protocol):
@@ -51,6 +86,10 @@ class LiveHosts(Protocol):
         """Take a live host off the list for good; its streams go on."""
         ...
 
+    def state(self) -> RelayState:
+        """What is going on here, in figures."""
+        ...
+
 
 class TunnelGate(LiveHosts, Protocol):
     """The switch's door. The app starts it before it listens and closes it before connections end."""
@@ -61,6 +100,14 @@ class TunnelGate(LiveHosts, Protocol):
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one ``GET /api/v1/tunnel`` for as long as its session lives."""
+        ...
+
+    async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
+        """Ask every agent to go elsewhere and wait until all have, or ``seconds`` are over; returns who has not.
+
+        Until ``arriving`` is done more may come. ``tell`` hears who is left, where anybody is, and then once a second
+        where it has changed.
+        """
         ...
 
     async def close(self) -> None:

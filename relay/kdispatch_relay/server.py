@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -16,26 +15,58 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.app import make_app
 from kdispatch_relay.auth import Authority
-from kdispatch_relay.seams import TunnelGate
+from kdispatch_relay.connections import Connections
+from kdispatch_relay.listener import Listener, Port
+from kdispatch_relay.operator_token import operator_digest
+from kdispatch_relay.seams import Left, TunnelGate
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
 
 __all__ = ["RunningRelay", "running_relay"]
 
-_BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole fleet arrives in one moment
 _LINGER: Final = 1.0  # seconds in which the rest of a refused body is still read, so that its sender sees the answer
 _SHUTDOWN: Final = 5.0  # seconds for requests that are being answered
+_FIRST_REQUEST: Final = 1.0  # seconds for the request of a connection that came just before the end
 
 
-@dataclass(frozen=True, slots=True)
 class RunningRelay:
-    """Where a relay listens: ``url`` without a trailing slash, ``port`` as it really is."""
+    """A relay that listens: ``url`` is without a trailing slash, ``port`` as it really is."""
 
-    url: str
-    port: int
-    authority: Authority
-    gate: TunnelGate
+    def __init__(
+        self, url: str, authority: Authority, gate: TunnelGate, listener: Listener, connections: Connections
+    ) -> None:
+        self.url = url
+        self.authority = authority
+        self.gate = gate
+        self._listener = listener
+        self._connections = connections
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on."""
+        return int(self._listener.port)
+
+    async def turn_away(self) -> Port:
+        """Let new connections go to another relay on the same port, if there is one."""
+        return await self._listener.turn_away()
+
+    async def drain(self, seconds: float, tell: Callable[[Left], None]) -> Left:
+        """Behind :meth:`turn_away`: take what is on its way here, and listen no more. Let agents and requests finish.
+
+        Agents have ``seconds`` to go elsewhere; returns who has not. ``tell`` hears who is left at first, where anybody
+        is, and then once a second where it has changed.
+        """
+        arriving = asyncio.create_task(self._last_arrivals(), name="last arrivals")
+        try:
+            left = await self.gate.drain(seconds, tell, arriving)
+        finally:
+            await arriving
+        return left
+
+    async def _last_arrivals(self) -> None:
+        await asyncio.gather(self._listener.close(), self._connections.end())
+        await self._connections.ended(_FIRST_REQUEST)
 
 
 @asynccontextmanager
@@ -46,41 +77,36 @@ async def running_relay(
 
     With ``migrate_apart`` what migrates a database is not kept in memory, for which a start that migrates takes longer.
 
-    Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or TLS files of no use.
+    Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or files of no use.
     """
     tls = _tls(settings)
+    operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
     authority = Authority(Repository(database))
     gate = make_gate(authority)
     log = logging.getLogger(__name__)
     log.addFilter(_not_the_clients_fault)
+    app = make_app(authority, gate, operator=operator)
     runner = web.AppRunner(
-        make_app(authority, gate),
+        app,
         access_log=None,
         auto_decompress=False,
         logger=log,
         shutdown_timeout=_SHUTDOWN,
         lingering_time=_LINGER,
     )
+    connections = Connections(runner, _SHUTDOWN)
+    listener: Listener | None = None
     try:
         await runner.setup()
-        host, port = await _listen(runner, settings, tls)
-        url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        yield RunningRelay(url, port, authority, gate)
+        listener = await Listener.bound(settings, tls)
+        await listener.start(runner)
+        url = f"{'https' if tls else 'http'}://{listener.where}"
+        yield RunningRelay(url, authority, gate, listener, connections)
     finally:
+        if listener is not None:
+            await listener.close()
         await runner.cleanup()
-
-
-async def _listen(runner: web.AppRunner, settings: Settings, tls: ssl.SSLContext | None) -> tuple[str, int]:
-    host, port = settings.address
-    try:
-        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=_BACKLOG).start()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise KdispatchError("port_in_use", f"Another program listens on {settings.listen}.") from error
-        reason = error.strerror or str(error)
-        raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
-    return host, int(runner.addresses[0][1])
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name"]
+__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "is_loopback"]
 
 
 LOG_FORMATS: Final = ("text", "json")
@@ -38,6 +38,23 @@ class Settings:
         default=False, metadata={"help": "Serve plain HTTP on a public address, where every token is readable."}
     )
 
+    reuse_port: bool = field(
+        default=False,
+        metadata={
+            "help": "Listen beside the relay of this user that has the port, and get all new connections (Linux)."
+        },
+    )
+    drain_time: float = field(
+        default=30.0,
+        metadata={
+            "help": "Seconds that agents have at SIGTERM to move to another relay; 0 ends their sessions at once."
+        },
+    )
+    operator_token_file: Path | None = field(
+        default=None,
+        metadata={"help": "File with the token by which the operator may ask for the state from other machines."},
+    )
+
     log_format: str = field(default="text", metadata={"help": "Form of the log on stderr: text or json."})
     verbose: bool = field(default=False, metadata={"help": "Log each session's begin and end, and each stream's end."})
 
@@ -48,11 +65,16 @@ class Settings:
             raise KdispatchError("bad_request", f"The log format is text or json, not {self.log_format[:20]!r}.")
         if self.database_wait <= 0:
             raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
-        host, _ = self.address
-        if self.tls_cert is None and not self.insecure_plaintext and not _is_loopback(host):
+        if self.drain_time < 0:
+            raise KdispatchError("bad_request", "The drain time must be 0 seconds or more.")
+        self.check_address(self.address[0], self.listen)
+
+    def check_address(self, host: str, where: str) -> None:
+        """Raise ``plaintext_refused`` where listening at ``host``, told as ``where``, would show tokens to others."""
+        if self.tls_cert is None and not self.insecure_plaintext and not is_loopback(host):
             raise KdispatchError(
                 "plaintext_refused",
-                f"{self.listen} can be reached from other machines, and plain HTTP shows every token on the way. "
+                f"{where} can be reached from other machines, and plain HTTP shows every token on the way. "
                 "Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks HTTPS.",
             )
 
@@ -77,10 +99,13 @@ def environment_name(name: str) -> str:
     return f"KDISPATCH_SERVE_{name.upper()}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches, or is, ``host``."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False  # a name: wherever it leads to, it isn't known to stay on this machine
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

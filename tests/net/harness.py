@@ -193,7 +193,8 @@ class Relay:
         listen = self.url.partition("://")[2] or "127.0.0.1:0"
         database = str(self.folder / "relay.db")
         command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
-        self.process = Process("relay", command, self.folder)
+        # Without another option it ends at once: there is no other relay to go to.
+        self.process = Process("relay", command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
         self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
         if not self.token:
             async with RestClient(self.address) as rest:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,23 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from kdispatch_relay.seams import HostView, LiveHost
+from kdispatch_relay.seams import HostView, Left, LiveHost, LongestQueue, RelayState
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
+
+STATE = RelayState(
+    relay="9a1de3c2f04b4a5c8f2e6d7b1c0a3e58",
+    since=1_769_851_800.0,  # 2026-01-31T09:30:00Z
+    draining=False,
+    sessions=12,
+    hosts=4,
+    streams={"asking": 0, "waiting": 0, "trying": 1, "open": 40},
+    waiting=2,
+    queued=1_200_000,
+    longest=LongestQueue("4f1c09d2a8b35e6710fd42c98e6ba173", 800_000),
+    marks=57,
+    cuts={"slow_consumer": 1},
+)
 
 
 @dataclass
@@ -44,6 +59,13 @@ class FakeGate:
     def withdraw(self, host_id: str) -> None:
         self.calls.append(f"withdraw {host_id}")
         del self.hosts[host_id]
+
+    def state(self) -> RelayState:
+        return STATE
+
+    async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
+        self.calls.append(f"drain {seconds:g}")
+        return Left(0, 0, 0)
 
     async def close(self) -> None:
         self.calls.append("close")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -121,19 +120,6 @@ async def test_ipv6(tmp_path: Path) -> None:
     async with relay_api(tmp_path / "relay.db", listen="[::1]:0") as api:
         assert api.relay.url.startswith("http://[::1]:")
         assert (await api("GET", "/healthz")).status == 200
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key)]
-    subprocess.run([openssl, *make.split(), *names], check=True, capture_output=True)
-    return cert, key
 
 
 async def test_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

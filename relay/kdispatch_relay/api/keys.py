@@ -10,8 +10,10 @@ from kdispatch_relay.auth import Authority
 from kdispatch_relay.seams import LiveHosts
 from kdispatch_relay.store.repository import Repository
 
-__all__ = ["AUTHORITY", "LIVE_HOSTS", "REPOSITORY"]
+__all__ = ["AUTHORITY", "LIVE_HOSTS", "OPERATOR", "REPOSITORY"]
 
 AUTHORITY: Final = web.AppKey("authority", Authority)
 LIVE_HOSTS: Final = web.AppKey[LiveHosts]("live_hosts")
+#: SHA-256 of the operator's token, where there is one.
+OPERATOR: Final = web.AppKey[bytes | None]("operator")
 REPOSITORY: Final = web.AppKey("repository", Repository)

@@ -10,11 +10,12 @@ __all__ = ["Bucket", "ProcessBudget"]
 class ProcessBudget:
     """The bytes that wait in all queues together; ``total`` is the most there may be."""
 
-    __slots__ = ("queued", "total")
+    __slots__ = ("marks", "queued", "total")
 
     def __init__(self, total: int) -> None:
         self.total: Final = total
         self.queued = 0
+        self.marks = 0  # DATA frames that were marked so far
 
     @property
     def tight(self) -> bool:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.aio.alarm import Alarm
@@ -26,22 +24,26 @@ from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
 from kdispatch_relay.auth import Authority, ServiceRecord
-from kdispatch_relay.seams import HostView, LiveHost
+from kdispatch_relay.seams import HostView, Left, LiveHost, RelayState
+from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
 from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
 from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.state import state_of
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.upgrade import take_over, upgrade_headers
 
-__all__ = ["SUBPROTOCOL", "Gate"]
+__all__ = ["Gate"]
 
-SUBPROTOCOL: Final = "kdispatch.1"
-
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 # Before HELLO nobody may make the relay set aside more than this for one message.
 _HELLO_MESSAGE: Final = 16 * 1024
 # While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
 _ASK_AGAIN: Final = 1.0
 _PASSING: Final = frozenset({"storage_unavailable", "busy"})
+# While it drains the relay says who is left once in so many seconds. As long as nobody is there, it looks more often.
+_TELL: Final = 1.0
+_LOOK: Final = 0.020
+_NOBODY: Final = Left(0, 0, 0)
 # Of attempts at others' streams there is a warning once in so many seconds.
 _ATTEMPTS: Final = 60.0
 # Ends that an operator need not hear of.
@@ -60,11 +62,14 @@ class Gate:
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._timed_out)
         self.buffer = read_buffer()
-        self._started = time.time() - self._loop.time()  # monotonic times become unix seconds
+        self._began = time.time()
+        self._started = self._began - self._loop.time()  # monotonic times become unix seconds
         self.switch = Switch(relay_id, secrets.randbelow, self._loop.time(), limits=limits, memory=_queue_memory())
         self._links: dict[Session, _AgentLink] = {}
         self._questions: set[asyncio.Task[None]] = set()
         self._closing = True
+        self._drain: Drain | None = None
+        self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
         self._warn_again = 0.0
 
     async def start(self) -> None:
@@ -101,21 +106,38 @@ class Gate:
         """``GET /api/v1/tunnel``: upgrade, and let a session begin, which outlives the request."""
         if self._closing:
             raise KdispatchError("busy", "The relay is shutting down.")
-        response = web.StreamResponse(status=101, headers=_upgrade(request))
+        response = web.StreamResponse(status=101, headers=upgrade_headers(request))
         response.force_close()
         await response.prepare(request)
         transport = request.transport
         if transport is None or self._closing:
             return response
         tune_session_socket(transport.get_extra_info("socket"))
-        tail = _Tail()
-        http = request.protocol
-        http.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
-        _AgentLink(self, request.remote or "").start(transport, bytes(tail.data))
-        # For aiohttp its connection ends here, without being closed: parser, request and two tasks are 8 KB a session.
-        http.transport = None
-        http.connection_lost(None)
+        link = _AgentLink(self, request.remote or "")
+        link.start(transport, take_over(request))
         return response
+
+    def state(self) -> RelayState:
+        """What is going on here, in figures."""
+        return state_of(self.switch, since=self._began, draining=self._drain is not None, cuts=self._cuts)
+
+    async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
+        """Ask every agent to go elsewhere, and wait for up to ``seconds`` until all have; returns who has not.
+
+        Until ``arriving`` is done more may come. ``tell`` hears who is left, where anybody is, and then once a second
+        where it has changed.
+        """
+        drain = self._drain = Drain(self.switch, seconds, self._loop.time())
+        self.settle()
+        told: Left | None = None
+        while (rest := drain.ends - self._loop.time()) > 0 and (self._links or not arriving.done()):
+            left = drain.left()
+            if left != (told or _NOBODY):
+                told = left
+                tell(left)
+            waiting = [link.over for link in self._links.values()]
+            await asyncio.wait(waiting or [arriving], timeout=min(_TELL if waiting else _LOOK, rest))
+        return drain.left()
 
     async def close(self) -> None:
         """Tell every agent to go elsewhere, and end their sessions."""
@@ -137,8 +159,10 @@ class Gate:
         """A session begins."""
         self._links[link.session] = link
 
-    def left(self, link: _AgentLink) -> None:
-        """A session's connection is gone."""
+    def left(self, link: _AgentLink, code: str) -> None:
+        """A session's connection is gone; ``code`` is why this end ended it, where it did."""
+        if code:
+            self._cuts[code] += 1
         if self._links.pop(link.session, None) is not None:
             self.switch.disconnect(link.session, self._loop.time())
             self.settle()
@@ -321,54 +345,9 @@ class _AgentLink:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
         elif self.session.process:
             _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
-        self._gate.left(self)
+        self._gate.left(self, code)
         if not self.over.done():
             self.over.set_result(None)
-
-
-class _Tail:
-    """Takes from aiohttp's protocol the bytes that came right behind the request."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Aiohttp's parser interface."""
-        self.data += data
-        return False, b""
-
-    def feed_eof(self) -> None:
-        """Aiohttp's parser interface; called when the connection ends."""
-
-
-def _upgrade(request: web.Request) -> dict[str, str]:
-    """The headers of a valid upgrade's answer (RFC 6455, 4.2); raises the problem of an invalid one."""
-    headers = request.headers
-    offered = [name.strip() for name in headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
-    key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
-    connection = [word.strip().lower() for word in headers.get(hdrs.CONNECTION, "").split(",")]
-    if headers.get(hdrs.UPGRADE, "").lower() != "websocket" or "upgrade" not in connection:
-        raise KdispatchError("bad_request", "This address takes WebSocket upgrades only.")
-    if hdrs.ORIGIN in headers:
-        raise KdispatchError("not_permitted", "Web pages may not open tunnels.")
-    if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != "13" or not _is_key(key):
-        raise KdispatchError("bad_request", "The WebSocket handshake is malformed.")
-    if SUBPROTOCOL not in offered:
-        raise KdispatchError("version_unsupported", f"The subprotocol {SUBPROTOCOL} was not offered.")
-    # SHA-1 is the handshake's, not ours: it proves that this is a WebSocket server, nothing else.
-    accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
-    return {
-        hdrs.UPGRADE: "websocket",
-        hdrs.CONNECTION: "Upgrade",
-        hdrs.SEC_WEBSOCKET_ACCEPT: accept,
-        hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
-    }
-
-
-def _is_key(key: str) -> bool:
-    with contextlib.suppress(binascii.Error, ValueError):
-        return len(base64.b64decode(key, validate=True)) == 16
-    return False
 
 
 def _queue_memory() -> int:

@@ -55,6 +55,10 @@ class Registry:
         self._hosts: dict[str, Host] = {}  # by id
         self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
 
+    def __len__(self) -> int:
+        """How many hosts are listed, over all services."""
+        return len(self._hosts)
+
     def get(self, service: str) -> ServiceHosts | None:
         """The entry of a service that has, or lately had, hosts or waiting opens."""
         return self._services.get(service)

@@ -170,6 +170,7 @@ class Leg:
                 count -= 1
             if type_ == frames.DATA and self._late(now - came, now):
                 flags |= frames.MARKED
+                self.session.budget.marks += 1
             parts.append(frames.header(type_, flags, self.number, value, len(payload)))
             if payload:
                 parts.append(payload)

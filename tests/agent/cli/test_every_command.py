@@ -87,7 +87,8 @@ class Trials:
             "relay", KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(self.folder / "a.db")
         )
         self.url = await relay.says(r"listening on (\S+)")
-        self.programs.environment = {**self.programs.environment, "KDISPATCH_RELAY": self.url}
+        own = {"KDISPATCH_RELAY": self.url, "KDISPATCH_SERVE_LISTEN": self.url.removeprefix("http://")}
+        self.programs.environment = {**self.programs.environment, **own}
 
     async def run(self, name: str, example: str) -> None:
         for file in re.findall(r"(?:--token-file |@)(\S+)", example):

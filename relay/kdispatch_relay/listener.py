@@ -1,0 +1,245 @@
+"""Where a relay takes connections, and how it stops doing so without losing one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final
+
+from aiohttp import web
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay import sockets, steering
+from kdispatch_relay.api.exchange import PREFIX
+from kdispatch_relay.neighbour import ask, unverified
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.sockets import reachable, way_to, written
+
+__all__ = ["Listener", "Port"]
+
+_BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole fleet arrives in one moment
+_LOOK: Final = 0.010  # seconds between looks at what the kernel has
+_ARRIVAL: Final = 0.030  # seconds for a connection of this machine to itself: it takes less than one
+_PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
+# Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
+_HANDSHAKES: Final = 1.0
+_QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
+_HANDSHAKES_MOST: Final = 5.0
+
+#: A connection that was accepted, and the address that it comes from.
+_Accepted = tuple[socket.socket, Any]
+
+
+class Port(Enum):
+    """What becomes of a relay's port when it ends."""
+
+    TAKEN = "taken"  # another relay listens, and gets all new connections
+    KEPT = "kept"  # whoever handed the socket over has it still
+    CLOSED = "closed"
+
+
+class Listener:
+    """The sockets of one relay, and what becomes of connections to them."""
+
+    def __init__(self, found: list[socket.socket], tls: ssl.SSLContext | None, host: str, *, beside: bool) -> None:
+        self._sockets = found
+        self._tls = tls
+        self._ours = bool(host)  # else somebody else's, who keeps them open
+        own_host, self.port = found[0].getsockname()[:2]
+        self.where = written((host or own_host, self.port))  # as people know it
+        self._beside = beside
+        self._leaving = False
+        self._sites: list[web.SockSite] = []
+        self._runner: web.AppRunner | None = None
+        self._taking: set[asyncio.Task[Any]] = set()
+        self._others = False  # another relay gets what comes
+
+    @classmethod
+    async def bound(cls, settings: Settings, tls: ssl.SSLContext | None) -> Listener:
+        """Sockets that were handed over, else those of the settings.
+
+        Raises ``port_in_use``, ``plaintext_refused``, or ``bad_request`` for an address or sockets of no use.
+        """
+        handed = sockets.handed_over(os.environ)
+        if handed:
+            try:
+                for sock in handed:
+                    settings.check_address(str(sock.getsockname()[0]), written(sock.getsockname()))
+            except KdispatchError:
+                sockets.close(handed)
+                raise
+            return cls(handed, tls, "", beside=False)
+        if settings.reuse_port and not sockets.SHARING:
+            raise KdispatchError("bad_request", "Only Linux lets a relay listen beside another with --reuse-port.")
+        try:
+            found, beside = await _bound(settings, tls)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise KdispatchError("port_in_use", f"Another program listens on {settings.listen}.") from error
+            reason = error.strerror or str(error)
+            raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
+        return cls(found, tls, settings.address[0], beside=beside)
+
+    async def start(self, runner: web.AppRunner) -> None:
+        """Listen. Of a port that another relay listens on this one gets all new connections from now on."""
+        self._runner = runner
+        for sock in self._sockets:
+            if self._ours:
+                sock.listen(_BACKLOG)
+            if self._beside:
+                await self._steer(sock, here=True)
+            site = web.SockSite(runner, sock.dup(), ssl_context=self._tls, backlog=_BACKLOG)
+            await site.start()
+            self._sites.append(site)
+
+    async def turn_away(self) -> Port:
+        """See to it that new connections go to another relay, if there is one.
+
+        What comes here nevertheless waits for :meth:`close`.
+        """
+        for site in self._sites:
+            await site.stop()
+        if not self._ours:
+            return Port.KEPT
+        self._leaving = True
+        self._others = all(await asyncio.gather(*map(self._turned_away, self._sockets)))
+        return Port.TAKEN if self._others else Port.CLOSED
+
+    async def close(self) -> None:
+        """Listen no more; behind :meth:`turn_away` take what the kernel has first. Harmless when called again."""
+        leaving, self._leaving = self._leaving, False
+        try:
+            if leaving:
+                await asyncio.gather(*map(self._leave, self._sockets))
+        finally:
+            for sock in self._sockets:
+                sock.close()
+        if self._taking:
+            await asyncio.wait(self._taking)
+
+    # --- inner --------------------------------------------------------------------------------
+
+    async def _leave(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        ends = began + (_HANDSHAKES if self._others else 0.0)
+        while loop.time() < min(ends, began + _HANDSHAKES_MOST):
+            await asyncio.sleep(_LOOK)
+            if self._take_all(sock):
+                if not await self._turned_away(sock):
+                    break
+                ends = max(ends, loop.time() + _QUIET)
+        self._take_all(sock)
+
+    async def _turned_away(self, sock: socket.socket) -> bool:
+        """Whether another socket gets new connections, be it that the kernel has to be told so."""
+        if not sockets.SHARING:
+            return False
+        for _ in range(_PROBES):
+            if await self._comes_here(sock):
+                return await self._steer(sock, here=False)
+        return True
+
+    async def _steer(self, sock: socket.socket, *, here: bool) -> bool:
+        """Let this socket get all new connections, or another one; returns whether that could be done.
+
+        Below the number of the group's sockets a number is one of them for sure, so they are tried from below.
+        """
+        for number in range(steering.MOST):
+            if not steering.send_all_to(sock, number):
+                return False
+            if await self._comes_here(sock) is here:
+                return True
+        return False
+
+    async def _comes_here(self, sock: socket.socket) -> bool:
+        """Whether this socket gets a connection that this machine makes to its port."""
+        with socket.socket(sock.family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0.0)
+            try:
+                async with asyncio.timeout(_HANDSHAKES):
+                    await asyncio.get_running_loop().sock_connect(probe, way_to(sock))
+            except (OSError, TimeoutError):
+                return True  # another relay would have taken it
+            own = probe.getsockname()
+            deadline = asyncio.get_running_loop().time() + _ARRIVAL
+            while True:
+                here = False
+                for accepted, peer in _accepted(sock):
+                    if peer[:2] == own[:2]:
+                        accepted.close()
+                        here = True
+                    else:
+                        self._take(accepted)
+                if here or asyncio.get_running_loop().time() >= deadline:
+                    return here
+                await asyncio.sleep(_LOOK)
+
+    def _take_all(self, sock: socket.socket) -> bool:
+        """Take what the kernel has accepted for this socket; returns whether there was anything."""
+        found = [accepted for accepted, _ in _accepted(sock)]
+        for accepted in found:
+            self._take(accepted)
+        return bool(found)
+
+    def _take(self, accepted: socket.socket) -> None:
+        """Serve a connection as if the event loop had accepted it."""
+        assert self._runner is not None
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        serving = loop.connect_accepted_socket(server, accepted, ssl=self._tls)
+        task = loop.create_task(serving, name="connection")
+        self._taking.add(task)
+        task.add_done_callback(self._taken)
+
+    def _taken(self, task: asyncio.Task[Any]) -> None:
+        self._taking.discard(task)
+        if not task.cancelled():
+            task.exception()  # a TLS handshake that failed is nobody's affair
+
+
+def _accepted(sock: socket.socket) -> Iterator[_Accepted]:
+    """What the kernel has accepted for a listening socket."""
+    while True:
+        try:
+            accepted, peer = sock.accept()
+        except ConnectionAbortedError:
+            continue  # that one was reset again
+        except OSError:
+            return  # there is none, or no descriptor for it
+        accepted.settimeout(0.0)
+        yield accepted, peer
+
+
+async def _bound(settings: Settings, tls: ssl.SSLContext | None) -> tuple[list[socket.socket], bool]:
+    """The sockets, and whether another relay listens on the port, beside which they were made."""
+    host, port = settings.address
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    try:
+        return sockets.bound(addresses, beside=False), False
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not settings.reuse_port:
+            raise
+    if not await asyncio.to_thread(_is_relay, host, port, tls=tls is not None):
+        raise KdispatchError(
+            "port_in_use", f"What listens on {settings.listen} does not answer like a relay with the same TLS setting."
+        )
+    return sockets.bound(addresses, beside=True), True
+
+
+def _is_relay(host: str, port: int, *, tls: bool) -> bool:
+    """Whether what listens there answers like a relay; no answer is a no."""
+    host, port = reachable((host, port))
+    try:
+        problem = ask(host, port, f"{PREFIX}/whoami", tls=unverified() if tls else None)
+    except OSError:
+        return False
+    return problem is not None and problem.get("code") == "token_refused"

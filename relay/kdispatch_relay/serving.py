@@ -1,0 +1,112 @@
+"""``relay serve``: a relay from its start to its end, which says what it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+from functools import partial
+from types import FrameType
+from typing import Final
+
+from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_relay.console import say
+from kdispatch_relay.listener import Port
+from kdispatch_relay.seams import Left
+from kdispatch_relay.server import running_relay
+from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.gate import Gate
+
+__all__ = ["serve"]
+
+_AT_THE_PORT: Final = {
+    Port.TAKEN: "Another relay gets all new connections.",
+    Port.KEPT: "New connections wait for the next relay.",
+    Port.CLOSED: "New connections are refused until another relay listens.",
+}
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
+    configure_logs(settings.log_format, verbose=settings.verbose)
+    stop = asyncio.Event()
+    _set_on_signals(stop)
+    make_gate = partial(Gate, relay_id=secrets.token_hex(16))
+    async with running_relay(settings, make_gate, migrate_apart=True) as running:
+        told = _Told(settings)
+        told.listening(running.url)
+        await stop.wait()
+        told.port = await running.turn_away()
+        told.finished(await running.drain(settings.drain_time, told.left))
+
+
+class _Told:
+    """What is said on stderr: bare sentences, because scripts wait for them, or records."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._records = settings.log_format == "json"
+        self._seconds = settings.drain_time
+        self._draining = False
+        self.port = Port.CLOSED
+
+    def listening(self, url: str) -> None:
+        self._say(f"listening on {url}", url=url)
+
+    def left(self, left: Left) -> None:
+        """Agents are here that may move."""
+        if self._draining:
+            self._say(f"draining: {_agents(left)} and {_count(left.streams, 'stream')} are left.", **_figures(left))
+            return
+        self._draining = True
+        self._say(
+            f"draining: {_agents(left)} and {_count(left.streams, 'stream')} may move to another relay for "
+            f"{self._seconds:g} s; a second signal ends it at once. {_AT_THE_PORT[self.port]}",
+            **_figures(left),
+            seconds=self._seconds,
+            port=self.port.value,
+        )
+
+    def finished(self, left: Left) -> None:
+        """Where there was anybody, the last word."""
+        if not self._draining:
+            return
+        if left.hosts or left.clients:
+            how = (
+                f"the drain time is over, and {_agents(left)} are cut off. Their streams, {left.streams} in all, go on "
+                "once they have another session."
+            )
+        else:
+            how = "every agent has left."
+        self._say(f"finished: {how}", **_figures(left))
+
+    def _say(self, what: str, **fields: object) -> None:
+        if self._records:
+            logging.getLogger("kdispatch.relay").info("kdispatch relay %s", what, extra=fields)
+        else:
+            say(f"kdispatch relay {what}", err=True)
+
+
+def _agents(left: Left) -> str:
+    return f"{_count(left.hosts, 'host')}, {_count(left.clients, 'client')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _figures(left: Left) -> dict[str, object]:
+    return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
+
+
+def _set_on_signals(stop: asyncio.Event) -> None:
+    # signal.signal and not the loop's add_signal_handler, which Windows does not have.
+    loop = asyncio.get_running_loop()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        loop.call_soon_threadsafe(stop.set)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)

@@ -1,0 +1,75 @@
+"""The HTTP side of a tunnel: whether a request may become a WebSocket, and how its connection is taken from aiohttp."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["SUBPROTOCOL", "take_over", "upgrade_headers"]
+
+SUBPROTOCOL: Final = "kdispatch.1"
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+
+def upgrade_headers(request: web.Request) -> dict[str, str]:
+    """The headers of a valid upgrade's answer (RFC 6455, 4.2); raises the problem of an invalid one."""
+    headers = request.headers
+    offered = [name.strip() for name in headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+    key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
+    connection = [word.strip().lower() for word in headers.get(hdrs.CONNECTION, "").split(",")]
+    if headers.get(hdrs.UPGRADE, "").lower() != "websocket" or "upgrade" not in connection:
+        raise KdispatchError("bad_request", "This address takes WebSocket upgrades only.")
+    if hdrs.ORIGIN in headers:
+        raise KdispatchError("not_permitted", "Web pages may not open tunnels.")
+    if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != "13" or not _is_key(key):
+        raise KdispatchError("bad_request", "The WebSocket handshake is malformed.")
+    if SUBPROTOCOL not in offered:
+        raise KdispatchError("version_unsupported", f"The subprotocol {SUBPROTOCOL} was not offered.")
+    # SHA-1 is the handshake's, not ours: it proves that this is a WebSocket server, nothing else.
+    accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+    return {
+        hdrs.UPGRADE: "websocket",
+        hdrs.CONNECTION: "Upgrade",
+        hdrs.SEC_WEBSOCKET_ACCEPT: accept,
+        hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
+    }
+
+
+def take_over(request: web.Request) -> bytes:
+    """Take the connection of a request that was answered with 101; returns what came right behind the request."""
+    tail = _Tail()
+    http = request.protocol
+    http.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
+    # For aiohttp its connection ends here, without being closed: parser, request and two tasks are 8 KB a session.
+    http.transport = None
+    http.connection_lost(None)
+    return bytes(tail.data)
+
+
+def _is_key(key: str) -> bool:
+    with contextlib.suppress(binascii.Error, ValueError):
+        return len(base64.b64decode(key, validate=True)) == 16
+    return False
+
+
+class _Tail:
+    """Takes from aiohttp's protocol the bytes that came right behind the request."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Aiohttp's parser interface."""
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Aiohttp's parser interface; called when the connection ends."""
