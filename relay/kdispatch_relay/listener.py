@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -26,6 +27,7 @@ _BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole 
 _LOOK: Final = 0.010  # seconds between looks at what the kernel has
 _ARRIVAL: Final = 0.030  # seconds for a connection of this machine to itself: it takes less than one
 _PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
+_MADE: Final = 0.020  # seconds from accepting a connection to its being served: a few turns of the event loop
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
 _QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
@@ -54,7 +56,7 @@ class Listener:
         self.where = written((host or own_host, self.port))  # as people know it
         self._beside = beside
         self._leaving = False
-        self._sites: list[web.SockSite] = []
+        self._sites: dict[web.SockSite, socket.socket] = {}
         self._runner: web.AppRunner | None = None
         self._taking: set[asyncio.Task[Any]] = set()
         self._others = False  # another relay gets what comes
@@ -93,20 +95,20 @@ class Listener:
                 sock.listen(_BACKLOG)
             if self._beside:
                 await self._steer(sock, here=True)
-            site = web.SockSite(runner, sock.dup(), ssl_context=self._tls, backlog=_BACKLOG)
+            served = sock.dup()
+            site = web.SockSite(runner, served, ssl_context=self._tls, backlog=_BACKLOG)
             await site.start()
-            self._sites.append(site)
+            self._sites[site] = served
 
     async def turn_away(self) -> Port:
         """See to it that new connections go to another relay, if there is one.
 
         What comes here nevertheless waits for :meth:`close`.
         """
-        for site in self._sites:
-            await site.stop()
+        self._leaving = True
+        await self._accept_no_more()
         if not self._ours:
             return Port.KEPT
-        self._leaving = True
         self._others = all(await asyncio.gather(*map(self._turned_away, self._sockets)))
         return Port.TAKEN if self._others else Port.CLOSED
 
@@ -114,15 +116,31 @@ class Listener:
         """Listen no more; behind :meth:`turn_away` take what the kernel has first. Harmless when called again."""
         leaving, self._leaving = self._leaving, False
         try:
-            if leaving:
+            if leaving and self._ours:
                 await asyncio.gather(*map(self._leave, self._sockets))
         finally:
-            for sock in self._sockets:
-                sock.close()
+            sockets.close(self._sockets)
+        if leaving:
+            # What the event loop had accepted itself is no connection of the server's yet.
+            await asyncio.sleep(_HANDSHAKES if self._tls and not self._ours else _MADE)
         if self._taking:
-            await asyncio.wait(self._taking)
+            await asyncio.wait(self._taking, timeout=_HANDSHAKES)
 
     # --- inner --------------------------------------------------------------------------------
+
+    async def _accept_no_more(self) -> None:
+        """Let the event loop accept nothing more, and lose nothing that it has accepted.
+
+        asyncio's servers drop, when they are closed, what they accepted in the same turn of the loop: so the loop is
+        first told to look no more, and then given some turns. uvloop's do not, and need not be told.
+        """
+        loop = asyncio.get_running_loop()
+        for served in self._sites.values():
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                loop.remove_reader(served)
+        await asyncio.sleep(_MADE)
+        for site in self._sites:
+            await site.stop()
 
     async def _leave(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

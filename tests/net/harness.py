@@ -85,7 +85,10 @@ class Usage:
 
 
 class Process:
-    """A running program; what it prints goes to two files. What it reads is the file ``given``, or nothing."""
+    """A running program; what it prints goes to two files. What it reads is the file ``given``, or nothing.
+
+    It inherits the descriptors ``kept``, under their numbers.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Process:
         folder: Path,
         environment: dict[str, str] | None = None,
         given: Path = Path(os.devnull),
+        kept: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self._files = (folder / f"{name}.out", folder / f"{name}.err")
@@ -101,7 +105,12 @@ class Process:
             # What an earlier process of this name printed is not read again.
             self._read_from = (out.tell(), err.tell())
             self._process = subprocess.Popen(
-                command, stdin=stdin, stdout=out, stderr=err, env={**os.environ, **(environment or {})}
+                command,
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **(environment or {})},
+                pass_fds=kept,
             )
 
     @property
@@ -187,6 +196,15 @@ class Relay:
         self.url = ""
         self.token = ""
         self.process: Process | None = None
+        self.older: list[Process] = []  # relays that this one followed beside
+
+    async def replace(self, *options: str) -> Process:
+        """Start the next one beside it on the same port, then let it drain by SIGTERM; returns the older one."""
+        older = self.running
+        self.older.append(older)
+        await self.start("--reuse-port", *options)
+        older.send_signal(signal.SIGTERM)
+        return older
 
     async def start(self, *options: str) -> None:
         """Start it, on the port and with the database that it had before; the first time sign up."""
@@ -194,7 +212,8 @@ class Relay:
         database = str(self.folder / "relay.db")
         command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
         # Without another option it ends at once: there is no other relay to go to.
-        self.process = Process("relay", command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
+        name = f"relay-{len(self.older)}" if self.older else "relay"
+        self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
         self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
         if not self.token:
             async with RestClient(self.address) as rest:
@@ -212,6 +231,8 @@ class Relay:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
             self.process.stop(number)
+        for older in self.older:
+            older.stop(signal.SIGKILL)
 
 
 class Network:

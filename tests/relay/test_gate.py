@@ -268,6 +268,19 @@ async def test_drain() -> None:
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
+async def test_close_during_an_open(relay: Running) -> None:
+    """An open that has no answer when the relay closes does not fail: its client hears of the session's end alone."""
+    async with _Agent.of(relay, b"\x22" * 32) as host, _Agent.of(relay, b"\x11" * 32) as client:
+        await host.offer()
+        client.open()
+        await host.next(frames.OPEN)
+        closing = asyncio.create_task(relay.gate.close())
+        await asyncio.gather(client.end(), host.end())
+        await closing
+        assert [f[0] for f in client.frames] == [frames.TRYING, frames.GOAWAY]
+        assert [f[0] for f in host.frames] == [frames.RESET, frames.GOAWAY]
+
+
 # --- the store -------------------------------------------------------------------------------------------
 
 

@@ -62,8 +62,12 @@ def test_serve(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    """The first Ctrl-C waits for a request that is being answered, the second for nothing."""
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+)
+def test_second_signal_ends_at_once(tmp_path: Path, first: signal.Signals, second: signal.Signals) -> None:
+    """The first SIGINT or SIGTERM waits for a request that is being answered, the second for nothing."""
     environment = {"KDISPATCH_SERVE_LISTEN": "127.0.0.1:0", "KDISPATCH_SERVE_DATABASE": str(tmp_path / "mine.db")}
     with serving(tmp_path, **environment) as (process, line):
         port = int(line.rpartition(":")[2])
@@ -74,11 +78,11 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
             sender.sendall(head.encode())
             with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
                 assert answer.status == 200
-            process.send_signal(signal.SIGINT)
+            process.send_signal(first)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(2) == -signal.SIGINT
+            process.send_signal(second)
+            assert process.wait(2) == -second
     assert (tmp_path / "mine.db").exists()
 
 

@@ -142,7 +142,8 @@ class Gate:
     async def close(self) -> None:
         """Tell every agent to go elsewhere, and end their sessions."""
         self._closing = True
-        for link in list(self._links.values()):
+        # Clients first: an OPEN without an answer is then made again elsewhere, and does not fail for its host left.
+        for link in sorted(self._links.values(), key=lambda link: bool(link.session.offers)):
             link.cut("drain", "The relay is shutting down.")
         waiting = [link.over for link in self._links.values()]
         if waiting:

@@ -1,0 +1,119 @@
+"""A relay is replaced by its successor on the same port, under load, and nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.faults.transfer import Transfers, transfers
+from tests.net.harness import MIB, Network, Process, Relay, sizes
+from tests.net.tcp import echo, service
+from tests.upgrade.load import Echoes, Visits, rank
+
+pytestmark = pytest.mark.slow
+
+_RATE: Final = 2 * MIB  # bytes a second of a bulk stream, each way
+_PATIENCE: Final = 60.0
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How many of what, how often the relay is replaced, its drain time, and how much wider the bounds are."""
+
+    echoes: int
+    bulk: int
+    visits: float  # a second
+    times: int
+    drain: float
+    slack: float
+
+
+_SIZES: Final = sizes(
+    _Size(10, 2, visits=20, times=1, drain=2.0, slack=10), _Size(50, 8, visits=20, times=10, drain=4.0, slack=1)
+)
+
+
+@dataclass
+class _Site:
+    """A relay, and two pairs of agents: ``port`` leads to an echo, ``bulk`` to the transfers."""
+
+    relay: Relay
+    port: int
+    bulk: int
+    agents: list[Process]
+
+    def logs(self) -> str:
+        processes = [*self.relay.older, self.relay.running, *self.agents]
+        return "\n".join(f"--- {process.name}\n{process.text[-3000:]}" for process in processes)
+
+
+@asynccontextmanager
+async def _site(folder: Path, through: Transfers, *options: str) -> AsyncIterator[_Site]:
+    async with contextlib.AsyncExitStack() as ending:
+        relay = Relay(folder)
+        ending.callback(lambda: relay.stop(signal.SIGKILL))
+        await relay.start(*options)
+        network = Network(folder, relay.url, relay.token)
+        ending.callback(network.stop)
+        echoing = await ending.enter_async_context(service(echo))
+        services = [await network.service() for _ in range(2)]
+        ports = (echoing.port, through.port)
+        await asyncio.gather(*(network.host(*offer) for offer in zip(services, ports, strict=True)))
+        (_, port), (_, bulk) = await asyncio.gather(*(network.connect(name) for name in services))
+        yield _Site(relay, port, bulk, network.processes)
+
+
+@pytest.mark.parametrize("size", _SIZES)
+async def test_rolling_upgrade(tmp_path: Path, size: _Size) -> None:
+    """Relays follow each other under load: no stream is lost, no connection fails, and hardly an echo waits.
+
+    Of each echoing stream and each change the longest time that an echo took counts: 99 of 100 are below 250 ms, and
+    all below 2 s.
+    """
+    drain = ("--drain-time", f"{size.drain:g}")
+    async with transfers(1, _PATIENCE) as through, _site(tmp_path, through, *drain) as site:
+        loop = asyncio.get_running_loop()
+        echoes, visits = Echoes(site.port, 0.02), Visits(site.port, size.visits)
+        changes: list[float] = []
+        statuses: set[int] = set()
+        over = asyncio.Event()
+        async with echoes.running(size.echoes), visits.running():
+            bulk = [asyncio.create_task(_bulk(through, site.bulk, size, over)) for _ in range(size.bulk)]
+            await asyncio.sleep(0.5)
+            for _ in range(size.times):
+                changes.append(loop.time())
+                older = await site.relay.replace(*drain)
+                statuses.add(await older.ended(size.drain + 10))
+            await asyncio.sleep(1.0)
+            changes.append(loop.time())
+            over.set()
+            await asyncio.gather(*bulk)
+        pauses = [pause for begin, end in itertools.pairwise(changes) for pause in echoes.longest(begin, end)]
+        told = (
+            f"{size.times} changes in {changes[-1] - changes[0]:.1f} s; of {len(pauses)} longest echoes p50 "
+            f"{rank(pauses, 50) * 1e3:.0f} ms, p99 {rank(pauses, 99) * 1e3:.0f}, max {max(pauses) * 1e3:.0f}; "
+            f"{len(visits.took)} visits, longest {max(visits.took) * 1e3:.0f} ms; {through.moved / MIB:.0f} MiB of "
+            f"bulk in {through.finished} exchanges, longest pause {through.longest * 1e3:.0f} ms"
+        )
+        print(told)
+        assert echoes.lost == [], site.logs()
+        assert visits.failed == [], site.logs()
+        assert statuses == {0}, site.logs()
+        assert all("finished: every agent has left" in older.err for older in site.relay.older), site.logs()
+        assert rank(pauses, 99) < 0.25 * size.slack, f"{told}\n{site.logs()}"
+        assert max(pauses) < 2.0 * size.slack, f"{told}\n{site.logs()}"
+
+
+async def _bulk(through: Transfers, port: int, size: _Size, over: asyncio.Event) -> None:
+    """Exchanges that take as long as a drain, so that every change meets some in the middle; each is compared whole."""
+    while not over.is_set():
+        await through.exchange(port, int(size.drain * _RATE), rate=_RATE)

@@ -1,0 +1,106 @@
+"""Relays whose socket is somebody else's: systemd's, or that of a parent which does as systemd does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.demo.processes import KDISPATCH
+from tests.net.harness import Process, needs
+from tests.relay.test_listener import Visitors
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")]
+
+#: Becomes a relay as systemd starts one: the socket is descriptor 3, and the variables say for whom it is.
+_ACTIVATE: Final = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="relay")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class _Parent:
+    """Holds a listening socket, and starts relays on it; each is ended with the block."""
+
+    def __init__(self, folder: Path, listener: socket.socket) -> None:
+        self.port = listener.getsockname()[1]
+        self._folder = folder
+        self._listener = listener
+        self._started: list[Process] = []
+
+    async def relay(self) -> Process:
+        """Start one; returns when it listens."""
+        serve = (KDISPATCH, "relay", "serve", "--database", str(self._folder / "relay.db"))
+        command = [sys.executable, "-c", _ACTIVATE, str(self._listener.fileno()), *serve]
+        # Another address than the socket's, which nobody must listen on: that of the socket counts.
+        environment = {"KDISPATCH_SERVE_LISTEN": "127.0.0.1:1", "KDISPATCH_SERVE_DRAIN_TIME": "1"}
+        name = f"relay-{len(self._started)}"
+        process = Process(name, command, self._folder, environment, kept=(self._listener.fileno(),))
+        self._started.append(process)
+        assert int((await process.says(r"listening on http://127\.0\.0\.1:(\d+)"))[1]) == self.port
+        return process
+
+    def end(self) -> None:
+        for process in self._started:
+            process.stop(signal.SIGKILL)
+
+
+@contextmanager
+def _parent(folder: Path) -> Iterator[_Parent]:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        listener.set_inheritable(True)
+        parent = _Parent(folder, listener)
+        try:
+            yield parent
+        finally:
+            parent.end()
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["the next one first", "the old one first"])
+async def test_restart_on_a_socket_that_stays(tmp_path: Path, beside: bool) -> None:
+    """Relays that follow each other on a socket which is handed to each lose no connection to it.
+
+    Whether they overlap, like two units with one socket, or not, like one unit that is restarted.
+    """
+    with _parent(tmp_path) as parent:
+        relay = await parent.relay()
+        visitors = Visitors(parent.port)
+        async with visitors.come(8):
+            if beside:
+                await parent.relay()
+            relay.send_signal(signal.SIGTERM)
+            assert await relay.ended() == 0
+            if not beside:
+                await parent.relay()
+        assert visitors.failed == []
+        assert visitors.served > 16
+
+
+@needs("systemd-socket-activate")
+async def test_systemd_socket_activate(tmp_path: Path) -> None:
+    """A relay that systemd starts for the first connection answers it, under the name that the socket has."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = ("--database", str(tmp_path / "relay.db"), "--log-format", "json")
+    command = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", "--fdname=relay", KDISPATCH, "relay", "serve"]
+    process = Process("activated", [*command, *place], tmp_path)
+    try:
+        await process.says(f"Listening on 127.0.0.1:{port}")
+        assert "listening on http" not in process.text, "it waits for somebody to come"
+        visitors = Visitors(port)
+        async with visitors.come(1):
+            await process.says(f'"url": "http://127.0.0.1:{port}"')
+        assert visitors.failed == []
+        process.send_signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    finally:
+        process.stop(signal.SIGKILL)
