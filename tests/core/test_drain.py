@@ -17,18 +17,24 @@ from tests.core.agents import Peer, Relay, connected
 class _Watch:
     """Plays a drain of ``seconds`` in small steps, and notes who heard what after how long."""
 
-    def __init__(self, relay: Relay, seconds: float) -> None:
+    def __init__(self, relay: Relay, peers: list[Peer], seconds: float) -> None:
         self.relay = relay
         self.began = relay.now
-        self.drain = Drain(relay.switch, seconds, relay.now)
+        self.peers = peers
+        self.sessions = [peer.session for peer in peers]
+        self.drain = Drain(relay.switch, self.sessions, seconds, relay.now)
         self.told: dict[Peer, tuple[float, Goaway]] = {}
         self.cuts: dict[Any, float] = {}
 
-    def play(self, seconds: float, peers: list[Peer]) -> None:
+    def joined(self, peer: Peer) -> None:
+        self.peers.append(peer)
+        self.sessions.append(peer.session)
+
+    def play(self, seconds: float) -> None:
         end = self.relay.now + seconds
         while self.relay.now < end:
             after = self.relay.now - self.began
-            for peer in peers:
+            for peer in self.peers:
                 for name, _, _, payload in peer.hear():
                     if name == "GOAWAY":
                         assert peer not in self.told, "each agent is told once"
@@ -46,8 +52,8 @@ def test_hosts_first_then_clients_one_by_one(seconds: float) -> None:
     relay = Relay()
     clients = [relay.agent(number) for number in range(10, 20)]
     hosts = [relay.agent(number, offers=True) for number in range(1, 6)]
-    watch = _Watch(relay, seconds)
-    watch.play(seconds / 2 + 0.1, clients + hosts)
+    watch = _Watch(relay, clients + hosts, seconds)
+    watch.play(seconds / 2 + 0.1)
     of_hosts = [watch.told[host][0] for host in hosts]
     of_clients = [watch.told[client][0] for client in clients]
     assert of_hosts[0] < 0.02 and max(of_hosts) <= min(1.0, seconds / 10)
@@ -61,8 +67,8 @@ def test_what_an_agent_is_told() -> None:
     """GOAWAY has the code ``drain``, within which time to leave, and how long the session may go on."""
     relay = Relay()
     client = relay.agent(1)
-    watch = _Watch(relay, 20.0)
-    watch.play(11, [client])
+    watch = _Watch(relay, [client], 20.0)
+    watch.play(11)
     after, goaway = watch.told[client]
     assert (goaway.code, goaway.move_ms) == ("drain", 1000)
     assert goaway.try_ms == pytest.approx(1000 * (20 - after), abs=60)
@@ -72,8 +78,8 @@ def test_agents_that_drain_are_served() -> None:
     """A session that was told goes on as before: it opens streams, and carries those that it has."""
     relay = Relay()
     client, host = connected(relay)
-    watch = _Watch(relay, 10.0)
-    watch.play(6, [client, host])
+    watch = _Watch(relay, [client, host], 10.0)
+    watch.play(6)
     assert len(watch.told) == 2
     client.open(3)
     assert "OPEN" in host.names()
@@ -88,12 +94,13 @@ def test_an_agent_that_comes_while_it_drains() -> None:
     """Who says HELLO late is welcomed, and told as well: at once if all others were."""
     relay = Relay()
     first = relay.agent(1)
-    watch = _Watch(relay, 10.0)
-    watch.play(6, [first])
-    late = Peer(relay, 2)
+    watch = _Watch(relay, [first], 10.0)
+    watch.play(6)
+    watch.joined(Peer(relay, 2))
     assert watch.drain.left() == Left(0, 2, 0)
     late = relay.agent(3)
-    watch.play(0.1, [late])
+    watch.joined(late)
+    watch.play(0.1)
     assert late in watch.told
 
 
@@ -101,14 +108,14 @@ def test_hosts_stay_for_clients() -> None:
     """A host's session is ended by the relay, once no client and no stream is left and it had time for its next one."""
     relay = Relay()
     client, host = connected(relay)
-    watch = _Watch(relay, 30.0)
-    watch.play(10, [client, host])
+    watch = _Watch(relay, [client, host], 30.0)
+    watch.play(10)
     assert not watch.cuts
     client.reset(1)
-    watch.play(1, [client, host])
+    watch.play(1)
     assert not watch.cuts, "the client could open another"
     client.lose()
-    watch.play(0.1, [host])
+    watch.play(0.1)
     assert host.session in watch.cuts
     assert watch.drain.left() == Left(0, 0, 0)
 
@@ -117,8 +124,8 @@ def test_a_host_alone_has_time_to_move() -> None:
     """A host that carries nothing is kept for two seconds, so that it is listed elsewhere before its session ends."""
     relay = Relay()
     host = relay.agent(1, offers=True)
-    watch = _Watch(relay, 30.0)
-    watch.play(5, [host])
+    watch = _Watch(relay, [host], 30.0)
+    watch.play(5)
     assert 2.0 <= watch.cuts[host.session] < 2.2
 
 
@@ -129,12 +136,12 @@ def test_streams_of_hosts_among_themselves() -> None:
     relay.picks = [1]
     one.open(3)
     other.opened(2)
-    watch = _Watch(relay, 30.0)
-    watch.play(20, [one, other])
+    watch = _Watch(relay, [one, other], 30.0)
+    watch.play(20)
     assert watch.drain.left() == Left(hosts=2, clients=0, streams=1)
     assert not watch.cuts
     one.reset(3)
-    watch.play(0.1, [one, other])
+    watch.play(0.1)
     assert len(watch.cuts) == 2
 
 
@@ -142,6 +149,6 @@ def test_no_time_at_all() -> None:
     """With a drain of no seconds nobody is asked: the gate ends the sessions."""
     relay = Relay()
     client = relay.agent(1)
-    watch = _Watch(relay, 0.0)
-    watch.play(1, [client])
+    watch = _Watch(relay, [client], 0.0)
+    watch.play(1)
     assert not watch.told

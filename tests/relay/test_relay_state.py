@@ -168,7 +168,7 @@ def test_queues_marks_and_halves() -> None:
     client.say(frame(frames.DATA, 1, 0, bytes(5000)))
 
     def state() -> Any:
-        return state_of(relay.switch, since=0.0, draining=True, cuts={})
+        return state_of(relay.switch, [client.session, host.session], since=0.0, draining=True, cuts={})
 
     assert (state().queued, state().longest) == (5000, type(state().longest)(host.process, 5000))
     assert (state().marks, state().draining) == (0, True)

@@ -6,13 +6,14 @@ an agent can have its next session before it leaves this one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.messages import Goaway
 from kdispatch_relay.seams import Left
-from kdispatch_relay.switch.connected import Session
+from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Drain"]
@@ -45,10 +46,14 @@ class _Round:
 
 
 class Drain:
-    """Begins when it is made, and goes on by the switch's timers for so many ``seconds``."""
+    """Begins when it is made, and goes on by the switch's timers for so many ``seconds``.
 
-    def __init__(self, switch: Switch, seconds: float, now: float) -> None:
+    ``connected`` are all sessions at any time, in the order in which they came.
+    """
+
+    def __init__(self, switch: Switch, connected: Iterable[Session], seconds: float, now: float) -> None:
         self._switch = switch
+        self._connected = connected
         self.ends: Final = now + seconds
         self._move = min(_HOSTS, _HOSTS_PART * seconds)
         self._stay = min(_NEXT_SESSION, _NEXT_SESSION_PART * seconds)
@@ -61,16 +66,19 @@ class Drain:
 
     def left(self) -> Left:
         """Who is still here; a session without HELLO counts as a client's."""
-        sessions = self._switch.connected
+        sessions = self._here()
         hosts = sum(self._is_host(session) for session in sessions)
         streams = sum(leg.route.client is leg for session in sessions for leg in session.legs.values())
         return Left(hosts, len(sessions) - hosts, streams)
+
+    def _here(self) -> list[Session]:
+        return [session for session in self._connected if not session.ended]
 
     def _is_host(self, session: Session) -> bool:
         return session in self._told_hosts or (session not in self._told_clients and bool(session.offers))
 
     def _step(self, now: float) -> None:
-        sessions = self._switch.connected
+        sessions = self._here()
         untold = [s for s in sessions if s.process and s not in self._told_hosts and s not in self._told_clients]
         hosts = [session for session in untold if session.offers]
         clients = [session for session in untold if not session.offers]
@@ -97,6 +105,6 @@ class Drain:
 
     def _end_hosts(self, now: float) -> None:
         """Nobody is left who could open a stream here, so nothing will come for the hosts any more."""
-        for session in self._switch.connected:
+        for session in self._here():
             if now >= self._told_hosts[session] + self._stay:
                 self._switch.cut(session, "drain", "Nothing is left to do here.")

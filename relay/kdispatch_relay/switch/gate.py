@@ -119,7 +119,7 @@ class Gate:
 
     def state(self) -> RelayState:
         """What is going on here, in figures."""
-        return state_of(self.switch, since=self._began, draining=self._drain is not None, cuts=self._cuts)
+        return state_of(self.switch, self._links, since=self._began, draining=self._drain is not None, cuts=self._cuts)
 
     async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
         """Ask every agent to go elsewhere, and wait for up to ``seconds`` until all have; returns who has not.
@@ -127,7 +127,7 @@ class Gate:
         Until ``arriving`` is done more may come. ``tell`` hears who is left, where anybody is, and then once a second
         where it has changed.
         """
-        drain = self._drain = Drain(self.switch, seconds, self._loop.time())
+        drain = self._drain = Drain(self.switch, self._links, seconds, self._loop.time())
         self.settle()
         told: Left | None = None
         while (rest := drain.ends - self._loop.time()) > 0 and (self._links or not arriving.done()):

@@ -52,7 +52,6 @@ class Switch:
         self.timers = Timers()
         self.by_process: dict[str, Session] = {}  # the newest of each agent
         self.sessions: set[Session] = set()  # all that have greeted
-        self.connected: dict[Session, None] = {}  # and those that have not yet, in the order in which they came
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
         self.revocations = 0  # services that were revoked: look-ups from before do not hold
@@ -76,9 +75,7 @@ class Switch:
 
     def connect(self, source: str, now: float) -> Session:
         """A carrier is up; the agent's HELLO comes next."""
-        session = Session(self.limits, self.budget, source, now)
-        self.connected[session] = None
-        return session
+        return Session(self.limits, self.budget, source, now)
 
     def disconnect(self, session: Session, now: float) -> None:
         """The carrier is gone, or is about to be closed. Calling it again changes nothing."""
@@ -86,7 +83,6 @@ class Switch:
             return
         session.ended = True
         self.sessions.discard(session)
-        self.connected.pop(session, None)
         older = session.older
         self._unlink(session)
         for host in session.offers.values():
