@@ -32,10 +32,10 @@ class Echoes:
         self.lost: list[str] = []
 
     @asynccontextmanager
-    async def running(self, streams: int) -> AsyncIterator[None]:
-        """So many streams, until the block ends."""
+    async def running(self, streams: int, *, first: bytes = b"") -> AsyncIterator[None]:
+        """So many streams, until the block ends; ``first`` is what each begins with, which does not come back."""
         over = asyncio.Event()
-        tasks = [asyncio.create_task(self._stream(over)) for _ in range(streams)]
+        tasks = [asyncio.create_task(self._stream(first, over)) for _ in range(streams)]
         try:
             while len(self._trips) < streams:
                 await asyncio.sleep(0.01)
@@ -48,11 +48,12 @@ class Echoes:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _stream(self, over: asyncio.Event) -> None:
+    async def _stream(self, first: bytes, over: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         trips: list[tuple[float, float]] = []
         try:
             async with await Tcp.connect(self._port) as tcp:
+                await tcp.send(first)
                 while not over.is_set():
                     began = loop.time()
                     async with asyncio.timeout(_PATIENCE):

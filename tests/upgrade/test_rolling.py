@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,9 +11,10 @@ from typing import Final
 import pytest
 
 from tests.faults.transfer import Transfers, transfers
-from tests.net.harness import MIB, Network, Process, Relay, sizes
+from tests.net.harness import MIB, sizes
 from tests.net.tcp import echo, service
 from tests.upgrade.load import Echoes, Visits, rank
+from tests.upgrade.site import site
 
 pytestmark = pytest.mark.slow
 
@@ -38,38 +35,8 @@ class _Size:
 
 
 _SIZES: Final = sizes(
-    _Size(10, 2, visits=20, times=1, drain=2.0, slack=10), _Size(50, 8, visits=20, times=10, drain=4.0, slack=1)
+    _Size(10, 2, visits=20, times=1, drain=1.0, slack=10), _Size(50, 8, visits=20, times=10, drain=4.0, slack=1)
 )
-
-
-@dataclass
-class _Site:
-    """A relay, and two pairs of agents: ``port`` leads to an echo, ``bulk`` to the transfers."""
-
-    relay: Relay
-    port: int
-    bulk: int
-    agents: list[Process]
-
-    def logs(self) -> str:
-        processes = [*self.relay.older, self.relay.running, *self.agents]
-        return "\n".join(f"--- {process.name}\n{process.text[-3000:]}" for process in processes)
-
-
-@asynccontextmanager
-async def _site(folder: Path, through: Transfers, *options: str) -> AsyncIterator[_Site]:
-    async with contextlib.AsyncExitStack() as ending:
-        relay = Relay(folder)
-        ending.callback(lambda: relay.stop(signal.SIGKILL))
-        await relay.start(*options)
-        network = Network(folder, relay.url, relay.token)
-        ending.callback(network.stop)
-        echoing = await ending.enter_async_context(service(echo))
-        services = [await network.service() for _ in range(2)]
-        ports = (echoing.port, through.port)
-        await asyncio.gather(*(network.host(*offer) for offer in zip(services, ports, strict=True)))
-        (_, port), (_, bulk) = await asyncio.gather(*(network.connect(name) for name in services))
-        yield _Site(relay, port, bulk, network.processes)
 
 
 @pytest.mark.parametrize("size", _SIZES)
@@ -80,20 +47,24 @@ async def test_rolling_upgrade(tmp_path: Path, size: _Size) -> None:
     all below 2 s.
     """
     drain = ("--drain-time", f"{size.drain:g}")
-    async with transfers(1, _PATIENCE) as through, _site(tmp_path, through, *drain) as site:
+    async with (
+        transfers(1, _PATIENCE) as through,
+        service(echo) as echoing,
+        site(tmp_path, [echoing.port, through.port], drain) as here,
+    ):
         loop = asyncio.get_running_loop()
-        echoes, visits = Echoes(site.port, 0.02), Visits(site.port, size.visits)
+        echoes, visits = Echoes(here.ports[0], 0.02), Visits(here.ports[0], size.visits)
         changes: list[float] = []
         statuses: set[int] = set()
         over = asyncio.Event()
         async with echoes.running(size.echoes), visits.running():
-            bulk = [asyncio.create_task(_bulk(through, site.bulk, size, over)) for _ in range(size.bulk)]
+            bulk = [asyncio.create_task(_bulk(through, here.ports[1], size, over)) for _ in range(size.bulk)]
             await asyncio.sleep(0.5)
             for _ in range(size.times):
                 changes.append(loop.time())
-                older = await site.relay.replace(*drain)
+                older = await here.relay.replace(*drain)
                 statuses.add(await older.ended(size.drain + 10))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
             changes.append(loop.time())
             over.set()
             await asyncio.gather(*bulk)
@@ -105,12 +76,12 @@ async def test_rolling_upgrade(tmp_path: Path, size: _Size) -> None:
             f"bulk in {through.finished} exchanges, longest pause {through.longest * 1e3:.0f} ms"
         )
         print(told)
-        assert echoes.lost == [], site.logs()
-        assert visits.failed == [], site.logs()
-        assert statuses == {0}, site.logs()
-        assert all("finished: every agent has left" in older.err for older in site.relay.older), site.logs()
-        assert rank(pauses, 99) < 0.25 * size.slack, f"{told}\n{site.logs()}"
-        assert max(pauses) < 2.0 * size.slack, f"{told}\n{site.logs()}"
+        assert echoes.lost == [], here.logs()
+        assert visits.failed == [], here.logs()
+        assert statuses == {0}, here.logs()
+        assert all("finished: every agent has left" in older.err for older in here.relay.older), here.logs()
+        assert rank(pauses, 99) < 0.25 * size.slack, f"{told}\n{here.logs()}"
+        assert max(pauses) < 2.0 * size.slack, f"{told}\n{here.logs()}"
 
 
 async def _bulk(through: Transfers, port: int, size: _Size, over: asyncio.Event) -> None:

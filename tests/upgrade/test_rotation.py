@@ -1,0 +1,87 @@
+"""Agents that take a new session every second: nothing is lost, and hardly anything becomes slower."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from bench import chains, load
+from tests.faults.transfer import Transfers, transfers
+from tests.net.harness import MIB, sizes
+from tests.upgrade.load import Echoes
+from tests.upgrade.site import site
+
+pytestmark = [pytest.mark.slow, pytest.mark.unguarded, pytest.mark.timeout(400)]
+
+_STREAMS: Final = 4  # of bulk
+_RATE: Final = MIB // 2  # bytes a second of the transfer that is compared, each way
+_PATIENCE: Final = 60.0
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Rounds, each of so many seconds without and with rotation, and how much wider the bounds are."""
+
+    rounds: int
+    seconds: float
+    slack: float
+
+
+@pytest.mark.parametrize("size", sizes(_Size(1, 1.0, slack=10), _Size(6, 10.0, slack=1)))
+async def test_rotation_every_second(tmp_path: Path, size: _Size) -> None:
+    """With a new session every second bulk is at least 0.8 of that without, and p99 of an echo beside it below 3 times.
+
+    Meanwhile a transfer through the same agents is compared byte by byte, and echoing streams stay.
+    """
+    rotate = ("--rotate", "1")
+    with chains.service(tmp_path / "service") as bench:
+        async with (
+            transfers(2, _PATIENCE) as through,
+            site(tmp_path, [bench, bench, through.port], ["--verbose"], [(), rotate, rotate]) as here,
+        ):
+            plain, rotating, compared = here.ports
+            over = asyncio.Event()
+            steady = asyncio.create_task(_compared(through, compared, over))
+            echoes = Echoes(rotating, 0.1)
+            # As the service of bench/ wants it: the kind of the stream is the first byte of it.
+            async with echoes.running(4, first=b"e"):
+                rounds = [
+                    [await _measured(port, bench, size.seconds) for port in (plain, rotating)]
+                    for _ in range(size.rounds)
+                ]
+            over.set()
+            await steady
+            rate = statistics.median(after["rate"] / before["rate"] for before, after in rounds)
+            slower = statistics.median(after["p99"] / before["p99"] for before, after in rounds)
+            sessions = here.relay.running.err.count("session began")
+            told = (
+                f"{sessions} sessions; bulk {statistics.median(b['rate'] for b, _ in rounds) / MIB:.0f} MiB/s, with "
+                f"rotation {rate:.2f} of it; echo p99 {statistics.median(b['p99'] for b, _ in rounds) * 1e3:.1f} ms, "
+                f"with rotation {slower:.2f} times"
+            )
+            print(told)
+            assert echoes.lost == [], here.logs()
+            assert sessions > 6 + 4 * size.rounds * size.seconds, told  # of four agents one a second at the least
+            assert rate >= 0.8 / size.slack, told
+            assert slower < 3.0 * size.slack, told
+
+
+async def _measured(port: int, service: int, seconds: float) -> dict[str, float]:
+    """Bulk's rate, and an echo's p99 beside it."""
+    bulk = partial(load.run, "bulk", ports=[port], kind="d", streams=_STREAMS, service=service, pids=[])
+    rate, trips = await asyncio.gather(
+        asyncio.to_thread(bulk, seconds=seconds, ramp=0.3),
+        asyncio.to_thread(load.run, "trips", port=port, size=64, seconds=seconds),
+    )
+    return {"rate": rate["rate"], "p99": trips["p99"]}
+
+
+async def _compared(through: Transfers, port: int, over: asyncio.Event) -> None:
+    while not over.is_set():
+        await through.exchange(port, 2 * _RATE, rate=_RATE)
