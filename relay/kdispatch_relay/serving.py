@@ -16,6 +16,7 @@ from kdispatch_relay.listener import Port
 from kdispatch_relay.seams import Left
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
+from kdispatch_relay.supervisor import tell_supervisor
 from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
@@ -36,7 +37,9 @@ async def serve(settings: Settings) -> None:
     async with running_relay(settings, make_gate, migrate_apart=True) as running:
         told = _Told(settings)
         told.listening(running.url)
+        tell_supervisor("READY=1")
         await stop.wait()
+        tell_supervisor("STOPPING=1")
         told.port = await running.turn_away()
         told.finished(await running.drain(settings.drain_time, told.left))
 

@@ -15,6 +15,7 @@ from tests.demo.processes import KDISPATCH
 
 ROOT: Final = Path(__file__).parents[2]
 UNITS: Final = sorted((ROOT / "deploy").glob("*.service"))
+RELAYS: Final = [unit for unit in UNITS if "relay" in unit.name]
 
 
 def program(name: str) -> str:
@@ -56,10 +57,10 @@ def test_units_start_commands_that_exist(unit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_relay_unit_is_hardened() -> None:
-    """systemd rates the relay's unit 2.0 or better (0 is best, 10 is a service without any protection)."""
+@pytest.mark.parametrize("unit", RELAYS, ids=lambda unit: unit.name)
+def test_relay_unit_is_hardened(unit: Path) -> None:
+    """systemd rates the relay's units 2.0 or better (0 is best, 10 is a service without any protection)."""
     analyze = program("systemd-analyze")
-    (unit,) = (unit for unit in UNITS if "relay" in unit.name)
     rated = subprocess.run(
         [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)],
         capture_output=True,
@@ -69,3 +70,34 @@ def test_relay_unit_is_hardened() -> None:
     if "nrecognized option" in rated.stderr:
         pytest.skip("this systemd-analyze is too old to rate a file")
     assert rated.returncode == 0, rated.stdout[-300:] + rated.stderr
+
+
+@pytest.mark.slow
+def test_units_are_understood(tmp_path: Path) -> None:
+    """systemd has nothing to say against any line of the relay's units, nor of its socket."""
+    analyze = program("systemd-analyze")
+    for file in (ROOT / "deploy").glob("kdispatch-relay*"):
+        # An instance of a template, and a program that is there.
+        name = file.name.replace("@.", "@a.")
+        (tmp_path / name).write_text(re.sub(r"/\S+/kdispatch(?= )", KDISPATCH, file.read_text()))
+    for unit in sorted(tmp_path.iterdir()):
+        verified = subprocess.run(
+            [analyze, "verify", "--man=no", str(unit)],
+            env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (verified.returncode, verified.stderr) == (0, ""), unit.name
+
+
+def test_a_relay_has_time_to_drain() -> None:
+    """systemd waits longer for a relay than that for its agents, and lets two relays share a port only as one user."""
+    for unit in RELAYS:
+        text = unit.read_text()
+        drain, patience = (
+            float(re.findall(rf"^{name}=(\d+)", text, re.MULTILINE)[0])
+            for name in ("Environment=KDISPATCH_SERVE_DRAIN_TIME", "TimeoutStopSec")
+        )
+        assert patience >= drain + 10
+        assert ("KDISPATCH_SERVE_REUSE_PORT=1" in text) == ("@" in unit.name) == ("\nUser=kdispatch\n" in text)

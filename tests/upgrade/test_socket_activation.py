@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -104,3 +105,20 @@ async def test_systemd_socket_activate(tmp_path: Path) -> None:
         assert await process.ended() == 0
     finally:
         process.stop(signal.SIGKILL)
+
+
+async def test_the_supervisor_is_told(tmp_path: Path) -> None:
+    """Who started a relay as systemd does is told when it listens, and when it begins to end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(10)
+        command = [KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db")]
+        process = Process("notifying", command, tmp_path, {"NOTIFY_SOCKET": supervisor.getsockname()})
+        try:
+            assert await asyncio.to_thread(supervisor.recv, 64) == b"READY=1"
+            assert "listening on" in process.text
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(supervisor.recv, 64) == b"STOPPING=1"
+            assert await process.ended() == 0
+        finally:
+            process.stop(signal.SIGKILL)
