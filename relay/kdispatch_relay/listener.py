@@ -82,7 +82,10 @@ class Listener:
             found, beside = await _bound(settings, tls)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise KdispatchError("port_in_use", f"Another program listens on {settings.listen}.") from error
+                text = f"Another program listens on {settings.listen}."
+                if sockets.SHARING and not settings.reuse_port:
+                    text += " To take over from a relay there, use --reuse-port."
+                raise KdispatchError("port_in_use", text) from error
             reason = error.strerror or str(error)
             raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
         return cls(found, tls, settings.address[0], beside=beside)

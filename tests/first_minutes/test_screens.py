@@ -200,3 +200,41 @@ async def test_status_and_drain_in_a_terminal(tmp_path: Path) -> None:
         finally:
             await person.runs("agent", "stop", "ann/web", "--now")
             await terminal.close()
+
+
+@pytest.mark.slow
+@needs("tmux")
+async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
+    """What the old relay, the next one, and the agents between them say looks as somebody has looked at it."""
+    person = Person(tmp_path / "h")
+    free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
+    person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
+    person.environment["XDG_DATA_HOME"] = str(person.home)
+    terminal = Terminal(person)
+
+    def same(name: str, screen: str) -> None:
+        # How many lines tell of the way there depends on the second's turn.
+        left = [line for line in screen.splitlines() if not line.endswith("are left.")]
+        _compare(name, "\n".join(left), free, person.home)
+
+    async with service(echo, port=int(free["8080"])):
+        try:
+            await terminal.window("relay", "kdispatch relay serve; echo status $?", "listening on")
+            await person.runs("sign-up", "ann", "--relay", f"http://127.0.0.1:{free['8443']}")
+            await person.runs("service", "create", "web")
+            host = f"kdispatch agent host ann/web --port {free['8080']}"
+            await terminal.window("host", host, "is offered as")
+            await terminal.window("client", f"kdispatch agent connect ann/web --port {free['9090']}", "reached")
+            async with await Tcp.connect(int(free["9090"])) as tcp:
+                await tcp.send(b"x")
+                await tcp.receive_exactly(1)
+                same("upgrade-refused", await terminal.window("no", "kdispatch relay serve", "try:"))
+                await terminal.window("next", "kdispatch relay serve --reuse-port", "listening on")
+                same("upgrade", await terminal.key("relay", "C-c", "status 0"))
+                await tcp.send(b"y")
+                assert await tcp.receive_exactly(1) == b"y"
+                same("upgrade-state", await terminal.window("state", "kdispatch relay state", "cuts"))
+            same("upgrade-host", await terminal._at_rest("host"))
+            same("upgrade-connect", await terminal._at_rest("client"))
+        finally:
+            await terminal.close()
