@@ -24,6 +24,7 @@ from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
 from kdispatch_relay.auth import Authority, ServiceRecord
+from kdispatch_relay.handshake import take_over, upgrade_headers
 from kdispatch_relay.seams import HostView, Left, LiveHost, RelayState
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
@@ -31,7 +32,6 @@ from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.state import state_of
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
-from kdispatch_relay.switch.upgrade import take_over, upgrade_headers
 
 __all__ = ["Gate"]
 
