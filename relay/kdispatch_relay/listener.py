@@ -27,6 +27,7 @@ _BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole 
 _LOOK: Final = 0.010  # seconds between looks at what the kernel has
 _ARRIVAL: Final = 0.030  # seconds for a connection of this machine to itself: it takes less than one
 _PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
+_DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
 _MADE: Final = 0.020  # seconds from accepting a connection to its being served: a few turns of the event loop
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
@@ -163,8 +164,16 @@ class Listener:
             return False
         for _ in range(_PROBES):
             if await self._comes_here(sock):
-                return await self._steer(sock, here=False)
-        return True
+                break
+        else:
+            return True
+        if await self._steer(sock, here=False):
+            return True
+        # There is no other, or the kernel can't be told: then it sends some to each.
+        for _ in range(_DOUBTS):
+            if not await self._comes_here(sock):
+                return True
+        return False
 
     async def _steer(self, sock: socket.socket, *, here: bool) -> bool:
         """Let this socket get all new connections, or another one; returns whether that could be done.

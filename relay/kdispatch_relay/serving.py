@@ -59,11 +59,11 @@ class _Told:
     def left(self, left: Left) -> None:
         """Agents are here that may move."""
         if self._draining:
-            self._say(f"draining: {_agents(left)} and {_count(left.streams, 'stream')} are left.", **_figures(left))
+            self._say(f"draining: {_all(left)} are left.", **_figures(left))
             return
         self._draining = True
         self._say(
-            f"draining: {_agents(left)} and {_count(left.streams, 'stream')} may move to another relay for "
+            f"draining: {_all(left)} may move to another relay for "
             f"{self._seconds:g} s; a second signal ends it at once. {_AT_THE_PORT[self.port]}",
             **_figures(left),
             seconds=self._seconds,
@@ -76,8 +76,8 @@ class _Told:
             return
         if left.hosts or left.clients:
             how = (
-                f"the drain time is over, and {_agents(left)} are cut off. Their streams, {left.streams} in all, go on "
-                "once they have another session."
+                f"the drain time is over, and {_count(left.hosts, 'host')} and {_count(left.clients, 'client')} are cut "
+                f"off. Their streams, {left.streams} in all, go on once they have another session."
             )
         else:
             how = "every agent has left."
@@ -90,8 +90,9 @@ class _Told:
             say(f"kdispatch relay {what}", err=True)
 
 
-def _agents(left: Left) -> str:
-    return f"{_count(left.hosts, 'host')}, {_count(left.clients, 'client')}"
+def _all(left: Left) -> str:
+    agents = f"{_count(left.hosts, 'host')}, {_count(left.clients, 'client')}"
+    return f"{agents} and {_count(left.streams, 'stream')}"
 
 
 def _count(number: int, what: str) -> str:

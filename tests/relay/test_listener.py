@@ -131,6 +131,21 @@ async def _calls(http: aiohttp.ClientSession, expected: RunningRelay) -> int:
 
 
 @linux
+@pytest.mark.slow
+async def test_where_the_kernel_takes_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the program both relays get connections, the older one until it has left; then the newer gets all."""
+    monkeypatch.setattr(steering, "send_all_to", lambda _sock, _number: False)
+    older, end_older = await _started(tmp_path, "127.0.0.1:0")
+    newer, end_newer = await _started(tmp_path, f"127.0.0.1:{older.port}", reuse_port=True)
+    async with end_newer:
+        assert await _ended(older, end_older) is Port.TAKEN
+        for _ in range(20):
+            async with aiohttp.ClientSession(newer.url) as fresh:
+                assert await _calls(fresh, newer) == 1
+
+
+@linux
+@pytest.mark.slow
 async def test_tls_is_handed_over(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     """What the kernel had accepted for a relay with TLS is served with TLS."""
     files = {"tls_cert": certificate[0], "tls_key": certificate[1]}
@@ -318,6 +333,24 @@ async def test_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with socket.create_connection(theirs.getsockname(), timeout=2):
             theirs.settimeout(2)
             theirs.accept()[0].close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")
+async def test_several_were_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay listens on all sockets that it is given."""
+    theirs = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    monkeypatch.setattr(sockets, "_FIRST", 200)  # descriptors that follow each other, and are nobody's
+    for number, one in enumerate(theirs):
+        os.dup2(one.fileno(), 200 + number)
+    for name, value in _handed("2", "one:two").items():
+        if name != "PATH":
+            monkeypatch.setenv(name, value)
+    _, end = await _started(tmp_path, "127.0.0.1:1")
+    async with end, aiohttp.ClientSession() as http:
+        for one in theirs:
+            async with http.get(f"http://127.0.0.1:{one.getsockname()[1]}/healthz") as answer:
+                assert answer.status == 200
+            one.close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")

@@ -13,6 +13,10 @@ import pytest
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.messages import Reset
+from kdispatch_relay.listener import Port
+from kdispatch_relay.seams import Left
+from kdispatch_relay.serving import _Told
+from kdispatch_relay.settings import Settings
 from tests.aio.twin import SERVICE, running_gate, until
 from tests.relay.test_gate import _Agent, _carried
 from tests.relay.test_serve import refused, serving
@@ -65,6 +69,46 @@ def test_json_log(tmp_path: Path) -> None:
         _, rest = process.communicate(timeout=10)
         assert process.returncode == 0
         assert all(json.loads(line) for line in rest.splitlines())
+
+
+def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
+    """What a draining relay says in sentences is in fields as well."""
+    told = _Told(Settings(log_format="json", drain_time=5))
+    told.port = Port.TAKEN
+    with caplog.at_level(logging.INFO, "kdispatch.relay"):
+        told.left(Left(1, 2, 3))
+        told.left(Left(1, 1, 1))
+        told.finished(Left(1, 0, 0))
+    first, second, last = [vars(record) for record in caplog.records]
+    assert (first["hosts"], first["clients"], first["streams"], first["seconds"], first["port"]) == (
+        1,
+        2,
+        3,
+        5,
+        "taken",
+    )
+    assert (second["hosts"], second["clients"], second["streams"]) == (1, 1, 1)
+    assert (last["hosts"], last["clients"], last["streams"]) == (1, 0, 0)
+    assert "1 host, 1 client and 1 stream are left." in caplog.records[1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (Left(0, 0, 0), "every agent has left."),
+        (Left(2, 1, 7), "2 hosts, 1 client are cut off. Their streams, 7 in all"),
+    ],
+)
+def test_the_last_word(capsys: pytest.CaptureFixture[str], left: Left, said: str) -> None:
+    """It says whether all have left; a relay that nobody was at says nothing."""
+    told = _Told(Settings())
+    told.finished(Left(0, 0, 0))
+    assert capsys.readouterr().err == ""
+    told.left(Left(2, 1, 7))
+    told.finished(left)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("New connections are refused until another relay listens.")
+    assert said in last
 
 
 @pytest.mark.slow
