@@ -75,9 +75,10 @@ class _Told:
         if not self._draining:
             return
         if left.hosts or left.clients:
+            agents = f"{_count(left.hosts, 'host')} and {_count(left.clients, 'client')}"
             how = (
-                f"the drain time is over, and {_count(left.hosts, 'host')} and {_count(left.clients, 'client')} are cut "
-                f"off. Their streams, {left.streams} in all, go on once they have another session."
+                f"the drain time is over, and {agents} are cut off. Their streams, {left.streams} in all, go on "
+                "once they have another session."
             )
         else:
             how = "every agent has left."

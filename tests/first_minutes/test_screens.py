@@ -219,17 +219,17 @@ async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
 
     async with service(echo, port=int(free["8080"])):
         try:
-            await terminal.window("relay", "kdispatch relay serve; echo status $?", "listening on")
+            await terminal.moving("relay", "kdispatch relay serve; echo status $?", "listening on")
             await person.runs("sign-up", "ann", "--relay", f"http://127.0.0.1:{free['8443']}")
             await person.runs("service", "create", "web")
             host = f"kdispatch agent host ann/web --port {free['8080']}"
-            await terminal.window("host", host, "is offered as")
-            await terminal.window("client", f"kdispatch agent connect ann/web --port {free['9090']}", "reached")
+            await terminal.moving("host", host, "is offered as")
+            await terminal.moving("client", f"kdispatch agent connect ann/web --port {free['9090']}", "reached")
             async with await Tcp.connect(int(free["9090"])) as tcp:
                 await tcp.send(b"x")
                 await tcp.receive_exactly(1)
                 same("upgrade-refused", await terminal.window("no", "kdispatch relay serve", "try:"))
-                await terminal.window("next", "kdispatch relay serve --reuse-port", "listening on")
+                await terminal.moving("next", "kdispatch relay serve --reuse-port", "listening on")
                 same("upgrade", await terminal.key("relay", "C-c", "status 0"))
                 await tcp.send(b"y")
                 assert await tcp.receive_exactly(1) == b"y"

@@ -96,7 +96,7 @@ def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
     ("left", "said"),
     [
         (Left(0, 0, 0), "every agent has left."),
-        (Left(2, 1, 7), "2 hosts, 1 client are cut off. Their streams, 7 in all"),
+        (Left(2, 1, 7), "2 hosts and 1 client are cut off. Their streams, 7"),
     ],
 )
 def test_the_last_word(capsys: pytest.CaptureFixture[str], left: Left, said: str) -> None:

@@ -33,7 +33,7 @@ class _Size:
     slack: float
 
 
-@pytest.mark.parametrize("size", sizes(_Size(1, 1.0, slack=10), _Size(6, 10.0, slack=1)))
+@pytest.mark.parametrize("size", sizes(_Size(1, 0.6, slack=10), _Size(6, 10.0, slack=1)))
 async def test_rotation_every_second(tmp_path: Path, size: _Size) -> None:
     """With a new session every second bulk is at least 0.8 of that without, and p99 of an echo beside it below 3 times.
 
