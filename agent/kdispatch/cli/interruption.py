@@ -11,10 +11,10 @@ from kdispatch.operating_system import HERE
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Interruption"]
+__all__ = ["LAST_WORDS", "Interruption"]
 
 #: Seconds that an agent has, once it is to end at once, to tell its streams' other ends.
-_LAST_WORDS: Final = 2.0
+LAST_WORDS: Final = 2.0
 
 
 class Interruption:
@@ -52,7 +52,7 @@ class Interruption:
             if not self._drains or len(self._signals) > 2:
                 # Whatever is being done, the person wants out now; stdout was flushed by each write.
                 os._exit(128 + number)
-            self._task.get_loop().call_later(_LAST_WORDS, os._exit, 128 + number)
+            self._task.get_loop().call_later(LAST_WORDS, os._exit, 128 + number)
         self._task.cancel()
 
     def drain(self) -> None:

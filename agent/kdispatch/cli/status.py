@@ -45,7 +45,7 @@ def status(
     """Show what your agents here do: session, services, streams. --quiet prints one id a line."""
     output = Output(quiet=quiet, json=json)
     if not watch:
-        agents = look()
+        agents = look(_ANSWERS)
         _print(output, agents)
         if not agents:
             output.note(_NONE)
@@ -59,10 +59,10 @@ def status(
         return
 
 
-def look() -> list[dict[str, Any]]:
-    """All agents of this user, the oldest first, each as it says itself."""
+def look(seconds: float) -> list[dict[str, Any]]:
+    """All agents of this user, the oldest first, each as it says itself in time."""
     records = living()
-    said = ask(records, _ANSWERS, command="status")
+    said = ask(records, seconds, command="status")
     if len(said) < len(records):
         still = {record.id for record in living()}
         records = [record for record in records if record.id in said or record.id in still]
@@ -80,7 +80,7 @@ def _merged(record: Record, said: Mapping[str, Any] | None) -> dict[str, Any]:
 def _looks() -> Iterator[list[dict[str, Any]]]:
     due = time.monotonic()
     while True:
-        yield look()
+        yield look(_EVERY)
         due = max(due + _EVERY, time.monotonic())
         time.sleep(due - time.monotonic())
 

@@ -13,6 +13,7 @@ from kdispatch_protocol.errors import KdispatchError
 
 DRAINING = """
 import asyncio, sys
+from kdispatch.cli import interruption
 from kdispatch.cli.output import Output, run_async
 async def main():
     print("up", flush=True)
@@ -24,8 +25,17 @@ async def main():
             await asyncio.sleep(60)
         if sys.argv[1] == "raise":
             raise
+        if sys.argv[1] in {"twice", "stubbornly"}:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                print("ending", flush=True)
+                if sys.argv[1] == "twice":
+                    raise
+                await asyncio.sleep(60)
     return 7
-run_async(main, Output())
+interruption.LAST_WORDS = 0.3
+run_async(main, Output(), interruption.Interruption(drains=True) if sys.argv[2:] else None)
 """
 
 
@@ -53,6 +63,27 @@ async def test_the_first_signal_drains_and_the_second_ends(drains: str, signals:
         process.send_signal(number)
     assert await asyncio.wait_for(process.wait(), 10) == status
     assert await process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("drains", "signals", "status"),
+    [
+        ("quickly", [signal.SIGTERM], 7),
+        ("twice", [signal.SIGTERM, signal.SIGINT], 130),
+        ("stubbornly", [signal.SIGINT, signal.SIGTERM], 143),  # its last words take too long
+        ("stubbornly", [signal.SIGINT, signal.SIGTERM, signal.SIGINT], 130),
+    ],
+)
+async def test_the_second_signal_cancels_what_drains(drains: str, signals: list[int], status: int) -> None:
+    """A command that drains is cancelled again by the second signal, and ended by the third, or soon after."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DRAINING, drains, "drains", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for number, said in zip(signals, (b"up\n", b"draining\n", b"ending\n"), strict=False):
+        assert await process.stdout.readline() == said
+        process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), 10) == status
 
 
 def test_a_status_of_zero_returns_and_any_other_ends() -> None:
