@@ -36,6 +36,11 @@ class Screen:
         self._write(_LEAVE)
         signal.signal(signal.SIGTERM, self._before)
 
+    @property
+    def height(self) -> int:
+        """How many lines there is room for now."""
+        return shutil.get_terminal_size().lines
+
     def show(self, lines: Sequence[str]) -> None:
         """Put these lines in place of the last ones, as far as there is room. They hold no control characters."""
         width, height = shutil.get_terminal_size()

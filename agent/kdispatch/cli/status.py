@@ -12,7 +12,7 @@ import typer
 from kdispatch.cli.options import Json, Quiet
 from kdispatch.cli.output import Output
 from kdispatch.cli.screen import Screen
-from kdispatch.cli.status_text import described, summary
+from kdispatch.cli.status_text import described, fitting, summary
 from kdispatch.control import ask
 from kdispatch.records import Record, living
 from kdispatch_protocol.console import escaped
@@ -81,15 +81,17 @@ def _looks() -> Iterator[list[dict[str, Any]]]:
     due = time.monotonic()
     while True:
         yield look(_EVERY)
-        due = max(due + _EVERY, time.monotonic())
-        time.sleep(due - time.monotonic())
+        now = time.monotonic()
+        due = max(due + _EVERY, now)
+        time.sleep(due - now)
 
 
 def _repaint() -> None:
     with Screen() as screen:
         for agents in _looks():
-            lines = [f"kdispatch status, {time.strftime('%H:%M:%S')}; Ctrl-C ends", ""]
-            screen.show([*lines, *(map(escaped, described(agents)) if agents else [_NONE])])
+            head = [f"kdispatch status, {time.strftime('%H:%M:%S')}; Ctrl-C ends", ""]
+            lines = fitting(agents, screen.height - len(head)) or [_NONE]
+            screen.show([*head, *map(escaped, lines)])
 
 
 def _print(output: Output, agents: list[dict[str, Any]], *, summarily: bool = False) -> None:

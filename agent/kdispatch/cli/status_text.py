@@ -7,17 +7,25 @@ from typing import Any, Final
 
 from kdispatch.cli.output import table
 
-__all__ = ["described", "summary"]
+__all__ = ["described", "fitting", "summary"]
 
 _SHOWN: Final = 8  # characters of a stream's id: enough to tell it from others, and what logs show
+_AROUND: Final = 2  # lines of a table beside its rows
 _LATE: Final = 1.0  # seconds without an answer to a PING that are worth a word
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _TIMES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
-def described(agents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A few lines for each agent, and a table of its streams."""
-    return [line for agent in agents for line in _agent(agent)]
+def described(agents: Sequence[Mapping[str, Any]], streams: int | None = None) -> list[str]:
+    """A few lines for each agent, and a table of its streams, or of so many of them."""
+    return [line for agent in agents for line in _agent(agent, streams)]
+
+
+def fitting(agents: Sequence[Mapping[str, Any]], height: int) -> list[str]:
+    """The same with as many streams of each agent as let all agents be seen in so many lines."""
+    free = height - len(described(agents, 0))
+    tables = sum(bool(agent["stream_count"]) for agent in agents)
+    return described(agents, max(0, free // max(1, tables) - _AROUND))
 
 
 def summary(agent: Mapping[str, Any]) -> str:
@@ -29,7 +37,7 @@ def summary(agent: Mapping[str, Any]) -> str:
     return f"{agent['id']} {agent['kind']} of {names}: {', '.join(parts)}"
 
 
-def _agent(agent: Mapping[str, Any]) -> Iterator[str]:
+def _agent(agent: Mapping[str, Any], streams: int | None) -> Iterator[str]:
     for service in agent["services"]:
         yield f"{agent['id']}  {agent['kind']} of {service['service']}, {service['address']}:{service['port']}"
         if service["host"] is not None:
@@ -42,7 +50,7 @@ def _agent(agent: Mapping[str, Any]) -> Iterator[str]:
         yield f"  draining for {_time(agent['drains_for'])} at most: no new streams"
     if agent["stream_count"]:
         yield f"  streams  {agent['stream_count']}"
-        yield from (f"    {line}" for line in _streams(agent))
+        yield from (f"    {line}" for line in _streams(agent, agent["streams"][:streams]))
 
 
 def _session(agent: Mapping[str, Any]) -> Iterator[str]:
@@ -59,7 +67,7 @@ def _session(agent: Mapping[str, Any]) -> Iterator[str]:
         yield f"round trip {agent['round_trip'] * 1000:.1f} ms"
 
 
-def _streams(agent: Mapping[str, Any]) -> list[str]:
+def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> list[str]:
     hosts = agent["kind"] == "host"
     rows = [
         (
@@ -70,11 +78,11 @@ def _streams(agent: Mapping[str, Any]) -> list[str]:
             "-" if stream["age"] is None else _time(stream["age"]),
             stream["peer" if hosts else "host"] or "-",
         )
-        for stream in agent["streams"]
+        for stream in streams
     ]
     lines = table(("STREAM", "STATE", "SENT", "RECEIVED", "AGE", "CLIENT" if hosts else "HOST"), rows)
     more = agent["stream_count"] - len(rows)
-    return [*lines, f"and {more} more"] if more else lines
+    return [*lines, f"and {more} more"] if lines and more else lines
 
 
 def _time(seconds: float) -> str:

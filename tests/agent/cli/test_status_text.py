@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdispatch.cli.screen import Screen
-from kdispatch.cli.status_text import described, summary
+from kdispatch.cli.status_text import described, fitting, summary
 
 HOST = "0f" * 16
 STREAM: dict[str, Any] = {
@@ -63,6 +63,15 @@ def test_streams() -> None:
         "    and 1027 more",
     ]
     assert described([{**OFFERED, "stream_count": 1, "streams": [STREAM]}])[-1].endswith("ab" * 16)
+
+
+@pytest.mark.parametrize(("height", "rows"), [(5, 0), (6, 0), (11, 0), (12, 1), (14, 2), (400, 100)])
+def test_every_agent_is_seen(height: int, rows: int) -> None:
+    """On a screen streams take what room the agents leave, each the same."""
+    busy = {**AGENT, "stream_count": 100, "streams": [STREAM] * 100}
+    lines = fitting([busy, busy], height)
+    assert sum("12345678" in line for line in lines) == 2 * rows
+    assert sum("connect of" in line for line in lines) == 2 and len(lines) <= max(height, 6)
 
 
 @pytest.mark.parametrize(
