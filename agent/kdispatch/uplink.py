@@ -226,8 +226,10 @@ class Uplink:
             self._told.clear()
             told = asyncio.ensure_future(self._told.wait())
             either: set[asyncio.Future[Any]] = {session.lost, told}
-            await asyncio.wait(either, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
+            try:
+                await asyncio.wait(either, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                told.cancel()
         return False
 
     async def _move(self, session: UplinkSession) -> UplinkSession | None:

@@ -1,0 +1,27 @@
+"""An uplink that ends leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from kdispatch.uplink import Uplink
+from tests.aio.twin import SCALED, running_gate
+
+
+async def test_no_task_is_left() -> None:
+    """When the loop ends, and with it the task that keeps the session, no task of its own is left."""
+    async with running_gate() as relay:
+        before = asyncio.all_tasks()
+        uplink = Uplink(relay.url, lambda _: None, limits=SCALED)
+        await uplink.start(2)
+        await asyncio.sleep(0.01)  # it waits for the end of its session
+        assert uplink._task is not None
+        waits = {task for task in asyncio.all_tasks() - before if "Event.wait" in repr(task)}
+        assert waits
+        uplink._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await uplink._task
+        await asyncio.sleep(0)  # what was cancelled ends
+        assert all(task.done() for task in waits)
+        await uplink.stop()
