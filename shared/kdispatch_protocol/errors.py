@@ -89,7 +89,7 @@ _TABLE: Final = (
     Code("unknown_host", _RELAY, 404, 3, "No such host is live, or it is not yours to withdraw.",
          "Look with 'kdispatch service hosts HANDLE/NAME' which are live."),
     Code("unknown_agent", _YOU, None, 3, "No agent of this name or id runs here as this user.",
-         "'kdispatch status' lists those that run; 'agent stop' takes an id, or HANDLE/NAME."),
+         "Look with 'kdispatch status' which run; 'agent stop' takes an id, or HANDLE/NAME."),
     Code("no_live_host", _DOWN, None, 3, "The service exists, but no host offers it at the moment.",
          "Start 'kdispatch agent host' where the service runs."),
     # --- access --------------------------------------------------------------------------
