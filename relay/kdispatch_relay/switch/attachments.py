@@ -127,11 +127,23 @@ class Attachments:
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
 
+    def begun_anew(self, session: Session, uuid: str, now: float) -> None:
+        """A client opens a stream, maybe again: of what it began in a session that is lost nothing was sent."""
+        self._give_up_open(session, uuid)
+        for other in self._others_of_agent(session):
+            leg = other.streams.get((uuid, "client"))
+            if leg is not None:
+                self._lost(leg, now)
+
     def _give_up_open(self, session: Session, uuid: str) -> None:
-        """A client asks the one host that may have its early data: another must not get it from an older session."""
-        for older in session.all_of_agent:
-            for leg in [leg for leg in older.legs.values() if older is not session and leg.is_asking(uuid)]:
+        """A client asks the one host that may have its early data: another must not get it from another session."""
+        for other in self._others_of_agent(session):
+            for leg in [leg for leg in other.legs.values() if leg.is_asking(uuid)]:
                 self._opens.cancel(leg)
+
+    def _others_of_agent(self, session: Session) -> list[Session]:
+        newest = self._by_process[session.process]
+        return [other for other in newest.all_of_agent if other is not session]
 
     def _look_up(self, asked: AskAttach, now: float) -> None:
         known = self._registry.get(asked.service)
@@ -193,6 +205,10 @@ class Attachments:
                 self._cut(ghost, "superseded", "")
             for half in list(self._by_peer.get(process, ())):
                 self._refuse(half, *_RESTARTED)
+        self.newest(session)
+
+    def newest(self, session: Session) -> None:
+        """A process has this session, and no newer one any more: ask it here for the ends that wait for it."""
         self._ask(session, self._by_peer.get(session.process, ()))
 
     def session_lost(self, session: Session) -> None:

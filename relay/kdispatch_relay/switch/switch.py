@@ -23,6 +23,7 @@ from kdispatch_relay.switch.intents import AskOffer, Cut
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
 from kdispatch_relay.switch.registry import Registry
+from kdispatch_relay.switch.roster import Roster
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session
 
@@ -50,8 +51,9 @@ class Switch:
         self.budget = ProcessBudget(memory)
         self.registry = Registry(choose, limits, now)
         self.timers = Timers()
-        self.by_process: dict[str, Session] = {}  # the newest of each agent
-        self.sessions: set[Session] = set()  # all that have greeted
+        self._roster = Roster()
+        self.by_process = self._roster.newest
+        self.sessions = self._roster.sessions
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
         self.revocations = 0  # services that were revoked: look-ups from before do not hold
@@ -82,39 +84,26 @@ class Switch:
         if session.ended:
             return
         session.ended = True
-        self.sessions.discard(session)
-        older = session.older
-        self._unlink(session)
+        older = self._roster.leave(session)
         for host in session.offers.values():
             if host is not None:
                 self.registry.lost(host, now)
         session.offers.clear()
+        self.attachments.session_lost(session)
         if older is not None:
             self._take_back(older, now)
-        self.attachments.session_lost(session)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
         self._touched.discard(session)
 
     def _take_back(self, session: Session, now: float) -> None:
-        """The agent's move away from this session failed: its hosts are here again."""
+        """The agent's move away from this session failed: its hosts are here again, and it is asked here."""
         for host in session.offers.values():
             if host is not None and self.registry.host(host.id) is None:
                 self.registry.add(host)
                 self.opens.host_appeared(host.service, now)
-
-    def _unlink(self, session: Session) -> None:
-        newest = self.by_process.get(session.process)
-        if newest is session and session.older is not None:
-            self.by_process[session.process] = session.older  # the move failed
-        elif newest is session:
-            del self.by_process[session.process]
-        elif newest is not None:
-            for newer in newest.all_of_agent:
-                if newer.older is session:
-                    newer.older = session.older
-        session.older = None
+        self.attachments.newest(session)
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
@@ -219,14 +208,8 @@ class Switch:
         session.process = process_id(bytes.fromhex(hello.secret))
         before = (process_id(bytes.fromhex(old)) for old in hello.predecessors)
         session.predecessors = tuple(process for process in before if process != session.process)
-        older = self.by_process.get(session.process)
-        if older is not None and hello.mode == "move" and not older.doomed:
-            session.older = older
-            older = older.older  # one that is left is enough
-        for replaced in older.all_of_agent if older is not None else ():
+        for replaced in self._roster.enter(session, moves=hello.mode == "move"):
             self.cut(replaced, "superseded")  # the secret proves that it is the same process
-        self.by_process[session.process] = session
-        self.sessions.add(session)
         session.credit = self.limits.credit // 4 if self.budget.tight else self.limits.credit
         welcome = Welcome(
             version=max(common),
@@ -252,6 +235,7 @@ class Switch:
         message = Open.parse(payload)
         if not self._new_number(session, number):
             raise RemoteProtocolError("An OPEN with a wrong number.")
+        self.attachments.begun_anew(session, message.uuid, now)
         self.opens.begin(session, number, message, now)
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:

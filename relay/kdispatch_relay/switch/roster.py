@@ -1,0 +1,44 @@
+"""Which sessions each agent has: one, and while it moves those that it moves from."""
+
+from __future__ import annotations
+
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """Plain bookkeeping over the sessions that have greeted."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, Session] = {}  # of each process
+        self.sessions: set[Session] = set()
+
+    def enter(self, session: Session, *, moves: bool) -> list[Session]:
+        """A process has greeted in this session; returns those that it replaces.
+
+        Where it moves, the one before stays; one that is left is enough.
+        """
+        before = self.newest.get(session.process)
+        if before is not None and moves and not before.doomed:
+            session.older = before
+            before = before.older
+        self.newest[session.process] = session
+        self.sessions.add(session)
+        return list(before.all_of_agent) if before is not None else []
+
+    def leave(self, session: Session) -> Session | None:
+        """A session is over; returns the older one if that is its process's newest again."""
+        self.sessions.discard(session)
+        older, session.older = session.older, None
+        newest = self.newest.get(session.process)
+        if newest is session and older is not None:
+            self.newest[session.process] = older
+            return older
+        if newest is session:
+            del self.newest[session.process]
+        elif newest is not None:
+            for newer in newest.all_of_agent:
+                if newer.older is session:
+                    newer.older = older
+        return None
