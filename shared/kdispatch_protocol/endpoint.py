@@ -132,6 +132,8 @@ class Endpoint:
                         handler(stream, flags, value, payload, now)
                     except RemoteProtocolError as error:  # a rule of this one stream; the others go on
                         table.fail(stream, error.code, error.text)
+                elif type_ == frames.GONE and number in session.moving:
+                    table.resumption.move_gone(session, session.moving[number])
                 continue
             general = self._handlers.get(type_)
             if general is None or not (session.ready or type_ in _BEFORE_WELCOME):
@@ -274,7 +276,8 @@ class Endpoint:
     def _was_begun_anew(older: Stream, newer: Stream) -> bool:
         """Whether a client that had sent nothing lost its session, and opens a stream again that is waiting here."""
         mine = not older.is_client and older.peer == newer.peer
-        return mine and older.leg is not Leg.JOINED and not older.inbound.received
+        elsewhere = older.session is not newer.session and not older.confirmed  # and its session is lost, maybe
+        return mine and (older.leg is not Leg.JOINED or elsewhere) and not older.inbound.received
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         for entry in Attach.parse(payload).entries():

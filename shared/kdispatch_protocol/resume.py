@@ -77,6 +77,11 @@ class Resumption:
         self.detach(stream, now)
         self.go_on([stream])
 
+    def move_gone(self, session: Session, stream: Stream) -> None:
+        """The relay does not know the number of a move any more."""
+        _end_move(stream, session)
+        self.move(stream)
+
     def session_lost(self, stream: Stream, session: Session, text: str, now: float) -> bool:
         """One of our sessions ended; returns whether that is all done, or the stream has to be begun anew.
 
@@ -85,6 +90,8 @@ class Resumption:
         """
         if stream.moves and session in stream.moves:
             _end_move(stream, session)
+            if stream.leg is not Leg.NONE and stream.session is not session:
+                self.detach(stream, now)  # the join may have been on its way: the older number is dead then
         if stream.session is not session or stream.leg is Leg.NONE:
             return True
         if not stream.opened and (not stream.is_client or stream.outbound.sent == 0):
@@ -197,10 +204,12 @@ class Resumption:
     def _join(self, session: Session, stream: Stream, entry: AttachEntry, now: float) -> None:
         number = entry.number or 0
         moved = session.moving.get(number) is stream
-        if not self._is_of_peer(stream, entry) or entry.attach <= stream.peer_attach:
-            # Not the peer: it is told, and the stream goes on waiting for the true one.
+        authentic = self._is_of_peer(stream, entry)
+        if not authentic or entry.attach <= stream.peer_attach:
+            # Not the peer, or not its last word: it is told, and the stream goes on waiting for the true one.
             session.outbox.send(reset_frame(number, "bad_proof", CODES["bad_proof"].meaning))
-            self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
+            if not authentic:
+                self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
             if moved:
                 _end_move(stream, session)
             else:

@@ -51,6 +51,11 @@ def test_nothing_is_lost_repeated_or_swapped(seed: int, hosts: int) -> None:
 @given(seed=SEEDS, hosts=st.integers(1, 3))
 @example(seed=333, hosts=1)  # a stream begun anew while the relay believes in a newer session that is lost
 @example(seed=10944, hosts=1)  # what was asked in a newer session that was lost is asked in the older one
+@example(seed=51437, hosts=2)  # a host that moves is one host, whose streams are counted once
+@example(seed=110722559793046, hosts=1)  # an ATTACH that a later one has overtaken
+@example(seed=601325916290571, hosts=2)  # a join that was on its way when the newer session was lost
+@example(seed=948375718426085, hosts=1)  # a host whose session is lost, for the relay only, gets a stream anew
+@example(seed=40512, hosts=1)  # of two halves of one agent the later one counts, whichever comes first
 def test_an_open_stream_survives_lost_sessions_and_relays(seed: int, hosts: int) -> None:
     """Whatever connections are lost and relays are killed: each stream that was opened finishes, with all its bytes."""
     run(seed, LOSSES, hosts=hosts)

@@ -162,10 +162,10 @@ class Attachments:
         for half in asked.alive():
             older = self._waiting.get(half.key)
             if older is not None:
-                self.drop(older)
-                if older.session is not half.session:  # the newer one may go before the older, which waits for nothing
-                    older.session.outbox.send(frames.frame(frames.GONE, older.number))
-                    self._touched.add(older.session)
+                kept = max(half, older, key=lambda one: one.entry.attach)  # sessions overtake each other
+                self._replaced(half if kept is older else older, kept)
+                if kept is older:
+                    continue
             other = self._waiting.get(half.wanted)
             if other is not None and other.fits(half):
                 self._join(half, other, now)
@@ -173,6 +173,12 @@ class Attachments:
                 self._refuse(half, *_RESTARTED)
             else:
                 self._wait(half, now)
+
+    def _replaced(self, half: Half, by: Half) -> None:
+        self.drop(half)
+        if half.session is not by.session:  # which may be lost before this one, where nothing waits then
+            half.session.outbox.send(frames.frame(frames.GONE, half.number))
+            self._touched.add(half.session)
 
     def _wait(self, half: Half, now: float) -> None:
         self._waiting[half.key] = half

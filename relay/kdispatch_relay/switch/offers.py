@@ -45,7 +45,7 @@ class Offers:
     def withdraw(self, session: Session, number: int) -> None:
         """An agent's WITHDRAW."""
         host = session.offers.pop(number, None)
-        if host is not None:
+        if host is not None and host.session is session:
             self._registry.remove(host)
 
     def allowed(self, asked: AskOffer, *, public: bool, now: float) -> None:
@@ -56,11 +56,27 @@ class Offers:
         if self._registry.is_withdrawn(offer.host):  # while the store was asked
             self.refused(asked, *_WITHDRAWN, now=now)
             return
+        host = self._registry.host(offer.host)
+        if host is not None and host.session is not session and host.session in set(session.all_of_agent):
+            host.session, host.labels, host.digest = (
+                session,
+                offer.labels,
+                offer.digest,
+            )  # the same host, which has moved
+        else:
+            host = self._listed(session, offer, now)
+        session.offers[asked.number] = host
+        self._registry.entry(offer.service).public = public
+        payload = Offered(host=offer.host).encode()
+        session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
+        self._touched.add(session)
+        self._appeared(offer.service, now)
+
+    def _listed(self, session: Session, offer: Offer, now: float) -> Host:
         host = Host(
             id=offer.host,
             service=offer.service,
             session=session,
-            number=asked.number,
             since=now,
             labels=offer.labels,
             digest=offer.digest,
@@ -69,13 +85,8 @@ class Offers:
             if leg.is_hosts(offer.service):  # its process attached this stream before it offered
                 leg.route.host_entry = host
                 host.streams += 1
-        session.offers[asked.number] = host
         self._registry.add(host)
-        self._registry.entry(offer.service).public = public
-        payload = Offered(host=offer.host).encode()
-        session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
-        self._touched.add(session)
-        self._appeared(offer.service, now)
+        return host
 
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         """The agent may not host it. That counts: names and tokens are not to be guessed."""

@@ -26,7 +26,6 @@ class Host:
     id: str
     service: str
     session: Session
-    number: int  # the offer's, at its session
     since: float  # the caller's clock, seconds
     labels: dict[str, str]
     digest: str  # of its own hst_ token, SHA-256 in hex

@@ -41,13 +41,13 @@ def withdraw_host(switch: Switch, host: Host) -> None:
 
 def _end_offers(switch: Switch, host: Host, code: str, text: str) -> None:
     switch.registry.remove(host)
-    session = host.session
-    # An offer that was replaced by a second one of the same service is still a number at its session.
-    numbers = [number for number, other in session.offers.items() if other is not None and other.id == host.id]
-    for number in numbers:
-        del session.offers[number]
-        session.outbox.send(reset_frame(number, code, text))
-    switch.touch(session)
+    # An offer that was replaced, by a second one of the same service or in a newer session, is still a number.
+    for session in switch.by_process[host.session.process].all_of_agent:
+        numbers = [number for number, other in session.offers.items() if other is not None and other.id == host.id]
+        for number in numbers:
+            del session.offers[number]
+            session.outbox.send(reset_frame(number, code, text))
+        switch.touch(session)
 
 
 def _end_route(switch: Switch, route: Route) -> None:

@@ -85,25 +85,26 @@ class Switch:
             return
         session.ended = True
         older = self._roster.leave(session)
+        if older is not None:
+            self._take_back(older, session, now)
         for host in session.offers.values():
-            if host is not None:
+            if host is not None and host.session is session:
                 self.registry.lost(host, now)
         session.offers.clear()
         self.attachments.session_lost(session)
         if older is not None:
-            self._take_back(older, now)
+            self.attachments.newest(older)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
         self._touched.discard(session)
 
-    def _take_back(self, session: Session, now: float) -> None:
-        """The agent's move away from this session failed: its hosts are here again, and it is asked here."""
+    def _take_back(self, session: Session, newer: Session, now: float) -> None:
+        """The agent's move from ``session`` to a newer one failed: its hosts are here again."""
         for host in session.offers.values():
-            if host is not None and self.registry.host(host.id) is None:
-                self.registry.add(host)
+            if host is not None and host.session is newer:
+                host.session = session
                 self.opens.host_appeared(host.service, now)
-        self.attachments.newest(session)
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
