@@ -326,6 +326,21 @@ def test_hostile_json(kind: type[Message], payload: bytes) -> None:
     assert refused(kind, payload)
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig"])
+def test_payloads_are_utf_8(kind: type[Message], encoding: str) -> None:
+    """A valid payload in another encoding, or behind a byte order mark, is refused."""
+    assert refused(kind, json.dumps(LEAST[kind]).encode(encoding))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_white_space_around_a_payload(kind: type[Message]) -> None:
+    """White space around the object is JSON's, and says nothing."""
+    payload = json.dumps(LEAST[kind], indent=1)
+    assert kind.parse(f" \r\n{payload}\t\n".encode()) == kind.parse(payload.encode())
+    assert refused(kind, f"{payload} 1".encode())
+
+
 @pytest.mark.parametrize("view", [bytes, bytearray, memoryview])
 def test_payloads_of_every_buffer_type(view: type[bytes]) -> None:
     """A payload may be bytes, a bytearray or a view."""

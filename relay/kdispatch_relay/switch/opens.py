@@ -9,7 +9,7 @@ goes to a host only when that host has opened; so no request is delivered twice.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.errors import CODES
@@ -133,7 +133,7 @@ class Opens:
         client.session.streams[route.message.uuid, "client"] = client
         leg.session.streams[route.message.uuid, "host"] = leg
         client.limit = opened.limit
-        client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=opened.encode()))
+        client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=bytes(payload)))
         if route.early:
             leg.forward(frames.DATA, 0, 0, bytes(route.early), now)
         client.next = len(route.early)
@@ -236,14 +236,12 @@ class Opens:
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
         session.legs[leg.number] = leg
-        forwarded = replace(
-            message,
-            token=None,
-            pin=None,
-            secret=None,
-            key=stream_key(bytes.fromhex(message.secret), session.process).hex()
-            if message.secret is not None
-            else None,
+        secret = message.secret
+        forwarded = Open(
+            service=message.service,
+            uuid=message.uuid,
+            limit=message.limit,
+            key=stream_key(bytes.fromhex(secret), session.process).hex() if secret is not None else None,
             attempt=route.attempt,
             process=route.client.session.process,
         )

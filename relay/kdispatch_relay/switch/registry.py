@@ -114,7 +114,8 @@ class Registry:
         if entry is None or not entry.order:
             return None
         if pin is None and not tried:
-            host = entry.order[self._choose(len(entry.order))]
+            count = len(entry.order)
+            host = entry.order[self._choose(count) if count > 1 else 0]  # a choice of one is none: randomness costs
             if not host.session.stalled:
                 return host
         candidates = [
