@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ from kdispatch.service_query import ServiceQuery
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
-from kdispatch_protocol.aio.pipe import Pipe, account
+from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
@@ -119,10 +120,10 @@ class LocalListener:
 
     async def bind(self, address: str, port: int) -> None:
         """Take the port, without listening yet; raises ``port_in_use`` or ``bad_request``."""
-        loop = asyncio.get_running_loop()
+        loop, driver = asyncio.get_running_loop(), self._client.driver
         try:
             self._server = await loop.create_server(
-                lambda: Pipe(self._client.driver, on_local=self._accepted, on_end=self._ended).local,
+                lambda: Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True).local,
                 address,
                 port,
                 backlog=_BACKLOG,
@@ -131,6 +132,8 @@ class LocalListener:
         except OSError as error:
             code = "port_in_use" if error.errno in _IN_USE else "bad_request"
             raise KdispatchError(code, f"{address}:{port} can't be listened on: {error.strerror or error}.") from error
+        for sock in self._server.sockets:
+            reset_when_closed(sock)
         self.address, self.port = self._server.sockets[0].getsockname()[:2]
 
     async def listen(self) -> None:
@@ -147,6 +150,7 @@ class LocalListener:
         self._client.create_connection(self._service, pipe.remote)
 
     def _ended(self, pipe: Pipe, code: str) -> None:
-        if pipe.stream is not None:
+        log = self._client.log
+        if pipe.stream is not None and log.isEnabledFor(logging.DEBUG):
             host = pipe.stream.stream.host
-            self._client.log.debug("A connection ended.", service=self._service, host=host, **account(pipe), code=code)
+            log.debug("A connection ended.", service=self._service, host=host, **account(pipe), code=code)

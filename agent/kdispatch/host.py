@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import secrets
 from collections.abc import Callable
@@ -245,14 +246,15 @@ class LocalPort:
         if stream.ended:
             dial.close()
             return
-        pipe = Pipe(driver, on_end=self._ended)
+        pipe = Pipe(driver, on_end=self._ended, resets=True)
         driver.accept(stream, pipe.remote)
         host.keep(driver.loop.create_task(pipe.take(sock)))
 
     def _ended(self, pipe: Pipe, code: str) -> None:
-        if pipe.stream is not None and self.host is not None:
+        host = self.host
+        if pipe.stream is not None and host is not None and host.log.isEnabledFor(logging.DEBUG):
             service = pipe.stream.stream.service
-            self.host.log.debug("A connection ended.", service=service, host=self.host.id, **account(pipe), code=code)
+            host.log.debug("A connection ended.", service=service, host=host.id, **account(pipe), code=code)
 
     def _failed(self) -> None:
         self._failures += 1

@@ -69,16 +69,17 @@ class LocalDial:
 
 def _is_connected(sock: socket.socket, place: Any) -> bool:
     """Whether a connection that was begun is there; raises ``OSError`` when it failed."""
-    status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if status:
-        raise OSError(status, f"Connect call failed {place}")
     try:
         sock.getpeername()
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise
-        return False
-    return True
+    else:
+        return True
+    status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if status:
+        raise OSError(status, f"Connect call failed {place}")
+    return False
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -10,6 +10,10 @@ __all__ = ["SILENT", "RunningLog"]
 class RunningLog(Protocol):
     """The part of a structlog logger that agents use: a sentence, and fields."""
 
+    def isEnabledFor(self, level: int) -> Any:  # noqa: N802 - the standard library's name for it
+        """Whether what has this level (``logging.DEBUG``) is written at all, and worth being put together."""
+        ...
+
     def debug(self, event: str, **fields: Any) -> Any:
         """What only somebody who looks for something wants to know."""
         ...
@@ -24,6 +28,9 @@ class RunningLog(Protocol):
 
 
 class _Silent:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: ARG002, N802
+        return False
+
     def debug(self, event: str, **fields: Any) -> None:
         pass
 

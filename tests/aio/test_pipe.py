@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from kdispatch_protocol.aio import pipe as pipe_module
-from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.aio.pipe import Pipe, reset_when_closed
 from kdispatch_protocol.streams import Stream
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SERVICE, Twin, settle, twin, until
@@ -166,6 +166,24 @@ async def test_an_agent_that_dies(connect: Connect) -> None:
     assert _linger(ends.client_pipe) == _linger(ends.host_pipe) == (1, 0)
     await _talk(ends)
     assert _linger(ends.client_pipe) == _linger(ends.host_pipe) == (1, 0)
+
+
+async def test_connections_inherit_it_from_their_listener(pair: Twin) -> None:
+    """A connection that was accepted is set to be reset where its listener was, without a word of its pipe."""
+    made: asyncio.Queue[Pipe] = asyncio.Queue()
+    server = await pair.client.loop.create_server(
+        lambda: Pipe(pair.client, on_local=made.put_nowait, resets=True).local, "127.0.0.1", 0, start_serving=False
+    )
+    async with server:
+        (listener,) = server.sockets
+        reset_when_closed(listener)
+        await server.start_serving()
+        program = await Tcp.connect(listener.getsockname()[1])
+        pipe = await made.get()
+        assert _linger(pipe) == (1, 0)
+        pipe.abort()
+        await _is_reset(program)
+        program.close()
 
 
 async def test_aborted_pipe(pair: Twin, connect: Connect) -> None:

@@ -125,7 +125,7 @@ def agent_log(log_format: str, *, verbose: bool = False, quiet: bool = False, st
     configure_logs(log_format, verbose=verbose, stream=stream)
     if quiet:
         logging.getLogger("kdispatch").setLevel(logging.WARNING)
-    log: RunningLog = structlog.get_logger("kdispatch.agent")
+    log: RunningLog = structlog.get_logger("kdispatch.agent").bind()  # once; the proxy would bind at each call
     return log
 
 

@@ -8,7 +8,6 @@ death of this process included, so that no program mistakes a failure for an end
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -38,7 +37,9 @@ class Pipe:
 
     ``on_local`` is called when the socket is connected, ``on_end`` once, with a code, when
     the pipe is over. The driver counts pipes until their sockets are closed: a stream may
-    be finished while its last bytes still wait for a slow program.
+    be finished while its last bytes still wait for a slow program. With ``resets`` the
+    socket has had :func:`reset_when_closed`, or its listener: another call is a tenth of
+    what a short connection costs here.
     """
 
     __slots__ = (
@@ -46,6 +47,8 @@ class Pipe:
         "_looking",
         "_on_end",
         "_on_local",
+        "_resets",
+        "_sock",
         "_unclaimed",
         "began",
         "driver",
@@ -63,6 +66,7 @@ class Pipe:
         *,
         on_local: Callable[[Pipe], None] | None = None,
         on_end: Callable[[Pipe, str], None] | None = None,
+        resets: bool = False,
     ) -> None:
         self.local = _Local(self, driver.buffer)
         self.remote = _Remote(self)
@@ -73,6 +77,8 @@ class Pipe:
         self.began = driver.loop.time()
         self._on_local = on_local
         self._on_end = on_end
+        self._resets = resets
+        self._sock: socket.socket | None = None  # what was taken: uvloop's own of it costs twice as much to ask
         self._ended = False
         self._looking = False
         self._unclaimed: tuple[bytes, ...] = ()  # said before there was a stream
@@ -83,7 +89,8 @@ class Pipe:
         self.socket = transport
         self.writer = SocketWriter(transport)
         self.driver.pipes.add(self)
-        self._linger(_LINGER_RESET)  # from the start: a killed process must not look like an end either
+        if not self._resets:  # from the start: a killed process must not look like an end either
+            self._linger(_LINGER_RESET)
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
             self._on_local(self)
@@ -94,6 +101,7 @@ class Pipe:
 
     async def take(self, sock: socket.socket) -> None:
         """Run over a connected socket."""
+        self._sock = sock
         try:
             transport, _ = await self.driver.loop.create_connection(lambda: self.local, sock=sock)
         except OSError:  # macOS: the other end has reset it already
@@ -186,7 +194,9 @@ class Pipe:
             self.socket.resume_reading()
 
     def _linger(self, how: bytes) -> None:
-        sock = self.socket.get_extra_info("socket") if self.socket is not None else None
+        sock = self._sock
+        if sock is None and self.socket is not None:
+            sock = self.socket.get_extra_info("socket")
         if sock is not None:
             _set_linger(sock, how)
 
@@ -206,13 +216,18 @@ class Pipe:
 
 
 def reset_when_closed(sock: socket.socket) -> None:
-    """Let a socket that no pipe has yet be reset, rather than ended, when it or its process goes."""
+    """Let a socket that no pipe has yet be reset, rather than ended, when it or its process goes.
+
+    Connections inherit it from the listener that they are accepted from.
+    """
     _set_linger(sock, _LINGER_RESET)
 
 
 def _set_linger(sock: socket.socket, how: bytes) -> None:
-    with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
+    try:  # noqa: SIM105 - `suppress` costs as much as the call
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
+        pass
 
 
 def account(pipe: Pipe) -> dict[str, float]:
