@@ -345,7 +345,7 @@ class Endpoint:
             stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)
             # The acknowledgement waits for `consumed`, or for the delay.
-            if not stream.ack_timed:
+            if stream.ack_timer is None:
                 self.table.acknowledge_later(stream, now)
 
     def _ack(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:

@@ -39,7 +39,7 @@ class Stream:
 
     __slots__ = (
         "__weakref__",
-        "ack_timed",
+        "ack_timer",
         "asked_at",
         "asked_until",
         "attach",
@@ -107,7 +107,7 @@ class Stream:
         self.closing = False  # the program closed; data that still arrives is answered by a reset
         self.writer_paused = False
         self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
-        self.ack_timed = False
+        self.ack_timer: Timer | None = None  # when its bytes are acknowledged at the latest
         self.timer: Timer | None = None  # the one deadline that its state has
         self.grace: Timer | None = None  # the one that it has while it is detached
         self.detached_at = 0.0  # since when that is

@@ -319,9 +319,8 @@ class StreamTable:
 
     def acknowledge_later(self, stream: Stream, now: float) -> None:
         """The peer is to be told within the delay, unless something makes it sooner."""
-        if not stream.ack_timed and stream.inbound.unacknowledged:
-            stream.ack_timed = True
-            self.timers.add(now + self.limits.ack_delay, lambda _: self._ack_due(stream))
+        if stream.ack_timer is None and stream.inbound.unacknowledged:
+            stream.ack_timer = self.timers.add(now + self.limits.ack_delay, lambda _: self._ack_due(stream))
 
     def abort(self, stream: Stream, code: str, text: str) -> None:
         """End it without telling the peer, who knows or can't be reached."""
@@ -347,6 +346,8 @@ class StreamTable:
         """The stream is in an end state: what it held is given back."""
         stream.set_timer(None)
         stream.set_grace(None)
+        if stream.ack_timer is not None:  # else a short stream would wake its process once more when it is long gone
+            stream.ack_timer.cancel()
         if self.by_uuid.get(stream.uuid) is stream:
             del self.by_uuid[stream.uuid]
         self._waiting.pop(stream, None)
@@ -379,6 +380,6 @@ class StreamTable:
                 self.events.append(events.WritingResumed(stream))
 
     def _ack_due(self, stream: Stream) -> None:
-        stream.ack_timed = False
+        stream.ack_timer = None
         if stream.inbound.unacknowledged and not stream.ended:
             stream.session.outbox.acknowledge(stream)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Final
 
 __all__ = ["Alarm"]
+
+# uvloop counts whole milliseconds, so it may call when a deadline that is a sum is a hair away. Who then asks again for
+# next to no time is called in every turn of the loop until the millisecond is over.
+_GRAIN: Final = 0.001
 
 
 class Alarm:
@@ -24,13 +29,13 @@ class Alarm:
         self._handle: asyncio.Handle | None = None
 
     def set(self, when: float | None) -> None:
-        """Ring at ``when``, in the loop's time, or earlier if that was asked for before; ``None`` asks for nothing."""
+        """Ring at ``when`` in the loop's time, never before, or at an earlier time asked for; ``None`` asks for nothing."""
         if when is None or when >= self._at:
             return
         if self._handle is not None:
             self._handle.cancel()
         self._at = when
-        self._handle = self._loop.call_at(when, self._rings)
+        self._handle = self._loop.call_at(when + _GRAIN, self._rings)
 
     def cancel(self) -> None:
         """Do not ring."""
