@@ -363,7 +363,7 @@ class Endpoint:
         self._must_be_open(stream)
         known = stream.inbound.finished
         stream.inbound.finish(value)
-        stream.session.outbox.acknowledge(stream)
+        self.table.acknowledge_soon(stream)
         if not known:
             stream.move(Input.FIN_ARRIVED)
             self.table.events.append(events.EndReceived(stream))

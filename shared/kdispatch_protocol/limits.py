@@ -43,6 +43,7 @@ class Limits:
     unsent: int = 256 * KIB  #: written but not sent, per stream, before the writer is paused
     ack_bytes: int = 1 * MIB  #: an ACK is due at min(window / 4, this) consumed
     ack_delay: float = 0.100  #: and this long after bytes that are not acknowledged
+    ack_company: float = 0.004  #: an ACK of OPENED or of an end, for which no program waits, waits for other frames
 
     # --- counts
     streams_client: int = 1024  #: streams a session may open

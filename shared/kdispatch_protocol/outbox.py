@@ -44,7 +44,7 @@ class Acknowledger(Protocol):
 class Outbox:
     """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
 
-    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "control_size", "slow")
+    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "_soon", "control_size", "slow")
 
     def __init__(self, limits: Limits) -> None:
         self._quantum = limits.quantum
@@ -53,6 +53,7 @@ class Outbox:
         self.control_size = 0  #: bytes of control frames that wait
         self.slow = False  #: batches are small, so that sources had better cut their frames to what they are asked for
         self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
+        self._soon: dict[Acknowledger, None] = {}  # ACKs that wait for company
         self._ring: deque[Source] = deque()
 
     def __bool__(self) -> bool:
@@ -67,6 +68,15 @@ class Outbox:
         """An ACK of this stream is due."""
         self._acks[stream] = None
 
+    def acknowledge_soon(self, stream: Acknowledger) -> None:
+        """An ACK of this stream goes along with the next batch; there is no need to make one for it."""
+        self._soon[stream] = None
+
+    def hurry(self) -> None:
+        """ACKs have waited long enough for company: they are due."""
+        self._acks.update(self._soon)
+        self._soon.clear()
+
     def activate(self, source: Source) -> None:
         """This source has something to send; it gets its turn. Asking again changes nothing."""
         if not source.queued:
@@ -75,7 +85,8 @@ class Outbox:
 
     def discard(self, source: Source) -> None:
         """Nothing of this source, nor an ACK for it, goes out here any more."""
-        self._acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
+        for acks in (self._acks, self._soon):
+            acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
         if source.queued:
             self._ring.remove(source)
             source.queued, source.deficit = False, 0
@@ -90,6 +101,8 @@ class Outbox:
             parts.append(frame)
             size += len(frame)
         self.control_size -= size
+        if self._soon:
+            self.hurry()
         acks = self._acks
         while acks and size < most:
             stream = next(iter(acks))

@@ -53,6 +53,7 @@ class StreamTable:
         self._deadlines = Deadlines(self)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
+        self._hurrying = False  # ACKs that wait for company have a deadline
         self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
 
     @property
@@ -279,7 +280,7 @@ class StreamTable:
             self._deadlines.linger(stream, self.now)
         else:
             stream.set_timer(None)
-        stream.session.outbox.acknowledge(stream)
+        self.acknowledge_soon(stream)
         self.activate(stream)
         self.events.append(events.StreamOpened(stream))
 
@@ -316,6 +317,18 @@ class StreamTable:
             self.sink(stream, data)
         else:
             self.events.append(events.DataReceived(stream, data))
+
+    def acknowledge_soon(self, stream: Stream) -> None:
+        """The peer is to be told of OPENED or of its end: no program waits for it, so it goes with other frames."""
+        stream.session.outbox.acknowledge_soon(stream)
+        if not self._hurrying:
+            self._hurrying = True
+            self.timers.add(self.now + self.limits.ack_company, self._hurry)
+
+    def _hurry(self, now: float) -> None:  # noqa: ARG002 - a timer's call
+        self._hurrying = False
+        for session in self.sessions:
+            session.outbox.hurry()
 
     def acknowledge_later(self, stream: Stream, now: float) -> None:
         """The peer is to be told within the delay, unless something makes it sooner."""

@@ -271,3 +271,40 @@ def test_a_closed_stream_keeps_its_deadline() -> None:
     )
     talk.wait(61)
     assert stream.state is State.RESET
+
+
+def test_acks_of_an_opened_and_of_an_end_wait_for_company() -> None:
+    """They are no reason to send for 4 ms, and go along with what is sent before that."""
+    talk = Conversation()
+    talk.table.open(SERVICE, "11" * 16, talk.now)
+    trying = Trying(attempt=1, process="22" * 16, host="33" * 16)
+    opened = Opened(limit=65536, attempt=1)
+    talk.said()
+    talk.hear(frame(frames.TRYING, 1, payload=trying.encode()), frame(frames.OPENED, 1, payload=opened.encode()))
+    assert not talk.session.outbox
+    talk.wait(0.003)
+    assert not talk.session.outbox
+    talk.wait(0.002)
+    assert talk.session.outbox and talk.names() == ["ACK"]
+    talk.hear(frame(frames.FIN, 1, 0))
+    assert not talk.session.outbox
+    talk.table.open(SERVICE, "22" * 16, talk.now)
+    assert talk.session.outbox and talk.names() == ["OPEN", "ACK"]
+    talk.wait(0.005)
+    assert not talk.session.outbox
+
+
+def test_a_stream_that_ended_has_no_deadline_left() -> None:
+    """Bytes of a stream that finished meanwhile are no reason to wake up for their acknowledgement."""
+    talk = Conversation()
+    stream = talk.client()
+    before = len(talk.table.timers)
+    talk.hear(frame(frames.DATA, 1, 0, b"answer"))
+    assert len(talk.table.timers) == before + 1
+    talk.table.write_eof(stream)
+    talk.said()
+    talk.hear(frames.ack_frame(1, 0, 65536, fin=True), frame(frames.FIN, 1, 6))
+    talk.said()
+    talk.wait(0.005)  # what waited for company had its turn
+    assert stream.state is State.CLOSED
+    assert len(talk.table.timers) <= 1  # when its tombstone is swept

@@ -112,6 +112,24 @@ def test_an_ack_that_nobody_needs_any_more() -> None:
     assert not outbox
 
 
+def test_an_ack_that_waits_for_company() -> None:
+    """It is nothing to send by itself, goes along with what is sent, once, and is due when it is hurried."""
+    outbox = box()
+    outbox.acknowledge_soon(Stream(b"a"))
+    assert not outbox
+    outbox.send(b"c")
+    assert outbox.collect(99, 0) == [b"c", b"a"]
+    assert (bool(outbox), outbox.collect(99, 0)) == (False, [])
+    twice = Stream(b"b")
+    outbox.acknowledge_soon(twice)
+    outbox.acknowledge(twice)
+    assert outbox.collect(99, 0) == [b"b"]
+    outbox.acknowledge_soon(Stream(b"d"))
+    outbox.hurry()
+    assert outbox
+    assert outbox.collect(99, 0) == [b"d"]
+
+
 def test_a_batch_ends_at_a_whole_frame() -> None:
     """A batch ends with the frame that fills it; the rest keeps its place."""
     outbox = box(Lane(b"d", 60, 60, 60))

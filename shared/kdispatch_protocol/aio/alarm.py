@@ -29,7 +29,7 @@ class Alarm:
         self._handle: asyncio.Handle | None = None
 
     def set(self, when: float | None) -> None:
-        """Ring at ``when`` in the loop's time, never before, or at an earlier time asked for; ``None`` asks for nothing."""
+        """Ring at ``when`` in the loop's time, never before, or for an earlier one; ``None`` changes nothing."""
         if when is None or when >= self._at:
             return
         if self._handle is not None:
