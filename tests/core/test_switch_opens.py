@@ -31,6 +31,16 @@ def test_an_open_goes_to_the_host_without_the_clients_secrets() -> None:
     assert (name, number, trying.process, trying.attempt) == ("TRYING", 1, host.process, 1)
 
 
+def test_hosts_are_sent_to_first() -> None:
+    """A client waits for its host, and the host for nobody: whatever an OPEN caused goes to the host first."""
+    for order in (True, False):
+        relay = Relay()
+        first, second = relay.agent(1, offers=order), relay.agent(2, offers=not order)
+        host, client = (first, second) if order else (second, first)
+        client.open()
+        assert relay.switch.take_touched() == [host.session, client.session]
+
+
 def test_early_data_is_held_until_that_host_opened() -> None:
     """Early data of the current attempt waits at the relay and comes behind OPENED; later pieces go on as DATA."""
     relay = Relay()

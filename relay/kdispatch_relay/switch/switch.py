@@ -154,9 +154,9 @@ class Switch:
         peer.passed_at_once()
         return True
 
-    def take_touched(self) -> set[Session]:
-        """Sessions whose outboxes may have something to send. Look at the cuts behind this."""
-        taken = set(self._touched)
+    def take_touched(self) -> list[Session]:
+        """Sessions whose outboxes may have something to send, hosts first: clients wait for them. Then look at cuts."""
+        taken = sorted(self._touched, key=lambda session: not session.offers)
         self._touched.clear()
         for session in taken:
             if session.outbox.control_size > self.limits.control:
