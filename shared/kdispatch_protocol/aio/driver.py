@@ -208,9 +208,16 @@ class EndpointDriver:
                 if header is not None:
                     uplink.link.send([header, data])
                     return
+        self.at_once(pipe.local_said, data)
+
+    def at_once(self, act: Callable[[Any], None], what: Any) -> None:
+        """Do something of which frames may come, and send these before returning: the loop's next turn reads first."""
+        if self._reading:
+            act(what)
+            return
         self._reading = True
         try:
-            pipe.local_said(data)
+            act(what)
         finally:
             self._reading = False
             self.flush()

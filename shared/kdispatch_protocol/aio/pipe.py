@@ -93,7 +93,7 @@ class Pipe:
             self._linger(_LINGER_RESET)
         transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
         if self._on_local is not None:
-            self._on_local(self)
+            self.driver.at_once(self._on_local, self)
         if self._ended:  # before there was a socket
             transport.abort()
         elif self.stream is not None:
