@@ -50,6 +50,8 @@ _ATTEMPTS: Final = 60.0
 _ORDERLY: Final = frozenset({"drain", "superseded"})
 # Of several frames in one read those below this are gathered: a system call for each costs more than a copy.
 _LARGE: Final = 4 * 1024
+# An OPEN among no more frames than this goes to its host ahead of the rest: with one worker that is 5 % more opens.
+_FEW: Final = 3
 _log = logging.getLogger("kdispatch.relay")
 
 
@@ -312,6 +314,7 @@ class _AgentLink:
                 return
         self._unsettled = True
         greeted = bool(self.session.process)
+        self._gate.switch.opens.few = len(received) <= _FEW
         self._gate.switch.receive_frames(self.session, received, now)
         if not greeted and self.session.process:
             self._hello_timer.cancel()

@@ -48,6 +48,7 @@ class Opens:
     def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
         self.questions: list[AskOpen] = []
         self.reports: list[StreamEnded] | None = None  # a list where somebody reads and empties it
+        self.few = False  # frames are being worked on: an OPEN may have a message of its own
         self._registry = registry
         self._timers = timers
         self._limits = limits
@@ -245,7 +246,10 @@ class Opens:
             attempt=route.attempt,
             process=route.client.session.process,
         )
-        session.outbox.send(frames.frame(frames.OPEN, leg.number, payload=forwarded.encode()))
+        opening = frames.frame(frames.OPEN, leg.number, payload=forwarded.encode())
+        # Everybody waits for the host now, who can begin while the rest is done here.
+        if not (self.few and not session.outbox and session.write_now is not None and session.write_now([opening])):
+            session.outbox.send(opening)
         trying = Trying(attempt=route.attempt, process=session.process, host=host.id)
         route.client.session.outbox.send(frames.frame(frames.TRYING, route.client.number, payload=trying.encode()))
         self._touched.update((session, route.client.session))
