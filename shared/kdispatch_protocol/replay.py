@@ -89,17 +89,12 @@ class Outbound:
         else:
             unsent.append(data)
 
-    def pass_on(self, data: bytes) -> bool:
-        """Write and send in one: ``data`` is kept for replay only. Returns whether limit and order allow it.
-
-        If not, nothing was done, and it is to be written.
-        """
-        end = self.end + len(data)
-        if self.sent != self.end or end > self.limit or self.eof:
-            return False
+    def passed_on(self, data: bytes, end: int) -> None:
+        """Written and sent in one, as limit and order allowed: ``data``, up to ``end``, is kept for replay only."""
         self.sent = self.end = end
-        self._remember(data)
-        return True
+        if self._replay is None:
+            self._replay = deque()
+        gather(self._replay, data)
 
     def take(self, most: int, parts: list[Buffer]) -> int:
         """Move up to ``most`` unsent bytes, within the limit, to ``parts``; returns how many.

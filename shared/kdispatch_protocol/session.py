@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.states import Leg
@@ -33,11 +35,15 @@ class Session:
         "outbox",
         "quiet",
         "ready",
+        "send_data",
         "unanswered",
     )
 
     def __init__(self, limits: Limits) -> None:
         self.outbox = Outbox(limits)
+        #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The
+        #: driver sets it.
+        self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.ready = False  # the relay's WELCOME was here
         self.by_number: dict[int, Stream] = {}  # those whose leg is here
         #: Attached here while their leg is another: until the peer's ATTACH nothing passes under these numbers.

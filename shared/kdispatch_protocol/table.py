@@ -47,7 +47,7 @@ class StreamTable:
         self._quarter = limits.replay // 4  # while less is held, every stream has so much room at least
         self.events: list[Event] = []
         #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
-        self.sink: Callable[[Stream, memoryview], None] | None = None
+        self.sink: Callable[[Stream, Buffer], None] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)
@@ -131,26 +131,54 @@ class StreamTable:
         size = stream.outbound.size
         return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
 
-    def pass_on(self, stream: Stream, data: bytes) -> bytes | None:
-        """The fast path of a sender: the header of a DATA that is sent right now, with ``data`` behind it.
+    def pass_on(self, stream: Stream, data: bytes) -> bool:
+        """The fast path of a sender: ``data`` goes out as a DATA right now, if nothing waits before it.
 
-        Only where nothing waits in the outbox. ``None`` where it has to wait: then nothing was done, and it is written.
+        Returns whether that was done; if not, nothing was, and ``data`` is to be written.
         """
+        session = stream.session
         size = len(data)
         held = self.replay_held + size
         out = stream.outbound
         offset = out.sent
+        end = offset + size
         if (
             stream.leg is not Leg.JOINED
             or stream.state not in SENDING
             or size > self.limits.data
             or (held >= self._quarter and held + out.size + size >= self.limits.replay)  # it would have its share
-            or not out.pass_on(data)
+            or offset != out.end  # something waits before it
+            or end > out.limit
+            or out.eof
+            or session.send_data is None
+            or session.outbox
+            or not session.send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data)
+        ):
+            return False
+        out.passed_on(data, end)
+        self.replay_held = held
+        return True
+
+    def accept_data(  # noqa: PLR0917 - one frame's fields
+        self, session: Session, flags: int, number: int, value: int, size: int, now: float
+    ) -> Stream | None:
+        """The fast path of a receiver: the stream whose next bytes a DATA has, which are to be handed to its program.
+
+        ``None`` where there is anything else to say about it: then nothing was done, and it is a frame like others.
+        """
+        stream = session.by_number.get(number)
+        if (
+            stream is None
+            or stream.leg is not Leg.JOINED
+            or not stream.confirmed
+            or stream.closing
+            or not stream.inbound.accept_next(value, size)
         ):
             return None
-        self.replay_held = held
-        flags = frames.BLOCKED if out.sent == out.limit else 0
-        return frames.header(frames.DATA, flags, stream.number, offset, size)
+        self.now = now
+        if flags or stream.inbound.grows:
+            stream.inbound.note(flags, size, now)
+        return stream
 
     def write_eof(self, stream: Stream) -> None:
         """The program will write no more."""
@@ -158,14 +186,17 @@ class StreamTable:
             stream.outbound.eof = True
             self.activate(stream)
 
-    def consumed(self, stream: Stream, count: int, now: float) -> None:
-        """The program, or its socket, took this many of the bytes it was given."""
+    def consumed(self, stream: Stream, count: int, now: float) -> bool:
+        """The program, or its socket, took this many of the bytes it was given; returns whether that changed more."""
         self.now = now
         due = stream.inbound.consume(count)
         if due and not stream.ended:
             stream.session.outbox.acknowledge(stream)
+        elif stream.ack_timed:
+            return False
         else:
             self.acknowledge_later(stream, now)
+        return True
 
     def close(self, stream: Stream, now: float) -> None:
         """The program closed: send the rest and the end; what the peer still sends is answered by a reset."""

@@ -159,7 +159,8 @@ class WebSocketReader:
         if data[1] != (0x80 | length if self.server else length):
             return None
         if self.server:
-            return apply_mask(data[6:size], bytes(data[2:6]))
+            frame = bytes(data[2:size])
+            return apply_mask(frame[4:], frame[:4])
         return data[2:size]
 
     def receive_data(self, data: Buffer) -> list[Piece]:

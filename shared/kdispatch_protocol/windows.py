@@ -54,11 +54,11 @@ class Inbound:
 
     __slots__ = (
         "_consumed_granted",
-        "_growth",
         "_told",
         "budget",
         "consumed",
         "final",
+        "grows",
         "limit",
         "most",
         "received",
@@ -76,7 +76,7 @@ class Inbound:
         self.told_fin = False  # an ACK with the flag `fin` went out
         self._told = 0  # `received` of the last ACK
         self._consumed_granted = 0  # `consumed` when the limit was last raised
-        self._growth: Growth | None = None  # made at the first flag
+        self.grows: Growth | None = None  # made at the first flag
         self.most = min(budget.limits.window_near, budget.limits.window_max)  # what the window may grow to
 
     def grant(self) -> int:
@@ -87,10 +87,10 @@ class Inbound:
         budget = self.budget
         if self.final is None:
             share = budget.share(self.limit - self.received)
-            if self._growth is not None:
+            if self.grows is not None:
                 unread = self.received - self.consumed
                 most = min(self.most, share)
-                self.window = self._growth.window(self.window, self.received, unread, most, budget.limits)
+                self.window = self.grows.window(self.window, self.received, unread, most, budget.limits)
             least = self.consumed + min(self.window, budget.limits.window_floor)
             limit = max(self.limit, least, min(self.consumed + self.window, self.received + share))
             budget.promised += limit - self.limit
@@ -119,6 +119,18 @@ class Inbound:
         assert self.budget.promised >= 0
         return known
 
+    def accept_next(self, offset: int, length: int) -> bool:
+        """The fast path of :meth:`accept`: takes note of bytes that are simply the next, and returns whether they are.
+
+        If not, nothing was done.
+        """
+        end = offset + length
+        if offset != self.received or end > self.limit or self.final is not None:
+            return False
+        self.received = end
+        self.budget.promised -= length
+        return True
+
     def reaches(self, round_trip: float) -> None:
         """The two ends are at most so many seconds apart, there and back: no window need be larger than that fills.
 
@@ -130,11 +142,11 @@ class Inbound:
 
     def note(self, flags: int, length: int, now: float) -> None:
         """Take note of the flags with which so many new bytes arrived; the window follows at the next grant."""
-        growth = self._growth
+        growth = self.grows
         if growth is None:
             if not flags:
                 return
-            growth = self._growth = Growth(self.received - length, now)
+            growth = self.grows = Growth(self.received - length, now)
         growth.note(flags, length, now)
 
     def finish(self, final: int) -> None:

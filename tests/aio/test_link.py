@@ -45,6 +45,9 @@ class _Owner:
         self.carrier_over: asyncio.Future[Closing | None] = loop.create_future()
 
     # --- of a link
+    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+        return False
+
     def link_frames(self, received: list[Frame], now: float) -> None:
         for *_, payload in received:
             if payload == self.bad:
@@ -76,6 +79,12 @@ class _Owner:
             self._under_way = b""
 
     def bytes_received(self) -> None:
+        pass
+
+    def carrier_takes(self, size: int) -> bool:
+        return True
+
+    def carrier_filled(self) -> None:
         pass
 
     def carrier_drained(self) -> None:

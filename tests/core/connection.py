@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from kdispatch_protocol import websocket
-from kdispatch_protocol.frames import Buffer, Frame, FrameReader
+from kdispatch_protocol.frames import DATA, Buffer, Frame, FrameReader, header
 from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
@@ -56,16 +56,16 @@ class Connection:
         self.agent_side = True
         self.relay_side = True
         self._chance = chance  # whether a socket is full
-        session.write_now = self.write_now
+        session.send_data = self.send_data
 
     @property
     def full(self) -> bool:
         """Whether a socket takes no more for now; drawn anew each time."""
         return self._chance.random() < 0.4
 
-    def write_now(self, parts: list[Buffer]) -> bool:
-        """As a link does it for the relay's fast path."""
+    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """As a carrier does it for the relay's fast path."""
         if self.full or not self.relay_side:
             return False
-        self.down.put(parts)
+        self.down.put([header(DATA, flags, number, value, len(payload)), payload])
         return True

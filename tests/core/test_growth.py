@@ -167,7 +167,7 @@ def test_nothing_is_kept_for_a_stream_without_flags(flags: int) -> None:
     path = Path()
     path.inbound.accept(0, 100)
     path.inbound.note(flags, 100, 1.0)
-    assert (path.inbound._growth is None) is (flags == 0)
+    assert (path.inbound.grows is None) is (flags == 0)
 
 
 @pytest.mark.parametrize(

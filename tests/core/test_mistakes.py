@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.outbox import Outbox
@@ -247,28 +248,24 @@ def test_planted_mistakes_in_windows_are_found(
 def passed_on_is_not_kept(patch: Patch) -> None:
     """The sender's fast path forgets what it sent."""
 
-    def pass_on(self: Outbound, data: bytes) -> bool:
-        end = self.end + len(data)
-        if self.sent != self.end or end > self.limit or self.eof:
-            return False
+    def passed_on(self: Outbound, data: bytes, end: int) -> None:
         self.sent = self.end = end
-        return True
 
-    patch(Outbound, "pass_on", pass_on)
+    patch(Outbound, "passed_on", passed_on)
 
 
 def relay_lets_data_overtake(patch: Patch) -> None:
     """The relay's fast path looks at no outbox."""
     right = Switch.pass_on
 
-    def pass_on(self: Switch, session: Session, frame: frames.Frame) -> bool:
-        leg = session.legs.get(frame[2])
+    def pass_on(self: Switch, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        leg = session.legs.get(number)
         if leg is None or leg.peer is None:
             return False
         peer, waiting = leg.peer.session, leg.peer.session.outbox
         peer.outbox = Outbox(self.limits)
         try:
-            return right(self, session, frame)
+            return right(self, session, flags, number, value, payload)
         finally:
             peer.outbox = waiting
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from websockets.speedups import apply_mask
 
+from kdispatch_protocol.frames import DATA, Frame
 from kdispatch_protocol.websocket import WebSocketReader
 
 KEY = b"\x01\x02\x03\x04"
@@ -24,6 +25,11 @@ def ws_frame(first: int, payload: bytes = b"", *, masked: bool, length: int | No
     else:
         head = bytes((first, mask | 127)) + struct.pack("!Q", size)
     return head + KEY + apply_mask(payload, KEY) if masked else head + payload
+
+
+def is_alone(received: list[Frame]) -> bool:
+    """Whether it is a DATA without others, which may take a fast path."""
+    return len(received) == 1 and received[0][0] == DATA
 
 
 def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:

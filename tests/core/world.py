@@ -17,13 +17,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kdispatch_protocol import events
+from kdispatch_protocol import events, frames
 from kdispatch_protocol.endpoint import Endpoint, host_id
+from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
+from kdispatch_protocol.session import Session
 from kdispatch_protocol.streams import Stream
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 from tests.core.connection import Connection
+from tests.core.wire import is_alone
 
 #: Everything small, so that every bound is met in a few steps.
 SMALL = Limits(
@@ -305,11 +308,16 @@ class World:
         connection = its[0]
         while parts := agent.endpoint.data_to_send(connection.of_agent, self.limits.batch_max, self.now):
             connection.up.put(parts)  # where a socket is free mostly nothing waits
-        header = table.pass_on(end.stream, data)
-        if header is not None:
-            connection.up.put([header, data])
+
+        def send(flags: int, number: int, value: int, payload: Buffer) -> bool:
+            connection.up.put([frames.header(frames.DATA, flags, number, value, len(payload)), payload])
             self.fast["agent"] += 1
-        return header is not None
+            return True
+
+        connection.of_agent.send_data = send
+        passed = table.pass_on(end.stream, data)
+        connection.of_agent.send_data = None
+        return passed
 
     def write_eof(self, agent: Agent, end: End) -> None:
         if not end.eof_written and not end.over:
@@ -358,15 +366,29 @@ class World:
             for received in wire.take(size):
                 if up and connection.relay_side:
                     self._flush_relay()
-                    if len(received) == 1 and connection.relay.pass_on(connection.session, received[0]):
+                    if is_alone(received) and connection.relay.pass_on(connection.session, *received[0][1:]):
                         self.fast["relay"] += 1
                     else:
                         connection.relay.receive_frames(connection.session, received, self.now)
                 elif not up and connection.agent_side:
-                    agent.endpoint.receive_frames(connection.of_agent, received, self.now)
+                    if not self._taken(agent, connection.of_agent, received):
+                        agent.endpoint.receive_frames(connection.of_agent, received, self.now)
                     self.settle(agent)
             assert wire.reader.closing is None
             self.settle(agent)
+
+    def _taken(self, agent: Agent, session: Session, received: list[Frame]) -> bool:
+        """The receiver's fast path, as a driver takes it."""
+        table = agent.endpoint.table
+        if not is_alone(received) or table.events:
+            return False
+        _, flags, number, value, payload = received[0]
+        stream = table.accept_data(session, flags, number, value, len(payload), self.now)
+        if stream is not None:
+            table.deliver(stream, payload)
+            table.acknowledge_later(stream, self.now)
+            self.fast["receiver"] += 1
+        return stream is not None
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -419,10 +441,10 @@ class World:
             for event in happened:
                 self._event(agent, event)
 
-    def _data_arrived(self, agent: Agent, stream: Stream, data: memoryview) -> None:
+    def _data_arrived(self, agent: Agent, stream: Stream, data: Buffer) -> None:
         """The receiver's fast path: data behind what happened before it."""
         self.settle(agent)
-        self._event(agent, events.DataReceived(stream, data))
+        self._event(agent, events.DataReceived(stream, memoryview(data)))
 
     def _event(self, agent: Agent, event: events.Event) -> None:
         if isinstance(event, events.StreamRequested):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import secrets
@@ -281,8 +282,9 @@ class _AgentLink:
         self.session = gate.switch.connect(source, self._loop.time())
         self._unsettled = False  # the switch was told something in this read
         self._passed = False  # and was asked to pass something on at once
+        self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
-        self.session.write_now = self.link.send_now
+        self.session.send_data = self.link.carrier.send_data
         self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
 
     def start(self, transport: asyncio.Transport, tail: bytes) -> None:
@@ -310,7 +312,8 @@ class _AgentLink:
         """Frames of the agent's."""
         if len(received) == 1 and (not self._passed or len(received[0][4]) >= _LARGE):
             self._passed = True
-            if self._gate.switch.pass_on(self.session, received[0]):
+            type_, flags, number, value, payload = received[0]
+            if type_ == frames.DATA and self.link_pass_on(flags, number, value, payload):
                 return
         self._unsettled = True
         greeted = bool(self.session.process)
@@ -344,7 +347,7 @@ class _AgentLink:
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
         self._hello_timer.cancel()
-        self.session.write_now = None
+        self.session.send_data = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
         elif self.session.process:

@@ -46,12 +46,12 @@ class Leg:
     __slots__ = (
         "_ack",
         "_late_last",
-        "_late_since",
         "_queue",
         "acked",
         "deficit",
         "fin_acked",
         "fin_passed",
+        "late_since",
         "limit",
         "next",
         "number",
@@ -76,7 +76,7 @@ class Leg:
         self.deficit = 0
         self.queued = False
         self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes
-        self._late_since: float | None = None
+        self.late_since: float | None = None  # since when its frames wait too long
         self._late_last = 0.0
         self._ack: tuple[int, int, bool] | None = None
 
@@ -190,20 +190,16 @@ class Leg:
         self._ack = None
         return frames.ack_frame(self.number, received, limit, fin=fin)
 
-    def passed_at_once(self) -> None:
-        """A frame did not wait at all."""
-        self._late_since = None
-
     def _late(self, waited: float, now: float) -> bool:
         """Whether to mark: waits have been long for some time, or memory is short."""
         limits = self.session.limits
         if waited <= limits.mark_wait:
-            self._late_since = None
+            self.late_since = None
             return self.session.budget.tight
-        if self._late_since is None or now - self._late_last > limits.mark_rest + waited:
-            self._late_since = now  # waits that were long, a rest, and long again did not stay long
+        if self.late_since is None or now - self._late_last > limits.mark_rest + waited:
+            self.late_since = now  # waits that were long, a rest, and long again did not stay long
         self._late_last = now
-        return now - self._late_since >= limits.mark_time or self.session.budget.tight
+        return now - self.late_since >= limits.mark_time or self.session.budget.tight
 
 
 class Route:

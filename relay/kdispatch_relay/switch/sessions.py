@@ -47,20 +47,21 @@ class Session:
         "process",
         "queued",
         "resets",
+        "send_data",
         "source",
         "stalled",
         "streams",
         "streams_opened",
         "unanswered",
-        "write_now",
     )
 
     def __init__(self, limits: Limits, budget: ProcessBudget, source: str, now: float) -> None:
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
-        #: Sends a message of these parts at once if the socket is free; returns whether it did. The gate sets it.
-        self.write_now: Callable[[list[Buffer]], bool] | None = None
+        #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The gate
+        #: sets it.
+        self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
         self.older: Session | None = None  # of the same agent, which is moving from there to here
         self.credit = 0  # granted by WELCOME, bytes

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
-from kdispatch_protocol.frames import Frame
+from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
@@ -134,24 +134,23 @@ class Switch:
         if session.outbox:
             self._touched.add(session)
 
-    def pass_on(self, session: Session, frame: Frame) -> bool:
+    def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
         """The fast path: hand a DATA that came alone straight to its peer's socket, if nothing waits before it.
 
         Returns whether that was done; if not, nothing was, and it is one more frame for :meth:`receive_frames`.
         """
-        type_, flags, number, value, payload = frame
         leg = session.legs.get(number)
-        if type_ != frames.DATA or leg is None or leg.peer is None or session.stalled or self.budget.tight:
+        if leg is None or leg.peer is None or session.stalled or self.budget.tight:
             return False
         peer = leg.peer
         end = value + len(payload)
-        write_now = peer.session.write_now
-        if value != leg.next or end > leg.limit or write_now is None or peer.session.outbox:
+        send_data = peer.session.send_data
+        if value != leg.next or end > leg.limit or send_data is None or peer.session.outbox:
             return False
-        if not write_now([frames.header(type_, flags, peer.number, value, len(payload)), payload]):
+        if not send_data(flags, peer.number, value, payload):
             return False
         leg.next = end
-        peer.passed_at_once()
+        peer.late_since = None  # it did not wait at all
         return True
 
     def take_touched(self) -> list[Session]:

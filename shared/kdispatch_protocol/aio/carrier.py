@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Final, Protocol
+
+from websockets.speedups import apply_mask
 
 from kdispatch_protocol import websocket
 from kdispatch_protocol.aio.sockets import hold_unsent
 from kdispatch_protocol.aio.writer import SocketWriter
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import DATA, HEADER, Buffer
 from kdispatch_protocol.websocket import Closing, WebSocketReader
 
 __all__ = ["Carrier", "CarrierOwner", "read_buffer"]
@@ -28,6 +31,12 @@ _KEPT: Final = 8 * 1024 * 1024
 _CLOSE_PATIENCE: Final = 2.0
 # Bytes of randomness taken at once: a system call for each frame's four would cost more than the mask.
 _MASKS: Final = 256
+# The first byte of a DATA frame without flags, and the heads of the WebSocket messages that hold one DATA and nothing
+# else, by its size: up to what a head of two bytes can tell of.
+_KIND: Final = DATA << 3
+_SHORT: Final = 125 - 16
+_HEADS: Final = [websocket.frame_head(websocket.BINARY, 16 + size, None) for size in range(_SHORT + 1)]
+_MASKED_HEADS: Final = [websocket.frame_head(websocket.BINARY, 16 + size, b"") for size in range(_SHORT + 1)]
 
 
 def read_buffer() -> memoryview:
@@ -58,6 +67,14 @@ class CarrierOwner(Protocol):
         """All pieces of one read were handed over."""
         ...
 
+    def carrier_takes(self, size: int) -> bool:
+        """Whether so many bytes may be sent at once, as far as the owner is asked."""
+        ...
+
+    def carrier_filled(self) -> None:
+        """The socket takes no more for now."""
+        ...
+
     def carrier_drained(self) -> None:
         """What was written is gone; more may be sent."""
         ...
@@ -67,8 +84,16 @@ class CarrierOwner(Protocol):
         ...
 
 
+def _pass_nothing_on(flags: int, number: int, value: int, payload: Buffer) -> bool:  # noqa: ARG001
+    return False
+
+
 class Carrier(asyncio.BufferedProtocol):
-    """One WebSocket connection after its handshake. ``server`` says which end this is."""
+    """One WebSocket connection after its handshake. ``server`` says which end this is.
+
+    Two fast paths are here, for a stream that is not bulk. A read that is a whole short DATA and nothing else goes to
+    ``pass_on`` in one step (:meth:`buffer_updated`), and such a DATA is sent in one (:meth:`send_data`).
+    """
 
     def __init__(self, owner: CarrierOwner, *, server: bool, buffer: memoryview, max_message: int) -> None:
         self._owner: CarrierOwner = owner
@@ -77,11 +102,16 @@ class Carrier(asyncio.BufferedProtocol):
         self._reader = WebSocketReader(server=server, max_message=max_message)
         self._transport: asyncio.Transport | None = None
         self._writer: SocketWriter | None = None
-        self._masks = b""  # random bytes for the masks of the next frames
-        self._closing_sent = False
+        self._masks: list[bytes] = []  # for the next frames
+        self._silent = False  # a close frame was sent, or the connection is being aborted: nothing goes behind that
+        self._time = asyncio.get_running_loop().time
         self._killer: asyncio.TimerHandle | None = None
         self.given = 0  #: bytes that the transport was given in all
         self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
+        self.heard: float | None = None  #: when bytes arrived last; who looks at it sets it back
+        #: Takes the flags, stream, offset and payload of a DATA that came alone, and returns whether it did; if not,
+        #: nothing was done, and the DATA goes to the owner. A client's payload is in memory that is reused.
+        self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
 
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
         """Take over ``transport``; ``early`` is what its former protocol had read already."""
@@ -104,7 +134,7 @@ class Carrier(asyncio.BufferedProtocol):
     @property
     def open(self) -> bool:
         """Whether messages can still be sent."""
-        return self._transport is not None and not self._closing_sent
+        return self._transport is not None and not self._silent
 
     def hold_unsent(self, size: int) -> None:
         """Let the kernel hold no more than about ``size`` bytes that have not left yet."""
@@ -119,22 +149,52 @@ class Carrier(asyncio.BufferedProtocol):
         """Send one binary message made of ``parts``, which may be reused afterwards."""
         self._write(websocket.BINARY, parts)
 
+    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Send one DATA at once, as a message of its own, if the socket is free; returns whether that was done.
+
+        Only where the outbox is empty, or what waits there is overtaken. The payload may be reused afterwards.
+        """
+        writer = self._writer
+        size = len(payload)
+        if writer is None or self.full or self._silent:
+            return False
+        message = HEADER.pack((_KIND | flags) << 24 | size, number, value)
+        if size > _SHORT:
+            if not self._owner.carrier_takes(size):
+                return False
+            self._write(websocket.BINARY, [message, payload])
+            return True
+        message += payload
+        if self._server:
+            message = _HEADS[size] + message
+        else:
+            mask = self._masks.pop() if self._masks else self._next_mask()
+            message = _MASKED_HEADS[size] + mask + apply_mask(message, mask)
+        self.given += len(message)
+        writer.write_one(message)
+        return True
+
     def close(self, code: int, reason: str) -> None:
         """Say goodbye; the connection ends when the other end answers, or after a moment."""
-        if self._transport is None or self._closing_sent:
+        if self._transport is None or self._silent:
             return
         self._write(websocket.CLOSE, [websocket.close_payload(code, reason)])
-        self._closing_sent = True
+        self._fall_silent()
         self._killer = asyncio.get_running_loop().call_later(_CLOSE_PATIENCE, self.abort)
 
     def abort(self) -> None:
         """End the connection at once."""
+        self._fall_silent()
         if self._transport is not None:
             self._transport.abort()
 
+    def _fall_silent(self) -> None:
+        self._silent = True
+        self.pass_on = _pass_nothing_on  # the owner sees for itself what to do with what still arrives
+
     def _write(self, opcode: int, parts: list[Buffer]) -> None:
         writer = self._writer
-        if writer is None or self._closing_sent:
+        if writer is None or self._silent:
             return
         size = sum(map(len, parts))
         if self._server:
@@ -150,9 +210,9 @@ class Carrier(asyncio.BufferedProtocol):
     def _next_mask(self) -> bytes:
         """Four unpredictable bytes (RFC 6455, 5.3), of which the system is asked for many at once."""
         if not self._masks:
-            self._masks = os.urandom(_MASKS)
-        mask, self._masks = self._masks[:4], self._masks[4:]
-        return mask
+            random = os.urandom(_MASKS)
+            self._masks = [random[at : at + 4] for at in range(0, _MASKS, 4)]
+        return self._masks.pop()
 
     # --- asyncio.BufferedProtocol ---------------------------------------------------------
 
@@ -162,18 +222,24 @@ class Carrier(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes are there."""
-        reader = self._reader
-        if reader.closing is not None:
+        message = self._reader.receive_whole(self._shared, nbytes)
+        if message is None:
+            if self._reader.closing is None:
+                self._read(self._shared[:nbytes])
             return
-        payload = reader.receive_whole(self._shared, nbytes)
-        if payload is None:
-            self._read(self._shared[:nbytes])
-        else:
-            self._owner.piece_received(payload, ends=True)
-            self._owner.bytes_received()
+        self.heard = self._time()
+        size = len(message) - 16
+        if size > 0:
+            word, number, value = HEADER.unpack_from(message)
+            flags = (word >> 24) - _KIND
+            if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.pass_on(flags, number, value, message[16:]):
+                return
+        self._owner.piece_received(message, ends=True)
+        self._owner.bytes_received()
 
     def _read(self, data: Buffer) -> None:
         reader = self._reader
+        self.heard = self._time()
         for piece, ends in reader.receive_data(data):
             self._owner.piece_received(piece, ends=ends)
         if reader.pings:
@@ -185,7 +251,7 @@ class Carrier(asyncio.BufferedProtocol):
         closing = reader.closing
         if closing is None or self._transport is None:
             return
-        if not self._closing_sent:
+        if not self._silent:
             self.close(closing.code, closing.reason)
         if closing.by_peer:  # both close frames are there, or on their way: RFC 6455, 7.1.1
             self._transport.close()
@@ -193,6 +259,7 @@ class Carrier(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The socket is full."""
         self.full = True
+        self._owner.carrier_filled()
 
     def resume_writing(self) -> None:
         """The socket took everything."""

@@ -55,6 +55,7 @@ class EndpointDriver:
         self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
         self._reading = False  # a read is being worked on; its answers go out at its end
+        self._woken = False  # there may be some
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -160,8 +161,8 @@ class EndpointDriver:
 
     def consumed(self, stream: Stream, count: int) -> None:
         """For transports: the program took bytes."""
-        self._table.consumed(stream, count, self.loop.time())
-        self.wake()
+        if self._table.consumed(stream, count, self.loop.time()):
+            self.wake()
 
     def close(self, stream: Stream) -> None:
         """For transports."""
@@ -192,6 +193,7 @@ class EndpointDriver:
         if len(self._uplinks) > 1:
             self._look_who_left()
         if self._reading:
+            self._woken = True
             return  # `flush` follows
         for uplink in self._uplinks.values():
             if uplink.session.outbox:
@@ -200,14 +202,8 @@ class EndpointDriver:
 
     def local_read(self, pipe: Pipe, data: bytes) -> None:
         """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
-        if pipe.stream is not None:
-            stream = pipe.stream.stream
-            uplink = self._uplinks.get(stream.session)
-            if uplink is not None and not stream.session.outbox and uplink.link.takes(len(data)):
-                header = self._table.pass_on(stream, data)
-                if header is not None:
-                    uplink.link.send([header, data])
-                    return
+        if pipe.stream is not None and self._table.pass_on(pipe.stream.stream, data):
+            return
         self.at_once(pipe.local_said, data)
 
     def at_once(self, act: Callable[[Any], None], what: Any) -> None:
@@ -244,21 +240,27 @@ class EndpointDriver:
                 if act is None or kind is events.StreamWasReset:
                     self._report(event)
 
-    def _data_arrived(self, stream: Stream, data: memoryview) -> None:
+    def _data_arrived(self, stream: Stream, data: Buffer) -> None:
         """The fast path of data: no event is made for it, and none waits that happened before."""
         if self._table.events:
             self._deliver()
         transport = self._transports.get(stream)
         if transport is not None:
-            self._act(StreamTransport.data_arrived, transport, data)
+            try:
+                transport.data_arrived(data)
+            except Exception as error:  # noqa: BLE001 - as in `_act`
+                self._failed(transport, error)
 
     def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
         try:
             act(transport, what)
         except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
-            context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
-            self.loop.call_exception_handler(context)
-            transport.reset("cancelled", "The program failed.")
+            self._failed(transport, error)
+
+    def _failed(self, transport: StreamTransport, error: Exception) -> None:
+        context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
+        self.loop.call_exception_handler(context)
+        transport.reset("cancelled", "The program failed.")
 
     def _report(self, event: Event) -> None:
         try:
@@ -271,6 +273,32 @@ class EndpointDriver:
                 end("host_refused", "The host's program failed.")
 
     # --- for sessions ---------------------------------------------------------------------------------
+
+    def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """The fast path of a receiver: a DATA that came alone goes straight to its stream's program.
+
+        Returns whether it did; if not, nothing was done, and it is one more frame for :meth:`frames_arrived`.
+        """
+        table = self._table
+        if table.events:
+            return False
+        stream = table.accept_data(session, flags, number, value, len(payload), self.loop.time())
+        if stream is None:
+            return False
+        self._reading = True
+        try:
+            self._data_arrived(stream, payload)
+            if not stream.ack_timed:  # what the program has yet to take is acknowledged after the delay, too
+                table.acknowledge_later(stream, table.now)
+                self._woken = True
+            if table.events or not table.by_uuid:
+                self._deliver()
+                self._woken = True
+        finally:
+            self._reading = False
+            if self._woken:
+                self.flush()
+        return True
 
     def frames_arrived(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of the relay's; ``flush`` follows."""
@@ -286,6 +314,7 @@ class EndpointDriver:
 
     def flush(self) -> None:
         """Something was worked on: what came of it goes out at once."""
+        self._woken = False
         self._alarm.set(self.endpoint.next_deadline())
         for uplink in tuple(self._uplinks.values()):
             if uplink.session.outbox:

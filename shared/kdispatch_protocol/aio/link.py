@@ -37,6 +37,10 @@ _LOOKS: Final = 4
 class LinkOwner(Protocol):
     """What a session belongs to. ``collect`` gives the next batch of frames, empty when there is nothing to send."""
 
+    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+        """A DATA that is all of a read: pass it on at once, or return that nothing was done, and it is a frame."""
+        ...
+
     def link_frames(self, received: list[Frame], now: float) -> None:
         """Frames, whose payloads may be reused afterwards."""
         ...
@@ -86,6 +90,7 @@ class Link:
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
         self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message)
+        self.carrier.pass_on = owner.link_pass_on
         self._arm()
 
     def wake(self) -> None:
@@ -97,11 +102,6 @@ class Link:
         self._wake_handle = None
         self.flush()
 
-    def takes(self, size: int) -> bool:
-        """Whether so many bytes may be sent at once: none to a full socket, at most a batch to a slow one."""
-        carrier = self.carrier
-        return size <= self._pace.batch and not carrier.full and carrier.open and self._verdict is None
-
     def flush(self) -> None:
         """Send what the socket takes, now."""
         carrier = self.carrier
@@ -112,32 +112,11 @@ class Link:
             parts = self._owner.link_collect(self._pace.batch, now)
             if not parts:
                 return
-            self.send(parts)
+            carrier.send(parts)
         if not carrier.full:
             self._pace.never_full()
             self._hold()
         self.wake()
-
-    def send_now(self, parts: list[Buffer]) -> bool:
-        """Send one message, whose payload is the last part, if the socket is free; returns whether that was done.
-
-        Only where the outbox is empty, or what waits there is overtaken. The parts may be reused afterwards.
-        """
-        if not self.takes(len(parts[-1])):
-            return False
-        self.send(parts)
-        return True
-
-    def send(self, parts: list[Buffer]) -> None:
-        """Send one message, which may be reused afterwards, where :meth:`takes` has said yes."""
-        carrier = self.carrier
-        carrier.send(parts)
-        if carrier.full:
-            now = self._loop.time()
-            self._full_since = self._full_looked = now
-            self._full_unsent = carrier.unsent
-            self._pace.filled(carrier.given - self._full_unsent, now)
-            self._arm()
 
     def close(self, code: str, text: str = "") -> None:
         """End the session in order: what is queued goes first, then a close frame with the code.
@@ -172,10 +151,22 @@ class Link:
             self._owner.link_violated(error.code, error.text)
 
     def bytes_received(self) -> None:
-        """Any byte is life."""
-        self._liveness.heard(self._loop.time())
+        """All of one read was handed over."""
         if self._verdict is None:
             self._owner.link_read()
+
+    def carrier_takes(self, size: int) -> bool:
+        """To a slow socket goes at most a batch at once."""
+        return size <= self._pace.batch
+
+    def carrier_filled(self) -> None:
+        """The socket takes no more for now: how fast is it, and when is it too slow?"""
+        carrier = self.carrier
+        now = self._loop.time()
+        self._full_since = self._full_looked = now
+        self._full_unsent = carrier.unsent
+        self._pace.filled(carrier.given - self._full_unsent, now)
+        self._arm()
 
     def carrier_drained(self) -> None:
         """The socket took everything."""
@@ -240,6 +231,9 @@ class Link:
             elif now - self._full_since >= self._limits.slow_consumer:
                 self.abort("slow_consumer", "The socket took no byte for too long.")
                 return
+        heard, self.carrier.heard = self.carrier.heard, None
+        if heard is not None:  # any byte is life
+            self._liveness.heard(heard)
         verdict = self._liveness.check(now)
         if self._clock_stepped(now) and verdict is Verdict.ALIVE:
             self._liveness.doubt(now)

@@ -57,6 +57,7 @@ class Pipe:
         "resuming",
         "socket",
         "stream",
+        "table",
         "writer",
     )
 
@@ -74,6 +75,7 @@ class Pipe:
         self.writer: SocketWriter | None = None
         self.stream: StreamTransport | None = None
         self.driver = driver
+        self.table = driver.endpoint.table
         self.began = driver.loop.time()
         self._on_local = on_local
         self._on_end = on_end
@@ -123,13 +125,6 @@ class Pipe:
             self.stream.write(data)
         else:
             self.stream.write_eof()
-
-    @property
-    def room(self) -> int:
-        """How much the local program may say at once."""
-        if self.stream is None:
-            return len(self.driver.buffer)
-        return self.driver.endpoint.table.room(self.stream.stream)
 
     def stream_made(self, stream: StreamTransport) -> None:
         """There is a stream to take what the local program says."""
@@ -257,22 +252,23 @@ def _was_reset(sock: socket.socket | None) -> bool:
 class _Local(asyncio.BufferedProtocol):
     """The socket's side."""
 
-    __slots__ = ("_buffer", "_pipe")
+    __slots__ = ("_pipe", "_whole")
 
     def __init__(self, pipe: Pipe, buffer: memoryview) -> None:
         self._pipe = pipe
-        self._buffer = buffer
+        self._whole = buffer[:_READ_SIZE]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast: uvloop's transports are none of asyncio's classes.
         self._pipe.local_made(cast("asyncio.Transport", transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        room = self._pipe.room
-        return self._buffer[: min(room, _READ_SIZE)]
+        pipe = self._pipe
+        room = pipe.table.room(pipe.stream.stream) if pipe.stream is not None else _READ_SIZE
+        return self._whole if room >= _READ_SIZE else self._whole[:room]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._pipe.driver.local_read(self._pipe, bytes(self._buffer[:nbytes]))
+        self._pipe.driver.local_read(self._pipe, bytes(self._whole[:nbytes]))
 
     def eof_received(self) -> bool:
         self._pipe.local_said(b"")
@@ -309,7 +305,7 @@ class _Remote(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         writer = self._pipe.writer
         if writer is not None:
-            writer.write([data], len(data))
+            writer.write_one(data)
 
     def eof_received(self) -> bool:
         if self._pipe.resuming:

@@ -177,7 +177,7 @@ class StreamTransport(asyncio.Transport):
 
     # --- called by the driver ----------------------------------------------------------------------
 
-    def data_arrived(self, data: memoryview) -> None:
+    def data_arrived(self, data: Buffer) -> None:
         """Bytes of the peer's, in memory that is reused afterwards."""
         if self._closing or self._lost:
             return
@@ -218,13 +218,13 @@ class StreamTransport(asyncio.Transport):
     # --- inner -----------------------------------------------------------------------------------------
 
     def _hand_over(self, data: Buffer) -> None:
-        protocol = self._protocol
-        if self._views:  # typed as bytes by asyncio; protocols that said so take any buffer
-            cast("asyncio.Protocol", protocol).data_received(data)  # type: ignore[arg-type]
+        protocol: Any = self._protocol
+        if self._views:
+            protocol.data_received(data)
         elif isinstance(protocol, asyncio.BufferedProtocol):
             self._fill(protocol, memoryview(data))
         else:
-            cast("asyncio.Protocol", protocol).data_received(bytes(data))
+            protocol.data_received(bytes(data))
         if self._paused and not self._closing:
             self._uncredited += len(data)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING
 
 from kdispatch_protocol import frames
@@ -22,15 +23,17 @@ class UplinkSession:
     stream is left here.
     """
 
-    __slots__ = ("_driver", "left", "link", "lost", "session")
+    __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
 
     def __init__(self, driver: EndpointDriver) -> None:
         limits = driver.endpoint.limits
         self._driver = driver
         self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
         self.left = asyncio.Event()
-        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message)
         self.session = driver.endpoint.connect()
+        self.link_pass_on = functools.partial(driver.pass_on, self.session)
+        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message)
+        self.session.send_data = self.link.carrier.send_data
 
     def start(self, transport: asyncio.Transport, early: bytes) -> None:
         """Take over the connection, with what was read of it already."""
@@ -69,6 +72,7 @@ class UplinkSession:
 
     def link_lost(self, code: str, text: str) -> None:
         """The session is over."""
+        self.session.send_data = None
         self._driver.session_lost(self.session, text)
         if not self.lost.done():
             self.lost.set_result((code, text))

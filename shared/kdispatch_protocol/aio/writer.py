@@ -25,20 +25,34 @@ _JOINED: Final = 2048
 class SocketWriter:
     """The one way to write to ``transport``, so that nothing overtakes what waits in it."""
 
-    __slots__ = ("_fd", "_transport")
+    __slots__ = ("_fd", "_transport", "_waits")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         sock = transport.get_extra_info("socket")
         plain = sock is not None and transport.get_extra_info("ssl_object") is None and hasattr(os, "writev")
         self._fd = sock.fileno() if plain else -1
+        self._waits = True  # something may wait in the transport, from before or of what was written here
+
+    def write_one(self, data: Buffer) -> None:
+        """The fast path of :meth:`write`: what is small and in one piece, to a socket that has room."""
+        if not self._waits and not self._transport.is_closing():
+            try:
+                sent = os.write(self._fd, data)
+            except OSError:  # no room, or the transport is to meet the same error
+                sent = 0
+            if sent != len(data):
+                self._waits = True
+                self._transport.write(bytes(data[sent:]))
+        else:
+            self.write([data], len(data))
 
     def write(self, parts: list[Buffer], size: int) -> None:
         """Send the parts, ``size`` bytes together, in order. They may be reused afterwards."""
         transport = self._transport
         if transport.is_closing():
             return
-        if self._fd >= 0 and not transport.get_write_buffer_size():
+        if self._fd >= 0 and not (self._waits and transport.get_write_buffer_size()):
             if size <= _JOINED or len(parts) > _PARTS:
                 parts = [b"".join(parts)]
             try:
@@ -48,7 +62,8 @@ class SocketWriter:
             except OSError:
                 self._fd = -1  # the transport meets the same error, and ends for it
                 sent = 0
-            if sent == size:
+            self._waits = sent != size
+            if not self._waits:
                 return
             parts = _rest(parts, sent)
         # Joined even if it is one: a transport may keep what it is given, and the caller reuses its memory.

@@ -6,16 +6,20 @@ import asyncio
 
 import pytest
 
+from kdispatch_protocol import frames
 from kdispatch_protocol.aio.link import Link
+from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from tests.aio.test_link import _CLOSE, _SLOW, _TICK, _link
 from tests.aio.twin import settle
 from tests.core.wire import ws_frame
 
+_SIZES = pytest.mark.parametrize("size", [1, 109, 110, 2000])
+_ENDS = pytest.mark.parametrize("server", [False, True], ids=["client", "server"])
 
-def _is_free(link: Link) -> bool:
-    """Asked anew each time."""
-    return link.takes(1)
+
+def _sends(link: Link, payload: Buffer = b"x", value: int = 0) -> bool:
+    return link.carrier.send_data(0, 1, value, payload)
 
 
 async def test_slow_consumer_of_what_is_sent_at_once() -> None:
@@ -25,39 +29,44 @@ async def test_slow_consumer_of_what_is_sent_at_once() -> None:
     await asyncio.sleep(_SLOW.slow_consumer)  # this does not count
     near.takes = 1000
     began = loop.time()
-    assert link.send_now([b"x" * 10_000]) and not _is_free(link)
-    assert not link.send_now([b"y"])
+    assert _sends(link, b"x" * 10_000)
+    assert not _sends(link)
     async with asyncio.timeout(2):
         assert (await owner.link_over)[0] == "slow_consumer"
     assert loop.time() - began >= _SLOW.slow_consumer - _TICK
 
 
-async def test_send_now() -> None:
+@_SIZES
+@_ENDS
+async def test_sent_at_once(size: int, server: bool) -> None:
     """A free link sends without a turn of the loop, in order with its batches; a full one says no."""
-    link, owner, near, _, far = _link(Limits())
-    assert _is_free(link) and link.send_now([b"one, ", b"two"])
-    assert not _is_free(link) and not link.send_now([b"lost"])  # in memory a write waits for the loop's next turn
+    link, owner, near, _, far = _link(Limits(), server=server)
+    assert link.carrier.send_data(frames.BLOCKED, 7, 1 << 40, b"o" * size)
+    assert not _sends(link, b"lost")  # in memory a write waits for the loop's next turn
     near.pump()
     owner.to_send = [b"a batch"]
     link.flush()
     near.pump()
-    assert _is_free(link) and link.send_now([b"three"])
+    assert _sends(link, memoryview(b"three"), 9)
     await settle(5)
-    assert far.messages == [b"one, two", b"a batch", b"three"]
+    first = frames.frame(frames.DATA, 7, 1 << 40, b"o" * size, frames.BLOCKED)
+    assert far.messages == [first, b"a batch", frames.frame(frames.DATA, 1, 9, b"three")]
+    assert link.carrier.given == len(near.sent)
 
 
 async def test_a_slow_socket_gets_no_more_than_a_batch() -> None:
     """What is more than a slow socket drains in 20 ms waits for its turn, however free the socket is."""
     link, _, _, _, far = _link(Limits())
     link._pace.batch = 1000
-    assert not link.takes(1001) and not link.send_now([b"head", b"x" * 1001])
-    assert link.takes(1000) and link.send_now([b"head", b"x" * 1000])
+    assert not _sends(link, b"x" * 1001)
+    assert _sends(link, b"x" * 1000)
     await settle(5)
-    assert far.messages == [b"head" + b"x" * 1000]
+    assert far.messages == [frames.frame(frames.DATA, 1, 0, b"x" * 1000)]
 
 
+@_SIZES
 @pytest.mark.parametrize("how", ["close", "abort", "lost", "closed by the other end"])
-async def test_send_now_when_it_is_over(how: str) -> None:
+async def test_nothing_is_sent_when_it_is_over(how: str, size: int) -> None:
     """Behind its end a link sends nothing at once, and says so."""
     link, _, near, other, far = _link(Limits())
     match how:
@@ -72,7 +81,7 @@ async def test_send_now_when_it_is_over(how: str) -> None:
             other.write(ws_frame(_CLOSE, b"\x03\xe8", masked=False))
             other.pump()
     had = bytes(near.sent) + near._waits
-    assert not _is_free(link) and not link.send_now([b"late"])
+    assert not _sends(link, b"l" * size)
     assert bytes(near.sent) + near._waits == had
     await settle(5)
     assert far.messages == []
