@@ -42,31 +42,34 @@ class Acknowledger(Protocol):
 
 
 class Outbox:
-    """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch."""
+    """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch.
 
-    __slots__ = ("_acks", "_control", "_quantum", "_quantum_least", "_ring", "_soon", "control_size", "slow")
+    Something waits where ``control``, ``acks`` or ``ring`` is not empty. The fast paths look at the three themselves.
+    """
+
+    __slots__ = ("_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow")
 
     def __init__(self, limits: Limits) -> None:
         self._quantum = limits.quantum
         self._quantum_least = limits.batch_min // 4
-        self._control: deque[bytes] = deque()
+        self.control: deque[bytes] = deque()
         self.control_size = 0  #: bytes of control frames that wait
         self.slow = False  #: batches are small, so that sources had better cut their frames to what they are asked for
-        self._acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
+        self.acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
         self._soon: dict[Acknowledger, None] = {}  # ACKs that wait for company
-        self._ring: deque[Source] = deque()
+        self.ring: deque[Source] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._control or self._acks or self._ring)
+        return bool(self.control or self.acks or self.ring)
 
     def send(self, frame: bytes) -> None:
         """Queue one whole control frame; they keep their order and go before all data."""
-        self._control.append(frame)
+        self.control.append(frame)
         self.control_size += len(frame)
 
     def acknowledge(self, stream: Acknowledger) -> None:
         """An ACK of this stream is due."""
-        self._acks[stream] = None
+        self.acks[stream] = None
 
     def acknowledge_soon(self, stream: Acknowledger) -> None:
         """An ACK of this stream goes along with the next batch; there is no need to make one for it."""
@@ -74,28 +77,28 @@ class Outbox:
 
     def hurry(self) -> None:
         """ACKs have waited long enough for company: they are due."""
-        self._acks.update(self._soon)
+        self.acks.update(self._soon)
         self._soon.clear()
 
     def activate(self, source: Source) -> None:
         """This source has something to send; it gets its turn. Asking again changes nothing."""
         if not source.queued:
             source.queued = True
-            self._ring.append(source)
+            self.ring.append(source)
 
     def discard(self, source: Source) -> None:
         """Nothing of this source, nor an ACK for it, goes out here any more."""
-        for acks in (self._acks, self._soon):
+        for acks in (self.acks, self._soon):
             acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
         if source.queued:
-            self._ring.remove(source)
+            self.ring.remove(source)
             source.queued, source.deficit = False, 0
 
     def collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch of whole frames, about ``most`` bytes; empty when there is nothing to send."""
         parts: list[Buffer] = []
         size = 0
-        control = self._control
+        control = self.control
         while control and size < most:
             frame = control.popleft()
             parts.append(frame)
@@ -103,7 +106,7 @@ class Outbox:
         self.control_size -= size
         if self._soon:
             self.hurry()
-        acks = self._acks
+        acks = self.acks
         while acks and size < most:
             stream = next(iter(acks))
             del acks[stream]
@@ -111,7 +114,7 @@ class Outbox:
             if frame:
                 parts.append(frame)
                 size += len(frame)
-        ring = self._ring
+        ring = self.ring
         # Where a small batch takes its 20 ms, a round of large turns would take seconds.
         quantum = min(self._quantum, max(most // 4, self._quantum_least))
         self.slow = quantum < self._quantum

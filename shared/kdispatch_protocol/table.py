@@ -151,7 +151,9 @@ class StreamTable:
             or end > out.limit
             or out.eof
             or session.send_data is None
-            or session.outbox
+            or (outbox := session.outbox).ring
+            or outbox.acks
+            or outbox.control
             or not session.send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data)
         ):
             return False

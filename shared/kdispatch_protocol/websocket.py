@@ -146,22 +146,20 @@ class WebSocketReader:
         self._inside = False  # a message is under way, and its last frame was not here
         self._size = 0  # of that message, with the frame under way
 
-    def receive_whole(self, data: memoryview, size: int) -> Buffer | None:
+    def receive_whole(self, data: memoryview, size: int) -> bytes | None:
         """The fast path: the payload, if the first ``size`` bytes of ``data`` are one whole short message.
 
-        ``None`` says that they are not, and nothing was done: give them to :meth:`receive_data`. The payload is as
-        there. Most reads of a stream that is not bulk are such messages: 4 us less for each (of 25 a hop).
+        ``None`` says that they are not, and nothing was done: give them to :meth:`receive_data`. The payload has
+        memory of its own. Most reads of a stream that is not bulk are such messages: 4 us less for each (of 25 a hop).
         """
         start = 6 if self.server else 2
         length = size - start
-        if not 0 < length < 126 or data[0] != _WHOLE or self._left or self._head or self._inside or self.closing:
+        if not 0 < length < 126 or self._left or self._head or self._inside or self.closing:
             return None
-        if data[1] != (0x80 | length if self.server else length):
+        read = data[:size].tobytes()  # bytes are cut in half the time that views take
+        if read[0] != _WHOLE or read[1] != (0x80 | length if self.server else length):
             return None
-        if self.server:
-            frame = bytes(data[2:size])
-            return apply_mask(frame[4:], frame[:4])
-        return data[2:size]
+        return apply_mask(read[6:], read[2:6]) if self.server else read[2:]
 
     def receive_data(self, data: Buffer) -> list[Piece]:
         """Take bytes from the wire.

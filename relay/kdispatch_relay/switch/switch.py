@@ -144,8 +144,9 @@ class Switch:
             return False
         peer = leg.peer
         end = value + len(payload)
-        send_data = peer.session.send_data
-        if value != leg.next or end > leg.limit or send_data is None or peer.session.outbox:
+        receiver = peer.session
+        send_data, outbox = receiver.send_data, receiver.outbox
+        if value != leg.next or end > leg.limit or send_data is None or outbox.ring or outbox.acks or outbox.control:
             return False
         if not send_data(flags, peer.number, value, payload):
             return False

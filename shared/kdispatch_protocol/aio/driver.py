@@ -161,7 +161,8 @@ class EndpointDriver:
 
     def consumed(self, stream: Stream, count: int) -> None:
         """For transports: the program took bytes."""
-        if self._table.consumed(stream, count, self.loop.time()):
+        now = self._table.now if self._reading else self.loop.time()
+        if self._table.consumed(stream, count, now):
             self.wake()
 
     def close(self, stream: Stream) -> None:

@@ -268,7 +268,7 @@ class _Local(asyncio.BufferedProtocol):
         return self._whole if room >= _READ_SIZE else self._whole[:room]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._pipe.driver.local_read(self._pipe, bytes(self._whole[:nbytes]))
+        self._pipe.driver.local_read(self._pipe, self._whole[:nbytes].tobytes())
 
     def eof_received(self) -> bool:
         self._pipe.local_said(b"")
