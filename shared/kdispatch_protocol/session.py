@@ -82,3 +82,21 @@ class Session:
             del self.by_number[stream.number]
         self.outbox.discard(stream)
         stream.number, stream.leg = 0, Leg.NONE
+
+    def accept_data(self, flags: int, number: int, value: int, size: int, now: float) -> Stream | None:
+        """The fast path of a receiver: the stream whose next bytes a DATA has, which are to be handed to its program.
+
+        ``None`` where there is anything else to say about it: then nothing was done, and it is a frame like others.
+        """
+        stream = self.by_number.get(number)
+        if (
+            stream is None
+            or stream.leg is not Leg.JOINED
+            or not stream.confirmed
+            or stream.closing
+            or not stream.inbound.accept_next(value, size)
+        ):
+            return None
+        if flags or stream.inbound.grows:
+            stream.inbound.note(flags, size, now)
+        return stream

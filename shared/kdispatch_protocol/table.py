@@ -47,7 +47,7 @@ class StreamTable:
         self._quarter = limits.replay // 4  # while less is held, every stream has so much room at least
         self.events: list[Event] = []
         #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
-        self.sink: Callable[[Stream, Buffer], None] | None = None
+        self.sink: Callable[[Stream, memoryview], None] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)
@@ -160,27 +160,6 @@ class StreamTable:
         out.passed_on(data, end)
         self.replay_held = held
         return True
-
-    def accept_data(  # noqa: PLR0917 - one frame's fields
-        self, session: Session, flags: int, number: int, value: int, size: int, now: float
-    ) -> Stream | None:
-        """The fast path of a receiver: the stream whose next bytes a DATA has, which are to be handed to its program.
-
-        ``None`` where there is anything else to say about it: then nothing was done, and it is a frame like others.
-        """
-        stream = session.by_number.get(number)
-        if (
-            stream is None
-            or stream.leg is not Leg.JOINED
-            or not stream.confirmed
-            or stream.closing
-            or not stream.inbound.accept_next(value, size)
-        ):
-            return None
-        self.now = now
-        if flags or stream.inbound.grows:
-            stream.inbound.note(flags, size, now)
-        return stream
 
     def write_eof(self, stream: Stream) -> None:
         """The program will write no more."""

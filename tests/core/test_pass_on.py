@@ -147,6 +147,94 @@ def test_what_was_passed_on_can_be_repeated(writes: list[tuple[bool, int]], limi
     assert b"".join(again) == written[min(acked, limit) :]
 
 
+# --- at a receiver -------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """An agent with one open stream, whose program takes what arrives. ``fast``: by ``accept_data`` where it can."""
+
+    def __init__(self, *, fast: bool, host: bool) -> None:
+        self.talk = Conversation(limits=SMALL, offer=host)
+        self.stream: Stream = self.talk.host() if host else self.talk.client()
+        self.fast = fast
+        self.taken = 0
+        self.read: list[bytes] = []
+        self.happened: list[object] = []
+        self.said: list[tuple[str, int, int, bytes]] = []
+        self.talk.table.sink = lambda _, data: self.read.append(bytes(data))
+
+    def hear(self, message: bytes) -> None:
+        """One read of the agent's."""
+        table, session = self.talk.table, self.talk.session
+        received = decode(message)
+        if self.fast and is_alone(received):
+            _, flags, number, value, payload = received[0]
+            stream = session.accept_data(flags, number, value, len(payload), self.talk.now)
+            if stream is not None:
+                self.taken += 1
+                table.deliver(stream, payload)
+                table.acknowledge_later(stream, self.talk.now)
+                return
+        self.talk.hear(message)
+
+    def do(self, what: str, size: int, more: int) -> None:
+        talk, stream = self.talk, self.stream
+        if talk.session not in talk.table.sessions:
+            return  # it is lost: nobody says anything
+        start = stream.inbound.received
+        number = stream.number or 99
+        match what:
+            case "data":
+                self.hear(frame(frames.DATA, number, start, bytes([size % 251]) * size, more & 3))
+            case "again":
+                self.hear(frame(frames.DATA, number, max(0, start - more), b"d" * size))
+            case "gap":
+                self.hear(frame(frames.DATA, number, start + 1 + more, b"gap"))
+            case "other":
+                self.hear(frame(frames.DATA, number + 2, 0, b"of another stream"))
+            case "fin":
+                self.hear(frame(frames.FIN, number, start))
+            case "take" if not stream.ended:
+                talk.table.consumed(stream, (start - stream.inbound.consumed) * size // 700, talk.now)
+            case "close":
+                talk.table.close(stream, talk.now)
+            case "gone":
+                self.hear(frame(frames.GONE, number))
+            case "lost":
+                talk.lose()
+            case _:
+                talk.wait(more / 10)
+        self.said += talk.said()
+        self.happened += [type(event) for event in talk.events()]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        inbound, table = self.stream.inbound, self.talk.table
+        offsets = inbound.received, inbound.consumed, inbound.limit, inbound.window, inbound.final
+        ends = self.stream.state, self.stream.leg, self.stream.ack_timed
+        return (*offsets, *ends, table.budget.promised, table.timers.next_deadline(), self.read, self.happened)
+
+
+heard = st.tuples(
+    st.sampled_from(["data"] * 6 + ["take"] * 3 + ["again", "gap", "other", "fin", "close", "gone", "lost", "wait"]),
+    st.integers(1, 700),
+    st.integers(0, 5),
+)
+
+
+@pytest.mark.slow
+@given(st.booleans(), st.lists(heard, max_size=25))
+@settings(max_examples=400)
+def test_a_receiver_does_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
+    """Through ``accept_data`` what a program reads and a receiver says, counts and tells is the general path's."""
+    fast, general = Receiver(fast=True, host=host), Receiver(fast=False, host=host)
+    for op in happens:
+        fast.do(*op)
+        general.do(*op)
+        assert fast.said == general.said
+        assert fast.state == general.state
+
+
 # --- at the relay --------------------------------------------------------------------------------------
 
 
@@ -299,7 +387,8 @@ def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> N
 
 def test_the_fast_paths_are_taken() -> None:
     """Where nothing stands in the way, the tests above compare two ways and not one with itself."""
-    sender, wired = Sender(fast=True, host=True), Wired(fast=True)
+    sender, receiver, wired = Sender(fast=True, host=True), Receiver(fast=True, host=False), Wired(fast=True)
     sender.do("write", 100, 0)
+    receiver.do("data", 100, 0)
     speak(wired, "data", 0, 50, {0: 0, 1: 0})
-    assert (sender.passed, wired.passed) == (1, 1)
+    assert (sender.passed, receiver.taken, wired.passed) == (1, 1, 1)

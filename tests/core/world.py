@@ -383,8 +383,9 @@ class World:
         if not is_alone(received) or table.events:
             return False
         _, flags, number, value, payload = received[0]
-        stream = table.accept_data(session, flags, number, value, len(payload), self.now)
+        stream = session.accept_data(flags, number, value, len(payload), self.now)
         if stream is not None:
+            table.now = self.now
             table.deliver(stream, payload)
             table.acknowledge_later(stream, self.now)
             self.fast["receiver"] += 1
@@ -441,10 +442,10 @@ class World:
             for event in happened:
                 self._event(agent, event)
 
-    def _data_arrived(self, agent: Agent, stream: Stream, data: Buffer) -> None:
+    def _data_arrived(self, agent: Agent, stream: Stream, data: memoryview) -> None:
         """The receiver's fast path: data behind what happened before it."""
         self.settle(agent)
-        self._event(agent, events.DataReceived(stream, memoryview(data)))
+        self._event(agent, events.DataReceived(stream, data))
 
     def _event(self, agent: Agent, event: events.Event) -> None:
         if isinstance(event, events.StreamRequested):

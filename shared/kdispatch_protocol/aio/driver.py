@@ -241,7 +241,7 @@ class EndpointDriver:
                 if act is None or kind is events.StreamWasReset:
                     self._report(event)
 
-    def _data_arrived(self, stream: Stream, data: Buffer) -> None:
+    def _data_arrived(self, stream: Stream, data: memoryview) -> None:
         """The fast path of data: no event is made for it, and none waits that happened before."""
         if self._table.events:
             self._deliver()
@@ -283,14 +283,16 @@ class EndpointDriver:
         table = self._table
         if table.events:
             return False
-        stream = table.accept_data(session, flags, number, value, len(payload), self.loop.time())
+        now = self.loop.time()
+        stream = session.accept_data(flags, number, value, len(payload), now)
         if stream is None:
             return False
+        table.now = now
         self._reading = True
         try:
-            self._data_arrived(stream, payload)
+            self._data_arrived(stream, memoryview(payload))
             if not stream.ack_timed:  # what the program has yet to take is acknowledged after the delay, too
-                table.acknowledge_later(stream, table.now)
+                table.acknowledge_later(stream, now)
                 self._woken = True
             if table.events or not table.by_uuid:
                 self._deliver()

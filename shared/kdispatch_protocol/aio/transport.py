@@ -177,7 +177,7 @@ class StreamTransport(asyncio.Transport):
 
     # --- called by the driver ----------------------------------------------------------------------
 
-    def data_arrived(self, data: Buffer) -> None:
+    def data_arrived(self, data: memoryview) -> None:
         """Bytes of the peer's, in memory that is reused afterwards."""
         if self._closing or self._lost:
             return
