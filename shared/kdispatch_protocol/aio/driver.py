@@ -247,10 +247,7 @@ class EndpointDriver:
             self._deliver()
         transport = self._transports.get(stream)
         if transport is not None:
-            try:
-                transport.data_arrived(data)
-            except Exception as error:  # noqa: BLE001 - as in `_act`
-                self._failed(transport, error)
+            self._act(StreamTransport.data_arrived, transport, data)
 
     def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
         try:
@@ -290,7 +287,12 @@ class EndpointDriver:
         table.now = now
         self._reading = True
         try:
-            self._data_arrived(stream, memoryview(payload))
+            transport = self._transports.get(stream)
+            if transport is not None:
+                try:
+                    transport.data_arrived(memoryview(payload))
+                except Exception as error:  # noqa: BLE001 - as in `_act`
+                    self._failed(transport, error)
             if not stream.ack_timed:  # what the program has yet to take is acknowledged after the delay, too
                 table.acknowledge_later(stream, now)
                 self._woken = True
