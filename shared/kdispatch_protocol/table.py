@@ -173,7 +173,7 @@ class StreamTable:
         due = stream.inbound.consume(count)
         if due and not stream.ended:
             stream.session.outbox.acknowledge(stream)
-        elif stream.ack_timed:
+        elif stream.ack_timer is not None:
             return False
         else:
             self.acknowledge_later(stream, now)

@@ -211,7 +211,7 @@ class Receiver:
     def state(self) -> tuple[object, ...]:
         inbound, table = self.stream.inbound, self.talk.table
         offsets = inbound.received, inbound.consumed, inbound.limit, inbound.window, inbound.final
-        ends = self.stream.state, self.stream.leg, self.stream.ack_timed
+        ends = self.stream.state, self.stream.leg, self.stream.ack_timer is not None
         return (*offsets, *ends, table.budget.promised, table.timers.next_deadline(), self.read, self.happened)
 
 

@@ -285,6 +285,7 @@ class _AgentLink:
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
         self.session.send_data = self.link.carrier.send_data
+        self.session.flush = self.link.flush
         self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
 
     def start(self, transport: asyncio.Transport, tail: bytes) -> None:
@@ -347,7 +348,7 @@ class _AgentLink:
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
         self._hello_timer.cancel()
-        self.session.send_data = None
+        self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
         elif self.session.process:

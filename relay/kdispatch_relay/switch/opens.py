@@ -247,9 +247,9 @@ class Opens:
             process=route.client.session.process,
         )
         opening = frames.frame(frames.OPEN, leg.number, payload=forwarded.encode())
-        # Everybody waits for the host now, who can begin while the rest is done here.
-        if not (self.few and not session.outbox and session.write_now is not None and session.write_now([opening])):
-            session.outbox.send(opening)
+        session.outbox.send(opening)
+        if self.few and session.flush is not None:
+            session.flush()  # everybody waits for the host now, who can begin while the rest is done here
         trying = Trying(attempt=route.attempt, process=session.process, host=host.id)
         route.client.session.outbox.send(frames.frame(frames.TRYING, route.client.number, payload=trying.encode()))
         self._touched.update((session, route.client.session))

@@ -34,6 +34,7 @@ class Session:
         "doomed",
         "ended",
         "failures",
+        "flush",
         "gones",
         "halves",
         "highest_number",
@@ -61,6 +62,7 @@ class Session:
         self.source = source  # the agent's address, for logs
         #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The gate
         #: sets it.
+        self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
         self.older: Session | None = None  # of the same agent, which is moving from there to here

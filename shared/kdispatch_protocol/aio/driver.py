@@ -293,7 +293,7 @@ class EndpointDriver:
                     transport.data_arrived(memoryview(payload))
                 except Exception as error:  # noqa: BLE001 - as in `_act`
                     self._failed(transport, error)
-            if not stream.ack_timed:  # what the program has yet to take is acknowledged after the delay, too
+            if stream.ack_timer is None:  # what the program has yet to take is acknowledged after the delay, too
                 table.acknowledge_later(stream, now)
                 self._woken = True
             if table.events or not table.by_uuid:
