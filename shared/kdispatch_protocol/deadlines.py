@@ -1,4 +1,4 @@
-"""The one deadline that a stream's state has: to be opened, to be confirmed, to end behind its program's close."""
+"""Deadlines: the one that a stream's state has (to be opened, confirmed, to end behind a close), and those of ACKs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Deadlines:
 
     def __init__(self, table: StreamTable) -> None:
         self._table = table
+        self._hurrying = False  # ACKs that wait for company have a deadline
 
     def open(self, stream: Stream, when: float) -> None:
         """A client's stream is to be opened by ``when``; the relay may finish what it is at."""
@@ -32,6 +33,29 @@ class Deadlines:
         """A stream whose program has closed is to be ended by its peer."""
         when = now + self._table.limits.linger
         stream.set_timer(self._table.timers.add(when, lambda later: self._linger_expired(stream, later)))
+
+    def acknowledge(self, stream: Stream, now: float) -> None:
+        """What arrived is to be acknowledged within the delay."""
+        when = now + self._table.limits.ack_delay
+        stream.ack_timer = self._table.timers.add(when, lambda _: self._ack_due(stream))
+
+    def company(self) -> None:
+        """ACKs wait for company, but not for long."""
+        if not self._hurrying:
+            self._hurrying = True
+            table = self._table
+            table.timers.add(table.now + table.limits.ack_company, self._hurry)
+
+    def _hurry(self, _now: float) -> None:
+        self._hurrying = False
+        for session in self._table.sessions:
+            session.outbox.hurry()
+
+    @staticmethod
+    def _ack_due(stream: Stream) -> None:
+        stream.ack_timer = None
+        if stream.inbound.unacknowledged and not stream.ended:
+            stream.session.outbox.acknowledge(stream)
 
     def _open_expired(self, stream: Stream, now: float) -> None:
         fail = self._table.fail

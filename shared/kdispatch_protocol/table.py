@@ -53,18 +53,12 @@ class StreamTable:
         self._deadlines = Deadlines(self)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
-        self._hurrying = False  # ACKs that wait for company have a deadline
         self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
 
     @property
     def tombstones(self) -> Tombstones:
         """What became of streams that ended lately."""
         return self.resumption.tombstones
-
-    @property
-    def detached(self) -> int:
-        """How many streams wait for one of their two sessions to be back."""
-        return sum(stream.grace is not None for stream in self.by_uuid.values())
 
     # --- what a program does ------------------------------------------------------------
 
@@ -333,19 +327,12 @@ class StreamTable:
     def acknowledge_soon(self, stream: Stream) -> None:
         """The peer is to be told of OPENED or of its end: no program waits for it, so it goes with other frames."""
         stream.session.outbox.acknowledge_soon(stream)
-        if not self._hurrying:
-            self._hurrying = True
-            self.timers.add(self.now + self.limits.ack_company, self._hurry)
-
-    def _hurry(self, now: float) -> None:  # noqa: ARG002 - a timer's call
-        self._hurrying = False
-        for session in self.sessions:
-            session.outbox.hurry()
+        self._deadlines.company()
 
     def acknowledge_later(self, stream: Stream, now: float) -> None:
         """The peer is to be told within the delay, unless something makes it sooner."""
         if stream.ack_timer is None and stream.inbound.unacknowledged:
-            stream.ack_timer = self.timers.add(now + self.limits.ack_delay, lambda _: self._ack_due(stream))
+            self._deadlines.acknowledge(stream, now)
 
     def abort(self, stream: Stream, code: str, text: str) -> None:
         """End it without telling the peer, who knows or can't be reached."""
@@ -403,8 +390,3 @@ class StreamTable:
             if stream.writer_paused and not stream.ended and not self._has_its_share(stream):
                 stream.writer_paused = False
                 self.events.append(events.WritingResumed(stream))
-
-    def _ack_due(self, stream: Stream) -> None:
-        stream.ack_timer = None
-        if stream.inbound.unacknowledged and not stream.ended:
-            stream.session.outbox.acknowledge(stream)

@@ -106,10 +106,11 @@ def test_frames_that_have_no_place_end_the_session() -> None:
     peer = Relay().agent(1)
     peer.say(frame(frames.PONG))
     peer.reset(77)
+    peer.say(frame(frames.GONE, 79))
     assert peer.hear() == []
-    for type_, number in ((frames.WELCOME, 0), (frames.GONE, 3), (frames.ATTACH, 0)):
+    for type_, number in ((frames.WELCOME, 0), (frames.TRYING, 3), (frames.ATTACH, 0)):
         with pytest.raises(RemoteProtocolError):
-            peer.say(frame(type_, number, payload=b"" if type_ == frames.GONE else b"{}"))
+            peer.say(frame(type_, number, payload=b"{}"))
 
 
 def test_nothing_is_done_for_a_session_that_ended() -> None:

@@ -71,6 +71,7 @@ class Switch:
             frames.PONG: self._ignore,
             frames.RESET: self._reset,
             frames.ATTACH: self._attach,
+            frames.GONE: self._gone,
         }
 
     # --- sessions ----------------------------------------------------------------------------
@@ -253,6 +254,12 @@ class Switch:
 
     def _ignore(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         """PONG says no more than that it came."""
+
+    def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        """An agent does not trust its number any more: it attaches anew, and so shall the other end."""
+        leg = session.legs.get(number)
+        if leg is not None and leg.route.state is RouteState.OPEN:
+            self._leg_lost(leg, now)
 
     def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)

@@ -110,7 +110,7 @@ class EndpointDriver:
     @property
     def waiting(self) -> int:
         """How many running streams wait for a session, theirs or their peers', to be back."""
-        return self._table.detached
+        return sum(stream.grace is not None for stream in self._table.by_uuid.values())
 
     async def drain(self, seconds: float) -> None:
         """Wait until there are no streams, and their programs have all bytes, at most so long."""
