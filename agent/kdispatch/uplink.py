@@ -65,7 +65,7 @@ class Uplink:
         self._limits = limits
         self._backoff = Backoff()
         self._welcomed: asyncio.Future[None] | None = None
-        self._told = asyncio.Event()  # the relay said goodbye in some session
+        self._told: asyncio.Future[None] | None = None  # waits for the relay's goodbye in some session
         self._departures: set[asyncio.Task[None]] = set()  # from sessions that are being left
         self._stopping = False
         self._tell_again = 0.0  # when of the next attempt at a stream is told
@@ -223,13 +223,9 @@ class Uplink:
                 due = min(due, loop.time() + random.uniform(0, goaway.move_ms / 1000))  # noqa: S311 - likewise
             if loop.time() >= due:
                 return True
-            self._told.clear()
-            told = asyncio.ensure_future(self._told.wait())
-            either: set[asyncio.Future[Any]] = {session.lost, told}
-            try:
-                await asyncio.wait(either, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                told.cancel()
+            self._told = loop.create_future()
+            either: set[asyncio.Future[Any]] = {session.lost, self._told}
+            await asyncio.wait(either, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         return False
 
     async def _move(self, session: UplinkSession) -> UplinkSession | None:
@@ -288,7 +284,8 @@ class Uplink:
             if self._welcomed is not None and not self._welcomed.done():
                 self._welcomed.set_result(None)
         elif isinstance(event, events.SessionRefused):
-            self._told.set()
+            if self._told is not None and not self._told.done():
+                self._told.set_result(None)
         elif isinstance(event, events.AttachRefused):
             if event.code == "bad_proof":
                 self._tell_of_attempt(event.code)
