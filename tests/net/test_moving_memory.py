@@ -1,0 +1,102 @@
+"""Agents that move again and again hold no more than others, whatever their peers do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.session import Session
+from tests.net.harness import sizes
+from tests.net.loop_stack import Stack, running_stack
+from tests.net.stuffed import stuffed
+from tests.net.way import way
+
+pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
+
+_FLOOR = DEFAULT_LIMITS.window_floor
+_CHUNK = DEFAULT_LIMITS.data  # what one read of a program may add before it is paused
+
+
+@dataclass(frozen=True)
+class _Load:
+    streams: int
+    seconds: float  # in each state of the peer
+    rotate: float
+    budget: float
+
+    @property
+    def limits(self) -> Limits:
+        replay, credit = (int(self.budget * size) for size in (DEFAULT_LIMITS.replay, DEFAULT_LIMITS.credit))
+        return Limits(rotate=self.rotate, replay=replay, credit=credit)
+
+
+class _Watch:
+    """Looks at every table all the time; ``moves`` are the sessions that the agents had in all."""
+
+    def __init__(self, stack: Stack, load: _Load) -> None:
+        self._stack = stack
+        self._load = load
+        self._seen: set[Session] = set()
+        self.most: Counter[str] = Counter()
+
+    @property
+    def moves(self) -> int:
+        return len(self._seen)
+
+    async def for_(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            self._look()
+            await asyncio.sleep(0.005)
+
+    def _look(self) -> None:
+        stack, limits = self._stack, self._load.limits
+        floors = self._load.streams * _FLOOR
+        for driver in stack.drivers:
+            table = driver.endpoint.table
+            self._seen.update(table.sessions)
+            self.most["sessions of an agent"] = max(self.most["sessions of an agent"], len(table.sessions))
+            self.most["kept for replay"] = max(self.most["kept for replay"], table.replay_held)
+            assert table.budget.within(self._load.streams)
+            assert table.replay_held <= limits.replay + floors + _CHUNK
+        queued: Counter[str] = Counter()
+        for session in stack.switch.sessions:
+            queued[session.process] += session.queued
+        self.most["queued for an agent"] = max(self.most["queued for an agent"], *queued.values(), 0)
+        assert all(size <= limits.credit + floors for size in queued.values())
+        assert self.most["sessions of an agent"] <= 3
+
+
+@pytest.mark.parametrize("load", sizes(_Load(20, 1.0, 0.15, 1 / 16), _Load(500, 15.0, 1.0, 1.0)))
+async def test_moves_beside_slow_stopped_and_detached_peers(tmp_path: Path, load: _Load) -> None:
+    """Bytes kept, granted and queued stay within one session's bounds, and not a stream is lost by it."""
+    async with (
+        stuffed() as programs,
+        running_stack(tmp_path, load.limits) as stack,
+        way(RelayUrl.parse(stack.url).port) as to_relay,
+    ):
+        await stack.host(programs.service.port)
+        _, port = await stack.client(url=to_relay.url)
+        await programs.connect(port, load.streams)
+        watch = _Watch(stack, load)
+        filling = asyncio.create_task(programs.fill())
+        await watch.for_(load.seconds)  # programs that read nothing
+        await filling
+        moves = [watch.moves]
+        to_relay.hold_answers()  # a client that hears nothing
+        await watch.for_(load.seconds)
+        moves.append(watch.moves)
+        to_relay.cut()  # and one that is away
+        await watch.for_(load.seconds)
+        moves.append(watch.moves)
+        to_relay.mend()
+        await watch.for_(load.seconds)
+        print(f"sessions after each state: {moves}, at last {watch.moves}; at most {dict(watch.most)}")
+        assert (programs.resets, stack.resets) == (0, [])
+        assert moves[0] >= 4 and moves[0] < moves[1] < moves[2] < watch.moves
