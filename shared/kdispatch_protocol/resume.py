@@ -124,7 +124,7 @@ class Resumption:
 
     def move(self, stream: Stream) -> None:
         """If there is a newer session by now, take the stream there."""
-        if stream.session is not self._table.session and self._should_move(stream):
+        if self._should_move(stream):
             self._attach([stream])
 
     def _should_move(self, stream: Stream) -> bool:

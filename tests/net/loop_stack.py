@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -69,6 +70,26 @@ class Stack:
         self._ending.push_async_callback(client.stop)
         self._ending.callback(listener.close)
         return client, listener.port
+
+    def check_budgets(self, streams: int) -> dict[str, int]:
+        """Fail where ``streams`` streams hold more than they may in all; returns what is held most, in bytes.
+
+        What is queued is counted for each agent, over the sessions that it has.
+        """
+        floors = streams * self.limits.window_floor
+        tables = [driver.endpoint.table for driver in self.drivers]
+        queued = Counter[str]()
+        for session in self.switch.sessions:
+            queued[session.process] += session.queued
+        assert all(table.budget.within(streams) for table in tables)
+        most = {
+            "kept for replay": max(table.replay_held for table in tables),
+            "queued": max(queued.values(), default=0),
+        }
+        # One read of a program is added before it is paused.
+        assert most["kept for replay"] <= self.limits.replay + floors + self.limits.data
+        assert most["queued"] <= self.limits.credit + floors
+        return most
 
     def held(self) -> dict[str, int]:
         """Everything that streams leave somewhere, counted: all of it is back at zero once they are gone."""

@@ -19,9 +19,6 @@ from tests.net.way import way
 
 pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
 
-_FLOOR = DEFAULT_LIMITS.window_floor
-_CHUNK = DEFAULT_LIMITS.data  # what one read of a program may add before it is paused
-
 
 @dataclass(frozen=True)
 class _Load:
@@ -56,21 +53,14 @@ class _Watch:
             await asyncio.sleep(0.005)
 
     def _look(self) -> None:
-        stack, limits = self._stack, self._load.limits
-        floors = self._load.streams * _FLOOR
-        for driver in stack.drivers:
-            table = driver.endpoint.table
-            self._seen.update(table.sessions)
-            self.most["sessions of an agent"] = max(self.most["sessions of an agent"], len(table.sessions))
-            self.most["kept for replay"] = max(self.most["kept for replay"], table.replay_held)
-            assert table.budget.within(self._load.streams)
-            assert table.replay_held <= limits.replay + floors + _CHUNK
-        queued: Counter[str] = Counter()
-        for session in stack.switch.sessions:
-            queued[session.process] += session.queued
-        self.most["queued for an agent"] = max(self.most["queued for an agent"], *queued.values(), 0)
-        assert all(size <= limits.credit + floors for size in queued.values())
-        assert self.most["sessions of an agent"] <= 3
+        found = self._stack.check_budgets(self._load.streams)
+        for driver in self._stack.drivers:
+            sessions = driver.endpoint.table.sessions
+            self._seen.update(sessions)
+            found["sessions of an agent"] = max(found.get("sessions of an agent", 0), len(sessions))
+        assert found["sessions of an agent"] <= 3
+        for what, size in found.items():
+            self.most[what] = max(self.most[what], size)
 
 
 @pytest.mark.parametrize("load", sizes(_Load(20, 1.0, 0.15, 1 / 16), _Load(500, 15.0, 1.0, 1.0)))

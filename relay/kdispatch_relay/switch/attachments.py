@@ -114,8 +114,8 @@ class Attachments:
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
-            if entry.opening:
-                self._give_up_open(session, entry.uuid)
+            for other in self._others_of_agent(session) if entry.opening else ():
+                self._give_up_open(other, entry.uuid)
             half = Half(session, entry.number, entry)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 self._answer(half, "busy", "This session has as many streams as it may.")
@@ -129,17 +129,16 @@ class Attachments:
 
     def begun_anew(self, session: Session, uuid: str, now: float) -> None:
         """A client opens a stream, maybe again: of what it began in a session that is lost nothing was sent."""
-        self._give_up_open(session, uuid)
         for other in self._others_of_agent(session):
+            self._give_up_open(other, uuid)
             leg = other.streams.get((uuid, "client"))
             if leg is not None:
                 self._lost(leg, now)
 
-    def _give_up_open(self, session: Session, uuid: str) -> None:
-        """A client asks the one host that may have its early data: another must not get it from another session."""
-        for other in self._others_of_agent(session):
-            for leg in [leg for leg in other.legs.values() if leg.is_asking(uuid)]:
-                self._opens.cancel(leg)
+    def _give_up_open(self, other: Session, uuid: str) -> None:
+        """A client asks the one host that may have its early data: no further one must get it from another session."""
+        for leg in [leg for leg in other.legs.values() if leg.is_asking(uuid)]:
+            self._opens.cancel(leg)
 
     def _others_of_agent(self, session: Session) -> list[Session]:
         newest = self._by_process[session.process]
