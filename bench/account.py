@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 
@@ -15,7 +16,7 @@ __all__: list[str] = []
 
 
 async def _main(url: str, *services: str) -> None:
-    async with RestClient(RelayUrl.parse(url)) as rest:
+    async with RestClient(Dialer(RelayUrl.parse(url))) as rest:
         token = (await rest.sign_up("ann")).token
         for service in services:
             await rest.create_service(token, service)

@@ -15,6 +15,7 @@ from typing import Final
 from kdispatch.cli.output import choose_loop
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 
 __all__: list[str] = []
@@ -31,7 +32,7 @@ async def _hosts(relay: RelayUrl, token: str, count: int, port: int) -> None:
     async with AsyncExitStack() as ending:
         for service in _services(count):
             local = LocalPort("127.0.0.1", port)
-            host = local.host = Host(relay, service, token, local)
+            host = local.host = Host(Dialer(relay), service, token, local)
             await host.start(_WAIT)
             ending.push_async_callback(host.stop)
         print("ready", flush=True)
@@ -42,7 +43,7 @@ async def _clients(relay: RelayUrl, count: int) -> None:
     async with AsyncExitStack() as ending:
         ports = []
         for service in _services(count):
-            client = Client(relay)
+            client = Client(Dialer(relay))
             listener = LocalListener(client, service)
             await listener.bind("127.0.0.1", 0)
             await client.uplink.start(_WAIT)

@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 from kdispatch.host import Host
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.streams import Stream
@@ -28,7 +29,7 @@ async def _main(url: str, service: str, token: str) -> None:
     hosts: list[Host] = []
     while line := await asyncio.to_thread(sys.stdin.readline):
         while len(hosts) < int(line):
-            hosts.append(Host(relay, service, token, _serve))
+            hosts.append(Host(Dialer(relay), service, token, _serve))
             await hosts[-1].start(_START_WAIT)
         print(f"{len(hosts)} are listed", flush=True)
 

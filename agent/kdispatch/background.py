@@ -40,8 +40,8 @@ class BackgroundFailed(Exception):  # noqa: N818 - it carries an error that was 
         self.status = status
 
 
-def start(arguments: Sequence[str], token: str | None) -> dict[str, Any]:
-    """Start ``kdispatch agent ARGUMENTS`` in the background; returns its result when it is up.
+def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Start ``kdispatch agent ARGUMENTS`` in the background, with these variables; returns its result when it is up.
 
     Raises :class:`BackgroundFailed`, and ``SetupError`` where its log can't be written.
     """
@@ -54,6 +54,7 @@ def start(arguments: Sequence[str], token: str | None) -> dict[str, Any]:
     # -P: what lies in the current directory is not imported.
     command = [sys.executable, "-P", "-m", "kdispatch", "agent", *arguments, "--background", agent]
     environment = {name: value for name, value in os.environ.items() if name != "KDISPATCH_TOKEN"}
+    environment |= variables
     pipe = subprocess.PIPE
     try:
         # The command is ours; what a person typed in it are values of options.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from kdispatch.relay_url import RelayUrl
+from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
 from kdispatch.slots import Identity
@@ -33,7 +33,7 @@ class Client:
 
     def __init__(
         self,
-        relay: RelayUrl,
+        dialer: Dialer,
         *,
         token: str | None = None,
         log: RunningLog = SILENT,
@@ -41,9 +41,8 @@ class Client:
         limits: Limits = DEFAULT_LIMITS,
         identity: Identity | None = None,
     ) -> None:
-        self.relay = relay
         self.token = token
-        self.uplink = Uplink(relay, self._event, log=log, limits=limits, identity=identity)
+        self.uplink = Uplink(dialer, self._event, log=log, limits=limits, identity=identity)
         self.driver = self.uplink.driver
         self.log = log
         self._failed = failed
@@ -58,7 +57,7 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         told = False
-        async with ServiceQuery(self.relay) as relay:
+        async with ServiceQuery(self.uplink.dialer) as relay:
             while True:
                 try:
                     if (await relay.service(service, self.token)).live_hosts:

@@ -12,7 +12,7 @@ from typing import Final
 
 from kdispatch import local_port
 from kdispatch.local_dial import LocalDial, Target
-from kdispatch.relay_url import RelayUrl
+from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
@@ -47,7 +47,7 @@ class Host:
 
     def __init__(
         self,
-        relay: RelayUrl,
+        dialer: Dialer,
         service: str,
         token: str,
         serve: Serve,
@@ -58,7 +58,7 @@ class Host:
     ) -> None:
         split_service(service)
         self.service = service
-        self.uplink = Uplink(relay, self._event, log=log, limits=limits, identity=identity)
+        self.uplink = Uplink(dialer, self._event, log=log, limits=limits, identity=identity)
         self.driver = self.uplink.driver
         self.log = log
         self.id = host_id(self.uplink.process, service)

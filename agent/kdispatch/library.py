@@ -16,7 +16,7 @@ from typing import Final, Self
 from kdispatch.client import Client
 from kdispatch.credentials import Credentials
 from kdispatch.host import Host
-from kdispatch.relay_url import RelayUrl
+from kdispatch.network.dialer import Dialer
 from kdispatch.settings import load_settings
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.errors import KdispatchError
@@ -41,7 +41,7 @@ class Connector:
     """
 
     def __init__(self, relay: str | None = None, *, token: str | None = None) -> None:
-        self._client = Client(_relay_url(relay), token=token)
+        self._client = Client(_dialer(relay), token=token)
         self._starting: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -112,7 +112,7 @@ async def open_connection(
     for loop in [loop for loop in _connectors if loop.is_closed()]:
         del _connectors[loop]
     connectors = _connectors.setdefault(asyncio.get_running_loop(), {})
-    key = (str(_relay_url(relay)), token)
+    key = (str(load_settings(relay=relay).relay_urls), token)
     if key not in connectors or connectors[key].over:
         connectors[key] = Connector(relay, token=token)
     return await connectors[key].open_connection(service, limit=limit)
@@ -121,10 +121,10 @@ async def open_connection(
 class Server:
     """A service hosted by this process. Made by :func:`start_server`."""
 
-    def __init__(self, relay: RelayUrl, service: str, token: str, connected: ClientConnected, limit: int) -> None:
+    def __init__(self, dialer: Dialer, service: str, token: str, connected: ClientConnected, limit: int) -> None:
         self._connected = connected
         self._limit = limit
-        self._host = Host(relay, service, token, self._serve)
+        self._host = Host(dialer, service, token, self._serve)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -197,12 +197,12 @@ async def start_server(
     ``token`` is the service's or its owner's; without it the stored one is used.
     Raises ``KdispatchError``. Use the result as an async context manager, or call its ``aclose``.
     """
-    url = _relay_url(relay)
-    given = token or Credentials().token_for_host(url, service, warn=lambda _: None)
-    server = Server(url, service, given, client_connected_cb, limit)
+    dialer = _dialer(relay)
+    given = token or Credentials().token_for_host(dialer.relay, service, warn=lambda _: None)
+    server = Server(dialer, service, given, client_connected_cb, limit)
     await server.start()
     return server
 
 
-def _relay_url(relay: str | None) -> RelayUrl:
-    return load_settings(relay=relay).relay_url
+def _dialer(relay: str | None) -> Dialer:
+    return Dialer.of(load_settings(relay=relay))

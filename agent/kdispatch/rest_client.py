@@ -6,6 +6,7 @@ that was given or nowhere.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 import yarl
+from aiohttp.client_proto import ResponseHandler
 
 from kdispatch.answers import (
     CONNECT_SECONDS,
@@ -31,7 +33,7 @@ from kdispatch.answers import (
     text,
     unreachable,
 )
-from kdispatch.certificates import certificate_error
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch_protocol.errors import KdispatchError
@@ -87,12 +89,16 @@ class Identity:
 class RestClient:
     """One relay's REST API; use it as an asynchronous context manager."""
 
-    def __init__(self, relay: RelayUrl) -> None:
-        self._relay = relay
+    def __init__(self, dialer: Dialer) -> None:
+        self._connector: _Connector | None = None
+        self._dialer = dialer
+        self._relay = dialer.relay  # the URL that is asked
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._connector = _Connector(self._dialer)
         self._session = aiohttp.ClientSession(
+            connector=self._connector,
             timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, connect=CONNECT_SECONDS),
             headers={"User-Agent": f"kdispatch/{version()}", "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -155,7 +161,9 @@ class RestClient:
     ) -> Any:
         """The answer's JSON; with ``done`` nothing, and 204 alone is a yes: no friendly stranger passes for it."""
         assert self._session is not None, "used outside of 'async with'"
+        assert self._connector is not None
         try:
+            self._relay = await self._connector.chosen()
             async with self._session.request(
                 method,
                 yarl.URL(self._relay.rest(path), encoded=True),
@@ -178,16 +186,37 @@ class RestClient:
         return read(self._relay, answer, shape)
 
     def _translated(self, error: Exception) -> KdispatchError:
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return certificate_error(self._relay.authority, error.certificate_error)
         if isinstance(error, TimeoutError):
             limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
             return unreachable(self._relay, f"no answer within {limit:g} s")
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
             return unreachable(self._relay, ENDED)
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return connection_error(self._relay, error.os_error)
         return connection_error(self._relay, error) if isinstance(error, OSError) else no_http(self._relay)
+
+
+class _Connector(aiohttp.BaseConnector):
+    """Gives aiohttp the connections that a dialer makes."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        super().__init__()
+        self._dialer = dialer
+        self._relay: RelayUrl | None = None if dialer.has_choice else dialer.relay
+        self._waiting: ResponseHandler | None = None  # the connection by which the choice was made
+
+    async def chosen(self) -> RelayUrl:
+        """The URL that is asked: of several one that answers, and then always the same."""
+        if self._relay is None:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                self._relay, _, self._waiting = await self._dialer.open(lambda _: self._factory())
+        return self._relay
+
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.is_connected():
+            return waiting
+        assert self._relay is not None
+        _, _, protocol = await self._dialer.open_at(self._relay, lambda _: self._factory())
+        return protocol
 
 
 def _token(answer: Any, kind: str) -> str:

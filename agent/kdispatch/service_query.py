@@ -7,7 +7,6 @@ whose errors these are. The connection is kept for the next question: one who wa
 from __future__ import annotations
 
 import asyncio
-import ssl
 from types import TracebackType
 from typing import Final, Self, cast
 from urllib.parse import urlsplit
@@ -32,7 +31,7 @@ from kdispatch.answers import (
     service_path,
     unreachable,
 )
-from kdispatch.dialer import open_connection
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch_protocol.errors import KdispatchError
@@ -49,10 +48,8 @@ _NEW: Final = b"HTTP/1.1 "
 class ServiceQuery:
     """Asks one relay for services, one at a time; use it as an asynchronous context manager."""
 
-    def __init__(self, relay: RelayUrl) -> None:
-        self._relay = relay
-        # Once, and not for each connection: it reads all of the machine's certificates.
-        self._tls = ssl.create_default_context() if relay.secure else None
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
         self._connection: _Connection | None = None
 
     async def __aenter__(self) -> Self:
@@ -65,48 +62,40 @@ class ServiceQuery:
 
     async def service(self, service: str, token: str | None = None) -> ServiceInfo:
         """One service, ``HANDLE/NAME``; ``unknown_service``, also where ``token`` gives no right to see it."""
-        request = self._request(service_path(service), token)
+        path = service_path(service)
         try:
             async with asyncio.timeout(TOTAL_SECONDS):
-                response = await self._answer(request)
+                relay, response = await self._answer(path, token)
         except TimeoutError as error:
             self._let_go()
-            raise unreachable(self._relay, f"no answer within {TOTAL_SECONDS:g} s") from error
+            raise unreachable(self._dialer.relay, f"no answer within {TOTAL_SECONDS:g} s") from error
         except BaseException:
             self._let_go()
             raise
         headers: dict[str, str] = {}
         for name, value in response.headers.raw_items():
             headers.setdefault(name.lower(), value)
-        return read(self._relay, content_of(self._relay, response.status_code, headers, response.body), read_service)
+        return read(relay, content_of(relay, response.status_code, headers, response.body), read_service)
 
-    def _request(self, path: str, token: str | None) -> Request:
-        url = urlsplit(self._relay.rest(path))
-        headers = Headers({"Host": url.netloc, "User-Agent": f"kdispatch/{version()}", "Accept": "application/json"})
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        return Request(url.path, headers)
-
-    async def _answer(self, request: Request) -> Response:
-        if self._connection is not None and not self._connection.over:
+    async def _answer(self, path: str, token: str | None) -> tuple[RelayUrl, Response]:
+        connection = self._connection
+        if connection is not None and not connection.over:
             try:
-                return await self._connection.ask(request)
+                return connection.relay, await connection.ask(path, token)
             except KdispatchError:
                 # A server may end a connection that rests, in the same moment as we ask.
-                if self._connection.heard:
+                if connection.heard:
                     raise
         self._let_go()
-        self._connection = await self._connect()
-        return await self._connection.ask(request)
+        connection = self._connection = await self._connect()
+        return connection.relay, await connection.ask(path, token)
 
     async def _connect(self) -> _Connection:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await open_connection(self._relay, lambda: _Connection(self._relay), self._tls)
-        except OSError as error:
-            if isinstance(error, TimeoutError) and error.errno is None:  # ours, and not the system's
-                raise unreachable(self._relay, f"no answer within {CONNECT_SECONDS:g} s") from error
-            raise connection_error(self._relay, error) from error
+                _, _, connection = await self._dialer.open(_Connection)
+        except TimeoutError as error:
+            raise unreachable(self._dialer.relay, f"no answer within {CONNECT_SECONDS:g} s") from error
         return connection
 
     def _let_go(self) -> None:
@@ -122,7 +111,7 @@ class _Connection(asyncio.Protocol):
     """
 
     def __init__(self, relay: RelayUrl) -> None:
-        self._relay = relay
+        self.relay = relay
         self._transport: asyncio.Transport | None = None
         self._http: ClientProtocol | None = None
         self._received = bytearray()
@@ -133,14 +122,14 @@ class _Connection(asyncio.Protocol):
     def heard(self) -> bool:
         return bool(self._received)
 
-    async def ask(self, request: Request) -> Response:
+    async def ask(self, path: str, token: str | None) -> Response:
         """Send one request and wait for its answer; the caller bounds the time."""
         assert self._transport is not None
         # An upgrade that does not ask for one: every answer is then a refusal with its status and body.
-        self._http = ClientProtocol(parse_uri(self._relay.tunnel), max_size=None)
+        self._http = ClientProtocol(parse_uri(self.relay.tunnel), max_size=None)
         self._received.clear()
         self._answer = asyncio.get_running_loop().create_future()
-        self._http.send_request(request)
+        self._http.send_request(_request(self.relay, path, token))
         self._transport.write(b"".join(self._http.data_to_send()))
         return await self._answer
 
@@ -161,7 +150,7 @@ class _Connection(asyncio.Protocol):
         fed = len(self._received) if len(self._received) >= len(_OLD) else 0
         self._received += data
         if len(self._received) > ANSWER_BYTES:
-            self._fail(not_a_relay(self._relay, "its answer has no end"))
+            self._fail(not_a_relay(self.relay, "its answer has no end"))
             return
         if len(self._received) < len(_OLD):
             return
@@ -180,20 +169,28 @@ class _Connection(asyncio.Protocol):
         if self._http.handshake_exc is not None and not isinstance(self._http.handshake_exc.__cause__, EOFError):
             self._answered(self._http.handshake_exc)
         else:
-            self._fail(unreachable(self._relay, ENDED))
+            self._fail(unreachable(self.relay, ENDED))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.over = True
-        self._fail(connection_error(self._relay, exc) if isinstance(exc, OSError) else unreachable(self._relay, ENDED))
+        self._fail(connection_error(self.relay, exc) if isinstance(exc, OSError) else unreachable(self.relay, ENDED))
 
     def _answered(self, outcome: Exception) -> None:
         assert self._answer is not None
         if isinstance(outcome, InvalidStatus):
             self._answer.set_result(outcome.response)
         else:
-            self._fail(no_http(self._relay))
+            self._fail(no_http(self.relay))
 
     def _fail(self, error: KdispatchError) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
         self.abort()
+
+
+def _request(relay: RelayUrl, path: str, token: str | None) -> Request:
+    url = urlsplit(relay.rest(path))
+    headers = Headers({"Host": url.netloc, "User-Agent": f"kdispatch/{version()}", "Accept": "application/json"})
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return Request(url.path, headers)

@@ -22,6 +22,7 @@ from kdispatch.setup_error import SetupError
 __all__ = [
     "CONFIG_VERSION",
     "ENVIRONMENT",
+    "NETWORK",
     "Setting",
     "Settings",
     "SetupError",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 CONFIG_VERSION: Final = 1
+#: The settings that say how the relay is reached, whatever its address.
+NETWORK: Final = ("proxy", "no_proxy", "ca_file", "client_cert", "client_key", "server_name", "pin")
 CONFIG_FILE: Final = "config.toml"
 
 #: Variables that are no settings of the file; nothing else reads the environment by name.
@@ -48,6 +51,9 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "KDISPATCH_NO_UVLOOP": "With 1, the standard event loop is used although uvloop is installed.",
     "KDISPATCH_DEBUG": "With 1, an error is followed by its traceback.",
 }
+
+#: Settings that name a file.
+_FILES: Final = frozenset({"ca_file", "client_cert", "client_key"})
 
 _SWITCH: Final = {
     "1": True,
@@ -80,7 +86,12 @@ class Settings:
     """The values in force; the fields' names are the keys of ``config.toml``."""
 
     relay: str = _setting(
-        "", "--relay", "KDISPATCH_RELAY", "URL", "The relay's address; sign-up and login remember it."
+        "",
+        "--relay",
+        "KDISPATCH_RELAY",
+        "URL",
+        "The relay's address; sign-up and login remember it. Several addresses of one relay, separated by commas, "
+        "are tried in their order.",
     )
     insecure_plaintext: bool = _setting(
         False,  # noqa: FBT003 - the default beside its field
@@ -88,6 +99,54 @@ class Settings:
         "KDISPATCH_INSECURE_PLAINTEXT",
         "yes or no",
         "Allow plain http to another machine: everyone on the way can read tokens.",
+    )
+
+    proxy: str = _setting(
+        "",
+        "--proxy",
+        "KDISPATCH_PROXY",
+        "URL",
+        "The proxy on the way to the relay: http://[USER:PASSWORD@]HOST:PORT or socks5://…; "
+        "without it what HTTPS_PROXY, ALL_PROXY and NO_PROXY or the system's settings say.",
+    )
+    no_proxy: bool = _setting(
+        False,  # noqa: FBT003 - the default beside its field
+        "--no-proxy",
+        "KDISPATCH_NO_PROXY",
+        "yes or no",
+        "Go to the relay directly, whatever proxy is set.",
+    )
+    ca_file: str = _setting(
+        "",
+        "--ca-file",
+        "KDISPATCH_CA_FILE",
+        "file",
+        "Trust the certificates in this file (PEM), in place of the system's.",
+    )
+    client_cert: str = _setting(
+        "",
+        "--client-cert",
+        "KDISPATCH_CLIENT_CERT",
+        "file",
+        "A certificate (PEM, with its chain) to show to what asks for one in front of the relay.",
+    )
+    client_key: str = _setting(
+        "", "--client-key", "KDISPATCH_CLIENT_KEY", "file", "Its private key (PEM), where that is in a file of its own."
+    )
+    server_name: str = _setting(
+        "",
+        "--server-name",
+        "KDISPATCH_SERVER_NAME",
+        "name",
+        "The name that the relay's certificate must have, where that is not the one in its address.",
+    )
+    pin: str = _setting(
+        "",
+        "--pin",
+        "KDISPATCH_PIN",
+        "sha256:…",
+        "The SHA-256 of the public key that the relay must have, besides a valid certificate; "
+        "several are separated by commas.",
     )
 
     log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "How agents log.")
@@ -124,8 +183,22 @@ class Settings:
 
     @property
     def relay_url(self) -> RelayUrl:
-        """The relay's checked address; raises ``bad_relay_url`` or ``plaintext_refused``."""
-        return RelayUrl.parse(self.relay, insecure_plaintext=self.insecure_plaintext)
+        """The relay's first address, by which it is named; raises as :attr:`relay_urls` does."""
+        return self.relay_urls[0]
+
+    @property
+    def relay_urls(self) -> tuple[RelayUrl, ...]:
+        """The relay's checked addresses; raises ``bad_relay_url`` or ``plaintext_refused``."""
+        texts = [text for text in self.relay.split(",") if text.strip()] or [""]
+        urls = (RelayUrl.parse(text, insecure_plaintext=self.insecure_plaintext) for text in texts)
+        return tuple(dict.fromkeys(urls))
+
+    @property
+    def network(self) -> dict[str, str]:
+        """What says how the relay is reached, but for its address, as variables of an environment."""
+        values = {name: getattr(self, name) for name in NETWORK}
+        texts = {name: str(int(value)) if isinstance(value, bool) else value for name, value in values.items()}
+        return {setting_of(name).env: text for name, text in texts.items()}
 
 
 def setting_of(name: str) -> Setting:
@@ -141,13 +214,24 @@ def load_settings(**flags: str | bool | float | None) -> Settings:
     Raises :class:`SetupError` for a value of the wrong type, an unknown key or
     a file that can't be read.
     """
-    values: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         setting: Setting = field.metadata["setting"]
         if text := os.environ.get(setting.env, ""):
-            values[field.name] = _from_text(field.default, setting.env, text)
-    values = _read_file(config_directory() / CONFIG_FILE) | values
-    return Settings(**values | {name: value for name, value in flags.items() if value is not None})
+            environment[field.name] = _from_text(field.default, setting.env, text)
+    given = {name: value for name, value in flags.items() if value is not None}
+    directory = config_directory()
+    values: dict[str, Any] = {}
+    for layer, base in ((_read_file(directory / CONFIG_FILE), directory), (environment, Path()), (given, Path())):
+        if layer.get("proxy") and "no_proxy" not in layer:
+            values.pop("no_proxy", None)  # it was said of another proxy, in a place that counts less
+        values |= {name: _absolute(str(value), base) if name in _FILES else value for name, value in layer.items()}
+    return Settings(**values)
+
+
+def _absolute(path: str, base: Path) -> str:
+    """A file's name that stays the same wherever the process goes."""
+    return str(base.absolute() / Path(path).expanduser()) if path else ""
 
 
 def _from_text(default: object, name: str, text: str) -> Any:
@@ -185,17 +269,18 @@ def environment_switch(name: str) -> bool:
     return bool(text := os.environ.get(name, "")) and _switch(name, text)
 
 
-def remember_relay(relay: RelayUrl) -> bool:
-    """Write ``relay`` into ``config.toml``, keeping all else there; whether that changed the file."""
+def remember_relay(*relays: RelayUrl) -> bool:
+    """Write the relay's addresses into ``config.toml``, keeping all else there; whether that changed the file."""
+    relay = ", ".join(map(str, relays))
     directory = config_directory()
     path = directory / CONFIG_FILE
     with private_lock(directory):
         before = _read_file(path)
-        if before.get("relay") == str(relay):
+        if before.get("relay") == relay:
             return False
         text = path.read_text(encoding="utf-8") if path.exists() else f"config_version = {CONFIG_VERSION}\n"
-        text = _with_relay(text, str(relay))
-        if _parse(path, text) != before | {"relay": str(relay)}:
+        text = _with_relay(text, relay)
+        if _parse(path, text) != before | {"relay": relay}:
             raise SetupError(
                 "bad_request",
                 f"{path} is written in a way that kdispatch cannot change.",

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from kdispatch.backoff import Backoff
 from kdispatch.condition import Condition
-from kdispatch.dialer import Refusal, dial
-from kdispatch.relay_url import RelayUrl
+from kdispatch.network.dialer import Dialer
+from kdispatch.network.upgrade import Refusal
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch_protocol import events
@@ -47,7 +47,7 @@ class Uplink:
 
     def __init__(
         self,
-        relay: RelayUrl,
+        dialer: Dialer,
         on_event: Callable[[Event], None],
         *,
         log: RunningLog = SILENT,
@@ -55,7 +55,7 @@ class Uplink:
         limits: Limits = DEFAULT_LIMITS,
         identity: Identity | None = None,
     ) -> None:
-        self.relay = relay
+        self.dialer = dialer
         mine = identity or Identity()
         self.endpoint = Endpoint(mine.secret, agent=agent, limits=limits, predecessors=mine.predecessors)
         self.driver = EndpointDriver(self.endpoint, self._event)
@@ -64,7 +64,7 @@ class Uplink:
         self._log = log
         self._limits = limits
         self._backoff = Backoff()
-        self._welcomed: asyncio.Future[None] | None = None
+        self._welcomed: asyncio.Future[str] | None = None  # the relay's id
         self._told: asyncio.Future[None] | None = None  # waits for the relay's goodbye in some session
         self._departures: set[asyncio.Task[None]] = set()  # from sessions that are being left
         self._stopping = False
@@ -131,7 +131,7 @@ class Uplink:
         session = None
         try:
             async with asyncio.timeout(self._limits.handshake):
-                upgraded = await dial(self.relay)
+                upgraded = await self.dialer.upgrade()
                 session = self.driver.connect(upgraded.transport, upgraded.early)
                 self._welcomed = asyncio.get_running_loop().create_future()
                 waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
@@ -140,7 +140,7 @@ class Uplink:
             if session is not None:
                 session.abort()
             raise KdispatchError(
-                "relay_unreachable", f"{self.relay.host}:{self.relay.port} did not answer in time."
+                "relay_unreachable", f"{self.dialer.relay.authority} did not answer in time."
             ) from None
         except asyncio.CancelledError:
             if session is not None:
@@ -149,6 +149,11 @@ class Uplink:
         if session.lost.done():
             code, text = session.lost.result()
             raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
+        try:
+            self.dialer.met(upgraded.relay, self._welcomed.result())
+        except KdispatchError:
+            session.abort()  # before it has answered what we have sent
+            raise
         return session
 
     async def _keep(self, session: UplinkSession) -> None:
@@ -282,7 +287,7 @@ class Uplink:
             self._backoff.spread = max(0.5, event.welcome.spread_ms / 1000)
             self.condition.connected()
             if self._welcomed is not None and not self._welcomed.done():
-                self._welcomed.set_result(None)
+                self._welcomed.set_result(event.welcome.relay)
         elif isinstance(event, events.SessionRefused):
             if self._told is not None and not self._told.done():
                 self._told.set_result(None)

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kdispatch import dialer
-from kdispatch.dialer import Refusal, dial
+from kdispatch.network import upgrade
+from kdispatch.network.dialer import Dialer
+from kdispatch.network.upgrade import Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import KdispatchError
 
@@ -77,7 +78,7 @@ def _problem(status: str, code: str, *headers: str) -> bytes:
 async def _error(answer: Answer) -> KdispatchError:
     async with _server(answer) as url, asyncio.timeout(0.5):
         with pytest.raises(KdispatchError) as caught:
-            await dial(url)
+            await Dialer(url).upgrade()
     return caught.value
 
 
@@ -137,7 +138,7 @@ async def test_silence() -> None:
     async with _server(_says(b"")) as url:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await dial(url)
+                await Dialer(url).upgrade()
 
 
 @pytest.mark.parametrize(("status", "after"), [("503 Busy", 7.0), ("502 Bad Gateway", 7.0), ("429 Too Many", 7.0)])
@@ -201,7 +202,7 @@ async def test_other_websocket(subprotocol: str) -> None:
 async def test_upgrade() -> None:
     """A relay's upgrade gives the connection, and what came right behind it."""
     async with _server(_upgrade(behind=b"early")) as url, asyncio.timeout(2):
-        upgraded = await dial(url)
+        upgraded = await Dialer(url).upgrade()
         assert upgraded.early == b"early"
         assert not upgraded.transport.is_reading()  # until the session takes over
         upgraded.transport.abort()
@@ -213,7 +214,7 @@ async def test_closed_port() -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(KdispatchError) as caught:
-            await dial(RelayUrl.parse(f"http://127.0.0.1:{port}"))
+            await Dialer(RelayUrl.parse(f"http://127.0.0.1:{port}")).upgrade()
     assert caught.value.code == "relay_unreachable"
     assert caught.value.text.startswith(f"127.0.0.1:{port} can't be reached: ")
 
@@ -226,7 +227,7 @@ async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
     with pytest.raises(KdispatchError) as caught:
-        await dial(RelayUrl.parse("https://relay.invalid"))
+        await Dialer(RelayUrl.parse("https://relay.invalid")).upgrade()
     assert caught.value.code == "relay_unreachable"
     assert "relay.invalid:443 can't be reached: the name cannot be resolved" in caught.value.text
 
@@ -241,13 +242,13 @@ async def test_no_tls() -> None:
 
     async with _server(handle) as url, asyncio.timeout(2):
         with pytest.raises(KdispatchError) as caught:
-            await dial(RelayUrl.parse(f"https://127.0.0.1:{url.port}"))
+            await Dialer(RelayUrl.parse(f"https://127.0.0.1:{url.port}")).upgrade()
     assert caught.value.code == "not_a_relay"
 
 
 async def test_a_dial_that_was_given_up_leaves_no_error_behind() -> None:
     """A connection that ends when nobody waits for its handshake any more is nobody's concern."""
-    handshake = dialer._Handshake(RelayUrl.parse("http://127.0.0.1:1"))
+    handshake = upgrade.Handshake(RelayUrl.parse("http://127.0.0.1:1"))
     handshake.connection_lost(None)
     assert handshake.done.done()
     del handshake

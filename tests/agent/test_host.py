@@ -8,6 +8,7 @@ import random
 import pytest
 
 from kdispatch.host import Host
+from kdispatch.network.dialer import Dialer
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.streams import Stream
@@ -19,7 +20,7 @@ def _refuse(driver: EndpointDriver, stream: Stream) -> None:
 
 
 def _host(relay: Running) -> Host:
-    return Host(relay.url, SERVICE, "token", _refuse, limits=SCALED)
+    return Host(Dialer(relay.url), SERVICE, "token", _refuse, limits=SCALED)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from kdispatch import status
 from kdispatch.client import Client
 from kdispatch.host import Host
+from kdispatch.network.dialer import Dialer
 from kdispatch.status import agent_status
 from kdispatch.uplink import Uplink
 from kdispatch_protocol.aio.driver import EndpointDriver
@@ -27,8 +28,8 @@ class Ends:
 
     def __init__(self, relay: Running) -> None:
         self.relay = relay
-        self.host = Host(relay.url, SERVICE, "token", self.take, limits=SCALED)
-        self.client = Client(relay.url, limits=SCALED)
+        self.host = Host(Dialer(relay.url), SERVICE, "token", self.take, limits=SCALED)
+        self.client = Client(Dialer(relay.url), limits=SCALED)
         self.taken: list[StreamTransport] = []
 
     def take(self, driver: EndpointDriver, stream: Stream) -> None:
@@ -72,7 +73,7 @@ async def test_streams_with_their_bytes() -> None:
 async def test_connected_and_not() -> None:
     """A session is connecting, connected with its round trip, and reconnecting with what went wrong and when next."""
     async with running_gate() as relay:
-        uplink = Uplink(relay.url, lambda _: None, limits=SCALED)
+        uplink = Uplink(Dialer(relay.url), lambda _: None, limits=SCALED)
         assert agent_status(uplink, [], drains_for=None)["state"] == "connecting"
         await uplink.start(2)
         try:
@@ -95,7 +96,7 @@ async def test_connected_and_not() -> None:
 async def test_moving() -> None:
     """With two sessions the agent is moving; then it is connected by the newer one, whose leg is measured."""
     async with running_gate() as relay:
-        uplink = Uplink(relay.url, lambda _: None, limits=dataclasses.replace(SCALED, rotate=0.1))
+        uplink = Uplink(Dialer(relay.url), lambda _: None, limits=dataclasses.replace(SCALED, rotate=0.1))
         condition = uplink.condition
         await uplink.start(2)
         try:
@@ -112,7 +113,7 @@ async def test_a_relay_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """What keeps an agent from its first session is told while it tries."""
     async with running_gate() as relay:
         url = relay.url
-    uplink = Uplink(url, lambda _: None)
+    uplink = Uplink(Dialer(url), lambda _: None)
     starting = asyncio.create_task(uplink.start(5))
     await until(lambda: uplink.condition.next_try)
     told = agent_status(uplink, [], drains_for=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from kdispatch.network.dialer import Dialer
 from kdispatch.uplink import Uplink
 from tests.aio.twin import SCALED, running_gate
 
@@ -13,7 +14,7 @@ async def test_no_task_is_left() -> None:
     """When the loop ends, and with it the task that keeps the session, no task of its own is left."""
     async with running_gate() as relay:
         before = asyncio.all_tasks()
-        uplink = Uplink(relay.url, lambda _: None, limits=SCALED)
+        uplink = Uplink(Dialer(relay.url), lambda _: None, limits=SCALED)
         await uplink.start(2)
         await asyncio.sleep(0.01)  # it waits for the end of its session
         assert uplink._task is not None

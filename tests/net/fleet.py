@@ -12,8 +12,8 @@ import time
 from typing import Final
 from unittest.mock import patch
 
-from kdispatch.dialer import Upgraded, dial
 from kdispatch.host import Host
+from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
@@ -31,9 +31,12 @@ def _happened(what: str) -> None:
     print(what, f"{time.monotonic():.4f}", flush=True)
 
 
-async def _noted_dial(relay: RelayUrl) -> Upgraded:
+_upgrade = Dialer.upgrade
+
+
+async def _noted_upgrade(dialer: Dialer) -> Upgraded:
     _happened("try")
-    return await dial(relay)
+    return await _upgrade(dialer)
 
 
 def _serve(driver: EndpointDriver, stream: Stream) -> None:
@@ -62,8 +65,8 @@ async def _main(url: str, service: str, token: str, count: str) -> None:
         async with gate:
             await agent.start(_START_WAIT)
 
-    hosts = [_Host(relay, service, token, _serve) for _ in range(int(count) // 2)]
-    clients = [Uplink(relay, _client) for _ in range(int(count) - len(hosts))]
+    hosts = [_Host(Dialer(relay), service, token, _serve) for _ in range(int(count) // 2)]
+    clients = [Uplink(Dialer(relay), _client) for _ in range(int(count) - len(hosts))]
     agents: list[Host | Uplink] = [*hosts, *clients]
     await asyncio.gather(*(start(agent) for agent in agents))
     # Until the first of them fails, which none should, or the test ends this process.
@@ -71,5 +74,5 @@ async def _main(url: str, service: str, token: str, count: str) -> None:
 
 
 if __name__ == "__main__":
-    with patch("kdispatch.uplink.dial", _noted_dial):
+    with patch.object(Dialer, "upgrade", _noted_upgrade):
         asyncio.run(_main(*sys.argv[1:]))

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 import pytest
 from _pytest.mark import ParameterSet
 
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 
@@ -216,7 +217,7 @@ class Relay:
         self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
         self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
         if not self.token:
-            async with RestClient(self.address) as rest:
+            async with RestClient(Dialer(self.address)) as rest:
                 self.token = (await rest.sign_up("ann")).token
 
     @property
@@ -252,12 +253,12 @@ class Network:
 
     async def service(self) -> str:
         """Create a service; returns its full name."""
-        async with RestClient(RelayUrl.parse(self.url)) as rest:
+        async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             return (await rest.create_service(self._token, f"s{secrets.token_hex(6)}")).service
 
     async def live_hosts(self, service: str) -> int:
         """How many hosts the relay's REST API counts."""
-        async with RestClient(RelayUrl.parse(self.url)) as rest:
+        async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             return (await rest.service(service)).live_hosts
 
     async def has_live_hosts(self, service: str, count: int, wait: float = 15.0) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort, Serve
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 from kdispatch_protocol.aio.driver import EndpointDriver
@@ -37,7 +38,7 @@ class Stack:
         self._ending = ending
 
     async def sign_up(self) -> None:
-        async with RestClient(RelayUrl.parse(self.url)) as rest:
+        async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             self.token = (await rest.sign_up("ann")).token
             self.service = (await rest.create_service(self.token, "web")).service
 
@@ -49,7 +50,7 @@ class Stack:
     async def host(self, serve: Serve | int, *, url: str = "") -> Host:
         """A host that serves with ``serve``, or from that local port; ``url`` is another way to the relay."""
         served = LocalPort("127.0.0.1", serve, self.limits) if isinstance(serve, int) else serve
-        host = Host(RelayUrl.parse(url or self.url), self.service, self.token, served, limits=self.limits)
+        host = Host(Dialer(RelayUrl.parse(url or self.url)), self.service, self.token, served, limits=self.limits)
         if isinstance(served, LocalPort):
             served.host = host
         await host.start(5)
@@ -60,7 +61,7 @@ class Stack:
     async def client(self, *, url: str = "") -> tuple[Client, int]:
         """A client, and a local port each of whose connections it carries to the service."""
         client = Client(
-            RelayUrl.parse(url or self.url), failed=lambda code, _: self.resets.append(code), limits=self.limits
+            Dialer(RelayUrl.parse(url or self.url)), failed=lambda code, _: self.resets.append(code), limits=self.limits
         )
         listener = LocalListener(client, self.service)
         await listener.bind("127.0.0.1", 0)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 from tests.net.harness import Network, Relay, eventually, sizes
@@ -274,7 +275,7 @@ async def test_failures(shell: Shell, own_relay: Relay, network: Network, failur
         if failure == "port_in_use":
             arguments += ["--port", port]
         elif failure == "token_refused":
-            async with RestClient(RelayUrl.parse(network.url)) as rest:
+            async with RestClient(Dialer(RelayUrl.parse(network.url))) as rest:
                 other = await rest.sign_up("bob")
             wrong = other.token[:-1] + ("0" if other.token[-1] != "0" else "1")
             arguments, environment = ["host", name, "--port", port], {"KDISPATCH_TOKEN": wrong}

@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 
 import kdispatch
-from kdispatch.dialer import Refusal, Upgraded
-from kdispatch.relay_url import RelayUrl
+from kdispatch.network.dialer import Dialer, Upgraded
+from kdispatch.network.upgrade import Refusal
 from kdispatch_protocol.limits import Limits
 from tests.net.harness import KIB, MIB, Network, eventually
 from tests.net.loop_stack import Stack, running_stack
@@ -211,7 +211,7 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_connections_end_when_no_session_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal that is final resets what waited for the next session, with its code, instead of letting it wait."""
 
-    async def refused(relay: RelayUrl) -> Upgraded:
+    async def refused(_: Dialer) -> Upgraded:
         raise Refusal("not_permitted", "no", final=True)
 
     async with (
@@ -222,7 +222,7 @@ async def test_connections_end_when_no_session_can_be_had(tmp_path: Path, monkey
         reader, writer = await connector.open_connection(stack.service)
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
-        monkeypatch.setattr("kdispatch.uplink.dial", refused)
+        monkeypatch.setattr(Dialer, "upgrade", refused)
         connector._client.driver.abort()
         async with asyncio.timeout(10):
             with pytest.raises(kdispatch.StreamReset) as reset:

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from kdispatch.backoff import Backoff
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
 from tests.net.false_relays import Answer, Asked, close, refuse, upgrade, welcome
@@ -61,7 +62,7 @@ async def _false_relay(answer: Answer) -> AsyncIterator[Asked]:
     """An agent's own false relay: the agent had a session there, and from now on hears ``answer``."""
     asked = Asked(welcome(0.2))
     async with service(asked) as running:
-        uplink = Uplink(RelayUrl.parse(f"http://127.0.0.1:{running.port}"), lambda _: None)
+        uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)
         await uplink.start(5)
         asked.at.clear()
         asked.answer = answer

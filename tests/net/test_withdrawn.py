@@ -11,6 +11,7 @@ import pytest
 
 from kdispatch.host import Host
 from kdispatch.library import Server
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.errors import KdispatchError
@@ -110,7 +111,8 @@ async def test_revoked_ends_at_once(tmp_path: Path) -> None:
 async def test_library(tmp_path: Path, code: str) -> None:
     """A program's ``serve_forever`` raises what the relay said."""
     async with running_stack(tmp_path) as stack:
-        server = Server(RelayUrl.parse(stack.url), stack.service, stack.token, lambda _reader, _writer: None, 1 << 16)
+        dialer = Dialer(RelayUrl.parse(stack.url))
+        server = Server(dialer, stack.service, stack.token, lambda _reader, _writer: None, 1 << 16)
         await server.start(5)
         async with server:
             forever = asyncio.create_task(server.serve_forever())

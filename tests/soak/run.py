@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.idle import anonymous
+from kdispatch.network.dialer import Dialer
 from kdispatch.rest_client import RestClient
 from tests.chaos.users import unless_refused
 from tests.faults.rig import Rig, rig
@@ -172,7 +173,7 @@ class _Soak:
 
     async def _streams(self) -> int:
         """How many streams the relay counts, over all hosts."""
-        async with RestClient(self._rig.relay.address) as rest:
+        async with RestClient(Dialer(self._rig.relay.address)) as rest:
             services = await rest.services(self._rig.relay.token)
             hosts = [await rest.hosts(service.service) for service in services]
             return sum(host.streams for some in hosts for host in some)
@@ -222,7 +223,7 @@ async def _without_service(folder: Path, on: Rig) -> AsyncIterator[tuple[Process
     try:
         service = await network.service()
         host, client = await asyncio.gather(network.host(service, on.through.port), network.connect(service))
-        async with RestClient(on.relay.address) as rest:
+        async with RestClient(Dialer(on.relay.address)) as rest:
             await rest.delete_service(on.relay.token, service)
         await host.ended()
         yield client

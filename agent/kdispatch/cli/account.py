@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdispatch.cli.options import InsecurePlaintext, Json, Quiet, Relay, Token, TokenFile
+from kdispatch.cli.options import Json, Quiet, Token, TokenFile
 from kdispatch.cli.output import Output, run_async
+from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.credentials import Credentials, given_token
 from kdispatch.relay_url import RelayUrl
-from kdispatch.settings import load_settings, remember_relay
+from kdispatch.settings import Settings, load_settings, remember_relay
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
+
+if TYPE_CHECKING:
+    from kdispatch.rest_client import RestClient
 
 __all__ = ["Caller", "app"]
 
@@ -24,6 +28,7 @@ app = typer.Typer()
 class Caller:
     """Who calls which relay: ``given`` is a token from flags or environment, which goes before the stored ones."""
 
+    settings: Settings
     relay: RelayUrl
     credentials: Credentials
     given: str | None
@@ -33,21 +38,31 @@ class Caller:
         cls,
         output: Output,
         *,
-        relay: str | None,
-        insecure_plaintext: bool | None,
+        reach: Reach,
         token: str | None = None,
         token_file: str | None = None,
         ignore_given: bool = False,
     ) -> Caller:
         """Put together what the flags, the environment and the files say."""
-        settings = load_settings(relay=relay, insecure_plaintext=insecure_plaintext)
+        settings = load_settings(**reach)
         given = None if ignore_given else given_token(token, token_file, warn=output.warn)
-        return cls(settings.relay_url, Credentials(), given)
+        return cls(settings, settings.relay_url, Credentials(), given)
 
     @property
     def token(self) -> str | None:
         """The given token, or the stored one of the current handle."""
         return self.given or self.credentials.admin_token(self.relay)
+
+    def rest(self) -> RestClient:
+        """The relay's REST API; to be used as an asynchronous context manager."""
+        from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+
+        return RestClient(Dialer.of(self.settings))
+
+    def remember_relay(self) -> None:
+        """Make this relay the one that is asked without being named."""
+        remember_relay(*self.settings.relay_urls)
 
     def must_have_token(self) -> str:
         """The token; ``not_logged_in`` where there is none."""
@@ -57,29 +72,27 @@ class Caller:
 
 
 @app.command("sign-up", epilog="Example: kdispatch sign-up ann --relay https://relay.example.org")
+@reaches_relay
 def sign_up(
     handle: Annotated[str, typer.Argument(metavar="HANDLE", help="The name that you want; the first to ask gets it.")],
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Take a handle at a relay; its token and the relay are remembered."""
     output = Output(quiet=quiet, json=json)
     check_name(handle, "handle")
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext)
+    caller = Caller.load(output, reach=reach)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
         # The token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             signed = await client.sign_up(handle)
         try:
             caller.credentials.store_admin(caller.relay, signed.handle, signed.token)
-            remember_relay(caller.relay)
+            caller.remember_relay()
         finally:
             output.result(
                 {"handle": signed.handle, "relay": str(caller.relay), "token": signed.token},
@@ -95,10 +108,10 @@ def sign_up(
 
 
 @app.command(epilog="Example: kdispatch whoami")
+@reaches_relay
 def whoami(
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -106,12 +119,10 @@ def whoami(
 ) -> None:
     """Ask the relay whose the token in use is. --quiet prints the handle."""
     output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             identity = await client.whoami(caller.must_have_token())
         lines = [f"handle  {identity.handle}", f"relay   {caller.relay}", f"kind    {identity.kind}"]
         output.result(

@@ -13,11 +13,9 @@ from kdispatch.cli.interruption import Interruption
 from kdispatch.cli.lifetime import Life, in_slot, recorded, until_interrupted
 from kdispatch.cli.options import (
     Grace,
-    InsecurePlaintext,
     Json,
     OpenWait,
     Quiet,
-    Relay,
     Rotate,
     Service,
     ServiceOption,
@@ -26,6 +24,7 @@ from kdispatch.cli.options import (
     one_service,
 )
 from kdispatch.cli.output import Output, run_async
+from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.cli.running import Access, Resets, Start, detach, show
 from kdispatch.control import ask
 from kdispatch.operating_system import HERE
@@ -65,6 +64,7 @@ _Background = Annotated[str | None, typer.Option("--background", hidden=True)]
 
 
 @app.command(epilog="Example: kdispatch agent host ann/web --port 8080")
+@reaches_relay
 def host(
     service: Service = None,
     *,
@@ -79,8 +79,7 @@ def host(
         bool, typer.Option("--exit-when-closed", help="End when the local port closes, instead of waiting for it.")
     ] = False,
     detached: _Detach = False,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -92,9 +91,8 @@ def host(
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
     start = Start(
         kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, grace=grace, rotate=rotate, exit_when_closed=exit_when_closed, relay=relay,
-        insecure_plaintext=insecure_plaintext, token=token, token_file=token_file, quiet=quiet, json=json,
-        log_format=log_format, verbose=verbose, background=background,
+        drain_time=drain_time, grace=grace, rotate=rotate, exit_when_closed=exit_when_closed, reach=reach, token=token,
+        token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
     _run(start, _host, detached=detached)
 
@@ -107,7 +105,7 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output, i
     await local.check()
     async with in_slot(start, access, log) as (identity, claim):
         offer = Host(
-            access.relay, access.service, access.token, local, log=log, limits=access.limits, identity=identity
+            access.dialer(), access.service, access.token, local, log=log, limits=access.limits, identity=identity
         )  # fmt: skip
         local.host = offer
         place = {"address": start.address, "port": start.port}
@@ -132,6 +130,7 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output, i
 
 
 @app.command(epilog="Example: kdispatch agent connect ann/web --port 9090")
+@reaches_relay
 def connect(
     service: Service = None,
     *,
@@ -146,8 +145,7 @@ def connect(
     rotate: Rotate = None,
     open_wait: OpenWait = None,
     detached: _Detach = False,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -159,9 +157,8 @@ def connect(
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
     start = Start(
         kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
-        drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, relay=relay,
-        insecure_plaintext=insecure_plaintext, token=token, token_file=token_file,
-        quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
+        drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, reach=reach, token=token,
+        token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
     _run(start, _connect, detached=detached)
 
@@ -173,7 +170,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
     async with in_slot(start, access, log) as (identity, claim):
         failed = Resets(name, log)
         client = Client(
-            access.relay, token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
+            access.dialer(), token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
         )  # fmt: skip
         listener = LocalListener(client, name)
         await listener.bind(start.address, start.port)

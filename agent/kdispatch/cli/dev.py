@@ -64,6 +64,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
 
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
     from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
+    from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
 
     log = agent_log("json" if output.json else "text", quiet=output.quiet)
     if not port:
@@ -73,12 +74,12 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     local = LocalPort("127.0.0.1", port)
     await local.check()
     service, token = await _sign_up(url)
-    host = Host(url, service, token, local, log=log)
+    host = Host(Dialer(url), service, token, local, log=log)
     local.host = host
     await host.start(_START)
     stack.push_async_callback(host.stop)
 
-    client = Client(url, log=log, failed=Resets(service, log))
+    client = Client(Dialer(url), log=log, failed=Resets(service, log))
     listener = LocalListener(client, service)
     await listener.bind("127.0.0.1", connect_port)
     stack.callback(listener.close)
@@ -96,9 +97,10 @@ async def _sign_up(url: RelayUrl) -> tuple[str, str]:
     """Make handle and service, remembered for other terminals; returns the service and its token."""
     import asyncio  # noqa: PLC0415 - see run_async
 
+    from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
     from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-    async with RestClient(url) as rest:
+    async with RestClient(Dialer(url)) as rest:
         signed = await rest.sign_up("dev")
         created = await rest.create_service(signed.token, "app")
 

@@ -9,10 +9,11 @@ import typer
 
 from kdispatch.cli.account import Caller
 from kdispatch.cli.ask import must_agree
-from kdispatch.cli.options import InsecurePlaintext, Json, Quiet, Relay, Token, TokenFile, Yes
+from kdispatch.cli.options import Json, Quiet, Token, TokenFile, Yes
 from kdispatch.cli.output import Output, run_async
+from kdispatch.cli.reach import Reach, names_relay, reaches_relay
 from kdispatch.credentials import typed_token
-from kdispatch.settings import SetupError, remember_relay
+from kdispatch.settings import SetupError
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_kind
 
@@ -29,10 +30,10 @@ _NOT_STORED: Final = {
 
 
 @app.command(epilog="Example: kdispatch login --token-file token.txt")
+@reaches_relay
 def login(
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -40,7 +41,7 @@ def login(
 ) -> None:
     """Store a token that you have: an admin's or a service's; it is asked for, or read from standard input."""
     output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
     # Asked for outside of the event loop, where Ctrl-C ends the program at once.
     secret = caller.given or typed_token()
     kind = token_kind(secret)
@@ -48,9 +49,7 @@ def login(
         raise SetupError("not_permitted", f"Nobody logs in with a token of kind {kind}_.", hint=_NOT_STORED[kind])
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             identity = await client.whoami(secret)
         if (identity.kind, identity.service is None) != (kind, kind == "adm"):
             raise KdispatchError("not_a_relay", f"{caller.relay} takes the token for one of another kind.")
@@ -58,7 +57,7 @@ def login(
             caller.credentials.store_admin(caller.relay, identity.handle, secret)
         else:
             caller.credentials.store_service(caller.relay, identity.service, secret)
-        remember_relay(caller.relay)
+        caller.remember_relay()
         name = identity.service or identity.handle
         output.result(
             {**asdict(identity), "relay": str(caller.relay)},
@@ -71,6 +70,7 @@ def login(
 
 
 @app.command(epilog="Example: kdispatch logout ann --yes")
+@names_relay
 def logout(
     handle: Annotated[
         str | None, typer.Argument(metavar="HANDLE", help="Whose tokens; the current handle's.", show_default=False)
@@ -78,14 +78,13 @@ def logout(
     *,
     every: Annotated[bool, typer.Option("--all", help="Drop all tokens that are stored for the relay.")] = False,
     yes: Yes = False,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Drop a handle's stored tokens, its services' too; they stay valid at the relay. --quiet prints their names."""
     output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, ignore_given=True)
+    caller = Caller.load(output, reach=reach, ignore_given=True)
     handles, services = _to_drop(caller, handle, every=every)
     if handles:
         loses = f"The stored admin token of {', '.join(handles)} can't be shown again once it is dropped"

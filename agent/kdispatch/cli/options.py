@@ -10,11 +10,9 @@ from kdispatch.settings import ENVIRONMENT, SetupError, setting_of
 
 __all__ = [
     "Grace",
-    "InsecurePlaintext",
     "Json",
     "OpenWait",
     "Quiet",
-    "Relay",
     "Rotate",
     "Service",
     "ServiceOption",
@@ -31,8 +29,6 @@ def _from_setting(name: str, metavar: str | None = None) -> Any:
     return typer.Option(setting.flag, metavar=metavar, help=f"{setting.text} [{setting.env}]", show_default=False)
 
 
-Relay = Annotated[str | None, _from_setting("relay", "URL")]
-InsecurePlaintext = Annotated[bool | None, _from_setting("insecure_plaintext")]
 Grace = Annotated[float | None, _from_setting("grace", "SECONDS")]
 Rotate = Annotated[float | None, _from_setting("rotate", "SECONDS")]
 OpenWait = Annotated[float | None, _from_setting("open_wait", "SECONDS")]

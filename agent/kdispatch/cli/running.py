@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kdispatch import background, records
 from kdispatch.cli.output import Output
+from kdispatch.cli.reach import Reach
 from kdispatch.credentials import Credentials
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import RunningLog
@@ -16,6 +17,7 @@ from kdispatch.settings import Settings, load_settings
 from kdispatch_protocol.errors import KdispatchError
 
 if TYPE_CHECKING:
+    from kdispatch.network.dialer import Dialer
     from kdispatch_protocol.limits import Limits
 
 __all__ = ["Access", "Resets", "Start", "agent_log", "detach", "show"]
@@ -41,12 +43,19 @@ class _Reporting(Output):
 
 
 class Access(NamedTuple):
-    """The relay, the service's full name, the token to show, and the limits in force."""
+    """The relay, the service's full name, the token to show, the settings and the limits in force."""
 
+    settings: Settings
     relay: RelayUrl
     service: str
     token: str | None
     limits: Limits
+
+    def dialer(self) -> Dialer:
+        """The way to the relay."""
+        from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
+
+        return Dialer.of(self.settings)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +70,7 @@ class Start:
     drain_time: float
     grace: float | None
     rotate: float | None
-    relay: str | None
-    insecure_plaintext: bool | None
+    reach: Reach
     token: str | None
     token_file: str | None
     quiet: bool
@@ -84,8 +92,7 @@ class Start:
         """Read the settings in force: once for a command."""
         log_format = self.log_format or ("json" if self.json else None)
         return load_settings(
-            relay=self.relay,
-            insecure_plaintext=self.insecure_plaintext,
+            **self.reach,
             log_format=log_format,
             grace=self.grace,
             rotate=self.rotate,
@@ -102,12 +109,12 @@ class Start:
             DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait, rotate=settings.rotate
         )
         if self.background is not None:
-            return Access(relay, self.service, background.read_token(), limits)
+            return Access(settings, relay, self.service, background.read_token(), limits)
         credentials = Credentials()
         name = credentials.full_name(relay, self.service)
         find = credentials.token_for_host if self.kind == "host" else credentials.token_for_client
         token = find(relay, name, token=self.token, token_file=self.token_file, warn=output.warn)
-        return Access(relay, name, token, limits)
+        return Access(settings, relay, name, token, limits)
 
     def log(self, settings: Settings) -> RunningLog:
         """Where the running agent's messages go."""
@@ -133,7 +140,7 @@ def detach(start: Start) -> None:
     """Start the same agent in the background, and print its result, or its failure with the same exit status."""
     output = start.output
     settings = start.load_settings()
-    relay, service, token, _ = start.access(output, settings)
+    _, _, service, token, _ = start.access(output, settings)
     options = {
         "--address": start.address,
         "--port": start.port,
@@ -141,7 +148,7 @@ def detach(start: Start) -> None:
         "--drain-time": start.drain_time,
         "--grace": settings.grace,
         "--rotate": settings.rotate,
-        "--relay": relay,
+        "--relay": ",".join(map(str, settings.relay_urls)),
         "--log-format": settings.log_format,
     }
     arguments = [start.kind, service, *(str(part) for option in options.items() for part in option)]
@@ -150,7 +157,8 @@ def detach(start: Start) -> None:
     arguments += ["--open-wait", str(settings.open_wait)] if start.kind == "connect" else []
     arguments += ["--verbose"] if start.verbose else []
     try:
-        result = background.start(arguments, token)
+        # A proxy's password is no argument: those are seen by everyone on the machine.
+        result = background.start(arguments, token, settings.network)
     except background.BackgroundFailed as failed:
         error = failed.error
         output.error(error["text"], code=error["code"], hop=error["hop"], hint=error["hint"])

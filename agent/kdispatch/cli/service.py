@@ -10,10 +10,8 @@ import typer
 from kdispatch.cli.account import Caller
 from kdispatch.cli.ask import must_agree
 from kdispatch.cli.options import (
-    InsecurePlaintext,
     Json,
     Quiet,
-    Relay,
     Service,
     ServiceOption,
     Token,
@@ -22,6 +20,7 @@ from kdispatch.cli.options import (
     one_service,
 )
 from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
@@ -33,11 +32,11 @@ app = typer.Typer(help="Create services, look them up, see who hosts them.")
 
 
 @app.command(epilog="Example: kdispatch service create web")
+@reaches_relay
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The service's name; it becomes HANDLE/NAME.")],
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -46,14 +45,12 @@ def create(
     """Create a service and its token, which lets whoever has it host the service."""
     output = Output(quiet=quiet, json=json)
     check_name(name, "service name")
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
         # The new token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             created = await client.create_service(caller.must_have_token(), name)
         try:
             caller.credentials.store_service(caller.relay, created.service, created.token)
@@ -69,10 +66,10 @@ def create(
 
 
 @app.command("list", epilog="Example: kdispatch service list")
+@reaches_relay
 def list_services(
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -80,12 +77,10 @@ def list_services(
 ) -> None:
     """List your services. --quiet prints one name a line."""
     output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             services = await client.services(caller.must_have_token())
         output.result(
             {"services": [asdict(service) for service in services]},
@@ -99,12 +94,12 @@ def list_services(
 
 
 @app.command(epilog="Example: kdispatch service show ann/web")
+@reaches_relay
 def show(
     service: Service = None,
     *,
     service_option: ServiceOption = None,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -113,12 +108,10 @@ def show(
     """Show one service. --quiet prints how many hosts offer it now."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             seen = await client.service(await _full_name(client, caller, typed), caller.token)
         output.result(
             asdict(seen),
@@ -130,12 +123,12 @@ def show(
 
 
 @app.command(epilog="Example: kdispatch service hosts ann/web --quiet")
+@reaches_relay
 def hosts(
     service: Service = None,
     *,
     service_option: ServiceOption = None,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -144,12 +137,10 @@ def hosts(
     """List a service's live hosts. --quiet prints one id a line."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             full_name = await _full_name(client, caller, typed)
             live = await client.hosts(full_name, caller.token)
         rows = ((h.host, h.since, h.streams, " ".join(f"{k}={v}" for k, v in sorted(h.labels.items()))) for h in live)
@@ -165,13 +156,13 @@ def hosts(
 
 
 @app.command(epilog="Example: kdispatch service delete ann/web --yes")
+@reaches_relay
 def delete(
     service: Service = None,
     *,
     service_option: ServiceOption = None,
     yes: Yes = False,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -180,15 +171,13 @@ def delete(
     """Delete a service and its token; its hosts and connections end. --quiet prints its name."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
     shown = typed if caller.given else caller.credentials.full_name(caller.relay, typed)
     loses = f"{shown} is deleted for good, with its token"
     must_agree(f"{loses}. Type its name to delete it: ", shown, yes=yes, loses=loses)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             full_name = await _full_name(client, caller, typed)
             owner = caller.credentials.admin_token(caller.relay, full_name.partition("/")[0])
             await client.delete_service(caller.given or owner or caller.must_have_token(), full_name)
@@ -199,11 +188,11 @@ def delete(
 
 
 @app.command(epilog="Example: kdispatch service withdraw 0123456789abcdef0123456789abcdef")
+@reaches_relay
 def withdraw(
     host: Annotated[str, typer.Argument(metavar="HOST", help="The host's whole id, as 'service hosts' lists it.")],
     *,
-    relay: Relay = None,
-    insecure_plaintext: InsecurePlaintext = None,
+    reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
@@ -211,12 +200,10 @@ def withdraw(
 ) -> None:
     """Withdraw a live host: it ends, with its connections. An hst_ token will do. --quiet prints the id."""
     output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, relay=relay, insecure_plaintext=insecure_plaintext, token=token, token_file=token_file)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
-
-        async with RestClient(caller.relay) as client:
+        async with caller.rest() as client:
             await client.withdraw_host(caller.must_have_token(), host)
         output.result({"host": host}, quiet=[host], plain=[f"withdrawn {host}"])
 

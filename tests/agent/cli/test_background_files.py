@@ -153,7 +153,7 @@ def test_a_full_log_begins_anew(tmp_path: Path) -> None:
 def test_a_process_that_says_nothing(state: Path) -> None:
     """An agent that ends without its line is an error with its status and its log's last lines; the log stays."""
     with pytest.raises(BackgroundFailed) as caught:
-        start(["no-such-command"], "adm_secret")
+        start(["no-such-command"], "adm_secret", {})
     assert caught.value.status == 2
     assert "no-such-command" in caught.value.error["text"]
     (log,) = state.glob("*.log")

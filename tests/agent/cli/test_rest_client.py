@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import HostInfo, Identity, RestClient, ServiceInfo
 from kdispatch_protocol.errors import KdispatchError
@@ -16,7 +17,7 @@ from tests.agent.cli.fake_relay import FakeRelay, new_token, problem
 
 @pytest.fixture
 async def client(relay: FakeRelay) -> AsyncIterator[RestClient]:
-    async with RestClient(RelayUrl.parse(relay.url)) as client:
+    async with RestClient(Dialer(RelayUrl.parse(relay.url))) as client:
         yield client
 
 
@@ -163,7 +164,7 @@ async def test_a_closed_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        async with RestClient(RelayUrl.parse(f"http://127.0.0.1:{port}")) as client:
+        async with RestClient(Dialer(RelayUrl.parse(f"http://127.0.0.1:{port}"))) as client:
             error = await failure(client)
     assert error.code == "relay_unreachable"
     assert error.text == f"127.0.0.1:{port} can't be reached: connection refused."
@@ -171,7 +172,7 @@ async def test_a_closed_port_is_named() -> None:
 
 async def test_a_name_that_does_not_resolve_is_named() -> None:
     """A name that nobody has is relay_unreachable and says that it is the name."""
-    async with RestClient(RelayUrl.parse("https://relay.invalid")) as client:
+    async with RestClient(Dialer(RelayUrl.parse("https://relay.invalid"))) as client:
         error = await failure(client)
     assert error.code == "relay_unreachable"
     assert error.text.startswith("relay.invalid:443 can't be reached: the name cannot be resolved")
@@ -196,7 +197,10 @@ async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code:
         writer.close()
 
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    async with server, RestClient(RelayUrl.parse(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}")) as c:
+    async with (
+        server,
+        RestClient(Dialer(RelayUrl.parse(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"))) as c,
+    ):
         assert (await failure(c)).code == code
 
 
@@ -210,7 +214,7 @@ async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay
         return web.Response()
 
     relay.instead = wait
-    async with RestClient(RelayUrl.parse(relay.url)) as client:
+    async with RestClient(Dialer(RelayUrl.parse(relay.url))) as client:
         error = await failure(client)
     over.set()
     assert (error.code, error.text.partition(": ")[2]) == ("relay_unreachable", "no answer within 0.1 s.")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kdispatch.client import Client
+from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient, ServiceInfo
 from kdispatch.service_query import ServiceQuery
@@ -99,7 +100,7 @@ async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 async def both(url: RelayUrl) -> list[tuple[str, str]]:
     """How the query ends, and how the REST client's does: its code and text, or the service."""
     ends = []
-    for asker in (ServiceQuery(url), RestClient(url)):
+    for asker in (ServiceQuery(Dialer(url)), RestClient(Dialer(url))):
         async with asker:
             try:
                 ends.append(("", repr(await asker.service("ann/web", new_token("adm")))))
@@ -201,7 +202,7 @@ async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with server(wait) as url, ServiceQuery(url) as query:
+    async with server(wait) as url, ServiceQuery(Dialer(url)) as query:
         with pytest.raises(KdispatchError, match=r"relay_unreachable") as caught:
             await query.service("ann/web")
     assert caught.value.text.endswith("can't be reached: no answer within 0.1 s.")
@@ -210,7 +211,7 @@ async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_is_asked(relay: FakeRelay) -> None:
     """One request for the service, below the address's prefix, with the token in its header and nowhere else."""
     token = new_token("adm")
-    async with ServiceQuery(RelayUrl.parse(f"{relay.url}/below")) as query:
+    async with ServiceQuery(Dialer(RelayUrl.parse(f"{relay.url}/below"))) as query:
         with pytest.raises(KdispatchError):
             await query.service("ann/web", token)
         with pytest.raises(KdispatchError, match="bad_name"):
@@ -229,7 +230,7 @@ async def test_one_connection_for_all_questions() -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(http("200 OK", SERVICE))
 
-    async with server(serve) as url, ServiceQuery(url) as query:
+    async with server(serve) as url, ServiceQuery(Dialer(url)) as query:
         for _ in range(3):
             assert (await query.service("ann/web")).live_hosts == 1
     assert connections == 1
@@ -246,7 +247,7 @@ async def test_a_connection_that_ended_at_rest() -> None:
             return
         requests.append(await reader.readuntil(b"\r\n\r\n"))
 
-    async with server(serve) as url, ServiceQuery(url) as query:
+    async with server(serve) as url, ServiceQuery(Dialer(url)) as query:
         for _ in range(4):
             assert (await query.service("ann/web")).live_hosts == 1
             await asyncio.sleep(0.01)
@@ -265,7 +266,7 @@ async def test_unasked_data_ends_the_connection() -> None:
         writer.write(late)
         await reader.read()
 
-    async with server(serve) as url, ServiceQuery(url) as query:
+    async with server(serve) as url, ServiceQuery(Dialer(url)) as query:
         for _ in range(2):
             assert (await query.service("ann/web")).live_hosts == 1
             await asyncio.sleep(0.05)
@@ -274,7 +275,7 @@ async def test_unasked_data_ends_the_connection() -> None:
 async def test_waiting_for_a_host(relay: FakeRelay) -> None:
     """wait_for_host returns once there is a host, and tells no_live_host when the time is over."""
     relay.services["ann/web"] = new_token("svc")
-    client = Client(RelayUrl.parse(relay.url))
+    client = Client(Dialer(RelayUrl.parse(relay.url)))
     with pytest.raises(KdispatchError, match="no_live_host"):
         await client.wait_for_host("ann/web", 0)
     relay.hosts["ann/web"] = [{"host": "0f"}]
@@ -288,9 +289,10 @@ async def test_waiting_for_a_host(relay: FakeRelay) -> None:
 def test_a_client_loads_no_aiohttp() -> None:
     """What a waiting client needs does not load aiohttp."""
     code = (
-        "import asyncio, sys\nfrom kdispatch.client import Client\nfrom kdispatch.relay_url import RelayUrl\n"
+        "import asyncio, sys\nfrom kdispatch.client import Client\n"
+        "from kdispatch.network.dialer import Dialer\nfrom kdispatch.relay_url import RelayUrl\n"
         "async def main():\n"
-        "    try: await Client(RelayUrl.parse('http://127.0.0.1:1')).wait_for_host('ann/web', 0)\n"
+        "    try: await Client(Dialer(RelayUrl.parse('http://127.0.0.1:1'))).wait_for_host('ann/web', 0)\n"
         "    except Exception as error: print(error.code, 'aiohttp' in sys.modules)\n"
         "asyncio.run(main())"
     )

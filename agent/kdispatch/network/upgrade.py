@@ -1,46 +1,27 @@
-"""From a relay's address to an upgraded connection: TCP, TLS, the WebSocket handshake."""
+"""The WebSocket handshake with a relay, and what else may answer it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import socket
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, cast
 
-from aiohappyeyeballs import start_connection
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.answers import connection_error
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol.aio.sockets import tune_session_socket
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Refusal", "Upgraded", "dial", "open_connection"]
+__all__ = ["Handshake", "Refusal"]
 
 _HEAD_MAX: Final = 32 * 1024
-#: Seconds before the next address is tried beside the first (RFC 8305, 5).
-_EYEBALLS: Final = 0.25
 _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 # Answers after which another try makes sense, whoever gave them.
 _RETRY_STATUSES: Final = frozenset({408, 425, 429})
-
-_P = TypeVar("_P", bound=asyncio.BaseProtocol)
-
-
-@dataclass(frozen=True, slots=True)
-class Upgraded:
-    """A connection whose handshake is done; ``early`` came right behind it."""
-
-    transport: asyncio.Transport
-    early: bytes
 
 
 class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be raised
@@ -52,38 +33,12 @@ class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be ra
         self.retry_after = retry_after
 
 
-async def dial(relay: RelayUrl, context: ssl.SSLContext | None = None) -> Upgraded:
-    """Connect and upgrade. The caller bounds the time.
+class Handshake(asyncio.Protocol):
+    """Sends the upgrade request, takes the answer; what follows it is the session's.
 
-    Raises ``KdispatchError`` with a code of the network, or :class:`Refusal`.
+    ``done`` has what came right behind the answer. It raises ``KdispatchError`` with a code of the network, or
+    :class:`Refusal`.
     """
-    try:
-        transport, handshake = await open_connection(relay, lambda: _Handshake(relay), context)
-    except OSError as error:
-        raise connection_error(relay, error) from error
-    tune_session_socket(transport.get_extra_info("socket"))
-    try:
-        early = await handshake.done
-    except BaseException:
-        transport.abort()
-        raise
-    return Upgraded(transport, early)
-
-
-async def open_connection(
-    relay: RelayUrl, factory: Callable[[], _P], context: ssl.SSLContext | None = None
-) -> tuple[asyncio.Transport, _P]:
-    """Connect by TCP, and TLS where the address says so; raises what the system or OpenSSL says."""
-    loop = asyncio.get_running_loop()
-    tls = (context or ssl.create_default_context()) if relay.secure else None
-    addresses = await loop.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
-    # Not create_connection's own race of addresses: uvloop has none.
-    sock = await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
-    return await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=relay.host if tls else None)
-
-
-class _Handshake(asyncio.Protocol):
-    """Sends the upgrade request, takes the answer; what follows it is the session's."""
 
     def __init__(self, relay: RelayUrl) -> None:
         self._relay = relay
@@ -94,6 +49,7 @@ class _Handshake(asyncio.Protocol):
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
         # A cast: uvloop's transports are none of asyncio's classes.
         transport = cast("asyncio.Transport", transport)
         self._transport = transport
@@ -101,6 +57,7 @@ class _Handshake(asyncio.Protocol):
         transport.write(b"".join(self._http.data_to_send()))
 
     def data_received(self, data: bytes) -> None:
+        """Take a part of the answer."""
         if self.done.done():
             return
         self._received += data
@@ -121,12 +78,14 @@ class _Handshake(asyncio.Protocol):
             self._refused()
 
     def eof_received(self) -> None:
+        """What has come is all of the answer."""
         if self._received and not self.done.done():
             if not self._refusing:
                 self._http.receive_data(bytes(self._received))
             self._refused()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more comes."""
         self._fail(
             KdispatchError(
                 "relay_unreachable",

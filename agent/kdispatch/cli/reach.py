@@ -1,0 +1,76 @@
+"""The options by which every command that asks a relay is told how to reach it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
+
+import typer
+
+from kdispatch.hidden_arguments import hide_argument
+from kdispatch.settings import NETWORK, SetupError, setting_of
+
+__all__ = ["NAMED", "REACHED", "Reach", "names_relay", "reaches_relay"]
+
+#: What such a command is given: values of settings by their names, ``None`` where an option is not given.
+Reach = Mapping[str, Any]
+
+#: The options that say which relay, and those that say how it is reached besides.
+NAMED: Final = ("relay", "insecure_plaintext")
+REACHED: Final = (*NAMED, *NETWORK)
+
+_METAVARS: Final = {
+    "relay": "URL", "proxy": "URL", "ca_file": "FILE", "client_cert": "FILE", "client_key": "FILE",
+    "server_name": "NAME", "pin": "sha256:…",
+}  # fmt: skip
+#: Options that may be given several times; their setting is one text with commas.
+_SEVERAL: Final = frozenset({"relay", "pin"})
+
+_Command = Callable[..., None]
+
+
+def reaches_relay(command: _Command) -> _Command:
+    """Give a command all options on the way to the relay, in the place of its parameter ``reach``."""
+    return _with_options(command, REACHED)
+
+
+def names_relay(command: _Command) -> _Command:
+    """Give a command that asks nobody the options that say which relay, in the place of ``reach``."""
+    return _with_options(command, NAMED)
+
+
+def _with_options(command: _Command, names: tuple[str, ...]) -> _Command:
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name != "reach":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            inspect.Parameter(name, parameter.kind, default=None, annotation=_option(name)) for name in names
+        ]
+
+    def run(**values: Any) -> None:
+        flags = {name: values.pop(name) for name in names}
+        if flags.get("proxy") and flags.get("no_proxy"):
+            raise SetupError("bad_request", "--proxy and --no-proxy exclude each other.", hint="Give one of them.")
+        if flags.get("proxy"):
+            hide_argument(flags["proxy"])
+        for name in _SEVERAL & flags.keys():
+            flags[name] = ",".join(flags[name]) if flags[name] else None
+        command(reach=flags, **values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect, and so by typer
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _option(name: str) -> Any:
+    # The environment is read by load_settings, where the precedence is; here it is only named.
+    setting = setting_of(name)
+    kind: Any = bool if name in {"insecure_plaintext", "no_proxy"} else list[str] if name in _SEVERAL else str
+    help_text = f"{setting.text} [{setting.env}]"
+    option = typer.Option(setting.flag, metavar=_METAVARS.get(name), help=help_text, show_default=False)
+    return Annotated[kind | None, option]

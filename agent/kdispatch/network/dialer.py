@@ -1,0 +1,173 @@
+"""From a relay's addresses to a connection with it: one way for the REST API and for the tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Self, TypeVar
+
+from aiohappyeyeballs import start_connection
+
+from kdispatch.answers import connection_error
+from kdispatch.network.upgrade import Handshake, Refusal
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import Settings
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.aio.sockets import tune_session_socket
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["Dialer", "Upgraded"]
+
+#: Seconds before the next address of a name is tried beside the first (RFC 8305, 5).
+_EYEBALLS: Final = 0.25
+#: Seconds before the relay's next URL is tried beside the one before: several round trips of a slow network.
+_APART: Final = 1.5
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A connection whose WebSocket handshake is done, and by which URL; ``early`` came right behind it."""
+
+    relay: RelayUrl
+    transport: asyncio.Transport
+    early: bytes
+
+
+class Dialer:
+    """The way to one relay, which may have several URLs: they are tried in their order."""
+
+    def __init__(self, *relays: RelayUrl) -> None:
+        self._relays = relays
+        self._ids: dict[RelayUrl, str] = {}  # by which URL which relay was met
+        self._tls: ssl.SSLContext | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The way that the settings describe; raises what is wrong with them."""
+        return cls(*settings.relay_urls)
+
+    @property
+    def relay(self) -> RelayUrl:
+        """The first URL, by which the relay is named and its tokens are found."""
+        return self._relays[0]
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than one URL."""
+        return len(self._relays) > 1
+
+    async def open(self, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
+        """Connect by TCP, and TLS where the URL says so. ``make`` makes the protocol for a URL.
+
+        The caller bounds the time. Raises ``KdispatchError`` with a code of the network.
+        """
+        return await self._first(partial(self.open_at, make=make), lambda opened: opened[1].abort())
+
+    async def open_at(self, relay: RelayUrl, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
+        """The same by one certain URL."""
+        loop = asyncio.get_running_loop()
+        try:
+            tls = self._context() if relay.secure else None
+            sock = await _connected(relay)
+            transport, protocol = await loop.create_connection(
+                lambda: make(relay), sock=sock, ssl=tls, server_hostname=relay.host if tls else None
+            )
+        except OSError as error:
+            raise connection_error(relay, error) from error
+        return relay, transport, protocol
+
+    async def upgrade(self) -> Upgraded:
+        """Connect and make the WebSocket handshake. The caller bounds the time.
+
+        Raises ``KdispatchError`` with a code of the network, or :class:`kdispatch.network.upgrade.Refusal`.
+        """
+        return await self._first(self._upgrade_at, lambda upgraded: upgraded.transport.abort())
+
+    async def _upgrade_at(self, relay: RelayUrl) -> Upgraded:
+        _, transport, handshake = await self.open_at(relay, Handshake)
+        tune_session_socket(transport.get_extra_info("socket"))
+        try:
+            early = await handshake.done
+        except BaseException:
+            transport.abort()
+            raise
+        return Upgraded(relay, transport, early)
+
+    def met(self, relay: RelayUrl, relay_id: str) -> None:
+        """A session by this URL has begun; raises ``other_relay`` where another URL has led to another relay.
+
+        The URL is then left out from now on: of two relays one does not know what the other one carries.
+        """
+        others = {url: known for url, known in self._ids.items() if url != relay}
+        if relay_id in others.values() or not others:
+            self._ids[relay] = relay_id
+            return
+        self._relays = tuple(url for url in self._relays if url != relay)
+        text = f"{relay} leads to another relay than {next(iter(others))} and is left out."
+        raise KdispatchError("other_relay", text)
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            # Once, and not for each connection: it reads all of the machine's certificates.
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    async def _first(self, attempt: Callable[[RelayUrl], Coroutine[Any, Any, _T]], let_go: Callable[[_T], None]) -> _T:
+        if len(self._relays) == 1:
+            return await attempt(self._relays[0])
+        return await _first_of([partial(attempt, relay) for relay in self._relays], let_go)
+
+
+async def _connected(relay: RelayUrl) -> socket.socket:
+    addresses = await asyncio.get_running_loop().getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+    # Not create_connection's own race of addresses: uvloop has none.
+    return await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
+
+
+async def _first_of(attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]], let_go: Callable[[_T], None]) -> _T:
+    """What the first successful attempt returns; each begins when one has failed, or none has ended for a while.
+
+    What others return is let go.
+    """
+    waiting = list(attempts)
+    running: list[asyncio.Task[_T]] = []
+    try:
+        while True:
+            ended = [task for task in running if task.done()]
+            for task in ended:
+                if task.exception() is None:
+                    running.remove(task)
+                    return task.result()
+            if waiting and len(ended) == len(running):
+                running.append(asyncio.ensure_future(waiting.pop(0)()))
+            elif len(ended) == len(running):
+                raise _worst([task.exception() for task in ended])
+            unfinished = [task for task in running if not task.done()]
+            done, _ = await asyncio.wait(
+                unfinished, timeout=_APART if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                running.append(asyncio.ensure_future(waiting.pop(0)()))
+    finally:
+        for task in running:
+            task.cancel()
+        for outcome in await asyncio.gather(*running, return_exceptions=True):
+            if not isinstance(outcome, BaseException):
+                let_go(outcome)
+
+
+def _worst(errors: Sequence[BaseException | None]) -> BaseException:
+    """Of what kept us from each URL: a defect, what lies here, or what the relay itself says; or all of it in one."""
+    found = [error for error in errors if error is not None]
+    for error in found:
+        if not isinstance(error, KdispatchError) or isinstance(error, Refusal | SetupError):
+            return error
+    told = [error for error in found if isinstance(error, KdispatchError)]
+    return KdispatchError(told[0].code, " ".join(error.text for error in told))
