@@ -151,8 +151,9 @@ class Uplink:
             raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
         try:
             self.dialer.met(upgraded.relay, self._welcomed.result())
-        except KdispatchError:
+        except KdispatchError as error:
             session.abort()  # before it has answered what we have sent
+            self._log.warning(error.text, code=error.code)
             raise
         return session
 
