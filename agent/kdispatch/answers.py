@@ -23,6 +23,8 @@ from kdispatch_protocol.names import split_service
 __all__ = [
     "CONNECT_SECONDS",
     "ENDED",
+    "NEW_HTTP",
+    "OLD_HTTP",
     "TOTAL_SECONDS",
     "ServiceInfo",
     "connection_error",
@@ -30,9 +32,11 @@ __all__ = [
     "count",
     "no_http",
     "not_a_relay",
+    "passing",
     "read",
     "read_service",
     "service_path",
+    "strange",
     "text",
     "unreachable",
 ]
@@ -40,6 +44,10 @@ __all__ = [
 CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
 TOTAL_SECONDS: Final = 30.0  #: one request with its answer
 DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
+
+#: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
+OLD_HTTP: Final = b"HTTP/1.0 "
+NEW_HTTP: Final = b"HTTP/1.1 "
 
 #: Why there is no answer where a connection was closed in its middle, or before it.
 ENDED: Final = "the connection ended before the answer did"
@@ -55,7 +63,7 @@ _BY_STATUS: Final = {
 }
 
 #: Answers without a code of ours that something on the way gives; all others are ``not_a_relay``.
-_IN_BETWEEN: Final = {
+_IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
     407: ("proxy_auth", "A proxy asks for a name and a password."),
     429: ("rate_limited", "Something in front of the relay finds the requests too many."),
     502: ("relay_unreachable", "What stands in front of the relay can't reach it (502)."),
@@ -63,6 +71,9 @@ _IN_BETWEEN: Final = {
     504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
     511: ("captive_portal", "The network asks for a log-in (511)."),
 }
+
+#: After these, and after all from 500 on, another try makes sense, whoever gave them.
+_PASSING: Final = frozenset({408, 425, 429})
 
 _T = TypeVar("_T")
 
@@ -161,7 +172,7 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
 def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any) -> KdispatchError:
     code = answer.get("code") if isinstance(answer, dict) else None
     if not isinstance(code, str):
-        return _foreign(relay, status, headers)
+        return strange(relay, status, headers)
     detail = str(answer.get("detail") or "")[:DETAIL_CHARACTERS]
     if code not in CODES:
         detail = f"{detail or 'The relay refused.'} (The relay calls it {code[:64]!r}.)"
@@ -174,12 +185,23 @@ def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: A
     return KdispatchError(code, detail)
 
 
-def _foreign(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
+def passing(status: int) -> bool:
+    """Whether an answer with this status may be another one soon."""
+    return status in _PASSING or status >= 500
+
+
+def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
+    """What an answer is called that no relay gives: of something on the way, or in the relay's place."""
     if status in _IN_BETWEEN:
         code, words = _IN_BETWEEN[status]
         return KdispatchError(code, f"{relay.authority}: {words}")
+    if passing(status):
+        return KdispatchError("relay_unreachable", f"{relay.authority} answers {status}, not from kdispatch itself.")
+    kind = headers.get("content-type", "no type")[:80]
+    if 200 <= status < 300 and kind.lower().startswith("text/html"):
+        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}).")
     if 300 <= status < 400:
         target = urlsplit(headers.get("location", ""))
         where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "elsewhere"
         return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed")
-    return not_a_relay(relay, f"it answers with status {status} and {headers.get('content-type', 'no type')[:80]}")
+    return not_a_relay(relay, f"it answers with status {status} and {kind}")

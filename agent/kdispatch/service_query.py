@@ -20,6 +20,8 @@ from websockets.uri import parse_uri
 from kdispatch.answers import (
     CONNECT_SECONDS,
     ENDED,
+    NEW_HTTP,
+    OLD_HTTP,
     TOTAL_SECONDS,
     ServiceInfo,
     connection_error,
@@ -39,10 +41,6 @@ from kdispatch_protocol.errors import KdispatchError
 __all__ = ["ServiceQuery"]
 
 ANSWER_BYTES: Final = 64 * 1024  #: far above one service or a problem; more is no relay's answer
-
-#: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
-_OLD: Final = b"HTTP/1.0 "
-_NEW: Final = b"HTTP/1.1 "
 
 
 class ServiceQuery:
@@ -147,16 +145,16 @@ class _Connection(asyncio.Protocol):
         if self._http is None or self._answer is None or self._answer.done():
             self.abort()  # nobody asked
             return
-        fed = len(self._received) if len(self._received) >= len(_OLD) else 0
+        fed = len(self._received) if len(self._received) >= len(OLD_HTTP) else 0
         self._received += data
         if len(self._received) > ANSWER_BYTES:
             self._fail(not_a_relay(self.relay, "its answer has no end"))
             return
-        if len(self._received) < len(_OLD):
+        if len(self._received) < len(OLD_HTTP):
             return
         data = bytes(self._received[fed:])
-        if fed == 0 and data.startswith(_OLD):
-            data = _NEW + data[len(_OLD) :]
+        if fed == 0 and data.startswith(OLD_HTTP):
+            data = NEW_HTTP + data[len(OLD_HTTP) :]
         self._http.receive_data(data)
         if self._http.handshake_exc is not None:
             self._answered(self._http.handshake_exc)

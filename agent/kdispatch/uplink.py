@@ -31,6 +31,8 @@ __all__ = ["Uplink"]
 
 #: Codes of a GOAWAY after which another session would end the same way.
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
+#: Codes of what stands between an agent and its relay, or in the relay's place.
+_IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "proxy_auth", "proxy_refused"})
 #: An agent that has been connected goes on trying even after a final answer that may not be the relay's.
 _RARE: Final = 60.0
 #: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
@@ -210,7 +212,7 @@ class Uplink:
     @staticmethod
     def _pause_after(error: KdispatchError, backoff: Backoff) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
-        if error.code in {"not_a_relay", "captive_portal"}:
+        if error.code in _IN_BETWEEN:
             at_least = _RARE
         return backoff.next_wait(at_least)
 
@@ -316,4 +318,4 @@ def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:
         return error.final
     if error.code in _FINAL:
         return True
-    return not connected_before and (error.code == "not_a_relay" or error.code.startswith("tls_"))
+    return not connected_before and (error.code in _IN_BETWEEN or error.code.startswith("tls_"))

@@ -134,7 +134,7 @@ _TABLE: Final = (
     Code("tls_not_yet_valid", _UP, None, 6, "The relay's certificate is not valid yet.",
          "Check this machine's clock."),
     Code("captive_portal", _UP, None, 6, "A log-in page answers in the relay's place.",
-         "Open a browser and log in to the network first."),
+         "Log in to the network in a browser; if nothing asks for that, check the relay's URL."),
     # --- one stream -----------------------------------------------------------------------------
     Code("closed", _SERVICE, None, None, "The stream finished.", "Nothing to do."),
     Code("host_refused", _SERVICE, None, None, "No host could reach its local service.",

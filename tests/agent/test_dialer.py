@@ -83,7 +83,6 @@ async def _error(answer: Answer) -> KdispatchError:
 
 
 _NOT_A_RELAY = {
-    "log-in page": _http("200 OK", b"<html>Log in</html>", "Content-Type: text/html"),
     "404 page": _http("404 Not Found", b"<html>none</html>", "Content-Type: text/html"),
     "redirect": _http("302 Found", b"", "Location: https://login.example/"),
     "403 without a problem": _http("403 Forbidden", b'{"code": 7}'),
@@ -110,6 +109,14 @@ async def test_not_a_relay(answer: bytes) -> None:
     error = await _error(_says(answer))
     assert error.code == "not_a_relay"
     assert "is no kdispatch relay" in error.text
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_log_in_page(version: bytes) -> None:
+    """A web page in place of the upgrade is most often a network's that wants a log-in, and is called so."""
+    page = _http("200 OK", b"<html>Log in</html>", "Content-Type: text/html")
+    error = await _error(_says(page.replace(b"1.1", version)))
+    assert error.code == "captive_portal"
 
 
 async def test_speaks_first() -> None:
@@ -141,12 +148,21 @@ async def test_silence() -> None:
                 await Dialer(url).upgrade()
 
 
-@pytest.mark.parametrize(("status", "after"), [("503 Busy", 7.0), ("502 Bad Gateway", 7.0), ("429 Too Many", 7.0)])
-async def test_passing_trouble(status: str, after: float) -> None:
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("503 Busy", "relay_unreachable"),
+        ("502 Bad Gateway", "relay_unreachable"),
+        ("500 Oops", "relay_unreachable"),
+        ("408 Late", "relay_unreachable"),
+        ("429 Too Many", "rate_limited"),
+    ],
+)
+async def test_passing_trouble(status: str, code: str) -> None:
     """A proxy's passing trouble is no final answer, and its Retry-After is kept."""
     error = await _error(_says(_http(status, b"<html>later</html>", "Retry-After: 7")))
     assert isinstance(error, Refusal)
-    assert (error.code, error.final, error.retry_after) == ("relay_unreachable", False, after)
+    assert (error.code, error.final, error.retry_after) == (code, False, 7.0)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from kdispatch.answers import NEW_HTTP, OLD_HTTP, not_a_relay, passing, strange
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -20,8 +21,6 @@ __all__ = ["Handshake", "Refusal"]
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
-# Answers after which another try makes sense, whoever gave them.
-_RETRY_STATUSES: Final = frozenset({408, 425, 429})
 
 
 class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be raised
@@ -65,9 +64,11 @@ class Handshake(asyncio.Protocol):
             end = self._received.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._received) > _HEAD_MAX:
-                    self._fail(self._not_a_relay("its answer has no end"))
+                    self._fail(not_a_relay(self._relay, "its answer has no end"))
                 return
             head, rest = bytes(self._received[: end + 4]), bytes(self._received[end + 4 :])
+            if head.startswith(OLD_HTTP):
+                head = NEW_HTTP + head[len(OLD_HTTP) :]
             if head.split(b" ", 2)[1:2] == [b"101"]:
                 self._http.receive_data(head)
                 self._upgraded(rest)
@@ -98,9 +99,9 @@ class Handshake(asyncio.Protocol):
         assert self._transport is not None
         error = self._http.handshake_exc
         if error is not None:
-            self._fail(self._not_a_relay(str(error)))
+            self._fail(not_a_relay(self._relay, str(error)))
         elif self._http.subprotocol != _SUBPROTOCOL:
-            self._fail(self._not_a_relay("it speaks another WebSocket protocol"))
+            self._fail(not_a_relay(self._relay, "it speaks another WebSocket protocol"))
         else:
             self._transport.pause_reading()  # until the session's carrier has taken over
             self.done.set_result(rest)
@@ -109,28 +110,26 @@ class Handshake(asyncio.Protocol):
         """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
         if self._http.handshake_exc is None:
             self._http.receive_eof()
-        error = self._http.handshake_exc
-        if not isinstance(error, InvalidStatus):
-            detail = str(error) if isinstance(error, InvalidHandshake) else "it does not speak HTTP"
-            self._fail(self._not_a_relay(detail))
+        refusal = self._http.handshake_exc
+        if not isinstance(refusal, InvalidStatus):
+            detail = str(refusal) if isinstance(refusal, InvalidHandshake) else "it does not speak HTTP"
+            self._fail(not_a_relay(self._relay, detail))
             return
-        response = error.response
+        response = refusal.response
         status = response.status_code
         problem = _problem(bytes(response.body or b""))
+        after = _seconds(response.headers.get("Retry-After", ""))
         if problem is not None:
             code, text = problem
-            retry = status in _RETRY_STATUSES or status >= 500
-            after = _seconds(response.headers.get("Retry-After", ""))
-            self._fail(Refusal(code, text, final=not retry, retry_after=after))
-        elif status in _RETRY_STATUSES or status >= 500:
-            after = _seconds(response.headers.get("Retry-After", ""))
-            text = f"{self._relay.host} answers {status}, not from kdispatch itself."
-            self._fail(Refusal("relay_unreachable", text, final=False, retry_after=after))
-        else:
-            self._fail(self._not_a_relay(f"it answers {status} to the upgrade"))
-
-    def _not_a_relay(self, detail: str) -> KdispatchError:
-        return KdispatchError("not_a_relay", f"{self._relay} is no kdispatch relay: {detail}.")
+            self._fail(Refusal(code, text, final=not passing(status), retry_after=after))
+            return
+        headers: dict[str, str] = {}
+        for name, value in response.headers.raw_items():
+            headers.setdefault(name.lower(), value)
+        error = strange(self._relay, status, headers)
+        if passing(status):
+            error = Refusal(error.code, error.text, final=False, retry_after=after)
+        self._fail(error)
 
     def _fail(self, error: KdispatchError) -> None:
         if not self.done.done():

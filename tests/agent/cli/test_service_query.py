@@ -123,7 +123,7 @@ _ANSWERS = {
     "proxy away": (says(http("503 Away", b"<html>", "Content-Type: text/html")), "relay_unreachable"),
     "old proxy": (says(http("502 Bad Gateway", b"<html>", version="1.0")), "relay_unreachable"),
     "portal": (says(http("511 Log in")), "captive_portal"),
-    "web page": (says(http("200 OK", b"<html>It works!</html>", "Content-Type: text/html")), "not_a_relay"),
+    "web page": (says(http("200 OK", b"<html>It works!</html>", "Content-Type: text/html")), "captive_portal"),
     "no page": (says(http("404 Not Found", b"<html>")), "not_a_relay"),
     "two types": (says(http("418 Tea", b"", "Content-Type: a/b", "Content-Type: c/d")), "not_a_relay"),
     "nothing": (says(http("204 No Content")), "not_a_relay"),
