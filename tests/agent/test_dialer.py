@@ -10,16 +10,18 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from kdispatch.network import upgrade
+from kdispatch.network import dialer, upgrade
 from kdispatch.network.dialer import Dialer
 from kdispatch.network.upgrade import Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import KdispatchError
+from tests.net.black_hole import black_hole
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -269,3 +271,99 @@ async def test_a_dial_that_was_given_up_leaves_no_error_behind() -> None:
     assert handshake.done.done()
     del handshake
     gc.collect()  # an exception that nobody fetched would be logged now, which fails a test
+
+
+@pytest.mark.slow
+async def test_which_step_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that nobody takes, and one on which nobody speaks TLS, are told apart."""
+    monkeypatch.setattr(dialer, "_STEP", 0.3)
+
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with _server(silent) as url:
+        with pytest.raises(KdispatchError) as caught:
+            await Dialer(RelayUrl.parse(f"https://127.0.0.1:{url.port}")).upgrade()
+    assert caught.value.code == "relay_unreachable"
+    assert "TCP works, but no answer to the TLS handshake within 0.3 s" in caught.value.text
+    with black_hole() as port, pytest.raises(KdispatchError) as caught:
+        await Dialer(RelayUrl.parse(f"http://127.0.0.2:{port}", insecure_plaintext=True)).upgrade()
+    assert caught.value.code == "relay_unreachable"
+    assert "no answer from 127.0.0.2 within 0.3 s" in caught.value.text
+
+
+async def _fails() -> str:
+    raise KdispatchError("relay_unreachable", "Away.")
+
+
+async def _succeeds() -> str:
+    await asyncio.sleep(0.05)
+    return "there"
+
+
+async def test_urls_begin_when_the_one_before_has_failed() -> None:
+    """An attempt that fails lets the next one begin at once, and not after the time between two."""
+    began = asyncio.get_running_loop().time()
+    assert await dialer._first_of([_fails, _succeeds], lambda _: None) == "there"
+    assert asyncio.get_running_loop().time() - began < 1
+
+
+async def test_no_connection_is_left_of_those_that_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of attempts that succeed at once the first in order counts, and the other's connection is let go."""
+    monkeypatch.setattr(dialer, "_APART", 0)
+    gate = asyncio.Event()
+
+    def attempt(name: str) -> Callable[[], Coroutine[Any, Any, str]]:
+        async def run() -> str:
+            await gate.wait()
+            return name
+
+        return run
+
+    let_go: list[str] = []
+    asyncio.get_running_loop().call_later(0.05, gate.set)
+    assert await dialer._first_of([attempt("one"), attempt("two")], let_go.append) == "one"
+    assert let_go == ["two"]
+
+
+async def test_all_urls_fail() -> None:
+    """Where no URL works, the error has what happened by each, and the relay's own word goes before the others'."""
+    with pytest.raises(KdispatchError) as caught:
+        await dialer._first_of([_fails, _fails], lambda _: None)
+    assert caught.value.text == "Away. Away."
+
+    async def refused() -> str:
+        raise Refusal("version_unsupported", "Too old.", final=True)
+
+    with pytest.raises(Refusal):
+        await dialer._first_of([_fails, refused], lambda _: None)
+
+
+async def test_given_up_attempts_end() -> None:
+    """A dial that is given up leaves no attempt behind."""
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await dialer._first_of([asyncio.Event().wait, asyncio.Event().wait], lambda _: None)
+    assert asyncio.all_tasks() == before
+
+
+def test_which_relay_was_met() -> None:
+    """The same relay by two URLs is fine, another one is refused and left out, a relay that was made anew is not."""
+    one, two = RelayUrl.parse("https://one.example"), RelayUrl.parse("https://two.example")
+    way = Dialer(one, two)
+    way.met(one, "aa")
+    way.met(two, "aa")
+    way.met(one, "aa")
+    way.met(two, "aa")
+    with pytest.raises(KdispatchError) as caught:
+        way.met(one, "bb")
+    assert caught.value.code == "other_relay"
+    assert not way.has_choice and way.relay == two
+    way.met(two, "bb")  # it was the relay that was made anew; now there is no doubt
+    way = Dialer(one, two)
+    way.met(one, "aa")
+    way.met(one, "bb")
+    with pytest.raises(KdispatchError):
+        way.met(two, "aa")
+    assert way.relay == one

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar
 
 from aiohappyeyeballs import start_connection
 
-from kdispatch.answers import connection_error
+from kdispatch.answers import connection_error, unreachable
 from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
@@ -24,6 +24,8 @@ __all__ = ["Dialer", "Upgraded"]
 
 #: Seconds before the next address of a name is tried beside the first (RFC 8305, 5).
 _EYEBALLS: Final = 0.25
+#: Seconds for each step of a connection: the look-up of the name, TCP, TLS.
+_STEP: Final = 8.0
 #: Seconds before the relay's next URL is tried beside the one before: several round trips of a slow network.
 _APART: Final = 1.5
 
@@ -72,16 +74,30 @@ class Dialer:
 
     async def open_at(self, relay: RelayUrl, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
         """The same by one certain URL."""
-        loop = asyncio.get_running_loop()
         try:
-            tls = self._context() if relay.secure else None
             sock = await _connected(relay)
-            transport, protocol = await loop.create_connection(
-                lambda: make(relay), sock=sock, ssl=tls, server_hostname=relay.host if tls else None
-            )
+            transport, protocol = await self._speaking(relay, sock, make)
         except OSError as error:
             raise connection_error(relay, error) from error
         return relay, transport, protocol
+
+    async def _speaking(
+        self, relay: RelayUrl, sock: socket.socket, make: Callable[[RelayUrl], _P]
+    ) -> tuple[asyncio.Transport, _P]:
+        """Give a connected socket its protocol, behind TLS where the URL says so."""
+        loop = asyncio.get_running_loop()
+        if not relay.secure:
+            return await loop.create_connection(lambda: make(relay), sock=sock)
+        try:
+            return await loop.create_connection(
+                lambda: make(relay),
+                sock=sock,
+                ssl=self._context(),
+                server_hostname=relay.host,
+                ssl_handshake_timeout=_STEP,
+            )
+        except ConnectionAbortedError as error:
+            raise unreachable(relay, f"TCP works, but no answer to the TLS handshake within {_STEP:g} s") from error
 
     async def upgrade(self) -> Upgraded:
         """Connect and make the WebSocket handshake. The caller bounds the time.
@@ -105,7 +121,7 @@ class Dialer:
 
         The URL is then left out from now on: of two relays one does not know what the other one carries.
         """
-        others = {url: known for url, known in self._ids.items() if url != relay}
+        others = {url: self._ids[url] for url in self._relays if url != relay and url in self._ids}
         if relay_id in others.values() or not others:
             self._ids[relay] = relay_id
             return
@@ -126,9 +142,20 @@ class Dialer:
 
 
 async def _connected(relay: RelayUrl) -> socket.socket:
-    addresses = await asyncio.get_running_loop().getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
-    # Not create_connection's own race of addresses: uvloop has none.
-    return await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
+    try:
+        async with asyncio.timeout(_STEP):
+            addresses = await asyncio.get_running_loop().getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+    except TimeoutError as error:
+        raise unreachable(relay, f"no answer to the look-up of its name within {_STEP:g} s") from error
+    try:
+        async with asyncio.timeout(_STEP):
+            # Not create_connection's own race of addresses: uvloop has none.
+            return await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
+    except TimeoutError as error:
+        if error.errno is not None:
+            raise  # the system's
+        tried = ", ".join(dict.fromkeys(str(address[0]) for *_, address in addresses))
+        raise unreachable(relay, f"no answer from {tried} within {_STEP:g} s") from error
 
 
 async def _first_of(attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]], let_go: Callable[[_T], None]) -> _T:
