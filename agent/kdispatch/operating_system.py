@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -92,6 +93,10 @@ class Posix:
         """End a process whatever it is doing; raises ``ProcessLookupError`` where there is none."""
         os.kill(pid, signal.SIGKILL)
 
+    def system_proxies(self, host: str) -> Mapping[str, str]:
+        """The addresses of the proxies that the user's settings name for ``host``, by scheme; Linux has no such."""
+        return _settings_of("macosx_sysconf", host) if sys.platform == "darwin" else {}
+
 
 class Windows:
     """Windows, on which none of this has been run: see docs/platforms.md."""
@@ -144,6 +149,20 @@ class Windows:
             os.kill(pid, signal.SIGTERM)  # TerminateProcess, for every number that is no console event
         except PermissionError:  # what Windows says of a process that has just ended
             raise ProcessLookupError(pid) from None
+
+    def system_proxies(self, host: str) -> Mapping[str, str]:
+        """The same, from the registry."""
+        return _settings_of("registry", host)
+
+
+def _settings_of(system: str, host: str) -> Mapping[str, str]:
+    import urllib.request  # noqa: PLC0415 - takes 50 ms, and only some systems have such settings
+
+    functions: Any = urllib.request
+    if getattr(functions, f"proxy_bypass_{system}")(host):
+        return {}
+    found: Mapping[str, str] = getattr(functions, f"getproxies_{system}")()
+    return found
 
 
 HERE: Final[Posix | Windows] = Windows() if os.name == "nt" else Posix()
