@@ -13,6 +13,8 @@ from typing import Any, Final, Self, TypeVar
 from aiohappyeyeballs import start_connection
 
 from kdispatch.answers import connection_error, unreachable
+from kdispatch.network.proxy import Proxy, find_proxy
+from kdispatch.network.through import EYEBALLS, connect_through
 from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
@@ -22,8 +24,6 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["Dialer", "Upgraded"]
 
-#: Seconds before the next address of a name is tried beside the first (RFC 8305, 5).
-_EYEBALLS: Final = 0.25
 #: Seconds for each step of a connection: the look-up of the name, TCP, TLS.
 _STEP: Final = 8.0
 #: Seconds before the relay's next URL is tried beside the one before: several round trips of a slow network.
@@ -43,22 +43,38 @@ class Upgraded:
 
 
 class Dialer:
-    """The way to one relay, which may have several URLs: they are tried in their order."""
+    """The way to one relay, which may have several URLs: they are tried in their order.
 
-    def __init__(self, *relays: RelayUrl) -> None:
+    ``proxy`` and ``no_proxy`` are the settings of these names; without them the environment and the system say
+    which proxy is on the way, if any.
+    """
+
+    def __init__(self, *relays: RelayUrl, proxy: str = "", no_proxy: bool = False) -> None:
         self._relays = relays
+        self._proxy = proxy
+        self._no_proxy = no_proxy
         self._ids: dict[RelayUrl, str] = {}  # by which URL which relay was met
         self._tls: ssl.SSLContext | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The way that the settings describe; raises what is wrong with them."""
-        return cls(*settings.relay_urls)
+        dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy)
+        for relay in settings.relay_urls:
+            dialer.proxy(relay)
+        return dialer
 
     @property
     def relay(self) -> RelayUrl:
         """The first URL, by which the relay is named and its tokens are found."""
         return self._relays[0]
+
+    def proxy(self, relay: RelayUrl) -> Proxy | None:
+        """The proxy on the way to this URL, if any. Sought each time: a laptop's settings change with its place.
+
+        Raises ``SetupError`` for an address that is not usable.
+        """
+        return find_proxy(relay, proxy=self._proxy, no_proxy=self._no_proxy)
 
     @property
     def has_choice(self) -> bool:
@@ -74,11 +90,15 @@ class Dialer:
 
     async def open_at(self, relay: RelayUrl, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
         """The same by one certain URL."""
+        proxy = self.proxy(relay)
         try:
-            sock = await _connected(relay)
+            sock = await (_connected(relay) if proxy is None else connect_through(proxy, relay.host, relay.port))
             transport, protocol = await self._speaking(relay, sock, make)
+        except ConnectionAbortedError as error:  # asyncio's, of a TLS handshake that took too long
+            silent = unreachable(relay, f"TCP works, but no answer to the TLS handshake within {_STEP:g} s")
+            raise _by_way_of(proxy, silent) from error
         except OSError as error:
-            raise connection_error(relay, error) from error
+            raise _by_way_of(proxy, connection_error(relay, error)) from error
         return relay, transport, protocol
 
     async def _speaking(
@@ -88,16 +108,13 @@ class Dialer:
         loop = asyncio.get_running_loop()
         if not relay.secure:
             return await loop.create_connection(lambda: make(relay), sock=sock)
-        try:
-            return await loop.create_connection(
-                lambda: make(relay),
-                sock=sock,
-                ssl=self._context(),
-                server_hostname=relay.host,
-                ssl_handshake_timeout=_STEP,
-            )
-        except ConnectionAbortedError as error:
-            raise unreachable(relay, f"TCP works, but no answer to the TLS handshake within {_STEP:g} s") from error
+        return await loop.create_connection(
+            lambda: make(relay),
+            sock=sock,
+            ssl=self._context(),
+            server_hostname=relay.host,
+            ssl_handshake_timeout=_STEP,
+        )
 
     async def upgrade(self) -> Upgraded:
         """Connect and make the WebSocket handshake. The caller bounds the time.
@@ -150,12 +167,17 @@ async def _connected(relay: RelayUrl) -> socket.socket:
     try:
         async with asyncio.timeout(_STEP):
             # Not create_connection's own race of addresses: uvloop has none.
-            return await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS)
+            return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS)
     except TimeoutError as error:
         if error.errno is not None:
             raise  # the system's
         tried = ", ".join(dict.fromkeys(str(address[0]) for *_, address in addresses))
         raise unreachable(relay, f"no answer from {tried} within {_STEP:g} s") from error
+
+
+def _by_way_of(proxy: Proxy | None, error: KdispatchError) -> KdispatchError:
+    """What failed behind a proxy may be its doing."""
+    return error if proxy is None else KdispatchError(error.code, f"{error.text} On the way: {proxy} ({proxy.source}).")
 
 
 async def _first_of(attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]], let_go: Callable[[_T], None]) -> _T:
