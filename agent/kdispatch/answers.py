@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from kdispatch.certificates import certificate_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
@@ -74,6 +73,9 @@ _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
 
 #: After these, and after all from 500 on, another try makes sense, whoever gave them.
 _PASSING: Final = frozenset({408, 425, 429})
+
+#: TLS alerts (RFC 8446, 6.2) by which a server says that it lacks our certificate, or does not accept it.
+_WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA")
 
 _T = TypeVar("_T")
 
@@ -158,9 +160,9 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
     # The system's own error, without the frames of libraries around it.
     while isinstance(error.__cause__, OSError):
         error = error.__cause__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return certificate_error(relay.authority, error)
     words = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    if isinstance(error, ssl.SSLError) and (error.reason or "").endswith(_WANTS_CERTIFICATE):
+        return KdispatchError("tls_client_cert", f"{relay.authority} asks for a client certificate ({error.reason}).")
     if isinstance(error, ssl.SSLError):
         return not_a_relay(relay, f"it does not speak TLS as expected ({words})")
     if isinstance(error, socket.gaierror):

@@ -133,6 +133,10 @@ _TABLE: Final = (
          "Tell the relay's operator; check this machine's clock."),
     Code("tls_not_yet_valid", _UP, None, 6, "The relay's certificate is not valid yet.",
          "Check this machine's clock."),
+    Code("tls_wrong_pin", _UP, None, 6, "The relay's public key is none of those that are pinned.",
+         "If your network opens TLS, go another way; if the relay has a new key, pin that one."),
+    Code("tls_client_cert", _UP, None, 6, "The server in front of the relay accepts no client without a certificate.",
+         "Give the certificate that its operator made for you with --client-cert."),
     Code("captive_portal", _UP, None, 6, "A log-in page answers in the relay's place.",
          "Log in to the network in a browser; if nothing asks for that, check the relay's URL."),
     # --- one stream -----------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 from aiohappyeyeballs import start_connection
 
 from kdispatch.answers import connection_error, unreachable
 from kdispatch.network.proxy import Proxy, find_proxy
 from kdispatch.network.through import EYEBALLS, connect_through
+from kdispatch.network.trust import Trust, certificate_error
 from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
@@ -28,6 +29,9 @@ __all__ = ["Dialer", "Upgraded"]
 _STEP: Final = 8.0
 #: Seconds before the relay's next URL is tried beside the one before: several round trips of a slow network.
 _APART: Final = 1.5
+
+#: Trust in whom the system trusts.
+_SYSTEM: Final = Trust()
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 _T = TypeVar("_T")
@@ -46,20 +50,22 @@ class Dialer:
     """The way to one relay, which may have several URLs: they are tried in their order.
 
     ``proxy`` and ``no_proxy`` are the settings of these names; without them the environment and the system say
-    which proxy is on the way, if any.
+    which proxy is on the way, if any. ``trust`` is what the relay's certificate must be.
     """
 
-    def __init__(self, *relays: RelayUrl, proxy: str = "", no_proxy: bool = False) -> None:
+    def __init__(self, *relays: RelayUrl, proxy: str = "", no_proxy: bool = False, trust: Trust = _SYSTEM) -> None:
         self._relays = relays
         self._proxy = proxy
         self._no_proxy = no_proxy
+        self._trust = trust
         self._ids: dict[RelayUrl, str] = {}  # by which URL which relay was met
         self._tls: ssl.SSLContext | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The way that the settings describe; raises what is wrong with them."""
-        dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy)
+        trust = Trust.of(settings)
+        dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy, trust=trust)
         for relay in settings.relay_urls:
             dialer.proxy(relay)
         return dialer
@@ -92,13 +98,17 @@ class Dialer:
         """The same by one certain URL."""
         proxy = self.proxy(relay)
         try:
-            sock = await (_connected(relay) if proxy is None else connect_through(proxy, relay.host, relay.port))
+            sock = await _way_to(proxy, relay)
             transport, protocol = await self._speaking(relay, sock, make)
-        except ConnectionAbortedError as error:  # asyncio's, of a TLS handshake that took too long
-            silent = unreachable(relay, f"TCP works, but no answer to the TLS handshake within {_STEP:g} s")
-            raise _by_way_of(proxy, silent) from error
+        except ssl.SSLCertVerificationError as error:
+            self._tls = None  # whoever mends it may do so in a file that was read
+            connect = partial(_way_to, proxy, relay)
+            refused = await certificate_error(relay.authority, self._server_name(relay), error, connect)
+            raise _by_way_of(proxy, refused) from error
         except OSError as error:
             raise _by_way_of(proxy, connection_error(relay, error)) from error
+        except _Cut as error:
+            raise _by_way_of(proxy, error) from error.__cause__
         return relay, transport, protocol
 
     async def _speaking(
@@ -108,13 +118,39 @@ class Dialer:
         loop = asyncio.get_running_loop()
         if not relay.secure:
             return await loop.create_connection(lambda: make(relay), sock=sock)
-        return await loop.create_connection(
-            lambda: make(relay),
-            sock=sock,
-            ssl=self._context(),
-            server_hostname=relay.host,
-            ssl_handshake_timeout=_STEP,
-        )
+        try:
+            context = await self._context()
+        except BaseException:
+            sock.close()
+            raise
+        pinned = bool(self._trust.pins)
+        try:
+            transport, protocol = await loop.create_connection(
+                asyncio.Protocol if pinned else lambda: make(relay),
+                sock=sock,
+                ssl=context,
+                server_hostname=self._server_name(relay),
+                ssl_handshake_timeout=_STEP,
+            )
+        except ConnectionAbortedError as error:  # the loop's own, of one that took too long
+            raise _Cut(relay, f"no answer to the TLS handshake within {_STEP:g} s") from error
+        except ConnectionError as error:
+            raise _Cut(relay, "the connection is cut off in the TLS handshake") from error
+        if not pinned:
+            return transport, cast("_P", protocol)
+        try:
+            self._trust.check(transport.get_extra_info("ssl_object"), relay.authority)
+        except BaseException:
+            transport.abort()
+            raise
+        # Only now, so that nothing is sent to a server that has another key.
+        speaker = make(relay)
+        transport.set_protocol(speaker)
+        speaker.connection_made(transport)
+        return transport, speaker
+
+    def _server_name(self, relay: RelayUrl) -> str:
+        return self._trust.server_name or relay.host
 
     async def upgrade(self) -> Upgraded:
         """Connect and make the WebSocket handshake. The caller bounds the time.
@@ -146,16 +182,28 @@ class Dialer:
         text = f"{relay} leads to another relay than {next(iter(others))} and is left out."
         raise KdispatchError("other_relay", text)
 
-    def _context(self) -> ssl.SSLContext:
+    async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            # Once, and not for each connection: it reads all of the machine's certificates.
-            self._tls = ssl.create_default_context()
+            # Once, and not for each connection, and in a thread: it reads all of the machine's certificates.
+            self._tls = await asyncio.to_thread(self._trust.context)
         return self._tls
 
     async def _first(self, attempt: Callable[[RelayUrl], Coroutine[Any, Any, _T]], let_go: Callable[[_T], None]) -> _T:
         if len(self._relays) == 1:
             return await attempt(self._relays[0])
         return await _first_of([partial(attempt, relay) for relay in self._relays], let_go)
+
+
+class _Cut(KdispatchError):  # noqa: N818 - it becomes an error's text, with what stands on the way
+    """A way ends where TLS begins."""
+
+    def __init__(self, relay: RelayUrl, why: str) -> None:
+        super().__init__("relay_unreachable", f"{relay.authority} can't be reached: TCP works, but {why}.")
+
+
+async def _way_to(proxy: Proxy | None, relay: RelayUrl) -> socket.socket:
+    """A connected socket whose next byte is the relay's."""
+    return await (_connected(relay) if proxy is None else connect_through(proxy, relay.host, relay.port))
 
 
 async def _connected(relay: RelayUrl) -> socket.socket:

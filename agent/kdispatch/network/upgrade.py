@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from typing import Final, cast
 
 from websockets.client import ClientProtocol
@@ -12,7 +13,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.answers import NEW_HTTP, OLD_HTTP, not_a_relay, passing, strange
+from kdispatch.answers import NEW_HTTP, OLD_HTTP, connection_error, not_a_relay, passing, strange
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -87,13 +88,11 @@ class Handshake(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more comes."""
-        self._fail(
-            KdispatchError(
-                "relay_unreachable",
-                f"{self._relay.host}:{self._relay.port} closed the connection during the handshake"
-                f"{f': {exc}' if exc else ''}.",
-            )
-        )
+        if isinstance(exc, ssl.SSLError):
+            self._fail(connection_error(self._relay, exc))
+            return
+        text = f"{self._relay.authority} closed the connection during the handshake{f': {exc}' if exc else ''}."
+        self._fail(KdispatchError("relay_unreachable", text))
 
     def _upgraded(self, rest: bytes) -> None:
         assert self._transport is not None

@@ -1,0 +1,189 @@
+"""Whom an agent trusts as its relay: authorities, pins, its own certificate; and why a relay's is not trusted.
+
+There is no way to turn verification off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from kdispatch.network.certificate import Certificate
+from kdispatch.settings import Settings
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.messages import printable
+
+__all__ = ["Trust", "certificate_error", "seen_certificate"]
+
+#: Where systems keep their authorities, for a Python whose OpenSSL was built for another place.
+_CA_FILES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # their newer versions
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",  # BSD, macOS
+)
+_PIN: Final = re.compile(r"sha256(?::|//)(?P<value>\S+)")
+_PIN_BYTES: Final = 32
+#: Seconds for a second look at a certificate that was refused: what is wrong is known, only details are not.
+_LOOK: Final = 3.0
+
+#: X509_V_ERR_* of OpenSSL's x509_vfy.h; everything else means that nobody trusted signed it.
+_CODES: Final = {9: "tls_not_yet_valid", 10: "tls_expired", 62: "tls_wrong_host", 64: "tls_wrong_host"}
+_NAMES: Final = 4  # names of a certificate that are shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a relay's certificate must be. Files are absolute paths, or empty; ``pins`` are digests of public keys.
+
+    ``server_name`` is the name that it must have in the place of the one in the relay's URL.
+    """
+
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    server_name: str = ""
+    pins: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings say; raises :class:`SetupError` for a pin that is none."""
+        return cls(
+            ca_file=settings.ca_file,
+            client_cert=settings.client_cert,
+            client_key=settings.client_key,
+            server_name=settings.server_name,
+            pins=tuple(_pin(text.strip()) for text in settings.pin.split(",") if text.strip()),
+        )
+
+    def context(self) -> ssl.SSLContext:
+        """A context that verifies; raises :class:`SetupError` for files of no use. It reads files: not for a loop."""
+        context = self._authorities()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # From Python 3.13 on this is set, and refuses certificates that boxes in companies' networks make.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if self.client_key and not self.client_cert:
+            raise SetupError("bad_request", "A client key without its certificate.", hint="Give --client-cert, too.")
+        if self.client_cert:
+            with _reading("client certificate", self.client_cert, self.client_key):
+                # Without a password it would be asked for at the terminal, of whoever sits there.
+                context.load_cert_chain(self.client_cert, self.client_key or None, password=lambda: b"")
+        return context
+
+    def _authorities(self) -> ssl.SSLContext:
+        if self.ca_file:
+            with _reading("file of certificates", self.ca_file):
+                return ssl.create_default_context(cafile=self.ca_file)
+        named = any(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+        if sys.platform in {"darwin", "win32"} and not named:
+            import truststore  # noqa: PLC0415 - not elsewhere: it reads all authorities at each connection, in 30 ms
+
+            return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = ssl.create_default_context()
+        if not named and not context.cert_store_stats()["x509_ca"] and not ssl.get_default_verify_paths().capath:
+            for name in _CA_FILES:
+                if Path(name).is_file():
+                    context.load_verify_locations(name)
+                    break
+        return context
+
+    def check(self, ssl_object: ssl.SSLObject | ssl.SSLSocket, place: str) -> None:
+        """Raise ``tls_wrong_pin`` where there are pins, and the verified certificate of ``place`` has another key."""
+        if not self.pins:
+            return
+        key = Certificate.parse(ssl_object.getpeercert(binary_form=True) or b"").key
+        if key not in self.pins:
+            text = f"{place}: its public key is sha256:{key.hex()}, which is not pinned."
+            raise KdispatchError("tls_wrong_pin", text)
+
+
+def _pin(text: str) -> bytes:
+    match = _PIN.fullmatch(text)
+    if match is not None:
+        value = match["value"]
+        with contextlib.suppress(ValueError, binascii.Error):
+            found = bytes.fromhex(value) if len(value) == 2 * _PIN_BYTES else base64.b64decode(value, validate=True)
+            if len(found) == _PIN_BYTES:
+                return found
+    hint = "Write sha256: and the 64 hexadecimal digits, or the base64, of the SHA-256 of the public key."
+    raise SetupError("bad_request", f"{text[:100]!r} is no pin.", hint=hint)
+
+
+@contextlib.contextmanager
+def _reading(what: str, *names: str) -> Iterator[None]:
+    """What goes wrong in the block is the fault of these files."""
+    try:
+        yield
+    except (OSError, ssl.SSLError, ValueError) as error:
+        files = " and ".join(name for name in names if name)
+        words = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        text = f"The {what} {files} can't be used: {str(words).lower().replace('_', ' ')}."
+        hint = "Check the file: PEM, readable, and a key without a password."
+        raise SetupError("bad_request", text, hint=hint) from error
+
+
+async def seen_certificate(sock: socket.socket, server_name: str) -> Certificate | None:
+    """The certificate that the server behind a connected socket shows to ``server_name``, whoever it is.
+
+    The connection is used for nothing else and is closed; nothing is sent that it could take for a request.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock, ssl=context, server_hostname=server_name)
+    try:
+        der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    finally:
+        transport.abort()
+    with contextlib.suppress(ValueError):
+        return Certificate.parse(der or b"")
+    return None
+
+
+async def certificate_error(
+    place: str, server_name: str, error: ssl.SSLCertVerificationError, connect: Callable[[], Awaitable[socket.socket]]
+) -> KdispatchError:
+    """Why the certificate of ``place`` was refused. ``connect`` makes another connection to it, for a second look."""
+    seen = None
+    with contextlib.suppress(OSError, KdispatchError, TimeoutError):
+        async with asyncio.timeout(_LOOK):
+            seen = await seen_certificate(await connect(), server_name)
+    code = _CODES.get(error.verify_code, "tls_unknown_ca")
+    return KdispatchError(code, f"{place}: {_why(code, error.verify_message.rstrip('.'), server_name, seen)}.")
+
+
+def _why(code: str, words: str, server_name: str, seen: Certificate | None) -> str:
+    """One sentence, with what a second look has shown."""
+    if seen is None:
+        return words
+    now = datetime.now(UTC)
+    if code == "tls_wrong_host":
+        names = ", ".join(printable(name) for name in seen.names[:_NAMES]) or printable(seen.subject)
+        return f"its certificate is for {names}{', …' * (len(seen.names) > _NAMES)}, and not for {server_name}"
+    if code == "tls_expired":
+        ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "rests on one that has expired"
+        return f"its certificate {ended}; by this machine's clock it is {_minute(now)}"
+    if code == "tls_not_yet_valid":
+        begins = f"is valid from {_minute(seen.not_before)} on" if seen.not_before > now else "rests on one of tomorrow"
+        return f"its certificate {begins}; by this machine's clock it is {_minute(now)}"
+    itself = " (itself)" if seen.issuer == seen.subject else ""
+    return f"its certificate is issued by {printable(seen.issuer)}{itself}, whom this machine does not trust: {words}"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

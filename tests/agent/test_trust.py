@@ -1,0 +1,242 @@
+"""Certificates of a relay: read, trusted or not and why, pinned, and asked for of us."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdispatch.network.certificate import Certificate
+from kdispatch.network.dialer import Dialer
+from kdispatch.network.trust import Trust
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import Settings
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
+
+_NOW = datetime.now(UTC).replace(tzinfo=None)
+_DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA(organization_name="Ours")
+
+
+def _der(certificate: trustme.LeafCert) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())
+
+
+@pytest.fixture(scope="module")
+def file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The authority's certificate."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+class Server:
+    """Something that speaks TLS, and keeps what is sent to it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.received = bytearray()
+
+    def url(self, host: str = "127.0.0.1") -> RelayUrl:
+        return RelayUrl.parse(f"https://{host}:{self.port}")
+
+
+@asynccontextmanager
+async def _server(
+    certificate: trustme.LeafCert, *, clients: trustme.CA | None = None, most: ssl.TLSVersion | None = None
+) -> AsyncIterator[Server]:
+    """In threads: asyncio's own server does not send the alert of a handshake that it refuses, as others do."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    if clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        clients.configure_trust(context)
+    if most is not None:
+        context.maximum_version = most
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection, context.wrap_socket(connection, server_side=True) as speaking:
+            while data := speaking.recv(1024):
+                found.received += data
+                speaking.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                serve(listening.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        found = Server(listening.getsockname()[1])
+        serving = threading.Thread(target=accept)
+        serving.start()
+        try:
+            yield found
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            await asyncio.to_thread(serving.join)
+
+
+async def _fails(dialer: Dialer) -> KdispatchError:
+    async with asyncio.timeout(5):
+        with pytest.raises(KdispatchError) as caught:
+            await dialer.upgrade()
+    return caught.value
+
+
+def test_a_certificate_is_read_as_others_read_it(ca: trustme.CA) -> None:
+    """Names, dates, issuer and the key's digest are those that the library cryptography finds."""
+    for key_type in (trustme.KeyType.ECDSA, trustme.KeyType.RSA):
+        made = ca.issue_cert("a.example", "*.b.example", "127.0.0.1", "::1", organization_name="Örg", key_type=key_type)
+        read, theirs = Certificate.parse(_der(made)), x509.load_der_x509_certificate(_der(made))
+        names = theirs.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert sorted(read.names) == sorted(
+            [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+        )
+        assert (read.not_before, read.not_after) == (theirs.not_valid_before_utc, theirs.not_valid_after_utc)
+        spki = theirs.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        assert read.key == hashlib.sha256(spki).digest()
+        assert "O=Ours" in read.issuer and "O=Örg" in read.subject
+
+
+_SEED = _der(trustme.CA().issue_cert("a.example"))
+
+
+@given(st.integers(0, len(_SEED) - 1), st.binary(max_size=4), st.integers(0, 8))
+def test_whatever_is_no_certificate_is_said_so(place: int, instead: bytes, cut: int) -> None:
+    """A certificate that is cut or changed is read or refused, and nothing else."""
+    with contextlib.suppress(ValueError):
+        Certificate.parse(_SEED[:place] + instead + _SEED[place + cut :])
+
+
+async def test_who_is_not_trusted_is_named(ca: trustme.CA) -> None:
+    """Of an unknown authority the issuer is shown: it may be the network's that opens TLS."""
+    async with _server(ca.issue_cert("127.0.0.1")) as server:
+        error = await _fails(Dialer(server.url()))
+    assert error.code == "tls_unknown_ca"
+    assert "is issued by" in error.text and "O=Ours" in error.text and "whom this machine does not trust" in error.text
+    assert not server.received
+
+
+async def test_another_name_is_told(ca: trustme.CA, file: str) -> None:
+    """A certificate for others says for whom it is, and --server-name says that it is meant."""
+    async with _server(ca.issue_cert("other.example", "third.example")) as server:
+        error = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
+        named = await _fails(Dialer(server.url(), trust=Trust(ca_file=file, server_name="third.example")))
+    assert error.code == "tls_wrong_host"
+    assert "is for other.example, third.example, and not for 127.0.0.1" in error.text
+    assert named.code == "not_a_relay"  # so far it came
+    assert server.received.count(b"GET ") == 1
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "code", "says"),
+    [(-9 * _DAY, -2 * _DAY, "tls_expired", "expired on"), (2 * _DAY, 9 * _DAY, "tls_not_yet_valid", "is valid from")],
+)
+async def test_dates_are_told_with_the_clock(
+    ca: trustme.CA, file: str, begin: timedelta, end: timedelta, code: str, says: str
+) -> None:
+    """A certificate of the past or the future says its date, and what this machine takes for the time."""
+    made = ca.issue_cert("127.0.0.1", not_before=_NOW + begin, not_after=_NOW + end)
+    async with _server(made) as server:
+        error = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
+    assert error.code == code
+    assert says in error.text and f"by this machine's clock it is {datetime.now(UTC):%Y-%m-%d}" in error.text
+    assert not server.received
+
+
+@pytest.mark.parametrize("form", ["hex", "base64"])
+async def test_a_pin(ca: trustme.CA, file: str, form: str) -> None:
+    """A pinned key lets the relay in, any other one gets nothing, although its certificate is valid."""
+    made = ca.issue_cert("127.0.0.1")
+    key = Certificate.parse(_der(made)).key
+    text = key.hex() if form == "hex" else base64.b64encode(key).decode()
+    wrong = Settings(relay="https://127.0.0.1", ca_file=file, pin=f"sha256:{'00' * 32}")
+    right = Settings(relay="https://127.0.0.1", ca_file=file, pin=f"{wrong.pin}, sha256:{text}")
+    async with _server(made) as server:
+        error = await _fails(Dialer(server.url(), trust=Trust.of(wrong)))
+        assert error.code == "tls_wrong_pin"
+        assert f"sha256:{key.hex()}" in error.text
+        assert not server.received
+        assert (await _fails(Dialer(server.url(), trust=Trust.of(right)))).code == "not_a_relay"
+        assert server.received
+
+
+@pytest.mark.parametrize("pin", ["sha256:abc", "abc", "md5:0123", f"sha256:{'g' * 64}", "sha256:" + "A" * 44])
+def test_what_is_no_pin(pin: str) -> None:
+    """A pin that is none is refused at the start, with how one is written."""
+    with pytest.raises(SetupError) as caught:
+        Trust.of(Settings(pin=pin))
+    assert caught.value.code == "bad_request" and "sha256:" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_client_certificate(ca: trustme.CA, file: str, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """A server that asks for our certificate gets it; without one the error says what is missing."""
+    mine = ca.issue_cert("me@example.org")
+    (tmp_path / "me.pem").write_bytes(b"".join(pem.bytes() for pem in mine.cert_chain_pems))
+    (tmp_path / "me.key").write_bytes(mine.private_key_pem.bytes())
+    (tmp_path / "both.pem").write_bytes(mine.private_key_and_cert_chain_pem.bytes())
+    apart = Trust(ca_file=file, client_cert=str(tmp_path / "me.pem"), client_key=str(tmp_path / "me.key"))
+    in_one = Trust(ca_file=file, client_cert=str(tmp_path / "both.pem"))
+    async with _server(ca.issue_cert("127.0.0.1"), clients=ca, most=version) as server:
+        without = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
+        assert not server.received
+        if version is ssl.TLSVersion.TLSv1_3:  # the older one has no alert that says so
+            assert without.code == "tls_client_cert", without.text
+        for trust in (apart, in_one):
+            assert (await _fails(Dialer(server.url(), trust=trust))).code == "not_a_relay"
+    assert server.received.count(b"GET ") == 2
+
+
+async def test_files_of_no_use(tmp_path: Path) -> None:
+    """Files that are not there or no PEM are named; a key without its certificate is no use either."""
+    nothing = tmp_path / "nothing.pem"
+    nothing.write_text("nothing")
+    for trust in (
+        Trust(ca_file=str(nothing)),
+        Trust(ca_file=str(tmp_path / "none.pem")),
+        Trust(client_cert=str(nothing)),
+        Trust(client_key=str(nothing)),
+    ):
+        with pytest.raises(SetupError) as caught:
+            trust.context()
+        assert caught.value.code == "bad_request"
+        assert str(tmp_path) in caught.value.text or "without its certificate" in caught.value.text
+
+
+async def test_a_new_authority_is_read_at_the_next_try(ca: trustme.CA, tmp_path: Path) -> None:
+    """Where a file of authorities is mended, an agent that runs finds it without being started again."""
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    async with _server(ca.issue_cert("127.0.0.1")) as server:
+        dialer = Dialer(server.url(), trust=Trust(ca_file=str(path)))
+        assert (await _fails(dialer)).code == "tls_unknown_ca"
+        ca.cert_pem.write_to_path(str(path))
+        assert (await _fails(dialer)).code == "not_a_relay"
+
+
+def test_the_systems_own_trust() -> None:
+    """Without a file the system's authorities count, and certificates are always verified."""
+    context = Trust().context()
+    assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
