@@ -17,7 +17,9 @@
         ps.aiohappyeyeballs
         ps.aiohttp
         ps.platformdirs
+        ps.python-socks
         ps.structlog
+        ps.truststore
         ps.typer
         ps.websockets
       ];

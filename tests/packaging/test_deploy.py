@@ -39,9 +39,9 @@ def test_flake_has_the_requirements() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     required = re.search(r"^dependencies = \[\n(.*?)^\]\n.*?^relay = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
     assert required is not None
-    names = set(re.findall(r'^ *"([a-z]+)', "".join(required.groups()), re.MULTILINE))
+    names = set(re.findall(r'^ *"([a-z-]+)', "".join(required.groups()), re.MULTILINE))
     # sqlalchemy[asyncio] is greenlet, which nixpkgs lists apart.
-    assert set(re.findall(r"\bps\.(\w+)", (ROOT / "flake.nix").read_text())) == names | {"greenlet"}
+    assert set(re.findall(r"\bps\.([\w-]+)", (ROOT / "flake.nix").read_text())) == names | {"greenlet"}
 
 
 @pytest.mark.slow
