@@ -1,0 +1,94 @@
+"""The relay's own certificate and key, read anew when their files change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from pathlib import Path
+from typing import Final
+
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["Certificates"]
+
+_LOOK: Final = 2.0  # seconds between two looks at the files
+
+#: Of both files: when it was changed, which one it is, and how long. A name may lead to another file by a link.
+_Stamp = tuple[tuple[int, int, int] | None, ...]
+
+_log = logging.getLogger("kdispatch.relay")
+
+
+class Certificates:
+    """``context`` is what a listener serves with: each new connection gets the newest certificate that was sound.
+
+    Raises ``bad_request`` when it is made from files of no use.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self._stamp = self._stamps()
+        self._current = self._load()
+        # A context of its own for each certificate: one that is loaded half, as a key and a certificate are changed
+        # one after the other, serves nobody.
+        self.context = self._load()
+        self.context.sni_callback = self._choose
+        self._asked = asyncio.Event()
+
+    def read_again(self) -> None:
+        """Look at the files now, whether they have changed or not."""
+        self._asked.set()
+
+    async def watch(self) -> None:
+        """Read the files again as often as they have changed and are then left alone for a moment."""
+        changed = False
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._asked.wait()
+            asked = self._asked.is_set()
+            self._asked.clear()
+            stamp = await asyncio.to_thread(self._stamps)
+            if asked or (changed and stamp == self._stamp):
+                changed = False
+                self._stamp = stamp
+                await self._replace()
+            elif stamp != self._stamp:
+                # Whoever writes one of the two may not have written the other one yet.
+                changed = True
+                self._stamp = stamp
+
+    async def _replace(self) -> None:
+        try:
+            self._current = await asyncio.to_thread(self._load)
+        except KdispatchError as error:
+            _log.error("%s The one that was read before is still served.", error.text, extra={"code": error.code})
+        else:
+            _log.info("The certificate was read again: new connections get it.")
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # Without a password it would be asked for at the terminal, of whoever sits there.
+            context.load_cert_chain(*self._files, password=lambda: b"")
+        except (OSError, ssl.SSLError) as error:
+            reason = error.strerror or str(error)
+            raise KdispatchError("bad_request", f"The TLS certificate and key can't be used: {reason}.") from error
+        return context
+
+    def _stamps(self) -> _Stamp:
+        return tuple(map(_stamp, self._files))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

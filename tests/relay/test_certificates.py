@@ -1,0 +1,137 @@
+"""The relay's own certificate: read again when its files change, and kept when what is there is of no use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+from kdispatch.network.certificate import Certificate
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay import certificates
+from kdispatch_relay.certificates import Certificates
+
+_LOOK = 0.05
+
+
+class Files:
+    """A certificate and its key, as an operator's tool writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        self.certificate, self.key = folder / "relay.pem", folder / "relay.key"
+
+    def write(self, *names: str, key: bool = True) -> bytes:
+        """Write new ones for these names; returns the digest of the new key."""
+        made = self.ca.issue_cert(*names)
+        self.certificate.write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))
+        if key:
+            self.key.write_bytes(made.private_key_pem.bytes())
+        return Certificate.parse(ssl.PEM_cert_to_DER_cert(made.cert_chain_pems[0].bytes().decode())).key
+
+    async def served(self) -> Certificates:
+        return await asyncio.to_thread(Certificates, self.certificate, self.key)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    monkeypatch.setattr(certificates, "_LOOK", _LOOK)
+    return Files(tmp_path)
+
+
+@asynccontextmanager
+async def _serving(certificates: Certificates) -> AsyncIterator[int]:
+    """A server with this certificate, which is watched; its port."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(100):
+                writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=certificates.context)
+    watching = asyncio.create_task(certificates.watch())
+    try:
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _connect(port: int, name: str | None = None) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection, and the digest of the key that it was shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name or "127.0.0.1")
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return Certificate.parse(shown).key, reader, writer
+
+
+async def _shows(port: int, name: str | None = None) -> bytes:
+    key, _, writer = await _connect(port, name)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return key
+
+
+async def _will_show(port: int, key: bytes) -> None:
+    async with asyncio.timeout(5):
+        while await _shows(port) != key:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(_LOOK)
+
+
+async def test_a_changed_certificate_is_served(files: Files) -> None:
+    """New connections get the new certificate, with or without a name in their hello; running ones go on."""
+    first = files.write("127.0.0.1")
+    async with _serving(await files.served()) as port:
+        shown, reader, writer = await _connect(port)
+        assert shown == first == await _shows(port, "relay.example")
+        second = files.write("127.0.0.1")
+        await _will_show(port, second)
+        assert await _shows(port, "relay.example") == second
+        writer.write(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        writer.close()
+
+
+async def test_what_is_of_no_use_is_told_and_not_served(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    """A certificate without its key, or a file that is gone, leaves the one before, and one line in the log."""
+    first = files.write("127.0.0.1")
+    async with _serving(await files.served()) as port:
+        files.write("127.0.0.1", key=False)
+        await asyncio.sleep(8 * _LOOK)
+        files.key.unlink()
+        await asyncio.sleep(8 * _LOOK)
+        assert await _shows(port) == first
+        told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(told) == 2, told
+        assert all("can't be used" in line and "still served" in line for line in told)
+        await _will_show(port, files.write("127.0.0.1"))
+
+
+async def test_it_is_read_again_when_asked(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks need not wait for the next look, nor for a change that shows."""
+    monkeypatch.setattr(certificates, "_LOOK", 60)
+    files.write("127.0.0.1")
+    served = await files.served()
+    async with _serving(served) as port:
+        second = files.write("127.0.0.1")
+        served.read_again()
+        await _will_show(port, second)
+
+
+def test_files_of_no_use_end_a_start(files: Files) -> None:
+    """A relay does not start with a certificate that it can't serve."""
+    with pytest.raises(KdispatchError) as caught:
+        Certificates(files.certificate, files.key)
+    assert caught.value.code == "bad_request" and "can't be used" in caught.value.text
