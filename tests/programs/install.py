@@ -33,6 +33,7 @@ PACKAGES: Final = {
     "redis-cli": "redis-tools",
     "redis-server": "redis-server",
     "rsync": "rsync",
+    "squid": "squid",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "tmux": "tmux",

