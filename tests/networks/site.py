@@ -45,8 +45,9 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate with its chain, and its key, as files."""
+    """A certificate with its chain, and its key, as files; ``name`` is the first that it is for."""
 
+    name: str
     chain: Path
     key: Path
 
@@ -65,7 +66,7 @@ class Authority:
         begins = dt.datetime.now(dt.UTC) + dt.timedelta(days=since_days)
         leaf = self._ca.issue_cert(*names, not_before=begins, not_after=begins + dt.timedelta(days=for_days))
         stem = self._folder / secrets.token_hex(4)
-        made = Certificate(stem.with_suffix(".pem"), stem.with_suffix(".key"))
+        made = Certificate(names[0], stem.with_suffix(".pem"), stem.with_suffix(".key"))
         for blob in leaf.cert_chain_pems:
             blob.write_to_path(made.chain, append=True)
         leaf.private_key_pem.write_to_path(made.key)
@@ -79,7 +80,10 @@ class Authority:
             yield
 
 
+#: With "auto_https off" Caddy forgets skip_install_trust, and puts a CA of its own into the machine's trust store.
+_GLOBAL: Final = "\tskip_install_trust\n\tauto_https disable_certs\n\thttp_port {port}\n"
 _ANSWERING: Final = """{{
+	default_sni {name}
 }}
 {{$KDISPATCH_SITE}} {{
 	tls {files}
@@ -113,7 +117,7 @@ class Caddy:
 
     async def answering(self, status: int, page: str) -> None:
         """Start it with one answer for everything, and a log of requests."""
-        await self._start(_ANSWERING.format(files=self._files, page=page, status=status))
+        await self._start(_ANSWERING.format(name=self._certificate.name, files=self._files, page=page, status=status))
 
     @property
     def log(self) -> str:
@@ -127,8 +131,7 @@ class Caddy:
     async def _start(self, text: str) -> None:
         self.stop()
         config = self._folder / "Caddyfile"
-        # Without the redirects from port 80, which is the machine's.
-        config.write_text(text.replace("{\n", "{\n\tauto_https disable_redirects\n", 1))
+        config.write_text(text.replace("{\n", "{\n" + _GLOBAL.format(port=free_port()), 1))
         environment = {
             "HOME": str(self._folder),
             "CADDY_ADMIN": f"127.0.0.1:{free_port()}",
