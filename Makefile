@@ -69,9 +69,9 @@ fuzz: $(STAMP)  ## RUNS=1000000 inputs for the parsers, by atheris if that is in
 matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvloop
 	$(BIN)/python -m tests.tools.matrix
 
-# A real Caddy (50 MB) and py-spy: only measuring takes them, and says what it does without.
+# py-spy: only measuring takes it, and says what it does without.
 $(EXTRA): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || echo 'SKIP: pip could not get Caddy and py-spy'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || echo 'SKIP: pip could not get py-spy'
 	@touch $@
 
 bench: $(EXTRA)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1

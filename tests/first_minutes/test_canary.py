@@ -3,89 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from kdispatch_protocol.tokens import format_token
-from tests.first_minutes.person import Ended, Person
+from tests.first_minutes.person import Person
 from tests.first_minutes.test_mistakes import free_port, listening, web_server
+from tests.first_minutes.watch import Watch, token_of
 from tests.net.harness import Process, Relay, sizes
-
-# Characters of a token's secret whose appearance gives it away: 72 of its 256 bits.
-_TELLTALE = 12
-
-
-class Watch:
-    """The tokens of a run, what was printed anywhere, and the command lines of the machine's processes."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, str] = {}
-        self.seen: list[tuple[str, str]] = []
-        self.command_lines: set[str] = set()
-
-    def learn(self, name: str, token: str) -> str:
-        """A token to look for."""
-        assert re.fullmatch(r"(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{51}", token), name
-        self.tokens[name] = token
-        return token
-
-    def saw(self, where: str, text: str) -> None:
-        """Something that people or logs get to see."""
-        self.seen.append((where, text))
-
-    def ended(self, ended: Ended, *, shows: bool = False) -> Ended:
-        """A command; ``shows`` where its standard output is the one place that shows a token."""
-        self.saw(f"stderr of {ended.command}", ended.err)
-        if not shows:
-            self.saw(f"stdout of {ended.command}", ended.out)
-        return ended
-
-    async def processes(self) -> None:
-        """Look at all command lines, again and again, until cancelled."""
-        while True:
-            self._look()
-            await asyncio.sleep(0.01)
-
-    def _look(self) -> None:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    self.command_lines.add((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("latin-1"))
-
-    def leaks(self) -> list[str]:
-        """Which token was seen where."""
-        everything = [*self.seen, *(("a command line", line) for line in self.command_lines)]
-        return [
-            f"{name} in {where}: {text[:2000]}"
-            for name, token in self.tokens.items()
-            for where, text in everything
-            if any(token[at : at + _TELLTALE] in text for at in range(4, 4 + 43 - _TELLTALE))
-        ]
-
-
-@pytest.fixture
-async def watch() -> AsyncIterator[Watch]:
-    """A watch over the machine's command lines for as long as the test lasts."""
-    watch = Watch()
-    looking = asyncio.create_task(watch.processes())
-    yield watch
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
-
-
-def _of(kind: str, number: int) -> str:
-    return format_token(kind, bytes((number * 7 + at * 13) % 251 for at in range(32)))
 
 
 async def _every_command(person: Person, watch: Watch, port: int, each: int) -> None:
     """Each command with the stored token, and ``each`` pairs of another token and a way to give it."""
-    wrong = [watch.learn(f"an unknown {kind}", _of(kind, at)) for at, kind in enumerate(("adm", "svc", "cli", "hst"))]
+    kinds = ("adm", "svc", "cli", "hst")
+    wrong = [watch.learn(f"an unknown {kind}", token_of(kind, at)) for at, kind in enumerate(kinds)]
     file = person.home / "token"
     file.touch(mode=0o600)
     commands = [
@@ -229,10 +162,10 @@ def _read(watch: Watch, folder: Path, pattern: str) -> None:
 
 async def test_the_watch_finds_what_leaks(watch: Watch) -> None:
     """A part of a token in an output, and a whole one in a command line, are found."""
-    token = watch.learn("a planted", _of("svc", 9))
+    token = watch.learn("a planted", token_of("svc", 9))
     watch.saw("a log", f"trace: {token[10:40]}…")
     assert len(watch.leaks()) == 1
-    other = watch.learn("another", _of("adm", 8))
+    other = watch.learn("another", token_of("adm", 8))
     process = await asyncio.create_subprocess_exec("sleep", "0.3", env={"X": "y"})
     assert len(watch.leaks()) == 1
     shown = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.3", other)

@@ -27,6 +27,7 @@ PACKAGES: Final = {
     "initdb": "postgresql",
     "iperf3": "iperf3",
     "nc": "netcat-openbsd",
+    "nginx": "nginx",
     "pgbench": "postgresql-contrib",
     "psql": "postgresql-client",
     "redis-benchmark": "redis-tools",

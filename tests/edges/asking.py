@@ -1,0 +1,112 @@
+"""Raw requests to a server in front of a relay, and an upstream that keeps what reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.edges.servers import Edge
+from tests.net.tcp import Tcp, service
+
+__all__ = ["Recorder", "Reply", "ask", "head", "recorder"]
+
+_OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The status, 0 where there was no answer, all of what came, and how many seconds that took."""
+
+    status: int
+    text: str
+    seconds: float
+
+    @property
+    def from_relay(self) -> bool:
+        """Whether a relay says so itself."""
+        return "application/problem+json" in self.text
+
+
+def head(method: str, path: str, *headers: str) -> bytes:
+    """A request's head, behind which its connection is closed."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+async def ask(edge: Edge, *pieces: bytes) -> Reply:
+    """Send this, and read the answer."""
+    tls = ssl.create_default_context(cafile=str(edge.certificates))
+    name = edge.url.removeprefix("https://").partition(":")[0]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    received = bytearray()
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
+        # Whoever is refused may be cut off while he still sends.
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            writer.writelines(pieces)
+            await writer.drain()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while not _whole(received) and (data := await reader.read(64 * 1024)):
+                received += data
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+    words = bytes(received[:16]).split(b" ")
+    status = int(words[1]) if len(words) > 1 else 0
+    return Reply(status, received.decode("latin-1"), loop.time() - began)
+
+
+def _whole(received: bytes | bytearray) -> bool:
+    """Whether all is there of an answer that tells its length."""
+    found, end, body = bytes(received).partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", found, re.IGNORECASE)
+    return bool(end) and length is not None and len(body) >= int(length[1])
+
+
+@dataclass
+class Recorder:
+    """The heads of requests that came, but for the checks of health, and how many bytes the longest body had."""
+
+    port: int = 0
+    heads: list[str] = field(default_factory=list)
+    most_body: int = 0
+
+    def headers(self, name: str) -> list[str]:
+        """All values that the last request has for this header, in their order."""
+        lines = [line.partition(":") for line in self.heads[-1].split("\r\n")[1:]]
+        return [value.strip() for found, _, value in lines if found.lower() == name.lower()]
+
+    async def serve(self, tcp: Tcp) -> None:
+        """Take a request with its body, and answer 200."""
+        received = bytearray()
+        while b"\r\n\r\n" not in received:
+            received += (data := await tcp.receive())
+            if not data:
+                return
+        found, _, body = received.partition(b"\r\n\r\n")
+        if b" /healthz " in found:
+            await tcp.send(_OK)
+            return
+        self.heads.append(found.decode("latin-1"))
+        length, size = int("".join(self.headers("Content-Length")) or 0), len(body)
+        while size < length and (data := await tcp.receive()):
+            size += len(data)
+        self.most_body = max(self.most_body, size)
+        if size >= length:
+            await tcp.send(_OK)
+
+
+@asynccontextmanager
+async def recorder() -> AsyncIterator[Recorder]:
+    """Something in a relay's place, as long as the block runs."""
+    made = Recorder()
+    async with service(made.serve) as running:
+        made.port = running.port
+        yield made

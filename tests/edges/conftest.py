@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.edges.servers import Edge
+from tests.first_minutes.watch import watch
+from tests.net.conftest import network, own_relay, pytest_runtest_makereport, shared_relay
+
+__all__ = ["edge_of", "network", "own_relay", "pytest_runtest_makereport", "shared_relay", "watch"]
+
+EdgeOf = Callable[..., Edge]
+
+
+@pytest.fixture
+def edge_of(tmp_path: Path) -> Iterator[EdgeOf]:
+    """Makes servers that end with the test: of a kind, in front of a port, and with :class:`Edge`'s options."""
+    made: list[Edge] = []
+
+    def make(kind: type[Edge], upstream: int, **options: Any) -> Edge:
+        if lacks := kind.lacks():
+            pytest.skip(lacks)
+        made.append(kind(tmp_path / f"{kind.name}-{len(made)}", upstream, **options))
+        return made[-1]
+
+    yield make
+    for edge in made:
+        edge.stop()

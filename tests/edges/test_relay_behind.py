@@ -1,0 +1,129 @@
+"""A relay behind a server: it is used, replaced, killed and moved, and what agents and people make of that."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.edges.asking import ask, head
+from tests.edges.conftest import EdgeOf
+from tests.edges.servers import EDGES, Caddy, Edge, Nginx
+from tests.edges.site import Site, site
+from tests.first_minutes.person import KDISPATCH, Person
+from tests.net.harness import Process, Relay, eventually
+from tests.net.tcp import echo, service
+from tests.upgrade.load import Echoes, Visits
+
+pytestmark = pytest.mark.slow
+
+_DRAIN: Final = ("--drain-time", "2")
+_UPGRADE: Final = (
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Protocol: kdispatch.1",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
+
+
+def _kinds(small: type[Edge]) -> list[ParameterSet]:
+    """One in every run, all in the acceptance run."""
+    return [
+        pytest.param(small, id=f"small {small.name}"),
+        *(pytest.param(kind, id=kind.name, marks=pytest.mark.accept) for kind in EDGES),
+    ]
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    """One that agents may leave in peace."""
+    relay = Relay(tmp_path)
+    try:
+        await relay.start(*_DRAIN)
+        yield relay
+    finally:
+        relay.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", _kinds(Nginx))
+async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
+    """Behind a server a relay's upgrade is not noticed, and its death means "try again" to agents, new ones too."""
+    edge = edge_of(kind, relay.address.port)
+    async with service(echo) as echoing, site(edge, relay, tmp_path / "agents", [echoing.port]) as here:
+        bob = Person(tmp_path / "bob", edge.url)
+        bob.environment |= edge.trust
+        echoes, visits = Echoes(here.ports[0], 0.02), Visits(here.ports[0], 20)
+        try:
+            await _is_used(edge, bob)
+            async with echoes.running(4):
+                async with visits.running():
+                    older = await relay.replace(*_DRAIN)
+                    assert await older.ended() == 0
+                assert "finished: every agent has left" in older.err
+                assert (visits.failed, echoes.lost, here.lost) == ([], [], 0)
+                await _dies(here, bob)
+            assert echoes.lost == []
+        except BaseException as error:
+            error.add_note(here.logs())
+            raise
+
+
+async def _is_used(edge: Edge, bob: Person) -> None:
+    """The REST API works, the relay refuses what it would refuse, and its state is not shown to strangers."""
+    for command in (("sign-up", "bob"), ("service", "create", "web")):
+        ended = await bob.runs(*command)
+        assert ended.status == 0, str(ended)
+    for headers, status in (((*_UPGRADE, "Origin: https://a.example"), 403), ((), 422)):
+        request = head("GET", "/api/v1/tunnel", *headers)
+        if headers:
+            request = request.replace(b"Connection: close", b"Connection: Upgrade")
+        refused = await ask(edge, request)
+        assert (refused.status, refused.from_relay) == (status, True), refused.text
+    for forged in ((), ("X-Forwarded-For: 127.0.0.1",), ("Connection: X-Forwarded-For, Via",)):
+        assert (await ask(edge, head("GET", "/api/v1/relay/state", *forged))).status == 403
+
+
+async def _dies(here: Site, bob: Person) -> None:
+    """Away, the server says so in its own words; whoever waits gets what he wants when the relay is there again."""
+    before = here.lost
+    name = (await here.agents[0].says(r"is offered as (\S+)"))[1]
+    here.relay.stop(signal.SIGKILL)
+    away = await ask(here.edge, head("GET", "/api/v1/whoami"))
+    assert away.status in {502, 503}
+    assert not away.from_relay
+    beginner = here.network.agent("connect", "connect", name, "--wait", "30")
+    ended = await bob.runs("whoami")
+    assert (ended.status, "relay_unreachable" in ended.err) == (6, True), str(ended)
+    await beginner.says("Waiting for 30 s")
+    await here.relay.start()
+    await beginner.says(r"is reached by 127\.0\.0\.1:(\d+)")
+    await eventually(lambda: here.lost >= before + 2, expected=True)
+    await here.all_back()
+
+
+@pytest.mark.parametrize("kind", _kinds(Caddy))
+async def test_relay_moves_to_another_port(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
+    """The server goes to the next relay, then the old one is ended: no session is lost, no connection fails."""
+    edge = edge_of(kind, relay.address.port)
+    command = [KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db")]
+    async with service(echo) as echoing, site(edge, relay, tmp_path / "agents", [echoing.port]) as here:
+        echoes, visits = Echoes(here.ports[0], 0.02), Visits(here.ports[0], 10)
+        successor = Process("successor", command, tmp_path, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
+        try:
+            async with echoes.running(4), visits.running():
+                edge.upstream = int((await successor.says(r"listening on http://127\.0\.0\.1:(\d+)"))[1])
+                await edge.reload()
+                relay.running.send_signal(signal.SIGTERM)
+                assert await relay.running.ended() == 0
+            assert "finished: every agent has left" in relay.running.err
+            assert (visits.failed, echoes.lost, here.lost) == ([], [], 0)
+        except BaseException as error:
+            error.add_note(f"{here.logs()}\n--- successor\n{successor.text}")
+            raise
+        finally:
+            here.network.stop()
+            successor.stop(signal.SIGKILL)

@@ -1,0 +1,122 @@
+"""Transfers through a server in front of the relay, while that is reloaded, or dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.edges.conftest import EdgeOf
+from tests.edges.servers import EDGES, Edge, HaproxySuccessors
+from tests.edges.site import Site, site
+from tests.faults.transfer import Transfers, transfers
+from tests.net.harness import KIB, MIB, Relay
+
+pytestmark = pytest.mark.slow
+
+_STREAMS: Final = 20
+_PATIENCE: Final = 100.0  # seconds without a byte that are a stall: below the grace of 120 s
+_SETTLED: Final = 0.3  # seconds after a reload in which whatever it cuts would be noticed
+#: Seconds after which an old configuration cuts its tunnels, where that is to be seen.
+_CUT_AFTER: Final = 1.0
+
+_Strike = Callable[[Site], Awaitable[None]]
+
+
+async def _kept(site: Site) -> None:
+    """A reload, of which no agent notices anything: its tunnel stays with the old configuration."""
+    before = site.lost
+    await site.edge.reload()
+    await asyncio.sleep(_SETTLED)
+    assert site.lost == before, "a reload has cut sessions"
+
+
+async def _cut(site: Site) -> None:
+    """A reload after which the old configuration does not wait for its tunnels, but cuts them."""
+    before = site.lost
+    await site.edge.reload()
+    await site.all_lost(before)
+    await site.all_back()
+
+
+async def _crashed(site: Site) -> None:
+    """``kill -9`` of what carries the tunnels, those of an older configuration too."""
+    before = site.lost
+    await site.edge.crash()
+    await site.all_lost(before)
+    await site.all_back()
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Bytes each way of each stream, how many a second, and what strikes one after the other while all are running."""
+
+    kind: type[Edge]
+    strikes: tuple[_Strike, ...]
+    size: int
+    rate: float
+    cut_after: float | None = None
+
+
+def _cases() -> list[ParameterSet]:
+    size, rate = 20 * MIB, MIB // 2
+    small = [(kind.name, _Case(kind, (_kept, _crashed), 240 * KIB, 120 * KIB)) for kind in EDGES]
+    full = []
+    for kind in EDGES:
+        full.append((f"{kind.name} reload", _Case(kind, (_kept,) * 5, size, rate)))
+        full.append((f"{kind.name} reload that cuts", _Case(kind, (_cut,) * 3, size, rate, _CUT_AFTER)))
+        full.append((f"{kind.name} kill -9", _Case(kind, (_crashed,) * 3, size, rate)))
+    full.append(("haproxy -sf", _Case(HaproxySuccessors, (_kept,) * 5, size, rate)))
+    return [
+        *(pytest.param(case, id=f"small {name}") for name, case in small),
+        *(pytest.param(case, id=name, marks=pytest.mark.accept) for name, case in full),
+    ]
+
+
+async def _strike(case: _Case, site: Site, through: Transfers) -> list[str]:
+    """Strike at even distances; every transfer is running then, from before the first strike to behind the last."""
+    while not through.running or not all(exchange.begun for exchange in through.running.values()):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    total, told = 2 * _STREAMS * case.size, []
+    for number, strike in enumerate(case.strikes):
+        await through.reached(int(total * (0.05 + 0.6 * number / len(case.strikes))))
+        began, moved = time.monotonic(), through.moved
+        await strike(site)
+        told.append(f"at {moved / total:.0%} {strike.__name__.strip('_')}, {time.monotonic() - began:.1f} s")
+    assert through.finished == 0, "transfers were over before the last strike"
+    return told
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("case", _cases())
+async def test_transfers_outlive_the_server(case: _Case, shared_relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
+    """No stream is lost and every byte arrives, whether a tunnel stays in an old process, is cut by it, or it dies."""
+    edge = edge_of(case.kind, shared_relay.address.port, cut_after=case.cut_after)
+    async with (
+        transfers(8, _PATIENCE) as through,
+        site(edge, shared_relay, tmp_path / "agents", [through.port]) as here,
+    ):
+        began = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                striking = group.create_task(_strike(case, here, through))
+                await asyncio.wait(
+                    [
+                        group.create_task(through.exchange(here.ports[0], case.size, rate=case.rate))
+                        for _ in range(_STREAMS)
+                    ]
+                )
+        except BaseException as error:
+            error.add_note(here.logs())
+            raise
+        assert through.moved == 2 * _STREAMS * case.size
+        print(
+            f"{through.moved / 1e6:.0f} MB over {_STREAMS} streams in {time.monotonic() - began:.1f} s, sessions lost "
+            f"{here.lost}, longest pause {through.longest:.1f} s; " + "; ".join(striking.result())
+        )
