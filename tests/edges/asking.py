@@ -14,7 +14,7 @@ from typing import Final
 from tests.edges.servers import Edge
 from tests.net.tcp import Tcp, service
 
-__all__ = ["Recorder", "Reply", "ask", "head", "recorder"]
+__all__ = ["Recorder", "Reply", "ask", "break_off", "head", "recorder"]
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
@@ -41,13 +41,10 @@ def head(method: str, path: str, *headers: str) -> bytes:
 
 async def ask(edge: Edge, *pieces: bytes) -> Reply:
     """Send this, and read the answer."""
-    tls = ssl.create_default_context(cafile=str(edge.certificates))
-    name = edge.url.removeprefix("https://").partition(":")[0]
     loop = asyncio.get_running_loop()
     began = loop.time()
     received = bytearray()
-    async with asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
+    async with asyncio.timeout(20), _connected(edge) as (reader, writer):
         # Whoever is refused may be cut off while he still sends.
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.writelines(pieces)
@@ -55,12 +52,30 @@ async def ask(edge: Edge, *pieces: bytes) -> Reply:
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             while not _whole(received) and (data := await reader.read(64 * 1024)):
                 received += data
-        writer.close()
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            await writer.wait_closed()
     words = bytes(received[:16]).split(b" ")
     status = int(words[1]) if len(words) > 1 else 0
     return Reply(status, received.decode("latin-1"), loop.time() - began)
+
+
+async def break_off(edge: Edge, data: bytes) -> None:
+    """Send this, and go away without waiting for an answer."""
+    async with _connected(edge) as (_, writer):
+        writer.write(data)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def _connected(edge: Edge) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    tls = ssl.create_default_context(cafile=str(edge.certificates))
+    name = edge.url.removeprefix("https://").partition(":")[0]
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
 
 
 def _whole(received: bytes | bytearray) -> bool:

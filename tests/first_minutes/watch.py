@@ -55,8 +55,9 @@ class Watch:
     async def processes(self) -> None:
         """Look at all command lines, again and again, until cancelled."""
         while True:
-            self._look()
-            await asyncio.sleep(0.01)
+            # In a thread: the guard against what blocks the loop looks at each of thousands of reads for long.
+            await asyncio.to_thread(self._look)
+            await asyncio.sleep(0.05)  # a command takes several times as long
 
     def _look(self) -> None:
         for entry in Path("/proc").iterdir():
