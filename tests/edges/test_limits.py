@@ -14,6 +14,8 @@ from tests.edges.servers import EDGES, Caddy, Edge, Haproxy, Nginx
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("kind", EDGES, ids=lambda kind: kind.name)]
 
 _FORGED: Final = ("X-Forwarded-For: 127.0.0.9", "X-Forwarded-For: 192.0.2.7")
+#: What is in each line of a log of requests.
+_LOGGED: Final[dict[type[Edge], str]] = {Caddy: "http.log.access", Nginx: "127.0.0.1 [", Haproxy: " kdispatch/relay "}
 #: Ten times as quick as what operators are told to write.
 _DEADLINES: Final[dict[type[Edge], dict[str, str]]] = {
     Caddy: {"read_header 10s": "read_header 1s"},
@@ -29,9 +31,12 @@ def test_configuration_is_valid(kind: type[Edge], edge_of: EdgeOf) -> None:
 
 
 async def test_what_reaches_the_relay(kind: type[Edge], edge_of: EdgeOf) -> None:
-    """/metrics and large bodies do not, half a header is cut off, and where a request comes from can't be forged."""
+    """/metrics and large bodies do not, half a header is cut off, and where a request comes from can't be forged.
+
+    What is logged of a request has no query.
+    """
     async with recorder() as upstream:
-        edge = edge_of(kind, upstream.port, changes=_DEADLINES[kind])
+        edge = edge_of(kind, upstream.port, changes=_DEADLINES[kind], talkative=True)
         await edge.start()
         half = asyncio.create_task(ask(edge, b"GET /api/v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: B"))
 
@@ -54,3 +59,6 @@ async def test_what_reaches_the_relay(kind: type[Edge], edge_of: EdgeOf) -> None
 
         assert 0.5 < (await half).seconds < 5
         assert not any("GET /api/v1/whoami HTTP" in request for request in upstream.heads)
+        logged = [line for line in "\n".join(edge.logs.values()).splitlines() if _LOGGED[kind] in line]
+        assert any("/api/v1/whoami" in line for line in logged)
+        assert not [line for line in logged if "?x=" in line or "%2F" in line]

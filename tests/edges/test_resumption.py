@@ -65,7 +65,7 @@ class _Case:
 
 
 def _cases() -> list[ParameterSet]:
-    size, rate = 20 * MIB, MIB // 2
+    size, rate = 8 * MIB, MIB // 2
     small = [(kind.name, _Case(kind, (_kept, _crashed), 240 * KIB, 120 * KIB)) for kind in EDGES]
     full = []
     for kind in EDGES:
