@@ -79,6 +79,7 @@ class Limits:
     ping: float = 15.0  #: an agent pings after this much silence
     dead_agent: float = 30.0  #: silence after which an agent gives its session up
     dead_relay: float = 45.0  #: silence after which the relay does
+    quiet: float = 400.0  #: the same of a session that said it would be quiet: above every limit that it looks for
     rotate: float = 1800.0  #: an agent takes a new session when one is about so old: a sixth less, up to a sixth more
     leave: float = 30.0  #: a session that was left is closed after this, be there streams on it or not
     slow_consumer: float = 20.0  #: a session whose socket takes no byte for this long is cut

@@ -49,6 +49,11 @@ class Liveness:
         self._asked = None
         self._doubted = False
 
+    def bear(self, seconds: float) -> None:
+        """From now on take so much silence for nothing."""
+        self._dead_after = seconds
+        self._schedule()
+
     def doubt(self, now: float) -> None:
         """The clock by which silence is measured stood still for a while: a PING goes out, and its answer decides."""
         self._doubted = True

@@ -24,6 +24,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.names import split_service
 
 __all__ = [
+    "QUIET",
     "Attach",
     "AttachEntry",
     "Goaway",
@@ -45,6 +46,9 @@ _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _decoder: Final = json.JSONDecoder()
 _SERVICE: Final = 127  # characters of a service at most; longer strings are not remembered below
+
+#: A capability of HELLO and WELCOME: the session carries nothing, and may be silent for minutes.
+QUIET: Final = "quiet"
 
 Check = Callable[[object], bool]
 
@@ -218,6 +222,7 @@ class Welcome(_Message):
     opens: int = _must(_whole(1, 1 << 20))  # OPENs without an answer that the relay takes
     streams: int = _must(_whole(1, 1 << 20))  # streams that this session may open
     capabilities: list[str] = _must(_words(64), factory=list)
+    program: str = _must(_ascii(128), "")  # the relay's program and version, for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

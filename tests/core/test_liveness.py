@@ -41,6 +41,16 @@ def test_a_relay_only_listens() -> None:
     assert live.check(45.5) is DEAD
 
 
+def test_a_relay_that_bears_silence() -> None:
+    """Who said that it would be quiet is given up later."""
+    live = relay()
+    live.heard(10)
+    live.bear(400)
+    assert live.next_deadline() == 410
+    assert live.check(409) is ALIVE
+    assert live.check(410.5) is DEAD
+
+
 @pytest.mark.parametrize("make", [agent, relay])
 def test_any_byte_is_life(make: Callable[[], Liveness]) -> None:
     """Whatever is heard puts the silence back to nothing."""

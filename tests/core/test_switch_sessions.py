@@ -9,7 +9,7 @@ from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Hello, Offer, Welcome
+from kdispatch_protocol.messages import QUIET, Attach, AttachEntry, Hello, Offer, Open, Welcome
 from tests.core.agents import SERVICE, Peer, Relay, code_of
 
 
@@ -40,6 +40,27 @@ def test_a_session_begins_with_a_valid_hello(message: bytes, code: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         peer.say(message)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("type_", [frames.OFFER, frames.OPEN, frames.ATTACH])
+def test_a_quiet_session_carries_nothing(type_: int) -> None:
+    """A relay that knows the capability tells so; what the session asks for then ends it."""
+    relay = Relay()
+    peer = Peer(relay, 1)
+    hello = Hello(versions=[1], secret=peer.secret.hex(), capabilities=[QUIET])
+    peer.say(frame(frames.HELLO, payload=hello.encode()))
+    [(_, _, _, welcome)] = peer.hear()
+    assert QUIET in Welcome.parse(welcome).capabilities
+    offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32)
+    asked = Open(service=SERVICE, uuid="11" * 16, limit=1 << 16)
+    entry = AttachEntry(
+        uuid="11" * 16, service=SERVICE, role="client", peer="22" * 16, number=1, received=0, limit=0, attach=1,
+        proof="33" * 32,
+    )  # fmt: skip
+    payloads = {frames.OFFER: offer.encode(), frames.OPEN: asked.encode(), frames.ATTACH: Attach.of([entry]).encode()}
+    with pytest.raises(RemoteProtocolError) as caught:
+        peer.say(frame(type_, 0 if type_ == frames.ATTACH else 1, payload=payloads[type_]))
+    assert caught.value.code == "protocol_error"
 
 
 def test_a_second_session_of_a_process_supersedes_the_first() -> None:

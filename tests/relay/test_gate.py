@@ -18,7 +18,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import host_id, process_id
 from kdispatch_protocol.frames import Frame, frame
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.messages import Goaway, Hello, Offer, Open, Opened, Reset
+from kdispatch_protocol.messages import QUIET, Goaway, Hello, Offer, Open, Opened, Reset
 from kdispatch_protocol.websocket import WebSocketReader
 from tests.aio.twin import SERVICE, Running, running_gate, until
 from tests.core.wire import Messages, ws_frame
@@ -59,14 +59,17 @@ class _Agent:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, relay: Running, secret: bytes = b"\x11" * 32, *, hello: bool = True) -> AsyncIterator[Self]:
+    async def of(
+        cls, relay: Running, secret: bytes = b"\x11" * 32, *, hello: bool = True, quiet: bool = False
+    ) -> AsyncIterator[Self]:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         try:
             writer.write(_request(_UPGRADE))
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
             agent = cls(reader, writer, secret)
             if hello:
-                agent.send(frame(frames.HELLO, payload=Hello(versions=[1], secret=secret.hex()).encode()))
+                said = Hello(versions=[1], secret=secret.hex(), capabilities=[QUIET] if quiet else [])
+                agent.send(frame(frames.HELLO, payload=said.encode()))
                 await agent.next(frames.WELCOME)
             yield agent
         finally:
@@ -202,6 +205,20 @@ async def test_no_hello() -> None:
             assert loop.time() - began < 1
         greeted.send(frame(frames.PING, value=7))
         assert (await greeted.next(frames.PONG))[3] == 7
+
+
+async def test_a_quiet_session() -> None:
+    """Who said that it would be quiet outlives a silence for which another one is cut."""
+    limits = Limits(dead_relay=0.2, quiet=30.0)
+    one, two = b"\x11" * 32, b"\x22" * 32
+    async with (
+        running_gate(limits) as relay,
+        _Agent.of(relay, one, quiet=True) as quiet,
+        _Agent.of(relay, two) as other,
+    ):
+        await other.end()
+        quiet.send(frame(frames.PING, value=7))
+        assert (await quiet.next(frames.PONG))[3] == 7
 
 
 # --- ends of sessions ----------------------------------------------------------------------------------

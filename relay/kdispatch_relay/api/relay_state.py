@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hmac
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -16,6 +14,7 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, answer, bearer
 from kdispatch_relay.api.keys import LIVE_HOSTS, OPERATOR
 from kdispatch_relay.settings import is_loopback
+from kdispatch_relay.version import version
 
 __all__ = ["ROUTES"]
 
@@ -60,7 +59,7 @@ async def show_state(request: web.Request) -> web.Response:
     return answer(
         State(
             relay=state.relay,
-            version=_version(),
+            version=version(),
             since=datetime.fromtimestamp(round(state.since), UTC),
             draining=state.draining,
             sessions=state.sessions,
@@ -73,14 +72,6 @@ async def show_state(request: web.Request) -> web.Response:
             cuts=dict(state.cuts),
         )
     )
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("kdispatch")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
 
 
 def _check(request: web.Request) -> None:

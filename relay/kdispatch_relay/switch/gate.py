@@ -33,6 +33,7 @@ from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.state import state_of
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.version import version
 
 __all__ = ["Gate"]
 
@@ -67,7 +68,14 @@ class Gate:
         self.buffer = read_buffer()
         self._began = time.time()
         self._started = self._began - self._loop.time()  # monotonic times become unix seconds
-        self.switch = Switch(relay_id, secrets.randbelow, self._loop.time(), limits=limits, memory=_queue_memory())
+        self.switch = Switch(
+            relay_id,
+            secrets.randbelow,
+            self._loop.time(),
+            limits=limits,
+            memory=_queue_memory(),
+            program=f"kdispatch/{version()}",
+        )
         self._links: dict[Session, _AgentLink] = {}
         self._questions: set[asyncio.Task[None]] = set()
         self._closing = True
@@ -324,6 +332,8 @@ class _AgentLink:
             self._hello_timer.cancel()
             _log.debug("session began", extra=self._fields())
             self.link.carrier.limit_messages(self._gate.limits.message)
+            if self.session.quiet:
+                self.link.bear_silence(self._gate.limits.quiet)
 
     def link_violated(self, code: str, text: str) -> None:
         """The agent broke the protocol: it is told so, and cut."""

@@ -47,6 +47,7 @@ class Session:
         "predecessors",
         "process",
         "queued",
+        "quiet",
         "resets",
         "send_data",
         "source",
@@ -65,6 +66,7 @@ class Session:
         self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
+        self.quiet = False  # it carries nothing, and may be silent for longer
         self.older: Session | None = None  # of the same agent, which is moving from there to here
         self.credit = 0  # granted by WELCOME, bytes
         self.outbox = Outbox(limits)

@@ -15,7 +15,7 @@ from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Hello, Offer, Open, Reset, Welcome, reset_frame
+from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
@@ -45,8 +45,10 @@ class Switch:
         *,
         limits: Limits = DEFAULT_LIMITS,
         memory: int = 1 << 30,
+        program: str = "",
     ) -> None:
         self.relay_id = relay_id
+        self.program = program
         self.limits = limits
         self.budget = ProcessBudget(memory)
         self.registry = Registry(choose, limits, now)
@@ -207,6 +209,7 @@ class Switch:
         common = set(hello.versions) & set(VERSIONS)
         if not common:
             raise RemoteProtocolError(CODES["version_unsupported"].meaning, "version_unsupported")
+        session.quiet = QUIET in hello.capabilities
         session.process = process_id(bytes.fromhex(hello.secret))
         before = (process_id(bytes.fromhex(old)) for old in hello.predecessors)
         session.predecessors = tuple(process for process in before if process != session.process)
@@ -220,6 +223,8 @@ class Switch:
             spread_ms=max(500, 2 * len(self.by_process)),
             opens=self.limits.opens,
             streams=self.limits.streams_client,
+            capabilities=[QUIET],
+            program=self.program,
         )
         session.outbox.send(frames.frame(frames.WELCOME, payload=welcome.encode()))
         self.attachments.greeted(session)
@@ -244,8 +249,8 @@ class Switch:
         self.attachments.begin(session, payload, self._new_number, now)
 
     def _new_number(self, session: Session, number: int) -> bool:
-        """Agents' numbers are odd, and go up: none is used twice in a session."""
-        fresh = number % 2 == 1 and number > session.highest_number
+        """Agents' numbers are odd, and go up: none is used twice in a session, and none at all in a quiet one."""
+        fresh = number % 2 == 1 and number > session.highest_number and not session.quiet
         session.highest_number = max(session.highest_number, number)
         return fresh
 

@@ -93,6 +93,11 @@ class Link:
         self.carrier.pass_on = owner.link_pass_on
         self._arm()
 
+    def bear_silence(self, seconds: float) -> None:
+        """From now on the other end may say nothing for so long."""
+        self._liveness.bear(seconds)
+        self._arm()
+
     def wake(self) -> None:
         """There may be something to send: flush once in this turn of the loop."""
         if self._wake_handle is None and not self._over:
