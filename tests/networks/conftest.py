@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.net.conftest import pytest_runtest_makereport
+from tests.net.conftest import network, own_relay, pytest_runtest_makereport, shared_relay
 from tests.networks.site import Authority
 from tests.networks.ways import Park
 
-__all__ = ["authority", "park", "pytest_runtest_makereport"]
+__all__ = ["authority", "network", "own_relay", "park", "pytest_runtest_makereport", "shared_relay"]
 
 
 @pytest.fixture(scope="module")

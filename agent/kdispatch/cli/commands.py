@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdispatch.cli import account, dev, login, service, status
+from kdispatch.cli import account, dev, doctor, login, service, status
 from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch
@@ -64,6 +64,7 @@ app = typer.Typer(
 app.add_typer(account.app)
 app.add_typer(login.app)
 app.add_typer(status.app)
+app.add_typer(doctor.app)
 app.add_typer(dev.app)
 app.add_typer(service.app, name="service")
 

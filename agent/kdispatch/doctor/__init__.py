@@ -1,0 +1,1 @@
+"""What ``kdispatch doctor`` looks at: each check a function that returns findings."""

@@ -1,0 +1,134 @@
+"""One HTTP request on a connection of its own, whose whole answer is looked at: head, and who may have written it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from kdispatch.answers import not_a_relay, unreachable
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import version
+from kdispatch_protocol.errors import CODES
+
+__all__ = ["Answer", "Connect", "ask"]
+
+#: Makes a connection with the protocol that the function makes; raises ``KdispatchError`` or ``OSError``.
+Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport]]
+
+_SECONDS: Final = 15.0
+_HEAD_MAX: Final = 32 * 1024
+_BODY_MAX: Final = 64 * 1024
+_SHOWN: Final = 60  # characters of a header that names a program
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers (names in lower case), the problem's code where a relay wrote it, and the seconds it took."""
+
+    status: int
+    headers: Mapping[str, str]
+    code: str | None
+    seconds: float
+
+    @property
+    def author(self) -> str:
+        """Who says to have written or passed it on, in brackets; empty where nobody does."""
+        named = [
+            f"{name}: {self.headers[name][:_SHOWN]}" for name in ("server", "via") if self.headers.get(name, "").strip()
+        ]
+        return f" ({'; '.join(named)})" if named else ""
+
+    @property
+    def kind(self) -> str:
+        """The media type."""
+        return self.headers.get("content-type", "no type").partition(";")[0][:_SHOWN]
+
+    def ahead(self, now: datetime) -> float | None:
+        """How many seconds this machine's clock is ahead of the one that dated the answer."""
+        try:
+            date = parsedate_to_datetime(self.headers["date"])
+        except (KeyError, ValueError):
+            return None
+        # To half a second: the header has whole ones.
+        return (now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() - 0.5
+
+
+async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> Answer:
+    """Ask for the tunnel's address without a token: a relay refuses, unless an upgrade is asked for.
+
+    Raises ``KdispatchError`` with a code of the network.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_HEAD_MAX)
+    transport: asyncio.Transport | None = None
+    try:
+        async with asyncio.timeout(_SECONDS):
+            transport = await connect(lambda: asyncio.StreamReaderProtocol(reader))
+            began = loop.time()
+            transport.write(_request(relay, upgrade=upgrade))
+            status, headers = _head(relay, await reader.readuntil(b"\r\n\r\n"))
+            seconds = loop.time() - began
+            body = b"" if status == 101 else await _body(reader, headers)
+    except TimeoutError as error:
+        raise unreachable(relay, f"it takes the connection, but says nothing within {_SECONDS:g} s") from error
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise unreachable(relay, "it closes the connection in place of an answer") from error
+    except asyncio.LimitOverrunError as error:
+        raise not_a_relay(relay, "its answer has no end") from error
+    finally:
+        if transport is not None:
+            transport.abort()
+    return Answer(status, headers, _code(body), seconds)
+
+
+def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
+    url = urlsplit(relay.rest("/tunnel"))
+    lines = [f"GET {url.path} HTTP/1.1", f"Host: {url.netloc}", f"User-Agent: kdispatch-doctor/{version()}"]
+    if upgrade:
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        lines += ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Protocol: kdispatch.1"]
+    else:
+        lines += ["Connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _head(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    protocol, _, rest = first.partition(" ")
+    if not protocol.startswith("HTTP/1.") or not rest[:3].isdecimal():
+        raise not_a_relay(relay, "it does not speak HTTP as expected")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name.strip().lower(), value.strip())
+    return int(rest[:3]), headers
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    length = headers.get("content-length", "")
+    size = min(int(length), _BODY_MAX) if length.isdecimal() else _BODY_MAX
+    body = b""
+    while len(body) < size and (piece := await reader.read(size - len(body))):
+        body += piece
+    return body
+
+
+def _code(body: bytes) -> str | None:
+    # A chunked body too: its one object is found between the first and the last brace.
+    text = body.decode(errors="replace")
+    try:
+        content = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (ValueError, RecursionError):
+        return None
+    code = content.get("code") if isinstance(content, dict) else None
+    return code if isinstance(code, str) and code in CODES else None

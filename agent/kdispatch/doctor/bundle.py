@@ -1,0 +1,126 @@
+"""A file to send to whoever helps: what was found, versions, settings and logs, without secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import ssl
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+from kdispatch.credentials import CREDENTIALS_FILE
+from kdispatch.doctor.findings import Finding
+from kdispatch.doctor.redaction import clean
+from kdispatch.records import agents_directory
+from kdispatch.settings import ENVIRONMENT, Settings, config_directory, setting_of, version
+from kdispatch.setup_error import SetupError
+
+__all__ = ["write_bundle"]
+
+_LOGS: Final = 10  # the newest
+_LOG_BYTES: Final = 256 * 1024  # the end of each
+_PACKAGES: Final = (
+    "aiohappyeyeballs", "aiohttp", "platformdirs", "python-socks", "structlog", "truststore", "typer", "uvloop",
+    "websockets",
+)  # fmt: skip
+#: Variables of other programs that matter here.
+_VARIABLES: Final = (
+    "HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE",
+    "SSL_CERT_DIR", "LANG",
+)  # fmt: skip
+_SECRET: Final = "KDISPATCH_TOKEN"  # noqa: S105 - the name of a variable
+
+
+def write_bundle(
+    path: Path, findings: Sequence[Finding], settings: Settings | None, token: str | None, width: int
+) -> list[str]:
+    """Write the file, for this user alone; returns the names in it. Raises ``SetupError``."""
+    secrets = set(_secrets(settings, token))
+
+    def cleaned(content: Any) -> str:
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        return clean(text, secrets)
+
+    parts: dict[str, str] = {
+        "findings.json": cleaned([finding.as_dict() for finding in findings]),
+        "findings.txt": cleaned("".join(f"{line}\n" for finding in findings for line in finding.lines(width))),
+        "versions.json": cleaned(_versions()),
+        "settings.json": cleaned(_settings(settings)),
+        "environment.json": cleaned(_environment()),
+    }
+    parts |= {f"logs/{log.name}": cleaned(_end_of(log)) for log in _logs()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in parts.items():
+            bundle.writestr(name, text)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(buffer.getvalue())
+    except OSError as error:
+        text = f"{path} cannot be written: {error.strerror or error}."
+        raise SetupError("bad_request", text, hint="Name a file in a directory of yours.") from error
+    return list(parts)
+
+
+def _secrets(settings: Settings | None, token: str | None) -> Iterable[str]:
+    """Texts that may appear nowhere: tokens, and the parts of proxies' addresses before an ``@``."""
+    yield token or ""
+    yield os.environ.get(_SECRET, "")
+    for address in (*((settings.proxy,) if settings else ()), *map(os.environ.get, (*_VARIABLES, "KDISPATCH_PROXY"))):
+        before, at, _ = (address or "").rpartition("@")
+        if at:
+            _, _, password = before.rpartition("://")[2].partition(":")
+            yield from (password, unquote(password))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        content = json.loads((config_directory() / CREDENTIALS_FILE).read_bytes())
+        for entry in content.get("relays", {}).values():
+            for kind in ("admins", "services"):
+                yield from map(str, entry.get(kind, {}).values())
+
+
+def _versions() -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "kdispatch": version(),
+        "python": sys.version,
+        "platform": platform.platform(),
+        "openssl": ssl.OPENSSL_VERSION,
+        "packages": packages,
+    }
+
+
+def _settings(settings: Settings | None) -> dict[str, Any]:
+    return {} if settings is None else dataclasses.asdict(settings)
+
+
+def _environment() -> dict[str, Any]:
+    ours = [*ENVIRONMENT, *(setting_of(field.name).env for field in dataclasses.fields(Settings))]
+    values = {name: os.environ[name] for name in (*_VARIABLES, *ours) if name in os.environ and name != _SECRET}
+    return values | {f"{_SECRET} is set": _SECRET in os.environ}
+
+
+def _logs() -> list[Path]:
+    with contextlib.suppress(OSError):
+        logs = [path for path in agents_directory().iterdir() if path.name.endswith((".log", ".log.1"))]
+        return sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True)[:_LOGS]
+    return []
+
+
+def _end_of(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        return file.read().decode(errors="replace")
+    return ""

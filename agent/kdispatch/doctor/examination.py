@@ -1,0 +1,119 @@
+"""All checks in their order; what an earlier one has made pointless is named, and not made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from kdispatch.credentials import Credentials
+from kdispatch.doctor.findings import Finding, Level, is_sound, skipped
+from kdispatch.doctor.limits import check_idle, check_speed
+from kdispatch.doctor.machine import check_config, check_credentials, check_descriptors, check_files, check_port
+from kdispatch.doctor.relay import check_service, check_token
+from kdispatch.doctor.tunnel import Tunnel
+from kdispatch.doctor.way import Way
+from kdispatch.settings import Settings
+
+__all__ = ["NEEDED", "Wishes", "examine"]
+
+#: The checks that are always made, in their order.
+NEEDED: Final = (
+    "config", "files", "credentials", "clock", "dns", "proxy", "tcp", "tls", "http", "upgrade", "buffering",
+    "round trip", "relay", "token",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What is to be looked at besides the way to the relay. ``token`` was given; ``port`` is one to be offered."""
+
+    service: str | None = None
+    token: str | None = None
+    address: str = "127.0.0.1"
+    port: int | None = None
+    idle: bool = False
+    speed: bool = False
+
+
+async def examine(settings: Settings, wishes: Wishes) -> AsyncIterator[Finding]:
+    """Each finding once it is there. Raises what is wrong with the settings."""
+    for finding in (*check_config(settings), *check_files(settings)):
+        yield finding
+    for finding in check_credentials(settings.relay_url, wishes.token):
+        yield finding
+    for relay in settings.relay_urls:
+        async for finding in _along(Way(settings, relay), wishes):
+            yield finding
+    if wishes.port is not None:
+        for finding in await check_port(wishes.address, wishes.port):
+            yield finding
+    for finding in check_descriptors():
+        yield finding
+
+
+async def _along(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
+    """One URL of the relay."""
+    found = await _walk(way)
+    # The clock first: where it is wrong, what is said of certificates is not to be believed.
+    for finding in (*await way.check_clock(), *found):
+        yield finding
+    broken = next((finding.check for finding in found if finding.level is Level.FAIL), "")
+    tunnel = Tunnel(way)
+    try:
+        async for finding in _inside(tunnel, broken):
+            yield finding
+        if not broken:
+            async for finding in _at_the_relay(way, wishes):
+                yield finding
+        if wishes.idle and tunnel.welcome is not None:
+            for finding in await check_idle(tunnel.open_quiet, way.owner):
+                yield finding
+        if wishes.speed and tunnel.welcome is not None and tunnel.session is not None:
+            for finding in await check_speed(tunnel.session):
+                yield finding
+    finally:
+        tunnel.close()
+
+
+async def _walk(way: Way) -> list[Finding]:
+    """Step after step, up to the first that fails."""
+    found: list[Finding] = []
+    steps = {
+        "dns": way.check_dns, "proxy": way.check_proxy, "tcp": way.check_tcp, "tls": way.check_tls,
+        "http": way.check_http,
+    }  # fmt: skip
+    broken = ""
+    for name, step in steps.items():
+        if broken:
+            found.append(skipped(name, f"not looked at: {broken} failed"))
+            continue
+        found += await step()
+        broken = next((finding.check for finding in found if finding.level is Level.FAIL), "")
+    return found
+
+
+async def _inside(tunnel: Tunnel, broken: str) -> AsyncIterator[Finding]:
+    steps: dict[str, Callable[[], Awaitable[list[Finding]]]] = {
+        "upgrade": tunnel.check_upgrade,
+        "buffering": tunnel.check_buffering,
+        "round trip": tunnel.check_round_trip,
+        "relay": tunnel.check_relay,
+    }
+    for name, step in steps.items():
+        if broken:
+            yield skipped(name, f"not looked at: {broken} failed")
+            continue
+        findings = await step()
+        for finding in findings:
+            yield finding
+        broken = "" if is_sound(findings) else name
+
+
+async def _at_the_relay(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
+    token = wishes.token or Credentials().admin_token(way.relay)
+    for finding in await check_token(way, token):
+        yield finding
+    if wishes.service is not None:
+        for finding in await check_service(way, wishes.service, token):
+            yield finding

@@ -1,0 +1,99 @@
+"""Checks of this machine, which ask nobody: files, stored tokens, the local port, the descriptor limit."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import stat
+from typing import Any, Final
+
+from kdispatch.credentials import CREDENTIALS_FILE, Credentials
+from kdispatch.doctor.findings import Finding, failed, fails, ok, warns
+from kdispatch.local_port import is_open
+from kdispatch.operating_system import HERE
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import CONFIG_FILE, Settings, config_directory, state_directory
+from kdispatch_protocol.errors import CODES, KdispatchError
+
+__all__ = ["check_config", "check_credentials", "check_descriptors", "check_files", "check_port"]
+
+#: Open files below which an agent is out of them with a few dozen connections.
+_FEW_FILES: Final = 256
+#: Of these an agent needs some for itself; each connection takes one more.
+_OWN_FILES: Final = 32
+_PORT_SECONDS: Final = 4.0
+
+
+def check_config(settings: Settings) -> list[Finding]:
+    """Where the settings come from, and which relay they name."""
+    path = config_directory() / CONFIG_FILE
+    relays = settings.relay_urls
+    source = str(path) if path.exists() else f"no {path}, so flags and environment alone"
+    text = f"{', '.join(map(str, relays))} ({source})"
+    if any(not (relay.secure or relay.is_loopback) for relay in relays):
+        hint = "Use the relay's https:// address."
+        return [warns("config", f"{text}: plain http, which everybody on the way can read.", hint, hop="you")]
+    return [ok("config", text)]
+
+
+def check_files(settings: Settings) -> list[Finding]:
+    """Who may read what holds secrets."""
+    directory = config_directory()
+    secret = [directory / CREDENTIALS_FILE]
+    if "@" in settings.proxy:
+        secret.append(directory / CONFIG_FILE)
+    findings = []
+    for path in (*secret, state_directory() / "agents"):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            text = f"{path} can't be looked at: {error.strerror or error}."
+            findings.append(fails("files", text, "Check its owner and mode.", hop="you"))
+            continue
+        if HERE.others_may_use(mode):
+            found = f"{path} may be used by others on this machine (mode {stat.S_IMODE(mode):04o})."
+            hint = f"chmod {'700' if stat.S_ISDIR(mode) else '600'} {shlex.quote(str(path))}"
+            findings.append(fails("files", found, hint, hop="you"))
+    return findings or [ok("files", f"what is secret in {directory} is this user's alone")]
+
+
+def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
+    """Which tokens there are; whether the relay takes them is another check."""
+    credentials = Credentials()
+    try:
+        handles, services = credentials.handles(relay), credentials.services(relay)
+    except KdispatchError as error:
+        return [failed("credentials", error)]
+    stored = [*(f"{handle} (admin)" for handle in handles), *(f"{service} (service)" for service in services)]
+    if given is not None:
+        return [ok("credentials", f"a token is given by flag or environment; stored: {', '.join(stored) or 'none'}")]
+    if not stored:
+        return [ok("credentials", "none for this relay; to connect to a public service none is needed")]
+    return [ok("credentials", ", ".join(stored))]
+
+
+async def check_port(address: str, port: int) -> list[Finding]:
+    """Whether the service that is to be offered listens."""
+    if await is_open(address, port, _PORT_SECONDS):
+        return [ok("local port", f"something listens on {address}:{port}")]
+    row = CODES["local_port_closed"]
+    text = f"Nothing listens on {address}:{port}."
+    return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
+
+
+def check_descriptors() -> list[Finding]:
+    """How many files, and so connections, a process may have open."""
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows has no such limit
+        return [ok("descriptors", "this system has no limit on them")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return [ok("descriptors", "no limit on open files")]
+    text = f"{soft} open files a process, so about {max(0, soft - _OWN_FILES)} connections of an agent"
+    if soft < _FEW_FILES:
+        most = "unlimited" if hard == resource.RLIM_INFINITY else hard
+        return [warns("descriptors", f"{text}.", f"ulimit -n {most}, before the agent is started", hop="you")]
+    return [ok("descriptors", text)]

@@ -1,0 +1,27 @@
+"""Takes secrets out of what is shown to others: tokens, and names and passwords in addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from kdispatch_protocol.tokens import redacted
+
+__all__ = ["clean"]
+
+REDACTED: Final = "[redacted]"
+#: What stands before an ``@`` in an address; a password may hold anything but white space.
+_CREDENTIALS: Final = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@")
+_AUTHORIZATION: Final = re.compile(r"(?im)\b((?:proxy-)?authorization\"?\s*[:=]\s*\"?(?:[a-z]+ +)?)[^\s\"']+")
+#: A secret of fewer characters would be found in words that have nothing to do with it.
+_SHORT: Final = 4
+
+
+def clean(text: str, secrets: Iterable[str] = ()) -> str:
+    """``text`` without tokens, credentials in addresses and headers, and the ``secrets`` that are known."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORT:
+            text = text.replace(secret, REDACTED)
+    text = _CREDENTIALS.sub(rf"\1{REDACTED}@", text)
+    return redacted(_AUTHORIZATION.sub(rf"\1{REDACTED}", text))

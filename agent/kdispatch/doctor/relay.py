@@ -1,0 +1,42 @@
+"""Checks at the relay's REST API: the token, and the service with its hosts."""
+
+from __future__ import annotations
+
+from kdispatch.credentials import Credentials
+from kdispatch.doctor.findings import Finding, failed, ok, warns
+from kdispatch.doctor.way import Way
+from kdispatch.rest_client import RestClient
+from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.names import split_service
+
+__all__ = ["check_service", "check_token"]
+
+
+async def check_token(way: Way, token: str | None) -> list[Finding]:
+    """Whether the relay takes the token that commands show."""
+    if token is None:
+        return [ok("token", "there is none to show")]
+    try:
+        async with RestClient(way.dialer) as rest:
+            identity = await rest.whoami(token)
+    except KdispatchError as error:
+        return [failed("token", error)]
+    return [ok("token", f"taken: {identity.kind} of {identity.service or identity.handle}")]
+
+
+async def check_service(way: Way, typed: str, token: str | None) -> list[Finding]:
+    """Whether there is such a service, and whether anybody hosts it."""
+    try:
+        full_name = Credentials().full_name(way.relay, typed)
+        if token is None:
+            token = Credentials().admin_token(way.relay, split_service(full_name)[0])
+        async with RestClient(way.dialer) as rest:
+            service = await rest.service(full_name, token)
+    except KdispatchError as error:
+        return [failed("service", error)]
+    hosts = f"{service.live_hosts} live host{'s' * (service.live_hosts != 1)}"
+    if not service.live_hosts:
+        row = CODES["no_live_host"]
+        text = f"{service.service} ({service.access}) is there, but nobody hosts it at the moment."
+        return [warns("service", text, row.hint, hop=row.hop, code=row.name)]
+    return [ok("service", f"{service.service} ({service.access}) has {hosts}")]

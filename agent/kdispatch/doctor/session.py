@@ -1,0 +1,147 @@
+"""A bare session with a relay, for measuring: each PING goes alone, and what comes is noted at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from typing import Final
+
+from websockets.speedups import apply_mask
+
+from kdispatch.network.dialer import Upgraded
+from kdispatch.settings import version
+from kdispatch_protocol import frames
+from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
+from kdispatch_protocol.frames import FrameReader
+from kdispatch_protocol.messages import QUIET, Goaway, Hello, Welcome
+from kdispatch_protocol.websocket import BINARY, CLOSE, WebSocketReader, close_payload, frame_head
+
+__all__ = ["QUIET", "Session"]
+
+_MESSAGE_MAX: Final = 256 * 1024
+
+
+class Session(asyncio.Protocol):
+    """From the end of the upgrade on. ``over`` is done when the connection is gone, and says why."""
+
+    def __init__(self, upgraded: Upgraded) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._transport = upgraded.transport
+        self._messages = WebSocketReader(server=False, max_message=_MESSAGE_MAX)
+        self._frames = FrameReader()
+        self._waiting: dict[int, asyncio.Future[float]] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.welcome: asyncio.Future[Welcome] = loop.create_future()
+        self.over: asyncio.Future[str] = loop.create_future()
+        self.began = loop.time()
+        self.received = 0  #: bytes so far
+        self.answered = 0  #: PONGs so far
+        self._heard = asyncio.Event()
+        self._transport.set_protocol(self)
+        if upgraded.early:
+            self.data_received(upgraded.early)
+        self._transport.resume_reading()
+
+    def greet(self, *capabilities: str) -> None:
+        """Say HELLO, as a process that nobody has met before."""
+        agent = f"kdispatch-doctor/{version()}"
+        hello = Hello(versions=[1], secret=secrets.token_hex(32), capabilities=list(capabilities), agent=agent)
+        self.send(frames.frame(frames.HELLO, payload=hello.encode()))
+
+    def send(self, message: bytes) -> None:
+        """Send whole frames as one message."""
+        self._send(BINARY, message)
+
+    def _send(self, opcode: int, payload: bytes) -> None:
+        if self._transport.is_closing():  # uvloop raises where asyncio drops it
+            return
+        mask = os.urandom(4)
+        self._transport.write(frame_head(opcode, len(payload), mask) + apply_mask(payload, mask))
+
+    async def ping(self, seconds: float) -> float | None:
+        """The round trip of one PING alone, in seconds; ``None`` where no answer comes in time, or the session ends."""
+        value = secrets.randbits(63)
+        answer = self._waiting[value] = self._loop.create_future()
+        began = time.perf_counter()  # uvloop's time has milliseconds only
+        self.send(frames.frame(frames.PING, value=value))
+        ends: set[asyncio.Future[float] | asyncio.Future[str]] = {answer, self.over}
+        try:
+            await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return answer.result() - began if answer.done() else None
+        finally:
+            del self._waiting[value]
+
+    async def flood(self, count: int) -> int:
+        """Send so many PINGs in one message, once the last ones have left; returns the bytes."""
+        await self._writable.wait()
+        message = frames.frame(frames.PING) * count
+        self.send(message)
+        return len(message)
+
+    async def hears(self, seconds: float) -> bool:
+        """Wait until something arrives, but not longer; whether it did."""
+        self._heard.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Say goodbye and end it; doing so twice is nothing."""
+        self._send(CLOSE, close_payload(1000, ""))
+        self._transport.close()
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes are there."""
+        self.received += len(data)
+        self._heard.set()
+        try:
+            for piece, ends in self._messages.receive_data(data):
+                for type_, _, _, value, payload in self._frames.receive(piece, ends=ends):
+                    self._frame(type_, value, payload)
+        except RemoteProtocolError as error:
+            self._end(error.text)
+            self._transport.abort()
+        if (closing := self._messages.closing) is not None:
+            self._end(f"closed with {closing.code} {closing.reason}".rstrip())
+            self._transport.close()
+
+    def _frame(self, type_: int, value: int, payload: memoryview) -> None:
+        if type_ == frames.WELCOME and not self.welcome.done():
+            self.welcome.set_result(Welcome.parse(payload))
+        elif type_ == frames.PONG:
+            self.answered += 1
+            if (answer := self._waiting.get(value)) is not None and not answer.done():
+                answer.set_result(time.perf_counter())
+        elif type_ == frames.PING:
+            self.send(frames.frame(frames.PONG, value=value))
+        elif type_ == frames.GOAWAY:
+            said = Goaway.parse(payload)
+            error = KdispatchError.from_wire(said.code, said.text)
+            self._end(f"the relay said {error}")
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The socket takes more."""
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._end(str(exc) if exc is not None else "the connection was closed")
+        self._heard.set()
+        self._writable.set()
+
+    def _end(self, why: str) -> None:
+        if not self.over.done():
+            self.over.set_result(why)

@@ -1,0 +1,158 @@
+"""Doctor's checks of this machine, its lines, and its bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kdispatch.credentials import Credentials
+from kdispatch.doctor.bundle import write_bundle
+from kdispatch.doctor.findings import Finding, Level, exit_status, fails, ok, skipped, warns, worst
+from kdispatch.doctor.machine import check_config, check_credentials, check_descriptors, check_files, check_port
+from kdispatch.doctor.redaction import clean
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import Settings
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.tokens import format_token
+from tests.docs.examples import free_ports
+
+_RELAY: Final = RelayUrl.parse("https://relay.example.org")
+_TOKEN: Final = format_token("adm", b"\x01" * 32)
+_PASSWORD: Final = "hunter2%40home"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("KDISPATCH_TOKEN", raising=False)
+    return tmp_path
+
+
+def _levels(findings: list[Finding]) -> list[Level]:
+    return [finding.level for finding in findings]
+
+
+# --- this machine -----------------------------------------------------------------------------------
+
+
+def test_plain_http_to_another_machine_is_a_warning() -> None:
+    """What everybody can read is told, although it was allowed."""
+    plain = Settings(relay="http://192.0.2.1", insecure_plaintext=True)
+    assert _levels(check_config(plain)) == [Level.WARN]
+    assert _levels(check_config(Settings(relay="https://192.0.2.1"))) == [Level.OK]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes say nothing there")
+def test_files_that_others_may_read(home: Path) -> None:
+    """Each is named with the command that mends it; config.toml only where it has a password."""
+    Credentials().store_admin(_RELAY, "ann", _TOKEN)
+    (home / "config" / "config.toml").touch(0o644)
+    assert _levels(check_files(Settings())) == [Level.OK]
+    (home / "config" / "credentials.json").chmod(0o640)
+    [stored, config] = check_files(Settings(proxy="http://ann:secret@proxy.example"))
+    assert stored.hint == f"chmod 600 {home}/config/credentials.json"
+    assert (config.level, config.hint) == (Level.FAIL, f"chmod 600 {home}/config/config.toml")
+
+
+def test_credentials_are_named_and_not_shown() -> None:
+    """Handles and services are told, tokens are not; none is no fault, and a damaged file is one."""
+    assert _levels(check_credentials(_RELAY, None)) == [Level.OK]
+    Credentials().store_admin(_RELAY, "ann", _TOKEN)
+    [found] = check_credentials(_RELAY, None)
+    assert (found.level, found.text) == (Level.OK, "ann (admin)")
+    Credentials().path.write_text("{")
+    [found] = check_credentials(_RELAY, None)
+    assert (found.level, found.hop, found.code) == (Level.FAIL, "you", "not_logged_in")
+
+
+async def test_the_local_port() -> None:
+    """A port where nothing listens fails with the code that hosts end with."""
+    [port] = free_ports(1)
+    [found] = await check_port("127.0.0.1", int(port))
+    assert (found.level, found.code, found.hop) == (Level.FAIL, "local_port_closed", "host -> service")
+
+
+def test_few_descriptors_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that raises the limit names what the system allows."""
+    resource: Any = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (128, 4096))
+    [found] = check_descriptors()
+    assert (found.level, found.hint) == (Level.WARN, "ulimit -n 4096, before the agent is started")
+
+
+# --- lines ------------------------------------------------------------------------------------------
+
+
+def test_the_worst_decides() -> None:
+    """0 where all is well or not looked at, 7 for warnings, 1 as soon as one failed."""
+    well = [ok("a", "x"), skipped("b", "x")]
+    warned = [*well, warns("c", "x", "do")]
+    assert [exit_status(found) for found in (well, warned, [*warned, fails("d", "x", "do")])] == [0, 7, 1]
+    assert worst(warned) is Level.WARN
+
+
+def test_lines() -> None:
+    """What is amiss is followed by its hop and by what to do; what is well has one line."""
+    assert ok("dns", "192.0.2.1").lines(6) == ["OK    dns     192.0.2.1"]
+    assert fails("tls", "No.", "Ask.").lines(6) == [
+        "FAIL  tls     No.",
+        "              at:  you -> relay",
+        "              try: Ask.",
+    ]
+
+
+# --- secrets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token {_TOKEN} refused",
+        f"http://ann:{_PASSWORD}@proxy.example:3128",
+        f"Proxy-Authorization: Basic {_PASSWORD}",
+        f'"authorization": "Bearer {_PASSWORD}"',
+        f"it said {_PASSWORD}.",
+    ],
+)
+def test_secrets_are_taken_out(text: str) -> None:
+    """Tokens, what stands before an @ in an address, header values, and what is known to be secret."""
+    cleaned = clean(text, [_PASSWORD])
+    assert _PASSWORD not in cleaned and _TOKEN not in cleaned and "[redacted]" in cleaned
+
+
+def test_a_bundle_has_no_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored and given tokens and proxies' passwords are in none of its files, logs included; it is its owner's."""
+    given = format_token("svc", b"\x02" * 32)
+    Credentials().store_admin(_RELAY, "ann", _TOKEN)
+    monkeypatch.setenv("KDISPATCH_TOKEN", given)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://ann:{_PASSWORD}@proxy.example:3128")
+    logs = home / "state" / "agents"
+    logs.mkdir(parents=True)
+    secrets = (given, _TOKEN, _PASSWORD, "hunter2@home")
+    (logs / "0123456789ab.log").write_text("\n".join(f"lost: {secret} was shown" for secret in secrets))
+    settings = Settings(relay=str(_RELAY), proxy=f"http://ann:{_PASSWORD}@proxy.example:3128")
+    path = home / "b.zip"
+    names = write_bundle(path, [fails("proxy", f"no {_TOKEN}", "ask")], settings, given, 8)
+    assert path.stat().st_mode & 0o077 == 0
+    with zipfile.ZipFile(path) as bundle:
+        assert bundle.namelist() == names
+        parts = {name: bundle.read(name).decode() for name in names}
+    assert "logs/0123456789ab.log" in parts
+    for name, text in parts.items():
+        assert not [secret for secret in secrets if secret in text], name
+    assert json.loads(parts["settings.json"])["proxy"] == "http://[redacted]@proxy.example:3128"
+    assert json.loads(parts["environment.json"])["KDISPATCH_TOKEN is set"] is True
+    assert json.loads(parts["findings.json"])[0]["check"] == "proxy"
+
+
+def test_a_bundle_that_cannot_be_written(home: Path) -> None:
+    """The error names the file."""
+    with pytest.raises(SetupError) as caught:
+        write_bundle(home / "none" / "b.zip", [], None, None, 8)
+    assert "none/b.zip cannot be written" in caught.value.text

@@ -1,0 +1,131 @@
+"""``kdispatch doctor`` behind each middlebox, as a process: it names what is in the way, and who has to change it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.first_minutes.person import Ended, Person
+from tests.net.harness import Relay, sizes
+from tests.networks.middlebox import ISSUER, KIB, Interception, Rules, middlebox
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Told:
+    """What doctor said, check by check; of several findings of one check the worst."""
+
+    ended: Ended
+    by_check: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ended: Ended) -> Told:
+        assert ended.out, ended
+        content = json.loads(ended.out)
+        assert content["schema"] == 1
+        return cls(ended, {finding["check"]: finding for finding in content["findings"]})
+
+    def level(self, check: str) -> str:
+        return str(self.by_check[check]["level"])
+
+    def amiss(self) -> list[str]:
+        return [check for check, finding in self.by_check.items() if finding["level"] in {"warn", "fail"}]
+
+
+async def _doctor(person: Person, url: str, *arguments: str, **environment: str) -> Told:
+    return Told.of(await person.runs("doctor", "--json", "--relay", url, *arguments, environment=environment))
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path / "h")
+
+
+@pytest.fixture
+def port(shared_relay: Relay) -> int:
+    return shared_relay.address.port
+
+
+async def test_a_free_way(person: Person, port: int) -> None:
+    """Where nothing is in the way every check is OK, and the status 0."""
+    async with middlebox(port) as box:
+        told = await _doctor(person, box.url, "--speed")
+    assert (told.ended.status, told.amiss()) == (0, []), told.ended
+    assert re.fullmatch(r"kdispatch/\S+, protocol 1, id [0-9a-f]{32}", told.by_check["relay"]["text"])
+    assert re.match(r"at least [0-9.]+ Mbit/s each way", told.by_check["speed"]["text"])
+
+
+async def test_a_box_that_strips_upgrades(person: Person, port: int) -> None:
+    """The relay is reached, and did not get the header: so something on the way took it out."""
+    async with middlebox(port, Rules(strips=True)) as box:
+        told = await _doctor(person, box.url)
+    finding = told.by_check["upgrade"]
+    assert (told.ended.status, told.amiss(), finding["hop"]) == (1, ["upgrade"], "you -> relay"), told.ended
+    assert "without its Upgrade header: something on the way takes that out" in finding["text"]
+    assert f"Ask the network's owner to let WebSockets to 127.0.0.1:{box.port} pass" in finding["hint"]
+    assert told.level("buffering") == "skip"
+
+
+async def test_a_box_that_refuses_upgrades(person: Person, port: int) -> None:
+    """Plain requests pass, and what answers 400 to an upgrade calls itself by a name that is shown."""
+    async with middlebox(port, Rules(refuses=True)) as box:
+        told = await _doctor(person, box.url)
+    finding = told.by_check["upgrade"]
+    assert (told.ended.status, told.amiss(), finding["hop"]) == (1, ["upgrade"], "you -> relay"), told.ended
+    assert "answers the upgrade by 400 and text/html in the relay's place (server: gateway)" in finding["text"]
+    assert finding["hint"].startswith("Ask the network's owner to let WebSockets")
+
+
+async def test_a_box_that_gathers_bytes(person: Person, port: int) -> None:
+    """Small messages that come only among many others were held back, and it is told for how long."""
+    async with middlebox(port, Rules(buffers=64 * KIB)) as box:
+        told = await _doctor(person, box.url)
+    finding = told.by_check["buffering"]
+    assert (told.ended.status, told.amiss(), finding["hop"]) == (1, ["buffering"], "you -> relay"), told.ended
+    match = re.search(r"came only after (\d+) KiB had been sent, together with (\d+) KiB", finding["text"])
+    assert match is not None and 64 <= int(match[1]) < 512 and 60 <= int(match[2]) < 256, finding["text"]
+    assert told.level("round trip") == "skip"
+
+
+@pytest.mark.parametrize("seconds", sizes(small=1.0, full=20.0))
+async def test_a_box_that_cuts_the_silent(person: Person, port: int, seconds: float) -> None:
+    """The silence after which sessions are cut is measured, and is told from their age."""
+    async with middlebox(port, Rules(idle=seconds)) as box:
+        told = await _doctor(person, box.url, "--idle")
+    finding = told.by_check["idle"]
+    assert (told.ended.status, told.amiss(), finding["hop"]) == (7, ["idle"], "you -> relay"), told.ended
+    assert finding["text"].startswith(f"Connections are cut after {seconds:.0f} s of silence;")
+
+
+@pytest.mark.parametrize("seconds", sizes(small=2.0, full=30.0))
+async def test_a_box_that_cuts_the_old(person: Person, port: int, seconds: float) -> None:
+    """A session that is never silent and is cut all the same was cut for its age."""
+    async with middlebox(port, Rules(life=seconds)) as box:
+        told = await _doctor(person, box.url, "--idle")
+    finding = told.by_check["idle"]
+    assert (told.ended.status, told.amiss(), finding["hop"]) == (7, ["idle"], "you -> relay"), told.ended
+    assert finding["text"].startswith(f"Every connection is cut after about {seconds:.0f} s, be it silent or busy.")
+
+
+async def test_a_box_that_opens_tls(person: Person, port: int, tmp_path: Path) -> None:
+    """The issuer that nobody here trusts is shown; with its CA all is well, and the issuer is shown again."""
+    interception = await asyncio.to_thread(Interception, tmp_path)
+    async with middlebox(port, opens=interception) as box:
+        told = await _doctor(person, box.url)
+        finding = told.by_check["tls"]
+        assert (told.ended.status, told.amiss(), finding["code"]) == (1, ["tls"], "tls_unknown_ca"), told.ended
+        assert ISSUER in finding["text"] and "--ca-file" in finding["hint"]
+        assert told.level("clock") == "ok"  # by what answers there: no secret goes that way
+        told = await _doctor(person, box.url, SSL_CERT_FILE=str(interception.ca_file))
+        assert (told.ended.status, told.amiss()) == (0, []), told.ended
+        assert ISSUER in told.by_check["tls"]["text"]
+        box.rules = Rules(strips=True)
+        told = await _doctor(person, box.url, SSL_CERT_FILE=str(interception.ca_file))
+        assert ISSUER in told.by_check["upgrade"]["text"]  # who opens TLS is who can take headers out

@@ -1,0 +1,62 @@
+"""What doctor measures on the way: sessions of its own through a middlebox, on the test's event loop."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from kdispatch.doctor.limits import check_speed, measure
+from kdispatch.doctor.session import Session
+from kdispatch.doctor.tunnel import Tunnel
+from kdispatch.doctor.way import Way
+from kdispatch.settings import Settings
+from kdispatch_protocol.messages import QUIET
+from tests.net.harness import Relay
+from tests.networks.middlebox import Middlebox, Rules, middlebox
+
+pytestmark = pytest.mark.slow
+
+
+def _tunnel(box: Middlebox) -> Tunnel:
+    settings = Settings(relay=box.url)
+    return Tunnel(Way(settings, settings.relay_url))
+
+
+async def test_a_silent_cut_is_found_between_two_silences(shared_relay: Relay) -> None:
+    """Where nobody is told of a cut, the limit lies between the last silence that was lived through and the next."""
+    async with middlebox(shared_relay.address.port, Rules(idle=1.2, silently=True)) as box:
+        found = await measure(_tunnel(box).open_quiet, after=(0.2, 1.8), answer=0.4)
+    assert (found.lived, found.silence, found.seen, found.life) == (0.2, 1.8, False, None)
+
+
+async def test_no_cut_at_all(shared_relay: Relay) -> None:
+    """Where all sessions live, the longest silence is told."""
+    async with middlebox(shared_relay.address.port) as box:
+        found = await measure(_tunnel(box).open_quiet, after=(0.1, 0.3))
+    assert (found.lived, found.silence, found.life) == (0.3, None, None)
+
+
+async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None:
+    """Its own limit on silence is not taken for somebody else's: longer silences are not tried there."""
+
+    async def older(tunnel: Tunnel) -> Session:
+        session = await tunnel.open_quiet()
+        session.welcome.result().capabilities.remove(QUIET)
+        return session
+
+    async with middlebox(shared_relay.address.port) as box:
+        found = await measure(partial(older, _tunnel(box)), after=(0.1, 60.0))
+    assert (found.lived, found.silence) == (0.1, None)
+
+
+async def test_a_session_that_ends_under_the_flood(shared_relay: Relay) -> None:
+    """A measurement of speed that is cut short ends, and says so."""
+    async with middlebox(shared_relay.address.port, Rules(life=0.3)) as box:
+        tunnel = _tunnel(box)
+        session = await tunnel.open()
+        try:
+            [finding] = await check_speed(session)
+        finally:
+            session.close()
+    assert (finding.level, finding.check) == ("warn", "speed")
