@@ -9,15 +9,15 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 from kdispatch.doctor.asking import Answer, ask
-from kdispatch.doctor.certificate import issuer_of, reading_context, seen_context
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
+from kdispatch.network.certificate import Certificate
 from kdispatch.network.dialer import Dialer
-from kdispatch.network.proxy import Proxy, find_proxy
+from kdispatch.network.proxy import Proxy
 from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
@@ -29,7 +29,7 @@ _SECONDS: Final = 8.0  # for each step
 _ADDRESSES: Final = 6  # of a name that are tried
 _SKEW: Final = 60.0  # seconds: beyond that certificates, and people's logs, begin to disagree
 _AGREES: Final = 2.0  # the header has whole seconds
-_DAYS: Final = 7  # that a certificate should still be valid for
+_RENEWED: Final = timedelta(days=2)  # before its end a certificate should have been replaced
 _FAMILIES: Final = ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6"))
 _Address = tuple[socket.AddressFamily, Any]
 
@@ -41,16 +41,16 @@ class Way:
         self.relay = relay
         self.settings = dataclasses.replace(settings, relay=str(relay))
         self.dialer = Dialer.of(self.settings)
-        self.proxy: Proxy | None = None
+        self.proxy: Proxy | None = self.dialer.proxy(relay)
         self.connect_seconds: float | None = None  # of the fastest TCP connection, or of that through the proxy
-        self.certificate: dict[str, Any] = {}
+        self.certificate: Certificate | None = None  # that was accepted
         self.answer: Answer | None = None  # the relay's, to a plain request
         self._addresses: list[_Address] = []
 
     @property
     def intercepted_by(self) -> str:
-        """A half sentence about who ends TLS; empty where nobody does."""
-        return f" TLS is ended by what {issuer_of(self.certificate)} has signed." if self.certificate else ""
+        """A sentence about who ends TLS, and can look inside; empty where nobody does."""
+        return f" TLS is ended by what {self.certificate.issuer} has signed." if self.certificate else ""
 
     @property
     def owner(self) -> str:
@@ -60,10 +60,6 @@ class Way:
 
     async def check_dns(self) -> list[Finding]:
         """The name, in both families."""
-        try:
-            self.proxy = self._find_proxy()
-        except KdispatchError:
-            return [skipped("dns", "not looked at: the proxy is not usable")]
         with_address = _is_address(self.relay.host)
         if self.proxy is not None and not with_address:
             return [ok("dns", f"left to the proxy, which resolves {self.relay.host}")]
@@ -95,15 +91,9 @@ class Way:
                 found.append(f"{name} {', '.join(dict.fromkeys(str(place[0]) for _, place in addresses))}")
         return found, why
 
-    def _find_proxy(self) -> Proxy | None:
-        return find_proxy(self.relay, proxy=self.settings.proxy, no_proxy=self.settings.no_proxy)
-
     async def check_proxy(self) -> list[Finding]:
         """Which proxy, where it was found, and what it says to the relay's name."""
-        try:
-            proxy = self._find_proxy()
-        except KdispatchError as error:
-            return [failed("proxy", error)]
+        proxy = self.proxy
         if proxy is None:
             return [ok("proxy", "none: the relay is reached directly")]
         began = time.monotonic()
@@ -160,51 +150,20 @@ class Way:
         except TimeoutError:
             return [fails("tls", "No end of the TLS handshake in time.", _TLS_HINT, code="relay_unreachable")]
         except KdispatchError as error:
-            return [await self._bad_certificate(error)]
+            return [failed("tls", error, _UNKNOWN_CA if error.code == "tls_unknown_ca" else "")]
         seconds = time.monotonic() - began
         ssl_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        self.certificate = dict(ssl_object.getpeercert() or {})
+        shown = ssl_object.getpeercert(binary_form=True)
         transport.abort()
-        return [self._good_certificate(ssl_object.version() or "TLS", seconds)]
+        self.certificate = Certificate.parse(shown or b"")
+        return [self._good_certificate(self.certificate, ssl_object.version() or "TLS", seconds)]
 
-    def _good_certificate(self, protocol: str, seconds: float) -> Finding:
-        ends = str(self.certificate.get("notAfter", ""))
-        text = f"{protocol}, certificate signed by {issuer_of(self.certificate)}, valid until {ends}, {_ms(seconds)}"
-        if ends and ssl.cert_time_to_seconds(ends) - time.time() < _DAYS * 86400:
+    def _good_certificate(self, certificate: Certificate, protocol: str, seconds: float) -> Finding:
+        ends = f"{certificate.not_after:%Y-%m-%d}"
+        text = f"{protocol} in {_ms(seconds)}, certificate issued by {certificate.issuer}, valid until {ends}"
+        if certificate.not_after - datetime.now(UTC) < _RENEWED:
             return warns("tls", f"{text}.", "Tell the relay's operator, or whose certificate it is, to renew it.")
         return ok("tls", text)
-
-    async def _bad_certificate(self, error: KdispatchError) -> Finding:
-        if not error.code.startswith("tls_"):
-            return failed("tls", error)
-        certificate = await self._shown()
-        if not certificate:
-            return failed("tls", error)
-        issuer = issuer_of(certificate)
-        found = failed("tls", error)
-        text = f"{error.text} The certificate is signed by {issuer!r}"
-        if error.code != "tls_unknown_ca":
-            dates = f"valid from {certificate.get('notBefore')} until {certificate.get('notAfter')}"
-            return dataclasses.replace(found, text=f"{text}, {dates}.")
-        hint = (
-            f"If {issuer!r} is your network's own CA, the network opens TLS: ask its owner for the CA's certificate, "
-            "and give it by --ca-file FILE (or install it). If nobody knows it, do not go on."
-        )
-        return dataclasses.replace(found, text=f"{text}, whom this machine does not trust.", hint=hint)
-
-    async def _shown(self) -> dict[str, Any]:
-        """The fields of whatever certificate is shown."""
-        try:
-            binary = (await self._look(seen_context())).getpeercert(binary_form=True)
-            return dict((await self._look(reading_context(binary or b""))).getpeercert() or {})
-        except (OSError, KdispatchError, ValueError):
-            return {}
-
-    async def _look(self, context: ssl.SSLContext) -> ssl.SSLObject:
-        transport = await self._connect_by(context, asyncio.Protocol)
-        seen: ssl.SSLObject = transport.get_extra_info("ssl_object")
-        transport.abort()
-        return seen
 
     async def connect(self, make: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         """A connection as agents make it."""
@@ -246,7 +205,7 @@ class Way:
     async def check_clock(self) -> list[Finding]:
         """This machine's clock against that of what answers, be its certificate valid or not."""
         try:
-            answer = self.answer or await ask(self.relay, partial(self._connect_by, seen_context()))
+            answer = self.answer or await ask(self.relay, partial(self._connect_by, _any_certificate()))
         except (KdispatchError, OSError):
             return [skipped("clock", "not compared: the relay does not answer, see below")]
         ahead = answer.ahead(datetime.now(UTC))
@@ -258,7 +217,19 @@ class Way:
         return [ok("clock", "agrees with the relay's" if abs(ahead) < _AGREES else text)]
 
 
+_UNKNOWN_CA: Final = (
+    "If the issuer is your network's own, it opens TLS: ask its owner for the issuer's certificate, and give it by "
+    "--ca-file FILE or install it. If nobody there knows it, do not go on."
+)
 _TLS_HINT: Final = "Ask the network's owner whether it opens or blocks TLS to the relay."
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """For the date of what answers, and nothing else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _connects(family: socket.AddressFamily, place: Any) -> float | str:
