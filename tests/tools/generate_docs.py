@@ -73,6 +73,7 @@ _RELAY_LIMITS: Final = (
     "open_wait_start",
     "open_wait_lost",
     "dead_relay",
+    "quiet",
     "slow_consumer",
 )
 
