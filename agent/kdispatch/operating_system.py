@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 if TYPE_CHECKING:
     import asyncio
+    import ssl
 
 __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
 
@@ -97,6 +98,13 @@ class Posix:
         """The addresses of the proxies that the user's settings name for ``host``, by scheme; Linux has no such."""
         return _settings_of("macosx_sysconf", host) if sys.platform == "darwin" else {}
 
+    def system_trust(self) -> ssl.SSLContext | None:
+        """A context that trusts whom the system trusts; ``None`` where that is in files, which OpenSSL reads itself.
+
+        On Linux truststore would read them at each connection, which takes 30 ms.
+        """
+        return _system_trust() if sys.platform == "darwin" else None
+
 
 class Windows:
     """Windows, on which none of this has been run: see docs/platforms.md."""
@@ -153,6 +161,19 @@ class Windows:
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The same, from the registry."""
         return _settings_of("registry", host)
+
+    def system_trust(self) -> ssl.SSLContext | None:
+        """The same."""
+        return _system_trust()
+
+
+def _system_trust() -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415 - most commands need none
+
+    import truststore  # noqa: PLC0415 - only some systems have it
+
+    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return context
 
 
 def _settings_of(system: str, host: str) -> Mapping[str, str]:

@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from kdispatch.network.certificate import Certificate
+from kdispatch.operating_system import HERE
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
@@ -89,10 +89,8 @@ class Trust:
             with _reading("file of certificates", self.ca_file):
                 return ssl.create_default_context(cafile=self.ca_file)
         named = any(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
-        if sys.platform in {"darwin", "win32"} and not named:
-            import truststore  # noqa: PLC0415 - not elsewhere: it reads all authorities at each connection, in 30 ms
-
-            return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if not named and (own := HERE.system_trust()) is not None:
+            return own
         context = ssl.create_default_context()
         if not named and not context.cert_store_stats()["x509_ca"] and not ssl.get_default_verify_paths().capath:
             for name in _CA_FILES:
