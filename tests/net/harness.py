@@ -22,6 +22,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from kdispatch.network.dialer import Dialer
+from kdispatch.network.trust import Trust
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 
@@ -190,10 +191,11 @@ async def counts_at_rest(processes: list[Process]) -> list[tuple[int, int]]:
 
 
 class Relay:
-    """A relay in a process of its own, and an admin with an account on it."""
+    """A relay in a process of its own, and an admin with an account on it; ``trust`` is how it is believed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Trust | None = None) -> None:
         self.folder = folder
+        self._trust = trust or Trust()
         self.url = ""
         self.token = ""
         self.process: Process | None = None
@@ -217,8 +219,12 @@ class Relay:
         self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
         self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
         if not self.token:
-            async with RestClient(Dialer(self.address)) as rest:
+            async with self.rest() as rest:
                 self.token = (await rest.sign_up("ann")).token
+
+    def rest(self) -> RestClient:
+        """Its REST API."""
+        return RestClient(Dialer(self.address, trust=self._trust))
 
     @property
     def address(self) -> RelayUrl:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -20,8 +19,7 @@ from typing import Final, Literal, Self
 import pytest
 import trustme
 
-from kdispatch.network.dialer import Dialer
-from kdispatch.rest_client import RestClient
+from kdispatch.network.trust import Trust
 from tests.edges.servers import CADDYFILE, OLDEST_CADDY
 from tests.net.harness import Process, Relay, eventually
 from tests.programs.install import find
@@ -71,13 +69,6 @@ class Authority:
             blob.write_to_path(made.chain, append=True)
         leaf.private_key_pem.write_to_path(made.key)
         return made
-
-    @contextlib.contextmanager
-    def trusted(self) -> Iterator[None]:
-        """Meanwhile this process trusts it."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SSL_CERT_FILE", str(self.file))
-            yield
 
 
 #: With "auto_https off" Caddy forgets skip_install_trust, and puts a CA of its own into the machine's trust store.
@@ -143,16 +134,15 @@ class Caddy:
 
     def stop(self) -> None:
         if self._process is not None and self._process.status is None:
-            self._process.stop()
+            self._process.stop(signal.SIGKILL)
 
 
 class Site:
     """A relay behind TLS, on ``port``: reached directly by 127.0.0.1, and by proxies that know the name relay.test."""
 
     def __init__(self, folder: Path, authority: Authority, caddy: Caddy | None) -> None:
-        self._authority = authority
         self._caddy = caddy
-        self._relay = Relay(folder)
+        self._relay = Relay(folder, Trust(ca_file=str(authority.file)))
         self._certificate = authority.certificate("127.0.0.1", "relay.test")
         self.port = 0
 
@@ -163,8 +153,7 @@ class Site:
         site = cls(folder, authority, caddy)
         tls = ["--tls-cert", str(site._certificate.chain), "--tls-key", str(site._certificate.key)]
         try:
-            with authority.trusted():
-                await site._relay.start(*([] if caddy else tls))
+            await site._relay.start(*([] if caddy else tls))
             if caddy is not None:
                 await caddy.to_relay(site._relay.address.authority)
         except BaseException:
@@ -179,24 +168,19 @@ class Site:
 
     async def service(self) -> str:
         """Create a service; returns its full name."""
-        with self._authority.trusted():
-            async with RestClient(Dialer(self._relay.address)) as rest:
-                return (await rest.create_service(self.token, f"s{secrets.token_hex(6)}")).service
+        async with self._relay.rest() as rest:
+            return (await rest.create_service(self.token, f"s{secrets.token_hex(6)}")).service
 
-    async def live_hosts(self, service: str) -> int:
-        """How many hosts the relay counts, whatever stands before it."""
-        with self._authority.trusted():
-            async with RestClient(Dialer(self._relay.address)) as rest:
-                return (await rest.service(service)).live_hosts
+    async def answers(self, status: int, page: str) -> Caddy:
+        """From now on Caddy has one answer for everything, and no relay."""
+        assert self._caddy is not None
+        await self._caddy.answering(status, page)
+        return self._caddy
 
-    async def caddy_goes_to_relay(self) -> None:
+    async def is_back(self) -> None:
+        """From now on Caddy leads to the relay again."""
         assert self._caddy is not None
         await self._caddy.to_relay(self._relay.address.authority)
-
-    @property
-    def caddy(self) -> Caddy:
-        assert self._caddy is not None
-        return self._caddy
 
     @property
     def log(self) -> str:
@@ -205,7 +189,7 @@ class Site:
     def stop(self) -> None:
         if self._caddy is not None:
             self._caddy.stop()
-        self._relay.stop()
+        self._relay.stop(signal.SIGKILL)
 
 
 _SQUID: Final = """
@@ -284,5 +268,5 @@ class Squid:
 
     def stop(self) -> None:
         if self._process is not None and self._process.status is None:
-            self._process.stop()
+            self._process.stop(signal.SIGKILL)
         shutil.rmtree(self._folder)

@@ -145,10 +145,10 @@ _CASES: Final[dict[str, tuple[Case, str, str]]] = {
     "maintenance page": (_edge(503), "relay_unreachable", "says that it is away (503)"),
     "page of an edge": (_edge(401), "not_a_relay", "it answers with status 401 and text/html"),
 }
-_SMALL: Final = {"wrong digest password", "proxy says 403", "captive portal"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in _SMALL else pytest.mark.accept) for n in _CASES])
+@pytest.mark.accept
+@pytest.mark.parametrize("name", _CASES)
 async def test_start(tmp_path: Path, park: Park, authority: Authority, name: str) -> None:
     """Host and client end with the code of what is in the way, its hop and hint, status 6, and nobody's password."""
     case, code, words = _CASES[name]
