@@ -22,9 +22,10 @@ from tests.docs.examples import Example, examples_of
 from tests.first_minutes.person import Person
 from tests.net.harness import needs
 from tests.net.tcp import Tcp, echo, service
+from tests.networks.middlebox import Rules, middlebox
 
 _SCREENS: Final = Path(__file__).with_name("screens")
-_SIZE: Final = ("-x", "110", "-y", "44")
+_SIZE: Final = ("-x", "110", "-y", "64")
 # What differs between two runs, and what stands in its place.
 _CHANGING: Final = (
     (r"\b(adm|svc|hst)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
@@ -37,6 +38,9 @@ _CHANGING: Final = (
     (r"  \d+ s +(?=HOST_ID)", "  N s  "),
     (r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)", "TIME"),
     (r"\d\d:\d\d:\d\d", "TIME"),
+    (r"\b\d+(\.\d)? ms\b", "N ms"),
+    (r"kdispatch/\d[^,]*, protocol 1, id HOST_ID", "kdispatch/VERSION, protocol 1, id RELAY_ID"),
+    (r"\d+ open files a process, so about \d+", "N open files a process, so about N"),
 )
 
 
@@ -155,6 +159,7 @@ async def test_the_readme_in_a_terminal(tmp_path: Path) -> None:
         await shows("mistake", "kdispatch agent connect ann/wbe --port 9191", "try:")
         await shows("typo", "kdispatch agnt connect ann/web", "try:")
         await shows("help", "kdispatch --help", "Example:")
+        await shows("help-doctor", "kdispatch doctor --help", "Example:")
         await shows("help-connect", "kdispatch agent connect --help", "Example:")
         await shows("detach", "kdispatch agent connect ann/web --port 9192 --detach; echo status $?", "status 0")
         await shows("stop", "kdispatch agent stop ann/web; echo status $?", "status 0")
@@ -199,6 +204,34 @@ async def test_status_and_drain_in_a_terminal(tmp_path: Path) -> None:
                 same("drain-host", screen)
         finally:
             await person.runs("agent", "stop", "ann/web", "--now")
+            await terminal.close()
+
+
+@pytest.mark.slow
+@needs("tmux")
+async def test_doctor_in_a_terminal(tmp_path: Path) -> None:
+    """What doctor says where all is well, where nobody hosts, behind a box, and of no relay looks as it did."""
+    person = Person(tmp_path / "h")
+    free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
+    person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
+    person.environment["XDG_DATA_HOME"] = str(person.home)
+    terminal = Terminal(person)
+
+    async def shows(name: str, command: str) -> None:
+        _compare(name, await terminal.window(name, f"{command}; echo status $?", "status "), free, person.home)
+
+    async with service(echo, port=int(free["8080"])), middlebox(int(free["8443"]), Rules(strips=True)) as box:
+        free["8444"] = str(box.port)
+        try:
+            await terminal.window("relay", "kdispatch relay serve", "listening on")
+            await person.runs("sign-up", "ann", "--relay", f"http://127.0.0.1:{free['8443']}")
+            await person.runs("service", "create", "web")
+            await shows("doctor-no-host", "kdispatch doctor ann/web")
+            await terminal.window("host", f"kdispatch agent host ann/web --port {free['8080']}", "is offered as")
+            await shows("doctor", f"kdispatch doctor ann/web --port {free['8080']}")
+            await shows("doctor-stripped", f"kdispatch doctor --relay http://127.0.0.1:{free['8444']}")
+            await shows("doctor-no-relay", f"kdispatch doctor --relay https://127.0.0.1:{free['9090']} --bundle b.zip")
+        finally:
             await terminal.close()
 
 

@@ -64,6 +64,8 @@ def doctor(
     from kdispatch.doctor.findings import exit_status  # noqa: PLC0415
 
     output = Output(quiet=quiet, json=json)
+    if idle:
+        output.note("Silence is measured last: that takes up to 6 minutes. Ctrl-C ends.")
     typed = None if service is None and service_option is None else one_service(service, service_option)
     findings: list[Finding] = []
     settings: Settings | None = None

@@ -40,10 +40,16 @@ class Answer:
 
     @property
     def author(self) -> str:
-        """Who says to have written or passed it on, in brackets; empty where nobody does."""
-        named = [
-            f"{name}: {self.headers[name][:_SHOWN]}" for name in ("server", "via") if self.headers.get(name, "").strip()
-        ]
+        """Who says to have written it, and passed it on, in brackets; empty where nobody does."""
+        return self._named("server", "via")
+
+    @property
+    def passed_by(self) -> str:
+        """The same of who passed on what the relay wrote."""
+        return self._named("via")
+
+    def _named(self, *names: str) -> str:
+        named = [f"{name}: {self.headers[name][:_SHOWN]}" for name in names if self.headers.get(name)]
         return f" ({'; '.join(named)})" if named else ""
 
     @property

@@ -24,6 +24,9 @@ NEEDED: Final = (
 )  # fmt: skip
 
 
+_NO_SESSION: Final = "not measured: there is no session"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What is to be looked at besides the way to the relay. ``token`` was given; ``port`` is one to be offered."""
@@ -63,15 +66,10 @@ async def _along(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
     try:
         async for finding in _inside(tunnel, broken):
             yield finding
-        if not broken:
-            async for finding in _at_the_relay(way, wishes):
-                yield finding
-        if wishes.idle and tunnel.welcome is not None:
-            for finding in await check_idle(tunnel.open_quiet, way.owner):
-                yield finding
-        if wishes.speed and tunnel.welcome is not None and tunnel.session is not None:
-            for finding in await check_speed(tunnel.session):
-                yield finding
+        async for finding in _at_the_relay(way, wishes, broken):
+            yield finding
+        async for finding in _measured(tunnel, wishes):
+            yield finding
     finally:
         tunnel.close()
 
@@ -110,10 +108,26 @@ async def _inside(tunnel: Tunnel, broken: str) -> AsyncIterator[Finding]:
         broken = "" if is_sound(findings) else name
 
 
-async def _at_the_relay(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
+async def _at_the_relay(way: Way, wishes: Wishes, broken: str) -> AsyncIterator[Finding]:
+    if broken:
+        for name in ("token", *(["service"] if wishes.service is not None else [])):
+            yield skipped(name, f"not looked at: {broken} failed")
+        return
     token = wishes.token or Credentials().admin_token(way.relay)
     for finding in await check_token(way, token):
         yield finding
     if wishes.service is not None:
         for finding in await check_service(way, wishes.service, token):
+            yield finding
+
+
+async def _measured(tunnel: Tunnel, wishes: Wishes) -> AsyncIterator[Finding]:
+    session = tunnel.session if tunnel.welcome is not None else None
+    if wishes.speed:
+        for finding in [skipped("speed", _NO_SESSION)] if session is None else await check_speed(session):
+            yield finding
+    if wishes.idle:
+        for finding in (
+            [skipped("idle", _NO_SESSION)] if session is None else await check_idle(tunnel.open_quiet, tunnel.owner)
+        ):
             yield finding

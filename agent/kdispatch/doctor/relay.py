@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from kdispatch.credentials import Credentials
 from kdispatch.doctor.findings import Finding, failed, ok, warns
 from kdispatch.doctor.way import Way
@@ -10,6 +12,9 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
 
 __all__ = ["check_service", "check_token"]
+
+
+_KINDS: Final = {"adm": "admin", "svc": "service"}
 
 
 async def check_token(way: Way, token: str | None) -> list[Finding]:
@@ -21,7 +26,8 @@ async def check_token(way: Way, token: str | None) -> list[Finding]:
             identity = await rest.whoami(token)
     except KdispatchError as error:
         return [failed("token", error)]
-    return [ok("token", f"taken: {identity.kind} of {identity.service or identity.handle}")]
+    kind = _KINDS.get(identity.kind, identity.kind)
+    return [ok("token", f"the relay takes it: {kind} {identity.service or identity.handle}")]
 
 
 async def check_service(way: Way, typed: str, token: str | None) -> list[Finding]:

@@ -59,6 +59,11 @@ class Tunnel:
             raise KdispatchError("relay_unreachable", "The relay does not answer HELLO.")
         return session
 
+    @property
+    def owner(self) -> str:
+        """Whom to ask, and to let what pass."""
+        return self._way.owner
+
     def close(self) -> None:
         """Let the session go."""
         if self.session is not None:
@@ -82,7 +87,7 @@ class Tunnel:
         if isinstance(error, Refusal) and error.code == _NO_UPGRADE and answer.code == _NO_UPGRADE:
             text = (
                 "The relay gets the request without its Upgrade header: something on the way takes that out"
-                f"{answer.author}."
+                f"{answer.passed_by}."
             )
             return fails("upgrade", text + way.intercepted_by, f"{way.owner}{_OR_THE_EDGE}", code="not_a_relay")
         if answer.code is not None:

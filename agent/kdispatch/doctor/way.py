@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -191,7 +192,7 @@ class Way:
         except KdispatchError as error:
             return [failed("http", error)]
         if answer.code is not None:
-            return [ok("http", f"a kdispatch relay answers, {_ms(answer.seconds)}{answer.author}")]
+            return [ok("http", f"a kdispatch relay answers in {_ms(answer.seconds)}{answer.passed_by}")]
         if 200 <= answer.status < 300 and answer.kind == "text/html":
             row = CODES["captive_portal"]
             return [fails("http", f"A web page answers in the relay's place{answer.author}.", row.hint, code=row.name)]
@@ -241,9 +242,10 @@ async def _connects(family: socket.AddressFamily, place: Any) -> float | str:
             async with asyncio.timeout(_SECONDS):
                 await asyncio.get_running_loop().sock_connect(sock, place)
         except TimeoutError as error:
-            return error.strerror or f"no answer within {_SECONDS:g} s"
+            return os.strerror(error.errno).lower() if error.errno else f"no answer within {_SECONDS:g} s"
         except OSError as error:
-            return (error.strerror or str(error)).lower()
+            # By number: the loops put words of their own in place of the system's.
+            return os.strerror(error.errno).lower() if error.errno else str(error)
     return time.monotonic() - began
 
 
