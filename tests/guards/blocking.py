@@ -48,7 +48,6 @@ ALLOWED: Final = (
     Allowed("", "kdispatch/private_files.py", "write_private", "sign-up and its like carry nothing"),
     Allowed("", "importlib/metadata/__init__.py", "version", "the package's own version, once at a start"),
     Allowed("", "kdispatch/cli/account.py", "main", "a short command's loop serves nobody else"),
-    Allowed("", "kdispatch/cli/doctor.py", "main", "a short command's loop serves nobody else"),
     Allowed("", "kdispatch/cli/login.py", "main", "a short command's loop serves nobody else"),
     Allowed("", "kdispatch/cli/service.py", "main", "a short command's loop serves nobody else"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -41,9 +42,7 @@ class Wishes:
 
 async def examine(settings: Settings, wishes: Wishes) -> AsyncIterator[Finding]:
     """Each finding once it is there. Raises what is wrong with the settings."""
-    for finding in (*check_config(settings), *check_files(settings)):
-        yield finding
-    for finding in check_credentials(settings.relay_url, wishes.token):
+    for finding in await asyncio.to_thread(_kept_here, settings, wishes.token):
         yield finding
     for relay in settings.relay_urls:
         async for finding in _along(Way(settings, relay), wishes):
@@ -53,6 +52,11 @@ async def examine(settings: Settings, wishes: Wishes) -> AsyncIterator[Finding]:
             yield finding
     for finding in check_descriptors():
         yield finding
+
+
+def _kept_here(settings: Settings, token: str | None) -> list[Finding]:
+    found = [*check_config(settings), *check_files(settings)]
+    return found + check_credentials(settings.relay_url, token)
 
 
 async def _along(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -46,6 +47,7 @@ class Way:
         self.connect_seconds: float | None = None  # of the fastest TCP connection, or of that through the proxy
         self.certificate: Certificate | None = None  # that was accepted
         self.answer: Answer | None = None  # the relay's, to a plain request
+        self._refused = False  # a certificate was shown, and is not valid
         self._addresses: list[_Address] = []
 
     @property
@@ -151,6 +153,7 @@ class Way:
         except TimeoutError:
             return [fails("tls", "No end of the TLS handshake in time.", _TLS_HINT, code="relay_unreachable")]
         except KdispatchError as error:
+            self._refused = error.code.startswith("tls_")
             return [failed("tls", error, _UNKNOWN_CA if error.code == "tls_unknown_ca" else "")]
         seconds = time.monotonic() - began
         ssl_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -205,9 +208,11 @@ class Way:
 
     async def check_clock(self) -> list[Finding]:
         """This machine's clock against that of what answers, be its certificate valid or not."""
-        try:
-            answer = self.answer or await ask(self.relay, partial(self._connect_by, _any_certificate()))
-        except (KdispatchError, OSError):
+        answer = self.answer
+        if answer is None and self._refused:
+            with contextlib.suppress(KdispatchError, OSError):
+                answer = await ask(self.relay, partial(self._connect_by, _any_certificate()))
+        if answer is None:
             return [skipped("clock", "not compared: the relay does not answer, see below")]
         ahead = answer.ahead(datetime.now(UTC))
         if ahead is None:
