@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from kdispatch.network.path_limits import PathLimits
 from kdispatch_protocol.aio.driver import EndpointDriver
 
 __all__ = ["Condition", "Failure"]
@@ -39,6 +40,7 @@ class Condition:
         self.round_trip: float | None = None  # the newest one
         self.next_try: float | None = None  # when a session is tried for again
         self.last_error: Failure | None = None  # of a session or a stream
+        self.path: PathLimits | None = None  # the newest session's
 
     @property
     def state(self) -> str:

@@ -21,12 +21,15 @@ def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_f
     now = uplink.driver.loop.time()
     condition = uplink.condition
     error = condition.last_error
+    path = condition.path
     streams = list(_streams(uplink.driver))
     return {
         "state": condition.state,
         "connected_for": _since(condition.connected_at, now),
         "round_trip": _rounded(condition.round_trip, 6),
         "unanswered": _rounded(condition.unanswered),
+        "idle_limit": None if path is None else _rounded(path.idle_limit(now), 1),
+        "age_limit": None if path is None else _rounded(path.age_limit(now), 1),
         "next_try": None if condition.next_try is None else max(0.0, round(condition.next_try - now, 3)),
         "last_error": None if error is None else {"code": error.code, "text": error.text, "ago": _since(error.at, now)},
         "drains_for": drains_for,

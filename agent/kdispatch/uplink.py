@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from kdispatch.backoff import Backoff
 from kdispatch.condition import Condition
-from kdispatch.network.dialer import Dialer
+from kdispatch.network.dialer import Dialer, Upgraded
+from kdispatch.network.path_limits import PathLimits, Paths
 from kdispatch.network.upgrade import Refusal
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
@@ -66,6 +67,8 @@ class Uplink:
         self._log = log
         self._limits = limits
         self._backoff = Backoff()
+        self._paths = Paths(limits)
+        self._path: dict[UplinkSession, PathLimits] = {}  # of the newest session, and of the one that it follows
         self._welcomed: asyncio.Future[str] | None = None  # the relay's id
         self._told: asyncio.Future[None] | None = None  # waits for the relay's goodbye in some session
         self._departures: set[asyncio.Task[None]] = set()  # from sessions that are being left
@@ -134,7 +137,8 @@ class Uplink:
         try:
             async with asyncio.timeout(self._limits.handshake):
                 upgraded = await self.dialer.upgrade()
-                session = self.driver.connect(upgraded.transport, upgraded.early)
+                path, now = self._find_path(upgraded), self.driver.loop.time()
+                session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
                 self._welcomed = asyncio.get_running_loop().create_future()
                 waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -157,7 +161,15 @@ class Uplink:
             session.abort()  # before it has answered what we have sent
             self._log.warning(error.text, code=error.code)
             raise
+        self._path[session] = self.condition.path = path
         return session
+
+    def _find_path(self, upgraded: Upgraded) -> PathLimits:
+        own = upgraded.transport.get_extra_info("sockname") or [""]
+        path, learnt = self._paths.reached(str(own[0]), str(upgraded.relay), self.driver.loop.time())
+        if learnt:
+            self._log.info(learnt)
+        return path
 
     async def _keep(self, session: UplinkSession) -> None:
         try:
@@ -175,10 +187,12 @@ class Uplink:
             began = loop.time()
             newer = await self._move(session) if await self._time_to_go(session) else None
             if newer is not None:
+                self._paths.over(self._path.pop(session), session.link.course, said=True)
                 session = newer
                 continue
             code, text = await asyncio.shield(session.lost)
             self.condition.lost()
+            self._paths.over(self._path.pop(session), session.link.course, said=session.session.goaway is not None)
             if self._stopping:
                 return
             farewell = _farewell(session)
@@ -204,6 +218,7 @@ class Uplink:
             try:
                 return await self._connect()
             except KdispatchError as error:
+                self._paths.unreachable()
                 self.condition.failed(error.code, error.text)
                 if _is_final(error, connected_before=True):
                     raise
@@ -221,8 +236,7 @@ class Uplink:
     async def _time_to_go(self, session: UplinkSession) -> bool:
         """Wait until the session is to be left, or is lost; returns which."""
         loop = asyncio.get_running_loop()
-        rotate = self._limits.rotate
-        due = loop.time() + random.uniform(rotate * 5 / 6, rotate * 7 / 6)  # noqa: S311 - jitter, no secret
+        due = loop.time() + random.uniform(*self._path[session].rotate(loop.time()))  # noqa: S311 - jitter, no secret
         asked = False
         while not session.lost.done():
             goaway = session.session.goaway

@@ -76,11 +76,13 @@ class Limits:
     linger: float = 60.0  #: a closed transport waits this long for its peer's end
     hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO
     handshake: float = 15.0  #: the agent's deadline for connect, TLS, upgrade and WELCOME
-    ping: float = 15.0  #: an agent pings after this much silence
+    ping: float = 15.0  #: an agent pings after this much silence either way
+    ping_least: float = 5.0  #: and no sooner, whatever it learns of its path: 1,000 agents then ask 200 times a second
     dead_agent: float = 30.0  #: silence after which an agent gives its session up
     dead_relay: float = 45.0  #: silence after which the relay does
     quiet: float = 400.0  #: the same of a session that said it would be quiet: above every limit that it looks for
     rotate: float = 1800.0  #: an agent takes a new session when one is about so old: a sixth less, up to a sixth more
+    rotate_least: float = 10.0  #: no sooner for what it learns of its path: all streams go over each time
     leave: float = 30.0  #: a session that was left is closed after this, be there streams on it or not
     slow_consumer: float = 20.0  #: a session whose socket takes no byte for this long is cut
 

@@ -181,8 +181,8 @@ async def test_slow_but_alive() -> None:
 
 
 async def test_dead_peer() -> None:
-    """A silent end is asked once, and given up when it stays silent."""
-    link, owner, _, _, far = _link(Limits(ping=0.05, dead_agent=0.15))
+    """A silent end is asked, and given up when it stays silent."""
+    link, owner, _, _, far = _link(Limits(ping=0.1, dead_agent=0.15))
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(2):

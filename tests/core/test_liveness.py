@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.limits import DEFAULT_LIMITS
-from kdispatch_protocol.liveness import Liveness, Verdict
+from kdispatch_protocol.liveness import Cut, Liveness, Verdict
 
 ALIVE, ASK, DEAD = Verdict.ALIVE, Verdict.ASK, Verdict.DEAD
 
@@ -22,8 +22,15 @@ def relay() -> Liveness:
     return Liveness(None, DEFAULT_LIMITS.dead_relay, 0.0)
 
 
+def exchange(live: Liveness, now: float) -> None:
+    """A message arrives and is answered, right before a check that finds nothing else."""
+    live.check(now)
+    live.heard(now)
+    live.passed(now, sent=True)
+
+
 def test_an_agent_asks_then_gives_up() -> None:
-    """After 15 s of silence an agent asks, once; after 30 s the other end is dead."""
+    """After 15 s of silence an agent asks; after 30 s the other end is dead."""
     live = agent()
     assert live.next_deadline() == 15
     assert live.check(14.9) is ALIVE
@@ -53,23 +60,48 @@ def test_a_relay_that_bears_silence() -> None:
 
 @pytest.mark.parametrize("make", [agent, relay])
 def test_any_byte_is_life(make: Callable[[], Liveness]) -> None:
-    """Whatever is heard puts the silence back to nothing."""
+    """Whatever is heard puts the silence before death back to nothing."""
     live = make()
-    first = live.next_deadline()
-    live.heard(10)
-    assert live.check(first) is ALIVE
-    assert live.next_deadline() == first + 10
+    for now in range(10, 100, 10):
+        live.heard(now)
+        assert live.check(now + 5) is not DEAD
 
 
 def test_an_answer() -> None:
-    """An answer to what was asked begins a new silence, with a question of its own."""
+    """An answer to what was asked begins a new silence, with a question of its own 15 s after the last one."""
     live = agent()
     assert live.check(15) is ASK
     live.heard(15.2)
-    assert live.check(30) is ALIVE
-    assert live.next_deadline() == pytest.approx(30.2)
-    assert live.check(30.2) is ASK
+    live.passed(15.2, sent=True)
+    assert live.next_deadline() == 30
+    assert live.check(30) is ASK
+    assert live.check(45) is ASK
     assert live.check(45.2) is DEAD
+
+
+@pytest.mark.parametrize("way", ["arrived", "sent"])
+def test_a_way_that_is_silent(way: str) -> None:
+    """Who hears much and says nothing asks after 15 s, and so does who says much and hears no message."""
+    live = agent()
+    asked = []
+    for now in range(1, 61):
+        live.heard(now)
+        live.passed(now if way == "sent" else None, sent=way == "arrived")
+        if live.check(now) is ASK:
+            asked.append(now)
+    assert asked == [15, 30, 45, 60]
+
+
+def test_control_frames_are_life_and_no_traffic() -> None:
+    """WebSocket pings of a box in between keep the session alive, and keep nobody from asking."""
+    live = agent()
+    asked = 0
+    for now in range(10, 200, 10):
+        live.heard(now)
+        verdict = live.check(now)
+        asked += verdict is ASK
+        assert verdict is not DEAD
+    assert asked == 9  # at 20, 40 ... : a check in ten seconds
 
 
 @pytest.mark.parametrize(("make", "late"), [(agent, 17.1), (agent, 3600.0), (relay, 47.1), (relay, 1e6)])
@@ -165,30 +197,116 @@ def test_no_verdict_without_silence(passive: bool, steps: list[tuple[str, float]
 @given(st.lists(st.floats(0.01, 14.9), max_size=40))
 @settings(max_examples=50)
 def test_a_busy_session_is_never_asked(waits: list[float]) -> None:
-    """While something is heard every 15 s, a check at each deadline finds life."""
+    """While messages go both ways every 15 s, a check at each deadline finds life."""
     live = agent()
     now = 0.0
     for wait in waits:
         while live.next_deadline() <= now + wait:
             assert live.check(live.next_deadline()) is ALIVE
         now += wait
-        live.heard(now)
+        exchange(live, now)
 
 
 @given(st.lists(st.floats(0.01, 60), max_size=20))
 @settings(max_examples=100)
 def test_who_falls_silent_is_found_dead(waits: list[float]) -> None:
-    """Checked at each deadline, an end that falls silent is asked once and found dead 30 s after its last byte."""
+    """Checked at each deadline, an end that falls silent is asked and found dead 30 s after its last byte."""
     live = agent()
     now = 0.0
     for wait in waits:
         now += min(wait, 29)
         while live.next_deadline() <= now:
             assert live.check(live.next_deadline()) is not DEAD
-        live.heard(now)
+        exchange(live, now)
     verdicts = []
     while DEAD not in verdicts:
         when = live.next_deadline()
         verdicts.append(live.check(when))
     assert when == pytest.approx(now + 30)
-    assert [verdict for verdict in verdicts if verdict is not ALIVE] == [ASK, DEAD]
+    assert set(verdicts[:-1]) <= {ALIVE, ASK} and ASK in verdicts
+
+
+# --- what a session tells of its path -------------------------------------------------------------
+
+
+def test_what_was_survived() -> None:
+    """A silence after which an answer arrives was survived, whoever broke it; a shorter one later changes nothing."""
+    live = agent()
+    exchange(live, 1)
+    assert live.check(14) is ALIVE
+    live.passed(14.5, sent=False)  # it came after the check: the silence had lasted 13 s by then, at least
+    assert live.survived == 13
+    exchange(live, 16)
+    assert live.check(31) is ASK
+    live.check(31.1)
+    assert live.survived == 13  # the question alone proves nothing
+    live.passed(31.2, sent=True)
+    assert live.survived == 15
+
+
+def test_the_silence_before_an_end() -> None:
+    """A session that is closed in the midst of a silence ends for that; at a PING for the one before it."""
+    live = agent()
+    exchange(live, 5)
+    assert live.silence(14, Cut.CLOSED) == 9
+    assert live.check(15) is ALIVE
+    assert live.check(20) is ASK
+    assert live.silence(20.3, Cut.CLOSED) == 15
+    assert live.silence(29, Cut.CLOSED) == 9  # after the PING, which was left without an answer
+    assert live.silence(35, Cut.UNANSWERED) == 15
+
+
+def test_what_was_not_answered_later() -> None:
+    """What we said in a silence, and what needs no answer, begins another silence."""
+    live = agent()
+    exchange(live, 1)
+    live.check(7)
+    live.check(8)
+    live.passed(None, sent=True)  # between this check and the next
+    live.check(9)
+    assert live.silence(20, Cut.CLOSED) == 12
+    live = agent()
+    exchange(live, 1)
+    live.check(1.05)
+    live.passed(None, sent=True)  # an ACK behind what arrived
+    live.check(6)
+    assert live.silence(10, Cut.CLOSED) == pytest.approx(8.95)
+
+
+def test_a_process_that_stood_still() -> None:
+    """After a stop or a sleep a session is no witness until a message has arrived."""
+    live = agent()
+    told = []
+    live.check(100)
+    told.append(live.unsure)
+    live.heard(100.1)
+    told.append(live.unsure)
+    live.passed(100.1, sent=True)
+    told.append(live.unsure)
+    live.doubt(101)
+    told.append(live.unsure)
+    assert told == [True, True, False, True]
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 20), st.booleans(), st.booleans()), max_size=40), st.floats(0.01, 30))
+@settings(max_examples=300)
+def test_silences_are_never_made_up(steps: list[tuple[float, bool, bool]], last: float) -> None:
+    """Whatever passes and whenever it is looked at, no silence is told that is longer than there was one."""
+    live = agent()
+    now = 0.0
+    looked = 0.0
+    times = [0.0]  # of messages either way; of ours that were sent between two looks, as early as may be
+    for wait, arrives, sends in steps:
+        now += wait
+        if arrives:
+            live.heard(now)
+        if arrives or sends:
+            live.passed(now if arrives else None, sent=sends)
+            times.append(now if arrives else looked)
+        looked = now
+        if live.check(now) is ASK:
+            times.append(now)
+    now += last
+    gaps = [later - earlier for earlier, later in zip(times, [*times[1:], now], strict=True)]
+    assert live.survived <= max(gaps) + 1e-9
+    assert live.silence(now, Cut.UNANSWERED) <= max(gaps) + 1e-9

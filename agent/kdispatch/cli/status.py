@@ -31,7 +31,8 @@ _SILENT: Final = "not answering"
 _RECORDED: Final = ("id", "kind", "relay", "pid", "started", "log")
 _UNKNOWN: Final[Mapping[str, Any]] = {
     "state": _SILENT, "connected_for": None, "round_trip": None, "unanswered": None, "next_try": None,
-    "last_error": None, "drains_for": None, "services": [], "stream_count": None, "streams": [],
+    "idle_limit": None, "age_limit": None, "last_error": None, "drains_for": None, "services": [],
+    "stream_count": None, "streams": [],
 }  # fmt: skip
 
 

@@ -44,6 +44,8 @@ def _agent(agent: Mapping[str, Any], streams: int | None) -> Iterator[str]:
             listed = {None: "", True: ", offered", False: ", not offered"}[service["offered"]]
             yield f"  host     {service['host']}{listed}"
     yield f"  relay    {', '.join([agent['relay'], *_session(agent)])}"
+    if limits := [*_limits(agent)]:
+        yield f"  network  cuts sessions that are {' or '.join(limits)}"
     if error := agent["last_error"]:
         yield f"  error    {_time(error['ago'])} ago: {error['text']} [{error['code']}]"
     if agent["drains_for"] is not None:
@@ -65,6 +67,14 @@ def _session(agent: Mapping[str, Any]) -> Iterator[str]:
         yield f"no answer for {_time(agent['unanswered'])}"
     elif agent["round_trip"] is not None:
         yield f"round trip {agent['round_trip'] * 1000:.1f} ms"
+
+
+def _limits(agent: Mapping[str, Any]) -> Iterator[str]:
+    """What was learnt of the way to the relay."""
+    if agent["idle_limit"] is not None:
+        yield f"silent for {_time(agent['idle_limit'])}"
+    if agent["age_limit"] is not None:
+        yield f"{_time(agent['age_limit'])} old"
 
 
 def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -109,6 +109,7 @@ class Carrier(asyncio.BufferedProtocol):
         self.given = 0  #: bytes that the transport was given in all
         self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
         self.heard: float | None = None  #: when bytes arrived last; who looks at it sets it back
+        self.arrived: float | None = None  #: when a piece of a message did, likewise
         #: Takes the flags, stream, offset and payload of a DATA that came alone, and returns whether it did; if not,
         #: nothing was done, and the DATA goes to the owner. A client's payload is in memory that is reused.
         self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
@@ -227,7 +228,7 @@ class Carrier(asyncio.BufferedProtocol):
             if self._reader.closing is None:
                 self._read(self._shared[:nbytes])
             return
-        self.heard = self._time()
+        self.heard = self.arrived = self._time()
         size = len(message) - 16
         if size > 0:
             word, number, value = HEADER.unpack_from(message)
@@ -240,8 +241,11 @@ class Carrier(asyncio.BufferedProtocol):
     def _read(self, data: Buffer) -> None:
         reader = self._reader
         self.heard = self._time()
+        piece = None
         for piece, ends in reader.receive_data(data):
             self._owner.piece_received(piece, ends=ends)
+        if piece is not None:
+            self.arrived = self.heard
         if reader.pings:
             # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
             if not self.full:

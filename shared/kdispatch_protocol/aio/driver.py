@@ -59,9 +59,12 @@ class EndpointDriver:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, transport: asyncio.Transport, early: bytes = b"") -> UplinkSession:
-        """Run a session over an upgraded connection. If there is one already, streams move to the new one."""
-        uplink = UplinkSession(self)
+    def connect(self, transport: asyncio.Transport, early: bytes = b"", *, ping: float | None = None) -> UplinkSession:
+        """Run a session over an upgraded connection. If there is one already, streams move to the new one.
+
+        In it the relay is asked after ``ping`` seconds of silence, if not after those of the limits.
+        """
+        uplink = UplinkSession(self, ping)
         self._uplinks[uplink.session] = uplink
         uplink.start(transport, early)
         return uplink

@@ -15,7 +15,7 @@ from kdispatch_protocol.aio.carrier import Carrier
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.liveness import Liveness, Verdict
+from kdispatch_protocol.liveness import Course, Cut, Liveness, Verdict
 from kdispatch_protocol.pace import Pace
 from kdispatch_protocol.websocket import Closing
 
@@ -26,12 +26,15 @@ _BATCHES: Final = 8
 # Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
 _NORMAL: Final = 1000
 _POLICY: Final = 1008
+_DEAD: Final = ("", "Nothing was heard from the other end.")
 # An agent's machine may sleep, and its monotonic clock with it: then only the wall clock tells, which is looked at
 # every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
 _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
+# And whether we sent something, as a part of the time after which an agent asks: a look knows only that we did.
+_SENT_LOOKS: Final = 2
 
 
 class LinkOwner(Protocol):
@@ -69,7 +72,17 @@ class LinkOwner(Protocol):
 class Link:
     """A session's carrier, and what keeps it fair and alive."""
 
-    def __init__(self, owner: LinkOwner, limits: Limits, *, server: bool, buffer: memoryview, max_message: int) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        limits: Limits,
+        *,
+        server: bool,
+        buffer: memoryview,
+        max_message: int,
+        ping: float | None = None,
+    ) -> None:
+        """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits."""
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -77,10 +90,13 @@ class Link:
         self._held = self._pace.batch  # bytes that the kernel may hold unsent
         now = self._loop.time()
         self._frames = FrameReader()
-        self._liveness = (
-            Liveness(None, limits.dead_relay, now) if server else Liveness(limits.ping, limits.dead_agent, now)
-        )
+        ping = ping or limits.ping
+        self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
+        self._look_every = min(_CLOCK_EVERY, ping / _SENT_LOOKS)
         self._server = server
+        self._began = self._looked = now
+        self._given = 0  # what the carrier had been given at the last look
+        self._ended: Course | None = None
         self._wall = time.time() - now  # what the wall clock says beyond the monotonic one
         self._wake_handle: asyncio.Handle | None = None
         self._alarm = Alarm(self._loop, self._look)
@@ -189,6 +205,8 @@ class Link:
     def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone."""
         self._over = True
+        if not self._server:
+            self._ended = self._look_back(closing, error)
         self._alarm.cancel()
         if self._wake_handle is not None:
             self._wake_handle.cancel()
@@ -204,13 +222,39 @@ class Link:
 
     # --- time -------------------------------------------------------------------------------------
 
+    @property
+    def course(self) -> Course:
+        """How an agent's session went, or goes."""
+        return self._ended or Course(self._loop.time() - self._began, self._liveness.survived, 0.0, None)
+
+    def _look_back(self, closing: Closing | None, error: Exception | None) -> Course:
+        now = self._loop.time()
+        stood_still = now - self._looked > self._look_every + _CLOCK_STEP or self._clock_stepped(now)
+        if self.carrier.arrived is not None:
+            self._note_messages()
+        live = self._liveness
+        cut = None
+        if self._verdict == _DEAD:
+            cut = Cut.UNANSWERED
+        elif self._verdict is None and closing is None and (error is None or isinstance(error, ConnectionError)):
+            cut = Cut.CLOSED  # not for errors such as "no route to host": those are the network's own
+        if stood_still or live.unsure:
+            cut = None
+        return Course(now - self._began, live.survived, 0.0 if cut is None else live.silence(now, cut), cut)
+
+    def _note_messages(self) -> None:
+        carrier = self.carrier
+        arrived, carrier.arrived = carrier.arrived, None
+        self._liveness.passed(arrived, sent=carrier.given != self._given)
+        self._given = carrier.given
+
     def _arm(self) -> None:
         """Look again when the other end's silence, or a full socket, is to be judged."""
         if self._over:
             return
         self._alarm.set(self._liveness.next_deadline())
         if not self._server:
-            self._alarm.set(self._loop.time() + _CLOCK_EVERY)
+            self._alarm.set(self._loop.time() + self._look_every)
         if self.carrier.full:
             self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
 
@@ -239,12 +283,15 @@ class Link:
         heard, self.carrier.heard = self.carrier.heard, None
         if heard is not None:  # any byte is life
             self._liveness.heard(heard)
+        if not self._server:
+            self._note_messages()
+        self._looked = now
         verdict = self._liveness.check(now)
         if self._clock_stepped(now) and verdict is Verdict.ALIVE:
             self._liveness.doubt(now)
             verdict = Verdict.ASK
         if verdict is Verdict.DEAD:
-            self.abort("", "Nothing was heard from the other end.")
+            self.abort(*_DEAD)
             return
         if verdict is Verdict.ASK:
             self._owner.link_ask()

@@ -25,14 +25,14 @@ class UplinkSession:
 
     __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
 
-    def __init__(self, driver: EndpointDriver) -> None:
+    def __init__(self, driver: EndpointDriver, ping: float | None) -> None:
         limits = driver.endpoint.limits
         self._driver = driver
         self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
         self.left = asyncio.Event()
         self.session = driver.endpoint.connect()
         self.link_pass_on = functools.partial(driver.pass_on, self.session)
-        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message)
+        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message, ping=ping)
         self.session.send_data = self.link.carrier.send_data
 
     def start(self, transport: asyncio.Transport, early: bytes) -> None:

@@ -22,7 +22,7 @@ STREAM: dict[str, Any] = {
 AGENT: dict[str, Any] = {
     "id": "aaaabbbbcccc", "kind": "connect", "relay": "https://r.example", "pid": 7, "started": "", "log": None,
     "state": "connected", "connected_for": 61.0, "round_trip": 0.0123, "unanswered": 0.2, "next_try": None,
-    "last_error": None, "drains_for": None, "stream_count": 0, "streams": [],
+    "idle_limit": None, "age_limit": None, "last_error": None, "drains_for": None, "stream_count": 0, "streams": [],
     "services": [{"service": "ann/web", "host": None, "address": "127.0.0.1", "port": 9090, "offered": None}],
 }  # fmt: skip
 OFFERED: dict[str, Any] = {
@@ -82,6 +82,8 @@ def test_every_agent_is_seen(height: int, rows: int) -> None:
             "  relay    https://r.example, reconnecting, next try in 2.3 s",
         ),
         ({"unanswered": 3.2}, "  relay    https://r.example, connected for 1 min, no answer for 3 s"),
+        ({"idle_limit": 9.8}, "  network  cuts sessions that are silent for 9 s"),
+        ({"idle_limit": 10.0, "age_limit": 60.0}, "  network  cuts sessions that are silent for 10 s or 1 min old"),
         ({"drains_for": 25.0}, "  draining for 25 s at most: no new streams"),
         (
             {"last_error": {"code": "no_live_host", "text": "Nobody.", "ago": 7300.0}},
