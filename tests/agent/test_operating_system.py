@@ -34,7 +34,7 @@ def test_same_methods() -> None:
         return {name: inspect.signature(f) for name, f in inspect.getmembers(kind, inspect.isfunction)}
 
     assert methods(Posix) == methods(Windows)
-    assert len(methods(Posix)) == 10
+    assert len(methods(Posix)) == 11
 
 
 def test_posix_lock(tmp_path: Path) -> None:
