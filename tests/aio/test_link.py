@@ -19,6 +19,7 @@ from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import DATA, Buffer, Frame, frame
 from kdispatch_protocol.limits import KIB, Limits
+from kdispatch_protocol.liveness import Cut
 from kdispatch_protocol.websocket import Closing, WebSocketReader
 from tests.aio.twin import MemoryTransport, memory_pair, settle, until
 from tests.core.wire import Messages, ws_frame
@@ -220,6 +221,70 @@ async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
     step = 0.0  # back again is a step, too
     async with asyncio.timeout(2):
         assert (await owner.link_over)[1] == "Nothing was heard from the other end."
+
+
+async def test_websocket_pings_keep_nobody_from_asking() -> None:
+    """Pings of a box in between are life, but an agent that hears no message asks all the same."""
+    link, owner, _, other, far = _link(Limits(ping=0.1, dead_agent=0.3))
+    for _ in range(20):
+        other.write(ws_frame(_PING, b"", masked=False))
+        await asyncio.sleep(0.02)
+    assert not owner.link_over.done() and link.carrier.open
+    assert 2 <= owner.asked <= 4 and far.messages == [b"ask"] * owner.asked
+
+
+async def test_who_only_listens_asks() -> None:
+    """An agent that hears messages and sends none asks, so that both ways are in use; who does both does not."""
+    link, owner, _, other, _ = _link(Limits(ping=0.1))
+    for _ in range(15):
+        other.write(ws_frame(_BINARY, _data(b"news"), masked=False))
+        await asyncio.sleep(0.02)
+    assert 1 <= owner.asked <= 3
+    before = owner.asked
+    for _ in range(20):
+        other.write(ws_frame(_BINARY, _data(b"news"), masked=False))
+        link.carrier.send([_data(b"answer")])
+        await asyncio.sleep(0.02)
+    assert owner.asked <= before + 1  # that one was due when the answers began
+
+
+async def test_a_ping_of_its_own() -> None:
+    """A session may ask sooner than its limits say."""
+    owner = _Owner()
+    near, _ = memory_pair()
+    link = owner.link = Link(owner, Limits(), server=False, buffer=read_buffer(), max_message=64 * KIB, ping=0.05)
+    link.carrier.attach(near)
+    await until(lambda: owner.asked == 1, 1)
+
+
+@pytest.mark.parametrize("how", ["closed", "said", "given up", "unanswered", "slept"])
+async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session tells in the end: how long it lasted, the silence before, and whether it was cut."""
+    step = 0.0
+    monkeypatch.setattr(link_module, "time", types.SimpleNamespace(time=lambda: time.monotonic() + step))
+    link, owner, near, other, _ = _link(Limits(ping=0.3, dead_agent=0.4))
+    await asyncio.sleep(0.05)
+    other.write(ws_frame(_BINARY, _data(b"hello"), masked=False))
+    await asyncio.sleep(0.2)
+    assert link.course.cut is None and link.course.lasted >= 0.24
+    match how:
+        case "said":
+            other.write(ws_frame(_CLOSE, websocket.close_payload(1000, ""), masked=False))
+        case "given up":
+            link.abort("slow_consumer", "")
+        case "unanswered":
+            pass
+        case _:
+            step = 60.0 if how == "slept" else 0.0
+            near.abort()
+    async with asyncio.timeout(3):
+        await owner.link_over
+    course = link.course
+    assert course.cut is {"closed": Cut.CLOSED, "unanswered": Cut.UNANSWERED}.get(how)
+    if how == "closed":
+        assert 0.15 < course.silence < 0.3 and course.lasted == pytest.approx(course.silence + 0.05, abs=0.04)
+    elif how == "unanswered":
+        assert course.silence == pytest.approx(0.3, abs=0.08)
 
 
 async def test_relay_only_listens() -> None:
