@@ -73,7 +73,7 @@ class Liveness:
         self._dead_after = dead_after
         self._heard = now  # the last byte
         self._arrived = now  # the last message of the other end's
-        self._sent = now  # since then at the latest we have sent none
+        self._sent = now  # the last one of ours
         self._asked = now  # the last PING
         self._looked = now  # the last check
         self._tried = 0.0  # how long it had been silent when we sent what nothing has arrived after
@@ -99,15 +99,10 @@ class Liveness:
         self._heard = now
         self._doubted = False
 
-    def bear(self, seconds: float) -> None:
-        """From now on take so much silence for nothing."""
-        self._dead_after = seconds
-        self._schedule()
+    def passed(self, arrived: float | None, sent: float | None) -> None:
+        """Since the last check messages went by: the last one of the other end's, and the last one of ours, if any.
 
-    def passed(self, arrived: float | None, *, sent: bool) -> None:
-        """Since the last check messages went by: of the other end's the last one at ``arrived``, and ours.
-
-        When we sent ours is not known: the time of each would cost more than an early PING now and then. Only who asks
+        When the first one went by is not known: then the silence before it counts up to that check. Only who asks
         needs to call this.
         """
         before = self._looked - self._last
@@ -116,10 +111,10 @@ class Liveness:
             self._tried = 0.0
             self._arrived = arrived
             self.unsure = False
-        elif sent:
-            self._try(before, self._looked)
-        if sent:
-            self._sent = self._looked
+        elif sent is not None:
+            self._try(before, sent)
+        if sent is not None:
+            self._sent = sent
 
     def _try(self, silence: float, when: float) -> None:
         if self._ping_after is not None and silence > self._ping_after * _EXCHANGE:
@@ -131,6 +126,11 @@ class Liveness:
         if cut is Cut.UNANSWERED or (self._tried and now - self._tried_at <= patience):
             return self._tried
         return now - self._last
+
+    def bear(self, seconds: float) -> None:
+        """From now on take so much silence for nothing."""
+        self._dead_after = seconds
+        self._schedule()
 
     def doubt(self, now: float) -> None:
         """The clock by which silence is measured stood still for a while: a PING goes out, and its answer decides."""

@@ -26,7 +26,7 @@ def exchange(live: Liveness, now: float) -> None:
     """A message arrives and is answered, right before a check that finds nothing else."""
     live.check(now)
     live.heard(now)
-    live.passed(now, sent=True)
+    live.passed(now, now)
 
 
 def test_an_agent_asks_then_gives_up() -> None:
@@ -72,7 +72,7 @@ def test_an_answer() -> None:
     live = agent()
     assert live.check(15) is ASK
     live.heard(15.2)
-    live.passed(15.2, sent=True)
+    live.passed(15.2, 15.0)
     assert live.next_deadline() == 30
     assert live.check(30) is ASK
     assert live.check(45) is ASK
@@ -81,12 +81,12 @@ def test_an_answer() -> None:
 
 @pytest.mark.parametrize("way", ["arrived", "sent"])
 def test_a_way_that_is_silent(way: str) -> None:
-    """Who hears much and says nothing asks after 15 s, and so does who says much and hears no message."""
+    """Who hears much and says nothing asks every 15 s, and so does who says much and hears no message."""
     live = agent()
     asked = []
     for now in range(1, 61):
         live.heard(now)
-        live.passed(now if way == "sent" else None, sent=way == "arrived")
+        live.passed(now if way == "arrived" else None, now if way == "sent" else None)
         if live.check(now) is ASK:
             asked.append(now)
     assert asked == [15, 30, 45, 60]
@@ -234,13 +234,13 @@ def test_what_was_survived() -> None:
     live = agent()
     exchange(live, 1)
     assert live.check(14) is ALIVE
-    live.passed(14.5, sent=False)  # it came after the check: the silence had lasted 13 s by then, at least
+    live.passed(14.5, None)  # it came after the check: the silence had lasted 13 s by then, at least
     assert live.survived == 13
     exchange(live, 16)
     assert live.check(31) is ASK
     live.check(31.1)
     assert live.survived == 13  # the question alone proves nothing
-    live.passed(31.2, sent=True)
+    live.passed(31.2, 31.0)
     assert live.survived == 15
 
 
@@ -260,17 +260,29 @@ def test_what_was_not_answered_later() -> None:
     """What we said in a silence, and what needs no answer, begins another silence."""
     live = agent()
     exchange(live, 1)
-    live.check(7)
     live.check(8)
-    live.passed(None, sent=True)  # between this check and the next
+    live.passed(None, 8.5)
     live.check(9)
-    assert live.silence(20, Cut.CLOSED) == 12
+    assert live.silence(9, Cut.CLOSED) == 7
+    assert live.silence(20, Cut.CLOSED) == 11.5
     live = agent()
     exchange(live, 1)
     live.check(1.05)
-    live.passed(None, sent=True)  # an ACK behind what arrived
+    live.passed(None, 1.1)  # an ACK behind what arrived
     live.check(6)
-    assert live.silence(10, Cut.CLOSED) == pytest.approx(8.95)
+    assert live.silence(10, Cut.CLOSED) == pytest.approx(8.9)
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+def test_a_busy_session_that_is_lost(cut: Cut) -> None:
+    """Who goes on sending until the end, while nothing comes back, was not silent."""
+    live = agent()
+    exchange(live, 1)
+    for now in range(2, 32):
+        live.passed(None, now - 0.01)
+        verdict = live.check(now)
+    assert verdict is DEAD
+    assert live.silence(31, cut) < 1
 
 
 def test_a_process_that_stood_still() -> None:
@@ -281,7 +293,7 @@ def test_a_process_that_stood_still() -> None:
     told.append(live.unsure)
     live.heard(100.1)
     told.append(live.unsure)
-    live.passed(100.1, sent=True)
+    live.passed(100.1, 100.0)
     told.append(live.unsure)
     live.doubt(101)
     told.append(live.unsure)
@@ -294,16 +306,14 @@ def test_silences_are_never_made_up(steps: list[tuple[float, bool, bool]], last:
     """Whatever passes and whenever it is looked at, no silence is told that is longer than there was one."""
     live = agent()
     now = 0.0
-    looked = 0.0
-    times = [0.0]  # of messages either way; of ours that were sent between two looks, as early as may be
+    times = [0.0]  # of messages either way
     for wait, arrives, sends in steps:
         now += wait
         if arrives:
             live.heard(now)
         if arrives or sends:
-            live.passed(now if arrives else None, sent=sends)
-            times.append(now if arrives else looked)
-        looked = now
+            live.passed(now if arrives else None, now if sends else None)
+            times.append(now)
         if live.check(now) is ASK:
             times.append(now)
     now += last

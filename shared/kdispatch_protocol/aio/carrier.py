@@ -110,6 +110,7 @@ class Carrier(asyncio.BufferedProtocol):
         self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
         self.heard: float | None = None  #: when bytes arrived last; who looks at it sets it back
         self.arrived: float | None = None  #: when a piece of a message did, likewise
+        self.sent: float | None = None  #: when a client sent a message last, likewise
         #: Takes the flags, stream, offset and payload of a DATA that came alone, and returns whether it did; if not,
         #: nothing was done, and the DATA goes to the owner. A client's payload is in memory that is reused.
         self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
@@ -148,6 +149,7 @@ class Carrier(asyncio.BufferedProtocol):
 
     def send(self, parts: list[Buffer]) -> None:
         """Send one binary message made of ``parts``, which may be reused afterwards."""
+        self.sent = self._time()
         self._write(websocket.BINARY, parts)
 
     def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
@@ -163,12 +165,13 @@ class Carrier(asyncio.BufferedProtocol):
         if size > _SHORT:
             if not self._owner.carrier_takes(size):
                 return False
-            self._write(websocket.BINARY, [message, payload])
+            self.send([message, payload])
             return True
         message += payload
         if self._server:
             message = _HEADS[size] + message
         else:
+            self.sent = self._time()
             mask = self._masks.pop() if self._masks else self._next_mask()
             message = _MASKED_HEADS[size] + mask + apply_mask(message, mask)
         self.given += len(message)

@@ -33,8 +33,6 @@ _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
-# And whether we sent something, as a part of the time after which an agent asks: a look knows only that we did.
-_SENT_LOOKS: Final = 2
 
 
 class LinkOwner(Protocol):
@@ -92,10 +90,8 @@ class Link:
         self._frames = FrameReader()
         ping = ping or limits.ping
         self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
-        self._look_every = min(_CLOCK_EVERY, ping / _SENT_LOOKS)
         self._server = server
         self._began = self._looked = now
-        self._given = 0  # what the carrier had been given at the last look
         self._ended: Course | None = None
         self._wall = time.time() - now  # what the wall clock says beyond the monotonic one
         self._wake_handle: asyncio.Handle | None = None
@@ -229,9 +225,8 @@ class Link:
 
     def _look_back(self, closing: Closing | None, error: Exception | None) -> Course:
         now = self._loop.time()
-        stood_still = now - self._looked > self._look_every + _CLOCK_STEP or self._clock_stepped(now)
-        if self.carrier.arrived is not None:
-            self._note_messages()
+        stood_still = now - self._looked > _CLOCK_EVERY + _CLOCK_STEP or self._clock_stepped(now)
+        self._note_messages()
         live = self._liveness
         cut = None
         if self._verdict == _DEAD:
@@ -244,9 +239,8 @@ class Link:
 
     def _note_messages(self) -> None:
         carrier = self.carrier
-        arrived, carrier.arrived = carrier.arrived, None
-        self._liveness.passed(arrived, sent=carrier.given != self._given)
-        self._given = carrier.given
+        self._liveness.passed(carrier.arrived, carrier.sent)
+        carrier.arrived = carrier.sent = None
 
     def _arm(self) -> None:
         """Look again when the other end's silence, or a full socket, is to be judged."""
@@ -254,7 +248,7 @@ class Link:
             return
         self._alarm.set(self._liveness.next_deadline())
         if not self._server:
-            self._alarm.set(self._loop.time() + self._look_every)
+            self._alarm.set(self._loop.time() + _CLOCK_EVERY)
         if self.carrier.full:
             self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
 
