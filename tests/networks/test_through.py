@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import re
 import socket
 import traceback
@@ -14,8 +15,10 @@ from typing import Any, Final
 import pytest
 
 import kdispatch.network.through as through
+from kdispatch.network.dialer import Dialer
 from kdispatch.network.proxy import Proxy
 from kdispatch.network.through import connect_through
+from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 from tests.net.black_hole import black_hole
@@ -212,6 +215,19 @@ async def test_a_dead_first_address(scheme: str, monkeypatch: pytest.MonkeyPatch
             began = loop.time()
             await works(Proxy.parse(f"{scheme}://proxy.test:{running.port}", "--proxy"), "127.0.0.1", relay.port)
             assert loop.time() - began < 2
+
+
+async def test_the_dialer_goes_by_it() -> None:
+    """The dialer goes by the proxy of its settings, names it where the way behind it fails, and refuses a bad one."""
+    async with service(ScriptedProxy(ESTABLISHED, closing=True)) as running:
+        settings = Settings(relay="https://relay.test", proxy=f"http://{CREDENTIALS}127.0.0.1:{running.port}")
+        with pytest.raises(KdispatchError) as raised:
+            await Dialer.of(settings).upgrade()
+    assert raised.value.code == "relay_unreachable"
+    assert f"On the way: http://127.0.0.1:{running.port} (--proxy)." in raised.value.text
+    assert Dialer.of(dataclasses.replace(settings, no_proxy=True)).proxy(settings.relay_url) is None
+    with pytest.raises(SetupError):
+        Dialer.of(dataclasses.replace(settings, proxy="https://proxy.test"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
