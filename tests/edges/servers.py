@@ -366,9 +366,14 @@ class HaproxySuccessors(Haproxy):
         return {process.pid for process in self._started if process.status is None}
 
     async def reload(self) -> None:
-        older = self.process
+        older, told = self.process, self._stopped
         await self.start()
-        await eventually(lambda: "Stopping frontend" in older.text or older.status is not None, expected=True)
+        await eventually(lambda: self._stopped > told or older.status is not None, expected=True)
+
+    @property
+    def _stopped(self) -> int:
+        """How often a process has said that it takes no new connections."""
+        return self.logs["haproxy.err"].count("Proxy kdispatch stopped")
 
 
 EDGES: Final[tuple[type[Edge], ...]] = (Caddy, Nginx, Haproxy)

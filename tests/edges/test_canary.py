@@ -178,13 +178,13 @@ async def _wrong_tokens(person: _Person, svc: str, port: int, wrong: int, watch:
     """Tokens of the wrong kind, and so many that are not known, by REST and by a tunnel."""
     if wrong > 1:
         await person.does(5, "service", "create", "more", "--token-file", svc)
-    commands = {
-        "svc": ("agent", "host", person.service, "--port", str(port), "--wait", "0"),
-        "adm": ("whoami",),
-        "cli": ("agent", "connect", person.service, "--wait", "0"),
-        "hst": ("service", "withdraw", "0" * 32),
-        "inv": ("service", "delete", person.service, "--yes"),
-    }
-    for kind, command in list(commands.items())[:wrong]:
+    commands = (
+        ("svc", 4, ("agent", "host", person.service, "--port", str(port), "--wait", "0")),
+        ("adm", 4, ("whoami",)),
+        ("cli", 4, ("agent", "connect", person.service, "--wait", "0")),
+        ("hst", 3, ("service", "withdraw", "0" * 32)),
+        ("inv", 4, ("service", "delete", person.service, "--yes")),
+    )
+    for kind, status, command in commands[:wrong]:
         file = person.keeps(f"unknown-{kind}", watch.tokens[f"an unknown {kind}"])
-        await person.does(4, *command, "--token-file", file)
+        await person.does(status, *command, "--token-file", file)
