@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from kdispatch.doctor.examination import NEEDED
 from tests.demo.processes import ROOT
 from tests.docs.examples import Example, Runner, examples_of
 
@@ -40,6 +41,19 @@ async def test_library_page(tmp_path: Path) -> None:
         await runner.run(Example("sh", f"{SIGN_UP}kdispatch service create shout --quiet", None, None))
         for example in examples_of("docs/library.md"):
             await runner.run(example)
+
+
+@pytest.mark.slow
+async def test_doctor_page(tmp_path: Path) -> None:
+    """The page's example finds nothing amiss at a relay of one's own, and the page has each check that is made."""
+    runner = Runner(tmp_path)
+    async with runner.programs:
+        await runner.run(RELAY)
+        await runner.run(Example("sh", SIGN_UP, None, None))
+        for example in examples_of("docs/doctor.md"):
+            await runner.run(example)
+    described = re.findall(r"(?m)^\| `([a-z ]+)` \|", (ROOT / "docs" / "doctor.md").read_text())
+    assert described == [*NEEDED, "service", "local port", "descriptors"]
 
 
 @pytest.mark.slow
