@@ -6,8 +6,10 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -179,6 +181,19 @@ async def test_a_pin(ca: trustme.CA, file: str, form: str) -> None:
         assert not server.received
         assert (await _fails(Dialer(server.url(), trust=Trust.of(right)))).code == "not_a_relay"
         assert server.received
+
+
+def test_the_pages_command_prints_a_pin(ca: trustme.CA, tmp_path: Path) -> None:
+    """What docs/networks.md says to run prints the digest that is pinned."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not installed: the page's command can't be run")
+    made = ca.issue_cert("relay.example.org")
+    made.cert_chain_pems[0].write_to_path(str(tmp_path / "relay.pem"))
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    commands = [line.strip() for line in page.splitlines() if line.strip().startswith("openssl ")]
+    assert len(commands) == 1
+    printed = subprocess.run(["sh", "-c", commands[0]], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.split()[-1] == Certificate.parse(_der(made)).key.hex()
 
 
 @pytest.mark.parametrize("pin", ["sha256:abc", "abc", "md5:0123", f"sha256:{'g' * 64}", "sha256:" + "A" * 44])
