@@ -108,8 +108,7 @@ class Way:
             text = f"{proxy} (from {proxy.source}) says nothing within {_SECONDS:g} s."
             return [fails("proxy", text, row.hint, code=row.name)]
         except KdispatchError as error:
-            found = failed("proxy", error)
-            return [dataclasses.replace(found, text=f"{found.text} (The proxy is from {proxy.source}.)")]
+            return [failed("proxy", error)]  # which proxy, and from where, is in its text
         sock.close()
         self.connect_seconds = time.monotonic() - began
         text = f"{proxy} (from {proxy.source}) lets {self.relay.authority} pass, {_ms(self.connect_seconds)}"
