@@ -50,7 +50,7 @@ def test_plain_http_to_another_machine_is_a_warning() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="modes say nothing there")
 def test_files_that_others_may_read(home: Path) -> None:
-    """Each is named with the command that mends it; config.toml only where it has a password."""
+    """Each is named with the command that mends it, a client's key too; config.toml only where it has a password."""
     Credentials().store_admin(_RELAY, "ann", _TOKEN)
     (home / "config" / "config.toml").touch(0o644)
     assert _levels(check_files(Settings())) == [Level.OK]
@@ -58,6 +58,10 @@ def test_files_that_others_may_read(home: Path) -> None:
     [stored, config] = check_files(Settings(proxy="http://ann:secret@proxy.example"))
     assert stored.hint == f"chmod 600 {home}/config/credentials.json"
     assert (config.level, config.hint) == (Level.FAIL, f"chmod 600 {home}/config/config.toml")
+    key = home / "client.key"
+    key.touch(0o644)
+    _, key_found = check_files(Settings(client_cert="/nowhere/client.pem", client_key=str(key)))
+    assert key_found.hint == f"chmod 600 {key}"
 
 
 def test_credentials_are_named_and_not_shown() -> None:

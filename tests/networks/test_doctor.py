@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdispatch_protocol.tokens import format_token
 from tests.first_minutes.person import Ended, Person
 from tests.net.harness import Relay, sizes
+from tests.net.tcp import service
 from tests.networks.middlebox import ISSUER, KIB, Interception, Rules, middlebox
+from tests.networks.proxies import ESTABLISHED, ScriptedProxy
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +133,20 @@ async def test_a_box_that_opens_tls(person: Person, port: int, tmp_path: Path) -
         box.rules = Rules(strips=True)
         told = await _doctor(person, box.url, SSL_CERT_FILE=str(interception.ca_file))
         assert ISSUER in told.by_check["upgrade"]["text"]  # who opens TLS is who can take headers out
+
+
+async def test_no_secret_leaves(person: Person, shared_relay: Relay) -> None:
+    """A stored token, a given one and a proxy's password are in nothing that is printed, and in no bundle."""
+    stored = (await person.runs("sign-up", "doctors-friend", "--relay", shared_relay.url, "--quiet")).out.strip()
+    given, password = format_token("svc", b"\x07" * 32), "hunter2%2F9"
+    async with service(ScriptedProxy(ESTABLISHED, through=True)) as proxy:
+        url = f"http://ann:{password}@127.0.0.1:{proxy.port}"
+        environment = {"KDISPATCH_TOKEN": given, "HTTPS_PROXY": url, "KDISPATCH_PROXY": url}
+        ended = await person.runs("doctor", "--json", "--bundle", "b.zip", environment=environment)
+    with zipfile.ZipFile(person.home / "b.zip") as bundle:
+        written = "".join(bundle.read(name).decode() for name in bundle.namelist())
+    told = Told.of(ended)
+    assert (told.amiss(), told.by_check["token"]["code"]) == (["token"], "token_refused"), ended
+    for secret in (stored, given, password, "hunter2/9"):
+        assert secret not in ended.out + ended.err + written
+    assert f"http://[redacted]@127.0.0.1:{proxy.port}" in written

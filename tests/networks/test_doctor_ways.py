@@ -47,8 +47,11 @@ def _amiss(found: Mapping[str, Finding]) -> list[tuple[str, str, str | None]]:
 
 def _answering(status: str, kind: str, *headers: str) -> Callable[[Tcp], Awaitable[None]]:
     async def answer(tcp: Tcp) -> None:
-        while b"\r\n\r\n" not in await tcp.receive():
-            pass
+        received = b""
+        while b"\r\n\r\n" not in received:
+            if not (data := await tcp.receive()):
+                return
+            received += data
         lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", "Content-Length: 0", *headers, "", ""]
         await tcp.send("\r\n".join(lines).encode())
 

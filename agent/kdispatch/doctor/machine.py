@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import stat
+from pathlib import Path
 from typing import Any, Final
 
 from kdispatch.credentials import CREDENTIALS_FILE, Credentials
@@ -42,6 +43,8 @@ def check_files(settings: Settings) -> list[Finding]:
     secret = [directory / CREDENTIALS_FILE]
     if "@" in settings.proxy:
         secret.append(directory / CONFIG_FILE)
+    if settings.client_cert:
+        secret.append(Path(settings.client_key or settings.client_cert))
     findings = []
     for path in (*secret, state_directory() / "agents"):
         try:
