@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 from kdispatch.credentials import Credentials
+from kdispatch.doctor.asking import Answer
 from kdispatch.doctor.bundle import write_bundle
 from kdispatch.doctor.findings import Finding, Level, exit_status, fails, ok, skipped, warns, worst
 from kdispatch.doctor.machine import check_config, check_credentials, check_descriptors, check_files, check_port
@@ -109,6 +110,22 @@ def test_lines() -> None:
         "              at:  you -> relay",
         "              try: Ask.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "author", "passed_by"),
+    [
+        ({"server": "Python/3.11 aiohttp/3.14"}, " (server: Python/3.11 aiohttp/3.14)", ""),
+        ({"server": "nginx"}, " (server: nginx)", " (server: nginx)"),
+        ({"server": "Python/3.11 aiohttp/3.14", "via": "1.1 Caddy"},
+         " (server: Python/3.11 aiohttp/3.14; via: 1.1 Caddy)", " (via: 1.1 Caddy)"),
+        ({}, "", ""),
+    ],
+)  # fmt: skip
+def test_who_is_on_the_way(headers: dict[str, str], author: str, passed_by: str) -> None:
+    """What passes the relay's answers on is known by its own name, or by Via; the relay's own server is not it."""
+    answer = Answer(400, headers, "bad_request", 0.01)
+    assert (answer.author, answer.passed_by) == (author, passed_by)
 
 
 # --- secrets ----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport
 _SECONDS: Final = 15.0
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
+_RELAYS_OWN: Final = "aiohttp"  # in the name of the relay's own server
 _SHOWN: Final = 60  # characters of a header that names a program
 
 
@@ -45,8 +46,8 @@ class Answer:
 
     @property
     def passed_by(self) -> str:
-        """The same of who passed on what the relay wrote."""
-        return self._named("via")
+        """The same of who passed on what the relay wrote: some put their name in the place of the relay's."""
+        return self._named("via") if _RELAYS_OWN in self.headers.get("server", "") else self.author
 
     def _named(self, *names: str) -> str:
         named = [f"{name}: {self.headers[name][:_SHOWN]}" for name in names if self.headers.get(name)]
