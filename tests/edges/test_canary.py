@@ -39,7 +39,7 @@ class _Size:
     each: int
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("size", sizes(_Size((Nginx,), 1, 1), _Size(EDGES, 5, 10)))
 async def test_tokens_are_in_no_log(size: _Size, edge_of: EdgeOf, tmp_path: Path, watch: Watch) -> None:
     """Every kind of token, known or not, in what succeeds, is refused or breaks, by agents, commands and by hand."""
