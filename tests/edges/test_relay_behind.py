@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,9 +75,8 @@ async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge
 
 async def _is_used(edge: Edge, bob: Person) -> None:
     """The REST API works, the relay refuses what it would refuse, and its state is not shown to strangers."""
-    for command in (("sign-up", "bob"), ("service", "create", "web")):
-        ended = await bob.runs(*command)
-        assert ended.status == 0, str(ended)
+    signed = await bob.runs("sign-up", "bob")
+    assert signed.status == 0, str(signed)
     for headers, status in (((*_UPGRADE, "Origin: https://a.example"), 403), ((), 422)):
         request = head("GET", "/api/v1/tunnel", *headers)
         if headers:
@@ -96,9 +96,9 @@ async def _dies(here: Site, bob: Person) -> None:
     assert away.status in {502, 503}
     assert not away.from_relay
     beginner = here.network.agent("connect", "connect", name, "--wait", "30")
-    ended = await bob.runs("whoami")
+    # At once: the longer the relay is away, the longer agents wait between tries.
+    ended, _ = await asyncio.gather(bob.runs("whoami"), beginner.says("Waiting for 30 s"))
     assert (ended.status, "relay_unreachable" in ended.err) == (6, True), str(ended)
-    await beginner.says("Waiting for 30 s")
     await here.relay.start()
     await beginner.says(r"is reached by 127\.0\.0\.1:(\d+)")
     await eventually(lambda: here.lost >= before + 2, expected=True)
