@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import trustme
 
@@ -37,14 +37,16 @@ class Rules:
 
     ``strips``: the ``Upgrade`` header is left out of requests. ``refuses``: an upgrade is answered by 400.
     ``buffers``: behind the heads of an upgrade nothing passes before so many bytes are there, either way, or the end
-    of what is sent. ``idle``: a connection by which nothing came for so long is cut. ``life``: each is, so long after
-    its beginning. ``silently``: a cut eats what comes, and tells nobody.
+    of what is sent. ``idle``: a connection by which nothing came for so long is cut; with ``counts`` only ``up``, from
+    the agent, or ``down`` counts. ``life``: each is, so long after its beginning. ``silently``: a cut eats what comes,
+    and tells nobody.
     """
 
     strips: bool = False
     refuses: bool = False
     buffers: int = 0
     idle: float = 0.0
+    counts: Literal["", "up", "down"] = ""
     life: float = 0.0
     silently: bool = False
 
@@ -179,7 +181,8 @@ class _Wire:
         while data := await from_.reader.read(_CHUNK):
             if self.struck:
                 continue
-            self._heard = self._loop.time()
+            if self._rules.counts in {"", "down" if answers else "up"}:
+                self._heard = self._loop.time()
             held += data
             if len(held) >= (self._rules.buffers if self._upgrades else 0):
                 await to.send(bytes(held))

@@ -46,7 +46,8 @@ class _Case:
 #: Seconds are those of the full form.
 _CASES: Final = {
     "idle": _Case(Rules(idle=20)),
-    "one way": _Case(Rules(idle=20), busy=True),
+    "idle up": _Case(Rules(idle=20, counts="up"), busy=True),
+    "idle down": _Case(Rules(idle=20, counts="down"), busy=True),
     "idle sooner": _Case(Rules(idle=10), learns="silent for"),
     "idle, silently": _Case(Rules(idle=12, silently=True), learns="silent for"),
     "old": _Case(Rules(life=30), learns="s old", busy=True),
@@ -175,7 +176,8 @@ def _rules(case: _Case, size: _Size) -> Rules:
     return dataclasses.replace(case.rules, idle=case.rules.idle * factor, life=case.rules.life * factor)
 
 
-@pytest.mark.parametrize("size", sizes(_Size(1 / 15, 1.5, 45), _Size(1.0, 1.0, 95)))
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("size", sizes(_Size(1 / 15, 1.5, 45), _Size(1.0, 1.0, 65)))
 async def test_tunnels_live_on(tmp_path: Path, size: _Size) -> None:
     """Behind boxes that cut what is idle for 10, 12 or 20 s, or 30 s old, streams live on, and soon nothing is cut."""
     async with AsyncExitStack() as ending, asyncio.TaskGroup() as group:

@@ -83,7 +83,7 @@ async def test_holds_bytes_back() -> None:
 
 
 async def test_cuts_the_silent_or_the_old() -> None:
-    """``idle`` spares who speaks, ``life`` spares nobody, and a silent cut is told to nobody."""
+    """``idle`` spares who speaks the way that counts, ``life`` nobody, and a silent cut is told to nobody."""
     async with service(_server) as running, middlebox(running.port, Rules(idle=0.15)) as box:
         tcp, _ = await _talk(box.port, _PLAIN)
         async with tcp:
@@ -93,6 +93,14 @@ async def test_cuts_the_silent_or_the_old() -> None:
                 assert await tcp.receive() == b"x"
             assert await tcp.receive() == b""
         assert box.cuts == 1
+        box.rules = Rules(idle=0.15, counts="up")
+        tcp, _ = await _talk(box.port, _PLAIN)
+        async with tcp:
+            for _ in range(4):
+                await asyncio.sleep(0.05)
+                await tcp.send(b"x")
+            assert await tcp.receive_all() == b"xxxx"
+        assert box.cuts == 2
         box.rules = Rules(life=0.1, silently=True)
         tcp, _ = await _talk(box.port, _PLAIN)
         async with tcp:
