@@ -107,10 +107,16 @@ def _figures(left: Left) -> dict[str, object]:
 def _set_on_signals(stop: asyncio.Event) -> None:
     # signal.signal and not the loop's add_signal_handler, which Windows does not have.
     loop = asyncio.get_running_loop()
+    had = False
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal had
+        if had:
+            # A second one ends the process at once. Not by the default from the first one on: Python would lose, with
+            # a traceback, the second of two that come at the same moment.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        had = True
         loop.call_soon_threadsafe(stop.set)
 
     signal.signal(signal.SIGINT, handle)

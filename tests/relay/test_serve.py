@@ -87,6 +87,20 @@ def test_second_signal_ends_at_once(tmp_path: Path, first: signal.Signals, secon
 
 
 @pytest.mark.slow
+def test_two_signals_at_the_same_moment(tmp_path: Path) -> None:
+    """Of two signals that come at once the second ends the relay, or comes too late; neither leaves a traceback."""
+    with serving(tmp_path, "--listen", "127.0.0.1:0") as (process, line):
+        assert "listening on" in line
+        process.send_signal(signal.SIGSTOP)  # so that both wait for it
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        _, rest = process.communicate(timeout=10)
+        assert process.returncode in {-signal.SIGINT, -signal.SIGTERM}
+        assert rest == ""
+
+
+@pytest.mark.slow
 def test_public_plaintext_is_refused(tmp_path: Path) -> None:
     """A relay does not serve tokens in plain text on a public address; the refusal names the way out."""
     result = refused(tmp_path, "--listen", "0.0.0.0:0")
