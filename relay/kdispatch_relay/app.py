@@ -48,7 +48,7 @@ def make_app(authority: Authority, gate: TunnelGate, *, operator: bytes | None =
             await authority.repository.database.close()
 
     async def open_gate(_app: web.Application) -> None:
-        await gate.start()
+        await gate.start(await authority.repository.relay_id())
 
     async def close_gate(_app: web.Application) -> None:
         await gate.close()

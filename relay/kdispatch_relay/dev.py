@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from kdispatch_relay.server import running_relay
@@ -19,5 +17,5 @@ __all__ = ["relay_for_dev"]
 async def relay_for_dev(directory: Path, port: int) -> AsyncIterator[str]:
     """Serve on loopback with a database in ``directory`` until the block is left; gives the relay's URL."""
     settings = Settings(listen=f"127.0.0.1:{port}", database=str(directory / "relay.db"))
-    async with running_relay(settings, partial(Gate, relay_id=secrets.token_hex(16))) as running:
+    async with running_relay(settings, Gate) as running:
         yield running.url

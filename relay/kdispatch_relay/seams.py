@@ -94,8 +94,8 @@ class LiveHosts(Protocol):
 class TunnelGate(LiveHosts, Protocol):
     """The switch's door. The app starts it before it listens and closes it before connections end."""
 
-    async def start(self) -> None:
-        """Get ready to take sessions; the database is open by now."""
+    async def start(self, relay_id: str) -> None:
+        """Get ready to take sessions; the database is open by now, and the relay's id comes from there."""
         ...
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
-from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -33,8 +31,7 @@ async def serve(settings: Settings) -> None:
     configure_logs(settings.log_format, verbose=settings.verbose)
     stop = asyncio.Event()
     _set_on_signals(stop)
-    make_gate = partial(Gate, relay_id=secrets.token_hex(16))
-    async with running_relay(settings, make_gate, migrate_apart=True) as running:
+    async with running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
         told.listening(running.url)
         tell_supervisor("READY=1")

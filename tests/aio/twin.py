@@ -236,7 +236,7 @@ class Twin:
 
     def __init__(self, limits: Limits) -> None:
         self.store = Yes()
-        self.gate = Gate(self.store, relay_id="00" * 16, limits=limits)
+        self.gate = Gate(self.store, limits=limits)
         self.events: list[Event] = []
         self.failures: list[dict[str, Any]] = []  # what the loop's exception handler was told
         self.served: list[Program] = []
@@ -253,7 +253,7 @@ class Twin:
         return agent
 
     async def start(self, *, tls: bool = False) -> None:
-        await self.gate.start()
+        await self.gate.start("00" * 16)
         for driver in (self.host, self.client):
             self.connect(driver, tls=tls)
         identity = host_id(self.host.endpoint.process, SERVICE)
@@ -311,11 +311,11 @@ class Running:
 async def running_gate(limits: Limits = SCALED) -> AsyncIterator[Running]:
     """The relay's tunnel without its database: upgrades on a free port, and a store that says yes."""
     store = Yes()
-    gate = Gate(store, relay_id="00" * 16, limits=limits)
+    gate = Gate(store, limits=limits)
     app = web.Application(middlewares=[problems])
     app.router.add_get("/api/v1/tunnel", gate.handle, allow_head=False)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-    await gate.start()
+    await gate.start("00" * 16)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -115,7 +114,7 @@ class Stack:
 async def running_stack(folder: Path, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Stack]:
     """A relay with the service ``ann/web``; agents that the block made end before it."""
 
-    make = partial(Gate, relay_id=secrets.token_hex(16), limits=limits)
+    make = partial(Gate, limits=limits)
     settings = Settings(listen="127.0.0.1:0", database=str(folder / "loop.db"))
     async with running_relay(settings, make) as relay, AsyncExitStack() as ending:
         stack = Stack(relay, limits, ending)

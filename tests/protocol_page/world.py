@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
@@ -47,7 +46,7 @@ class World:
         """Run the relay, on the port and with the database that it had before."""
         settings = Settings(listen=f"127.0.0.1:{self.port}", database=str(self._folder / "relay.db"))
         self._running = await self._stack.enter_async_context(AsyncExitStack())
-        made = running_relay(settings, functools.partial(Gate, relay_id="00" * 16))
+        made = running_relay(settings, Gate)
         relay = await self._running.enter_async_context(made)
         self.port = relay.port
         return relay

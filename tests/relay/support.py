@@ -38,8 +38,10 @@ class FakeGate:
     live: dict[str, list[HostView]] = field(default_factory=dict)
     hosts: dict[str, LiveHost] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    relay_id: str = ""
 
-    async def start(self) -> None:
+    async def start(self, relay_id: str) -> None:
+        self.relay_id = relay_id
         self.calls.append("start")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -9,7 +9,6 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ async def test_requests_under_way(tmp_path: Path) -> None:
 async def test_an_agent_that_was_queued(tmp_path: Path) -> None:
     """An agent whose connection the kernel had when its relay began to drain gets a session, and is told to move."""
     settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
-    async with running_relay(settings, partial(Gate, relay_id="00" * 16)) as relay:
+    async with running_relay(settings, Gate) as relay:
         await relay.turn_away()
 
         async def visit() -> None:

@@ -10,7 +10,7 @@ import time
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Admin", "Base", "Service", "Token"]
+__all__ = ["Admin", "Base", "Relay", "Service", "Token"]
 
 
 def _now() -> int:
@@ -55,6 +55,16 @@ class Service(Base):
     name: Mapped[str] = mapped_column(String(63))
     access: Mapped[str] = mapped_column(String(8), default="public", server_default="public")
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
+
+
+class Relay(Base):
+    """The relay itself, in the one row that a migration has made."""
+
+    __tablename__ = "relay"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    relay_id: Mapped[str] = mapped_column(String(32))
 
 
 class Token(Base):

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.batches import Batches
 from kdispatch_relay.store.database import Database
-from kdispatch_relay.store.models import Admin, Service, Token
+from kdispatch_relay.store.models import Admin, Relay, Service, Token
 from kdispatch_relay.store.records import Identity, ServiceRecord
 
 __all__ = ["Repository"]
@@ -81,6 +81,11 @@ class Repository:
         async with self.database.read() as connection:
             rows = await connection.execute(_SERVICES.where(Admin.id == owner.admin_id).order_by(Service.name))
             return [ServiceRecord(f"{row.handle}/{row.name}", row.access) for row in rows]
+
+    async def relay_id(self) -> str:
+        """The relay's id, of 32 hexadecimal digits: one for all processes that use this database, now and later."""
+        async with self.database.read() as connection:
+            return str((await connection.execute(select(Relay.relay_id))).scalar_one())
 
     async def probe(self) -> None:
         """Return when the database can be read and written at this moment; changes nothing."""

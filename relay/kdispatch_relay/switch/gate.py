@@ -60,7 +60,7 @@ _log = logging.getLogger("kdispatch.relay")
 class Gate:
     """Agents' sessions, from upgrade to end. Make it on the event loop that it will live on."""
 
-    def __init__(self, authority: Authority, *, relay_id: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, authority: Authority, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self._authority = authority
         self.limits = limits
         self._loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class Gate:
         self._began = time.time()
         self._started = self._began - self._loop.time()  # monotonic times become unix seconds
         self.switch = Switch(
-            relay_id,
+            "",
             secrets.randbelow,
             self._loop.time(),
             limits=limits,
@@ -83,8 +83,9 @@ class Gate:
         self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
         self._warn_again = 0.0
 
-    async def start(self) -> None:
-        """Begin to take sessions."""
+    async def start(self, relay_id: str) -> None:
+        """Begin to take sessions, of the relay with this id."""
+        self.switch.relay_id = relay_id
         if _log.isEnabledFor(logging.DEBUG):
             self.switch.opens.reports = []
         self._closing = False
