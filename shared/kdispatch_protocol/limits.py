@@ -52,6 +52,9 @@ class Limits:
     offers: int = 256  #: services offered by one session
     tries: int = 3  #: hosts tried for one OPEN
 
+    arrivals: int = 1024  #: sockets at a relay that have said no HELLO; then the one that waits longest goes
+    arrivals_source: int = 128  #: of one address, or 64 bits of an IPv6 one; more are refused
+
     failed_opens_rate: float = 100.0  #: OPENs of a session that may fail, a second
     failed_opens_burst: float = 500.0  #: and at once; beyond that they are answered `rate_limited`
     early_resets_rate: float = 100.0  #: streams that a session may reset before they were answered, a second
@@ -75,6 +78,7 @@ class Limits:
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end
     hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO
+    keep_alive: float = 150.0  #: an HTTP connection without a request: proxies keep theirs for up to 120 s
     handshake: float = 15.0  #: the agent's deadline for connect, TLS, upgrade and WELCOME
     ping: float = 15.0  #: an agent pings after this much silence either way
     ping_least: float = 5.0  #: and no sooner, whatever it learns of its path: 1,000 agents then ask 200 times a second

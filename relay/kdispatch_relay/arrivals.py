@@ -1,0 +1,186 @@
+"""Sockets that are no agent's session yet, and most of which never will be: how many, whose, and for how long.
+
+Each has one deadline, from when it is accepted until it has shown something of use: a request, or for a tunnel a HELLO.
+A request that is asked for on the same connection later has as long from its first byte on.
+
+Of all sockets those that show nothing, or nothing more, are let go for new ones when there are too many: an honest
+agent is among them for a few round trips only. Of one source those that are there keep their place, and new ones are
+refused: behind one address there may be a whole office.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from kdispatch_protocol.aio.alarm import Alarm
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_relay.sources import Networks, address_of, forwarded_source, group_of, is_trusted
+
+__all__ = ["Arrival", "Arrivals"]
+
+
+class Arrival:
+    """One socket. Whoever serves it says what it is doing, and sets ``drop``, which closes it at once."""
+
+    __slots__ = ("_arrivals", "drop", "group", "peer", "trusted")
+
+    def __init__(self, arrivals: Arrivals, peer: str, group: str, drop: Callable[[], None], *, trusted: bool) -> None:
+        self._arrivals = arrivals
+        self.peer = peer
+        self.group = group  # what it counts for; empty where nobody counts
+        self.drop = drop
+        self.trusted = trusted  # it is a proxy's, which says whose it really is
+
+    def waits(self) -> None:
+        """Something is expected of it, within the deadline; that of before stays where there is one."""
+        self._arrivals.wait(self)
+
+    def works(self) -> None:
+        """Its request is here whole."""
+        self._arrivals.work(self)
+
+    def rests(self) -> None:
+        """Its request is answered, and there may be another one."""
+        self._arrivals.rest(self)
+
+    def is_of(self, source: str) -> bool:
+        """It turned out to be of ``source``; returns whether that may have one more."""
+        return self._arrivals.regroup(self, group_of(source))
+
+    def refused(self, code: str) -> None:
+        """Something that came on it is refused; this counts it, unless it was dropped before for another reason."""
+        self._arrivals.count(self, code)
+
+    def ends(self) -> None:
+        """It is closed, or an agent's session. Harmless when it is told again."""
+        self._arrivals.forget(self)
+
+
+class Arrivals:
+    """All of one relay. ``refused`` counts by code what was refused, before anything else was done for it."""
+
+    def __init__(self, trusted: Networks = (), limits: Limits = DEFAULT_LIMITS) -> None:
+        self.refused: Counter[str] = Counter()
+        self._trusted = trusted
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._timed_out)
+        self._groups: dict[str, int] = {}
+        self._all: set[Arrival] = set()
+        self._idle: dict[Arrival, None] = {}  # nothing is done for these; the first has been so for longest
+        self._deadlines: dict[Arrival, float] = {}  # all are given as long, so the first is due first
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def admit(self, peer: str, drop: Callable[[], None]) -> Arrival | None:
+        """A new socket from ``peer``, which waits; ``None`` where it is to be closed."""
+        address = address_of(peer)
+        trusted = address is not None and is_trusted(address, self._trusted)
+        # A proxy brings everybody's. On this machine there may be one that nobody has told of.
+        nobodys = trusted or address is None or address.is_loopback
+        group = "" if nobodys else group_of(peer)
+        if self._groups.get(group, 0) >= self._limits.arrivals_source or not self._has_room():
+            self.refused["busy"] += 1
+            return None
+        arrival = Arrival(self, peer, group, drop, trusted=trusted)
+        self._all.add(arrival)
+        self._enter(group)
+        self.wait(arrival)
+        return arrival
+
+    def source_of(self, arrival: Arrival, forwarded: list[str]) -> str:
+        """From where a request on it comes, which has these ``X-Forwarded-For`` headers."""
+        if not (arrival.trusted and forwarded):
+            return arrival.peer
+        return forwarded_source(arrival.peer, forwarded, self._trusted)
+
+    def make_room(self) -> bool:
+        """Close the socket for which nothing has been done for longest; returns whether there was one."""
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        self._refuse(longest, "busy")
+        return True
+
+    def close(self) -> None:
+        """Look at no deadline any more."""
+        self._alarm.cancel()
+
+    # --- what becomes of one --------------------------------------------------------------------
+
+    def wait(self, arrival: Arrival) -> None:
+        """See :meth:`Arrival.waits`."""
+        if arrival in self._deadlines or arrival not in self._all:
+            return
+        deadline = self._loop.time() + self._limits.hello
+        self._deadlines[arrival] = deadline
+        self._idle.pop(arrival, None)
+        self._idle[arrival] = None
+        self._alarm.set(deadline)
+
+    def work(self, arrival: Arrival) -> None:
+        """See :meth:`Arrival.works`."""
+        self._deadlines.pop(arrival, None)
+        self._idle.pop(arrival, None)
+
+    def rest(self, arrival: Arrival) -> None:
+        """See :meth:`Arrival.rests`."""
+        if arrival in self._all:
+            self.work(arrival)
+            self._idle[arrival] = None
+
+    def regroup(self, arrival: Arrival, group: str) -> bool:
+        """See :meth:`Arrival.is_of`."""
+        if arrival not in self._all or group == arrival.group:
+            return True
+        if self._groups.get(group, 0) >= self._limits.arrivals_source:
+            return False
+        self._leave(arrival.group)
+        arrival.group = group
+        self._enter(group)
+        return True
+
+    def forget(self, arrival: Arrival) -> None:
+        """See :meth:`Arrival.ends`."""
+        if arrival in self._all:
+            self._all.remove(arrival)
+            self._leave(arrival.group)
+            self.work(arrival)
+
+    def count(self, arrival: Arrival, code: str) -> None:
+        """See :meth:`Arrival.refused`."""
+        if arrival in self._all:
+            self.refused[code] += 1
+
+    # --- inner ----------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return len(self._all) < self._limits.arrivals or self.make_room()
+
+    def _refuse(self, arrival: Arrival, code: str) -> None:
+        self.refused[code] += 1
+        self.forget(arrival)
+        arrival.drop()
+
+    def _timed_out(self) -> None:
+        now = self._loop.time()
+        while self._deadlines:
+            arrival, deadline = next(iter(self._deadlines.items()))
+            if deadline > now:
+                self._alarm.set(deadline)
+                return
+            self._refuse(arrival, "timed_out")
+
+    def _enter(self, group: str) -> None:
+        if group:
+            self._groups[group] = self._groups.get(group, 0) + 1
+
+    def _leave(self, group: str) -> None:
+        left = self._groups.get(group, 0) - 1
+        if left > 0:
+            self._groups[group] = left
+        else:
+            self._groups.pop(group, None)

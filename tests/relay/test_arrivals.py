@@ -1,0 +1,125 @@
+"""The bookkeeping of sockets before their HELLO, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kdispatch_protocol.limits import Limits
+from kdispatch_relay.arrivals import Arrival, Arrivals
+from kdispatch_relay.sources import networks
+from tests.aio.twin import until
+
+FEW = Limits(arrivals=3, arrivals_source=2, hello=60.0)
+
+
+class Sockets:
+    """Makes arrivals, and keeps the names of those that were dropped."""
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self.arrivals = arrivals
+        self.dropped: list[str] = []
+
+    def __call__(self, name: str, peer: str = "192.0.2.1") -> Arrival | None:
+        return self.arrivals.admit(peer, lambda: self.dropped.append(name))
+
+    def admitted(self, name: str, peer: str = "192.0.2.1") -> Arrival:
+        arrival = self(name, peer)
+        assert arrival is not None
+        return arrival
+
+
+async def test_deadline() -> None:
+    """What waits is dropped in time, and counted; what works, rests or has ended is not."""
+    sockets = Sockets(Arrivals(limits=Limits(hello=0.05)))
+    sockets.admitted("silent")
+    sockets.admitted("works").works()
+    sockets.admitted("rests").rests()
+    sockets.admitted("ended").ends()
+    dribbles = sockets.admitted("dribbles")
+    for _ in range(4):
+        await asyncio.sleep(0.01)
+        dribbles.waits()
+    await until(lambda: len(sockets.dropped) == 2)
+    assert sockets.dropped == ["silent", "dribbles"]
+    assert (sockets.arrivals.refused, len(sockets.arrivals)) == ({"timed_out": 2}, 2)
+
+
+async def test_a_later_request_has_its_own_deadline() -> None:
+    """A connection that has been answered gets the time again, from when it says something on."""
+    sockets = Sockets(Arrivals(limits=Limits(hello=0.05)))
+    arrival = sockets.admitted("again")
+    arrival.works()
+    arrival.rests()
+    await asyncio.sleep(0.08)
+    assert sockets.dropped == []
+    arrival.waits()
+    await asyncio.sleep(0.03)
+    assert sockets.dropped == []
+    await until(lambda: sockets.dropped == ["again"])
+
+
+async def test_one_source() -> None:
+    """Of one source no more than the limit are taken; its others and other sources keep theirs, and ends count."""
+    sockets = Sockets(Arrivals(limits=FEW))
+    first = sockets.admitted("1")
+    sockets.admitted("2")
+    assert sockets("3") is None
+    assert sockets("mapped", "::ffff:192.0.2.1") is None
+    other = sockets.admitted("other", "2001:db8::1")
+    other.ends()
+    first.ends()
+    first.ends()
+    sockets.admitted("4")
+    assert sockets("5") is None
+    assert (sockets.dropped, sockets.arrivals.refused) == ([], {"busy": 3})
+
+
+async def test_of_all_the_longest_goes() -> None:
+    """When there are too many, a new one takes the place of that for which nothing has been done for longest."""
+    sockets = Sockets(Arrivals(limits=FEW))
+    sockets.admitted("works", "192.0.2.1").works()
+    rests = sockets.admitted("rests", "192.0.2.2")
+    sockets.admitted("waits", "192.0.2.3")
+    rests.rests()
+    sockets.admitted("new", "192.0.2.4")
+    assert sockets.dropped == ["waits"]
+    sockets.admitted("newer", "192.0.2.5")
+    assert sockets.dropped == ["waits", "rests"]
+    assert (sockets.arrivals.refused, len(sockets.arrivals)) == ({"busy": 2}, 3)
+
+
+async def test_nobody_to_let_go() -> None:
+    """Where all have requests that are worked on, a new one is refused."""
+    sockets = Sockets(Arrivals(limits=FEW))
+    for number in range(3):
+        sockets.admitted("works", f"192.0.2.{number}").works()
+    assert sockets("new", "192.0.2.9") is None
+    assert (sockets.dropped, sockets.arrivals.refused) == ([], {"busy": 1})
+
+
+async def test_proxies_bring_many() -> None:
+    """A trusted proxy has no limit of its own, nor has this machine; whom a proxy brings has one."""
+    sockets = Sockets(Arrivals(networks("10.0.0.1"), Limits(arrivals_source=2, hello=60.0)))
+    brought = [sockets.admitted("", "10.0.0.1") for _ in range(4)]
+    for _ in range(4):
+        sockets.admitted("", "127.0.0.1")
+    assert [arrival.trusted for arrival in brought] == [True] * 4
+    assert [arrival.is_of("198.51.100.7") for arrival in brought] == [True, True, False, False]
+    assert brought[0].is_of("198.51.100.7")
+    brought[0].ends()
+    assert brought[2].is_of("198.51.100.7") and not brought[3].is_of("198.51.100.7")
+    assert not any(sockets.arrivals.refused)
+
+
+async def test_nothing_is_left() -> None:
+    """When all have ended nothing is kept of them, whatever they were doing."""
+    arrivals = Arrivals(limits=FEW)
+    sockets = Sockets(arrivals)
+    made = [sockets.admitted("", f"192.0.2.{number}") for number in range(3)]
+    made[0].works()
+    made[1].rests()
+    for arrival in made:
+        arrival.ends()
+        arrival.waits()
+        arrival.rests()
+    assert not (len(arrivals) or arrivals._idle or arrivals._deadlines or arrivals._groups)
