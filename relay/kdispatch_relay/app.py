@@ -9,7 +9,8 @@ from aiohttp import http_parser, web
 
 from kdispatch_relay.api import admins, hosts, relay_state, services
 from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
-from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, OPERATOR, REPOSITORY
+from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIVE_HOSTS, OPERATOR, REPOSITORY
+from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.health import Readiness, healthz
 from kdispatch_relay.problems import problems
@@ -20,16 +21,16 @@ __all__ = ["make_app"]
 _log = logging.getLogger(__name__)
 
 
-def make_app(authority: Authority, gate: TunnelGate, *, operator: bytes | None = None) -> web.Application:
+def make_app(
+    authority: Authority, gate: TunnelGate, arrivals: Arrivals, *, operator: bytes | None = None
+) -> web.Application:
     """Put the application together. It opens the database and starts ``gate`` when it is started itself.
 
     ``operator`` is the SHA-256 of the token that shows the relay's state to other machines.
-
-    Serve it without an access log, which would hold one line for each of a scanner's requests, and with
-    ``auto_decompress=False``: compressed bodies are not taken.
     """
     app = web.Application(middlewares=[problems], client_max_size=BODY_LIMIT)
     readiness = Readiness(authority.repository)
+    app[ARRIVALS] = arrivals
     app[AUTHORITY] = authority
     app[LIVE_HOSTS] = gate
     app[OPERATOR] = operator

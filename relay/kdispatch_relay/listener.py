@@ -10,13 +10,15 @@ import socket
 import ssl
 from collections.abc import Iterator
 from enum import Enum
+from functools import partial
+from itertools import islice
 from typing import Any, Final
-
-from aiohttp import web
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay import sockets, steering
 from kdispatch_relay.api.exchange import PREFIX
+from kdispatch_relay.arrivals import Arrival
+from kdispatch_relay.http_connection import HttpConnections
 from kdispatch_relay.neighbour import ask, unverified
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.sockets import reachable, way_to, written
@@ -28,11 +30,16 @@ _LOOK: Final = 0.010  # seconds between looks at what the kernel has
 _ARRIVAL: Final = 0.030  # seconds for a connection of this machine to itself: it takes less than one
 _PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
 _DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
-_MADE: Final = 0.020  # seconds from accepting a connection to its being served: a few turns of the event loop
+_AT_ONCE: Final = 100  # connections that are accepted before others have their turn
+_REST: Final = 0.05  # seconds before more are accepted where there was no descriptor for the next one
+_ROOM: Final = 32  # connections that make room for it and those behind it
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
 _QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
 _HANDSHAKES_MOST: Final = 5.0
+
+#: Errors by which the system says that it has no room for one more connection.
+_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 #: A connection that was accepted, and the address that it comes from.
 _Accepted = tuple[socket.socket, Any]
@@ -57,10 +64,11 @@ class Listener:
         self.where = written((host or own_host, self.port))  # as people know it
         self._beside = beside
         self._leaving = False
-        self._sites: dict[web.SockSite, socket.socket] = {}
-        self._runner: web.AppRunner | None = None
-        self._taking: set[asyncio.Task[Any]] = set()
+        self._connections: HttpConnections | None = None
+        self._accepting: set[asyncio.Task[None]] = set()  # where the event loop watches no sockets
+        self._taking: set[asyncio.Task[None]] = set()
         self._others = False  # another relay gets what comes
+        self._watched = True  # what comes is taken at once
 
     @classmethod
     async def bound(cls, settings: Settings, tls: ssl.SSLContext | None) -> Listener:
@@ -91,18 +99,15 @@ class Listener:
             raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
         return cls(found, tls, settings.address[0], beside=beside)
 
-    async def start(self, runner: web.AppRunner) -> None:
+    async def start(self, connections: HttpConnections) -> None:
         """Listen. Of a port that another relay listens on this one gets all new connections from now on."""
-        self._runner = runner
+        self._connections = connections
         for sock in self._sockets:
             if self._ours:
                 sock.listen(_BACKLOG)
             if self._beside:
                 await self._steer(sock, here=True)
-            served = sock.dup()
-            site = web.SockSite(runner, served, ssl_context=self._tls, backlog=_BACKLOG)
-            await site.start()
-            self._sites[site] = served
+            self._watch(sock)
 
     async def turn_away(self) -> Port:
         """See to it that new connections go to another relay, if there is one.
@@ -110,7 +115,7 @@ class Listener:
         What comes here nevertheless waits for :meth:`close`.
         """
         self._leaving = True
-        await self._accept_no_more()
+        self._accept_no_more()
         if not self._ours:
             return Port.KEPT
         self._others = all(await asyncio.gather(*map(self._turned_away, self._sockets)))
@@ -123,28 +128,66 @@ class Listener:
             if leaving and self._ours:
                 await asyncio.gather(*map(self._leave, self._sockets))
         finally:
+            self._accept_no_more()
             sockets.close(self._sockets)
-        if leaving:
-            # What the event loop had accepted itself is no connection of the server's yet.
-            await asyncio.sleep(_HANDSHAKES if self._tls and not self._ours else _MADE)
         if self._taking:
-            await asyncio.wait(self._taking, timeout=_HANDSHAKES)
+            _, late = await asyncio.wait(self._taking, timeout=_HANDSHAKES)
+            for task in late:
+                task.cancel()
 
     # --- inner --------------------------------------------------------------------------------
 
-    async def _accept_no_more(self) -> None:
-        """Let the event loop accept nothing more, and lose nothing that it has accepted.
+    def _watch(self, sock: socket.socket) -> None:
+        """Take from now on what comes to a listening socket.
 
-        asyncio's servers drop, when they are closed, what they accepted in the same turn of the loop: so the loop is
-        first told to look no more, and then given some turns. uvloop's do not, and need not be told.
+        Not by a server of the event loop's: that one begins with TLS before anybody has counted the connection.
         """
         loop = asyncio.get_running_loop()
-        for served in self._sites.values():
-            with contextlib.suppress(NotImplementedError, RuntimeError):
-                loop.remove_reader(served)
-        await asyncio.sleep(_MADE)
-        for site in self._sites:
-            await site.stop()
+        try:
+            loop.add_reader(sock, self._ready, sock)
+        except NotImplementedError:  # on Windows
+            self._accepting.add(loop.create_task(self._accept(sock), name="listener"))
+
+    def _accept_no_more(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watched = False
+        for task in self._accepting:
+            task.cancel()
+        if not self._accepting:
+            for sock in self._sockets:
+                if sock.fileno() >= 0:
+                    loop.remove_reader(sock)
+
+    def _ready(self, sock: socket.socket) -> None:
+        try:
+            for accepted, peer in islice(_accepted(sock, full=True), _AT_ONCE):
+                self._take(accepted, peer)
+        except OSError:
+            # As long as one waits the loop would come back at once.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(sock)
+            loop.call_later(_REST, self._ready_again, sock)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        assert self._connections is not None
+        for _ in range(_ROOM):
+            self._connections.arrivals.make_room()
+
+    def _ready_again(self, sock: socket.socket) -> None:
+        if self._watched:
+            self._watch(sock)
+
+    async def _accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(sock)
+            except OSError:
+                self._make_room()
+                await asyncio.sleep(_REST)
+                continue
+            self._take(accepted, peer)
 
     async def _leave(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -205,43 +248,60 @@ class Listener:
                         accepted.close()
                         here = True
                     else:
-                        self._take(accepted)
+                        self._take(accepted, peer)
                 if here or asyncio.get_running_loop().time() >= deadline:
                     return here
                 await asyncio.sleep(_LOOK)
 
     def _take_all(self, sock: socket.socket) -> bool:
         """Take what the kernel has accepted for this socket; returns whether there was anything."""
-        found = [accepted for accepted, _ in _accepted(sock)]
-        for accepted in found:
-            self._take(accepted)
+        found = list(_accepted(sock))
+        for accepted, peer in found:
+            self._take(accepted, peer)
         return bool(found)
 
-    def _take(self, accepted: socket.socket) -> None:
-        """Serve a connection as if the event loop had accepted it."""
-        assert self._runner is not None
-        server = self._runner.server
-        assert server is not None
-        loop = asyncio.get_running_loop()
-        serving = loop.connect_accepted_socket(server, accepted, ssl=self._tls)
-        task = loop.create_task(serving, name="connection")
+    def _take(self, accepted: socket.socket, peer: Any) -> None:
+        """Serve a connection, if there may be one more."""
+        assert self._connections is not None
+        arrival = self._connections.arrivals.admit(str(peer[0]), partial(_cut, accepted))
+        if arrival is None:
+            accepted.close()
+            return
+        serving = self._serve(self._connections, accepted, arrival)
+        task = asyncio.get_running_loop().create_task(serving, name="connection")
         self._taking.add(task)
-        task.add_done_callback(self._taken)
+        task.add_done_callback(self._taking.discard)
 
-    def _taken(self, task: asyncio.Task[Any]) -> None:
-        self._taking.discard(task)
-        if not task.cancelled():
-            task.exception()  # a TLS handshake that failed is nobody's affair
+    async def _serve(self, connections: HttpConnections, accepted: socket.socket, arrival: Arrival) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: connections(arrival), accepted, ssl=self._tls)
+        except OSError:  # TLS that failed is nobody's affair, but it is counted
+            arrival.refused("bad_request")
+        except BaseException:
+            arrival.ends()
+            raise
+        else:
+            return
+        arrival.ends()
 
 
-def _accepted(sock: socket.socket) -> Iterator[_Accepted]:
-    """What the kernel has accepted for a listening socket."""
+def _cut(sock: socket.socket) -> None:
+    """End a connection whose TLS is not ready yet, and that has nobody else who could."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _accepted(sock: socket.socket, *, full: bool = False) -> Iterator[_Accepted]:
+    """What the kernel has accepted for a listening socket; with ``full`` raises ``OSError`` where there is no room."""
     while True:
         try:
             accepted, peer = sock.accept()
         except ConnectionAbortedError:
             continue  # that one was reset again
-        except OSError:
+        except OSError as error:
+            if full and error.errno in _FULL:
+                raise
             return  # there is none, or no descriptor for it
         accepted.settimeout(0.0)
         yield accepted, peer
@@ -272,4 +332,4 @@ def _is_relay(host: str, port: int, *, tls: bool) -> bool:
         problem = ask(host, port, f"{PREFIX}/whoami", tls=unverified() if tls else None)
     except OSError:
         return False
-    return problem is not None and problem.get("code") == "token_refused"
+    return problem is not None and problem.get("code") in {"token_refused", "misdirected"}

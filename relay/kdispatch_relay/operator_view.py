@@ -50,7 +50,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     longest = found.get("longest_queue")
     of_all = f", most of it, {_size(longest['bytes'])}, for agent {longest['agent']}" if longest else ""
     streams = [f"{found['streams'].get(state, 0):,} {said}" for state, said in _STREAMS.items()]
-    cuts = [f"{count:,} {code}" for code, count in found["cuts"].items()]
+    cuts, refused = (
+        ", ".join(f"{count:,} {code}" for code, count in found[what].items()) or "none" for what in ("cuts", "refused")
+    )
     return [
         f"relay     {found['relay']}, version {found['version']}",
         f"since     {found['since']}{', draining' if found['draining'] else ''}",
@@ -60,7 +62,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"waiting   {found['waiting']:,} for their other end",
         f"queued    {_size(found['queued_bytes'])}{of_all}",
         f"marks     {found['marks']:,}",
-        f"cuts      {', '.join(cuts) or 'none'}",
+        f"cuts      {cuts}",
+        f"arrivals  {found['arrivals']:,}",
+        f"refused   {refused}",
     ]
 
 

@@ -8,12 +8,13 @@ import secrets
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["problem_response", "problems"]
+__all__ = ["Problem", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,36 +29,51 @@ _REFUSALS: Final = {
 }
 
 
+_MARK: Final = "REQUEST-ID"
+
+
+class Problem:
+    """The answer for ``code``, made once for all; each response has a request id of its own.
+
+    ``detail`` says what happened here and must hold no secret. ``status`` replaces the table's, for what HTTP itself
+    refuses.
+    """
+
+    def __init__(self, code: str, detail: str = "", *, status: int | None = None) -> None:
+        row = CODES[code]
+        self.code = code
+        self._status = status or row.http or HTTPStatus.INTERNAL_SERVER_ERROR
+        body = {
+            "type": "about:blank",
+            "title": HTTPStatus(self._status).phrase,
+            "status": self._status,
+            "code": code,
+            "detail": detail or row.meaning,
+            "hint": row.hint,
+            "request_id": _MARK,
+        }
+        self._before, _, self._after = json.dumps(body).rpartition(_MARK)
+        self._headers = CIMultiDict({
+            hdrs.CONTENT_TYPE: "application/problem+json; charset=utf-8",
+            hdrs.CACHE_CONTROL: "no-store",
+        })  # fmt: skip
+        if self._status == HTTPStatus.UNAUTHORIZED:
+            self._headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+        if self._status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+            self._headers[hdrs.RETRY_AFTER] = _RETRY_AFTER
+
+    def response(self, request_id: str | None = None) -> web.Response:
+        """One answer. The request id is found in the relay's log where the relay is at fault."""
+        body = f"{self._before}{request_id or secrets.token_hex(8)}{self._after}".encode()
+        # aiohttp takes these headers as they are, and adds to them.
+        return web.Response(status=self._status, body=body, headers=self._headers.copy())
+
+
 def problem_response(
     code: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
 ) -> web.Response:
-    """The answer for ``code``; ``detail`` says what happened here and must hold no secret.
-
-    ``status`` replaces the table's, for what HTTP itself refuses. The request id is found in the relay's log
-    where the relay is at fault.
-    """
-    row = CODES[code]
-    number = status or row.http or HTTPStatus.INTERNAL_SERVER_ERROR
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(number).phrase,
-        "status": number,
-        "code": code,
-        "detail": detail or row.meaning,
-        "hint": row.hint,
-        "request_id": request_id or secrets.token_hex(8),
-    }
-    response = web.Response(
-        status=number,
-        text=json.dumps(body),
-        content_type="application/problem+json",
-        headers={"Cache-Control": "no-store"},
-    )
-    if number == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if number in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
-        response.headers["Retry-After"] = _RETRY_AFTER
-    return response
+    """A problem that is said once; the arguments are those of :class:`Problem`."""
+    return Problem(code, detail, status=status).response(request_id)
 
 
 @web.middleware

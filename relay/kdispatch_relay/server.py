@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY
 from kdispatch_relay.app import make_app
+from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.connections import Connections
+from kdispatch_relay.http_connection import HttpConnections, http_options
 from kdispatch_relay.listener import Listener, Port
 from kdispatch_relay.operator_token import operator_digest
+from kdispatch_relay.screen import Screen
 from kdispatch_relay.seams import Left, TunnelGate
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.database import Database
@@ -25,7 +28,6 @@ from kdispatch_relay.store.repository import Repository
 
 __all__ = ["RunningRelay", "running_relay"]
 
-_LINGER: Final = 1.0  # seconds in which the rest of a refused body is still read, so that its sender sees the answer
 _SHUTDOWN: Final = 5.0  # seconds for requests that are being answered
 _FIRST_REQUEST: Final = 1.0  # seconds for the request of a connection that came just before the end
 
@@ -34,11 +36,17 @@ class RunningRelay:
     """A relay that listens: ``url`` is without a trailing slash, ``port`` as it really is."""
 
     def __init__(
-        self, url: str, authority: Authority, gate: TunnelGate, listener: Listener, connections: Connections
+        self,
+        url: str,
+        app: web.Application,
+        gate: TunnelGate,
+        listener: Listener,
+        connections: Connections,
     ) -> None:
         self.url = url
-        self.authority = authority
+        self.authority = app[AUTHORITY]
         self.gate = gate
+        self.arrivals = app[ARRIVALS]
         self._listener = listener
         self._connections = connections
 
@@ -71,7 +79,11 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running_relay(
-    settings: Settings, make_gate: Callable[[Authority], TunnelGate], *, migrate_apart: bool = False
+    settings: Settings,
+    make_gate: Callable[[Authority], TunnelGate],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    migrate_apart: bool = False,
 ) -> AsyncIterator[RunningRelay]:
     """Serve until the block is left, then close sessions, requests, database, in this order.
 
@@ -84,29 +96,23 @@ async def running_relay(
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
     authority = Authority(Repository(database))
     gate = make_gate(authority)
-    log = logging.getLogger(__name__)
-    log.addFilter(_not_the_clients_fault)
-    app = make_app(authority, gate, operator=operator)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        auto_decompress=False,
-        logger=log,
-        shutdown_timeout=_SHUTDOWN,
-        lingering_time=_LINGER,
-    )
+    arrivals = Arrivals(settings.trusted_proxies, limits)
+    app = make_app(authority, gate, arrivals, operator=operator)
+    runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
     listener: Listener | None = None
     try:
         await runner.setup()
         listener = await Listener.bound(settings, tls)
-        await listener.start(runner)
+        screen = Screen(app, settings.allowed_hosts, arrivals.refused)
+        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits)))
         url = f"{'https' if tls else 'http'}://{listener.where}"
-        yield RunningRelay(url, authority, gate, listener, connections)
+        yield RunningRelay(url, app, gate, listener, connections)
     finally:
         if listener is not None:
             await listener.close()
         await runner.cleanup()
+        arrivals.close()
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
@@ -120,9 +126,3 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
         reason = error.strerror or str(error)
         raise KdispatchError("bad_request", f"The TLS certificate and key can't be used: {reason}.") from error
     return context
-
-
-def _not_the_clients_fault(record: logging.LogRecord) -> bool:
-    # aiohttp logs a trace for each request that isn't HTTP, and scanners send them all day.
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)

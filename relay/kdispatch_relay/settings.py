@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.sources import Networks, networks
 
-__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "is_loopback"]
+__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "host_of", "is_loopback"]
 
 
 LOG_FORMATS: Final = ("text", "json")
+
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,17 @@ class Settings:
     tls_key: Path | None = field(default=None, metadata={"help": "Private key file (PEM) of the certificate."})
     insecure_plaintext: bool = field(
         default=False, metadata={"help": "Serve plain HTTP on a public address, where every token is readable."}
+    )
+
+    trusted_proxy: str = field(
+        default="",
+        metadata={"help": "Addresses and networks of proxies whose X-Forwarded-For is believed, separated by commas."},
+    )
+    allowed_host: str = field(
+        default="",
+        metadata={
+            "help": "Names by which the relay may be asked (the Host header), separated by commas; without it by any."
+        },
     )
 
     reuse_port: bool = field(
@@ -68,6 +83,7 @@ class Settings:
         if self.drain_time < 0:
             raise KdispatchError("bad_request", "The drain time must be 0 seconds or more.")
         self.check_address(self.address[0], self.listen)
+        _ = self.trusted_proxies, self.allowed_hosts
 
     def check_address(self, host: str, where: str) -> None:
         """Raise ``plaintext_refused`` where listening at ``host``, told as ``where``, would show tokens to others."""
@@ -77,6 +93,19 @@ class Settings:
                 f"{where} can be reached from other machines, and plain HTTP shows every token on the way. "
                 "Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks HTTPS.",
             )
+
+    @property
+    def trusted_proxies(self) -> Networks:
+        """The networks of ``trusted_proxy``."""
+        return networks(self.trusted_proxy)
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """The names of ``allowed_host``, in lower case."""
+        names = frozenset(host_of(name.strip()) for name in self.allowed_host.split(",") if name.strip())
+        if "" in names:
+            raise KdispatchError("bad_request", "An allowed host is a name or an address, without scheme and path.")
+        return names
 
     @property
     def address(self) -> tuple[str, int]:
@@ -97,6 +126,12 @@ SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(
 def environment_name(name: str) -> str:
     """The environment variable of a setting."""
     return f"KDISPATCH_SERVE_{name.upper()}"
+
+
+def host_of(header: str) -> str:
+    """The host of a ``Host`` header in lower case, without port, brackets and a last dot; empty where it is none."""
+    found = _HOST.fullmatch(header)
+    return "" if found is None else (found[1] or found[2]).rstrip(".").lower()
 
 
 def is_loopback(host: str) -> bool:

@@ -117,6 +117,8 @@ _TABLE: Final = (
          "Check the address and this machine's network."),
     Code("not_a_relay", _UP, None, 6, "Something answers at this address, but it is no kdispatch relay.",
          "Check the relay's URL, and what stands in front of it."),
+    Code("misdirected", _UP, 421, 6, "The relay does not answer to this name.",
+         "Use the name that the relay's operator gave you; it is one of its --allowed-host."),
     Code("other_relay", _UP, None, 6, "The relay's addresses lead to different relays.",
          "Give several addresses only where all of them lead to the same relay."),
     Code("proxy_unreachable", _UP, None, 6, "The proxy can't be reached, or does not answer as one.",

@@ -19,8 +19,13 @@ from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.streams import Stream
+from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.http_connection import HttpConnections, http_options
+from kdispatch_relay.listener import Listener
 from kdispatch_relay.problems import problems
+from kdispatch_relay.screen import Screen
+from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.records import ServiceRecord
 from kdispatch_relay.switch.gate import Gate, _AgentLink
 
@@ -314,12 +319,17 @@ async def running_gate(limits: Limits = SCALED) -> AsyncIterator[Running]:
     gate = Gate(store, limits=limits)
     app = web.Application(middlewares=[problems])
     app.router.add_get("/api/v1/tunnel", gate.handle, allow_head=False)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    arrivals = Arrivals(limits=limits)
     await gate.start("00" * 16)
     await runner.setup()
+    listener = await Listener.bound(Settings(listen="127.0.0.1:0"), None)
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Running(gate, store, int(runner.addresses[0][1]))
+        screen = Screen(app, frozenset(), arrivals.refused)
+        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits)))
+        yield Running(gate, store, listener.port)
     finally:
+        await listener.close()
         await gate.close()
         await runner.cleanup()
+        arrivals.close()

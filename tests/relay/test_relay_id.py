@@ -16,13 +16,11 @@ from sqlalchemy import Connection
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.messages import Hello, Welcome
-from kdispatch_relay.server import running_relay
-from kdispatch_relay.settings import Settings
 from kdispatch_relay.store import upgrade
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
-from kdispatch_relay.switch.gate import Gate
 from tests.relay.support import relay_api
+from tests.relay.test_door import relay_with
 from tests.relay.test_gate import _Agent
 
 
@@ -53,8 +51,7 @@ async def test_two_at_once_share_it(tmp_path: Path) -> None:
 
 async def test_agents_are_told(tmp_path: Path) -> None:
     """WELCOME has it, and so has the relay's state."""
-    settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
-    async with running_relay(settings, Gate) as relay, _Agent.of(relay, hello=False) as agent:  # type: ignore[arg-type]
+    async with relay_with(tmp_path) as relay, _Agent.of(relay, hello=False) as agent:  # type: ignore[arg-type]
         agent.send(frame(frames.HELLO, payload=Hello(versions=[1], secret="11" * 32).encode()))
         welcome = Welcome.parse((await agent.next(frames.WELCOME))[4])
         assert welcome.relay == relay.gate.state().relay == await relay.authority.repository.relay_id()

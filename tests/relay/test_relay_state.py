@@ -191,6 +191,7 @@ def test_queues_marks_and_halves() -> None:
 async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
     """``relay state`` asks the relay of this machine; what it refuses keeps its code."""
     where = f"127.0.0.1:{api.relay.port}"
+    assert (await api("GET", "/.env", headers={"Connection": "close"})).status == 404
     found = await asyncio.to_thread(read_state, where, None, None)
     assert lines(found)[2:] == [
         "sessions  12",
@@ -200,6 +201,8 @@ async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
         "queued    1.2 MB, most of it, 800,000 bytes, for agent 4f1c09d2a8b35e6710fd42c98e6ba173",
         "marks     57",
         "cuts      1 slow_consumer",
+        "arrivals  1",
+        "refused   1 unknown_address",
     ]
     with pytest.raises(KdispatchError) as caught:
         await asyncio.to_thread(read_state, where, None, token_file)

@@ -12,7 +12,7 @@ from yarl import URL
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, answer, bearer
-from kdispatch_relay.api.keys import LIVE_HOSTS, OPERATOR
+from kdispatch_relay.api.keys import ARRIVALS, LIVE_HOSTS, OPERATOR
 from kdispatch_relay.settings import is_loopback
 from kdispatch_relay.version import version
 
@@ -49,12 +49,15 @@ class State(Body):
     longest_queue: Queue | None
     marks: int
     cuts: dict[str, int]
+    arrivals: int
+    refused: dict[str, int]
 
 
 async def show_state(request: web.Request) -> web.Response:
     """Tell it to this machine, or to whoever has the operator's token."""
     _check(request)
     state = request.app[LIVE_HOSTS].state()
+    arrivals = request.app[ARRIVALS]
     longest = state.longest
     return answer(
         State(
@@ -70,6 +73,8 @@ async def show_state(request: web.Request) -> web.Response:
             longest_queue=None if longest is None else Queue(agent=longest.agent, bytes=longest.queued),
             marks=state.marks,
             cuts=dict(state.cuts),
+            arrivals=len(arrivals),
+            refused=dict(sorted(arrivals.refused.items())),
         )
     )
 

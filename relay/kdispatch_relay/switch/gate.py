@@ -24,8 +24,10 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
+from kdispatch_relay.arrivals import Arrival
 from kdispatch_relay.auth import Authority, ServiceRecord
 from kdispatch_relay.handshake import take_over, upgrade_headers
+from kdispatch_relay.http_connection import SOURCE, hand_over
 from kdispatch_relay.seams import HostView, Left, LiveHost, RelayState
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
@@ -125,7 +127,7 @@ class Gate:
         if transport is None or self._closing:
             return response
         tune_session_socket(transport.get_extra_info("socket"))
-        link = _AgentLink(self, request.remote or "")
+        link = _AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request))
         link.start(transport, take_over(request))
         return response
 
@@ -283,7 +285,7 @@ class Gate:
 class _AgentLink:
     """One agent's session: owner of its link."""
 
-    def __init__(self, gate: Gate, source: str) -> None:
+    def __init__(self, gate: Gate, source: str, arrival: Arrival | None = None) -> None:
         limits = gate.limits
         self._gate = gate
         self._loop = asyncio.get_running_loop()
@@ -295,7 +297,9 @@ class _AgentLink:
         self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
-        self._hello_timer = self._loop.call_later(limits.hello, self._hello_expired)
+        self._arrival = arrival  # as long as there was no HELLO
+        if arrival is not None:
+            arrival.drop = functools.partial(self.link.abort, "", "")
 
     def start(self, transport: asyncio.Transport, tail: bytes) -> None:
         """Take over the connection."""
@@ -309,9 +313,10 @@ class _AgentLink:
         self.link.close(code, text)
         self._gate.switch.disconnect(self.session, self._loop.time())
 
-    def _hello_expired(self) -> None:
-        if not self.session.process:
-            self.link.abort("protocol_error", "No HELLO in time.")
+    def _arrived(self) -> None:
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            arrival.ends()
 
     def _fields(self) -> dict[str, str]:
         return {"agent": self.session.process, "source": self.session.source}
@@ -330,7 +335,7 @@ class _AgentLink:
         self._gate.switch.opens.few = len(received) <= _FEW
         self._gate.switch.receive_frames(self.session, received, now)
         if not greeted and self.session.process:
-            self._hello_timer.cancel()
+            self._arrived()
             _log.debug("session began", extra=self._fields())
             self.link.carrier.limit_messages(self._gate.limits.message)
             if self.session.quiet:
@@ -358,7 +363,7 @@ class _AgentLink:
 
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
-        self._hello_timer.cancel()
+        self._arrived()
         self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)
