@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
 
-from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY
 from kdispatch_relay.app import make_app
 from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.connections import Connections
 from kdispatch_relay.http_connection import HttpConnections, http_options
 from kdispatch_relay.listener import Listener, Port
@@ -49,6 +48,7 @@ class RunningRelay:
         self.arrivals = app[ARRIVALS]
         self._listener = listener
         self._connections = connections
+        self.certificates: Certificates | None = None  # its own, where it speaks TLS itself
 
     @property
     def port(self) -> int:
@@ -91,7 +91,8 @@ async def running_relay(
 
     Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or files of no use.
     """
-    tls = _tls(settings)
+    certificates = await _certificates(settings)
+    tls = None if certificates is None else certificates.context
     operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
     authority = Authority(Repository(database))
@@ -101,28 +102,26 @@ async def running_relay(
     runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
     listener: Listener | None = None
+    watching = asyncio.create_task(certificates.watch(), name="certificates") if certificates else None
     try:
         await runner.setup()
         listener = await Listener.bound(settings, tls)
         screen = Screen(app, settings.allowed_hosts, arrivals.refused)
         await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits)))
         url = f"{'https' if tls else 'http'}://{listener.where}"
-        yield RunningRelay(url, app, gate, listener, connections)
+        running = RunningRelay(url, app, gate, listener, connections)
+        running.certificates = certificates
+        yield running
     finally:
+        if watching is not None:
+            watching.cancel()
         if listener is not None:
             await listener.close()
         await runner.cleanup()
         arrivals.close()
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.tls_cert is None:
+async def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise KdispatchError("bad_request", f"The TLS certificate and key can't be used: {reason}.") from error
-    return context
+    return await asyncio.to_thread(Certificates, settings.tls_cert, settings.tls_key)

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Final
 
 from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.console import say
 from kdispatch_relay.listener import Port
 from kdispatch_relay.seams import Left
@@ -33,6 +34,8 @@ async def serve(settings: Settings) -> None:
     _set_on_signals(stop)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
+        if running.certificates is not None:
+            _read_again_on_hangup(running.certificates)
         told.listening(running.url)
         tell_supervisor("READY=1")
         await stop.wait()
@@ -99,6 +102,13 @@ def _count(number: int, what: str) -> str:
 
 def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
+
+
+def _read_again_on_hangup(certificates: Certificates) -> None:
+    if not hasattr(signal, "SIGHUP"):  # on Windows
+        return
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(certificates.read_again))
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Final
 
 import pytest
 
+from kdispatch.network.trust import seen_certificate
 from tests.net.harness import MIB, Network, Relay, needs
-from tests.net.tcp import Tcp, service
+from tests.net.tcp import Tcp, echo, service
 
 pytestmark = [pytest.mark.slow, needs("openssl")]
 
@@ -33,14 +35,18 @@ def _certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
     return certificate, key
 
 
+def _sign(relay: Relay, ca: Path, ca_key: Path) -> tuple[Path, Path]:
+    """Make a certificate for the relay, in the place of one that is there."""
+    signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-addext", "basicConstraints=critical,CA:FALSE"]
+    return _certificate(relay.folder, "relay", *signed, "-addext", "subjectAltName=IP:127.0.0.1")
+
+
 async def _restart_with_tls(relay: Relay, network: Network) -> Path:
     """From now on the relay has a certificate; returns that of the CA which signed it."""
     ca, ca_key = _certificate(
         relay.folder, "ca", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"
     )
-    signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-addext", "basicConstraints=critical,CA:FALSE"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    certificate, key = _certificate(relay.folder, "relay", *signed, *names)
+    certificate, key = _sign(relay, ca, ca_key)
     relay.stop()
     await relay.start("--tls-cert", str(certificate), "--tls-key", str(key))
     assert relay.url.startswith("https://")
@@ -76,6 +82,38 @@ async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
             received, _ = await asyncio.gather(tcp.digest(_SIZE), send())
             assert received == (_SIZE, hashed)
             assert await tcp.receive_all() == hashed
+
+
+async def test_a_new_certificate_under_running_streams(own_relay: Relay, network: Network) -> None:
+    """New connections get the new certificate, by SIGHUP at once and otherwise in seconds; streams notice nothing."""
+    name = await network.service()
+    authority = await _restart_with_tls(own_relay, network)
+    network.environment["SSL_CERT_FILE"] = str(authority)
+    place = own_relay.url.rpartition(":")[2]
+
+    async def shown() -> bytes:
+        sock = socket.create_connection(("127.0.0.1", int(place)))
+        sock.setblocking(False)
+        found = await seen_certificate(sock, "127.0.0.1")
+        assert found is not None
+        return found.key
+
+    async with service(echo) as running:
+        await network.host(name, running.port)
+        _, port = await network.connect(name)
+        async with await Tcp.connect(port) as tcp:
+            for by_signal in (True, False):
+                before = await shown()
+                _sign(own_relay, authority, authority.with_suffix(".key"))
+                if by_signal:
+                    own_relay.running.send_signal(signal.SIGHUP)
+                async with asyncio.timeout(2 if by_signal else 15):
+                    while await shown() == before:  # noqa: ASYNC110 - no event tells
+                        await asyncio.sleep(0.1)
+                await tcp.send(b"hello")
+                assert await tcp.receive_exactly(5) == b"hello"
+    assert own_relay.running.text.count("was read again") >= 2
+    assert "Lost the session" not in "".join(process.text for process in network.processes)
 
 
 async def test_unknown_authority_ends_the_start(own_relay: Relay, network: Network) -> None:
