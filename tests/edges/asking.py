@@ -39,12 +39,12 @@ def head(method: str, path: str, *headers: str) -> bytes:
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 
-async def ask(edge: Edge, *pieces: bytes) -> Reply:
-    """Send this, and read the answer."""
+async def ask(edge: Edge, *pieces: bytes, source: str = "127.0.0.1") -> Reply:
+    """Send this from the address ``source``, and read the answer."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     received = bytearray()
-    async with asyncio.timeout(20), _connected(edge) as (reader, writer):
+    async with asyncio.timeout(20), _connected(edge, source) as (reader, writer):
         # Whoever is refused may be cut off while he still sends.
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.writelines(pieces)
@@ -66,10 +66,14 @@ async def break_off(edge: Edge, data: bytes) -> None:
 
 
 @asynccontextmanager
-async def _connected(edge: Edge) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def _connected(
+    edge: Edge, source: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     tls = ssl.create_default_context(cafile=str(edge.certificates))
     name = edge.url.removeprefix("https://").partition(":")[0]
-    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port, ssl=tls, server_hostname=name)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", edge.port, ssl=tls, server_hostname=name, local_addr=(source, 0)
+    )
     try:
         yield reader, writer
     finally:

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from kdispatch_relay.sources import forwarded_source, networks
 from tests.edges.asking import ask, head, recorder
 from tests.edges.conftest import EdgeOf
 from tests.edges.servers import EDGES, Caddy, Edge, Haproxy, Nginx
@@ -46,11 +47,12 @@ async def test_what_reaches_the_relay(kind: type[Edge], edge_of: EdgeOf) -> None
         large = await ask(edge, head("POST", "/api/v1/admins", "Content-Length: 70000"), b"x" * 70_000)
         assert (large.status, upstream.most_body <= 65_536) == (413, True)
 
-        assert (
-            await ask(edge, head("GET", "/api/v1/whoami?x=%2F", *_FORGED, "Origin: https://a.example"))
-        ).status == 200
+        asked = head("GET", "/api/v1/whoami?x=%2F", *_FORGED, "Origin: https://a.example")
+        assert (await ask(edge, asked, source="127.0.0.2")).status == 200
         assert upstream.heads[-1].startswith("GET /api/v1/whoami?x=%2F HTTP/1.1\r\n")
-        assert upstream.headers("X-Forwarded-For") == ["127.0.0.1"]
+        forwarded = upstream.headers("X-Forwarded-For")
+        assert forwarded == ["127.0.0.2"]
+        assert forwarded_source("127.0.0.1", forwarded, networks("127.0.0.1")) == "127.0.0.2"
         assert upstream.headers("X-Forwarded-Proto") == ["https"]
         assert upstream.headers("Host") == ["localhost"]
         assert upstream.headers("Origin") == ["https://a.example"]

@@ -22,7 +22,8 @@ from tests.upgrade.load import Echoes, Visits
 
 pytestmark = pytest.mark.slow
 
-_DRAIN: Final = ("--drain-time", "2")
+#: As operators are told to start it; and short, because nobody is here who would have to wait.
+_OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost", "--drain-time", "2")
 _UPGRADE: Final = (
     "Upgrade: websocket",
     "Sec-WebSocket-Version: 13",
@@ -44,7 +45,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     """One that agents may leave in peace."""
     relay = Relay(tmp_path)
     try:
-        await relay.start(*_DRAIN)
+        await relay.start(*_OPTIONS)
         yield relay
     finally:
         relay.stop(signal.SIGKILL)
@@ -62,7 +63,7 @@ async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge
             await _is_used(edge, bob)
             async with echoes.running(4):
                 async with visits.running():
-                    older = await relay.replace(*_DRAIN)
+                    older = await relay.replace(*_OPTIONS)
                     assert await older.ended() == 0
                 assert "finished: every agent has left" in older.err
                 assert (visits.failed, echoes.lost, here.lost) == ([], [], 0)
