@@ -29,6 +29,7 @@ DOCUMENTED: dict[str, tuple[int | None, int | None]] = {
     "relay_unreachable not_a_relay proxy_unreachable proxy_auth proxy_refused": (None, 6),
     "tls_unknown_ca tls_wrong_host tls_expired tls_not_yet_valid tls_wrong_pin tls_client_cert": (None, 6),
     "other_relay captive_portal": (None, 6),
+    "misdirected": (421, 6),
     "closed host_refused host_timeout open_interrupted resume_expired peer_restarted": (None, None),
     "unknown_stream bad_proof offset_mismatch credit_exceeded cancelled": (None, None),
     "drain superseded slow_consumer protocol_error": (None, None),
