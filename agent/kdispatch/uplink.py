@@ -33,7 +33,7 @@ __all__ = ["Uplink"]
 #: Codes of a GOAWAY after which another session would end the same way.
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
 #: Codes of what stands between an agent and its relay, or in the relay's place.
-_IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "proxy_auth", "proxy_refused"})
+_IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "misdirected", "proxy_auth", "proxy_refused"})
 #: An agent that has been connected goes on trying even after a final answer that may not be the relay's.
 _RARE: Final = 60.0
 #: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
@@ -329,7 +329,8 @@ def _farewell(session: UplinkSession) -> KdispatchError | None:
 def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:
     """Whether trying again is no use. What something in between may have said ends only a first start."""
     if isinstance(error, Refusal):
-        return error.final
+        # Which names a relay is known by is its operator's to say, who may have mistyped one.
+        return error.final and not (connected_before and error.code == "misdirected")
     if error.code in _FINAL:
         return True
     return not connected_before and (error.code in _IN_BETWEEN or error.code.startswith("tls_"))

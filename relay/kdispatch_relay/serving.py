@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from types import FrameType
@@ -30,6 +31,7 @@ _AT_THE_PORT: Final = {
 async def serve(settings: Settings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
     configure_logs(settings.log_format, verbose=settings.verbose)
+    _raise_descriptors()
     stop = asyncio.Event()
     _set_on_signals(stop)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
@@ -102,6 +104,17 @@ def _count(number: int, what: str) -> str:
 
 def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
+
+
+def _raise_descriptors() -> None:
+    """Allow as many open files as the system lets this process have: each session is one, and the default is 1,024."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_again_on_hangup(certificates: Certificates) -> None:

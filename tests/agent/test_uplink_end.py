@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from kdispatch import uplink as uplink_module
 from kdispatch.network.dialer import Dialer
+from kdispatch.network.upgrade import Refusal
 from kdispatch.uplink import Uplink
 from tests.aio.twin import SCALED, running_gate
 
@@ -25,3 +27,11 @@ async def test_no_task_is_left() -> None:
         await asyncio.sleep(0)  # what was cancelled ends
         assert all(task.done() for task in waits)
         await uplink.stop()
+
+
+def test_a_name_that_a_relay_no_longer_takes() -> None:
+    """A relay that refuses the name in its URL ends a first start, but no agent that has been connected by it."""
+    refused = Refusal("misdirected", "", final=True)
+    assert uplink_module._is_final(refused, connected_before=False)
+    assert not uplink_module._is_final(refused, connected_before=True)
+    assert uplink_module._is_final(Refusal("revoked", "", final=True), connected_before=True)

@@ -164,3 +164,20 @@ async def test_address_of_somebody_else(tmp_path: Path) -> None:
         async with relay_api(tmp_path / "relay.db", listen="192.0.2.1:0", insecure_plaintext=True):
             pass
     assert caught.value.code == "bad_request"
+
+
+@pytest.mark.slow
+def test_as_many_descriptors_as_the_system_allows(tmp_path: Path) -> None:
+    """A relay that is started with a low limit raises it as far as it may."""
+    if not Path("/proc/self/limits").exists():
+        pytest.skip("only Linux shows another process's limits")
+    low = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", *COMMAND, "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(low, env=_clean_environment(tmp_path), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "listening on" in process.stderr.readline()
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+            found = re.search(r"Max open files +(\d+) +(\d+)", limits)
+            assert found and found[1] == found[2]
+        finally:
+            process.terminate()
