@@ -367,3 +367,26 @@ def test_which_relay_was_met() -> None:
     with pytest.raises(KdispatchError):
         way.met(two, "aa")
     assert way.relay == one
+
+
+async def test_a_name_is_looked_up_for_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that has moved to another address is found there by the next try."""
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+    moved = False
+
+    async def look_up(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        if host != "relay.test":  # uvloop resolves addresses, too
+            return await resolve(host, port, *more, **named)
+        address = ("127.0.0.1" if moved else "127.0.0.3", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)]
+
+    monkeypatch.setattr(loop, "getaddrinfo", look_up, raising=False)
+    async with _server(_upgrade()) as url, asyncio.timeout(2):
+        way = Dialer(RelayUrl.parse(f"http://relay.test:{url.port}", insecure_plaintext=True), no_proxy=True)
+        with pytest.raises(KdispatchError) as caught:
+            await way.upgrade()
+        assert caught.value.code == "relay_unreachable"
+        moved = True
+        upgraded = await way.upgrade()
+        upgraded.transport.abort()
