@@ -374,4 +374,4 @@ def test_printable(text: str, most: int) -> None:
 
 def test_public_names() -> None:
     """What the module exports is there."""
-    assert {kind.__name__ for kind in CLASSES} | {"printable", "reset_frame"} == set(messages.__all__)
+    assert {kind.__name__ for kind in CLASSES} | {"QUIET", "printable", "reset_frame"} == set(messages.__all__)
