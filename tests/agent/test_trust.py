@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
 import shutil
 import socket
 import ssl
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 
 from kdispatch.network.certificate import Certificate
 from kdispatch.network.dialer import Dialer
-from kdispatch.network.trust import Trust
+from kdispatch.network.trust import Trust, certificate_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
@@ -137,6 +138,85 @@ async def test_who_is_not_trusted_is_named(ca: trustme.CA) -> None:
     assert error.code == "tls_unknown_ca"
     assert "is issued by" in error.text and "O=Ours" in error.text and "whom this machine does not trust" in error.text
     assert not server.received
+
+
+async def test_files_that_openssl_passes_over_are_named(
+    ca: trustme.CA, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Authorities in the environment that can't be read are named where a certificate is refused for lack of them."""
+    nothing = tmp_path / "nothing.pem"
+    nothing.write_text("nothing")
+    async with _server(ca.issue_cert("127.0.0.1")) as server:
+        for useless, why in ((tmp_path / "none.pem", "no such file"), (nothing, "no certificate")):
+            monkeypatch.setenv("SSL_CERT_FILE", str(useless))
+            error = await _fails(Dialer(server.url()))
+            assert error.code == "tls_unknown_ca"
+            assert f"SSL_CERT_FILE names {useless}, which can't be used: {why}" in error.text
+        monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path), str(nothing)]))
+        assert f"SSL_CERT_DIR names {nothing}, which" in (await _fails(Dialer(server.url()))).text
+        # With a file of authorities by setting, the variables have no part in it.
+        other = tmp_path / "other.pem"
+        trustme.CA().cert_pem.write_to_path(str(other))
+        assert "SSL_CERT" not in (await _fails(Dialer(server.url(), trust=Trust(ca_file=str(other))))).text
+        monkeypatch.setenv("SSL_CERT_FILE", file)
+        assert (await _fails(Dialer(server.url()))).code == "not_a_relay"
+
+
+async def test_a_chain_that_is_cut_is_told(tmp_path: Path) -> None:
+    """A server that leaves out the certificates in between may be the reason, and not only its authority."""
+    root = trustme.CA()
+    made = root.create_child_ca().issue_cert("127.0.0.1")
+    file = tmp_path / "root.pem"
+    root.cert_pem.write_to_path(str(file))
+    async with _server(made) as server:
+        assert (await _fails(Dialer(server.url(), trust=Trust(ca_file=str(file))))).code == "not_a_relay"
+    async with _server(trustme.LeafCert(made.private_key_pem.bytes(), made.cert_chain_pems[0].bytes(), [])) as server:
+        error = await _fails(Dialer(server.url(), trust=Trust(ca_file=str(file))))
+    assert error.code == "tls_unknown_ca" and "may leave out the certificates in between" in error.text
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (-67818, "tls_expired"),
+        (-67819, "tls_not_yet_valid"),
+        (-67602, "tls_wrong_host"),
+        (-67843, "tls_unknown_ca"),
+        (0x800B010F, "tls_wrong_host"),
+        (0x800B0109, "tls_unknown_ca"),
+        (66, "tls_unknown_ca"),
+    ],
+)
+async def test_other_systems_numbers(ca: trustme.CA, number: int, code: str) -> None:
+    """What macOS and Windows refuse has the codes that OpenSSL's refusals have; what nobody knows keeps its words."""
+    error = ssl.SSLCertVerificationError("refused")
+    error.verify_code, error.verify_message = number, "The key is too small."
+    async with _server(ca.issue_cert("other.example")) as server:
+        found = await _explained(server, error)
+    assert found.code == code
+    if code == "tls_unknown_ca":
+        trusted = "whom this machine does not trust" in found.text
+        assert trusted is (number != 66) and found.text.endswith("The key is too small.")
+
+
+async def test_windows_has_one_number_for_both_ends(ca: trustme.CA) -> None:
+    """Of a certificate of tomorrow Windows says what it says of yesterday's; its own dates tell them apart."""
+    error = ssl.SSLCertVerificationError("refused")
+    error.verify_code, error.verify_message = 0x800B0101, "Not within its validity period."
+    for begin, code in ((-9 * _DAY, "tls_expired"), (_DAY, "tls_not_yet_valid")):
+        made = ca.issue_cert("127.0.0.1", not_before=_NOW + begin, not_after=_NOW + begin + _DAY)
+        async with _server(made) as server:
+            assert (await _explained(server, error)).code == code
+
+
+async def _explained(server: Server, error: ssl.SSLCertVerificationError) -> KdispatchError:
+    async def connect() -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
+        return sock
+
+    return await certificate_error("relay", Trust(), "127.0.0.1", error, connect)
 
 
 async def test_another_name_is_told(ca: trustme.CA, file: str) -> None:

@@ -103,7 +103,7 @@ class Dialer:
         except ssl.SSLCertVerificationError as error:
             self._tls = None  # whoever mends it may do so in a file that was read
             connect = partial(_way_to, proxy, relay)
-            refused = await certificate_error(relay.authority, self._server_name(relay), error, connect)
+            refused = await certificate_error(relay.authority, self._trust, self._server_name(relay), error, connect)
             raise _by_way_of(proxy, refused) from error
         except OSError as error:
             raise _by_way_of(proxy, connection_error(relay, error)) from error

@@ -41,8 +41,16 @@ _PIN_BYTES: Final = 32
 #: Seconds for a second look at a certificate that was refused: what is wrong is known, only details are not.
 _LOOK: Final = 3.0
 
-#: X509_V_ERR_* of OpenSSL's x509_vfy.h; everything else means that nobody trusted signed it.
-_CODES: Final = {9: "tls_not_yet_valid", 10: "tls_expired", 62: "tls_wrong_host", 64: "tls_wrong_host"}
+#: Why a certificate was refused, by OpenSSL (X509_V_ERR_* of x509_vfy.h), or by a system whose store is asked: macOS
+#: (errSec* of SecBase.h) and Windows (CERT_E_* of winerror.h, where one number stands for both ends of its time).
+_CODES: Final = {
+    9: "tls_not_yet_valid", 10: "tls_expired", 62: "tls_wrong_host", 64: "tls_wrong_host",
+    -67819: "tls_not_yet_valid", -67818: "tls_expired", -67602: "tls_wrong_host",
+    0x800B0101: "tls_expired", 0x800B010F: "tls_wrong_host",
+}  # fmt: skip
+#: Those that mean that whoever issued it is not known here; the first ones where the chain ends too early.
+_CUT_CHAIN: Final = frozenset({2, 20, 21})
+_UNKNOWN: Final = _CUT_CHAIN | {18, 19, 27, -67843, 0x800B0109, 0x800B010A}
 _NAMES: Final = 4  # names of a certificate that are shown
 
 
@@ -128,8 +136,7 @@ def _reading(what: str, *names: str) -> Iterator[None]:
         yield
     except (OSError, ssl.SSLError, ValueError) as error:
         files = " and ".join(name for name in names if name)
-        words = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        text = f"The {what} {files} can't be used: {str(words).lower().replace('_', ' ')}."
+        text = f"The {what} {files} can't be used: {_words(error)}."
         hint = "Check the file: PEM, readable, and a key without a password."
         raise SetupError("bad_request", text, hint=hint) from error
 
@@ -154,7 +161,11 @@ async def seen_certificate(sock: socket.socket, server_name: str) -> Certificate
 
 
 async def certificate_error(
-    place: str, server_name: str, error: ssl.SSLCertVerificationError, connect: Callable[[], Awaitable[socket.socket]]
+    place: str,
+    trust: Trust,
+    server_name: str,
+    error: ssl.SSLCertVerificationError,
+    connect: Callable[[], Awaitable[socket.socket]],
 ) -> KdispatchError:
     """Why the certificate of ``place`` was refused. ``connect`` makes another connection to it, for a second look."""
     seen = None
@@ -162,13 +173,17 @@ async def certificate_error(
         async with asyncio.timeout(_LOOK):
             seen = await seen_certificate(await connect(), server_name)
     code = _CODES.get(error.verify_code, "tls_unknown_ca")
-    return KdispatchError(code, f"{place}: {_why(code, error.verify_message.rstrip('.'), server_name, seen)}.")
+    if code == "tls_expired" and seen is not None and seen.not_before > datetime.now(UTC):
+        code = "tls_not_yet_valid"
+    if code != "tls_unknown_ca":
+        why = error.verify_message.rstrip(".") if seen is None else _why(code, server_name, seen)
+        return KdispatchError(code, f"{place}: {why}.")
+    useless = "" if trust.ca_file else await asyncio.to_thread(_useless_files)
+    return KdispatchError(code, f"{place}: {_unknown(error, seen)}.{useless}")
 
 
-def _why(code: str, words: str, server_name: str, seen: Certificate | None) -> str:
+def _why(code: str, server_name: str, seen: Certificate) -> str:
     """One sentence, with what a second look has shown."""
-    if seen is None:
-        return words
     now = datetime.now(UTC)
     if code == "tls_wrong_host":
         names = ", ".join(printable(name) for name in seen.names[:_NAMES]) or printable(seen.subject)
@@ -176,11 +191,42 @@ def _why(code: str, words: str, server_name: str, seen: Certificate | None) -> s
     if code == "tls_expired":
         ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "rests on one that has expired"
         return f"its certificate {ended}; by this machine's clock it is {_minute(now)}"
-    if code == "tls_not_yet_valid":
-        begins = f"is valid from {_minute(seen.not_before)} on" if seen.not_before > now else "rests on one of tomorrow"
-        return f"its certificate {begins}; by this machine's clock it is {_minute(now)}"
-    itself = " (itself)" if seen.issuer == seen.subject else ""
-    return f"its certificate is issued by {printable(seen.issuer)}{itself}, whom this machine does not trust: {words}"
+    begins = f"is valid from {_minute(seen.not_before)} on" if seen.not_before > now else "rests on one of tomorrow"
+    return f"its certificate {begins}; by this machine's clock it is {_minute(now)}"
+
+
+def _unknown(error: ssl.SSLCertVerificationError, seen: Certificate | None) -> str:
+    words = error.verify_message.rstrip(".")
+    if seen is None:
+        return words
+    itself = seen.issuer == seen.subject
+    issuer = f"{printable(seen.issuer)}{' (itself)' * itself}"
+    if error.verify_code not in _UNKNOWN:
+        return f"its certificate, issued by {issuer}, is refused: {words}"
+    why = f"its certificate is issued by {issuer}, whom this machine does not trust: {words}"
+    if error.verify_code in _CUT_CHAIN and not itself:
+        why += ". If other programs trust it, the server may leave out the certificates in between"
+    return why
+
+
+def _useless_files() -> str:
+    """Sentences about authorities that the environment names and OpenSSL can't read, of which it says nothing."""
+    found = []
+    if file := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+        except (OSError, ValueError) as error:
+            found.append(("SSL_CERT_FILE", file, _words(error)))
+    folders = filter(None, os.environ.get("SSL_CERT_DIR", "").split(os.pathsep))
+    found += [("SSL_CERT_DIR", folder, "no such directory") for folder in folders if not Path(folder).is_dir()]
+    return "".join(f" {name} names {printable(path)}, which can't be used: {why}." for name, path, why in found)
+
+
+def _words(error: OSError | ValueError) -> str:
+    """Why a file can't be used."""
+    if isinstance(error, ssl.SSLError):
+        return error.reason.lower().replace("_", " ") if error.reason else "no PEM as it is needed"
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def _minute(moment: datetime) -> str:
