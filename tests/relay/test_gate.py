@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import json
 import logging
@@ -99,7 +100,8 @@ class _Agent:
                 for message in self._messages.feed(data):
                     self.frames += frames.decode(message)
             self._writer.write(ws_frame(0x88, b"\x03\xe8", masked=True))
-            self._writer.write_eof()
+            with contextlib.suppress(OSError):  # the relay may have closed it meanwhile
+                self._writer.write_eof()
             while await self._reader.read(65536):
                 pass
 
