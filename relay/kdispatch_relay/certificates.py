@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,12 @@ from kdispatch_protocol.errors import KdispatchError
 __all__ = ["Certificates"]
 
 _LOOK: Final = 2.0  # seconds between two looks at the files
+#: Seconds until files of no use are read, and told, once more: the certificate that is served instead will run out.
+_AGAIN: Final = 3600.0
 
-#: Of both files: when it was changed, which one it is, and how long. A name may lead to another file by a link.
-_Stamp = tuple[tuple[int, int, int] | None, ...]
+#: Of both files: when it was changed, it and its mode or owner, which one it is, and how long. A name may lead to
+#: another file by a link; copies may keep the time and the length; and one that was unreadable may get another mode.
+_Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 _log = logging.getLogger("kdispatch.relay")
 
@@ -36,6 +40,7 @@ class Certificates:
         self.context = self._load()
         self.context.sni_callback = self._choose
         self._asked = asyncio.Event()
+        self._retry: float | None = None  # when files of no use are read once more
 
     def read_again(self) -> None:
         """Look at the files now, whether they have changed or not."""
@@ -51,7 +56,7 @@ class Certificates:
             asked = self._asked.is_set()
             self._asked.clear()
             stamp = await asyncio.to_thread(self._stamps)
-            if asked or (changed and stamp == self._stamp):
+            if asked or (changed and stamp == self._stamp) or self._due():
                 changed = False
                 self._stamp = stamp
                 await self._replace()
@@ -60,10 +65,15 @@ class Certificates:
                 changed = True
                 self._stamp = stamp
 
+    def _due(self) -> bool:
+        return self._retry is not None and time.monotonic() >= self._retry
+
     async def _replace(self) -> None:
+        self._retry = None
         try:
             self._current = await asyncio.to_thread(self._load)
         except KdispatchError as error:
+            self._retry = time.monotonic() + _AGAIN
             _log.error("%s The one that was read before is still served.", error.text, extra={"code": error.code})
         else:
             _log.info("The certificate was read again: new connections get it.")
@@ -77,18 +87,25 @@ class Certificates:
         try:
             # Without a password it would be asked for at the terminal, of whoever sits there.
             context.load_cert_chain(*self._files, password=lambda: b"")
-        except (OSError, ssl.SSLError) as error:
-            reason = error.strerror or str(error)
-            raise KdispatchError("bad_request", f"The TLS certificate and key can't be used: {reason}.") from error
+        except OSError as error:
+            certificate, key = self._files
+            text = f"The TLS certificate and key can't be used: {_words(error)} ({certificate}, {key})."
+            raise KdispatchError("bad_request", text) from error
         return context
 
     def _stamps(self) -> _Stamp:
         return tuple(map(_stamp, self._files))
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _words(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason.lower().replace("_", " ") if error.reason else "no PEM, or a key with a password"
+    return error.strerror or str(error)
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

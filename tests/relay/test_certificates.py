@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -113,10 +114,49 @@ async def test_what_is_of_no_use_is_told_and_not_served(files: Files, caplog: py
         files.key.unlink()
         await asyncio.sleep(8 * _LOOK)
         assert await _shows(port) == first
-        told = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+        told = _errors(caplog)
         assert len(told) == 2, told
         assert all("can't be used" in line and "still served" in line for line in told)
         await _will_show(port, files.write("127.0.0.1"))
+
+
+async def test_a_change_that_keeps_time_and_length_is_seen(files: Files) -> None:
+    """A copy that keeps the old time and length is a new certificate all the same."""
+    length, time = 4096, (1_700_000_000, 1_700_000_000)
+
+    def write() -> bytes:
+        key = files.write("127.0.0.1")
+        for path in (files.certificate, files.key):
+            path.write_bytes(path.read_bytes().ljust(length, b"\n"))
+            os.utime(path, time)
+        return key
+
+    first = write()
+    async with _serving(await files.served()) as port:
+        assert await _shows(port) == first
+        await _will_show(port, write())
+
+
+async def test_files_of_no_use_are_told_again(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that stay of no use are told again and again, by name, and no more once they are sound."""
+    monkeypatch.setattr(certificates, "_AGAIN", 2 * _LOOK)
+    files.write("127.0.0.1")
+    async with _serving(await files.served()) as port:
+        files.key.write_bytes(b"")
+        async with asyncio.timeout(5):
+            while len(_errors(caplog)) < 3:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(_LOOK)
+        assert all(str(files.key) in line and "no PEM" in line for line in _errors(caplog))
+        await _will_show(port, files.write("127.0.0.1"))
+        told = len(_errors(caplog))
+        await asyncio.sleep(8 * _LOOK)
+        assert len(_errors(caplog)) == told
+
+
+def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno == logging.ERROR]
 
 
 async def test_it_is_read_again_when_asked(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
