@@ -4,8 +4,8 @@ Each has one deadline, from when it is accepted until it has shown something of 
 A request that is asked for on the same connection later has as long from its first byte on.
 
 Of all sockets those that show nothing, or nothing more, are let go for new ones when there are too many: an honest
-agent is among them for a few round trips only. Of one source those that are there keep their place, and new ones are
-refused: behind one address there may be a whole office.
+agent is among them for a few round trips only. Of one source those that rest are let go; those that are expected to
+show something keep their place, and new ones are refused: behind one address there may be a whole office.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_relay.sources import Networks, address_of, forwarded_source, group_of, is_trusted
 
 __all__ = ["Arrival", "Arrivals"]
+
+_GRACE: Final = 5.0  # seconds in which a connection that has rested for long enough is closed by whoever serves it
 
 
 class Arrival:
@@ -45,9 +48,13 @@ class Arrival:
         """Its request is answered, and there may be another one."""
         self._arrivals.rest(self)
 
+    def carries_nothing(self) -> None:
+        """It is an agent's that only measures: it has no deadline any more, and is among the first to go."""
+        self._arrivals.spare(self)
+
     def is_of(self, source: str) -> bool:
-        """It turned out to be of ``source``; returns whether that may have one more."""
-        return self._arrivals.regroup(self, group_of(source))
+        """Its request turned out to be of ``source``; returns whether that may have one more."""
+        return self._arrivals.regroup(self, source)
 
     def refused(self, code: str) -> None:
         """Something that came on it is refused; this counts it, unless it was dropped before for another reason."""
@@ -71,6 +78,7 @@ class Arrivals:
         self._all: set[Arrival] = set()
         self._idle: dict[Arrival, None] = {}  # nothing is done for these; the first has been so for longest
         self._deadlines: dict[Arrival, float] = {}  # all are given as long, so the first is due first
+        self._resting: dict[Arrival, float] = {}  # likewise: until when there may be another request
 
     def __len__(self) -> int:
         return len(self._all)
@@ -79,10 +87,8 @@ class Arrivals:
         """A new socket from ``peer``, which waits; ``None`` where it is to be closed."""
         address = address_of(peer)
         trusted = address is not None and is_trusted(address, self._trusted)
-        # A proxy brings everybody's. On this machine there may be one that nobody has told of.
-        nobodys = trusted or address is None or address.is_loopback
-        group = "" if nobodys else group_of(peer)
-        if self._groups.get(group, 0) >= self._limits.arrivals_source or not self._has_room():
+        group = self._group_of(peer)
+        if not self._has_place(group) or not self._has_room():
             self.refused["busy"] += 1
             return None
         arrival = Arrival(self, peer, group, drop, trusted=trusted)
@@ -97,9 +103,13 @@ class Arrivals:
             return arrival.peer
         return forwarded_source(arrival.peer, forwarded, self._trusted)
 
-    def make_room(self) -> bool:
-        """Close the socket for which nothing has been done for longest; returns whether there was one."""
-        longest = next(iter(self._idle), None)
+    def make_room(self, waited: float = 0.0) -> bool:
+        """Close the socket for which nothing has been done for longest; returns whether there was one.
+
+        One that is expected to show something must have had so many seconds for it.
+        """
+        most = self._loop.time() + self._limits.hello - waited
+        longest = next((one for one in self._idle if self._deadlines.get(one, 0.0) <= most), None)
         if longest is None:
             return False
         self._refuse(longest, "busy")
@@ -117,6 +127,7 @@ class Arrivals:
             return
         deadline = self._loop.time() + self._limits.hello
         self._deadlines[arrival] = deadline
+        self._resting.pop(arrival, None)
         self._idle.pop(arrival, None)
         self._idle[arrival] = None
         self._alarm.set(deadline)
@@ -124,23 +135,33 @@ class Arrivals:
     def work(self, arrival: Arrival) -> None:
         """See :meth:`Arrival.works`."""
         self._deadlines.pop(arrival, None)
+        self._resting.pop(arrival, None)
         self._idle.pop(arrival, None)
 
     def rest(self, arrival: Arrival) -> None:
         """See :meth:`Arrival.rests`."""
         if arrival in self._all:
+            self.spare(arrival)
+            if arrival.trusted:  # its next request is somebody else's
+                self._move(arrival, "")
+            # aiohttp closes it before; but not where its answer is not read.
+            self._resting[arrival] = self._loop.time() + self._limits.keep_alive + _GRACE
+            self._alarm.set(self._resting[arrival])
+
+    def spare(self, arrival: Arrival) -> None:
+        """See :meth:`Arrival.carries_nothing`."""
+        if arrival in self._all:
             self.work(arrival)
             self._idle[arrival] = None
 
-    def regroup(self, arrival: Arrival, group: str) -> bool:
+    def regroup(self, arrival: Arrival, source: str) -> bool:
         """See :meth:`Arrival.is_of`."""
+        group = self._group_of(source)
         if arrival not in self._all or group == arrival.group:
             return True
-        if self._groups.get(group, 0) >= self._limits.arrivals_source:
+        if not self._has_place(group):
             return False
-        self._leave(arrival.group)
-        arrival.group = group
-        self._enter(group)
+        self._move(arrival, group)
         return True
 
     def forget(self, arrival: Arrival) -> None:
@@ -157,6 +178,30 @@ class Arrivals:
 
     # --- inner ----------------------------------------------------------------------------------
 
+    def _group_of(self, source: str) -> str:
+        """What a socket from there counts for: for nobody where it is a proxy's, which brings everybody's.
+
+        On this machine there may be one that nobody has told of.
+        """
+        address = address_of(source)
+        if address is None or address.is_loopback or is_trusted(address, self._trusted):
+            return ""
+        return group_of(source)
+
+    def _has_place(self, group: str) -> bool:
+        if self._groups.get(group, 0) < self._limits.arrivals_source:
+            return True
+        rests = next((one for one in self._idle if one.group == group and one not in self._deadlines), None)
+        if rests is None:
+            return False
+        self._refuse(rests, "busy")
+        return True
+
+    def _move(self, arrival: Arrival, group: str) -> None:
+        self._leave(arrival.group)
+        arrival.group = group
+        self._enter(group)
+
     def _has_room(self) -> bool:
         return len(self._all) < self._limits.arrivals or self.make_room()
 
@@ -167,12 +212,13 @@ class Arrivals:
 
     def _timed_out(self) -> None:
         now = self._loop.time()
-        while self._deadlines:
-            arrival, deadline = next(iter(self._deadlines.items()))
-            if deadline > now:
-                self._alarm.set(deadline)
-                return
-            self._refuse(arrival, "timed_out")
+        for due in (self._deadlines, self._resting):
+            while due:
+                arrival, deadline = next(iter(due.items()))
+                if deadline > now:
+                    self._alarm.set(deadline)
+                    break
+                self._refuse(arrival, "timed_out")
 
     def _enter(self, group: str) -> None:
         if group:

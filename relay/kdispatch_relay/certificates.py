@@ -26,7 +26,9 @@ _log = logging.getLogger("kdispatch.relay")
 
 
 class Certificates:
-    """``context`` is what a listener serves with: each new connection gets the newest certificate that was sound.
+    """``newest`` is what a new connection is served with: a context with the newest certificate that was sound.
+
+    Not one context that chooses by a callback: Python prints a trace for each name in a hello that is no ASCII.
 
     Raises ``bad_request`` when it is made from files of no use.
     """
@@ -34,11 +36,9 @@ class Certificates:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
         self._stamp = self._stamps()
-        self._current = self._load()
         # A context of its own for each certificate: one that is loaded half, as a key and a certificate are changed
         # one after the other, serves nobody.
-        self.context = self._load()
-        self.context.sni_callback = self._choose
+        self.newest = self._load()
         self._asked = asyncio.Event()
         self._retry: float | None = None  # when files of no use are read once more
 
@@ -71,15 +71,12 @@ class Certificates:
     async def _replace(self) -> None:
         self._retry = None
         try:
-            self._current = await asyncio.to_thread(self._load)
+            self.newest = await asyncio.to_thread(self._load)
         except KdispatchError as error:
             self._retry = time.monotonic() + _AGAIN
             _log.error("%s The one that was read before is still served.", error.text, extra={"code": error.code})
         else:
             _log.info("The certificate was read again: new connections get it.")
-
-    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = self._current
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -40,11 +40,16 @@ class Connections:
         while server is not None and server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_LOOK)
 
+    def answered(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """An answer that the app does not make is on its way."""
+        if self._ending:
+            response.force_close()
+        else:
+            self._answered[request.task] = request.protocol
+
     async def _prepared(self, request: web.Request, response: web.StreamResponse) -> None:
         if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             return  # an agent's session has an end of its own
+        self.answered(request, response)
         if self._ending:
-            response.force_close()
             response.headers[hdrs.CONNECTION] = "close"  # the headers are made already
-        else:
-            self._answered[request.task] = request.protocol

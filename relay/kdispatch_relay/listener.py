@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
@@ -18,6 +17,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay import sockets, steering
 from kdispatch_relay.api.exchange import PREFIX
 from kdispatch_relay.arrivals import Arrival
+from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.http_connection import HttpConnections
 from kdispatch_relay.neighbour import ask, unverified
 from kdispatch_relay.settings import Settings
@@ -32,6 +32,7 @@ _PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
 _DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
 _AT_ONCE: Final = 100  # connections that are accepted before others have their turn
 _REST: Final = 0.05  # seconds before more are accepted where there was no descriptor for the next one
+_PATIENCE: Final = 1.0  # seconds that a connection has before it makes room for others: honest ones need less
 _ROOM: Final = 32  # connections that make room for it and those behind it
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
@@ -56,7 +57,7 @@ class Port(Enum):
 class Listener:
     """The sockets of one relay, and what becomes of connections to them."""
 
-    def __init__(self, found: list[socket.socket], tls: ssl.SSLContext | None, host: str, *, beside: bool) -> None:
+    def __init__(self, found: list[socket.socket], tls: Certificates | None, host: str, *, beside: bool) -> None:
         self._sockets = found
         self._tls = tls
         self._ours = bool(host)  # else somebody else's, who keeps them open
@@ -71,7 +72,7 @@ class Listener:
         self._watched = True  # what comes is taken at once
 
     @classmethod
-    async def bound(cls, settings: Settings, tls: ssl.SSLContext | None) -> Listener:
+    async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
         """Sockets that were handed over, else those of the settings.
 
         Raises ``port_in_use``, ``plaintext_refused``, or ``bad_request`` for an address or sockets of no use.
@@ -172,7 +173,8 @@ class Listener:
     def _make_room(self) -> None:
         assert self._connections is not None
         for _ in range(_ROOM):
-            self._connections.arrivals.make_room()
+            if not self._connections.arrivals.make_room(_PATIENCE):
+                break
 
     def _ready_again(self, sock: socket.socket) -> None:
         if self._watched:
@@ -275,7 +277,8 @@ class Listener:
     async def _serve(self, connections: HttpConnections, accepted: socket.socket, arrival: Arrival) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(lambda: connections(arrival), accepted, ssl=self._tls)
+            tls = None if self._tls is None else self._tls.newest
+            await loop.connect_accepted_socket(lambda: connections(arrival), accepted, ssl=tls)
         except OSError:  # TLS that failed is nobody's affair, but it is counted
             arrival.refused("bad_request")
         except BaseException:
@@ -307,7 +310,7 @@ def _accepted(sock: socket.socket, *, full: bool = False) -> Iterator[_Accepted]
         yield accepted, peer
 
 
-async def _bound(settings: Settings, tls: ssl.SSLContext | None) -> tuple[list[socket.socket], bool]:
+async def _bound(settings: Settings, tls: Certificates | None) -> tuple[list[socket.socket], bool]:
     """The sockets, and whether another relay listens on the port, beside which they were made."""
     host, port = settings.address
     loop = asyncio.get_running_loop()

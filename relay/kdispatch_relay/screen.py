@@ -21,6 +21,8 @@ _API: Final = f"{PREFIX}/"
 #: Balancers ask for these by address, and they tell nothing of what a name could protect.
 _HEALTH: Final = frozenset({"/healthz", "/readyz"})
 
+_FORWARDED: Final = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, hdrs.X_FORWARDED_HOST, hdrs.X_FORWARDED_PROTO)
+
 _UNKNOWN_ADDRESS: Final = Problem("unknown_address")
 _WRONG_METHOD: Final = Problem("wrong_method")
 _MISDIRECTED: Final = Problem("misdirected")
@@ -62,11 +64,16 @@ class Screen:
         return problem.response()
 
     def _is_for_us(self, request: web.Request, arrival: Arrival) -> bool:
-        """Whether the request has one of the relay's names, or comes from this machine and has its address."""
+        """Whether the request has one of the relay's names, or comes from this machine and has its address.
+
+        What a server in front sends on comes from this machine, too, but is known by what that adds.
+        """
         named = request.headers.getall(hdrs.HOST, [])
         host = host_of(named[0]) if len(named) == 1 else ""
         if host in self._hosts:
             return True
+        if any(name in request.headers for name in _FORWARDED):
+            return False
         own = request.protocol.sockname
         address = own[0] if isinstance(own, tuple) else ""
         return (is_loopback(arrival.peer) or arrival.peer == address) and (is_loopback(host) or host == address)

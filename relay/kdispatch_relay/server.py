@@ -92,7 +92,6 @@ async def running_relay(
     Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or files of no use.
     """
     certificates = await _certificates(settings)
-    tls = None if certificates is None else certificates.context
     operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
     authority = Authority(Repository(database))
@@ -105,10 +104,10 @@ async def running_relay(
     watching = asyncio.create_task(certificates.watch(), name="certificates") if certificates else None
     try:
         await runner.setup()
-        listener = await Listener.bound(settings, tls)
+        listener = await Listener.bound(settings, certificates)
         screen = Screen(app, settings.allowed_hosts, arrivals.refused)
-        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits)))
-        url = f"{'https' if tls else 'http'}://{listener.where}"
+        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits), connections.answered))
+        url = f"{'https' if certificates else 'http'}://{listener.where}"
         running = RunningRelay(url, app, gate, listener, connections)
         running.certificates = certificates
         yield running

@@ -326,7 +326,7 @@ async def running_gate(limits: Limits = SCALED) -> AsyncIterator[Running]:
     listener = await Listener.bound(Settings(listen="127.0.0.1:0"), None)
     try:
         screen = Screen(app, frozenset(), arrivals.refused)
-        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits)))
+        await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits), lambda *_: None))
         yield Running(gate, store, listener.port)
     finally:
         await listener.close()

@@ -123,3 +123,43 @@ async def test_nothing_is_left() -> None:
         arrival.waits()
         arrival.rests()
     assert not (len(arrivals) or arrivals._idle or arrivals._deadlines or arrivals._groups)
+
+
+async def test_resting_ones_make_place_for_their_source() -> None:
+    """At a source's cap those that rest go first; where all are expected to show something the new one is refused."""
+    sockets = Sockets(Arrivals(limits=Limits(arrivals_source=2, hello=60.0)))
+    sockets.admitted("rests").rests()
+    sockets.admitted("waits")
+    sockets.admitted("new")
+    assert sockets.dropped == ["rests"]
+    assert sockets("refused") is None
+    assert sockets.arrivals.refused == {"busy": 2}
+
+
+async def test_room_is_made_by_those_that_had_their_time() -> None:
+    """Where room is needed that a cap does not say, those that have only just come are spared."""
+    sockets = Sockets(Arrivals(limits=FEW))
+    sockets.admitted("fresh")
+    assert not sockets.arrivals.make_room(1.0)
+    await asyncio.sleep(0.02)
+    assert sockets.arrivals.make_room(0.01)
+    assert sockets.dropped == ["fresh"]
+
+
+async def test_this_machine_counts_for_nobody_behind_a_proxy() -> None:
+    """Requests that a trusted proxy sends for itself, or for this machine, have no cap of their own."""
+    sockets = Sockets(Arrivals(networks("192.0.2.1"), FEW))
+    for name in ("one", "two", "three"):
+        assert sockets.admitted(name).is_of("127.0.0.1" if name == "one" else "192.0.2.1")
+    assert sockets.dropped == []
+
+
+async def test_a_proxys_connection_is_nobodys_between_two_requests() -> None:
+    """A kept connection of a trusted proxy counts for a source only as long as it carries its request."""
+    sockets = Sockets(Arrivals(networks("192.0.2.1"), FEW))
+    kept = sockets.admitted("kept")
+    for _ in range(5):
+        assert kept.is_of("203.0.113.5")
+        kept.works()
+        kept.rests()
+        assert kept.group == ""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,14 +58,25 @@ async def _serving(certificates: Certificates) -> AsyncIterator[int]:
                 writer.write(data)
         writer.close()
 
-    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=certificates.context)
-    watching = asyncio.create_task(certificates.watch())
-    try:
-        async with server:
-            yield server.sockets[0].getsockname()[1]
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+    async def serve(accepted: socket.socket) -> None:
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), echo)
+        with contextlib.suppress(OSError):
+            await loop.connect_accepted_socket(lambda: protocol, accepted, ssl=certificates.newest)
+
+    async def accept() -> None:
+        while True:
+            await serve((await loop.sock_accept(listening))[0])
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        running = [asyncio.create_task(certificates.watch()), asyncio.create_task(accept())]
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _connect(port: int, name: str | None = None) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:

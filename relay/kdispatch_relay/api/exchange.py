@@ -15,7 +15,7 @@ __all__ = ["BODY_LIMIT", "PREFIX", "Body", "Name", "answer", "bearer", "read_bod
 
 PREFIX: Final = "/api/v1"
 BODY_LIMIT: Final = 64 * 1024  # bytes; the largest body with a meaning has a few hundred
-_BODY_TIME: Final = 10.0  # seconds for a body to arrive: senders of one byte a minute are not waited for
+_BODY_TIME: Final = 8.0  # seconds for a body to arrive; below those after which its connection is closed without a word
 _ERRORS_SHOWN: Final = 3
 _PLACE_SHOWN: Final = 80  # characters; the sender chooses the keys
 

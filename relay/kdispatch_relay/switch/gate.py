@@ -335,7 +335,10 @@ class _AgentLink:
         self._gate.switch.opens.few = len(received) <= _FEW
         self._gate.switch.receive_frames(self.session, received, now)
         if not greeted and self.session.process:
-            self._arrived()
+            if not self.session.quiet:
+                self._arrived()
+            elif self._arrival is not None:
+                self._arrival.carries_nothing()
             _log.debug("session began", extra=self._fields())
             self.link.carrier.limit_messages(self._gate.limits.message)
             if self.session.quiet:
