@@ -6,6 +6,7 @@ whatever the request was sent with. Names of headers are in lower case.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -75,7 +76,10 @@ _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
 _PASSING: Final = frozenset({408, 425, 429})
 
 #: TLS alerts (RFC 8446, 6.2) by which a server says that it lacks our certificate, or does not accept it.
-_WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA")
+_WANTS_CERTIFICATE: Final = (
+    "CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_REVOKED", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_UNSUPPORTED_CERTIFICATE",
+)  # fmt: skip
 
 _T = TypeVar("_T")
 
@@ -203,7 +207,9 @@ def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> Kdispat
     if 200 <= status < 300 and kind.lower().startswith("text/html"):
         return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}).")
     if 300 <= status < 400:
-        target = urlsplit(headers.get("location", ""))
-        where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "elsewhere"
+        where = "elsewhere"
+        with contextlib.suppress(ValueError):  # what stands there is no URL
+            target = urlsplit(headers.get("location", ""))
+            where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else where
         return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed")
     return not_a_relay(relay, f"it answers with status {status} and {kind}")

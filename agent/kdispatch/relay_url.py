@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["API_PREFIX", "RelayUrl"]
+__all__ = ["API_PREFIX", "RelayUrl", "is_host"]
 
 #: Where the REST API and the tunnel live below the relay's address.
 API_PREFIX: Final = "/api/v1"
@@ -114,6 +114,15 @@ class RelayUrl:
         default = _DEFAULT_PORTS["https" if self.secure else "http"]
         authority = self.authority
         return (authority.rpartition(":")[0] if self.port == default else authority) + self.prefix
+
+
+def is_host(text: str) -> bool:
+    """Whether it is a host's name, or an address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST_NAME.fullmatch(text.lower()) is not None
+    return True
 
 
 def _name(host: str) -> str:

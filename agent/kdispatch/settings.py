@@ -333,8 +333,14 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             table[key] = float(value)
         elif type(value) is not type(known[key].default):
             unit = setting_of(key).unit
-            raise SetupError("bad_request", f"{path}: {key} is to be {unit}, not {value!r}.", hint=hint)
+            raise SetupError(
+                "bad_request", f"{path}: {key} is to be {unit}, not {_KINDS.get(type(value), 'a table')}.", hint=hint
+            )
     return table
+
+
+#: What a value of the file is, for a person. Not the value: a proxy's has a password in it.
+_KINDS: Final = {str: "a text", bool: "yes or no", int: "a number", float: "a number", list: "a list"}
 
 
 def _switch(name: str, text: str) -> bool:

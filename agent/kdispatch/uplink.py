@@ -33,7 +33,7 @@ __all__ = ["Uplink"]
 #: Codes of a GOAWAY after which another session would end the same way.
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
 #: Codes of what stands between an agent and its relay, or in the relay's place.
-_IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "misdirected", "proxy_auth", "proxy_refused"})
+_IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "proxy_auth", "proxy_refused"})
 #: An agent that has been connected goes on trying even after a final answer that may not be the relay's.
 _RARE: Final = 60.0
 #: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
@@ -136,7 +136,11 @@ class Uplink:
         session = None
         try:
             async with asyncio.timeout(self._limits.handshake):
-                upgraded = await self.dialer.upgrade()
+                try:
+                    upgraded = await self.dialer.upgrade()
+                except ValueError as error:  # of a library, for bytes that it can't read: no reason to end
+                    text = f"{self.dialer.relay.authority}: What it answers can't be read."
+                    raise KdispatchError("not_a_relay", text) from error
                 path, now = self._find_path(upgraded), self.driver.loop.time()
                 session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
                 self._welcomed = asyncio.get_running_loop().create_future()
@@ -227,7 +231,7 @@ class Uplink:
     @staticmethod
     def _pause_after(error: KdispatchError, backoff: Backoff) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
-        if error.code in _IN_BETWEEN:
+        if error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final):
             at_least = _RARE
         return backoff.next_wait(at_least)
 
@@ -329,8 +333,8 @@ def _farewell(session: UplinkSession) -> KdispatchError | None:
 def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:
     """Whether trying again is no use. What something in between may have said ends only a first start."""
     if isinstance(error, Refusal):
-        # Which names a relay is known by is its operator's to say, who may have mistyped one.
-        return error.final and not (connected_before and error.code == "misdirected")
+        # Whoever has been connected outlives a box that takes the upgrade away, and a relay's mistyped names.
+        return error.final and (not connected_before or error.code in _FINAL)
     if error.code in _FINAL:
         return True
     return not connected_before and (error.code in _IN_BETWEEN or error.code.startswith("tls_"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kdispatch.network.challenges import Challenge, authorization, challenges, chosen, digest
@@ -97,3 +99,11 @@ def test_stale() -> None:
     """A nonce that was too old is told apart from a wrong password."""
     fresh, stale = challenges(['Digest realm="r", nonce="n", stale=false, Digest realm="r", nonce="n", stale=TRUE'])
     assert (fresh.stale, stale.stale) == (False, True)
+
+
+@pytest.mark.parametrize("character", [" ", ",", "a", '"', "\\"])
+def test_a_long_challenge_is_read_in_no_time(character: str) -> None:
+    """A proxy can't keep an agent busy by what it writes into one header."""
+    began = time.process_time()
+    challenges([f'"{character * 32_000}"', f"a{character * 32_000}="])
+    assert time.process_time() - began < 1

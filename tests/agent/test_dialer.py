@@ -327,7 +327,7 @@ async def test_no_connection_is_left_of_those_that_lost(monkeypatch: pytest.Monk
 
 
 async def test_all_urls_fail() -> None:
-    """Where no URL works, the error has what happened by each, and the relay's own word goes before the others'."""
+    """Where no URL works, the error has what happened by each, or the relay's own word where it refuses by each."""
     with pytest.raises(KdispatchError) as caught:
         await dialer._first_of([_fails, _fails], lambda _: None)
     assert caught.value.text == "Away. Away."
@@ -336,7 +336,7 @@ async def test_all_urls_fail() -> None:
         raise Refusal("version_unsupported", "Too old.", final=True)
 
     with pytest.raises(Refusal):
-        await dialer._first_of([_fails, refused], lambda _: None)
+        await dialer._first_of([refused, refused], lambda _: None)
 
 
 async def test_given_up_attempts_end() -> None:
@@ -390,3 +390,26 @@ async def test_a_name_is_looked_up_for_each_connection(monkeypatch: pytest.Monke
         moved = True
         upgraded = await way.upgrade()
         upgraded.transport.abort()
+
+
+async def test_what_passes_goes_before_what_is_final() -> None:
+    """Where one URL is only away, another one's final refusal does not end an agent; where all refuse, it does."""
+
+    async def refused() -> str:
+        raise Refusal("bad_request", "Stripped.", final=True)
+
+    async def away() -> str:
+        raise Refusal("relay_unreachable", "Away.", final=False)
+
+    cases = (([refused, _fails], "Stripped. Away."), ([refused, away], "Away."), ([refused], "Stripped."))
+    for attempts, text in cases:
+        with pytest.raises(KdispatchError) as caught:
+            await dialer._first_of(attempts, lambda _: None)
+        assert caught.value.text == text
+        assert isinstance(caught.value, Refusal) == (attempts[-1] is not _fails)
+
+
+async def test_a_location_that_is_no_url() -> None:
+    """A redirect to nonsense is told as a redirect."""
+    error = await _error(_says(_http("302 Found", b"", "Location: http://[x")))
+    assert error.code == "not_a_relay" and "elsewhere" in error.text

@@ -177,3 +177,24 @@ def test_a_bundle_that_cannot_be_written(home: Path) -> None:
     with pytest.raises(SetupError) as caught:
         write_bundle(home / "none" / "b.zip", [], None, None, 8)
     assert "none/b.zip cannot be written" in caught.value.text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ['http://us3r:pa"ss1@h:1', "http://us3r:p'äss@h:1", "us3r:abc@h:1", "apik3y@h:1", "us3r:p\\a@h:1"],
+)
+def test_no_part_of_a_proxys_credentials_is_in_a_bundle(
+    home: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """However a proxy is written, its name and password are taken out; a file that was there is its owner's then."""
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    path = home / "b.zip"
+    path.touch(0o644)
+    write_bundle(path, [], Settings(relay=str(_RELAY), proxy=address), None, 8)
+    assert path.stat().st_mode & 0o077 == 0
+    before = address.rpartition("@")[0].rpartition("://")[2]
+    with zipfile.ZipFile(path) as bundle:
+        for name in bundle.namelist():
+            text = bundle.read(name).decode()
+            assert before not in text and json.dumps(before)[1:-1] not in text, name
+            assert "us3r" not in text and "apik3y" not in text, name

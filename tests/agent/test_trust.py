@@ -335,3 +335,27 @@ def test_the_systems_own_trust() -> None:
     context = Trust().context()
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("name", [".x", "a..b", "x" * 64, "a b", "a/b"])
+def test_what_is_no_server_name(name: str) -> None:
+    """A name that no certificate can have is refused at the start, and not by a library later."""
+    with pytest.raises(SetupError) as caught:
+        Trust.of(Settings(server_name=name))
+    assert "--server-name" in caught.value.hint
+
+
+def test_a_pin_needs_tls() -> None:
+    """A pin that could not be checked is refused, instead of being passed over."""
+    pin = f"sha256:{'00' * 32}"
+    with pytest.raises(SetupError):
+        Dialer.of(Settings(relay="https://a.example,http://127.0.0.1:1", pin=pin))
+
+
+async def test_an_issuer_in_between_is_enough(ca: trustme.CA, tmp_path: Path) -> None:
+    """--ca-file may have the authority that issued the relay's certificate, without the one above it."""
+    between = ca.create_child_ca()
+    between.cert_pem.write_to_path(str(tmp_path / "between.pem"))
+    async with _server(between.issue_cert("127.0.0.1")) as server:
+        error = await _fails(Dialer(server.url(), trust=Trust(ca_file=str(tmp_path / "between.pem"))))
+    assert error.code == "not_a_relay"  # so far it came

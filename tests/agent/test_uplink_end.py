@@ -35,3 +35,11 @@ def test_a_name_that_a_relay_no_longer_takes() -> None:
     assert uplink_module._is_final(refused, connected_before=False)
     assert not uplink_module._is_final(refused, connected_before=True)
     assert uplink_module._is_final(Refusal("revoked", "", final=True), connected_before=True)
+
+
+def test_a_box_that_takes_the_upgrade_away() -> None:
+    """What the relay says to a request that a box has spoilt ends no agent that has been connected."""
+    for code in ("bad_request", "unknown_address"):
+        refused = Refusal(code, "", final=True)
+        assert uplink_module._is_final(refused, connected_before=False)
+        assert not uplink_module._is_final(refused, connected_before=True)

@@ -278,3 +278,22 @@ async def test_wrong_answers_of_socks(
         error = await fails(proxy)
     assert error.code == code
     assert words in error.text
+
+
+async def test_a_socks_reply_that_nobody_can_read() -> None:
+    """A reply of bytes that are no name is the proxy's fault, and ends nothing."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.read(100)
+        writer.write(b"\x05\x00\x00\x03\x02\xff\xfe\x00\x00")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        proxy = Proxy.parse(f"socks5://127.0.0.1:{server.sockets[0].getsockname()[1]}", "--proxy")
+        with pytest.raises(KdispatchError) as caught:
+            await connect_through(proxy, "relay.test", 443)
+    assert caught.value.code == "proxy_unreachable" and "can't be read" in caught.value.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from kdispatch.answers import not_a_relay, unreachable
+from kdispatch.answers import connection_error, not_a_relay, unreachable
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch_protocol.errors import CODES
@@ -26,6 +27,8 @@ Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport
 _SECONDS: Final = 15.0
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
+_BODY_SECONDS: Final = 2.0
+_DIGITS: Final = 10  # of a length: more is none
 _RELAYS_OWN: Final = "aiohttp"  # in the name of the relay's own server
 _SHOWN: Final = 60  # characters of a header that names a program
 
@@ -62,10 +65,10 @@ class Answer:
         """How many seconds this machine's clock is ahead of the one that dated the answer."""
         try:
             date = parsedate_to_datetime(self.headers["date"])
-        except (KeyError, ValueError):
+            # To half a second: the header has whole ones.
+            return (now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() - 0.5
+        except (KeyError, ValueError, OverflowError):
             return None
-        # To half a second: the header has whole ones.
-        return (now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() - 0.5
 
 
 async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> Answer:
@@ -90,6 +93,8 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
         raise unreachable(relay, "it closes the connection in place of an answer") from error
     except asyncio.LimitOverrunError as error:
         raise not_a_relay(relay, "its answer has no end") from error
+    except OSError as error:  # of TLS: some servers refuse a client only behind the handshake
+        raise connection_error(relay, error) from error
     finally:
         if transport is not None:
             transport.abort()
@@ -123,10 +128,13 @@ def _head(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
     length = headers.get("content-length", "")
-    size = min(int(length), _BODY_MAX) if length.isdecimal() else _BODY_MAX
+    size = min(int(length), _BODY_MAX) if length.isdecimal() and len(length) < _DIGITS else _BODY_MAX
     body = b""
-    while len(body) < size and (piece := await reader.read(size - len(body))):
-        body += piece
+    # Its end may not show: of a connection that is kept, with a length that is told otherwise.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_SECONDS):
+            while len(body) < size and (piece := await reader.read(size - len(body))):
+                body += piece
     return body
 
 

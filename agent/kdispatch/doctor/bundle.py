@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from kdispatch.credentials import CREDENTIALS_FILE
 from kdispatch.doctor.findings import Finding
-from kdispatch.doctor.redaction import clean
+from kdispatch.doctor.redaction import clean, without_credentials
 from kdispatch.records import agents_directory
 from kdispatch.settings import ENVIRONMENT, Settings, config_directory, setting_of, version
 from kdispatch.setup_error import SetupError
@@ -37,6 +37,8 @@ _VARIABLES: Final = (
     "HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "LANG",
 )  # fmt: skip
+#: Those of them that have an address with a name and a password in it.
+_PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "KDISPATCH_PROXY")
 _SECRET: Final = "KDISPATCH_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -63,7 +65,8 @@ def write_bundle(
         for name, text in parts.items():
             bundle.writestr(name, text)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        path.unlink(missing_ok=True)  # one that others may read would stay so
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getvalue())
     except OSError as error:
@@ -76,11 +79,13 @@ def _secrets(settings: Settings | None, token: str | None) -> Iterable[str]:
     """Texts that may appear nowhere: tokens, and the parts of proxies' addresses before an ``@``."""
     yield token or ""
     yield os.environ.get(_SECRET, "")
-    for address in (*((settings.proxy,) if settings else ()), *map(os.environ.get, (*_VARIABLES, "KDISPATCH_PROXY"))):
+    for address in (*((settings.proxy,) if settings else ()), *map(os.environ.get, _PROXIES)):
         before, at, _ = (address or "").rpartition("@")
         if at:
-            _, _, password = before.rpartition("://")[2].partition(":")
-            yield from (password, unquote(password))
+            credentials = before.rpartition("://")[2]
+            user, _, password = credentials.partition(":")
+            for secret in (credentials, password or user, unquote(password or user)):
+                yield from (secret, json.dumps(secret)[1:-1])
     with contextlib.suppress(OSError, ValueError, AttributeError):
         content = json.loads((config_directory() / CREDENTIALS_FILE).read_bytes())
         for entry in content.get("relays", {}).values():
@@ -103,12 +108,15 @@ def _versions() -> dict[str, Any]:
 
 
 def _settings(settings: Settings | None) -> dict[str, Any]:
-    return {} if settings is None else dataclasses.asdict(settings)
+    if settings is None:
+        return {}
+    return dataclasses.asdict(settings) | {"proxy": without_credentials(settings.proxy)}
 
 
 def _environment() -> dict[str, Any]:
     ours = [*ENVIRONMENT, *(setting_of(field.name).env for field in dataclasses.fields(Settings))]
     values = {name: os.environ[name] for name in (*_VARIABLES, *ours) if name in os.environ and name != _SECRET}
+    values |= {name: without_credentials(values[name]) for name in _PROXIES if name in values}
     return values | {f"{_SECRET} is set": _SECRET in os.environ}
 
 

@@ -14,6 +14,7 @@ from kdispatch.doctor.machine import check_config, check_credentials, check_desc
 from kdispatch.doctor.relay import check_service, check_token
 from kdispatch.doctor.tunnel import Tunnel
 from kdispatch.doctor.way import Way
+from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 
 __all__ = ["NEEDED", "Wishes", "examine"]
@@ -45,7 +46,7 @@ async def examine(settings: Settings, wishes: Wishes) -> AsyncIterator[Finding]:
     for finding in await asyncio.to_thread(_kept_here, settings, wishes.token):
         yield finding
     for relay in settings.relay_urls:
-        async for finding in _along(Way(settings, relay), wishes):
+        async for finding in _along(Way(settings, relay), settings.relay_url, wishes):
             yield finding
     if wishes.port is not None:
         for finding in await check_port(wishes.address, wishes.port):
@@ -59,8 +60,8 @@ def _kept_here(settings: Settings, token: str | None) -> list[Finding]:
     return found + check_credentials(settings.relay_url, token)
 
 
-async def _along(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
-    """One URL of the relay."""
+async def _along(way: Way, key: RelayUrl, wishes: Wishes) -> AsyncIterator[Finding]:
+    """One URL of the relay, whose tokens are stored under ``key``."""
     found = await _walk(way)
     # The clock first: where it is wrong, what is said of certificates is not to be believed.
     for finding in (*await way.check_clock(), *found):
@@ -70,7 +71,7 @@ async def _along(way: Way, wishes: Wishes) -> AsyncIterator[Finding]:
     try:
         async for finding in _inside(tunnel, broken):
             yield finding
-        async for finding in _at_the_relay(way, wishes, broken):
+        async for finding in _at_the_relay(way, key, wishes, broken):
             yield finding
         async for finding in _measured(tunnel, wishes):
             yield finding
@@ -112,16 +113,16 @@ async def _inside(tunnel: Tunnel, broken: str) -> AsyncIterator[Finding]:
         broken = "" if is_sound(findings) else name
 
 
-async def _at_the_relay(way: Way, wishes: Wishes, broken: str) -> AsyncIterator[Finding]:
+async def _at_the_relay(way: Way, key: RelayUrl, wishes: Wishes, broken: str) -> AsyncIterator[Finding]:
     if broken:
         for name in ("token", *(["service"] if wishes.service is not None else [])):
             yield skipped(name, f"not looked at: {broken} failed")
         return
-    token = wishes.token or Credentials().admin_token(way.relay)
+    token = wishes.token or Credentials().admin_token(key)
     for finding in await check_token(way, token):
         yield finding
     if wishes.service is not None:
-        for finding in await check_service(way, wishes.service, token):
+        for finding in await check_service(way, key, wishes.service, token):
             yield finding
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from kdispatch_protocol.tokens import redacted
 
-__all__ = ["clean"]
+__all__ = ["clean", "without_credentials"]
 
 REDACTED: Final = "[redacted]"
 #: What stands before an ``@`` in an address; a password may hold anything but white space.
@@ -16,6 +16,15 @@ _CREDENTIALS: Final = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@")
 _AUTHORIZATION: Final = re.compile(r"(?im)\b((?:proxy-)?authorization\"?\s*[:=]\s*\"?(?:[a-z]+ +)?)[^\s\"']+")
 #: A secret of fewer characters would be found in words that have nothing to do with it.
 _SHORT: Final = 4
+
+
+def without_credentials(address: str) -> str:
+    """The address of a proxy, as people write them, without what stands before its ``@``."""
+    before, at, place = address.rpartition("@")
+    if not at:
+        return address
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme}{separator}{REDACTED}@{place}" if separator else f"{REDACTED}@{place}"
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:

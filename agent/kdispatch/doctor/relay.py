@@ -7,6 +7,7 @@ from typing import Final
 from kdispatch.credentials import Credentials
 from kdispatch.doctor.findings import Finding, failed, ok, warns
 from kdispatch.doctor.way import Way
+from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
@@ -30,12 +31,12 @@ async def check_token(way: Way, token: str | None) -> list[Finding]:
     return [ok("token", f"the relay takes it: {kind} {identity.service or identity.handle}")]
 
 
-async def check_service(way: Way, typed: str, token: str | None) -> list[Finding]:
-    """Whether there is such a service, and whether anybody hosts it."""
+async def check_service(way: Way, key: RelayUrl, typed: str, token: str | None) -> list[Finding]:
+    """Whether there is such a service, and whether anybody hosts it; its tokens are stored under ``key``."""
     try:
-        full_name = Credentials().full_name(way.relay, typed)
+        full_name = Credentials().full_name(key, typed)
         if token is None:
-            token = Credentials().admin_token(way.relay, split_service(full_name)[0])
+            token = Credentials().admin_token(key, split_service(full_name)[0])
         async with RestClient(way.dialer) as rest:
             service = await rest.service(full_name, token)
     except KdispatchError as error:

@@ -15,9 +15,11 @@ __all__ = ["Challenge", "authorization", "challenges", "chosen", "digest"]
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 #: The parameter of a challenge, or a scheme with which the next challenge begins (and perhaps its one token68).
 _PART: Final = re.compile(
-    rf'[\s,]*(?:(?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_WORD}))'
+    rf'(?:(?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_WORD}))'
     rf"|(?P<scheme>{_WORD})(?:\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|\Z)))?)"
 )
+#: Characters of one value that are looked at: nobody needs more, and the search may take their square.
+_FIELD_MAX: Final = 4096
 #: From the best one on; MD5 is what most proxies still ask for.
 _HASHES: Final = {"SHA-256": "sha256", "MD5": "md5"}
 
@@ -56,7 +58,7 @@ def challenges(values: Sequence[str]) -> list[Challenge]:
     """All challenges in the values of Proxy-Authenticate; one value may have several."""
     found: list[tuple[str, dict[str, str]]] = []
     for value in values:
-        for part in _PART.finditer(value):
+        for part in _PART.finditer(value[:_FIELD_MAX]):
             if part["scheme"]:
                 found.append((part["scheme"].lower(), {}))
             elif found:

@@ -65,6 +65,9 @@ class Dialer:
     def of(cls, settings: Settings) -> Self:
         """The way that the settings describe; raises what is wrong with them."""
         trust = Trust.of(settings)
+        if trust.pins and not all(relay.secure for relay in settings.relay_urls):
+            text = "A pin is for https:// addresses, and the relay is to be reached by http://."
+            raise SetupError("bad_request", text, hint="Leave --pin away, or use https://.")
         dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy, trust=trust)
         for relay in settings.relay_urls:
             dialer.proxy(relay)
@@ -106,6 +109,8 @@ class Dialer:
             refused = await certificate_error(relay.authority, self._trust, self._server_name(relay), error, connect)
             raise _by_way_of(proxy, refused) from error
         except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                self._tls = None  # likewise
             raise _by_way_of(proxy, connection_error(relay, error)) from error
         except _Cut as error:
             raise _by_way_of(proxy, error) from error.__cause__
@@ -164,8 +169,10 @@ class Dialer:
         tune_session_socket(transport.get_extra_info("socket"))
         try:
             early = await handshake.done
-        except BaseException:
+        except BaseException as error:
             transport.abort()
+            if isinstance(error, KdispatchError) and error.code == "tls_client_cert":
+                self._tls = None  # it may be renewed in its file
             raise
         return Upgraded(relay, transport, early)
 
@@ -264,7 +271,12 @@ def _worst(errors: Sequence[BaseException | None]) -> BaseException:
     """Of what kept us from each URL: a defect, what lies here, or what the relay itself says; or all of it in one."""
     found = [error for error in errors if error is not None]
     for error in found:
-        if not isinstance(error, KdispatchError) or isinstance(error, Refusal | SetupError):
+        if not isinstance(error, KdispatchError) or isinstance(error, SetupError):
             return error
+    if refusals := [error for error in found if isinstance(error, Refusal)]:
+        # One that passes keeps an agent going; one that is final would end it although another URL is only away.
+        passing = [error for error in refusals if not error.final]
+        if passing or len(refusals) == len(found):
+            return (passing or refusals)[0]
     told = [error for error in found if isinstance(error, KdispatchError)]
     return KdispatchError(told[0].code, " ".join(error.text for error in told))

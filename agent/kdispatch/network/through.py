@@ -255,6 +255,8 @@ async def _by_socks(way: _Way, host: str, port: int) -> socket.socket:
         return await socks.connect(host, port, timeout=_SECONDS * 2)  # the caller of this is faster
     except ProxyError as error:
         raise _socks_error(way, error.error_code, str(error)) from error
+    except ValueError as error:  # of python-socks' own, for a reply that it can't read
+        raise way.unreachable("is no SOCKS5 proxy: what it answers can't be read") from error
 
 
 def _socks_error(way: _Way, code: int | None, words: str) -> KdispatchError:

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from kdispatch.network.certificate import Certificate
 from kdispatch.operating_system import HERE
+from kdispatch.relay_url import is_host
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
@@ -70,6 +71,9 @@ class Trust:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """What the settings say; raises :class:`SetupError` for a pin that is none."""
+        if settings.server_name and not is_host(settings.server_name):
+            text = f"{settings.server_name[:100]!r} is no server's name."
+            raise SetupError("bad_request", text, hint="Write --server-name as the certificate has it.")
         return cls(
             ca_file=settings.ca_file,
             client_cert=settings.client_cert,
@@ -84,6 +88,8 @@ class Trust:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # From Python 3.13 on this is set, and refuses certificates that boxes in companies' networks make.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if self.ca_file:  # an issuer in between is enough, as Python 3.13 has it by itself
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if self.client_key and not self.client_cert:
             raise SetupError("bad_request", "A client key without its certificate.", hint="Give --client-cert, too.")
         if self.client_cert:
@@ -111,7 +117,10 @@ class Trust:
         """Raise ``tls_wrong_pin`` where there are pins, and the verified certificate of ``place`` has another key."""
         if not self.pins:
             return
-        key = Certificate.parse(ssl_object.getpeercert(binary_form=True) or b"").key
+        try:
+            key = Certificate.parse(ssl_object.getpeercert(binary_form=True) or b"").key
+        except ValueError as error:
+            raise KdispatchError("tls_wrong_pin", f"{place}: its certificate can't be read.") from error
         if key not in self.pins:
             text = f"{place}: its public key is sha256:{key.hex()}, which is not pinned."
             raise KdispatchError("tls_wrong_pin", text)

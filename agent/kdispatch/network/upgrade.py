@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.answers import NEW_HTTP, OLD_HTTP, connection_error, not_a_relay, passing, strange
+from kdispatch.answers import DETAIL_CHARACTERS, NEW_HTTP, OLD_HTTP, connection_error, not_a_relay, passing, strange
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -145,7 +145,7 @@ def _problem(body: bytes) -> tuple[str, str] | None:
         code = content.get("code") if isinstance(content, dict) else None
         if isinstance(code, str) and code in CODES:
             detail = content.get("detail")
-            return code, detail if isinstance(detail, str) else ""
+            return code, detail[:DETAIL_CHARACTERS] if isinstance(detail, str) else ""
     return None
 
 
