@@ -53,7 +53,7 @@ class Limits:
     tries: int = 3  #: hosts tried for one OPEN
 
     arrivals: int = 1024  #: sockets at a relay that have said no HELLO; then the one that waits longest goes
-    arrivals_source: int = 128  #: of one address, or 64 bits of an IPv6 one; more are refused
+    arrivals_source: int = 128  #: of one address, or 64 bits of an IPv6 one; more are refused, if none of them rests
 
     failed_opens_rate: float = 100.0  #: OPENs of a session that may fail, a second
     failed_opens_burst: float = 500.0  #: and at once; beyond that they are answered `rate_limited`
