@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import socket
@@ -55,6 +56,7 @@ class ControlServer:
             writer.transport.abort()
             return
         self._serving.add(task)
+        ended = False
         try:
             async with asyncio.timeout(_SECONDS):
                 answer = await self._answer(reader)
@@ -62,11 +64,14 @@ class ControlServer:
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
+                ended = True
         except (OSError, EOFError):  # TimeoutError is one of them: whoever asked went away, or is too slow
             pass
         finally:
             self._serving.discard(task)
-            writer.transport.abort()
+            if not ended:
+                with contextlib.suppress(AttributeError):  # CPython 3.12.1's, of one that has ended by itself
+                    writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:
         try:
