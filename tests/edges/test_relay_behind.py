@@ -23,7 +23,7 @@ from tests.upgrade.load import Echoes, Visits
 pytestmark = pytest.mark.slow
 
 #: As operators are told to start it; and short, because nobody is here who would have to wait.
-_OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost", "--drain-time", "2")
+_OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost,127.0.0.1", "--drain-time", "2")
 _UPGRADE: Final = (
     "Upgrade: websocket",
     "Sec-WebSocket-Version: 13",
