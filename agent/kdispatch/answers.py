@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ __all__ = [
     "connection_error",
     "content_of",
     "count",
+    "first_of_each",
     "no_http",
     "not_a_relay",
     "passing",
@@ -189,6 +190,14 @@ def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: A
     if status >= 500 and isinstance(request_id := answer.get("request_id"), str):
         detail += f" Request id: {request_id[:64]}."
     return KdispatchError(code, detail)
+
+
+def first_of_each(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by their names in lower case, of each name the first."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), value)
+    return found
 
 
 def passing(status: int) -> bool:

@@ -26,6 +26,7 @@ from kdispatch.answers import (
     ServiceInfo,
     connection_error,
     content_of,
+    first_of_each,
     no_http,
     not_a_relay,
     read,
@@ -70,9 +71,7 @@ class ServiceQuery:
         except BaseException:
             self._let_go()
             raise
-        headers: dict[str, str] = {}
-        for name, value in response.headers.raw_items():
-            headers.setdefault(name.lower(), value)
+        headers = first_of_each(response.headers.raw_items())
         return read(relay, content_of(relay, response.status_code, headers, response.body), read_service)
 
     async def _answer(self, path: str, token: str | None) -> tuple[RelayUrl, Response]:

@@ -12,6 +12,7 @@ from kdispatch_relay.api.exchange import PREFIX
 from kdispatch_relay.arrivals import Arrival
 from kdispatch_relay.problems import Problem
 from kdispatch_relay.settings import host_of, is_loopback
+from kdispatch_relay.sources import is_passed_on
 
 __all__ = ["TUNNEL", "Screen"]
 
@@ -20,8 +21,6 @@ TUNNEL: Final = f"{PREFIX}/tunnel"
 _API: Final = f"{PREFIX}/"
 #: Balancers ask for these by address, and they tell nothing of what a name could protect.
 _HEALTH: Final = frozenset({"/healthz", "/readyz"})
-
-_FORWARDED: Final = (hdrs.X_FORWARDED_FOR, hdrs.FORWARDED, hdrs.X_FORWARDED_HOST, hdrs.X_FORWARDED_PROTO)
 
 _UNKNOWN_ADDRESS: Final = Problem("unknown_address")
 _WRONG_METHOD: Final = Problem("wrong_method")
@@ -72,7 +71,7 @@ class Screen:
         host = host_of(named[0]) if len(named) == 1 else ""
         if host in self._hosts:
             return True
-        if any(name in request.headers for name in _FORWARDED):
+        if is_passed_on(request.headers):
             return False
         own = request.protocol.sockname
         address = own[0] if isinstance(own, tuple) else ""

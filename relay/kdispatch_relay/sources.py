@@ -13,10 +13,18 @@ from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["Networks", "address_of", "forwarded_source", "group_of", "is_trusted", "networks"]
+__all__ = ["Networks", "address_of", "forwarded_source", "group_of", "is_passed_on", "is_trusted", "networks"]
 
 #: Addresses of proxies that are trusted.
 Networks = tuple[IPv4Network | IPv6Network, ...]
+
+#: Headers, in lower case, by which something between says that the request is another's. None of these is believed:
+#: each only says that the request is not of whoever connects.
+_PASSED_ON: Final = frozenset({
+    "cf-connecting-ip", "client-ip", "fastly-client-ip", "forwarded", "forwarded-for", "true-client-ip", "via",
+    "x-client-ip", "x-cluster-client-ip", "x-envoy-external-address", "x-original-forwarded-for", "x-real-ip",
+})  # fmt: skip
+_PASSED_ON_PREFIX: Final = "x-forwarded"
 
 _GROUP: Final = 64  # bits of an IPv6 address that are one customer's: the rest is his to choose
 _HOPS: Final = 32  # proxies that are believed one behind the other; the sender may write thousands
@@ -62,6 +70,11 @@ def forwarded_source(peer: str, lists: Iterable[str], trusted: Networks) -> str:
     while hops and is_trusted(source, trusted) and (hop := address_of(hops.pop())) is not None:
         source = hop
     return str(source)
+
+
+def is_passed_on(headers: Iterable[str]) -> bool:
+    """Whether a request with these headers is another's than whoever connects."""
+    return any(name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIX) for name in map(str.lower, headers))
 
 
 def group_of(source: str) -> str:

@@ -19,19 +19,21 @@ __all__ = [
     "Token",
     "TokenFile",
     "Yes",
+    "from_setting",
     "one_service",
 ]
 
 
-def _from_setting(name: str, metavar: str | None = None) -> Any:
+def from_setting(name: str, metavar: str | None = None) -> Any:
+    """The option by which a setting is given."""
     # The environment is read by load_settings, where the precedence is; here it is only named.
     setting = setting_of(name)
     return typer.Option(setting.flag, metavar=metavar, help=f"{setting.text} [{setting.env}]", show_default=False)
 
 
-Grace = Annotated[float | None, _from_setting("grace", "SECONDS")]
-Rotate = Annotated[float | None, _from_setting("rotate", "SECONDS")]
-OpenWait = Annotated[float | None, _from_setting("open_wait", "SECONDS")]
+Grace = Annotated[float | None, from_setting("grace", "SECONDS")]
+Rotate = Annotated[float | None, from_setting("rotate", "SECONDS")]
+OpenWait = Annotated[float | None, from_setting("open_wait", "SECONDS")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are JSON, too.")]

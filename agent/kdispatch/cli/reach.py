@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
-import typer
-
+from kdispatch.cli.options import from_setting
 from kdispatch.hidden_arguments import hide_argument
-from kdispatch.settings import NETWORK, SetupError, setting_of
+from kdispatch.settings import NETWORK, SetupError
 
 __all__ = ["NAMED", "REACHED", "Reach", "names_relay", "reaches_relay"]
 
@@ -68,9 +67,5 @@ def _with_options(command: _Command, names: tuple[str, ...]) -> _Command:
 
 
 def _option(name: str) -> Any:
-    # The environment is read by load_settings, where the precedence is; here it is only named.
-    setting = setting_of(name)
     kind: Any = bool if name in {"insecure_plaintext", "no_proxy"} else list[str] if name in _SEVERAL else str
-    help_text = f"{setting.text} [{setting.env}]"
-    option = typer.Option(setting.flag, metavar=_METAVARS.get(name), help=help_text, show_default=False)
-    return Annotated[kind | None, option]
+    return Annotated[kind | None, from_setting(name, _METAVARS.get(name))]

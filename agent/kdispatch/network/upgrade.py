@@ -13,7 +13,16 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.answers import DETAIL_CHARACTERS, NEW_HTTP, OLD_HTTP, connection_error, not_a_relay, passing, strange
+from kdispatch.answers import (
+    DETAIL_CHARACTERS,
+    NEW_HTTP,
+    OLD_HTTP,
+    connection_error,
+    first_of_each,
+    not_a_relay,
+    passing,
+    strange,
+)
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -122,10 +131,7 @@ class Handshake(asyncio.Protocol):
             code, text = problem
             self._fail(Refusal(code, text, final=not passing(status), retry_after=after))
             return
-        headers: dict[str, str] = {}
-        for name, value in response.headers.raw_items():
-            headers.setdefault(name.lower(), value)
-        error = strange(self._relay, status, headers)
+        error = strange(self._relay, status, first_of_each(response.headers.raw_items()))
         if passing(status):
             error = Refusal(error.code, error.text, final=False, retry_after=after)
         self._fail(error)

@@ -14,17 +14,10 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, answer, bearer
 from kdispatch_relay.api.keys import ARRIVALS, LIVE_HOSTS, OPERATOR
 from kdispatch_relay.settings import is_loopback
+from kdispatch_relay.sources import is_passed_on
 from kdispatch_relay.version import version
 
 __all__ = ["ROUTES"]
-
-#: Headers, in lower case, by which something between says that the request is another's. None is ever believed:
-#: each only says that the request is not this machine's own.
-_FORWARDED: Final = frozenset({
-    "cf-connecting-ip", "client-ip", "fastly-client-ip", "forwarded", "forwarded-for", "true-client-ip", "via",
-    "x-client-ip", "x-cluster-client-ip", "x-envoy-external-address", "x-original-forwarded-for", "x-real-ip",
-})  # fmt: skip
-_FORWARDED_PREFIX: Final = "x-forwarded"
 
 
 class Queue(Body):
@@ -97,10 +90,8 @@ def _is_of_this_machine(request: web.Request) -> bool:
     The address is that of the connection. A local proxy connects from this machine, too: it is known by what it adds.
     The host must be this machine's: a page from elsewhere, whose name leads here, has its own.
     """
-    for name in request.headers:
-        lower = name.lower()
-        if lower in _FORWARDED or lower.startswith(_FORWARDED_PREFIX):
-            return False
+    if is_passed_on(request.headers):
+        return False
     try:
         host = URL(f"http://{request.headers.get(hdrs.HOST, '')}").host or ""
     except ValueError:
