@@ -12,6 +12,7 @@ from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIVE_HOSTS, OPERATOR, REPOSITORY
 from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.feed import Feed
 from kdispatch_relay.health import Readiness, healthz
 from kdispatch_relay.problems import problems
 from kdispatch_relay.seams import TunnelGate
@@ -22,11 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def make_app(
-    authority: Authority, gate: TunnelGate, arrivals: Arrivals, *, operator: bytes | None = None
+    authority: Authority, gate: TunnelGate, arrivals: Arrivals, *, operator: bytes | None = None, audit_days: int = 90
 ) -> web.Application:
     """Put the application together. It opens the database and starts ``gate`` when it is started itself.
 
-    ``operator`` is the SHA-256 of the token that shows the relay's state to other machines.
+    ``operator`` is the SHA-256 of the token that shows the relay's state to other machines. The audit is kept for
+    ``audit_days``.
     """
     app = web.Application(middlewares=[problems], client_max_size=BODY_LIMIT)
     readiness = Readiness(authority.repository)
@@ -48,11 +50,15 @@ def make_app(
             await readiness.close()
             await authority.repository.database.close()
 
+    feed = Feed(authority.repository, gate, audit_days=audit_days)
+
     async def open_gate(_app: web.Application) -> None:
         await gate.start(await authority.repository.relay_id())
+        await feed.start()
 
     async def close_gate(_app: web.Application) -> None:
         await gate.close()
+        await feed.close()
 
     app.cleanup_ctx.append(storage)
     app.on_startup.append(open_gate)

@@ -2,13 +2,98 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Final
+
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import split_service
 from kdispatch_protocol.tokens import token_digest, token_kind
-from kdispatch_relay.store.records import Identity, ServiceRecord
+from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, ServiceRecord
 from kdispatch_relay.store.repository import Repository
 
-__all__ = ["Authority", "Identity", "ServiceRecord"]
+__all__ = ["RIGHTS", "Authority", "Grant", "Identity", "Party", "Right", "ServiceRecord"]
+
+
+class Party(Enum):
+    """What somebody is to a service, by the token that was shown; the value is how people are told."""
+
+    ANYBODY = "anybody"
+    ADMIN = "an admin"
+    OWNER = "its owner"
+    SERVICE = "its `svc_` token"
+    CLIENT = "its `cli_` token"
+    HOST = "its own `hst_` token"
+    INVITATION = "an `inv_` code"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Who may do something; ``public``: who else, where the service is public.
+
+    ``hidden``: whoever may not is told what they would be told of a service that there is not. Of the other rights they
+    are told that they may not, without a look at the service.
+    """
+
+    does: str
+    parties: frozenset[Party]
+    public: frozenset[Party] = frozenset()
+    hidden: bool = False
+
+
+def _right(does: str, *parties: Party, public: bool = False, hidden: bool = False) -> Right:
+    return Right(does, frozenset(parties), frozenset({Party.ANYBODY} if public else ()), hidden)
+
+
+_OWNER: Final = (Party.OWNER,)
+_EVERYBODY_KNOWN: Final = (Party.ADMIN, Party.SERVICE, Party.CLIENT)
+
+#: Who may do what. The table in docs/security.md is made of it.
+RIGHTS: Final[Mapping[str, Right]] = {
+    "sign_up": _right("take a handle (where sign-up is open; else with a code)", Party.ANYBODY, Party.INVITATION),
+    "whoami": _right("ask what a token stands for", *_EVERYBODY_KNOWN),
+    "service.create": _right("create a service", Party.ADMIN),
+    "service.list": _right("list one's own services", Party.ADMIN),
+    "service.read": _right(
+        "look at a service and its hosts", Party.OWNER, Party.SERVICE, Party.CLIENT, public=True, hidden=True
+    ),
+    "service.clients": _right("list who is connected to a service", *_OWNER),
+    "service.change": _right("change a service", *_OWNER),
+    "service.rotate": _right("give a service a new token", *_OWNER),
+    "service.delete": _right("delete a service", *_OWNER),
+    "invite.create": _right("invite somebody to a service", *_OWNER),
+    "invite.list": _right("list a service's invitations", *_OWNER),
+    "invite.revoke": _right("revoke an invitation", *_OWNER),
+    "invite.accept": _right("accept an invitation", Party.INVITATION),
+    "token.create": _right("create a token", Party.ADMIN),
+    "token.list": _right("list one's own tokens", Party.ADMIN),
+    "token.revoke": _right("revoke one of one's own tokens", Party.ADMIN),
+    "host.withdraw": _right("withdraw a live host", Party.OWNER, Party.HOST),
+    "audit.read": _right("read one's own audit", Party.ADMIN),
+    "host": _right("host a service (OFFER, ATTACH)", Party.OWNER, Party.SERVICE),
+    "open": _right("connect to a service (OPEN, ATTACH)", Party.OWNER, Party.CLIENT, public=True, hidden=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A right to a service that was found: ``identity`` is whose token it rests on, if it rests on one."""
+
+    service: ServiceRecord
+    identity: Identity | None = None
+
+    @property
+    def public(self) -> bool:
+        """Whether everybody may connect."""
+        return self.service.access == "public"
+
+    @property
+    def expires(self) -> int | None:
+        """Until when it holds, in unix seconds, if it ends by itself."""
+        return self.identity.expires if self.identity is not None else None
 
 
 class Authority:
@@ -17,59 +102,133 @@ class Authority:
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
 
-    async def identify(self, token: str | None) -> Identity:
-        """Whom ``token`` stands for; raise ``token_refused`` when it is missing, malformed or not known."""
+    async def identify(self, token: str | bytes | None) -> Identity:
+        """Whom ``token`` stands for; its digest will do, of one that was looked at before.
+
+        Raises ``token_refused`` when it is missing, malformed, not known or expired, and ``revoked`` when it was
+        revoked or its admin is suspended.
+        """
         if token is None:
             raise KdispatchError("token_refused", "This needs a token.")
-        if token_kind(token) is None:
-            raise KdispatchError("token_refused", "The token is malformed: cut short or mistyped.")
-        identity = await self.repository.identity(token_digest(token))
+        if isinstance(token, str):
+            if token_kind(token) is None:
+                raise KdispatchError("token_refused", "The token is malformed: cut short or mistyped.")
+            token = token_digest(token)
+        identity = await self.repository.identity(token)
         if identity is None:
             raise KdispatchError("token_refused")
+        if identity.revoked:
+            raise KdispatchError("revoked", "The token was revoked.")
+        if identity.expires is not None and identity.expires <= time.time():
+            raise KdispatchError("token_refused", f"The token expired at {_written(identity.expires)}.")
+        if identity.suspended:
+            raise KdispatchError("revoked", f"The account {identity.handle!r} is suspended by the relay's operator.")
+        self.repository.used(identity)
         return identity
 
-    async def may_host(self, service: str, token: str) -> ServiceRecord:
-        """The service, for its own ``svc`` token or its owner's ``adm``.
+    async def admin(self, token: str | None, action: str) -> Identity:
+        """The admin that ``token`` stands for, for something in its own account; raise ``not_permitted`` for others."""
+        identity = await self.identify(token)
+        if _party(identity, identity.handle, "") not in _widened(RIGHTS[action].parties):
+            raise KdispatchError("not_permitted", "This needs an admin's token.")
+        return identity
 
-        Raises ``bad_name``, ``token_refused``, ``not_permitted``, or ``unknown_service`` to an owner
+    async def owner(self, token: str | None, handle: str, action: str) -> Identity:
+        """The admin that ``token`` stands for, for something under ``handle``.
+
+        Raises ``not_permitted`` for everybody else, without a look at what there is.
+        """
+        identity = await self.identify(token)
+        if _party(identity, handle, "") not in RIGHTS[action].parties:
+            raise KdispatchError("not_permitted", "Only its owner may do this.")
+        return identity
+
+    async def may_host(self, service: str, token: str | bytes | None) -> Grant:
+        """The right to host a service.
+
+        Raises ``bad_name``, ``token_refused``, ``revoked``, ``not_permitted``, or ``unknown_service`` to an owner
         who has no service of that name.
         """
         handle, name = split_service(service)
         identity = await self.identify(token)
-        if identity.service is not None and identity.service.service == service:
-            return identity.service
-        if identity.kind != "adm" or identity.handle != handle:
+        if _party(identity, handle, service) not in RIGHTS["host"].parties:
             # Decided without a look at the service, so that the answer does not tell whether it exists.
             raise KdispatchError("not_permitted", f"This token may not host {service!r}.")
-        record = await self.repository.service(handle, name)
+        record = identity.service or await self.repository.service(handle, name)
         if record is None:
             raise KdispatchError("unknown_service")
-        return record
+        return Grant(record, identity)
 
-    async def may_open(self, service: str, token: str | None) -> ServiceRecord:
-        """The service, if streams to it are open to ``token``: to anybody while it is public, else to its owner.
+    async def may_open(self, service: str, token: str | bytes | None) -> Grant:
+        """The right to connect to a service. While it is public a token is not needed, and not looked at.
 
-        Raises ``bad_name``, ``token_refused`` for a token that is shown but not known, and ``unknown_service``
-        for what does not exist or is not open to this token: the same text and the same look-up for both.
+        Raises ``bad_name``, ``token_refused`` and ``revoked``, and ``unknown_service`` for what does not exist or is
+        not open to this token: the same text and the same look-ups for both.
         """
-        return await self._open_to(service, token, to_hosts=False)
+        handle, name = split_service(service)
+        record = await self._service(handle, name)
+        if record is not None and record.access == "public":
+            return Grant(record)
+        identity = None if token is None else await self.identify(token)
+        return _hidden("open", identity, handle, service, record)
 
-    async def may_read(self, service: str, token: str | None) -> ServiceRecord:
-        """The service, if it may be looked at: like :meth:`may_open`, and by its own ``svc`` token too."""
-        return await self._open_to(service, token, to_hosts=True)
-
-    async def _open_to(self, service: str, token: str | None, *, to_hosts: bool) -> ServiceRecord:
+    async def may_read(self, service: str, token: str | None) -> Grant:
+        """The right to look at a service: like :meth:`may_open`, but a token that is shown must be a good one."""
         handle, name = split_service(service)
         identity = None if token is None else await self.identify(token)
+        return _hidden("service.read", identity, handle, service, await self._service(handle, name))
+
+    async def invitation(self, token: str | None) -> InviteRecord:
+        """The invitation with this code.
+
+        Raises ``token_refused`` when it is missing, malformed or not known, ``revoked``, and ``invite_spent`` when it
+        has expired or is used up.
+        """
+        if token is None or token_kind(token) != "inv":
+            raise KdispatchError("token_refused", "This needs the code of an invitation.")
+        invite = await self.repository.invites.find(token_digest(token))
+        if invite is None:
+            raise KdispatchError("token_refused", "The relay does not know this invitation.")
+        if invite.revoked:
+            raise KdispatchError("revoked", "The invitation was revoked.")
+        if invite.expires <= time.time() or invite.used >= invite.uses:
+            raise KdispatchError("invite_spent")
+        return invite
+
+    def note(self, event: AuditEvent) -> None:
+        """Something happened to a service, which is the event's subject: its owner may read it in the audit."""
+        self.repository.audit.note(event.subject.partition("/")[0], event)
+
+    async def _service(self, handle: str, name: str) -> ServiceRecord | None:
         record = await self.repository.service(handle, name)
-        if record is None or not (record.access == "public" or _has_right(identity, record, to_hosts=to_hosts)):
-            raise KdispatchError("unknown_service")
-        return record
+        return None if record is None or record.suspended else record
 
 
-def _has_right(identity: Identity | None, record: ServiceRecord, *, to_hosts: bool) -> bool:
+def _party(identity: Identity | None, handle: str, service: str) -> Party | None:
+    """What the token's holder is to ``service`` of ``handle``; ``None`` for nothing."""
     if identity is None:
-        return False
-    if identity.service is not None:
-        return to_hosts and identity.service.service == record.service
-    return identity.kind == "adm" and record.service.startswith(f"{identity.handle}/")
+        return Party.ANYBODY
+    if identity.kind == "adm":
+        return Party.OWNER if identity.handle == handle else Party.ADMIN
+    if identity.service is None or identity.service.service != service:
+        return None
+    return Party.SERVICE if identity.kind == "svc" else Party.CLIENT
+
+
+def _widened(parties: frozenset[Party]) -> frozenset[Party]:
+    """In an account of one's own every admin is the owner."""
+    return parties | {Party.OWNER} if Party.ADMIN in parties else parties
+
+
+def _hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord | None) -> Grant:
+    right = RIGHTS[action]
+    if record is not None:
+        if _party(identity, handle, service) in right.parties:
+            return Grant(record, identity)
+        if record.access == "public" and Party.ANYBODY in right.public:
+            return Grant(record)
+    raise KdispatchError("unknown_service")
+
+
+def _written(moment: int) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -53,6 +53,7 @@ def serve(
     reuse_port: Annotated[bool, _option("reuse_port")] = _DEFAULTS.reuse_port,
     drain_time: Annotated[float, _option("drain_time", "SECONDS")] = _DEFAULTS.drain_time,
     operator_token_file: Annotated[Path | None, _option("operator_token_file", "FILE")] = _DEFAULTS.operator_token_file,
+    audit_days: Annotated[int, _option("audit_days", "DAYS")] = _DEFAULTS.audit_days,
     log_format: Annotated[str, _option("log_format", "text|json")] = _DEFAULTS.log_format,
     verbose: Annotated[bool, _option("verbose", short="-v")] = _DEFAULTS.verbose,
     no_uvloop: Annotated[
@@ -75,6 +76,7 @@ def serve(
             reuse_port=reuse_port,
             drain_time=drain_time,
             operator_token_file=operator_token_file,
+            audit_days=audit_days,
             log_format=log_format,
             verbose=verbose,
         )

@@ -12,17 +12,36 @@ from typing import Protocol
 
 from aiohttp import web
 
-__all__ = ["HostView", "Left", "LiveHost", "LiveHosts", "LongestQueue", "RelayState", "TunnelGate"]
+__all__ = ["ClientView", "HostView", "Left", "LiveHost", "LiveHosts", "LongestQueue", "RelayState", "TunnelGate"]
 
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A live host as people may see it. ``since`` is in unix seconds, ``streams`` counts the open ones."""
+    """A live host as people may see it. ``since`` is in unix seconds, ``streams`` counts the open ones.
+
+    ``source`` and ``token``, the id of the token that it rests on, are for the service's owner.
+    """
 
     host: str
     since: float
     labels: dict[str, str]
     streams: int
+    source: str = ""
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientView:
+    """An agent that has streams of a service open, by its process id, as the service's owner may see it.
+
+    ``since`` is when the first of the open ones began, in unix seconds; ``token`` the id of the token they rest on.
+    """
+
+    agent: str
+    source: str
+    since: float
+    streams: int
+    token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +97,16 @@ class LiveHosts(Protocol):
         """The live host of this id."""
         ...
 
-    def revoke(self, service: str) -> None:
-        """End what rests on a service that is no more in the store: offers, streams, opens, look-ups."""
+    def clients_of(self, service: str) -> Sequence[ClientView]:
+        """Who has streams of ``handle/name`` open."""
+        ...
+
+    def recheck(self, scope: str) -> None:
+        """Ask the store again for all that runs within ``scope``, ``handle/name`` or a handle, and end what may not."""
+        ...
+
+    def expire(self, now: float) -> None:
+        """Likewise for what rests on a token that has expired by ``now``, in unix seconds."""
         ...
 
     def withdraw(self, host_id: str) -> None:

@@ -97,7 +97,7 @@ async def running_relay(
     authority = Authority(Repository(database))
     gate = make_gate(authority)
     arrivals = Arrivals(settings.trusted_proxies, limits)
-    app = make_app(authority, gate, arrivals, operator=operator)
+    app = make_app(authority, gate, arrivals, operator=operator, audit_days=settings.audit_days)
     runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
     listener: Listener | None = None

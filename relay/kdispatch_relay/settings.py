@@ -70,6 +70,8 @@ class Settings:
         metadata={"help": "File with the token by which the operator may ask for the state from other machines."},
     )
 
+    audit_days: int = field(default=90, metadata={"help": "Days for which the audit is kept."})
+
     log_format: str = field(default="text", metadata={"help": "Form of the log on stderr: text or json."})
     verbose: bool = field(default=False, metadata={"help": "Log each session's begin and end, and each stream's end."})
 
@@ -80,6 +82,8 @@ class Settings:
             raise KdispatchError("bad_request", f"The log format is text or json, not {self.log_format[:20]!r}.")
         if self.database_wait <= 0:
             raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
+        if self.audit_days < 1:
+            raise KdispatchError("bad_request", "The audit is kept for 1 day or more.")
         if self.drain_time < 0:
             raise KdispatchError("bad_request", "The drain time must be 0 seconds or more.")
         self.check_address(self.address[0], self.listen)

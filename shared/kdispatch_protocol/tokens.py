@@ -14,7 +14,7 @@ import re
 import zlib
 from typing import Final
 
-__all__ = ["KINDS", "SECRET_BYTES", "format_token", "redacted", "token_digest", "token_kind"]
+__all__ = ["KINDS", "SECRET_BYTES", "format_token", "redacted", "token_digest", "token_id", "token_kind"]
 
 KINDS: Final = ("adm", "svc", "cli", "hst", "inv")
 SECRET_BYTES: Final = 32
@@ -50,3 +50,8 @@ def token_kind(token: str) -> str | None:
 def token_digest(token: str) -> bytes:
     """SHA-256 of the token's text, 32 bytes: all that is ever stored of one."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def token_id(digest: bytes) -> str:
+    """What people call the token with this digest by: 16 hexadecimal digits, which lead back to neither."""
+    return hashlib.sha256(digest).hexdigest()[:16]

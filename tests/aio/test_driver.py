@@ -91,7 +91,7 @@ async def test_failure_behind_accept(pair: Twin) -> None:
 async def test_stop_ends_pending_opens(pair: Twin) -> None:
     """An open that waits for an answer is reset when the agent ends."""
     pair.store.answering.clear()
-    pair.gate.switch.registry.entry(SERVICE).public = False  # the answer is not known already
+    pair.gate.switch.registry.entry(SERVICE).terms = None  # the answer is not known already
     waiting, unsent = Program(), Program()
     pair.client.open(SERVICE, waiting)
     await until(lambda: pair.store.asked == 2)

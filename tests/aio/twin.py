@@ -20,13 +20,13 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.streams import Stream
 from kdispatch_relay.arrivals import Arrivals
-from kdispatch_relay.auth import Authority
+from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.http_connection import HttpConnections, http_options
 from kdispatch_relay.listener import Listener
 from kdispatch_relay.problems import problems
 from kdispatch_relay.screen import Screen
 from kdispatch_relay.settings import Settings
-from kdispatch_relay.store.records import ServiceRecord
+from kdispatch_relay.store.records import AuditEvent, ServiceRecord
 from kdispatch_relay.switch.gate import Gate, _AgentLink
 
 __all__ = [
@@ -174,15 +174,18 @@ class Yes(Authority):
         self.answering = asyncio.Event()
         self.answering.set()
 
-    async def may_host(self, service: str, token: str) -> ServiceRecord:
+    async def may_host(self, service: str, token: str | bytes | None) -> Grant:
         return await self.may_open(service, token)
 
-    async def may_open(self, service: str, token: str | None) -> ServiceRecord:
+    async def may_open(self, service: str, token: str | bytes | None) -> Grant:
         self.asked += 1
         await self.answering.wait()
         if self.error is not None:
             raise self.error
-        return ServiceRecord(service=service, access="public")
+        return Grant(ServiceRecord(service=service, access="public"))
+
+    def note(self, event: AuditEvent) -> None:
+        """Nobody reads it."""
 
 
 class Program(asyncio.Protocol):

@@ -7,6 +7,8 @@ from kdispatch_protocol.endpoint import host_id, process_id
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset
+from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.revocations import claims, doubt, revoke
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
 
@@ -15,12 +17,20 @@ NO_WAIT = Limits(open_wait_start=0, open_wait_lost=0)
 Said = list[tuple[str, int, int, bytes]]
 
 
+def revoke_service(switch: Switch, service: str) -> None:
+    """What happens when a service is deleted: everything is asked for again, and nothing may stay."""
+    doubt(switch, service)
+    why = ("unknown_service", "The service was deleted.")
+    revoke(switch, service, dict.fromkeys(claims(switch, service), why), 0.0)
+
+
 class Relay:
     """A switch whose store knows one service, and the agents of the test."""
 
     def __init__(self, limits: Limits = NO_WAIT, memory: int = 1 << 30) -> None:
         self.now = 50.0
         self.picks: list[int] = []
+        self.terms = Terms(public=True, pins=True)
         self.switch = Switch("00" * 16, self._choose, self.now, limits=limits, memory=memory)
 
     def _choose(self, below: int) -> int:
@@ -38,7 +48,7 @@ class Relay:
         for question in self.switch.take_questions():
             if isinstance(question, AskOffer):
                 if known:
-                    self.switch.offers.allowed(question, public=True, now=self.now)
+                    self.switch.offers.allowed(question, self.terms, self.now)
                 else:
                     self.switch.offers.refused(question, "not_permitted", "no", now=self.now)
             elif isinstance(question, AskAttach):
@@ -47,7 +57,7 @@ class Relay:
                 else:
                     self.switch.attachments.refused(question, "unknown_service", "", self.now)
             elif known:
-                self.switch.opens.allowed(question.route, public=True, now=self.now)
+                self.switch.opens.allowed(question.route, self.terms, self.now)
             else:
                 self.switch.opens.refused(question.route, "unknown_service", "", self.now)
 
@@ -77,12 +87,12 @@ class Peer:
     def names(self) -> list[str]:
         return [name for name, *_ in self.hear()]
 
-    def offer(self, number: int = 1) -> None:
-        offer = Offer(service=SERVICE, host=host_id(self.process, SERVICE), digest="00" * 32, token="t")
+    def offer(self, number: int = 1, token: str = "t") -> None:
+        offer = Offer(service=SERVICE, host=host_id(self.process, SERVICE), digest="00" * 32, token=token)
         self.say(frame(frames.OFFER, number, payload=offer.encode()))
         self.relay.answer()
 
-    def open(self, number: int = 1, **more: str) -> None:
+    def open(self, number: int = 1, **more: str | None) -> None:
         message = Open(service=SERVICE, uuid=f"{number:032x}", limit=1000, **more)  # type: ignore[arg-type]
         self.say(frame(frames.OPEN, number, payload=message.encode()))
 

@@ -19,6 +19,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS, KIB, Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.pace import Pace
 from kdispatch_protocol.streams import Stream
+from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskOffer, Switch
 
@@ -178,9 +179,9 @@ class Paths:
         switch = self.switch
         for question in switch.take_questions():
             if isinstance(question, AskOffer):
-                switch.offers.allowed(question, public=True, now=self.now)
+                switch.offers.allowed(question, Terms(public=True), self.now)
             else:
-                switch.opens.allowed(question.route, public=True, now=self.now)  # type: ignore[union-attr]
+                switch.opens.allowed(question.route, Terms(public=True), self.now)  # type: ignore[union-attr]
         assert not switch.take_cuts(), "an honest session was cut"
         switch.take_touched()
         for agent in (self.client, self.host):

@@ -16,10 +16,11 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, Hello, Open, Opened, Reset, Trying
 from kdispatch_protocol.states import Leg
 from kdispatch_protocol.streams import Stream
-from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
+from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.routes import RouteState
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question
-from tests.core.agents import SERVICE, Peer, Relay
+from tests.core.agents import SERVICE, Peer, Relay, revoke_service
 from tests.core.conversation import Conversation
 from tests.core.resuming import HOST, client, entry, hear, host, lose
 from tests.core.test_switch_attachments import entry as half
@@ -186,7 +187,7 @@ class _Crowd:
         switch, now = self.relay.switch, self.relay.now
         if isinstance(question, AskOffer):
             if yes:
-                switch.offers.allowed(question, public=True, now=now)
+                switch.offers.allowed(question, Terms(public=True), now)
             else:
                 switch.offers.refused(question, "not_permitted", "", now=now)
         elif isinstance(question, AskAttach):
@@ -195,7 +196,7 @@ class _Crowd:
             else:
                 switch.attachments.refused(question, "unknown_service", "", now)
         elif yes:
-            switch.opens.allowed(question.route, public=True, now=now)
+            switch.opens.allowed(question.route, Terms(public=True), now)
         else:
             switch.opens.refused(question.route, "unknown_service", "", now)
 

@@ -10,9 +10,8 @@ from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Reset
-from kdispatch_relay.switch.revocations import revoke_service
 from kdispatch_relay.switch.switch import AskAttach
-from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected
+from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected, revoke_service
 
 _UUID = "77" * 16
 

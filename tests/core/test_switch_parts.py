@@ -397,7 +397,7 @@ def registry_of(count: int, seed: int = 7) -> tuple[Registry, list[Host]]:
 
 
 def host(id_: str, owner: Session | None = None, service: str = SERVICE) -> Host:
-    return Host(id_, service, owner or session(), since=0, labels={}, digest="")
+    return Host(id_, service, owner or session(), since=0, labels={}, digest="", rests=None)
 
 
 def chi_square(registry: Registry, live: list[Host], tried: set[str]) -> float:

@@ -11,8 +11,8 @@ from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Reset
 from kdispatch_relay.switch import registry
-from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
-from tests.core.agents import SERVICE, Peer, Relay, Said, connected
+from kdispatch_relay.switch.revocations import withdraw_host
+from tests.core.agents import SERVICE, Peer, Relay, Said, connected, revoke_service
 from tests.core.conversation import OFFER, Conversation
 
 

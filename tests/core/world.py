@@ -24,6 +24,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.session import Session
 from kdispatch_protocol.streams import Stream
+from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 from tests.core.connection import Connection
 from tests.core.wire import is_alone
@@ -404,11 +405,11 @@ class World:
         if self.questions:
             relay, question = self.questions.popleft()
             if isinstance(question, AskOffer):
-                relay.offers.allowed(question, public=True, now=self.now)
+                relay.offers.allowed(question, Terms(public=True), self.now)
             elif isinstance(question, AskAttach):
                 relay.attachments.allowed(question, self.now)
             else:
-                relay.opens.allowed(question.route, public=True, now=self.now)
+                relay.opens.allowed(question.route, Terms(public=True), self.now)
 
     def pump(self, agent: Agent) -> None:
         """All that an agent and the relay have to say arrives."""

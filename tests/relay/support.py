@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from kdispatch_relay.seams import HostView, Left, LiveHost, LongestQueue, RelayState
+from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
 
@@ -36,6 +36,7 @@ class FakeGate:
     """A switch without sessions: who is live is what the test says."""
 
     live: dict[str, list[HostView]] = field(default_factory=dict)
+    clients: dict[str, list[ClientView]] = field(default_factory=dict)
     hosts: dict[str, LiveHost] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     relay_id: str = ""
@@ -54,9 +55,14 @@ class FakeGate:
     def host(self, host_id: str) -> LiveHost | None:
         return self.hosts.get(host_id)
 
-    def revoke(self, service: str) -> None:
-        self.calls.append(f"revoke {service}")
-        self.live.pop(service, None)
+    def clients_of(self, service: str) -> list[ClientView]:
+        return self.clients.get(service, [])
+
+    def recheck(self, scope: str) -> None:
+        self.calls.append(f"recheck {scope}")
+
+    def expire(self, now: float) -> None:
+        pass
 
     def withdraw(self, host_id: str) -> None:
         self.calls.append(f"withdraw {host_id}")

@@ -6,7 +6,7 @@ import pytest
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import format_token
-from kdispatch_relay.auth import Authority, ServiceRecord
+from kdispatch_relay.auth import Authority, Grant, ServiceRecord
 from tests.relay.support import Api
 
 PUBLIC = ServiceRecord("ann/web", "public")
@@ -72,8 +72,10 @@ OPEN = [
     ("ann/web", None, PUBLIC),
     ("ann/web", "bob", PUBLIC),
     ("ann/web", "ann/db", PUBLIC),
-    ("ann/web", "unknown", "token_refused"),
-    ("ann/web", "empty", "token_refused"),
+    ("ann/web", "unknown", PUBLIC),
+    ("ann/web", "empty", PUBLIC),
+    ("ann/db", "unknown", "token_refused"),
+    ("ann/absent", "unknown", "token_refused"),
     ("ann/db", "ann", CLOSED),
     ("ann/db", None, "unknown_service"),
     ("ann/db", "bob", "unknown_service"),
@@ -96,6 +98,7 @@ async def test_may_open(
 
 async def _outcome(question: object) -> object:
     try:
-        return await question  # type: ignore[misc]  # one of two coroutines
+        grant: Grant = await question  # type: ignore[misc]  # one of two coroutines
     except KdispatchError as error:
         return error.code
+    return grant.service

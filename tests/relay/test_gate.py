@@ -350,5 +350,5 @@ async def test_answer_for_one_who_left(relay: Running) -> None:
         await until(lambda: relay.store.asked == 2)
     await until(lambda: not relay.gate._links)
     relay.store.answering.set()
-    await until(lambda: not relay.gate._questions)
+    await until(lambda: not relay.gate._access._work)
     assert not relay.gate.hosts_of(SERVICE)

@@ -10,7 +10,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.messages import Attach, AttachEntry, Reset
-from kdispatch_relay.switch import gate as gate_module
+from kdispatch_relay.switch import access
 from tests.aio.twin import SERVICE, Running, running_gate, until
 from tests.relay.test_gate import _Agent
 
@@ -35,7 +35,7 @@ async def _joined(client: _Agent, host: _Agent) -> None:
 
 async def test_streams_do_not_end_because_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the database is away an ATTACH is neither refused nor forgotten: the relay asks again until it is there."""
-    monkeypatch.setattr(gate_module, "_ASK_AGAIN", 0.01)
+    monkeypatch.setattr(access, "_ASK_AGAIN", 0.01)
     async with (
         running_gate() as relay,
         _Agent.of(relay, b"\x11" * 32) as client,
@@ -52,13 +52,13 @@ async def test_streams_do_not_end_because_the_store_does_not_answer(monkeypatch:
 
 async def test_a_session_that_ends_meanwhile_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The questions of a session that is gone end with it."""
-    monkeypatch.setattr(gate_module, "_ASK_AGAIN", 0.01)
+    monkeypatch.setattr(access, "_ASK_AGAIN", 0.01)
     async with running_gate() as relay:
         async with _Agent.of(relay) as client:
             relay.store.error = KdispatchError("storage_unavailable")
             _attach(client, "client", "22" * 16, 5)
             await until(lambda: relay.store.asked > 1)
-        await until(lambda: not relay.gate._questions)
+        await until(lambda: not relay.gate._access._work)
 
 
 @pytest.mark.parametrize("code", ["revoked", "token_refused", "internal_error"])

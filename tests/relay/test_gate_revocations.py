@@ -11,11 +11,11 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.messages import Reset
-from kdispatch_relay.auth import ServiceRecord
+from kdispatch_relay.auth import Grant, ServiceRecord
 from tests.aio.twin import SERVICE, Running, running_gate, until
 from tests.relay.test_gate import _Agent, _carried
 
-_RECORD = ServiceRecord(SERVICE, "public")
+_GRANT = Grant(ServiceRecord(SERVICE, "public"))
 
 
 @pytest.fixture
@@ -37,24 +37,24 @@ class _Store:
         self.asked = 0
         self.go = asyncio.Event()
 
-    async def may_host(self, _service: str, _token: str) -> ServiceRecord:
+    async def may_host(self, _service: str, _token: str) -> Grant:
         return await self._answer()
 
-    async def may_open(self, _service: str, _token: str | None) -> ServiceRecord:
+    async def may_open(self, _service: str, _token: str | None) -> Grant:
         return await self._answer()
 
-    async def _answer(self) -> ServiceRecord:
+    async def _answer(self) -> Grant:
         there = self.there
         self.asked += 1
         await self.go.wait()
         if not there:
             raise KdispatchError("unknown_service")
-        return _RECORD
+        return _GRANT
 
 
 def _slow(relay: Running, monkeypatch: pytest.MonkeyPatch) -> _Store:
     store = _Store()
-    monkeypatch.setattr(relay.gate, "_authority", store)
+    monkeypatch.setattr(relay.gate._access, "_authority", store)
     return store
 
 
@@ -62,7 +62,8 @@ async def test_deleted_service(relay: Running) -> None:
     """Both ends of a running stream, and the offer, hear of a deletion at once."""
     async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
         number = await _carried(client, host)
-        relay.gate.revoke(SERVICE)
+        relay.store.error = KdispatchError("unknown_service")
+        relay.gate.recheck(SERVICE)
         assert await _reset_code(client) == (3, "revoked")
         assert {await _reset_code(host), await _reset_code(host)} == {(1, "revoked"), (number, "revoked")}
         assert not relay.gate.hosts_of(SERVICE)
@@ -93,7 +94,7 @@ async def test_offer_whose_look_up_was_before_the_deletion(relay: Running, monke
         offered = asyncio.create_task(host.offer())
         await until(lambda: store.asked)
         store.there = False
-        relay.gate.revoke(SERVICE)
+        relay.gate.recheck(SERVICE)
         store.go.set()
         answer = await offered
         assert answer[0] == frames.RESET and Reset.parse(answer[4]).code == "unknown_service"
@@ -108,10 +109,10 @@ async def test_open_whose_look_up_was_before_the_deletion(relay: Running, monkey
         client.open(3)
         await until(lambda: store.asked)
         store.there = False
-        relay.gate.revoke(SERVICE)
+        relay.gate.recheck(SERVICE)
         store.go.set()
         assert await _reset_code(client) == (3, "unknown_service")
-        await until(lambda: not relay.gate._questions)
+        await until(lambda: not relay.gate._access._work)
         assert relay.gate.switch.registry.get(SERVICE) is None
         client.open(5)
         assert await _reset_code(client) == (5, "unknown_service")

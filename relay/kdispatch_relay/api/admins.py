@@ -9,6 +9,8 @@ from aiohttp import web
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, Name, answer, bearer, read_body
 from kdispatch_relay.api.keys import AUTHORITY, REPOSITORY
+from kdispatch_relay.http_connection import SOURCE
+from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES"]
 
@@ -38,7 +40,8 @@ async def create_admin(request: web.Request) -> web.Response:
     """Take a handle that is free."""
     body = await read_body(request, NewAdmin)
     token = format_token("adm", secrets.token_bytes(SECRET_BYTES))
-    await request.app[REPOSITORY].add_admin(body.handle, token_digest(token))
+    new = NewToken(token_digest(token), "sign-up")
+    await request.app[REPOSITORY].accounts.create(body.handle, new, source=request.get(SOURCE, request.remote or ""))
     return answer(AdminCreated(handle=body.handle, token=token), status=201)
 
 

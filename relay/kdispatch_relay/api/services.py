@@ -13,6 +13,8 @@ from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, Name, answer, bearer, read_body
 from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
 from kdispatch_relay.auth import Identity, ServiceRecord
+from kdispatch_relay.http_connection import SOURCE
+from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES", "readable_service"]
 
@@ -51,14 +53,21 @@ async def create_service(request: web.Request) -> web.Response:
     owner = await _admin(request)
     body = await read_body(request, NewService)
     token = format_token("svc", secrets.token_bytes(SECRET_BYTES))
-    record = await request.app[REPOSITORY].add_service(owner, body.name, body.access, token_digest(token))
+    record = await request.app[REPOSITORY].services.create(
+        owner,
+        body.name,
+        NewToken(token_digest(token), "service"),
+        access=body.access,
+        pins=False,
+        source=_source(request),
+    )
     return answer(ServiceCreated(service=record.service, access=record.access, token=token), status=201)
 
 
 async def list_services(request: web.Request) -> web.Response:
     """List one's own services."""
     owner = await _admin(request)
-    records = await request.app[REPOSITORY].services_of(owner)
+    records = await request.app[REPOSITORY].services.of(owner)
     return answer(ServiceList(services=[_seen(request, record) for record in records]))
 
 
@@ -69,13 +78,7 @@ async def delete_service(request: web.Request) -> web.Response:
     if handle != owner.handle:
         # Decided without a look-up, so that the answer does not tell whether it exists.
         raise KdispatchError("not_permitted", "Only its owner may delete a service.")
-    service = f"{handle}/{name}"
-    live = request.app[LIVE_HOSTS]
-    deleted = await request.app[REPOSITORY].delete_service(owner, check_name(name))
-    # Also where there was none: a database can lose the answer to a delete that it did.
-    if deleted or live.hosts_of(service):
-        live.revoke(service)
-    if not deleted:
+    if not await request.app[REPOSITORY].services.delete(owner, check_name(name), source=_source(request)):
         raise KdispatchError("unknown_service")
     return web.Response(status=204, headers={"Cache-Control": "no-store"})
 
@@ -88,7 +91,11 @@ async def show_service(request: web.Request) -> web.Response:
 async def readable_service(request: web.Request) -> ServiceRecord:
     """The service of the request's path; raise ``unknown_service`` where it is not open to the sender."""
     name = "{handle}/{name}".format_map(request.match_info)
-    return await request.app[AUTHORITY].may_read(name, bearer(request))
+    return (await request.app[AUTHORITY].may_read(name, bearer(request))).service
+
+
+def _source(request: web.Request) -> str:
+    return str(request.get(SOURCE, request.remote or ""))
 
 
 async def _admin(request: web.Request) -> Identity:

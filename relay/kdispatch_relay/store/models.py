@@ -1,16 +1,28 @@
 """The tables. Live hosts are not among them: they are sessions in memory.
 
-A token's row is found by the SHA-256 digest of its text; the text is never stored.
+A token's row is found by the SHA-256 digest of its text; the text is never stored. All times are unix seconds.
 """
 
 from __future__ import annotations
 
 import time
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Admin", "Base", "Relay", "Service", "Token"]
+__all__ = ["Admin", "AuditRow", "Base", "Change", "Invite", "Relay", "Service", "Token"]
 
 
 def _now() -> int:
@@ -32,13 +44,19 @@ class Base(DeclarativeBase):
 
 
 class Admin(Base):
-    """An account. ``created_at`` is in unix seconds, here and below."""
+    """An account. A quota that is null is the relay's default."""
 
     __tablename__ = "admins"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     handle: Mapped[str] = mapped_column(String(63), unique=True)
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
+    suspended_at: Mapped[int | None] = mapped_column(BigInteger)
+    suspended_for: Mapped[str | None] = mapped_column(String(200))
+    max_services: Mapped[int | None]
+    max_tokens: Mapped[int | None]
+    max_hosts: Mapped[int | None]
+    max_streams: Mapped[int | None]
 
 
 class Service(Base):
@@ -54,6 +72,7 @@ class Service(Base):
     owner_id: Mapped[int] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(String(63))
     access: Mapped[str] = mapped_column(String(8), default="public", server_default="public")
+    pins: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
 
 
@@ -67,16 +86,82 @@ class Relay(Base):
     relay_id: Mapped[str] = mapped_column(String(32))
 
 
+class Invite(Base):
+    """An invitation, under the digest of its code: to host or connect to one service, or to sign up at the relay."""
+
+    __tablename__ = "invites"
+    __table_args__ = (
+        CheckConstraint("(purpose = 'sign-up') = (service_id IS NULL)", name="service"),
+        CheckConstraint("purpose IN ('host', 'connect', 'sign-up')", name="purpose"),
+        CheckConstraint("used <= uses", name="used"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    token_id: Mapped[str] = mapped_column(String(16), unique=True)
+    service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), index=True)
+    purpose: Mapped[str] = mapped_column(String(8))
+    name: Mapped[str] = mapped_column(String(63))
+    uses: Mapped[int]
+    used: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class Token(Base):
-    """What a token may do, under its digest: ``adm`` for its admin, ``svc`` for one service of that admin."""
+    """What a token may do, under its digest: ``adm`` for its admin, ``svc`` and ``cli`` for one service of that admin.
+
+    ``token_id`` is what people call it by. ``own``: the token that came with its service, which is rotated with it.
+    A revoked one stays for a while, so that its holder can be told.
+    """
 
     __tablename__ = "tokens"
     __table_args__ = (
-        CheckConstraint("(kind = 'adm' AND service_id IS NULL) OR (kind = 'svc' AND service_id IS NOT NULL)", "kind"),
+        CheckConstraint("(kind = 'adm') = (service_id IS NULL)", name="service"),
+        CheckConstraint("kind IN ('adm', 'svc', 'cli')", name="kind"),
     )
 
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    token_id: Mapped[str] = mapped_column(String(16), unique=True)
     kind: Mapped[str] = mapped_column(String(3))
+    name: Mapped[str] = mapped_column(String(63))
     admin_id: Mapped[int] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"), index=True)
     service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), index=True)
+    invite_id: Mapped[int | None] = mapped_column(ForeignKey("invites.id", ondelete="SET NULL"), index=True)
+    own: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_used_at: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Change(Base):
+    """What may have been taken from somebody: every relay process on this database asks again what rests on it.
+
+    ``scope`` is ``handle/name``, or a handle for all that is its admin's. Ids only grow, and become visible in their
+    order.
+    """
+
+    __tablename__ = "changes"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[int] = mapped_column(BigInteger, default=_now)
+    scope: Mapped[str] = mapped_column(String(127))
+
+
+class AuditRow(Base):
+    """Who did what to what, from where, when; written once and never changed. ``detail`` is JSON, without secrets."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_admin_id_id", "admin_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[int] = mapped_column(BigInteger, default=_now, index=True)
+    admin_id: Mapped[int | None] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"))
+    actor: Mapped[str] = mapped_column(String(100))
+    action: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(200))
+    source: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))

@@ -1,25 +1,143 @@
-"""What the store hands out: plain values, no rows and no open transaction."""
+"""What the store hands out and takes: plain values, no rows and no open transaction. Times are unix seconds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
-__all__ = ["Identity", "ServiceRecord"]
+from kdispatch_protocol.tokens import token_id
+
+__all__ = [
+    "QUOTAS",
+    "AdminRecord",
+    "AuditEvent",
+    "Identity",
+    "InviteRecord",
+    "NewToken",
+    "Quotas",
+    "ServiceRecord",
+    "TokenRecord",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """How much of each an admin may have: ``hosts`` and ``streams`` at one moment, at one relay process."""
+
+    services: int = 100
+    tokens: int = 1_000  # beside each service's own
+    hosts: int = 2_000
+    streams: int = 20_000
+
+
+#: The names of the quotas.
+QUOTAS: Final = tuple(item.name for item in fields(Quotas))
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """A registered service: ``service`` is ``handle/name``, ``access`` is ``public`` or ``token``."""
+    """A registered service: ``service`` is ``handle/name``, ``access`` is ``public`` or ``token``.
+
+    ``pins``: whether clients may choose a host. ``quotas`` are its owner's.
+    """
 
     service: str
     access: str
+    pins: bool = False
+    suspended: bool = False
+    quotas: Quotas = field(default=Quotas(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token stands for. ``kind`` is the token's prefix; ``service`` is set for ``svc`` tokens only."""
+    """Whom a token stands for. ``kind`` is the token's prefix; ``service`` is set for ``svc`` and ``cli`` tokens only.
+
+    One that expired, is revoked, or whose admin is suspended, is an identity too: whoever has it may be told.
+    """
 
     kind: str
     admin_id: int
     handle: str
     service: ServiceRecord | None = None
+    id: str = ""
+    name: str = ""
+    expires: int | None = None
+    revoked: bool = False
+    suspended: bool = False
+
+    @property
+    def actor(self) -> str:
+        """What the audit calls it."""
+        return f"{self.kind} {self.id} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token, or an invitation's code, that was made and not stored yet."""
+
+    digest: bytes
+    name: str
+    expires: int | None = None
+
+    @property
+    def id(self) -> str:
+        """What people call it by."""
+        return token_id(self.digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecord:
+    """A token as its admin sees it. ``invite`` is the id of the invitation that it was made from."""
+
+    id: str
+    kind: str
+    name: str
+    service: str | None
+    created: int
+    expires: int | None
+    last_used: int | None
+    revoked: bool
+    invite: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteRecord:
+    """An invitation. ``purpose`` is ``host``, ``connect`` or ``sign-up``; the last has no ``service``."""
+
+    id: str
+    purpose: str
+    service: str | None
+    name: str
+    uses: int
+    used: int
+    created: int
+    expires: int
+    revoked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminRecord:
+    """An account as the relay's operator sees it. ``own`` are the quotas that were set for it alone."""
+
+    handle: str
+    created: int
+    suspended: int | None
+    suspended_for: str | None
+    services: int
+    tokens: int
+    quotas: Quotas
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """Who did what to what, from where, when. ``id`` is 0 until it is stored."""
+
+    actor: str
+    action: str
+    subject: str
+    source: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+    at: int = 0

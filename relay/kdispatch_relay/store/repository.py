@@ -2,85 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, tuple_
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, delete, or_, select, tuple_, update
 
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.accounts import Accounts
+from kdispatch_relay.store.audit import Audit
 from kdispatch_relay.store.batches import Batches
+from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
-from kdispatch_relay.store.models import Admin, Relay, Service, Token
+from kdispatch_relay.store.invites import Invites
+from kdispatch_relay.store.models import Admin, Invite, Relay, Service, Token
+from kdispatch_relay.store.quotas import COLUMNS, quotas_of
 from kdispatch_relay.store.records import Identity, ServiceRecord
+from kdispatch_relay.store.services import Services
+from kdispatch_relay.store.tokens import KEPT, Tokens
 
 __all__ = ["Repository"]
 
+_SERVICE: Final = (Service.name, Service.access, Service.pins, Admin.suspended_at, *COLUMNS)
 _IDENTITIES: Final = (
-    select(Token.digest, Token.kind, Admin.id, Admin.handle, Service.name, Service.access)
+    select(
+        Token.digest,
+        Token.kind,
+        Admin.id,
+        Token.token_id,
+        Token.name,
+        Token.expires_at,
+        Token.revoked_at,
+        Admin.handle,
+        *_SERVICE,
+    )
     .join(Admin, Admin.id == Token.admin_id)
     .outerjoin(Service, Service.id == Token.service_id)
 )
-_SERVICES: Final = select(Admin.handle, Service.name, Service.access).join(Admin, Admin.id == Service.owner_id)
+_SERVICES: Final = select(Admin.handle, *_SERVICE).join(Admin, Admin.id == Service.owner_id)
 
 
 class Repository:
-    """Admins, services and tokens. Every method may raise ``storage_unavailable``."""
+    """Look-ups of tokens and services, and what changes them. Every method may raise ``storage_unavailable``."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.changes = Changes(database)
+        self.audit = Audit(database)
+        parts = (database, self.changes, self.audit)
+        self.accounts = Accounts(*parts)
+        self.services = Services(*parts)
+        self.tokens = Tokens(*parts)
+        self.invites = Invites(*parts)
         self._identities = Batches(self._find_identities)
         self._services = Batches(self._find_services)
-
-    async def add_admin(self, handle: str, digest: bytes) -> None:
-        """Create an admin with its token's digest; raise ``handle_taken``.
-
-        The unique constraint decides, not a look before: of many at once exactly one wins.
-        """
-        try:
-            async with self.database.write() as connection:
-                new = await connection.execute(insert(Admin).values(handle=handle).returning(Admin.id))
-                await connection.execute(insert(Token).values(digest=digest, kind="adm", admin_id=new.scalar_one()))
-        except IntegrityError as error:
-            raise KdispatchError("handle_taken", f"The handle {handle!r} is taken.") from error
-
-    async def add_service(self, owner: Identity, name: str, access: str, digest: bytes) -> ServiceRecord:
-        """Create a service of ``owner`` with its token's digest; raise ``service_exists``."""
-        service = f"{owner.handle}/{name}"
-        try:
-            async with self.database.write() as connection:
-                values = {"owner_id": owner.admin_id, "name": name, "access": access}
-                new = await connection.execute(insert(Service).values(values).returning(Service.id))
-                token = {"digest": digest, "kind": "svc", "admin_id": owner.admin_id, "service_id": new.scalar_one()}
-                await connection.execute(insert(Token).values(token))
-        except IntegrityError as error:
-            raise KdispatchError("service_exists", f"The service {service!r} exists already.") from error
-        return ServiceRecord(service, access)
-
-    async def delete_service(self, owner: Identity, name: str) -> bool:
-        """Delete a service of ``owner`` with its tokens; returns whether there was one."""
-        ids = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name).with_for_update()
-        async with self.database.write() as connection:
-            found = (await connection.execute(ids)).scalar_one_or_none()
-            if found is None:
-                return False
-            await connection.execute(delete(Token).where(Token.service_id == found))
-            await connection.execute(delete(Service).where(Service.id == found))
-        return True
+        self._used: dict[str, int] = {}  # when tokens were last used, by their ids, if that is not stored yet
 
     async def identity(self, digest: bytes) -> Identity | None:
-        """Whom the token with this digest stands for."""
+        """Whom the token with this digest stands for, or stood for."""
         return await self._identities.get(digest)
 
     async def service(self, handle: str, name: str) -> ServiceRecord | None:
         """The service ``handle/name``."""
         return await self._services.get((handle, name))
 
-    async def services_of(self, owner: Identity) -> list[ServiceRecord]:
-        """All services of one admin, by name."""
-        async with self.database.read() as connection:
-            rows = await connection.execute(_SERVICES.where(Admin.id == owner.admin_id).order_by(Service.name))
-            return [ServiceRecord(f"{row.handle}/{row.name}", row.access) for row in rows]
+    def used(self, identity: Identity) -> None:
+        """A token was accepted."""
+        self._used[identity.id] = int(time.time())
 
     async def relay_id(self) -> str:
         """The relay's id, of 32 hexadecimal digits: one for all processes that use this database, now and later."""
@@ -92,16 +79,51 @@ class Repository:
         async with self.database.write() as connection:
             await connection.execute(select(Admin.id).limit(1))
 
+    async def write_used(self) -> None:
+        """Store when tokens were last used; what can't be stored waits for the next time."""
+        used, self._used = self._used, {}
+        if not used:
+            return
+        query = update(Token).where(Token.token_id == bindparam("token")).values(last_used_at=bindparam("moment"))
+        try:
+            async with self.database.write() as connection:
+                await connection.execute(query, [{"token": id_, "moment": moment} for id_, moment in used.items()])
+        except BaseException:
+            self._used = used | self._used
+            raise
+
+    async def forget_ended(self) -> None:
+        """Drop tokens and invitations that ended so long ago that nobody needs to be told any more."""
+        since = int(time.time()) - KEPT
+        async with self.database.write() as connection:
+            for table in (Token, Invite):
+                await connection.execute(delete(table).where(or_(table.revoked_at < since, table.expires_at < since)))
+
     async def _find_identities(self, digests: Collection[bytes]) -> dict[bytes, Identity]:
         async with self.database.read() as connection:
             rows = await connection.execute(_IDENTITIES.where(Token.digest.in_(digests)))
-        return {
-            # The outer join leaves an admin's token without a service.
-            digest: Identity(kind, admin_id, handle, ServiceRecord(f"{handle}/{name}", access) if name else None)
-            for digest, kind, admin_id, handle, name, access in rows
-        }
+        found = {}
+        for digest, kind, admin_id, token_id, name, expires, revoked, handle, *service in rows:
+            found[digest] = Identity(
+                kind=kind,
+                admin_id=admin_id,
+                handle=handle,
+                service=_record(handle, service) if service[0] else None,  # the outer join leaves an admin's without
+                id=token_id,
+                name=name,
+                expires=expires,
+                revoked=revoked is not None,
+                suspended=service[3] is not None,
+            )
+        return found
 
     async def _find_services(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], ServiceRecord]:
         async with self.database.read() as connection:
             rows = await connection.execute(_SERVICES.where(tuple_(Admin.handle, Service.name).in_(names)))
-        return {(handle, name): ServiceRecord(f"{handle}/{name}", access) for handle, name, access in rows}
+        return {(handle, service[0]): _record(handle, service) for handle, *service in rows}
+
+
+def _record(handle: str, row: Sequence[Any]) -> ServiceRecord:
+    """Of the columns of ``_SERVICE``."""
+    name, access, pins, suspended, *quotas = row
+    return ServiceRecord(f"{handle}/{name}", access, pins, suspended is not None, quotas_of(*quotas))

@@ -13,7 +13,7 @@ the ends check each other's proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
@@ -21,6 +21,7 @@ from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
+from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AttachRefused
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
@@ -40,6 +41,7 @@ class Half:
     session: Session
     number: int
     entry: AttachEntry
+    rests: bytes | None  # the digest of the token that was shown with it
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -80,7 +82,6 @@ class Attachments:
         limits: Limits,
         touched: set[Session],
         by_process: dict[str, Session],
-        sessions: Collection[Session],
         *,
         cut: Callable[[Session, str, str], None],
         opens: Opens,
@@ -95,7 +96,6 @@ class Attachments:
         self._by_process = by_process
         self._cut = cut
         self._lost = lost  # what to do when a leg is lost
-        self._sessions = sessions
         self._opens = opens
         self._waiting: dict[tuple[str, str, str], Half] = {}
         self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
@@ -110,13 +110,14 @@ class Attachments:
     ) -> None:  # fmt: skip
         """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may."""
         attach = Attach.parse(payload)
+        rests = None if attach.token is None else token_digest(attach.token)
         groups: dict[tuple[str, str], list[Half]] = {}
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
             for other in self._others_of_agent(session) if entry.opening else ():
                 self._give_up_open(other, entry.uuid)
-            half = Half(session, entry.number, entry)
+            half = Half(session, entry.number, entry, rests)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 self._answer(half, "busy", "This session has as many streams as it may.")
             elif not session.failures.peek(now):
@@ -148,7 +149,7 @@ class Attachments:
         known = self._registry.get(asked.service)
         session = asked.session
         session.look_ups += 1
-        if asked.role == "client" and known is not None and known.public:
+        if asked.role == "client" and known is not None and known.terms is not None and known.terms.public:
             self.allowed(asked, now)
         elif session.look_ups > self._limits.look_ups:
             self._cut(session, "rate_limited", "Too many look-ups of this session are under way.")
@@ -238,11 +239,10 @@ class Attachments:
         self.drop(half)
         self._ask_other(half)
 
-    def revoke(self, service: str) -> None:
-        """What rests on the service ends."""
-        for session in list(self._sessions):
-            for half in [h for h in session.halves.values() if h.entry.service == service]:
-                self._refuse(half, "revoked", "The service was deleted by its owner.")
+    def revoked(self, half: Half, text: str) -> None:
+        """Its agent may not attach it any more."""
+        self._refuse(half, "revoked", text)
+        self._ask_other(half)
 
     def drop(self, half: Half) -> None:
         """Forget a half; its agent knows, or is gone."""
@@ -308,6 +308,9 @@ class Attachments:
         route = Route(client.session, client.number, message)
         route.state = RouteState.OPEN
         route.began = now
+        route.rests, route.rests_host = client.rests, host.rests
+        route.usage = self._registry.usage(message.service)  # no quota ends a stream that goes on
+        route.usage.streams += 1
         route.host = Leg(host.session, host.number, route, 0)
         route.client.peer, route.host.peer = route.host, route.client
         route.host_entry = self._registry.host(host_id(host.session.process, host.entry.service))

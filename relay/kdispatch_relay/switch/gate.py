@@ -1,4 +1,4 @@
-"""The gate: upgrades, the switch's clock, and everything of it that touches sockets or the store."""
+"""The gate: upgrades, the switch's clock, and everything of it that touches sockets."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
+from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.arrivals import Arrival
-from kdispatch_relay.auth import Authority, ServiceRecord
+from kdispatch_relay.auth import Authority
 from kdispatch_relay.handshake import take_over, upgrade_headers
 from kdispatch_relay.http_connection import SOURCE, hand_over
-from kdispatch_relay.seams import HostView, Left, LiveHost, RelayState
+from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, RelayState
+from kdispatch_relay.switch.access import Access
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
-from kdispatch_relay.switch.revocations import revoke_service, withdraw_host
+from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.state import state_of
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.state import clients_of, state_of
+from kdispatch_relay.switch.switch import Switch
 from kdispatch_relay.version import version
 
 __all__ = ["Gate"]
 
 # Before HELLO nobody may make the relay set aside more than this for one message.
 _HELLO_MESSAGE: Final = 16 * 1024
-# While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
-_ASK_AGAIN: Final = 1.0
-_PASSING: Final = frozenset({"storage_unavailable", "busy"})
 # While it drains the relay says who is left once in so many seconds. As long as nobody is there, it looks more often.
 _TELL: Final = 1.0
 _LOOK: Final = 0.020
@@ -63,7 +62,6 @@ class Gate:
     """Agents' sessions, from upgrade to end. Make it on the event loop that it will live on."""
 
     def __init__(self, authority: Authority, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._authority = authority
         self.limits = limits
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._timed_out)
@@ -79,7 +77,7 @@ class Gate:
             program=f"kdispatch/{version()}",
         )
         self._links: dict[Session, _AgentLink] = {}
-        self._questions: set[asyncio.Task[None]] = set()
+        self._access = Access(authority, self.switch, self.settle)
         self._closing = True
         self._drain: Drain | None = None
         self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
@@ -95,7 +93,14 @@ class Gate:
     def hosts_of(self, service: str) -> list[HostView]:
         """The live hosts of a service."""
         return [
-            HostView(host=host.id, since=host.since + self._started, labels=host.labels, streams=host.streams)
+            HostView(
+                host=host.id,
+                since=host.since + self._started,
+                labels=host.labels,
+                streams=host.streams,
+                source=host.session.source,
+                token=None if host.rests is None else token_id(host.rests),
+            )
             for host in self.switch.registry.hosts_of(service)
         ]
 
@@ -104,10 +109,17 @@ class Gate:
         host = self.switch.registry.host(host_id)
         return LiveHost(service=host.service, digest=host.digest) if host else None
 
-    def revoke(self, service: str) -> None:
-        """A service was deleted: end all that rests on it."""
-        revoke_service(self.switch, service)
-        self.settle()
+    def recheck(self, scope: str) -> None:
+        """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
+        self._access.recheck(scope)
+
+    def expire(self, now: float) -> None:
+        """Likewise where a token that something rests on has expired by now, in unix seconds."""
+        self._access.expire(now)
+
+    def clients_of(self, service: str) -> list[ClientView]:
+        """Who has streams of a service open."""
+        return clients_of(self.switch, service, self._started)
 
     def withdraw(self, host_id: str) -> None:
         """Take a live host off the list for good."""
@@ -164,8 +176,7 @@ class Gate:
             await asyncio.wait(waiting, timeout=3)
         for link in list(self._links.values()):
             link.link.abort("drain", "")
-        if self._questions:  # not cancelled: a look-up that is cut off loses its connection to the database
-            await asyncio.wait(self._questions)
+        await self._access.close()
         self._alarm.cancel()
 
     # --- between the switch and the links ------------------------------------------------------
@@ -186,9 +197,7 @@ class Gate:
         """After anything happened at the switch: ask, cut, send, and set the clock."""
         switch = self.switch
         for question in switch.take_questions():
-            task = self._loop.create_task(self._answer(question))
-            self._questions.add(task)
-            task.add_done_callback(self._questions.discard)
+            self._access.ask(question)
         while True:
             touched, cuts = switch.take_touched(), switch.take_cuts()
             if not touched and not cuts:
@@ -201,6 +210,8 @@ class Gate:
                 link = self._links.get(session)
                 if link is not None:
                     link.link.flush()
+        if switch.opens.connected:
+            self._access.note_clients(switch.opens.connected)
         if switch.opens.reports:
             self._log_streams(switch.opens.reports)
         if switch.attachments.reports:
@@ -228,58 +239,6 @@ class Gate:
     def _timed_out(self) -> None:
         self.switch.handle_timeout(self._loop.time())
         self.settle()
-
-    async def _answer(self, question: Question) -> None:
-        """Let the store decide. Its failures are answers too."""
-        switch = self.switch
-        try:
-            public = await self._look_up(question)
-            if isinstance(question, AskOffer):
-                switch.offers.allowed(question, public=public, now=self._loop.time())
-            elif isinstance(question, AskAttach):
-                switch.attachments.allowed(question, self._loop.time())
-            else:
-                switch.opens.allowed(question.route, public=public, now=self._loop.time())
-        except KdispatchError as error:
-            self._refuse(question, error.code, error.text)
-        except Exception:  # noqa: BLE001
-            # A defect must not leave an agent without an answer.
-            _log.exception("a look-up failed")
-            self._refuse(question, "internal_error", "")
-        self.settle()
-
-    async def _look_up(self, question: Question) -> bool:
-        """Whether the service is public, if the question's answer is yes; raises what makes it a no."""
-        while True:
-            before = self.switch.revocations
-            try:
-                record = await self._ask_store(question)
-            except KdispatchError as error:
-                if not isinstance(question, AskAttach) or error.code not in _PASSING:
-                    raise
-                if not any(question.alive()):
-                    raise KdispatchError("cancelled") from error
-                await asyncio.sleep(_ASK_AGAIN)
-                continue
-            if self.switch.revocations == before:
-                return record.access == "public"
-            # A service was deleted meanwhile, and the answer may be from before.
-
-    async def _ask_store(self, question: Question) -> ServiceRecord:
-        if isinstance(question, AskOffer):
-            return await self._authority.may_host(question.offer.service, question.offer.token or "")
-        if isinstance(question, AskAttach) and question.role == "host":
-            return await self._authority.may_host(question.service, question.token or "")
-        return await self._authority.may_open(question.service, question.token)
-
-    def _refuse(self, question: Question, code: str, text: str) -> None:
-        now = self._loop.time()
-        if isinstance(question, AskOffer):
-            self.switch.offers.refused(question, code, text, now=now)
-        elif isinstance(question, AskAttach):
-            self.switch.attachments.refused(question, code, text, now)
-        else:
-            self.switch.opens.refused(question.route, code, text, now)
 
 
 class _AgentLink:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from kdispatch_protocol import frames
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer, Offered, reset_frame
+from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Offers"]
@@ -48,31 +49,35 @@ class Offers:
         if host is not None and host.session is session:
             self._registry.remove(host)
 
-    def allowed(self, asked: AskOffer, *, public: bool, now: float) -> None:
-        """List the host; opens that waited for one go on."""
+    def allowed(self, asked: AskOffer, terms: Terms, now: float) -> Host | None:
+        """List the host; opens that waited for one go on. Returns it if it was not listed before."""
         session, offer = asked.session, asked.offer
         if session.ended or asked.number not in session.offers:
-            return
+            return None
         if self._registry.is_withdrawn(offer.host):  # while the store was asked
             self.refused(asked, *_WITHDRAWN, now=now)
-            return
+            return None
         host = self._registry.host(offer.host)
+        if host is None and self._registry.usage(offer.service).hosts >= terms.hosts:
+            self._registry.leave(offer.service)
+            self.refused(asked, "quota_exceeded", "The service's owner has as many live hosts as it may.", now=now)
+            return None
+        rests = None if offer.token is None else token_digest(offer.token)
+        listed = None
         if host is not None and host.session is not session and host.session in set(session.all_of_agent):
-            host.session, host.labels, host.digest = (
-                session,
-                offer.labels,
-                offer.digest,
-            )  # the same host, which has moved
+            # The same host, which has moved.
+            host.session, host.labels, host.digest, host.rests = session, offer.labels, offer.digest, rests
         else:
-            host = self._listed(session, offer, now)
+            host = listed = self._listed(session, offer, rests, now)
         session.offers[asked.number] = host
-        self._registry.entry(offer.service).public = public
+        self._registry.entry(offer.service).terms = terms
         payload = Offered(host=offer.host).encode()
         session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
         self._touched.add(session)
         self._appeared(offer.service, now)
+        return listed
 
-    def _listed(self, session: Session, offer: Offer, now: float) -> Host:
+    def _listed(self, session: Session, offer: Offer, rests: bytes | None, now: float) -> Host:
         host = Host(
             id=offer.host,
             service=offer.service,
@@ -80,6 +85,7 @@ class Offers:
             since=now,
             labels=offer.labels,
             digest=offer.digest,
+            rests=rests,
         )
         for leg in session.legs.values():
             if leg.is_hosts(offer.service):  # its process attached this stream before it offered

@@ -18,7 +18,7 @@ from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.intents import StreamEnded
-from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
 
@@ -48,6 +48,7 @@ class Opens:
     def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
         self.questions: list[AskOpen] = []
         self.reports: list[StreamEnded] | None = None  # a list where somebody reads and empties it
+        self.connected: list[Route] = []  # the first stream of a service in an agent's session
         self.few = False  # frames are being worked on: an OPEN may have a message of its own
         self._registry = registry
         self._timers = timers
@@ -70,15 +71,27 @@ class Opens:
         else:
             route.deadline = now + self._limits.open_total
             entry = self._registry.get(message.service)
-            if entry is not None and entry.public:
-                self._next_try(route, now)
+            if entry is not None and entry.terms is not None and entry.terms.public:
+                self._admit(route, entry.terms, now)
             else:
                 self.questions.append(AskOpen(route))
 
-    def allowed(self, route: Route, *, public: bool, now: float) -> None:
+    def allowed(self, route: Route, terms: Terms, now: float) -> None:
         """The service exists and the client may open it."""
         if route.state is RouteState.ASKING and self.alive(route):
-            self._registry.entry(route.message.service).public = public
+            self._registry.entry(route.message.service).terms = terms
+            self._admit(route, terms, now)
+
+    def _admit(self, route: Route, terms: Terms, now: float) -> None:
+        usage = self._registry.usage(route.message.service)
+        if route.message.pin is not None and not terms.pins:
+            self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
+        elif usage.streams >= terms.streams:
+            self._registry.leave(route.message.service)
+            self.refuse(route, "quota_exceeded", "The service's owner has as many open streams as it may.")
+        else:
+            route.usage = usage
+            usage.streams += 1
             self._next_try(route, now)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
@@ -132,6 +145,8 @@ class Opens:
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
         client.session.streams[route.message.uuid, "client"] = client
+        if client.session.is_first_of(route.message.service):
+            self.connected.append(route)
         leg.session.streams[route.message.uuid, "host"] = leg
         client.limit = opened.limit
         client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=bytes(payload)))
@@ -182,6 +197,7 @@ class Opens:
         if route.host is not None:
             self._drop_leg(route.host)
         route.drop_early()
+        self._release(route)
 
     def finish(self, route: Route) -> None:
         """Both directions ended well, say both ends. The last ACKs stay in the outboxes."""
@@ -192,6 +208,7 @@ class Opens:
             if leg is not None:
                 leg.leave()
                 leg.drop_data()
+        self._release(route)
 
     def _report(self, route: Route, code: str) -> None:
         if self.reports is None:
@@ -234,6 +251,7 @@ class Opens:
         route.tried += (host.id,)
         route.state = RouteState.TRYING
         route.host_entry = host
+        route.rests_host = host.rests
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
         session.legs[leg.number] = leg
@@ -276,6 +294,12 @@ class Opens:
             entry = self._registry.get(route.message.service)
             if entry is not None:
                 entry.waiting.pop(route, None)
+
+    def _release(self, route: Route) -> None:
+        if route.usage is not None:
+            route.usage.streams -= 1
+            route.usage = None
+            self._registry.leave(route.message.service)
 
     def _uncount(self, route: Route) -> None:
         if route.host_entry is not None:

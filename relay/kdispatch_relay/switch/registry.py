@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kdispatch_relay.switch.routes import Route
     from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["Host", "Registry", "ServiceHosts"]
+__all__ = ["Host", "Registry", "ServiceHosts", "Terms", "Usage", "is_within"]
 
 # Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first; a process that lost its RESET
 # comes back within seconds, long before so many others were withdrawn.
@@ -29,6 +29,28 @@ class Host:
     since: float  # the caller's clock, seconds
     labels: dict[str, str]
     digest: str  # of its own hst_ token, SHA-256 in hex
+    rests: bytes | None  # the digest of the token that its offer showed
+    streams: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a service: whether everybody may connect, whether clients may choose a host.
+
+    ``hosts`` and ``streams``: how many its owner may have at once, of all services together.
+    """
+
+    public: bool
+    pins: bool = False
+    hosts: int = 1 << 30
+    streams: int = 1 << 30
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one owner has at this moment."""
+
+    hosts: int = 0
     streams: int = 0
 
 
@@ -36,11 +58,16 @@ class Host:
 class ServiceHosts:
     """The live hosts of one service, and the opens that wait for one."""
 
-    public: bool | None = None  # known once somebody was authorised for it
+    terms: Terms | None = None  # known once somebody was authorised for it
     hosts: dict[str, Host] = field(default_factory=dict)  # by host id
     order: list[Host] = field(default_factory=list)  # the same, for a choice by index
     wait_until: float = 0.0  # opens wait until then for a host to come back
     waiting: dict[Route, None] = field(default_factory=dict)
+
+
+def is_within(service: str, scope: str) -> bool:
+    """Whether ``scope`` is this service, or the handle that it belongs to."""
+    return service == scope or service.startswith(f"{scope}/")
 
 
 class Registry:
@@ -53,6 +80,7 @@ class Registry:
         self._services: dict[str, ServiceHosts] = {}
         self._hosts: dict[str, Host] = {}  # by id
         self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
+        self._usages: dict[str, Usage] = {}  # by handle
 
     def __len__(self) -> int:
         """How many hosts are listed, over all services."""
@@ -75,6 +103,7 @@ class Registry:
         entry.hosts[host.id] = host
         entry.order.append(host)
         self._hosts[host.id] = host
+        self.usage(host.service).hosts += 1
 
     def remove(self, host: Host) -> None:
         """Take a host off the list, if it is still the one that is listed."""
@@ -83,6 +112,8 @@ class Registry:
             del entry.hosts[host.id]
             entry.order.remove(host)
             del self._hosts[host.id]
+            self.usage(host.service).hosts -= 1
+            self.leave(host.service)
 
     def host(self, host_id: str) -> Host | None:
         """The live host of this id."""
@@ -130,8 +161,27 @@ class Registry:
             del self._services[service]
 
     def drop(self, service: str) -> None:
-        """Forget a service that is no more; its hosts and waiting opens are gone already."""
-        self._services.pop(service, None)
+        """Forget a service that may be no more, unless it still has hosts or waiting opens."""
+        entry = self._services.get(service)
+        if entry is not None and not entry.hosts and not entry.waiting:
+            del self._services[service]
+
+    def usage(self, service: str) -> Usage:
+        """What the owner of ``handle/name`` has; only for a service that exists: names come from strangers."""
+        return self._usages.setdefault(service.partition("/")[0], Usage())
+
+    def leave(self, service: str) -> None:
+        """Forget what the owner of ``handle/name`` has, where it is nothing."""
+        handle = service.partition("/")[0]
+        usage = self._usages.get(handle)
+        if usage is not None and not usage.hosts and not usage.streams:
+            del self._usages[handle]
+
+    def doubt(self, scope: str) -> None:
+        """Whatever is known of the terms of ``handle/name``, or of all services of a handle, may be wrong now."""
+        for service, entry in self._services.items():
+            if is_within(service, scope):
+                entry.terms = None
 
     def hosts_of(self, service: str) -> list[Host]:
         """The live hosts of a service."""

@@ -16,9 +16,10 @@ from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open
 from kdispatch_protocol.timers import Timer
+from kdispatch_protocol.tokens import token_digest
 
 if TYPE_CHECKING:
-    from kdispatch_relay.switch.registry import Host
+    from kdispatch_relay.switch.registry import Host, Usage
     from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Leg", "Route", "RouteState"]
@@ -215,9 +216,12 @@ class Route:
         "host_entry",
         "message",
         "refusal",
+        "rests",
+        "rests_host",
         "state",
         "timer",
         "tried",
+        "usage",
     )
 
     def __init__(self, session: Session, number: int, message: Open) -> None:
@@ -233,6 +237,9 @@ class Route:
         self.tried: tuple[str, ...] = ()  # host ids
         self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
         self.early: bytes | bytearray = b""  # held until this attempt's host has opened
+        self.rests = None if message.token is None else token_digest(message.token)  # the token that its client showed
+        self.rests_host: bytes | None = None  # likewise its host's
+        self.usage: Usage | None = None  # where it counts
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""

@@ -30,6 +30,7 @@ class Session:
         "asked",
         "asks",
         "budget",
+        "connects",
         "credit",
         "doomed",
         "ended",
@@ -66,6 +67,7 @@ class Session:
         self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
+        self.connects: set[str] | None = None  # services that its agent has opened streams of
         self.quiet = False  # it carries nothing, and may be silent for longer
         self.older: Session | None = None  # of the same agent, which is moving from there to here
         self.credit = 0  # granted by WELCOME, bytes
@@ -97,6 +99,15 @@ class Session:
         while session is not None:
             yield session
             session = session.older
+
+    def is_first_of(self, service: str) -> bool:
+        """Whether its agent has opened no stream of the service before; from now on it has."""
+        if self.connects is None:
+            self.connects = set()
+        if service in self.connects:
+            return False
+        self.connects.add(service)
+        return True
 
     def __repr__(self) -> str:
         return f"<Session {self.process[:8] or 'new'} of {self.source}>"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kdispatch_relay.seams import LongestQueue, RelayState
+from kdispatch_protocol.tokens import token_id
+from kdispatch_relay.seams import ClientView, LongestQueue, RelayState
 from kdispatch_relay.switch.routes import RouteState
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 
-__all__ = ["state_of"]
+__all__ = ["clients_of", "state_of"]
 
 
 def state_of(
@@ -36,3 +37,29 @@ def state_of(
         marks=switch.budget.marks,
         cuts=dict(sorted(cuts.items())),
     )
+
+
+def clients_of(switch: Switch, service: str, started: float) -> list[ClientView]:
+    """Who has streams of a service open; ``started`` turns the switch's times into unix seconds.
+
+    While the service is public nothing rests on the tokens that clients show, and they are not looked at.
+    """
+    entry = switch.registry.get(service)
+    public = entry is not None and entry.terms is not None and entry.terms.public
+    views: dict[tuple[str, str, bytes | None], list[float]] = {}
+    for session in switch.sessions:
+        for leg in session.legs.values():
+            route = leg.route
+            if route.client is leg and route.state is RouteState.OPEN and route.message.service == service:
+                key = (session.process, session.source, None if public else route.rests)
+                views.setdefault(key, []).append(route.began)
+    return [
+        ClientView(
+            agent=process,
+            source=source,
+            since=min(times) + started,
+            streams=len(times),
+            token=None if rests is None else token_id(rests),
+        )
+        for (process, source, rests), times in views.items()
+    ]

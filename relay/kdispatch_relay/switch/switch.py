@@ -58,11 +58,11 @@ class Switch:
         self.sessions = self._roster.sessions
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
-        self.revocations = 0  # services that were revoked: look-ups from before do not hold
+        self.revocations = 0  # changes of who may do what: look-ups from before do not hold
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
         self.attachments = Attachments(
-            self.registry, limits, self._touched, self.by_process, self.sessions, cut=self.cut, opens=self.opens,
+            self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
             lost=self._leg_lost,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
@@ -215,6 +215,8 @@ class Switch:
         session.predecessors = tuple(process for process in before if process != session.process)
         for replaced in self._roster.enter(session, moves=hello.mode == "move"):
             self.cut(replaced, "superseded")  # the secret proves that it is the same process
+        if session.older is not None:
+            session.connects = session.older.connects
         session.credit = self.limits.credit // 4 if self.budget.tight else self.limits.credit
         welcome = Welcome(
             version=max(common),

@@ -1,0 +1,118 @@
+"""Admins: they sign up, and the relay's operator looks at them, suspends them, and says how much they may have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.audit import OPERATOR, Audit
+from kdispatch_relay.store.changes import Changes
+from kdispatch_relay.store.database import Database
+from kdispatch_relay.store.invites import spend
+from kdispatch_relay.store.models import Admin, Service, Token
+from kdispatch_relay.store.quotas import COLUMNS, counted_tokens, quotas_of
+from kdispatch_relay.store.records import QUOTAS, AdminRecord, AuditEvent, InviteRecord, NewToken
+
+__all__ = ["Accounts"]
+
+_SERVICES: Final = (
+    select(func.count()).select_from(Service).where(Service.owner_id == Admin.id).correlate(Admin).scalar_subquery()
+)
+
+
+class Accounts:
+    """Every method may raise ``storage_unavailable``."""
+
+    def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
+        self._database = database
+        self._changes = changes
+        self._audit = audit
+
+    async def create(self, handle: str, token: NewToken, *, source: str, code: InviteRecord | None = None) -> None:
+        """Create an admin with its first token, at the cost of one use of ``code``; ``handle_taken``, ``invite_spent``.
+
+        The unique constraint decides, not a look before: of many at once exactly one wins.
+        """
+        try:
+            async with self._database.write() as connection:
+                if code is not None:
+                    await spend(connection, code)
+                new = (await connection.execute(insert(Admin).values(handle=handle).returning(Admin.id))).scalar_one()
+                values = {"digest": token.digest, "token_id": token.id, "kind": "adm", "name": token.name}
+                await connection.execute(insert(Token).values(admin_id=new, expires_at=token.expires, **values))
+                detail = {"code": code.id} if code is not None else {}
+                event = AuditEvent(actor="anybody", action="sign_up", subject=handle, source=source, detail=detail)
+                await self._audit.add(connection, new, event)
+        except IntegrityError as error:
+            raise KdispatchError("handle_taken", f"The handle {handle!r} is taken.") from error
+
+    async def list(self, handle: str | None = None) -> list[AdminRecord]:
+        """All admins by handle, or the one of this handle."""
+        tokens = select(func.count()).select_from(Token).where(Token.admin_id == Admin.id, counted_tokens())
+        query = select(
+            Admin.handle,
+            Admin.created_at,
+            Admin.suspended_at,
+            Admin.suspended_for,
+            _SERVICES,
+            tokens.correlate(Admin).scalar_subquery(),
+            *COLUMNS,
+        ).order_by(Admin.handle)
+        if handle is not None:
+            query = query.where(Admin.handle == handle)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).tuples().all()
+        return [
+            AdminRecord(
+                handle=name,
+                created=created,
+                suspended=suspended,
+                suspended_for=why,
+                services=services,
+                tokens=of_admin,
+                quotas=quotas_of(*own),
+                own=tuple(quota for quota, value in zip(QUOTAS, own, strict=True) if value is not None),
+            )
+            for name, created, suspended, why, services, of_admin, *own in rows
+        ]
+
+    async def suspend(self, handle: str, reason: str | None = None) -> bool:
+        """Take everything of an admin out of use; returns whether there is one of this handle."""
+        async with self._changes.taking(handle) as connection:
+            values = {"suspended_at": int(time.time()), "suspended_for": reason}
+            return await self._update(connection, handle, values, "admin.suspend", {"reason": reason} if reason else {})
+
+    async def resume(self, handle: str) -> bool:
+        """The opposite of :meth:`suspend`."""
+        async with self._database.write() as connection:
+            return await self._update(
+                connection, handle, {"suspended_at": None, "suspended_for": None}, "admin.resume", {}
+            )
+
+    async def set_quotas(self, handle: str, quotas: Mapping[str, int | None]) -> bool:
+        """Set those that are named; ``None`` is the relay's default. What there is already stays."""
+        values = {f"max_{name}": value for name, value in quotas.items()}
+        async with self._changes.taking(handle) as connection:
+            return await self._update(connection, handle, values, "admin.quota", quotas)
+
+    async def _update(
+        self,
+        connection: AsyncConnection,
+        handle: str,
+        values: Mapping[str, int | str | None],
+        action: str,
+        detail: Mapping[str, object],
+    ) -> bool:
+        query = update(Admin).where(Admin.handle == handle).values(values).returning(Admin.id)
+        found = (await connection.execute(query)).scalar_one_or_none()
+        if found is None:
+            return False
+        event = AuditEvent(actor=OPERATOR, action=action, subject=handle, source="", detail=detail)
+        await self._audit.add(connection, found, event)
+        return True

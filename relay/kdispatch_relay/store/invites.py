@@ -1,0 +1,242 @@
+"""Invitations: a code that is exchanged for a token of one's own, as often as it says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.audit import OPERATOR, Audit
+from kdispatch_relay.store.changes import Changes
+from kdispatch_relay.store.database import Database
+from kdispatch_relay.store.models import Admin, Invite, Service, Token
+from kdispatch_relay.store.quotas import place_for_token
+from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
+from kdispatch_relay.store.services import id_of
+
+__all__ = ["KINDS", "Invites", "spend"]
+
+#: The kind of token that is made from an invitation, by its purpose.
+KINDS: Final = {"host": "svc", "connect": "cli"}
+
+_KEPT: Final = 30 * 24 * 3600  # seconds that one is listed after its end
+_INVITES: Final = (
+    select(
+        Invite.token_id,
+        Invite.purpose,
+        Admin.handle,
+        Service.name,
+        Invite.name,
+        Invite.uses,
+        Invite.used,
+        Invite.created_at,
+        Invite.expires_at,
+        Invite.revoked_at,
+    )
+    .outerjoin(Service, Service.id == Invite.service_id)
+    .outerjoin(Admin, Admin.id == Service.owner_id)
+)
+
+
+async def spend(connection: AsyncConnection, invite: InviteRecord) -> None:
+    """Use an invitation once more, if it may be; raise ``revoked`` or ``invite_spent``.
+
+    One statement looks and counts, so that of many at once no more than those that are left get through.
+    """
+    query = (
+        update(Invite)
+        .where(
+            Invite.token_id == invite.id,
+            Invite.used < Invite.uses,
+            Invite.expires_at > int(time.time()),
+            Invite.revoked_at.is_(None),
+        )
+        .values(used=Invite.used + 1)
+        .returning(Invite.id)
+    )
+    if (await connection.execute(query)).scalar_one_or_none() is None:
+        state = select(Invite.revoked_at).where(Invite.token_id == invite.id)
+        if (await connection.execute(state)).scalar_one_or_none() is not None:
+            raise KdispatchError("revoked", "The invitation was revoked.")
+        raise KdispatchError("invite_spent")
+
+
+class Invites:
+    """Every method may raise ``storage_unavailable``. ``source`` is the address of whoever asked."""
+
+    def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
+        self._database = database
+        self._changes = changes
+        self._audit = audit
+
+    async def create(
+        self, owner: Identity, name: str, code: NewToken, *, purpose: str, uses: int, source: str
+    ) -> InviteRecord | None:
+        """Store an invitation to ``owner``'s service ``name``; ``None`` where there is none."""
+        service = f"{owner.handle}/{name}"
+        async with self._database.write() as connection:
+            service_id = await id_of(connection, owner, name)
+            if service_id is None:
+                return None
+            made = _new(code, service, purpose, uses)
+            await _add(connection, service_id, code, made)
+            detail = {"invite": made.id, **_terms(made)}
+            event = AuditEvent(actor=owner.actor, action="invite.create", subject=service, source=source, detail=detail)
+            await self._audit.add(connection, owner.admin_id, event)
+        return made
+
+    async def create_code(self, code: NewToken, *, uses: int) -> InviteRecord:
+        """Store a code to sign up with."""
+        async with self._database.write() as connection:
+            made = _new(code, None, "sign-up", uses)
+            await _add(connection, None, code, made)
+            detail = {"code": made.id, **_terms(made)}
+            event = AuditEvent(actor=OPERATOR, action="code.create", subject="", source="", detail=detail)
+            await self._audit.add(connection, None, event)
+        return made
+
+    async def find(self, digest: bytes) -> InviteRecord | None:
+        """The invitation with this code's digest, whatever has become of it."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(_INVITES.where(Invite.digest == digest))
+            return next((_record(row) for row in rows), None)
+
+    async def of(self, owner: Identity, name: str) -> list[InviteRecord]:
+        """The invitations to ``owner``'s service ``name``, the newest first; ended ones for 30 days."""
+        return await self._list(Admin.id == owner.admin_id, Service.name == name)
+
+    async def codes(self) -> list[InviteRecord]:
+        """The codes to sign up with, likewise."""
+        return await self._list(Invite.purpose == "sign-up")
+
+    async def revoke(self, owner: Identity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
+        """End an invitation to ``owner``'s service ``name``, and maybe the tokens made from it; is there one?"""
+        service = f"{owner.handle}/{name}"
+        async with self._changes.taking(service) as connection:
+            service_id = await id_of(connection, owner, name)
+            query = (
+                update(Invite)
+                .where(Invite.service_id == service_id, Invite.token_id == invite_id)
+                .values(revoked_at=int(time.time()))
+                .returning(Invite.id)
+            )
+            found = (await connection.execute(query)).scalar_one_or_none()
+            if found is None:
+                return False
+            ended = 0
+            if tokens:
+                made = update(Token).where(Token.invite_id == found, Token.revoked_at.is_(None))
+                ended = (await connection.execute(made.values(revoked_at=int(time.time())))).rowcount
+            event = AuditEvent(
+                actor=owner.actor,
+                action="invite.revoke",
+                subject=service,
+                source=source,
+                detail={"invite": invite_id} | ({"tokens": ended} if tokens else {}),
+            )
+            await self._audit.add(connection, owner.admin_id, event)
+        return True
+
+    async def revoke_code(self, code_id: str) -> bool:
+        """End a code to sign up with; returns whether there is one."""
+        async with self._database.write() as connection:
+            query = (
+                update(Invite)
+                .where(Invite.purpose == "sign-up", Invite.token_id == code_id)
+                .values(revoked_at=int(time.time()))
+                .returning(Invite.id)
+            )
+            if (await connection.execute(query)).scalar_one_or_none() is None:
+                return False
+            event = AuditEvent(actor=OPERATOR, action="code.revoke", subject="", source="", detail={"code": code_id})
+            await self._audit.add(connection, None, event)
+        return True
+
+    async def accept(self, invite: InviteRecord, token: NewToken, *, source: str) -> None:
+        """Store a token of one's own for one use; raise ``invite_spent``, ``revoked``, ``quota_exceeded``."""
+        async with self._database.write() as connection:
+            await spend(connection, invite)
+            query = (
+                select(Invite.id, Service.id, Service.owner_id)
+                .join(Service, Service.id == Invite.service_id)
+                .where(Invite.token_id == invite.id)
+            )
+            invite_id, service_id, admin_id = (await connection.execute(query)).tuples().one()
+            await place_for_token(connection, admin_id)
+            kind = KINDS[invite.purpose]
+            values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name}
+            await connection.execute(
+                insert(Token).values(
+                    admin_id=admin_id,
+                    service_id=service_id,
+                    invite_id=invite_id,
+                    expires_at=token.expires,
+                    **values,
+                )
+            )
+            event = AuditEvent(
+                actor=f"inv {invite.id} {invite.name}",
+                action="invite.accept",
+                subject=invite.service or "",
+                source=source,
+                detail={"token": token.id, "kind": kind, "name": token.name},
+            )
+            await self._audit.add(connection, admin_id, event)
+
+    async def _list(self, *conditions: object) -> list[InviteRecord]:
+        since = int(time.time()) - _KEPT
+        query = (
+            _INVITES.where(*conditions, Invite.expires_at > since)  # type: ignore[arg-type]  # conditions of SQL
+            .order_by(Invite.created_at.desc(), Invite.token_id)
+        )  # fmt: skip
+        async with self._database.read() as connection:
+            rows = await connection.execute(query)
+            return [_record(row) for row in rows]
+
+
+def _new(code: NewToken, service: str | None, purpose: str, uses: int) -> InviteRecord:
+    assert code.expires is not None
+    return InviteRecord(
+        id=code.id,
+        purpose=purpose,
+        service=service,
+        name=code.name,
+        uses=uses,
+        used=0,
+        created=int(time.time()),
+        expires=code.expires,
+        revoked=False,
+    )
+
+
+def _terms(made: InviteRecord) -> dict[str, object]:
+    return {"for": made.purpose, "uses": made.uses, "expires": made.expires, "name": made.name}
+
+
+async def _add(connection: AsyncConnection, service_id: int | None, code: NewToken, made: InviteRecord) -> None:
+    values = {"digest": code.digest, "token_id": made.id, "purpose": made.purpose, "name": made.name, "used": 0}
+    await connection.execute(
+        insert(Invite).values(
+            service_id=service_id, uses=made.uses, created_at=made.created, expires_at=made.expires, **values
+        )
+    )
+
+
+def _record(row: Sequence[Any]) -> InviteRecord:
+    """Of the columns of ``_INVITES``."""
+    token_id, purpose, handle, service, name, uses, used, created, expires, revoked = row
+    return InviteRecord(
+        id=token_id,
+        purpose=purpose,
+        service=f"{handle}/{service}" if service else None,
+        name=name,
+        uses=uses,
+        used=used,
+        created=created,
+        expires=expires,
+        revoked=revoked is not None,
+    )

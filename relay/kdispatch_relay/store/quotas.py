@@ -1,0 +1,58 @@
+"""How much of each an admin may have, and whether one more fits: counted where it is added, in the same transaction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.models import Admin, Service, Token
+from kdispatch_relay.store.records import QUOTAS, Quotas
+
+__all__ = ["COLUMNS", "counted_tokens", "place_for_service", "place_for_token", "quotas_of"]
+
+#: The columns of :func:`quotas_of`, in its order.
+COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
+
+
+def quotas_of(*own: int | None) -> Quotas:
+    """The defaults, but where the admin has its own."""
+    return replace(Quotas(), **{name: value for name, value in zip(QUOTAS, own, strict=True) if value is not None})
+
+
+def counted_tokens() -> Any:
+    """What a token must be to count: valid, and not a service's own."""
+    return (
+        Token.own.is_(False)
+        & Token.revoked_at.is_(None)
+        & or_(Token.expires_at.is_(None), Token.expires_at > int(time.time()))
+    )
+
+
+async def place_for_service(connection: AsyncConnection, admin_id: int) -> None:
+    """Raise ``quota_exceeded`` where the admin has as many services as it may."""
+    allowed = (await _quotas(connection, admin_id)).services
+    count = select(func.count()).select_from(Service).where(Service.owner_id == admin_id)
+    _check((await connection.execute(count)).scalar_one(), allowed, "services")
+
+
+async def place_for_token(connection: AsyncConnection, admin_id: int) -> None:
+    """Raise ``quota_exceeded`` where the admin has as many tokens as it may."""
+    allowed = (await _quotas(connection, admin_id)).tokens
+    count = select(func.count()).select_from(Token).where(Token.admin_id == admin_id, counted_tokens())
+    _check((await connection.execute(count)).scalar_one(), allowed, "tokens")
+
+
+async def _quotas(connection: AsyncConnection, admin_id: int) -> Quotas:
+    # The lock on the admin's row lets only one at a time count and add (PostgreSQL; SQLite has one writer anyway).
+    row = await connection.execute(select(*COLUMNS).where(Admin.id == admin_id).with_for_update())
+    return quotas_of(*row.one())
+
+
+def _check(count: int, allowed: int, what: str) -> None:
+    if count >= allowed:
+        raise KdispatchError("quota_exceeded", f"The account has {count:,} {what}, and may have {allowed:,}.")

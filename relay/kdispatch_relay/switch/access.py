@@ -1,0 +1,186 @@
+"""What only the store can answer: may an agent offer, open, attach; and, when that has changed, may it still?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.tokens import token_id
+from kdispatch_relay.auth import Authority, Grant
+from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
+from kdispatch_relay.switch.routes import Route
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+
+__all__ = ["Access"]
+
+# While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
+_ASK_AGAIN: Final = 1.0
+_PASSING: Final = frozenset({"storage_unavailable", "busy"})
+_GONE: Final = "The service was deleted, or is not open to you any more."
+_log = logging.getLogger("kdispatch.relay")
+
+
+class Access:
+    """Asks ``authority`` what ``switch`` wants to know, and tells it the answers; ``settle`` is called behind each."""
+
+    def __init__(self, authority: Authority, switch: Switch, settle: Callable[[], None]) -> None:
+        self._authority = authority
+        self._switch = switch
+        self._settle = settle
+        self._loop = asyncio.get_running_loop()
+        self._work: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._until: dict[str, int] = {}  # when the first token that something of a service rests on expires
+
+    def ask(self, question: Question) -> None:
+        """Find the answer to one of the switch's questions."""
+        self._do(self._answer(question))
+
+    def recheck(self, scope: str) -> None:
+        """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
+        doubt(self._switch, scope)
+        self._do(self._recheck(scope))
+
+    def expire(self, now: float) -> None:
+        """Ask again where a token that something rests on has expired by now, in unix seconds."""
+        for service in [service for service, until in self._until.items() if until <= now]:
+            del self._until[service]
+            self.recheck(service)
+
+    async def close(self) -> None:
+        """Wait for what is under way. It is not cancelled: a look-up that is cut off loses its connection."""
+        self._closing = True
+        if self._work:
+            await asyncio.wait(self._work)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    # --- questions ------------------------------------------------------------------------------
+
+    async def _answer(self, question: Question) -> None:
+        """Let the store decide. Its failures are answers too."""
+        switch = self._switch
+        try:
+            grant = await self._look_up(question)
+            if isinstance(question, AskOffer):
+                if switch.offers.allowed(question, _terms(grant), self._loop.time()) is not None:
+                    self._note_host(question, grant)
+            elif isinstance(question, AskAttach):
+                switch.attachments.allowed(question, self._loop.time())
+            else:
+                switch.opens.allowed(question.route, _terms(grant), self._loop.time())
+        except KdispatchError as error:
+            self._refuse(question, error.code, error.text)
+        except Exception:  # noqa: BLE001
+            # A defect must not leave an agent without an answer.
+            _log.exception("a look-up failed")
+            self._refuse(question, "internal_error", "")
+        self._settle()
+
+    async def _look_up(self, question: Question) -> Grant:
+        """What is granted, if the question's answer is yes; raises what makes it a no."""
+        while True:
+            before = self._switch.revocations
+            try:
+                grant = await self._ask_store(question)
+            except KdispatchError as error:
+                if not isinstance(question, AskAttach) or error.code not in _PASSING:
+                    raise
+                if not any(question.alive()):
+                    raise KdispatchError("cancelled") from error
+                await asyncio.sleep(_ASK_AGAIN)
+                continue
+            if self._switch.revocations == before:
+                return grant
+            # Something was taken from somebody meanwhile, and the answer may be from before.
+
+    async def _ask_store(self, question: Question) -> Grant:
+        if isinstance(question, AskOffer):
+            return await self._grant("host", question.offer.service, question.offer.token)
+        role = question.role if isinstance(question, AskAttach) else "client"
+        return await self._grant(role, question.service, question.token)
+
+    async def _grant(self, role: str, service: str, token: str | bytes | None) -> Grant:
+        may = self._authority.may_host if role == "host" else self._authority.may_open
+        grant = await may(service, token)
+        if grant.expires is not None:
+            self._until[service] = min(self._until.get(service, grant.expires), grant.expires)
+        return grant
+
+    # --- asking again -------------------------------------------------------------------------
+
+    async def _recheck(self, scope: str) -> None:
+        """End what may not go on. While the store does not answer it does go on."""
+        left = list(claims(self._switch, scope))
+        while left and not self._closing:
+            answers = await asyncio.gather(*map(self._refusal, left))
+            refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
+            if refused:
+                revoke(self._switch, scope, refused, self._loop.time())
+                self._settle()
+            left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
+            if left:
+                await asyncio.sleep(_ASK_AGAIN)
+
+    async def _refusal(self, claim: Claim) -> tuple[str, str] | None:
+        """Why a claim does not hold, if it does not."""
+        try:
+            await self._grant(claim.role, claim.service, claim.token)
+        except KdispatchError as error:
+            return error.code, _GONE if error.code == "unknown_service" else error.text
+        except Exception:  # noqa: BLE001 - a defect must not let what may be revoked go on for ever
+            _log.exception("a look-up failed")
+            return "storage_unavailable", ""
+        return None
+
+    # --- the audit ------------------------------------------------------------------------------
+
+    def _note_host(self, asked: AskOffer, grant: Grant) -> None:
+        session, offer = asked.session, asked.offer
+        actor = grant.identity.actor if grant.identity is not None else ""
+        self._note("host", offer.service, actor, session, host=offer.host)
+
+    def note_clients(self, connected: list[Route]) -> None:
+        """Agents opened their first streams of a service."""
+        for route in connected:
+            session, service = route.client.session, route.message.service
+            entry = self._switch.registry.get(service)
+            public = entry is not None and entry.terms is not None and entry.terms.public
+            actor = "anybody" if public or route.rests is None else f"token {token_id(route.rests)}"
+            self._note("connect", service, actor, session)
+        connected.clear()
+
+    def _note(self, action: str, service: str, actor: str, session: Session, **detail: str) -> None:
+        event = AuditEvent(
+            actor=actor,
+            action=action,
+            subject=service,
+            source=session.source,
+            detail={"agent": session.process, **detail},
+            at=int(time.time()),
+        )
+        self._authority.note(event)
+
+    def _refuse(self, question: Question, code: str, text: str) -> None:
+        now = self._loop.time()
+        if isinstance(question, AskOffer):
+            self._switch.offers.refused(question, code, text, now=now)
+        elif isinstance(question, AskAttach):
+            self._switch.attachments.refused(question, code, text, now)
+        else:
+            self._switch.opens.refused(question.route, code, text, now)
+
+
+def _terms(grant: Grant) -> Terms:
+    quotas = grant.service.quotas
+    return Terms(grant.public, grant.service.pins, hosts=quotas.hosts, streams=quotas.streams)

@@ -1,0 +1,185 @@
+"""The relay's switch: what rests on a claim that does not hold any more ends, and nothing else; quotas and pins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.tokens import token_digest
+from kdispatch_relay.switch.registry import Terms, is_within
+from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
+from tests.core.agents import SERVICE, Peer, Relay, Said
+
+WHY = ("token_refused", "The token was revoked.")
+
+
+def codes(said: Said) -> list[tuple[int, str]]:
+    return sorted((number, Reset.parse(payload).code) for name, number, _, payload in said if name == "RESET")
+
+
+def claim(role: str, token: str | None) -> Claim:
+    return Claim(SERVICE, role, None if token is None else token_digest(token))
+
+
+def opened(relay: Relay, host: Peer, client: Peer, number: int, token: str | None) -> int:
+    """Open a stream by this token; returns the host's number of it."""
+    client.open(number, token=token)
+    relay.answer()
+    leg = client.session.legs[number]
+    assert leg.route.host is not None and leg.route.host.session is host.session
+    host.opened(leg.route.host.number, leg.route.attempt)
+    client.hear()
+    host.hear()
+    return leg.route.host.number
+
+
+def test_one_clients_token_is_revoked() -> None:
+    """Its streams end with ``revoked`` at both ends, another token's and nobody's go on, and so does the offer."""
+    relay = Relay()
+    relay.terms = Terms(public=False)
+    host, client, other = relay.agent(1, offers=True), relay.agent(2), relay.agent(3)
+    first = opened(relay, host, client, 1, "a")
+    second = opened(relay, host, client, 3, "b")
+    opened(relay, host, other, 1, "a")
+    assert claims(relay.switch, SERVICE) == {claim("host", "t"), claim("client", "a"), claim("client", "b")}
+    doubt(relay.switch, SERVICE)
+    revoke(relay.switch, SERVICE, {claim("client", "a"): WHY}, relay.now)
+    assert codes(client.hear()) == [(1, "revoked")] and codes(other.hear()) == [(1, "revoked")]
+    assert len(codes(host.hear())) == 2 and first not in host.session.legs
+    client.say(frame(frames.DATA, 3, 0, b"x"))
+    assert host.hear()[0][:2] == ("DATA", second)
+    assert len(relay.switch.registry.hosts_of(SERVICE)) == 1
+
+
+def test_one_hosts_token_is_revoked() -> None:
+    """Its offer and its streams end; the clients hear what is no fault of theirs; another host's stream goes on."""
+    relay = Relay()
+    relay.terms = Terms(public=False)
+    bad = relay.agent(1)
+    bad.offer(token="bad")
+    client = relay.agent(2)
+    number = opened(relay, bad, client, 1, "a")
+    good = relay.agent(3)
+    good.offer(token="good")
+    relay.picks = [1]
+    opened(relay, good, client, 3, "a")
+    revoke(relay.switch, SERVICE, {claim("host", "bad"): WHY}, relay.now)
+    assert codes(bad.hear()) == [(1, "revoked"), (number, "revoked")]
+    assert codes(client.hear()) == [(1, "withdrawn")]
+    assert [host.session for host in relay.switch.registry.hosts_of(SERVICE)] == [good.session]
+    assert 3 in client.session.legs
+
+
+def test_a_host_that_is_asked_is_revoked() -> None:
+    """An open that waits for its answer goes to another host."""
+    relay = Relay()
+    bad, good, client = relay.agent(1), relay.agent(3, offers=True), relay.agent(2)
+    bad.offer(token="bad")
+    relay.picks = [1]
+    client.open()
+    asked = client.session.legs[1].route.host
+    assert asked is not None and asked.session is bad.session
+    client.hear()
+    revoke(relay.switch, SERVICE, {claim("host", "bad"): WHY}, relay.now)
+    again = client.session.legs[1].route.host
+    assert again is not None and again.session is good.session
+    assert codes(client.hear()) == []
+
+
+def test_an_open_without_an_answer_is_told_the_code_itself() -> None:
+    """Nothing of it ran, so nothing was revoked: it is refused as the store refuses it."""
+    relay = Relay()
+    relay.terms = Terms(public=False)
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    client.open(1, token="a")
+    relay.answer()
+    revoke(relay.switch, SERVICE, {claim("client", "a"): WHY}, relay.now)
+    assert codes(client.hear()) == [(1, "token_refused")]
+    assert codes(host.hear()) == [(2, "revoked")]
+
+
+def test_another_scope_is_left_alone() -> None:
+    """A scope is one service, or all of one handle, and never what only begins alike."""
+    assert is_within("ann/web", "ann/web") and is_within("ann/web", "ann")
+    assert not any(is_within("ann/web", scope) for scope in ("an", "ann/we", "ann/web2", "bob", "", "web"))
+    relay = Relay()
+    relay.agent(1, offers=True)
+    handle = SERVICE.partition("/")[0]
+    assert claims(relay.switch, f"{handle}x") == set() and claims(relay.switch, handle) == {claim("host", "t")}
+
+
+def test_what_is_public_is_asked_for_again() -> None:
+    """After a change the next OPEN is looked up, though the service was known to be public."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    opened(relay, host, client, 1, None)
+    client.open(3)
+    assert not relay.switch.take_questions()
+    doubt(relay.switch, SERVICE)
+    client.open(5)
+    assert len(relay.switch.take_questions()) == 1
+
+
+def test_pins() -> None:
+    """A client gets the host that it chose and no other, where the service allows it, and is refused where not."""
+    relay = Relay()
+    first, second, client = relay.agent(1, offers=True), relay.agent(3, offers=True), relay.agent(2)
+    client.open(1, pin=host_id(second.process, SERVICE))
+    leg = client.session.legs[1].route.host
+    assert leg is not None and leg.session is second.session and not first.hear()
+    client.open(3, pin="ab" * 16)
+    assert codes(client.hear()) == [(3, "no_live_host")]
+    relay.terms = dataclasses.replace(relay.terms, pins=False)
+    doubt(relay.switch, SERVICE)
+    client.open(5, pin=host_id(second.process, SERVICE))
+    relay.answer()
+    assert codes(client.hear()) == [(5, "not_permitted")]
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_quota_of_streams(public: bool) -> None:
+    """One stream more than the owner may have is refused; one that ends makes a place."""
+    relay = Relay()
+    relay.terms = Terms(public=public, streams=2)
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    opened(relay, host, client, 1, None)
+    opened(relay, host, client, 3, None)
+    client.open(5)
+    relay.answer()
+    assert codes(client.hear()) == [(5, "quota_exceeded")]
+    client.reset(3, "cancelled")
+    host.hear()
+    opened(relay, host, client, 7, None)
+    assert relay.switch.registry.usage(SERVICE).streams == 2
+
+
+def test_quota_of_hosts() -> None:
+    """One host more than the owner may have is refused, but one that comes back, or moves, is the same."""
+    relay = Relay()
+    relay.terms = Terms(public=True, hosts=1)
+    host = relay.agent(1, offers=True)
+    late = relay.agent(2)
+    late.offer()
+    assert codes(late.hear()) == [(1, "quota_exceeded")]
+    host.lose()
+    again = relay.agent(1)
+    again.offer()
+    assert codes(again.hear()) == [] and len(relay.switch.registry.hosts_of(SERVICE)) == 1
+    again.lose()
+    late.offer(3)
+    assert codes(late.hear()) == []
+
+
+def test_nothing_is_left_of_a_usage() -> None:
+    """What an owner has is forgotten when it is nothing."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    opened(relay, host, client, 1, None)
+    client.lose()
+    host.lose()
+    assert not relay.switch.registry._usages
