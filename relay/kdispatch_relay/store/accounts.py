@@ -67,7 +67,7 @@ class Accounts:
         if handle is not None:
             query = query.where(Admin.handle == handle)
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).tuples().all()
+            rows = (await connection.execute(query)).all()
         return [
             AdminRecord(
                 handle=name,

@@ -52,7 +52,7 @@ class Audit:
                 async with self._database.write() as connection:
                     handles = {handle for handle, _ in batch}
                     rows = await connection.execute(select(Admin.handle, Admin.id).where(Admin.handle.in_(handles)))
-                    ids = dict(rows.tuples().all())
+                    ids = dict(rows.all())
                     values = [_values(ids[handle], event) for handle, event in batch if handle in ids]
                     if values:
                         await connection.execute(insert(AuditRow), values)

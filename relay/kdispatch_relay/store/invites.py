@@ -165,7 +165,7 @@ class Invites:
                 .join(Service, Service.id == Invite.service_id)
                 .where(Invite.token_id == invite.id)
             )
-            invite_id, service_id, admin_id = (await connection.execute(query)).tuples().one()
+            invite_id, service_id, admin_id = (await connection.execute(query)).one()
             await place_for_token(connection, admin_id)
             kind = KINDS[invite.purpose]
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name}

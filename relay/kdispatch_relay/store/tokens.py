@@ -99,7 +99,7 @@ class Tokens:
         if name is not None:
             query = query.where(Service.name == name)
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).tuples().all()
+            rows = (await connection.execute(query)).all()
         return [
             TokenRecord(
                 id=token_id,
@@ -125,7 +125,7 @@ class Tokens:
                 .where(Token.admin_id == owner.admin_id, Token.token_id == token_id, Token.revoked_at.is_(None))
                 .with_for_update(of=Token)
             )
-            row = (await connection.execute(query)).tuples().one_or_none()
+            row = (await connection.execute(query)).one_or_none()
             if row is None:
                 return False
             digest, kind, expires, name, service = row
