@@ -9,11 +9,13 @@ from aiohttp import http_parser, web
 
 from kdispatch_relay.api import admins, hosts, relay_state, services
 from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
-from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIVE_HOSTS, OPERATOR, REPOSITORY
+from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER, LIVE_HOSTS, OPERATOR, REPOSITORY
+from kdispatch_relay.api.limits import limits
 from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.feed import Feed
 from kdispatch_relay.health import Readiness, healthz
+from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.problems import problems
 from kdispatch_relay.seams import TunnelGate
 
@@ -23,17 +25,24 @@ _log = logging.getLogger(__name__)
 
 
 def make_app(
-    authority: Authority, gate: TunnelGate, arrivals: Arrivals, *, operator: bytes | None = None, audit_days: int = 90
+    authority: Authority,
+    gate: TunnelGate,
+    arrivals: Arrivals,
+    limiter: Limiter,
+    *,
+    operator: bytes | None = None,
+    audit_days: int = 90,
 ) -> web.Application:
     """Put the application together. It opens the database and starts ``gate`` when it is started itself.
 
     ``operator`` is the SHA-256 of the token that shows the relay's state to other machines. The audit is kept for
     ``audit_days``.
     """
-    app = web.Application(middlewares=[problems], client_max_size=BODY_LIMIT)
+    app = web.Application(middlewares=[problems, limits], client_max_size=BODY_LIMIT)
     readiness = Readiness(authority.repository)
     app[ARRIVALS] = arrivals
     app[AUTHORITY] = authority
+    app[LIMITER] = limiter
     app[LIVE_HOSTS] = gate
     app[OPERATOR] = operator
     app[REPOSITORY] = authority.repository

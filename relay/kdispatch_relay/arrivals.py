@@ -11,15 +11,28 @@ show something keep their place, and new ones are refused: behind one address th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from multidict import CIMultiDictProxy
+
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_relay.sources import Networks, address_of, forwarded_source, group_of, is_trusted
+from kdispatch_relay.sources import (
+    LOOPBACK,
+    Networks,
+    address_of,
+    forwarded_source,
+    group_of,
+    is_passed_on,
+    is_trusted,
+)
 
 __all__ = ["Arrival", "Arrivals"]
+
+_log = logging.getLogger("kdispatch.relay")
 
 _GRACE: Final = 5.0  # seconds in which a connection that has rested for long enough is closed by whoever serves it
 
@@ -71,6 +84,7 @@ class Arrivals:
     def __init__(self, trusted: Networks = (), limits: Limits = DEFAULT_LIMITS) -> None:
         self.refused: Counter[str] = Counter()
         self._trusted = trusted
+        self._warned = False
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._timed_out)
@@ -102,6 +116,25 @@ class Arrivals:
         if not (arrival.trusted and forwarded):
             return arrival.peer
         return forwarded_source(arrival.peer, forwarded, self._trusted)
+
+    def counted_for(self, arrival: Arrival, source: str, headers: CIMultiDictProxy[str]) -> str:
+        """What a request of ``source`` counts for where something may be done so and so often; empty where unknown.
+
+        A server in front on this machine that nobody has told of would be everybody's source. So here, and nowhere
+        else, it is believed: whoever could forge its word there is on this machine, or has no source of his own anyway.
+        """
+        if arrival.group or arrival.trusted or not is_passed_on(headers):
+            return arrival.group or group_of(source)
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "requests come by a server on this machine that is no trusted proxy: all of them seem to come from "
+                "here, but for limits. Start the relay with --trusted-proxy %s",
+                arrival.peer,
+            )
+        forwarded = headers.getall("X-Forwarded-For", [])
+        believed = forwarded_source(arrival.peer, forwarded, (*self._trusted, *LOOPBACK))
+        return "" if believed == arrival.peer else group_of(believed)
 
     def make_room(self, waited: float = 0.0) -> bool:
         """Close the socket for which nothing has been done for longest; returns whether there was one.

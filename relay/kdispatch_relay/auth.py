@@ -12,6 +12,7 @@ from typing import Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import split_service
 from kdispatch_protocol.tokens import token_digest, token_kind
+from kdispatch_relay.rates import Recent
 from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, ServiceRecord
 from kdispatch_relay.store.repository import Repository
 
@@ -95,12 +96,15 @@ class Grant:
         """Until when it holds, in unix seconds, if it ends by itself."""
         return self.identity.expires if self.identity is not None else None
 
+_ACCEPTED: Final = 32_768  # digests, of some 200 bytes each
+
 
 class Authority:
     """The one place that decides. Every method may raise ``storage_unavailable``."""
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
+        self.accepted: Recent[bytes] = Recent(_ACCEPTED)  # digests of tokens that were good lately
 
     async def identify(self, token: str | bytes | None) -> Identity:
         """Whom ``token`` stands for; its digest will do, of one that was looked at before.
@@ -123,6 +127,7 @@ class Authority:
             raise KdispatchError("token_refused", f"The token expired at {_written(identity.expires)}.")
         if identity.suspended:
             raise KdispatchError("revoked", f"The account {identity.handle!r} is suspended by the relay's operator.")
+        self.accepted.add(token)
         self.repository.used(identity)
         return identity
 

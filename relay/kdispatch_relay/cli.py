@@ -24,14 +24,29 @@ app = typer.Typer(name="relay", no_args_is_help=True)
 _DEFAULTS = Settings()
 
 
-def _option(name: str, metavar: str | None = None, *, short: str | None = None) -> Any:
+def _count(value: str | int) -> int:
+    """A limit: a number, or off."""
+    if value == "off":
+        return 0
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a number nor off.") from None
+
+
+def _option(name: str, metavar: str | None = None, *, short: str | None = None, **more: Any) -> Any:
     return typer.Option(
         f"--{name.replace('_', '-')}",
         *([short] if short else []),
         envvar=environment_name(name),
         help=SETTINGS[name].metadata["help"],
         metavar=metavar,
+        **more,
     )
+
+
+def _limit(name: str) -> Any:
+    return _option(name, "N", parser=_count)
 
 
 @app.callback()
@@ -52,6 +67,12 @@ def serve(
     allowed_host: Annotated[str, _option("allowed_host", "NAMES")] = _DEFAULTS.allowed_host,
     reuse_port: Annotated[bool, _option("reuse_port")] = _DEFAULTS.reuse_port,
     drain_time: Annotated[float, _option("drain_time", "SECONDS")] = _DEFAULTS.drain_time,
+    limit_sign_ups: Annotated[int, _limit("limit_sign_ups")] = _DEFAULTS.limit_sign_ups,
+    limit_bad_tokens: Annotated[int, _limit("limit_bad_tokens")] = _DEFAULTS.limit_bad_tokens,
+    limit_requests: Annotated[int, _limit("limit_requests")] = _DEFAULTS.limit_requests,
+    limit_failed_opens: Annotated[int, _limit("limit_failed_opens")] = _DEFAULTS.limit_failed_opens,
+    limit_source_sessions: Annotated[int, _limit("limit_source_sessions")] = _DEFAULTS.limit_source_sessions,
+    limit_sessions: Annotated[int, _limit("limit_sessions")] = _DEFAULTS.limit_sessions,
     operator_token_file: Annotated[Path | None, _option("operator_token_file", "FILE")] = _DEFAULTS.operator_token_file,
     audit_days: Annotated[int, _option("audit_days", "DAYS")] = _DEFAULTS.audit_days,
     log_format: Annotated[str, _option("log_format", "text|json")] = _DEFAULTS.log_format,
@@ -75,6 +96,12 @@ def serve(
             allowed_host=allowed_host,
             reuse_port=reuse_port,
             drain_time=drain_time,
+            limit_sign_ups=limit_sign_ups,
+            limit_bad_tokens=limit_bad_tokens,
+            limit_requests=limit_requests,
+            limit_failed_opens=limit_failed_opens,
+            limit_source_sessions=limit_source_sessions,
+            limit_sessions=limit_sessions,
             operator_token_file=operator_token_file,
             audit_days=audit_days,
             log_format=log_format,

@@ -17,10 +17,12 @@ from kdispatch_relay.arrivals import Arrival, Arrivals
 from kdispatch_relay.problems import problem_response
 from kdispatch_relay.screen import TUNNEL, Screen
 
-__all__ = ["SOURCE", "HttpConnections", "hand_over", "http_options"]
+__all__ = ["COUNTED", "SOURCE", "HttpConnections", "hand_over", "http_options"]
 
 #: The address that a request comes from: the connection's, or what a trusted proxy says.
 SOURCE: Final = web.RequestKey("source", str)
+#: What it counts for where something may be done so and so often; empty where that is not known.
+COUNTED: Final = web.RequestKey("counted", str)
 
 #: Hears of a request and its answer.
 Answered = Callable[[web.BaseRequest, web.StreamResponse], None]
@@ -93,6 +95,7 @@ class HttpConnections:
         source = self.arrivals.source_of(arrival, request.headers.getall(hdrs.X_FORWARDED_FOR, []))
         request[SOURCE] = source
         if not arrival.trusted or arrival.is_of(source):
+            request[COUNTED] = self.arrivals.counted_for(arrival, source, request.headers)
             return None
         arrival.refused("busy")
         return problem_response("busy", "Too many connections from your address wait for an answer or their HELLO.")

@@ -50,8 +50,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     longest = found.get("longest_queue")
     of_all = f", most of it, {_size(longest['bytes'])}, for agent {longest['agent']}" if longest else ""
     streams = [f"{found['streams'].get(state, 0):,} {said}" for state, said in _STREAMS.items()]
-    cuts, refused = (
-        ", ".join(f"{count:,} {code}" for code, count in found[what].items()) or "none" for what in ("cuts", "refused")
+    cuts, refused, limited = (
+        ", ".join(f"{count:,} {code}" for code, count in found[what].items()) or "none"
+        for what in ("cuts", "refused", "limited")
     )
     return [
         f"relay     {found['relay']}, version {found['version']}",
@@ -65,6 +66,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"cuts      {cuts}",
         f"arrivals  {found['arrivals']:,}",
         f"refused   {refused}",
+        f"limited   {limited}",
     ]
 
 

@@ -14,11 +14,11 @@ from multidict import CIMultiDict
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Problem", "problem_response", "problems"]
+__all__ = ["Problem", "TryLaterError", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 
-_RETRY_AFTER: Final = "2"  # seconds; a lock or a limit is gone by then, or will not be soon
+_RETRY_AFTER: Final = 2  # seconds, where nothing else is known: a lock is gone by then, or will not be soon
 #: What HTTP itself refuses: its code and its text. Any other status is a ``bad_request`` in aiohttp's words.
 _REFUSALS: Final = {
     404: ("unknown_address", ""),
@@ -32,6 +32,14 @@ _REFUSALS: Final = {
 _MARK: Final = "REQUEST-ID"
 
 
+class TryLaterError(KdispatchError):
+    """A failure that is over in ``retry_after`` seconds."""
+
+    def __init__(self, code: str, text: str, retry_after: int) -> None:
+        super().__init__(code, text)
+        self.retry_after = retry_after
+
+
 class Problem:
     """The answer for ``code``, made once for all; each response has a request id of its own.
 
@@ -39,7 +47,9 @@ class Problem:
     refuses.
     """
 
-    def __init__(self, code: str, detail: str = "", *, status: int | None = None) -> None:
+    def __init__(
+        self, code: str, detail: str = "", *, status: int | None = None, retry_after: int = _RETRY_AFTER
+    ) -> None:  # fmt: skip
         row = CODES[code]
         self.code = code
         self._status = status or row.http or HTTPStatus.INTERNAL_SERVER_ERROR
@@ -60,7 +70,7 @@ class Problem:
         if self._status == HTTPStatus.UNAUTHORIZED:
             self._headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         if self._status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
-            self._headers[hdrs.RETRY_AFTER] = _RETRY_AFTER
+            self._headers[hdrs.RETRY_AFTER] = str(retry_after)
 
     def response(self, request_id: str | None = None) -> web.Response:
         """One answer. The request id is found in the relay's log where the relay is at fault."""
@@ -84,6 +94,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     """
     try:
         return await handler(request)
+    except TryLaterError as error:
+        return Problem(error.code, error.text, retry_after=error.retry_after).response()
     except KdispatchError as error:
         return problem_response(error.code, error.text)
     except web.HTTPException as error:

@@ -10,13 +10,14 @@ from typing import Final
 from aiohttp import web
 
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY
+from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER
 from kdispatch_relay.app import make_app
 from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.connections import Connections
 from kdispatch_relay.http_connection import HttpConnections, http_options
+from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.listener import Listener, Port
 from kdispatch_relay.operator_token import operator_digest
 from kdispatch_relay.screen import Screen
@@ -46,6 +47,7 @@ class RunningRelay:
         self.authority = app[AUTHORITY]
         self.gate = gate
         self.arrivals = app[ARRIVALS]
+        self.limiter = app[LIMITER]
         self._listener = listener
         self._connections = connections
         self.certificates: Certificates | None = None  # its own, where it speaks TLS itself
@@ -97,7 +99,8 @@ async def running_relay(
     authority = Authority(Repository(database))
     gate = make_gate(authority)
     arrivals = Arrivals(settings.trusted_proxies, limits)
-    app = make_app(authority, gate, arrivals, operator=operator, audit_days=settings.audit_days)
+    limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, _descriptors())
+    app = make_app(authority, gate, arrivals, limiter, operator=operator, audit_days=settings.audit_days)
     runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
     listener: Listener | None = None
@@ -124,3 +127,13 @@ async def _certificates(settings: Settings) -> Certificates | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return await asyncio.to_thread(Certificates, settings.tls_cert, settings.tls_key)
+
+
+def _descriptors() -> int | None:
+    """How many files this process may have open, if that is bounded."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft

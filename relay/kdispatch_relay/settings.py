@@ -12,7 +12,7 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.sources import Networks, networks
 
-__all__ = ["LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "host_of", "is_loopback"]
+__all__ = ["LIMITS", "LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "host_of", "is_loopback"]
 
 
 LOG_FORMATS: Final = ("text", "json")
@@ -65,6 +65,31 @@ class Settings:
             "help": "Seconds that agents have at SIGTERM to move to another relay; 0 ends their sessions at once."
         },
     )
+    limit_sign_ups: int = field(
+        default=10, metadata={"help": "Handles that one source may take in an hour; 0, or off, as many as it likes."}
+    )
+    limit_bad_tokens: int = field(
+        default=10,
+        metadata={"help": "Of tokens that are not valid, this one in a minute of a source is refused; or off."},
+    )
+    limit_requests: int = field(
+        default=50,
+        metadata={
+            "help": "REST requests a second of one source, and with one token; four times as many at once; or off."
+        },
+    )
+    limit_failed_opens: int = field(
+        default=400,
+        metadata={"help": "OPENs, OFFERs and ATTACHes of a source that may fail a second; five times at once; or off."},
+    )
+    limit_source_sessions: int = field(
+        default=2_000, metadata={"help": "Sessions that one source may have, and begin in 10 s; or off."}
+    )
+    limit_sessions: int = field(
+        default=20_000,
+        metadata={"help": "Sessions of all, but never more than three quarters of the file descriptors; or off."},
+    )
+
     operator_token_file: Path | None = field(
         default=None,
         metadata={"help": "File with the token by which the operator may ask for the state from other machines."},
@@ -84,6 +109,9 @@ class Settings:
             raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
         if self.audit_days < 1:
             raise KdispatchError("bad_request", "The audit is kept for 1 day or more.")
+        for name in LIMITS:
+            if getattr(self, name) < 0:
+                raise KdispatchError("bad_request", f"--{name.replace('_', '-')} must be 0, off, or more than 0.")
         if self.drain_time < 0:
             raise KdispatchError("bad_request", "The drain time must be 0 seconds or more.")
         self.check_address(self.address[0], self.listen)
@@ -122,6 +150,9 @@ class Settings:
             raise KdispatchError("bad_request", text)
         return host, int(port)
 
+
+#: The settings that are numbers of things, where 0 is none.
+LIMITS: Final = tuple(item.name for item in fields(Settings) if item.name.startswith("limit_"))
 
 #: Every setting by its name. ``default`` and ``metadata["help"]`` describe it.
 SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(Settings)}

@@ -13,10 +13,22 @@ from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["Networks", "address_of", "forwarded_source", "group_of", "is_passed_on", "is_trusted", "networks"]
+__all__ = [
+    "LOOPBACK",
+    "Networks",
+    "address_of",
+    "forwarded_source",
+    "group_of",
+    "is_passed_on",
+    "is_trusted",
+    "networks",
+]
 
 #: Addresses of proxies that are trusted.
 Networks = tuple[IPv4Network | IPv6Network, ...]
+
+#: This machine, to itself.
+LOOPBACK: Final[Networks] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 #: Headers, in lower case, by which something between says that the request is another's. None of these is believed:
 #: each only says that the request is not of whoever connects.

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import LIMITS, Settings
 
 STATE = RelayState(
     relay="9a1de3c2f04b4a5c8f2e6d7b1c0a3e58",
@@ -118,9 +118,9 @@ class Api:
 
 @asynccontextmanager
 async def relay_api(file: Path, **settings: Any) -> AsyncIterator[Api]:
-    """A relay on a free port with its database in ``file``."""
+    """A relay on a free port with its database in ``file``; one test asks for more than any person would."""
     gate = FakeGate()
-    made = Settings(**{"listen": "127.0.0.1:0", "database": str(file), **settings})
+    made = Settings(**{"listen": "127.0.0.1:0", "database": str(file), **dict.fromkeys(LIMITS, 0), **settings})
     async with (
         running_relay(made, lambda _authority: gate) as relay,
         aiohttp.ClientSession(relay.url) as http,

@@ -192,6 +192,7 @@ async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
     """``relay state`` asks the relay of this machine; what it refuses keeps its code."""
     where = f"127.0.0.1:{api.relay.port}"
     assert (await api("GET", "/.env", headers={"Connection": "close"})).status == 404
+    api.relay.limiter.limited["bad_tokens"] = 4991
     found = await asyncio.to_thread(read_state, where, None, None)
     assert lines(found)[2:] == [
         "sessions  12",
@@ -203,6 +204,7 @@ async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
         "cuts      1 slow_consumer",
         "arrivals  1",
         "refused   1 unknown_address",
+        "limited   4,991 bad_tokens",
     ]
     with pytest.raises(KdispatchError) as caught:
         await asyncio.to_thread(read_state, where, None, token_file)

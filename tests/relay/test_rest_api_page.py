@@ -23,7 +23,7 @@ def test_page_names_every_route(api: Api) -> None:
     """The routes of the page are the routes of the relay, in the headings and in the table."""
     routes = {
         f"{route.method} {route.resource.canonical}"
-        for route in make_app(api.relay.authority, api.gate, api.relay.arrivals).router.routes()
+        for route in make_app(api.relay.authority, api.gate, api.relay.arrivals, api.relay.limiter).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     assert set(re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)) == routes
@@ -46,6 +46,7 @@ async def test_examples(api: Api, tmp_path: Path) -> None:
     api.gate.live["ann/web"] = [HostView("4f1c09d2a8b35e6710fd42c98e6ba173", 1_769_851_800.0, {"region": "eu"}, 2)]
     api.gate.hosts["4f1c09d2a8b35e6710fd42c98e6ba173"] = LiveHost("ann/web", "00" * 32)
     api.relay.arrivals.refused.update(unknown_address=18231, timed_out=12)
+    api.relay.limiter.limited.update(bad_tokens=4991)
     assert len(EXAMPLES) == PAGE.count("```sh")
     folder = tmp_path / "shell"
     folder.mkdir()

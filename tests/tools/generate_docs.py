@@ -17,7 +17,9 @@ from typing import Final
 from kdispatch.settings import ENVIRONMENT, Settings, setting_of
 from kdispatch_protocol.errors import CODES, Code
 from kdispatch_protocol.limits import DEFAULT_LIMITS
+from kdispatch_relay.limiter import CAPS, RATES, Rate
 from kdispatch_relay.settings import SETTINGS, environment_name
+from kdispatch_relay.settings import Settings as RelaySettings
 
 ROOT: Final = Path(__file__).parents[2]
 _PART: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -108,7 +110,7 @@ def relay_settings() -> str:
     """The settings of ``kdispatch relay serve``."""
     rows = (
         (
-            f"`--{name.replace('_', '-')}`",
+            _flag(name),
             f"`{environment_name(name)}`",
             _default(field.default),
             field.metadata["help"],
@@ -137,6 +139,36 @@ def relay_limits() -> str:
     return _table(("limit", "value", "meaning"), rows)
 
 
+_DEFAULTS: Final = RelaySettings()
+_TIMES: Final = {1: "a second", 10: "in 10 s", 60: "a minute", 3600: "an hour"}
+
+
+def relay_rates() -> str:
+    """What may be done so often, and what there may be so many of, before a relay refuses more."""
+    rows = [
+        (f"`{rate.kind}`", rate.per, _rate(rate), _flag(rate.setting), f"`rate_limited`: {rate.told}")
+        for rate in RATES
+    ]  # fmt: skip
+    rows += [
+        (f"`{kind}`", "source" if "source" in kind else "relay", _number(_count(name)), _flag(name), "`busy`")
+        for kind, name in CAPS.items()
+    ]
+    return _table(("counted as", "of one", "default", "setting", "beyond"), rows)
+
+
+def _rate(rate: Rate) -> str:
+    count = _count(rate.setting)
+    return f"{_number(count)} {_TIMES[rate.seconds]}, {_number(count * rate.at_once - rate.less)} at once"
+
+
+def _count(setting: str) -> int:
+    return int(getattr(_DEFAULTS, setting))
+
+
+def _flag(name: str) -> str:
+    return f"`--{name.replace('_', '-')}`"
+
+
 def _number(value: float) -> str:
     return f"{value:,}".removesuffix(".0")
 
@@ -156,6 +188,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "relay-settings": relay_settings,
     "agent-settings": agent_settings,
     "relay-limits": relay_limits,
+    "relay-rates": relay_rates,
 }
 
 

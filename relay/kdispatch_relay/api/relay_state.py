@@ -12,7 +12,7 @@ from yarl import URL
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import PREFIX, Body, answer, bearer
-from kdispatch_relay.api.keys import ARRIVALS, LIVE_HOSTS, OPERATOR
+from kdispatch_relay.api.keys import ARRIVALS, LIMITER, LIVE_HOSTS, OPERATOR
 from kdispatch_relay.settings import is_loopback
 from kdispatch_relay.sources import is_passed_on
 from kdispatch_relay.version import version
@@ -44,6 +44,7 @@ class State(Body):
     cuts: dict[str, int]
     arrivals: int
     refused: dict[str, int]
+    limited: dict[str, int]
 
 
 async def show_state(request: web.Request) -> web.Response:
@@ -68,6 +69,7 @@ async def show_state(request: web.Request) -> web.Response:
             cuts=dict(state.cuts),
             arrivals=len(arrivals),
             refused=dict(sorted(arrivals.refused.items())),
+            limited=dict(sorted(request.app[LIMITER].limited.items())),
         )
     )
 

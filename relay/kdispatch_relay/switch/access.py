@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any, Final
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
+from kdispatch_relay.limiter import SessionLimits
 from kdispatch_relay.store.records import AuditEvent
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
@@ -23,17 +25,29 @@ __all__ = ["Access"]
 # While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
 _ASK_AGAIN: Final = 1.0
 _PASSING: Final = frozenset({"storage_unavailable", "busy"})
+# Nor for what others do behind the same address.
+_PASSING_FOR_STREAMS: Final = _PASSING | {"rate_limited"}
 _GONE: Final = "The service was deleted, or is not open to you any more."
 _log = logging.getLogger("kdispatch.relay")
 
 
 class Access:
-    """Asks ``authority`` what ``switch`` wants to know, and tells it the answers; ``settle`` is called behind each."""
+    """Asks ``authority`` what ``switch`` wants to know, and tells it the answers; ``settle`` is called behind each.
 
-    def __init__(self, authority: Authority, switch: Switch, settle: Callable[[], None]) -> None:
+    ``limits_of`` are those of a session, as long as it is there.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        switch: Switch,
+        settle: Callable[[], None],
+        limits_of: Callable[[Session], SessionLimits | None],
+    ) -> None:
         self._authority = authority
         self._switch = switch
         self._settle = settle
+        self._limits_of = limits_of
         self._loop = asyncio.get_running_loop()
         self._work: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -92,9 +106,11 @@ class Access:
         while True:
             before = self._switch.revocations
             try:
-                grant = await self._ask_store(question)
+                limits = self._limits_of(question.session)
+                with nullcontext() if limits is None else limits.authenticating(question.token):
+                    grant = await self._ask_store(question)
             except KdispatchError as error:
-                if not isinstance(question, AskAttach) or error.code not in _PASSING:
+                if not isinstance(question, AskAttach) or error.code not in _PASSING_FOR_STREAMS:
                     raise
                 if not any(question.alive()):
                     raise KdispatchError("cancelled") from error

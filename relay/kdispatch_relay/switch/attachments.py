@@ -121,7 +121,7 @@ class Attachments:
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 self._answer(half, "busy", "This session has as many streams as it may.")
             elif not session.failures.peek(now):
-                self._answer(half, "rate_limited", "Too many requests of this session failed.")
+                self._answer(half, "rate_limited", "Too many requests of this session, or of its address, failed.")
             else:
                 session.halves[half.number] = half
                 groups.setdefault((entry.service, entry.role), []).append(half)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
-__all__ = ["Bucket", "ProcessBudget"]
+__all__ = ["Bucket", "Chances", "Joined", "ProcessBudget"]
 
 
 class ProcessBudget:
@@ -50,3 +50,35 @@ class Bucket:
         there = self.peek(now)
         self._level -= there
         return there
+
+
+class Chances(Protocol):
+    """A bucket, or what is one like it."""
+
+    def peek(self, now: float) -> bool:
+        """Whether there is one."""
+        ...
+
+    def take(self, now: float) -> bool:
+        """Take one; returns whether there was one."""
+        ...
+
+
+class Joined:
+    """Two buckets from which is taken as if they were one: a session's own, and one that it has with others."""
+
+    __slots__ = ("_own", "_shared")
+
+    def __init__(self, own: Chances, shared: Chances) -> None:
+        self._own = own
+        self._shared = shared
+
+    def peek(self, now: float) -> bool:
+        """Whether there is one in both."""
+        return self._own.peek(now) and self._shared.peek(now)
+
+    def take(self, now: float) -> bool:
+        """Take one from each; returns whether there was one in both."""
+        # Not by `and`: what the one lacks counts in the other nevertheless.
+        own, shared = self._own.take(now), self._shared.take(now)
+        return own and shared

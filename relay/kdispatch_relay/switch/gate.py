@@ -25,10 +25,12 @@ from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import Goaway
 from kdispatch_protocol.tokens import token_id
+from kdispatch_relay.api.keys import LIMITER
 from kdispatch_relay.arrivals import Arrival
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.handshake import take_over, upgrade_headers
-from kdispatch_relay.http_connection import SOURCE, hand_over
+from kdispatch_relay.http_connection import COUNTED, SOURCE, hand_over
+from kdispatch_relay.limiter import SessionLimits
 from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, RelayState
 from kdispatch_relay.switch.access import Access
 from kdispatch_relay.switch.drain import Drain
@@ -77,7 +79,7 @@ class Gate:
             program=f"kdispatch/{version()}",
         )
         self._links: dict[Session, _AgentLink] = {}
-        self._access = Access(authority, self.switch, self.settle)
+        self._access = Access(authority, self.switch, self.settle, self._limits_of)
         self._closing = True
         self._drain: Drain | None = None
         self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
@@ -132,15 +134,16 @@ class Gate:
         """``GET /api/v1/tunnel``: upgrade, and let a session begin, which outlives the request."""
         if self._closing:
             raise KdispatchError("busy", "The relay is shutting down.")
-        response = web.StreamResponse(status=101, headers=upgrade_headers(request))
-        response.force_close()
-        await response.prepare(request)
-        transport = request.transport
-        if transport is None or self._closing:
-            return response
-        tune_session_socket(transport.get_extra_info("socket"))
-        link = _AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request))
-        link.start(transport, take_over(request))
+        with SessionLimits(request.app.get(LIMITER), request.get(COUNTED, "")) as limits:
+            response = web.StreamResponse(status=101, headers=upgrade_headers(request))
+            response.force_close()
+            await response.prepare(request)
+            transport = request.transport
+            if transport is None or self._closing:
+                return response
+            tune_session_socket(transport.get_extra_info("socket"))
+            link = _AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
+            link.start(transport, take_over(request))
         return response
 
     def state(self) -> RelayState:
@@ -178,6 +181,10 @@ class Gate:
             link.link.abort("drain", "")
         await self._access.close()
         self._alarm.cancel()
+
+    def _limits_of(self, session: Session) -> SessionLimits | None:
+        link = self._links.get(session)
+        return None if link is None else link.limits
 
     # --- between the switch and the links ------------------------------------------------------
 
@@ -244,16 +251,18 @@ class Gate:
 class _AgentLink:
     """One agent's session: owner of its link."""
 
-    def __init__(self, gate: Gate, source: str, arrival: Arrival | None = None) -> None:
-        limits = gate.limits
+    def __init__(
+        self, gate: Gate, source: str, arrival: Arrival | None = None, limits: SessionLimits | None = None
+    ) -> None:  # fmt: skip
         self._gate = gate
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
-        self.session = gate.switch.connect(source, self._loop.time())
+        self.limits = limits or SessionLimits(None, "")
+        self.session = gate.switch.connect(source, self._loop.time(), self.limits)
         self._unsettled = False  # the switch was told something in this read
         self._passed = False  # and was asked to pass something on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
-        self.link = Link(self, limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
+        self.link = Link(self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
         self._arrival = arrival  # as long as there was no HELLO
@@ -326,6 +335,7 @@ class _AgentLink:
     def link_lost(self, code: str, text: str) -> None:
         """The connection is gone."""
         self._arrived()
+        self.limits.end()
         self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("session ended: %s: %s (%s)", code, text, self.session)

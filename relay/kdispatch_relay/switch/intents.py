@@ -18,6 +18,11 @@ class AskOffer:
     number: int
     offer: Offer
 
+    @property
+    def token(self) -> str | None:
+        """What the host rests on."""
+        return self.offer.token
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:

@@ -34,7 +34,7 @@ class Offers:
         if len(session.offers) >= self._limits.offers:
             refusal = ("busy", "This session offers as many services as it may.")
         elif not session.failures.peek(now):
-            refusal = ("rate_limited", "Too many offers of this session failed.")
+            refusal = ("rate_limited", "Too many offers of this session, or of its address, failed.")
         elif self._registry.is_withdrawn(offer.host):
             refusal = _WITHDRAWN
         else:

@@ -41,6 +41,11 @@ class AskOpen:
         """What the client rests on."""
         return self.route.message.token
 
+    @property
+    def session(self) -> Session:
+        """The client's."""
+        return self.route.client.session
+
 
 class Opens:
     """Tries and waits. Frames to send go to the sessions' outboxes; a session it touched is in ``touched``."""
@@ -67,7 +72,7 @@ class Opens:
         elif session.budget.spent:
             self.refuse(route, "busy", "The relay is short of memory.")
         elif not session.failures.peek(now):
-            self.refuse(route, "rate_limited", "Too many opens of this session failed.")
+            self.refuse(route, "rate_limited", "Too many opens of this session, or of its address, failed.")
         else:
             route.deadline = now + self._limits.open_total
             entry = self._registry.get(message.service)

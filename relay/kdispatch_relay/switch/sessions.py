@@ -9,7 +9,7 @@ from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_relay.switch.asks import Asks
-from kdispatch_relay.switch.budget import Bucket, ProcessBudget
+from kdispatch_relay.switch.budget import Bucket, Chances, Joined, ProcessBudget
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
@@ -58,7 +58,9 @@ class Session:
         "unanswered",
     )
 
-    def __init__(self, limits: Limits, budget: ProcessBudget, source: str, now: float) -> None:
+    def __init__(
+        self, limits: Limits, budget: ProcessBudget, source: str, now: float, shared: Chances | None = None
+    ) -> None:  # fmt: skip
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
@@ -83,7 +85,8 @@ class Session:
         self.stalled = False  # it let an OPEN time out and has not been heard since
         self.doomed = False  # it is to be cut
         self.ended = False
-        self.failures = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
+        own = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
+        self.failures: Chances = own if shared is None else Joined(own, shared)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
         self.asks = Bucket(limits.asks_rate, limits.asks_burst, now)
         self.asked = Asks(limits.attach_batch)  # what other agents' halves want to know of this one

@@ -18,7 +18,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
-from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.budget import Chances, ProcessBudget
 from kdispatch_relay.switch.intents import AskOffer, Cut
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
@@ -78,9 +78,9 @@ class Switch:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float) -> Session:
-        """A carrier is up; the agent's HELLO comes next."""
-        return Session(self.limits, self.budget, source, now)
+    def connect(self, source: str, now: float, shared: Chances | None = None) -> Session:
+        """A carrier is up; the agent's HELLO comes next. ``shared`` is how often things of its source may fail."""
+        return Session(self.limits, self.budget, source, now, shared)
 
     def disconnect(self, session: Session, now: float) -> None:
         """The carrier is gone, or is about to be closed. Calling it again changes nothing."""

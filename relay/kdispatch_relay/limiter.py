@@ -1,0 +1,221 @@
+"""What may be done how often, by one source or with one token, and how many sessions there may be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Final, Self
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.tokens import token_digest
+from kdispatch_relay.problems import TryLaterError
+from kdispatch_relay.rates import Rates, Recent, whole_seconds
+from kdispatch_relay.settings import Settings
+
+__all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A kind of thing of which there may be so many in a time. ``kind`` is what a relay's state counts it under."""
+
+    kind: str
+    setting: str  # it says how many there may be
+    per: str  # what has a bucket: "source" or "token"
+    seconds: int  # in which time
+    at_once: float = 1.0  # so many times as many may come at once
+    less: int = 0  # but so many less
+    told: str  # to whom it is refused
+
+
+# fmt: off
+#: In the order of the settings.
+RATES: Final = (
+    Rate(kind="sign_ups", setting="limit_sign_ups", per="source", seconds=3600,
+         told="Too many handles were taken from your address"),
+    # So that the tenth within a minute is the first that is refused unseen.
+    Rate(kind="bad_tokens", setting="limit_bad_tokens", per="source", seconds=60, less=1,
+         told="Too many tokens that came from your address are not valid"),
+    Rate(kind="requests", setting="limit_requests", per="source", seconds=1, at_once=4.0,
+         told="Too many requests came from your address"),
+    Rate(kind="token_requests", setting="limit_requests", per="token", seconds=1, at_once=4.0,
+         told="Too many requests came with this token"),
+    Rate(kind="failed_opens", setting="limit_failed_opens", per="source", seconds=1, at_once=5.0,
+         told="Too many opens and offers of your address failed"),
+    # All that it may have can come back at once, as they do when a relay was restarted.
+    Rate(kind="upgrades", setting="limit_source_sessions", per="source", seconds=10,
+         told="Too many sessions began from your address"),
+)
+# fmt: on
+
+#: How many there may be at a time, as a relay's state counts what was refused, with the settings that say so.
+CAPS: Final[Mapping[str, str]] = {"source_sessions": "limit_source_sessions", "sessions": "limit_sessions"}
+
+_KEY: Final = 16  # bytes of a token's digest: as good as all of them
+_FULL: Final = 10  # seconds after which there may be room for one more session; nobody can know
+
+
+class Limiter:
+    """One relay's. ``accepted`` are digests of tokens that were good lately: those are looked up whoever shows them.
+
+    A source is a group of :func:`~kdispatch_relay.sources.group_of`; an empty one is not known, and not limited.
+    ``descriptors`` is how many files this process may have open, if there is a bound. ``limited`` counts by kind what
+    was refused.
+    """
+
+    def __init__(
+        self, settings: Settings, accepted: Recent[bytes], clock: Callable[[], float], descriptors: int | None = None
+    ) -> None:
+        self.limited: Counter[str] = Counter()
+        self._accepted = accepted
+        self._clock = clock
+        self._rates: Mapping[str, Rates[object]] = {
+            rate.kind: made for rate in RATES if (made := _made(rate, getattr(settings, rate.setting))) is not None
+        }
+        self._told = {rate.kind: rate.told for rate in RATES}
+        self._most = _most_sessions(settings.limit_sessions, descriptors)
+        self._most_of_source = settings.limit_source_sessions
+        self._sessions = 0
+        self._sessions_of: dict[str, int] = {}
+
+    def take(self, kind: str, key: object) -> None:
+        """One more of its kind; raises ``rate_limited`` where there are too many."""
+        rates = self._rates.get(kind)
+        wait = rates.take(key, self._clock()) if rates is not None and key else 0.0
+        if wait:
+            raise self._too_many(kind, wait)
+
+    def give_back(self, kind: str, key: object) -> None:
+        """The last one came to nothing."""
+        rates = self._rates.get(kind)
+        if rates is not None and key:
+            rates.give_back(key)
+
+    def request(self, source: str, token: str | None) -> None:
+        """A request of the REST API; raises ``rate_limited``."""
+        self.take("requests", source)
+        if token is not None:
+            self.take("token_requests", token_digest(token)[:_KEY])
+
+    @contextmanager
+    def authenticating(self, source: str, token: str | None) -> Iterator[None]:
+        """In the block ``token`` is looked up. Raises ``rate_limited``, where too many were bad, in place of it.
+
+        The block's own ``token_refused`` counts. A token that was revoked was known once, and is no guess.
+        """
+        rates = self._rates.get("bad_tokens")
+        if rates is None or token is None or not source:
+            yield
+            return
+        wait = rates.wait(source, self._clock())
+        digest = token_digest(token)
+        if wait and digest not in self._accepted:
+            raise self._too_many("bad_tokens", wait)
+        try:
+            yield
+        except KdispatchError as error:
+            if error.code in {"token_refused", "revoked"}:
+                self._accepted.discard(digest)
+            if error.code == "token_refused":
+                # Others may have come while this one was looked up.
+                self.take("bad_tokens", source)
+            raise
+
+    def begin_session(self, source: str) -> None:
+        """One more session; raises ``busy``."""
+        if self._most and self._sessions >= self._most:
+            self.limited["sessions"] += 1
+            raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
+        of_source = self._sessions_of.get(source, 0)
+        if source and self._most_of_source and of_source >= self._most_of_source:
+            self.limited["source_sessions"] += 1
+            raise TryLaterError("busy", "Your address has as many sessions as it may.", _FULL)
+        self._sessions += 1
+        self._sessions_of[source] = of_source + 1
+
+    def end_session(self, source: str) -> None:
+        """One less."""
+        self._sessions -= 1
+        left = self._sessions_of[source] - 1
+        if left:
+            self._sessions_of[source] = left
+        else:
+            del self._sessions_of[source]
+
+    def may_fail(self, source: str, now: float) -> bool:
+        """Whether one more open of ``source`` may fail."""
+        rates = self._rates.get("failed_opens")
+        if rates is None or not source or not rates.wait(source, now):
+            return True
+        self.limited["failed_opens"] += 1
+        return False
+
+    def failed(self, source: str, now: float) -> bool:
+        """One more open failed; returns whether it might."""
+        rates = self._rates.get("failed_opens")
+        return rates is None or not source or not rates.take(source, now)
+
+    def _too_many(self, kind: str, wait: float) -> TryLaterError:
+        self.limited[kind] += 1
+        seconds = whole_seconds(wait)
+        return TryLaterError("rate_limited", f"{self._told[kind]}; try again in {seconds} s.", seconds)
+
+
+class SessionLimits:
+    """One session, which counts from when this is made, or raises ``busy``, to the end of the block or, if it is
+    :meth:`kept`, until :meth:`end`.
+
+    For the switch it is a bucket, which all sessions of a source have in common: of what fails. Without a ``limiter``
+    nothing is limited.
+    """
+
+    __slots__ = ("_kept", "_limiter", "_source")
+
+    def __init__(self, limiter: Limiter | None, source: str) -> None:
+        self._limiter = limiter
+        self._source = source
+        self._kept = False
+        if limiter is not None:
+            limiter.begin_session(source)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            self.end()
+
+    def kept(self) -> Self:
+        """The same, for whoever calls :meth:`end`."""
+        self._kept = True
+        return self
+
+    def end(self) -> None:
+        """The session is over."""
+        if self._limiter is not None:
+            self._limiter.end_session(self._source)
+
+    def peek(self, now: float) -> bool:
+        """Whether one more may fail."""
+        return self._limiter is None or self._limiter.may_fail(self._source, now)
+
+    def take(self, now: float) -> bool:
+        """One more failed; returns whether it might."""
+        return self._limiter is None or self._limiter.failed(self._source, now)
+
+    def authenticating(self, token: str | None) -> AbstractContextManager[None]:
+        """See :meth:`Limiter.authenticating`."""
+        return nullcontext() if self._limiter is None else self._limiter.authenticating(self._source, token)
+
+
+def _made(rate: Rate, count: int) -> Rates[object] | None:
+    return Rates(count / rate.seconds, max(1.0, count * rate.at_once - rate.less)) if count else None
+
+
+def _most_sessions(setting: int, descriptors: int | None) -> int:
+    """A quarter of the descriptors is for connections that are no sessions yet, and for the database."""
+    if not setting or descriptors is None:
+        return setting
+    return min(setting, descriptors * 3 // 4)
