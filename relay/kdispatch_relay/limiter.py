@@ -44,8 +44,8 @@ RATES: Final = (
          told="Too many requests came with this token"),
     Rate(kind="failed_opens", setting="limit_failed_opens", per="source", seconds=1, at_once=5.0,
          told="Too many opens and offers of your address failed"),
-    # All that it may have can come back at once, as they do when a relay was restarted.
-    Rate(kind="upgrades", setting="limit_source_sessions", per="source", seconds=10,
+    # All that it may have can come back at once, as they do when a relay was restarted, and once more.
+    Rate(kind="upgrades", setting="limit_source_sessions", per="source", seconds=10, at_once=2.0,
          told="Too many sessions began from your address"),
 )
 # fmt: on
@@ -124,7 +124,7 @@ class Limiter:
             raise
 
     def begin_session(self, source: str) -> None:
-        """One more session; raises ``busy``."""
+        """One more session; raises ``busy``, or ``rate_limited`` where its source begins too many."""
         if self._most and self._sessions >= self._most:
             self.limited["sessions"] += 1
             raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
@@ -132,6 +132,7 @@ class Limiter:
         if source and self._most_of_source and of_source >= self._most_of_source:
             self.limited["source_sessions"] += 1
             raise TryLaterError("busy", "Your address has as many sessions as it may.", _FULL)
+        self.take("upgrades", source)
         self._sessions += 1
         self._sessions_of[source] = of_source + 1
 
@@ -164,8 +165,9 @@ class Limiter:
 
 
 class SessionLimits:
-    """One session, which counts from when this is made, or raises ``busy``, to the end of the block or, if it is
-    :meth:`kept`, until :meth:`end`.
+    """One session, which counts to the end of the block or, if it is :meth:`kept`, until :meth:`end`.
+
+    Raises ``busy`` or ``rate_limited`` where there is no place for it.
 
     For the switch it is a bucket, which all sessions of a source have in common: of what fails. Without a ``limiter``
     nothing is limited.

@@ -88,7 +88,7 @@ async def test_silent_and_dribbling_sockets(tmp_path: Path, siege: Siege) -> Non
         most = 0
         while not all(task.done() for task in tasks):
             began = loop.time()
-            async with asyncio.timeout(10), _Agent.of(relay, len(waits).to_bytes(32, "big")):  # type: ignore[arg-type]
+            async with asyncio.timeout(10), _Agent.of(relay, len(waits).to_bytes(32, "big")):
                 waits.append(loop.time() - began)
             most = max(most, len(relay.arrivals))
             await asyncio.sleep(pause)
@@ -111,7 +111,7 @@ async def test_no_descriptor_is_left(scanned: Relay) -> None:
         stack.callback(resource.prlimit, running.pid, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(60):
             await stack.enter_async_context(Visitor.of(port))
-        async with asyncio.timeout(5), _Agent.of(scanned.address):  # type: ignore[arg-type]  # only the port
+        async with asyncio.timeout(5), _Agent.of(scanned.address):
             pass
     assert "Traceback" not in scanned.running.text
     assert _refused(scanned)["busy"] >= 1

@@ -164,7 +164,7 @@ async def test_who_has_been_answered_may_rest(tmp_path: Path) -> None:
     async with (
         relay_with(tmp_path, Limits(hello=0.1, keep_alive=0.5)) as relay,
         Visitor.of(relay.port) as idle,
-        _Agent.of(relay) as agent,  # type: ignore[arg-type]  # of a relay only the port is asked
+        _Agent.of(relay) as agent,
     ):
         await idle.ask(HEAD + b"\r\n")
         await asyncio.sleep(0.25)
@@ -186,7 +186,7 @@ async def test_too_many(tmp_path: Path) -> None:
             silent.append(await stack.enter_async_context(Visitor.of(relay.port)))
             await until(lambda: len(relay.arrivals) == len(silent))
         for secret in (b"\x11" * 32, b"\x22" * 32):
-            await stack.enter_async_context(_Agent.of(relay, secret))  # type: ignore[arg-type]  # only the port
+            await stack.enter_async_context(_Agent.of(relay, secret))
         await silent[0].ended()
         assert relay.arrivals.refused == {"busy": 1}
         assert (relay.gate.state().sessions, len(relay.arrivals)) == (2, 2)

@@ -37,7 +37,7 @@ async def test_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
             await until(lambda number=number: len(relay.arrivals) == number + 1)  # type: ignore[misc]
         await asyncio.sleep(0.1)  # all are being worked on
         async with asyncio.timeout(1):
-            await stack.enter_async_context(_Agent.of(relay, b"\x11" * 32))  # type: ignore[arg-type]  # only the port
+            await stack.enter_async_context(_Agent.of(relay, b"\x11" * 32))
         await until(lambda: len(relay.arrivals) == 0)
         assert relay.arrivals.refused == {"busy": 1, "timed_out": 4}
 

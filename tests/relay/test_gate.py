@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Protocol, Self
 
 import pytest
 
@@ -46,6 +46,13 @@ def _request(headers: dict[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+class HasPort(Protocol):
+    """A relay, as far as agents by hand know it."""
+
+    @property
+    def port(self) -> int: ...
+
+
 class _Agent:
     """An agent by hand: it sends what the test says, and keeps what comes."""
 
@@ -61,7 +68,7 @@ class _Agent:
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, relay: Running, secret: bytes = b"\x11" * 32, *, hello: bool = True, quiet: bool = False
+        cls, relay: HasPort, secret: bytes = b"\x11" * 32, *, hello: bool = True, quiet: bool = False
     ) -> AsyncIterator[Self]:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         try:

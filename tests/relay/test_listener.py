@@ -196,7 +196,7 @@ async def test_an_agent_that_was_queued(tmp_path: Path) -> None:
         await relay.turn_away()
 
         async def visit() -> None:
-            async with _Agent.of(relay) as agent:  # type: ignore[arg-type]  # of a relay only the port is asked
+            async with _Agent.of(relay) as agent:
                 goaway = Goaway.parse((await agent.next(frames.GOAWAY))[4])
                 assert (goaway.code, goaway.move_ms) == ("drain", 200)
                 assert relay.gate.state().draining

@@ -51,7 +51,7 @@ async def test_two_at_once_share_it(tmp_path: Path) -> None:
 
 async def test_agents_are_told(tmp_path: Path) -> None:
     """WELCOME has it, and so has the relay's state."""
-    async with relay_with(tmp_path) as relay, _Agent.of(relay, hello=False) as agent:  # type: ignore[arg-type]
+    async with relay_with(tmp_path) as relay, _Agent.of(relay, hello=False) as agent:
         agent.send(frame(frames.HELLO, payload=Hello(versions=[1], secret="11" * 32).encode()))
         welcome = Welcome.parse((await agent.next(frames.WELCOME))[4])
         assert welcome.relay == relay.gate.state().relay == await relay.authority.repository.relay_id()

@@ -14,8 +14,8 @@ from kdispatch_relay.screen import TUNNEL
 
 __all__ = ["limits"]
 
-#: Balancers ask for these all the time.
-_HEALTH: Final = frozenset({"/healthz", "/readyz"})
+#: Balancers ask for health all the time, and sessions are counted at the gate.
+_UNCOUNTED: Final = frozenset({"/healthz", "/readyz", TUNNEL})
 #: Here tokens are compared with one in memory, which costs no look-up: the operator's, and a host's own.
 _STATE: Final = f"{PREFIX}/relay/state"
 _HOST: Final = f"{PREFIX}/hosts/{{host}}"
@@ -29,10 +29,7 @@ async def limits(request: web.Request, handler: Handler) -> web.StreamResponse:
     source = request.get(COUNTED, "")
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else ""
-    if route in _HEALTH:
-        return await handler(request)
-    if route == TUNNEL:
-        limiter.take("upgrades", source)
+    if route in _UNCOUNTED:
         return await handler(request)
     token = _shown(request)
     limiter.request(source, token)
