@@ -96,6 +96,7 @@ class Grant:
         """Until when it holds, in unix seconds, if it ends by itself."""
         return self.identity.expires if self.identity is not None else None
 
+
 _ACCEPTED: Final = 32_768  # digests, of some 200 bytes each
 
 
