@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 
 from aiohttp import http_parser, web
 
-from kdispatch_relay.api import admins, hosts, relay_state, services
-from kdispatch_relay.api.exchange import BODY_LIMIT, PREFIX
-from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER, LIVE_HOSTS, OPERATOR, REPOSITORY
+from kdispatch_relay.api.exchange import BODY_LIMIT
+from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, GATE, LIMITER, LIVE_HOSTS, OPERATOR, READINESS, REPOSITORY
 from kdispatch_relay.api.limits import limits
+from kdispatch_relay.api.routes import add_routes
 from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.feed import Feed
-from kdispatch_relay.health import Readiness, healthz
+from kdispatch_relay.health import Readiness
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.problems import problems
 from kdispatch_relay.seams import TunnelGate
@@ -43,12 +43,11 @@ def make_app(
     app[ARRIVALS] = arrivals
     app[AUTHORITY] = authority
     app[LIMITER] = limiter
-    app[LIVE_HOSTS] = gate
+    app[GATE] = app[LIVE_HOSTS] = gate
     app[OPERATOR] = operator
+    app[READINESS] = readiness
     app[REPOSITORY] = authority.repository
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readiness.readyz)])
-    app.router.add_get(f"{PREFIX}/tunnel", gate.handle, allow_head=False)
-    app.add_routes([*admins.ROUTES, *services.ROUTES, *hosts.ROUTES, *relay_state.ROUTES])
+    add_routes(app)
 
     async def storage(_app: web.Application) -> AsyncIterator[None]:
         _check_parser()

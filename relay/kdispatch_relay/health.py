@@ -1,4 +1,4 @@
-"""``/healthz``: the process lives. ``/readyz``: the database can be read and written."""
+"""Whether the database can be read and written."""
 
 from __future__ import annotations
 
@@ -6,27 +6,13 @@ import asyncio
 import time
 from typing import Final
 
-from aiohttp import web
-
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_relay.api.exchange import Body, answer
 from kdispatch_relay.store.repository import Repository
 
-__all__ = ["Readiness", "healthz"]
+__all__ = ["Readiness"]
 
 _KEPT: Final = 1.0  # seconds an answer is given again: anybody may ask, and a probe takes the write lock
 _PATIENCE: Final = 2.0  # seconds; balancers give a check up after a few
-
-
-class Health(Body):
-    """The answer of both."""
-
-    status: str
-
-
-async def healthz(_request: web.Request) -> web.Response:
-    """Answer; that it answers is the message."""
-    return answer(Health(status="ok"))
 
 
 class Readiness:
@@ -37,8 +23,8 @@ class Readiness:
         self._probe: asyncio.Task[bool] | None = None
         self._asked = 0.0
 
-    async def readyz(self, _request: web.Request) -> web.Response:
-        """Answer 200, or raise ``storage_unavailable``."""
+    async def check(self) -> None:
+        """Return, or raise ``storage_unavailable``."""
         now = time.monotonic()
         probe = self._probe
         if probe is None or (probe.done() and now - self._asked > _KEPT):
@@ -48,7 +34,6 @@ class Readiness:
         await asyncio.wait({probe}, timeout=_PATIENCE)
         if not (probe.done() and probe.result()):
             raise KdispatchError("storage_unavailable")
-        return answer(Health(status="ready"))
 
     async def close(self) -> None:
         """Let a running probe end, before the database is closed."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay import sockets, steering
-from kdispatch_relay.api.exchange import PREFIX
+from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.arrivals import Arrival
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.http_connection import HttpConnections

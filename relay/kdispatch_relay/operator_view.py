@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kdispatch_protocol.errors import CODES, KdispatchError
-from kdispatch_relay.api.exchange import PREFIX
+from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.neighbour import ask, pinned
 from kdispatch_relay.operator_token import read_operator_token
 from kdispatch_relay.settings import Settings

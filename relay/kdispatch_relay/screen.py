@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from kdispatch_relay.api.exchange import PREFIX
+from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.arrivals import Arrival
 from kdispatch_relay.problems import Problem
 from kdispatch_relay.settings import host_of, is_loopback

@@ -11,15 +11,19 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from kdispatch.settings import ENVIRONMENT, Settings, setting_of
 from kdispatch_protocol.errors import CODES, Code
 from kdispatch_protocol.limits import DEFAULT_LIMITS
+from kdispatch_relay.api.route import Section
 from kdispatch_relay.limiter import CAPS, RATES, Rate
 from kdispatch_relay.settings import SETTINGS, environment_name
 from kdispatch_relay.settings import Settings as RelaySettings
+from tests.tools import rest_page
+from tests.tools.markdown import table
 
 ROOT: Final = Path(__file__).parents[2]
 _PART: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -103,7 +107,7 @@ def _codes(codes: Iterable[Code]) -> str:
         (f"`{c.name}`", c.hop, str(c.http or "-"), "-" if c.exit is None else str(c.exit), c.meaning, c.hint)
         for c in codes
     )
-    return _table(("code", "where", "HTTP", "exit", "meaning", "what to try"), rows)
+    return table(("code", "where", "HTTP", "exit", "meaning", "what to try"), rows)
 
 
 def relay_settings() -> str:
@@ -117,7 +121,7 @@ def relay_settings() -> str:
         )
         for name, field in SETTINGS.items()
     )
-    return _table(("flag", "environment", "default", "meaning"), rows)
+    return table(("flag", "environment", "default", "meaning"), rows)
 
 
 def agent_settings() -> str:
@@ -128,7 +132,7 @@ def agent_settings() -> str:
         for setting in (setting_of(field.name),)
     ]
     rows += [("-", "-", f"`{name}`", "-", text) for name, text in ENVIRONMENT.items()]
-    return _table(("config.toml", "flag", "environment", "default", "meaning"), rows)
+    return table(("config.toml", "flag", "environment", "default", "meaning"), rows)
 
 
 def relay_limits() -> str:
@@ -136,7 +140,7 @@ def relay_limits() -> str:
     source = (ROOT / "shared" / "kdispatch_protocol" / "limits.py").read_text()
     told = dict(re.findall(r"^    (\w+): (?:int|float) = .*?#: (.+)$", source, re.MULTILINE))
     rows = ((f"`{name}`", _number(getattr(DEFAULT_LIMITS, name)), told[name]) for name in _RELAY_LIMITS)
-    return _table(("limit", "value", "meaning"), rows)
+    return table(("limit", "value", "meaning"), rows)
 
 
 _DEFAULTS: Final = RelaySettings()
@@ -153,7 +157,7 @@ def relay_rates() -> str:
         (f"`{kind}`", "source" if "source" in kind else "relay", _number(_count(name)), _flag(name), "`busy`")
         for kind, name in CAPS.items()
     ]
-    return _table(("counted as", "of one", "default", "setting", "beyond"), rows)
+    return table(("counted as", "of one", "default", "setting", "beyond"), rows)
 
 
 def _rate(rate: Rate) -> str:
@@ -179,25 +183,27 @@ def _default(value: object) -> str:
     return f"`{value}`" if value or value == 0 else "-"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-
-
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "relay-settings": relay_settings,
     "agent-settings": agent_settings,
     "relay-limits": relay_limits,
+    "rest-routes": rest_page.routes,
+    "rest-problem": rest_page.problem,
+    "rest-codes": rest_page.codes,
+    **{f"rest-{section.name.lower()}": partial(rest_page.section, section) for section in Section},
     "relay-rates": relay_rates,
 }
 
 
 def pages() -> dict[Path, str]:
     """Every generated page, as it has to be."""
-    operations = ROOT / "docs" / "operations.md"
+    parted = (ROOT / "docs" / name for name in ("operations.md", "rest-api.md"))
     return {
         ROOT / "docs" / "errors.md": errors_page(),
-        operations: _PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}{found[3]}", operations.read_text()),
+        **{
+            page: _PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}{found[3]}", page.read_text())
+            for page in parted
+        },
     }
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from http import HTTPStatus
+from typing import Final
 
-from aiohttp import web
+from pydantic import Field
 
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
-from kdispatch_relay.api.exchange import PREFIX, Body, Name, answer, bearer, read_body
-from kdispatch_relay.api.keys import AUTHORITY, REPOSITORY
-from kdispatch_relay.http_connection import SOURCE
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.fields import Answer, Body, Name
+from kdispatch_relay.api.paths import PREFIX
+from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES"]
@@ -18,41 +21,67 @@ __all__ = ["ROUTES"]
 class NewAdmin(Body):
     """What one sends to become an admin."""
 
-    handle: Name
+    handle: Name = Field(description="the wished handle")
 
 
-class AdminCreated(Body):
+class AdminCreated(Answer):
     """The only answer that ever holds this token."""
 
-    handle: str
-    token: str
+    handle: str = Field(description="the handle")
+    token: str = Field(description="the admin's token, `adm_...`")
 
 
-class WhoAmI(Body):
-    """Whom the shown token stands for; ``service`` only for a service's token."""
+class WhoAmI(Answer):
+    """Whom the shown token stands for."""
 
-    kind: str
-    handle: str
-    service: str | None = None
+    kind: str = Field(description="`adm` for an admin, `svc` for a service")
+    handle: str = Field(description="the admin, or the service's owner")
+    service: str | None = Field(default=None, description="the service, for a service's token only")
 
 
-async def create_admin(request: web.Request) -> web.Response:
+async def create_admin(call: Call) -> AdminCreated:
     """Take a handle that is free."""
-    body = await read_body(request, NewAdmin)
+    body = await call.body(NewAdmin)
     token = format_token("adm", secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), "sign-up")
-    await request.app[REPOSITORY].accounts.create(body.handle, new, source=request.get(SOURCE, request.remote or ""))
-    return answer(AdminCreated(handle=body.handle, token=token), status=201)
+    await call.repository.accounts.create(body.handle, NewToken(token_digest(token), "sign-up"), source=call.source)
+    return AdminCreated(handle=body.handle, token=token)
 
 
-async def who_am_i(request: web.Request) -> web.Response:
+async def who_am_i(call: Call) -> WhoAmI:
     """Tell what the relay makes of a token."""
-    identity = await request.app[AUTHORITY].identify(bearer(request))
+    identity = await call.authority.identify(call.token)
     service = identity.service.service if identity.service is not None else None
-    return answer(WhoAmI(kind=identity.kind, handle=identity.handle, service=service))
+    return WhoAmI(kind=identity.kind, handle=identity.handle, service=service)
 
 
-ROUTES = [
-    web.post(f"{PREFIX}/admins", create_admin),
-    web.get(f"{PREFIX}/whoami", who_am_i),
-]
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path=f"{PREFIX}/admins",
+        name="create_admin",
+        handler=create_admin,
+        section=Section.ADMINS,
+        who="sign_up",
+        does="takes a handle, gives its admin a token",
+        text="""\
+Becomes an admin. The handle must be free. The answer, status 201, is the only one that ever shows the token:
+the relay keeps no copy, only a digest.""",
+        body=NewAdmin,
+        status=HTTPStatus.CREATED,
+        answer=AdminCreated,
+        errors={"bad_name": "", "handle_taken": ""},
+        example=Example(body={"handle": "ann"}, answer={"handle": "ann", "token": "adm_..."}, keeps="admin"),
+    ),
+    Route(
+        method="GET",
+        path=f"{PREFIX}/whoami",
+        name="who_am_i",
+        handler=who_am_i,
+        section=Section.ADMINS,
+        who="whoami",
+        does="says what a token stands for",
+        text="Says what the token in `Authorization` stands for.",
+        answer=WhoAmI,
+        example=Example(shows="admin", answer={"kind": "adm", "handle": "ann"}),
+    ),
+)

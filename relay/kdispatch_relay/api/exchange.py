@@ -1,77 +1,136 @@
-"""Reading requests and writing answers, the same way for every resource."""
+"""Reading requests and writing answers, the same way for every route."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Final, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.names import NAME_PATTERN, check_name
+from kdispatch_relay.api.fields import Answer, Body
+from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
+from kdispatch_relay.auth import Authority
+from kdispatch_relay.http_connection import SOURCE
+from kdispatch_relay.seams import LiveHosts
+from kdispatch_relay.store.repository import Repository
 
-__all__ = ["BODY_LIMIT", "PREFIX", "Body", "Name", "answer", "bearer", "read_body"]
+if TYPE_CHECKING:
+    from kdispatch_relay.api.route import Route
 
-PREFIX: Final = "/api/v1"
+__all__ = ["BODY_LIMIT", "Call", "respond"]
+
 BODY_LIMIT: Final = 64 * 1024  # bytes; the largest body with a meaning has a few hundred
 _BODY_TIME: Final = 8.0  # seconds for a body to arrive; below those after which its connection is closed without a word
 _ERRORS_SHOWN: Final = 3
 _PLACE_SHOWN: Final = 80  # characters; the sender chooses the keys
-
-#: A handle or name in a body. The pattern is for the schema only: ``check_name`` raises ``bad_name``.
-Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
-
-
-class Body(BaseModel):
-    """Base of all bodies, both ways: nothing is guessed and nothing unknown is ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+_NO_STORE: Final = {"Cache-Control": "no-store"}  # answers hold tokens, or what holds at this moment only
 
 _Body = TypeVar("_Body", bound=Body)
 
 
-async def read_body(request: web.Request, model: type[_Body]) -> _Body:
-    """The request's JSON as ``model``; raise ``bad_request``, ``bad_name``, or HTTP's own 408, 413, 415."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType
-    try:
-        async with asyncio.timeout(_BODY_TIME):
-            data = await request.read()
-    except TimeoutError:
-        raise web.HTTPRequestTimeout from None
-    except (web.RequestPayloadError, OSError) as error:  # bad chunks; the sender hung up
-        raise KdispatchError("bad_request", "The body is not what its headers announce.") from error
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        raise KdispatchError("bad_request", _explain(error)) from None
+class Call:
+    """One request for one route, and what its handler finds."""
+
+    def __init__(self, route: Route, request: web.Request) -> None:
+        """Raises ``bad_request`` for a query that the route does not take."""
+        self.request = request
+        self._route = route
+        self._query = None if route.any_query else _read_query(request, route.query)
+
+    @property
+    def path(self) -> Mapping[str, str]:
+        """What stands where the route's path has braces, without the escapes of URLs."""
+        return self.request.match_info
+
+    @property
+    def service(self) -> str:
+        """The ``handle/name`` of the path, not looked at yet."""
+        return "{handle}/{name}".format_map(self.path)
+
+    @property
+    def source(self) -> str:
+        """The address that the request comes from."""
+        return self.request[SOURCE]
+
+    @property
+    def token(self) -> str | None:
+        """The token of the ``Authorization`` header, the only place where it is looked for."""
+        headers = self.request.headers.getall("Authorization", [])
+        if not headers:
+            return None
+        scheme, _, token = headers[0].partition(" ")
+        if len(headers) > 1 or scheme.lower() != "bearer":
+            raise KdispatchError("token_refused", "Authorization must be 'Bearer TOKEN', once.")
+        return token.strip()
+
+    @property
+    def authority(self) -> Authority:
+        """Who decides."""
+        return self.request.app[AUTHORITY]
+
+    @property
+    def repository(self) -> Repository:
+        """What is kept."""
+        return self.request.app[REPOSITORY]
+
+    @property
+    def live(self) -> LiveHosts:
+        """Who is live."""
+        return self.request.app[LIVE_HOSTS]
+
+    def query(self, model: type[_Body]) -> _Body:
+        """The query; ``model`` is the one that the route states."""
+        assert isinstance(self._query, model)
+        return self._query
+
+    async def body(self, model: type[_Body]) -> _Body:
+        """The body; ``model`` is the one that the route states.
+
+        Raises ``bad_request``, ``bad_name``, or HTTP's own 408, 413, 415.
+        """
+        assert model is self._route.body
+        if self.request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType
+        try:
+            async with asyncio.timeout(_BODY_TIME):
+                data = await self.request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
+        except (web.RequestPayloadError, OSError) as error:  # bad chunks; the sender hung up
+            raise KdispatchError("bad_request", "The body is not what its headers announce.") from error
+        try:
+            return model.model_validate_json(data)
+        except ValidationError as error:
+            raise KdispatchError("bad_request", _explain(error, "the body")) from None
 
 
-def bearer(request: web.Request) -> str | None:
-    """The token of the ``Authorization`` header, the only place where it is looked for."""
-    headers = request.headers.getall("Authorization", [])
-    if not headers:
+def respond(answer: Answer | None, status: int) -> web.Response:
+    """``answer`` as JSON; nothing where it is ``None``."""
+    if answer is None:
+        return web.Response(status=status, headers=_NO_STORE)
+    body = answer.model_dump_json(exclude_none=True).encode()
+    return web.Response(status=status, body=body, content_type="application/json", headers=_NO_STORE)
+
+
+def _read_query(request: web.Request, model: type[Body] | None) -> Body | None:
+    query = request.query
+    if model is None:
+        if query:
+            raise KdispatchError("bad_request", "This address takes no query (what stands behind '?').")
         return None
-    scheme, _, token = headers[0].partition(" ")
-    if len(headers) > 1 or scheme.lower() != "bearer":
-        raise KdispatchError("token_refused", "Authorization must be 'Bearer TOKEN', once.")
-    return token.strip()
+    if len(query) != len(set(query)):
+        raise KdispatchError("bad_request", "The query says the same thing twice.")
+    try:
+        return model.model_validate(dict(query))
+    except ValidationError as error:
+        raise KdispatchError("bad_request", _explain(error, "the query")) from None
 
 
-def answer(body: Body, *, status: int = 200) -> web.Response:
-    """``body`` as JSON. Nothing is to be cached: answers hold tokens, or what holds at this moment only."""
-    return web.Response(
-        status=status,
-        body=body.model_dump_json(exclude_none=True).encode(),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
-
-
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, whole: str) -> str:
     # Without the input: what was sent by mistake may be a secret.
     found = error.errors(include_url=False, include_context=False, include_input=False)[:_ERRORS_SHOWN]
-    places = (".".join(str(part) for part in item["loc"])[:_PLACE_SHOWN] or "the body" for item in found)
+    places = (".".join(str(part) for part in item["loc"])[:_PLACE_SHOWN] or whole for item in found)
     return "; ".join(f"{place}: {item['msg']}" for place, item in zip(places, found, strict=True)) + "."

@@ -7,8 +7,8 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from kdispatch_relay.api.exchange import PREFIX
 from kdispatch_relay.api.keys import LIMITER
+from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.http_connection import COUNTED
 from kdispatch_relay.screen import TUNNEL
 

@@ -1,0 +1,66 @@
+"""``/healthz``: the process lives. ``/readyz``: the database can be read and written."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.fields import Answer
+from kdispatch_relay.api.keys import READINESS
+from kdispatch_relay.api.route import Example, Route, Section
+
+__all__ = ["ROUTES"]
+
+
+class Health(Answer):
+    """That all is well."""
+
+    status: str = Field(description="`ok` or `ready`")
+
+
+async def healthz(_call: Call) -> Health:
+    """Answer; that it answers is the message."""
+    return Health(status="ok")
+
+
+async def readyz(call: Call) -> Health:
+    """Answer, or raise ``storage_unavailable``."""
+    await call.request.app[READINESS].check()
+    return Health(status="ready")
+
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/healthz",
+        name="healthz",
+        handler=healthz,
+        section=Section.HEALTH,
+        who="anybody",
+        does="the process lives",
+        text="Answers as long as the process does.",
+        answer=Health,
+        general=("internal_error", "busy"),
+        any_query=True,
+        example=Example(answer={"status": "ok"}),
+    ),
+    Route(
+        method="GET",
+        path="/readyz",
+        name="readyz",
+        handler=readyz,
+        section=Section.HEALTH,
+        who="anybody",
+        does="the database can be read and written",
+        text="""\
+Answers 200 when the database can be read and written, within 2 seconds; the answer may be 1 second old.
+Streams that are open, and new ones to public services, may well work while this is red.""",
+        answer=Health,
+        errors={"storage_unavailable": ""},
+        general=("internal_error", "busy"),
+        any_query=True,
+        example=Example(answer={"status": "ready"}),
+    ),
+)

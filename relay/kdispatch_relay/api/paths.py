@@ -1,0 +1,9 @@
+"""Where the API is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["PREFIX"]
+
+PREFIX: Final = "/api/v1"

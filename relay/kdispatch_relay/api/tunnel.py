@@ -1,0 +1,42 @@
+"""The address of the tunnel: what happens there is the switch's."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.keys import GATE
+from kdispatch_relay.api.paths import PREFIX
+from kdispatch_relay.api.route import Route, Section
+
+__all__ = ["ROUTES"]
+
+
+async def open_tunnel(call: Call) -> web.StreamResponse:
+    """Let the switch have the connection."""
+    return await call.request.app[GATE].handle(call.request)
+
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path=f"{PREFIX}/tunnel",
+        name="open_tunnel",
+        handler=open_tunnel,
+        section=Section.TUNNEL,
+        who="anybody",
+        does="the WebSocket of agents",
+        text="""\
+The WebSocket over which agents offer services and open streams. It is not for use by hand. The request is an upgrade
+to the subprotocol `kdispatch.1`; what is spoken then is described in [the protocol](protocol.md), and tokens travel
+in there.""",
+        status=HTTPStatus.SWITCHING_PROTOCOLS,
+        errors={"bad_request": "not an upgrade, or a malformed one", "version_unsupported": ""},
+        general=("not_permitted", "misdirected", "internal_error", "busy"),
+        head=False,
+        any_query=True,
+    ),
+)

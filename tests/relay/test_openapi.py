@@ -1,0 +1,63 @@
+"""The description for programs: what it says of routes is what routes do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kdispatch_protocol.errors import CODES
+from kdispatch_relay.api.openapi import document
+from kdispatch_relay.api.route import Route
+from kdispatch_relay.api.routes import ROUTES
+from tests.relay.support import Api
+
+DOCUMENT: dict[str, Any] = json.loads(document(ROUTES, "0"))
+
+
+async def test_it_is_answered(api: Api) -> None:
+    """Everybody may have it, and it is of this relay."""
+    answer = await api("GET", "/api/v1/openapi.json")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.body["paths"] == DOCUMENT["paths"]
+    assert answer.body["components"] == DOCUMENT["components"]
+
+
+def test_routes_differ() -> None:
+    """No two routes have the same method and path, or the same name."""
+    assert len({route.label for route in ROUTES}) == len({route.name for route in ROUTES}) == len(ROUTES)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """Schemas that are referred to are there, and those that are there are referred to."""
+    text = json.dumps(DOCUMENT)
+    schemas = DOCUMENT["components"]["schemas"]
+    assert {name for name in schemas if f'"#/components/schemas/{name}"' in text} == set(schemas)
+    assert text.count('"$ref"') == sum(text.count(f'"#/components/schemas/{name}"') for name in schemas)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_what_is_told_of_a_route(route: Route) -> None:
+    """Each can give the answer it is for and problems with codes of the table, and its description ends in a stop."""
+    operation = DOCUMENT["paths"][route.path][route.method.lower()]
+    assert str(int(route.status)) in operation["responses"]
+    assert route.text.endswith((".", ")")) and not route.does.endswith(".")
+    for status, codes in route.problems.items():
+        schema = operation["responses"][str(int(status))]["content"]["application/problem+json"]["schema"]
+        assert schema["allOf"][1]["properties"]["code"]["enum"] == codes
+        for code in codes:
+            assert CODES[code].http == status or code == "bad_request"
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
+def test_examples_fit(route: Route) -> None:
+    """An example's body and answer are what the models take."""
+    assert route.example is not None
+    if route.body is not None:
+        route.body.model_validate_json(json.dumps(route.example.body))
+    if route.answer is not None:
+        route.answer.model_validate_json(json.dumps(route.example.answer))
+    assert (route.answer is None) == (route.example.answer is None)
+    assert (route.body is None) == (route.example.body is None)

@@ -1,0 +1,13 @@
+"""What several generated pages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["table"]
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
