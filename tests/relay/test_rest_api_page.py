@@ -12,12 +12,12 @@ import pytest
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api.routes import ROUTES
 from kdispatch_relay.app import make_app
-from kdispatch_relay.seams import HostView, LiveHost
+from kdispatch_relay.seams import ClientView, HostView, LiveHost
 from tests.relay.support import Api
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rest-api.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(.*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
-CHANGING = re.compile(r"\b(adm|svc)_[A-Za-z0-9_.-]+|\b[0-9a-f]{16}\b")
+CHANGING = re.compile(r"\b(adm|svc|cli|inv)_[A-Za-z0-9_.-]+|\b[0-9a-f]{16}\b|\b\d{4}-\d\d-\d\dT[\d:]+Z")
 
 
 def test_page_names_every_route(api: Api) -> None:
@@ -45,6 +45,9 @@ async def test_examples(api: Api, tmp_path: Path) -> None:
         pytest.skip("curl is not installed")
     # 2026-01-31T09:30:00Z
     api.gate.live["ann/web"] = [HostView("4f1c09d2a8b35e6710fd42c98e6ba173", 1_769_851_800.0, {"region": "eu"}, 2)]
+    api.gate.clients["ann/web"] = [
+        ClientView("9a1de3c2f04b4a5c8f2e6d7b1c0a3e58", "192.0.2.7", 1_769_851_800.0, 1, None)
+    ]
     api.gate.hosts["4f1c09d2a8b35e6710fd42c98e6ba173"] = LiveHost("ann/web", "00" * 32)
     api.relay.arrivals.refused.update(unknown_address=18231, timed_out=12)
     api.relay.limiter.limited.update(bad_tokens=3)

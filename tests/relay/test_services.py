@@ -18,7 +18,7 @@ async def test_create_service(api: Api) -> None:
     answer = await api("POST", "/api/v1/services", await api.admin("ann"), json={"name": "web"})
     assert answer.status == 201
     token = answer.body.pop("token")
-    assert answer.body == {"service": "ann/web", "access": "public"}
+    assert answer.body == {"service": "ann/web", "access": "public", "pins": False}
     assert token_kind(token) == "svc"
     assert answer.headers["Cache-Control"] == "no-store"
 
@@ -60,8 +60,8 @@ async def test_list_own_services(api: Api) -> None:
     answer = await api("GET", "/api/v1/services", ann)
     assert answer.body == {
         "services": [
-            {"service": "ann/db", "access": "token", "live_hosts": 0},
-            {"service": "ann/web", "access": "public", "live_hosts": 1},
+            {"service": "ann/db", "access": "token", "pins": False, "live_hosts": 0},
+            {"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1},
         ]
     }
 
@@ -71,10 +71,10 @@ async def test_show_public_service(api: Api) -> None:
     await api.service(await api.admin("ann"))
     api.gate.live["ann/web"] = [HostView("h1", 1_700_000_000.5, {"region": "eu"}, 3)]
     answer = await api("GET", "/api/v1/services/ann/web")
-    assert answer.body == {"service": "ann/web", "access": "public", "live_hosts": 1}
+    assert answer.body == {"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1}
     answer = await api("GET", "/api/v1/services/ann/web/hosts")
     host = answer.body["hosts"][0]
-    assert datetime.fromisoformat(host.pop("since")).timestamp() == 1_700_000_000.5
+    assert datetime.fromisoformat(host.pop("since")).timestamp() == 1_700_000_000
     assert answer.body == {"service": "ann/web", "hosts": [{"host": "h1", "labels": {"region": "eu"}, "streams": 3}]}
 
 

@@ -19,7 +19,7 @@ from tests.tools.markdown import table
 __all__ = ["codes", "problem", "routes", "section"]
 
 _WIDTH: Final = 120
-_KEEP: Final = 'sed \'s/.*"token":"\\([^"]*\\)".*/Authorization: Bearer \\1/\' {0}.json > {0}.header'
+_KEEP: Final = 'sed \'s/.*"{1}":"\\([^"]*\\)".*/Authorization: Bearer \\1/\' {0}.json > {0}.header'
 #: What is to be said of a code where it answers a request, beyond what the table of codes says of it.
 _WHEN: Final[Mapping[str, str]] = {
     "bad_name": "a handle or a name that can't be one",
@@ -31,7 +31,9 @@ _WHEN: Final[Mapping[str, str]] = {
     "too_large": "a body that is larger than 64 KiB",
     "misdirected": "the `Host` is none of the names that the relay "
     "[answers to](operations.md#scanners-and-silent-connections)",
-    "token_refused": "no token where one is needed, or one that is malformed or not known",
+    "token_refused": "no token where one is needed, or one that is malformed, not known or expired",
+    "rate_limited": "[too much](operations.md#limits) of one kind from one source or with one token; `Retry-After` "
+    "says how many seconds to wait",
     "not_permitted": "a token that is known, but may not do this; a web page",
     "busy": "more connections that have said nothing of use than one source may have; `Retry-After` says how many "
     "seconds to wait",
@@ -165,7 +167,7 @@ def _command(route: Route, example: Example) -> str:
         words.append("--write-out '{\"status\": %{http_code}}'")
     if not example.keeps:
         return _folded(words)
-    return f"umask 077\n{_folded([*words, f'| tee {example.keeps}.json'])}\n{_KEEP.format(example.keeps)}"
+    return f"umask 077\n{_folded([*words, f'| tee {example.keeps}.json'])}\n{_KEEP.format(example.keeps, example.kept)}"
 
 
 def _folded(words: list[str]) -> str:

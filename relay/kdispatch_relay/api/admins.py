@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Name
+from kdispatch_relay.api.fields import Answer, Body, Instant, Name, instant
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken
@@ -34,9 +34,12 @@ class AdminCreated(Answer):
 class WhoAmI(Answer):
     """Whom the shown token stands for."""
 
-    kind: str = Field(description="`adm` for an admin, `svc` for a service")
+    kind: str = Field(description="`adm` of an admin, `svc` to host a service, `cli` to connect to one")
     handle: str = Field(description="the admin, or the service's owner")
-    service: str | None = Field(default=None, description="the service, for a service's token only")
+    service: str | None = Field(default=None, description="the service that it is for, if it is for one")
+    id: str = Field(description="what the token is called by")
+    name: str = Field(description="what people call it")
+    expires: Instant | None = Field(default=None, description="when it ends, if it does")
 
 
 async def create_admin(call: Call) -> AdminCreated:
@@ -51,7 +54,14 @@ async def who_am_i(call: Call) -> WhoAmI:
     """Tell what the relay makes of a token."""
     identity = await call.authority.identify(call.token)
     service = identity.service.service if identity.service is not None else None
-    return WhoAmI(kind=identity.kind, handle=identity.handle, service=service)
+    return WhoAmI(
+        kind=identity.kind,
+        handle=identity.handle,
+        service=service,
+        id=identity.id,
+        name=identity.name,
+        expires=None if identity.expires is None else instant(identity.expires),
+    )
 
 
 ROUTES: Final = (
@@ -82,6 +92,8 @@ the relay keeps no copy, only a digest.""",
         does="says what a token stands for",
         text="Says what the token in `Authorization` stands for.",
         answer=WhoAmI,
-        example=Example(shows="admin", answer={"kind": "adm", "handle": "ann"}),
+        example=Example(
+            shows="admin", answer={"kind": "adm", "handle": "ann", "id": "6f1c09d2a8b35e67", "name": "sign-up"}
+        ),
     ),
 )

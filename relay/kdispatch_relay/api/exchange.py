@@ -111,7 +111,7 @@ def respond(answer: Answer | None, status: int) -> web.Response:
     """``answer`` as JSON; nothing where it is ``None``."""
     if answer is None:
         return web.Response(status=status, headers=_NO_STORE)
-    body = answer.model_dump_json(exclude_none=True).encode()
+    body = answer.model_dump_json(exclude_none=True, by_alias=True).encode()
     return web.Response(status=status, body=body, content_type="application/json", headers=_NO_STORE)
 
 

@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+import time
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from kdispatch_protocol.names import NAME_PATTERN, check_name
 
-__all__ = ["Answer", "Body", "Flag", "Given", "Instant", "Name", "Number"]
+__all__ = ["Answer", "Body", "Flag", "Given", "Instant", "Name", "Number", "Title", "instant", "seconds_from_now"]
 
 
 class Body(BaseModel):
     """Base of what is sent: nothing is guessed and nothing unknown is ignored. Queries are bodies, too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_alias=True, validate_by_name=True)
 
 
 class Answer(BaseModel):
     """Base of what is answered. What is ``None`` is left out. Answers may gain fields, so their schemas forbid none."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, validate_by_alias=True, validate_by_name=True)
 
 
 #: A handle or a service's name. The pattern is for the schema only: ``check_name`` raises ``bad_name``.
 Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
 
+# Without controls, line ends, and what turns or hides the text beside it.
+_TITLE: Final = (
+    "[^\\u0000-\\u001f\\u007f-\\u009f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ud800-\\udfff\\ufeff]{1,63}"
+)
+_TITLED: Final = re.compile(_TITLE)
+
+
+def _title(value: str) -> str:
+    if _TITLED.fullmatch(value) is None:
+        raise ValueError("1 to 63 characters, none of which is a control")
+    return value
+
+
+#: What people call a token or an invitation.
+Title = Annotated[str, AfterValidator(_title), Field(json_schema_extra={"pattern": f"^{_TITLE}$"})]
+
 #: Written as RFC 3339 in UTC.
 Instant = datetime
+
+
+def instant(moment: float) -> datetime:
+    """Of unix seconds, to a whole second."""
+    return datetime.fromtimestamp(round(moment), UTC)
+
+
+def seconds_from_now(seconds: int | None) -> int | None:
+    """In unix seconds."""
+    return None if seconds is None else int(time.time()) + seconds
 
 
 def _given(value: object) -> object:

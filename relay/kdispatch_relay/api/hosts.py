@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hmac
-from datetime import UTC, datetime
+import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
 from pydantic import Field
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import token_digest, token_kind
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Instant
+from kdispatch_relay.api.fields import Answer, Instant, instant
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.auth import Identity
+from kdispatch_relay.store.records import AuditEvent
 
 __all__ = ["ROUTES"]
+
+
+class TokenSeen(Answer):
+    """A token that something live rests on."""
+
+    id: str = Field(description="what the token is called by")
+    name: str | None = Field(default=None, description="what people call it")
 
 
 class HostSeen(Answer):
@@ -26,6 +37,27 @@ class HostSeen(Answer):
     since: Instant = Field(description="since when it offers the service (RFC 3339, UTC)")
     labels: dict[str, str] = Field(description="what its operator calls it")
     streams: int = Field(description="connections that are open through it")
+    source: str | None = Field(default=None, description="the address that it comes from; only for the owner")
+    token: TokenSeen | None = Field(default=None, description="the token that it rests on; only for the owner")
+
+
+class ClientSeen(Answer):
+    """An agent that is connected."""
+
+    agent: str = Field(description="its process id")
+    source: str = Field(description="the address that it comes from")
+    since: Instant = Field(description="since when the oldest of its open connections is open (RFC 3339, UTC)")
+    streams: int = Field(description="connections that it has open")
+    token: TokenSeen | None = Field(
+        default=None, description="the token that they rest on; none where everybody may connect"
+    )
+
+
+class ClientList(Answer):
+    """Everybody who is connected to one service."""
+
+    service: str = Field(description="the service, as `handle/name`")
+    clients: list[ClientSeen] = Field(description="all of them")
 
 
 class HostList(Answer):
@@ -37,14 +69,48 @@ class HostList(Answer):
 
 async def list_hosts(call: Call) -> HostList:
     """List who offers the service at this moment."""
-    record = (await call.authority.may_read(call.service, call.token)).service
+    grant = await call.authority.may_read(call.service, call.token)
+    owner = grant.identity if grant.identity is not None and grant.identity.kind == "adm" else None
+    names = await _names(call, owner) if owner is not None else {}
     hosts = [
         HostSeen(
-            host=host.host, since=datetime.fromtimestamp(host.since, UTC), labels=host.labels, streams=host.streams
+            host=host.host,
+            since=instant(host.since),
+            labels=host.labels,
+            streams=host.streams,
+            source=host.source if owner is not None else None,
+            token=_seen(host.token, names) if owner is not None else None,
         )
-        for host in call.live.hosts_of(record.service)
+        for host in call.live.hosts_of(grant.service.service)
     ]
-    return HostList(service=record.service, hosts=hosts)
+    return HostList(service=grant.service.service, hosts=hosts)
+
+
+async def list_clients(call: Call) -> ClientList:
+    """List who is connected to the service at this moment."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "service.clients")
+    if await call.repository.service(owner.handle, check_name(call.path["name"])) is None:
+        raise KdispatchError("unknown_service")
+    names = await _names(call, owner)
+    clients = [
+        ClientSeen(
+            agent=client.agent,
+            source=client.source,
+            since=instant(client.since),
+            streams=client.streams,
+            token=_seen(client.token, names),
+        )
+        for client in call.live.clients_of(call.service)
+    ]
+    return ClientList(service=call.service, clients=clients)
+
+
+async def _names(call: Call, owner: Identity) -> dict[str, str]:
+    return {token.id: token.name for token in await call.repository.tokens.of(owner)}
+
+
+def _seen(token: str | None, names: Mapping[str, str]) -> TokenSeen | None:
+    return None if token is None else TokenSeen(id=token, name=names.get(token))
 
 
 async def withdraw_host(call: Call) -> None:
@@ -54,15 +120,28 @@ async def withdraw_host(call: Call) -> None:
     if token is not None and token_kind(token) == "hst":
         host = call.live.host(host_id)
         allowed = host is not None and hmac.compare_digest(token_digest(token).hex(), host.digest)
+        actor = f"hst {host_id}"
     else:
         identity = await call.authority.identify(token)
+        actor = identity.actor
         if identity.kind != "adm":
             raise KdispatchError("not_permitted", "This needs the host's own token, or its service's owner's.")
         host = call.live.host(host_id)
         allowed = host is not None and host.service.startswith(f"{identity.handle}/")
     if not allowed:  # not live, or somebody else's: the two can't be told apart
         raise KdispatchError("unknown_host")
+    assert host is not None
     call.live.withdraw(host_id)
+    call.authority.note(
+        AuditEvent(
+            actor=actor,
+            action="host.withdraw",
+            subject=host.service,
+            source=call.source,
+            detail={"host": host_id},
+            at=int(time.time()),
+        )
+    )
 
 
 ROUTES: Final = (
@@ -88,6 +167,33 @@ ROUTES: Final = (
                         "since": "2026-01-31T09:30:00Z",
                         "labels": {"region": "eu"},
                         "streams": 2,
+                    }
+                ],
+            },
+        ),
+    ),
+    Route(
+        method="GET",
+        path=f"{PREFIX}/services/{{handle}}/{{name}}/clients",
+        name="list_clients",
+        handler=list_clients,
+        section=Section.SERVICES,
+        who="service.clients",
+        does="lists who is connected to a service",
+        text="Lists the agents that have connections to the service open at this moment, for its owner.",
+        answer=ClientList,
+        errors={"not_permitted": "not its owner", "unknown_service": ""},
+        example=Example(
+            path=f"{PREFIX}/services/ann/web/clients",
+            shows="admin",
+            answer={
+                "service": "ann/web",
+                "clients": [
+                    {
+                        "agent": "9a1de3c2f04b4a5c8f2e6d7b1c0a3e58",
+                        "source": "192.0.2.7",
+                        "since": "2026-01-31T09:30:00Z",
+                        "streams": 1,
                     }
                 ],
             },

@@ -34,6 +34,9 @@ class Section(Enum):
 
     ADMINS = "Admins"
     SERVICES = "Services"
+    TOKENS = "Tokens"
+    INVITES = "Invitations"
+    AUDIT = "Audit"
     TUNNEL = "The tunnel"
     OPERATOR = "For the operator"
     HEALTH = "Health"
@@ -48,8 +51,19 @@ NEEDS: Final[Mapping[str, tuple[Token, str]]] = {
     "service.create": (Token.MUST, "admin's token"),
     "service.list": (Token.MUST, "admin's token"),
     "service.read": (Token.MAY, "see there"),
+    "service.clients": (Token.MUST, "owner's token"),
+    "service.change": (Token.MUST, "owner's token"),
+    "service.rotate": (Token.MUST, "owner's token"),
     "service.delete": (Token.MUST, "owner's token"),
+    "invite.create": (Token.MUST, "owner's token"),
+    "invite.list": (Token.MUST, "owner's token"),
+    "invite.revoke": (Token.MUST, "owner's token"),
+    "invite.accept": (Token.MUST, "invitation's code"),
+    "token.create": (Token.MUST, "admin's token"),
+    "token.list": (Token.MUST, "admin's token"),
+    "token.revoke": (Token.MUST, "admin's token"),
     "host.withdraw": (Token.MUST, "see there"),
+    "audit.read": (Token.MUST, "admin's token"),
     "relay.state": (Token.MAY, "see there"),
 }
 
@@ -58,10 +72,12 @@ PATH_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
     "handle": (f"^{NAME_PATTERN}$", "The handle of the service's owner."),
     "name": (f"^{NAME_PATTERN}$", "The service's name."),
     "host": ("^[0-9a-f]{32}$", "The host's identifier."),
+    "token": ("^[0-9a-f]{16}$", "The token's id."),
+    "invite": ("^[0-9a-f]{16}$", "The invitation's id."),
 }
 
 #: What has nothing to do with the route: the door's refusals, the relay's own failures.
-GENERAL: Final = ("not_permitted", "misdirected", "internal_error", "busy", "storage_unavailable")
+GENERAL: Final = ("not_permitted", "rate_limited", "misdirected", "internal_error", "busy", "storage_unavailable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +89,7 @@ class Example:
     body: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     keeps: str = ""  # the name under which the answer's token is kept
+    kept: str = "token"  # the field of the answer that it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +142,7 @@ class Route:
         if self.body is not None or self.query is not None:
             codes.add("bad_request")
         if self.token is not Token.NONE:
-            codes.add("token_refused")
+            codes |= {"token_refused", "revoked"}
         return {code: self.errors.get(code, "") for code in CODES if code in codes}
 
     @property

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from kdispatch_relay.api import admins, health, hosts, relay_state, services, tunnel
+from kdispatch_relay.api import admins, audit, health, hosts, invites, relay_state, services, tokens, tunnel
 from kdispatch_relay.api.exchange import Call, respond
 from kdispatch_relay.api.openapi import Description, document
 from kdispatch_relay.api.paths import PREFIX
@@ -34,6 +34,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     *admins.ROUTES,
     *services.ROUTES,
     *hosts.ROUTES,
+    *tokens.ROUTES,
+    *invites.ROUTES,
+    *audit.ROUTES,
     *tunnel.ROUTES,
     *relay_state.ROUTES,
     *health.ROUTES,

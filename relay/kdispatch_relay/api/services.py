@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import secrets
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Name
+from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, instant, seconds_from_now
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
-from kdispatch_relay.auth import Identity, ServiceRecord
+from kdispatch_relay.auth import ServiceRecord
 from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES"]
@@ -29,6 +29,37 @@ class NewService(Body):
         default="public",
         description="`public`: everybody may connect. `token`: whoever shows a token with that right",
     )
+    pins: bool = Field(default=False, description="whether clients may choose a host")
+
+
+class ServiceChange(Body):
+    """What is to be changed of a service: at least one thing."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    access: Given[Literal["public", "token"]] = Field(default=None, description="who may connect, as for a new one")
+    pins: Given[bool] = Field(default=None, description="whether clients may choose a host")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("nothing is to be changed")
+        return self
+
+
+class Rotation(Body):
+    """How a service's token is replaced."""
+
+    overlap: int = Field(default=0, ge=0, le=30 * 24 * 3600, description="seconds for which the old one still holds")
+
+
+class Rotated(Answer):
+    """The only answer that ever holds this token."""
+
+    service: str = Field(description="the service, as `handle/name`")
+    token: str = Field(description="the token to host it, `svc_...`")
+    id: str = Field(description="what the token is called by")
+    old_until: Instant | None = Field(default=None, description="when the old one ends, if it has not ended")
 
 
 class ServiceCreated(Answer):
@@ -36,6 +67,7 @@ class ServiceCreated(Answer):
 
     service: str = Field(description="the service, as `handle/name`")
     access: str = Field(description="as it was wished")
+    pins: bool = Field(description="as it was wished")
     token: str = Field(description="the token to host it, `svc_...`")
 
 
@@ -44,6 +76,7 @@ class ServiceSeen(Answer):
 
     service: str = Field(description="the service, as `handle/name`")
     access: str = Field(description="`public` or `token`")
+    pins: bool = Field(description="whether clients may choose a host")
     live_hosts: int = Field(description="how many hosts offer it at this moment")
 
 
@@ -55,29 +88,26 @@ class ServiceList(Answer):
 
 async def create_service(call: Call) -> ServiceCreated:
     """Create a service under one's own handle."""
-    owner = await _admin(call)
+    owner = await call.authority.admin(call.token, "service.create")
     body = await call.body(NewService)
     token = format_token("svc", secrets.token_bytes(SECRET_BYTES))
     new = NewToken(token_digest(token), "service")
     record = await call.repository.services.create(
-        owner, body.name, new, access=body.access, pins=False, source=call.source
+        owner, body.name, new, access=body.access, pins=body.pins, source=call.source
     )
-    return ServiceCreated(service=record.service, access=record.access, token=token)
+    return ServiceCreated(service=record.service, access=record.access, pins=record.pins, token=token)
 
 
 async def list_services(call: Call) -> ServiceList:
     """List one's own services."""
-    owner = await _admin(call)
+    owner = await call.authority.admin(call.token, "service.list")
     records = await call.repository.services.of(owner)
     return ServiceList(services=[_seen(call, record) for record in records])
 
 
 async def delete_service(call: Call) -> None:
     """Delete one of one's own services; what rests on it ends at once."""
-    owner = await _admin(call)
-    if call.path["handle"] != owner.handle:
-        # Decided without a look-up, so that the answer does not tell whether it exists.
-        raise KdispatchError("not_permitted", "Only its owner may delete a service.")
+    owner = await call.authority.owner(call.token, call.path["handle"], "service.delete")
     if not await call.repository.services.delete(owner, check_name(call.path["name"]), source=call.source):
         raise KdispatchError("unknown_service")
 
@@ -87,15 +117,36 @@ async def show_service(call: Call) -> ServiceSeen:
     return _seen(call, (await call.authority.may_read(call.service, call.token)).service)
 
 
-async def _admin(call: Call) -> Identity:
-    identity = await call.authority.identify(call.token)
-    if identity.kind != "adm":
-        raise KdispatchError("not_permitted", "This needs an admin's token.")
-    return identity
+async def change_service(call: Call) -> ServiceSeen:
+    """Change one of one's own services; what may not go on ends at once."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "service.change")
+    name = check_name(call.path["name"])
+    body = await call.body(ServiceChange)
+    values = body.model_dump(exclude_unset=True)
+    if not await call.repository.services.change(owner, name, values, source=call.source):
+        raise KdispatchError("unknown_service")
+    record = await call.repository.service(owner.handle, name)
+    if record is None:  # deleted in this moment
+        raise KdispatchError("unknown_service")
+    return _seen(call, record)
+
+
+async def rotate_service(call: Call) -> Rotated:
+    """Give one of one's own services a new token."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "service.rotate")
+    name = check_name(call.path["name"])
+    body = await call.body(Rotation)
+    token = format_token("svc", secrets.token_bytes(SECRET_BYTES))
+    new = NewToken(token_digest(token), "service")
+    until = seconds_from_now(body.overlap or None)
+    if not await call.repository.services.rotate(owner, name, new, old_until=until, source=call.source):
+        raise KdispatchError("unknown_service")
+    return Rotated(service=call.service, token=token, id=new.id, old_until=None if until is None else instant(until))
 
 
 def _seen(call: Call, record: ServiceRecord) -> ServiceSeen:
-    return ServiceSeen(service=record.service, access=record.access, live_hosts=len(call.live.hosts_of(record.service)))
+    live = len(call.live.hosts_of(record.service))
+    return ServiceSeen(service=record.service, access=record.access, pins=record.pins, live_hosts=live)
 
 
 _OTHERS: Final = {"not_permitted": "not an admin's token"}
@@ -115,11 +166,11 @@ service's token. Whoever has that token may host this service, and nothing else.
         body=NewService,
         status=HTTPStatus.CREATED,
         answer=ServiceCreated,
-        errors={"bad_name": "", **_OTHERS, "service_exists": ""},
+        errors={"bad_name": "", **_OTHERS, "service_exists": "", "quota_exceeded": ""},
         example=Example(
             shows="admin",
             body={"name": "web"},
-            answer={"service": "ann/web", "access": "public", "token": "svc_..."},
+            answer={"service": "ann/web", "access": "public", "pins": False, "token": "svc_..."},
             keeps="service",
         ),
     ),
@@ -136,7 +187,7 @@ service's token. Whoever has that token may host this service, and nothing else.
         errors=_OTHERS,
         example=Example(
             shows="admin",
-            answer={"services": [{"service": "ann/web", "access": "public", "live_hosts": 1}]},
+            answer={"services": [{"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1}]},
         ),
     ),
     Route(
@@ -149,12 +200,62 @@ service's token. Whoever has that token may host this service, and nothing else.
         does="shows a service",
         text="""\
 Shows a service. A public one is shown to everybody, without a token. One whose `access` is `token` is shown
-to its owner and to its own token. For everybody else it looks exactly like one that does not exist.""",
+to its owner and to its own tokens, `svc_` and `cli_`. For everybody else it looks exactly like one that does not
+exist.""",
         answer=ServiceSeen,
         errors={"token_refused": "a token is shown but not known", "unknown_service": ""},
         example=Example(
             path=f"{PREFIX}/services/ann/web",
-            answer={"service": "ann/web", "access": "public", "live_hosts": 1},
+            answer={"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1},
+        ),
+    ),
+    Route(
+        method="PATCH",
+        path=f"{PREFIX}/services/{{handle}}/{{name}}",
+        name="change_service",
+        handler=change_service,
+        section=Section.SERVICES,
+        who="service.change",
+        does="changes a service",
+        text="""\
+Changes what is named and leaves the rest. When a service is public no more, connections end (`revoked`) unless they
+were opened with a token that may connect.""",
+        body=ServiceChange,
+        answer=ServiceSeen,
+        errors={"not_permitted": "not its owner; told without a look at the service", "unknown_service": ""},
+        example=Example(
+            path=f"{PREFIX}/services/ann/web",
+            shows="admin",
+            body={"pins": True},
+            answer={"service": "ann/web", "access": "public", "pins": True, "live_hosts": 1},
+        ),
+    ),
+    Route(
+        method="POST",
+        path=f"{PREFIX}/services/{{handle}}/{{name}}/rotate",
+        name="rotate_service",
+        handler=rotate_service,
+        section=Section.SERVICES,
+        who="service.rotate",
+        does="gives a service a new token",
+        text="""\
+Replaces the token that came with the service. Without `overlap` the old one ends at once, and with it the hosts that
+rest on it; with it they have so long to get the new one. Tokens that were made by `POST /api/v1/tokens` or by an
+invitation stay.""",
+        body=Rotation,
+        answer=Rotated,
+        errors={"not_permitted": "not its owner; told without a look at the service", "unknown_service": ""},
+        example=Example(
+            path=f"{PREFIX}/services/ann/web/rotate",
+            shows="admin",
+            body={"overlap": 86400},
+            answer={
+                "service": "ann/web",
+                "token": "svc_...",
+                "id": "6f1c09d2a8b35e67",
+                "old_until": "2026-01-31T09:30:00Z",
+            },
+            keeps="service",
         ),
     ),
     Route(

@@ -35,7 +35,7 @@ to the subprotocol `kdispatch.1`; what is spoken then is described in [the proto
 in there.""",
         status=HTTPStatus.SWITCHING_PROTOCOLS,
         errors={"bad_request": "not an upgrade, or a malformed one", "version_unsupported": ""},
-        general=("not_permitted", "misdirected", "internal_error", "busy"),
+        general=("not_permitted", "rate_limited", "misdirected", "internal_error", "busy"),
         head=False,
         any_query=True,
     ),

@@ -1,0 +1,83 @@
+"""The audit of one's own account."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import Field
+
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Number, instant
+from kdispatch_relay.api.paths import PREFIX
+from kdispatch_relay.api.route import Route, Section
+
+__all__ = ["ROUTES"]
+
+
+class EventsOf(Body):
+    """Which events are wanted."""
+
+    service: Given[Name] = Field(default=None, description="only those of the service with this name")
+    before: Given[Number] = Field(default=None, ge=1, le=(1 << 63) - 1, description="only those with a smaller id")
+    limit: Number = Field(default=100, ge=1, le=1000, description="how many at most")
+
+
+class Event(Answer):
+    """Somebody did something."""
+
+    id: int = Field(description="later events have larger ones")
+    at: Instant = Field(description="when (RFC 3339, UTC)")
+    actor: str = Field(description="who: a token's kind, id and name; `anybody`, `operator`")
+    action: str = Field(description="what was done, for example `token.create`")
+    subject: str = Field(description="to what: a service, or the handle")
+    source: str = Field(description="from which address; empty on the relay's own machine")
+    detail: dict[str, Any] = Field(description="what else there is to say; never a secret")
+
+
+class EventList(Answer):
+    """Some events of one account."""
+
+    events: list[Event] = Field(description="the newest first")
+    next: int | None = Field(default=None, description="give it as `before` to see what is older, if there is any")
+
+
+async def read_audit(call: Call) -> EventList:
+    """Read what happened in one's own account."""
+    owner = await call.authority.admin(call.token, "audit.read")
+    wanted = call.query(EventsOf)
+    service = None if wanted.service is None else f"{owner.handle}/{wanted.service}"
+    found = await call.repository.audit.read(
+        owner.handle, service=service, before=wanted.before, limit=wanted.limit + 1
+    )
+    events = [
+        Event(
+            id=event.id,
+            at=instant(event.at),
+            actor=event.actor,
+            action=event.action,
+            subject=event.subject,
+            source=event.source,
+            detail=dict(event.detail),
+        )
+        for event in found[: wanted.limit]
+    ]
+    return EventList(events=events, next=events[-1].id if len(found) > wanted.limit else None)
+
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path=f"{PREFIX}/audit",
+        name="read_audit",
+        handler=read_audit,
+        section=Section.AUDIT,
+        who="audit.read",
+        does="lists what was done in the account",
+        text="""\
+Lists who did what to what, from where, and when: all changes, and who began to host and to connect (a second late, and
+once for each session of an agent). The relay keeps it for as long as its operator says, 90 days by default.""",
+        query=EventsOf,
+        answer=EventList,
+        errors={"bad_name": "", "not_permitted": "not an admin's token"},
+    ),
+)

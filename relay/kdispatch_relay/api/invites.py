@@ -1,0 +1,259 @@
+"""Invitations: codes that people exchange for a token of their own."""
+
+from __future__ import annotations
+
+import secrets
+from http import HTTPStatus
+from typing import Final, Literal
+
+from pydantic import AliasChoices, Field
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.names import check_name
+from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.fields import Answer, Body, Flag, Given, Instant, Title, instant, seconds_from_now
+from kdispatch_relay.api.paths import PREFIX
+from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.store.invites import KINDS
+from kdispatch_relay.store.records import NewToken
+
+__all__ = ["ROUTES"]
+
+_FOR: Final = AliasChoices("for", "purpose")  # the one on the wire, the other here: it is a word of Python's
+
+
+class InviteWanted(Body):
+    """What an owner sends to invite somebody."""
+
+    purpose: Literal["host", "connect"] = Field(alias="for", description="what its tokens may do")
+    uses: int = Field(default=1, ge=1, le=10_000, description="how often it may be accepted")
+    expires: int = Field(default=24 * 3600, ge=60, le=365 * 24 * 3600, description="seconds after which it ends")
+    name: Title = Field(default="invitation", description="what people call it")
+
+
+class InviteCreated(Answer):
+    """The only answer that ever holds this code."""
+
+    id: str = Field(description="what the invitation is called by")
+    service: str = Field(description="the service, as `handle/name`")
+    purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
+    name: str = Field(description="what people call it")
+    uses: int = Field(description="how often it may be accepted")
+    used: int = Field(description="how often it was accepted")
+    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
+    expires: Instant = Field(description="when it ends")
+    code: str = Field(description="the code, `inv_...`")
+
+
+class InviteSeen(Answer):
+    """An invitation, without its code."""
+
+    id: str = Field(description="what the invitation is called by")
+    purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
+    name: str = Field(description="what people call it")
+    uses: int = Field(description="how often it may be accepted")
+    used: int = Field(description="how often it was accepted")
+    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
+    expires: Instant = Field(description="when it ends, or has ended")
+    revoked: bool | None = Field(default=None, description="`true` where it was revoked")
+
+
+class InviteList(Answer):
+    """The invitations to one service."""
+
+    service: str = Field(description="the service, as `handle/name`")
+    invites: list[InviteSeen] = Field(description="the newest first; ended ones for 30 days")
+
+
+class InviteEnd(Body):
+    """How an invitation is revoked."""
+
+    tokens: Flag = Field(default=False, description="`true`: the tokens that were made from it are revoked, too")
+
+
+class Acceptance(Body):
+    """What one sends to accept an invitation."""
+
+    name: Given[Title] = Field(default=None, description="what people call the token; without it as the invitation")
+
+
+class Accepted(Answer):
+    """The only answer that ever holds this token."""
+
+    service: str = Field(description="the service, as `handle/name`")
+    purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
+    kind: str = Field(description="`svc` to host, `cli` to connect")
+    id: str = Field(description="what the token is called by")
+    name: str = Field(description="what people call it")
+    token: str = Field(description="the token")
+
+
+async def create_invite(call: Call) -> InviteCreated:
+    """Invite somebody to one of one's own services."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "invite.create")
+    name = check_name(call.path["name"])
+    body = await call.body(InviteWanted)
+    code = format_token("inv", secrets.token_bytes(SECRET_BYTES))
+    new = NewToken(token_digest(code), body.name, seconds_from_now(body.expires))
+    made = await call.repository.invites.create(
+        owner, name, new, purpose=body.purpose, uses=body.uses, source=call.source
+    )
+    if made is None:
+        raise KdispatchError("unknown_service")
+    return InviteCreated(
+        id=made.id,
+        service=call.service,
+        purpose=made.purpose,
+        name=made.name,
+        uses=made.uses,
+        used=0,
+        created=instant(made.created),
+        expires=instant(made.expires),
+        code=code,
+    )
+
+
+async def list_invites(call: Call) -> InviteList:
+    """List the invitations to one of one's own services."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "invite.list")
+    name = check_name(call.path["name"])
+    if await call.repository.service(owner.handle, name) is None:
+        raise KdispatchError("unknown_service")
+    invites = [
+        InviteSeen(
+            id=invite.id,
+            purpose=invite.purpose,
+            name=invite.name,
+            uses=invite.uses,
+            used=invite.used,
+            created=instant(invite.created),
+            expires=instant(invite.expires),
+            revoked=True if invite.revoked else None,
+        )
+        for invite in await call.repository.invites.of(owner, name)
+    ]
+    return InviteList(service=call.service, invites=invites)
+
+
+async def revoke_invite(call: Call) -> None:
+    """Revoke an invitation, and maybe what came of it."""
+    owner = await call.authority.owner(call.token, call.path["handle"], "invite.revoke")
+    name = check_name(call.path["name"])
+    tokens = call.query(InviteEnd).tokens
+    if not await call.repository.invites.revoke(owner, name, call.path["invite"], tokens=tokens, source=call.source):
+        raise KdispatchError("unknown_invite")
+
+
+async def accept_invite(call: Call) -> Accepted:
+    """Exchange a code for a token of one's own."""
+    invite = await call.authority.invitation(call.token)
+    if invite.service is None:
+        raise KdispatchError("token_refused", "This code is to sign up with.")
+    body = await call.body(Acceptance)
+    kind = KINDS[invite.purpose]
+    token = format_token(kind, secrets.token_bytes(SECRET_BYTES))
+    new = NewToken(token_digest(token), body.name or invite.name)
+    await call.repository.invites.accept(invite, new, source=call.source)
+    return Accepted(service=invite.service, purpose=invite.purpose, kind=kind, id=new.id, name=new.name, token=token)
+
+
+_OTHERS: Final = {"not_permitted": "not its owner; told without a look at the service"}
+_WHEN: Final = "2026-01-31T09:30:00Z"
+_SHOWN: Final = {
+    "id": "6f1c09d2a8b35e67",
+    "for": "connect",
+    "name": "support",
+    "uses": 5,
+    "used": 0,
+    "created": _WHEN,
+    "expires": _WHEN,
+}
+_OF_SERVICE: Final = f"{PREFIX}/services/{{handle}}/{{name}}/invites"
+
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path=_OF_SERVICE,
+        name="create_invite",
+        handler=create_invite,
+        section=Section.INVITES,
+        who="invite.create",
+        does="invites somebody to host or connect to a service",
+        text="""\
+Makes a code that can be exchanged for a token to host or connect to the service, as often as `uses` says. The answer,
+status 201, is the only one that ever shows the code.""",
+        body=InviteWanted,
+        status=HTTPStatus.CREATED,
+        answer=InviteCreated,
+        errors={**_OTHERS, "unknown_service": ""},
+        example=Example(
+            path=f"{PREFIX}/services/ann/web/invites",
+            shows="admin",
+            body={"for": "connect", "uses": 5, "expires": 3600, "name": "support"},
+            answer={**_SHOWN, "service": "ann/web", "code": "inv_..."},
+            keeps="invite",
+            kept="code",
+        ),
+    ),
+    Route(
+        method="GET",
+        path=_OF_SERVICE,
+        name="list_invites",
+        handler=list_invites,
+        section=Section.INVITES,
+        who="invite.list",
+        does="lists a service's invitations",
+        text="Lists the invitations to the service, the newest first.",
+        answer=InviteList,
+        errors={**_OTHERS, "unknown_service": ""},
+        example=Example(
+            path=f"{PREFIX}/services/ann/web/invites",
+            shows="admin",
+            answer={"service": "ann/web", "invites": [_SHOWN]},
+        ),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{_OF_SERVICE}/{{invite}}",
+        name="revoke_invite",
+        handler=revoke_invite,
+        section=Section.INVITES,
+        who="invite.revoke",
+        does="revokes an invitation",
+        text="""\
+Ends an invitation. The answer, status 204, is empty. The tokens that were made from it stay, unless `tokens` says
+otherwise; then what rests on them ends within two seconds (`revoked`).""",
+        query=InviteEnd,
+        status=HTTPStatus.NO_CONTENT,
+        errors={**_OTHERS, "unknown_invite": "no such invitation to this service, or no such service"},
+    ),
+    Route(
+        method="POST",
+        path=f"{PREFIX}/invites/accept",
+        name="accept_invite",
+        handler=accept_invite,
+        section=Section.INVITES,
+        who="invite.accept",
+        does="exchanges an invitation's code for a token",
+        text="""\
+Exchanges the code, which stands in `Authorization` like a token, for a token of one's own. Of many at once no more get
+one than uses are left. The answer, status 201, is the only one that ever shows the token.""",
+        body=Acceptance,
+        status=HTTPStatus.CREATED,
+        answer=Accepted,
+        errors={"token_refused": "not a code of an invitation", "invite_spent": "", "quota_exceeded": ""},
+        example=Example(
+            shows="invite",
+            body={"name": "laptop of bob"},
+            answer={
+                "service": "ann/web",
+                "for": "connect",
+                "kind": "cli",
+                "id": "6f1c09d2a8b35e67",
+                "name": "laptop of bob",
+                "token": "cli_...",
+            },
+        ),
+    ),
+)

@@ -1,0 +1,208 @@
+"""Tokens that an admin makes beside those that come with handles and services."""
+
+from __future__ import annotations
+
+import secrets
+from http import HTTPStatus
+from typing import Final, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
+from kdispatch_relay.api.exchange import Call
+from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Title, instant, seconds_from_now
+from kdispatch_relay.api.paths import PREFIX
+from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.store.records import NewToken, TokenRecord
+
+__all__ = ["ROUTES"]
+
+_KINDS: Final = {"admin": "adm", "host": "svc", "connect": "cli"}
+_LONGEST: Final = 10 * 365 * 24 * 3600
+
+
+class TokenWanted(Body):
+    """What an admin sends to create a token."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"for": {"const": "admin"}}, "not": {"required": ["service"]}},
+                {"properties": {"for": {"enum": ["host", "connect"]}}, "required": ["service"]},
+            ]
+        }
+    )
+
+    name: Title = Field(description="what people call it")
+    purpose: Literal["admin", "host", "connect"] = Field(
+        alias="for", description="to do all that the admin may, or to host or connect to one service"
+    )
+    service: Given[Name] = Field(default=None, description="the name of the service, for `host` and `connect` only")
+    expires: Given[int] = Field(
+        default=None, ge=60, le=_LONGEST, description="seconds after which it ends; without it never"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.purpose == "admin") != (self.service is None):
+            raise ValueError("a token to host or connect is for one service, and an admin's for none")
+        return self
+
+
+class TokenCreated(Answer):
+    """The only answer that ever holds this token."""
+
+    id: str = Field(description="what the token is called by")
+    kind: str = Field(description="`adm`, `svc` to host, `cli` to connect")
+    name: str = Field(description="what people call it")
+    service: str | None = Field(default=None, description="the service that it is for, as `handle/name`")
+    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
+    expires: Instant | None = Field(default=None, description="when it ends, if it does")
+    token: str = Field(description="the token")
+
+
+class TokenListed(Answer):
+    """A token, without itself."""
+
+    id: str = Field(description="what the token is called by")
+    kind: str = Field(description="`adm`, `svc` to host, `cli` to connect")
+    name: str = Field(description="what people call it")
+    service: str | None = Field(default=None, description="the service that it is for, as `handle/name`")
+    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
+    expires: Instant | None = Field(default=None, description="when it ends, if it does")
+    last_used: Instant | None = Field(default=None, description="when it was used last, to a minute")
+    invite: str | None = Field(default=None, description="the id of the invitation that it was made from")
+    revoked: bool | None = Field(default=None, description="`true` where it was revoked")
+
+
+class TokenList(Answer):
+    """Tokens of one admin."""
+
+    tokens: list[TokenListed] = Field(description="the newest first; ended ones for 30 days")
+
+
+class TokensOf(Body):
+    """Which tokens are wanted."""
+
+    service: Given[Name] = Field(default=None, description="only those of the service with this name")
+
+
+async def create_token(call: Call) -> TokenCreated:
+    """Create a token of one's own account."""
+    owner = await call.authority.admin(call.token, "token.create")
+    body = await call.body(TokenWanted)
+    kind = _KINDS[body.purpose]
+    token = format_token(kind, secrets.token_bytes(SECRET_BYTES))
+    new = NewToken(token_digest(token), body.name, seconds_from_now(body.expires))
+    made = await call.repository.tokens.create(owner, new, kind=kind, name=body.service, source=call.source)
+    if made is None:
+        raise KdispatchError("unknown_service")
+    return TokenCreated(
+        id=made.id,
+        kind=kind,
+        name=made.name,
+        service=made.service,
+        created=instant(made.created),
+        expires=_at(made.expires),
+        token=token,
+    )
+
+
+async def list_tokens(call: Call) -> TokenList:
+    """List the tokens of one's own account."""
+    owner = await call.authority.admin(call.token, "token.list")
+    wanted = call.query(TokensOf).service
+    return TokenList(tokens=[_listed(token) for token in await call.repository.tokens.of(owner, wanted)])
+
+
+async def revoke_token(call: Call) -> None:
+    """Revoke one of one's own tokens; what rests on it ends at once."""
+    owner = await call.authority.admin(call.token, "token.revoke")
+    if not await call.repository.tokens.revoke(owner, call.path["token"], source=call.source):
+        raise KdispatchError("unknown_token")
+
+
+def _listed(token: TokenRecord) -> TokenListed:
+    return TokenListed(
+        id=token.id,
+        kind=token.kind,
+        name=token.name,
+        service=token.service,
+        created=instant(token.created),
+        expires=_at(token.expires),
+        last_used=_at(token.last_used),
+        invite=token.invite,
+        revoked=True if token.revoked else None,
+    )
+
+
+def _at(moment: int | None) -> Instant | None:
+    return None if moment is None else instant(moment)
+
+
+_OTHERS: Final = {"not_permitted": "not an admin's token"}
+_WHEN: Final = "2026-01-31T09:30:00Z"
+
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path=f"{PREFIX}/tokens",
+        name="create_token",
+        handler=create_token,
+        section=Section.TOKENS,
+        who="token.create",
+        does="creates a token",
+        text="""\
+Creates one more token: of the admin itself, or to host or connect to one of its services. The answer, status 201, is
+the only one that ever shows it.""",
+        body=TokenWanted,
+        status=HTTPStatus.CREATED,
+        answer=TokenCreated,
+        errors={"bad_name": "", **_OTHERS, "unknown_service": "", "quota_exceeded": ""},
+        example=Example(
+            shows="admin",
+            body={"name": "laptop", "for": "connect", "service": "web", "expires": 2592000},
+            answer={
+                "id": "6f1c09d2a8b35e67",
+                "kind": "cli",
+                "name": "laptop",
+                "service": "ann/web",
+                "created": _WHEN,
+                "expires": _WHEN,
+                "token": "cli_...",
+            },
+        ),
+    ),
+    Route(
+        method="GET",
+        path=f"{PREFIX}/tokens",
+        name="list_tokens",
+        handler=list_tokens,
+        section=Section.TOKENS,
+        who="token.list",
+        does="lists the admin's own tokens",
+        text="Lists the admin's tokens, those of its services among them, the newest first.",
+        query=TokensOf,
+        answer=TokenList,
+        errors={"bad_name": "", **_OTHERS},
+    ),
+    Route(
+        method="DELETE",
+        path=f"{PREFIX}/tokens/{{token}}",
+        name="revoke_token",
+        handler=revoke_token,
+        section=Section.TOKENS,
+        who="token.revoke",
+        does="revokes a token",
+        text="""\
+Revokes one of the admin's tokens. The answer, status 204, is empty. Hosts and connections that rest on it end within
+two seconds (`revoked`), at every relay process. It is told `revoked` from now on.""",
+        status=HTTPStatus.NO_CONTENT,
+        errors={
+            **_OTHERS,
+            "unknown_token": "no such token, it is another's, or it is revoked already",
+            "last_token": "",
+        },
+    ),
+)
