@@ -17,10 +17,10 @@ __all__: list[str] = []
 
 async def _main(url: str, *services: str) -> None:
     async with RestClient(Dialer(RelayUrl.parse(url))) as rest:
-        token = (await rest.sign_up("ann")).token
+        rest.token = (await rest.sign_up("ann")).token
         for service in services:
-            await rest.create_service(token, service)
-    print(token)
+            await rest.create_service(service)
+    print(rest.token)
 
 
 if __name__ == "__main__":

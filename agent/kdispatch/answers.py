@@ -31,12 +31,13 @@ __all__ = [
     "content_of",
     "count",
     "first_of_each",
+    "flag",
     "no_http",
     "not_a_relay",
     "passing",
-    "read",
     "read_service",
     "service_path",
+    "shaped",
     "strange",
     "text",
     "unreachable",
@@ -87,11 +88,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
-    """A service, and how many hosts offer it now."""
+    """A service, and how many hosts offer it now; ``pins``: whether a client may choose one."""
 
     service: str
     access: str
     live_hosts: int
+    pins: bool = False
 
 
 def content_of(
@@ -110,7 +112,7 @@ def content_of(
     raise _problem(relay, status, headers, answer)
 
 
-def read(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
+def shaped(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
     """Take an answer apart by ``shape``; what does not fit is no relay's."""
     try:
         return shape(answer)
@@ -120,7 +122,8 @@ def read(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
 
 def read_service(answer: Any) -> ServiceInfo:
     """The shape of one service."""
-    return ServiceInfo(text(answer, "service"), text(answer, "access"), count(answer, "live_hosts"))
+    pins = "pins" in answer and flag(answer, "pins")  # which relays did not have at first
+    return ServiceInfo(text(answer, "service"), text(answer, "access"), count(answer, "live_hosts"), pins)
 
 
 def text(answer: Any, key: str) -> str:
@@ -134,7 +137,15 @@ def text(answer: Any, key: str) -> str:
 def count(answer: Any, key: str) -> int:
     """A member that is a number."""
     value = answer[key]
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(key)
+    return value
+
+
+def flag(answer: Any, key: str) -> bool:
+    """A member that is true or false."""
+    value = answer[key]
+    if not isinstance(value, bool):
         raise TypeError(key)
     return value
 

@@ -6,11 +6,12 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
+from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
@@ -23,6 +24,15 @@ from kdispatch_protocol.names import split_service
 from kdispatch_protocol.streams import Stream
 
 __all__ = ["Client", "LocalListener"]
+
+#: Ends of a stream that say of its service: what this agent had there was taken back, or was never good.
+_TAKEN_BACK: Final = frozenset({"revoked", "token_refused"})
+#: Those after which a port for that one service serves nobody any more. No host says them of a service.
+_FINAL: Final = _TAKEN_BACK | {"unknown_service", "not_permitted"}
+#: Ends of a session, or of a start, that may be others soon.
+_PASSING: Final = frozenset({"relay_unreachable", "storage_unavailable", "busy", "rate_limited"})
+#: Services that were taken back are remembered up to so many: a program may use names that others give it.
+_MOST_REFUSED: Final = 1024
 
 _BACKLOG: Final = 1024
 _IN_USE: Final = frozenset({errno.EADDRINUSE, errno.EACCES})
@@ -47,9 +57,11 @@ class Client:
         self.log = log
         self._failed = failed
         self._opening: dict[Stream, asyncio.Future[None]] = {}
+        self._refused: dict[str, tuple[str, str]] = {}  # by service: what was taken back, and how that was said
+        self._final: asyncio.Future[KdispatchError] = asyncio.get_running_loop().create_future()
 
-    async def wait_for_host(self, service: str, wait: float) -> None:
-        """Return when the service has a live host.
+    async def wait_for_host(self, service: str, wait: float, pin: str | None = None) -> str | None:
+        """Return when the service has a live host, or the one whose id is or begins with ``pin``: that one's id.
 
         Raises ``unknown_service`` at once, and after ``wait`` seconds ``no_live_host`` or what kept us from asking.
         """
@@ -57,14 +69,12 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         told = False
-        async with ServiceQuery(self.uplink.dialer) as relay:
+        async with ServiceQuery(self.uplink.dialer, self.token) as relay:
             while True:
                 try:
-                    if (await relay.service(service, self.token)).live_hosts:
-                        return
-                    error = KdispatchError("no_live_host", f"No host offers {service} at the moment.")
+                    return await _live_host(relay, service, pin)
                 except KdispatchError as failure:
-                    if failure.code not in {"relay_unreachable", "storage_unavailable", "busy", "rate_limited"}:
+                    if failure.code not in {"no_live_host", *_PASSING}:
                         raise
                     error = failure
                 left = deadline - loop.time()
@@ -75,9 +85,28 @@ class Client:
                     self.log.info(f"{error.text} Waiting for {wait:g} s.", code=error.code)
                 await asyncio.sleep(min(0.5, left))
 
-    def create_connection(self, service: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
-        """Begin a stream; the protocol hears of its fate. It may be written at once."""
-        return self.driver.open(service, protocol, self.token)
+    def create_connection(
+        self, service: str, protocol: asyncio.BaseProtocol, host: str | None = None
+    ) -> StreamTransport:
+        """Begin a stream, to the host with this id where one is named; the protocol hears of its fate.
+
+        It may be written at once. Raises ``StreamReset`` where the relay has taken back what there was on the service.
+        """
+        if service in self._refused:
+            raise StreamReset.from_wire(*self._refused[service])
+        return self.driver.open(service, protocol, self.token, pin=host)
+
+    async def ended(self) -> None:
+        """Wait until an agent that reaches one service can't do so any more; raises why."""
+        lost = asyncio.ensure_future(self.uplink.failed())
+        try:
+            either: set[asyncio.Future[Any]] = {lost, self._final}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self._final.done():
+                raise self._final.result()
+            await lost
+        finally:
+            lost.cancel()
 
     async def opened(self, transport: StreamTransport) -> None:
         """Wait until a host's service took the connection; raises ``StreamReset`` otherwise."""
@@ -103,14 +132,25 @@ class Client:
                 if future is not None and not future.done():
                     future.set_exception(StreamReset.from_wire(code, text, "cancelled"))
                 self._failed(code, text)
+                if code in _FINAL:
+                    self._no_more(stream.service, code, text)
             case _:
                 pass
+
+    def _no_more(self, service: str, code: str, text: str) -> None:
+        if not self._final.done():
+            self._final.set_result(KdispatchError(code, text))
+        if code in _TAKEN_BACK and service not in self._refused and len(self._refused) < _MOST_REFUSED:
+            # What ended one stream ends all of this service: none of them makes another try.
+            self._refused[service] = (code, text)
+            self.driver.give_up(service, code, text)
 
 
 class LocalListener:
     """A local port, each of whose connections becomes a stream."""
 
     def __init__(self, client: Client, service: str) -> None:
+        self.host: str | None = None  # the id of the one host that is asked
         self._client = client
         self._service = service
         self._server: asyncio.Server | None = None
@@ -146,10 +186,31 @@ class LocalListener:
             self._server.close()
 
     def _accepted(self, pipe: Pipe) -> None:
-        self._client.create_connection(self._service, pipe.remote)
+        try:
+            self._client.create_connection(self._service, pipe.remote, self.host)
+        except StreamReset:
+            pipe.abort()  # the agent is about to end
 
     def _ended(self, pipe: Pipe, code: str) -> None:
         log = self._client.log
         if pipe.stream is not None and log.isEnabledFor(logging.DEBUG):
             host = pipe.stream.stream.host
             log.debug("A connection ended.", service=self._service, host=host, **account(pipe), code=code)
+
+
+async def _live_host(relay: ServiceQuery, service: str, pin: str | None) -> str | None:
+    """The id of the host that ``pin`` means, if there is one at the moment; without a pin, whether there is any."""
+    seen = await relay.service(service)
+    if pin is None:
+        if seen.live_hosts:
+            return None
+        raise KdispatchError("no_live_host", f"No host offers {service} at the moment.")
+    if not seen.pins:
+        hint = f"Leave --host away, or let its owner allow it: kdispatch service update {service} --pins"
+        raise SetupError("not_permitted", f"{service} does not let clients choose a host.", hint=hint)
+    found = [host.host for host in await relay.hosts(service) if host.host.startswith(pin)]
+    if len(found) > 1:
+        raise SetupError("bad_request", f"{len(found)} hosts of {service} begin with {pin}.", hint="Write more digits.")
+    if not found:
+        raise KdispatchError("no_live_host", f"No host {pin} offers {service} at the moment.")
+    return found[0]

@@ -6,9 +6,10 @@
      "relays": {"https://relay.example.org": {
          "handle": "ann",                       the handle that NAME alone belongs to
          "admins": {"ann": "adm_…"},
-         "services": {"ann/web": "svc_…"}}}}
+         "services": {"ann/web": "svc_…"},      to host
+         "clients": {"bob/db": "cli_…"}}}}      to connect
 
-Only ``logout`` and the deletion of a service drop a token: a second sign-up
+Only ``logout``, the deletion of a service and the revocation of a token drop one: a second sign-up
 at the same relay adds its handle and makes it the current one.
 """
 
@@ -23,14 +24,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from kdispatch.hidden_arguments import hide_argument
 from kdispatch.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, config_directory, private_lock, write_private
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name, split_service
-from kdispatch_protocol.tokens import token_kind
+from kdispatch_protocol.tokens import token_digest, token_id, token_kind
 
-__all__ = ["CREDENTIALS_FILE", "Credentials", "given_token", "typed_token"]
+__all__ = ["CREDENTIALS_FILE", "Credentials", "given_code", "given_token", "typed_token"]
 
 CREDENTIALS_FILE: Final = "credentials.json"
 CREDENTIALS_VERSION: Final = 1
@@ -65,6 +67,11 @@ class Credentials:
         token: str | None = self._of(relay).get("services", {}).get(service)
         return token
 
+    def client_token(self, relay: RelayUrl, service: str) -> str | None:
+        """The stored ``cli_`` token of ``service``."""
+        token: str | None = self._of(relay).get("clients", {}).get(service)
+        return token
+
     def store_admin(self, relay: RelayUrl, handle: str, token: str) -> None:
         """Store an admin's token, on the disk on return, and make ``handle`` the current one."""
         with private_lock(self.path.parent):
@@ -75,10 +82,21 @@ class Credentials:
             self._write(relays)
 
     def store_service(self, relay: RelayUrl, service: str, token: str) -> None:
-        """Store a service's token, on the disk on return."""
+        """Store a token to host a service, on the disk on return."""
+        self._store(relay, "services", service, token)
+
+    def store_client(self, relay: RelayUrl, service: str, token: str) -> None:
+        """Store a token to connect to a service, on the disk on return."""
+        self._store(relay, "clients", service, token)
+
+    def store_for(self, kind: str, relay: RelayUrl, service: str, token: str) -> None:
+        """The one or the other, by the token's kind: ``svc`` or ``cli``."""
+        (self.store_service if kind == "svc" else self.store_client)(relay, service, token)
+
+    def _store(self, relay: RelayUrl, what: str, service: str, token: str) -> None:
         with private_lock(self.path.parent):
             relays = self._read()
-            relays.setdefault(str(relay), {}).setdefault("services", {})[service] = token
+            relays.setdefault(str(relay), {}).setdefault(what, {})[service] = token
             self._write(relays)
 
     def handles(self, relay: RelayUrl) -> tuple[str, ...]:
@@ -86,10 +104,21 @@ class Credentials:
         return tuple(sorted(self._of(relay).get("admins", {})))
 
     def services(self, relay: RelayUrl) -> tuple[str, ...]:
-        """The services whose own tokens are stored for ``relay``."""
+        """The services to host which tokens are stored for ``relay``."""
         return tuple(sorted(self._of(relay).get("services", {})))
 
-    def drop(self, relay: RelayUrl, *, handles: Iterable[str] = (), services: Iterable[str] = ()) -> None:
+    def clients(self, relay: RelayUrl) -> tuple[str, ...]:
+        """The services to connect to which tokens are stored for ``relay``."""
+        return tuple(sorted(self._of(relay).get("clients", {})))
+
+    def drop(
+        self,
+        relay: RelayUrl,
+        *,
+        handles: Iterable[str] = (),
+        services: Iterable[str] = (),
+        clients: Iterable[str] = (),
+    ) -> None:
         """Drop these tokens; the one handle that is left, if it is one, becomes the current one."""
         with private_lock(self.path.parent):
             relays = self._read()
@@ -97,8 +126,9 @@ class Credentials:
             admins = entry.get("admins", {})
             for handle in handles:
                 admins.pop(handle, None)
-            for service in services:
-                entry.get("services", {}).pop(service, None)
+            for what, names in (("services", services), ("clients", clients)):
+                for name in names:
+                    entry.get(what, {}).pop(name, None)
             if entry.get("handle") not in admins:
                 entry.pop("handle", None)
                 if len(admins) == 1:
@@ -106,6 +136,17 @@ class Credentials:
             if not any(entry.values()):
                 relays.pop(str(relay), None)
             self._write(relays)
+
+    def drop_token(self, relay: RelayUrl, which: str) -> list[str]:
+        """Drop the token with this id, wherever it is stored; returns for which handles and services it was."""
+        dropped: dict[str, list[str]] = {}
+        for what in ("admins", "services", "clients"):
+            stored = self._of(relay).get(what, {}).items()
+            dropped[what] = [name for name, token in stored if token_id(token_digest(token)) == which]
+        names = [name for found in dropped.values() for name in found]
+        if names:
+            self.drop(relay, handles=dropped["admins"], services=dropped["services"], clients=dropped["clients"])
+        return names
 
     def check(self) -> None:
         """Raise now what storing would raise later: call it before asking for a token that is shown only once."""
@@ -156,9 +197,21 @@ class Credentials:
         token_file: str | None = None,
         warn: Callable[[str], None],
     ) -> str | None:
-        """The token to connect to ``HANDLE/NAME`` with: given, else its owner's; a public service needs none."""
+        """The token to connect to ``HANDLE/NAME`` with: given, else the one for that, else its owner's.
+
+        A public service needs none.
+        """
         owner, _ = split_service(service)
-        return given_token(token, token_file, warn=warn) or self.admin_token(relay, owner)
+        return (
+            given_token(token, token_file, warn=warn)
+            or self.client_token(relay, service)
+            or self.admin_token(relay, owner)
+        )
+
+    def token_for_reader(self, relay: RelayUrl, service: str) -> str | None:
+        """The stored token to look at ``HANDLE/NAME`` with; a public service needs none."""
+        owner, _ = split_service(service)
+        return self.admin_token(relay, owner) or self.service_token(relay, service) or self.client_token(relay, service)
 
     def _of(self, relay: RelayUrl) -> dict[str, Any]:
         return self._read().get(str(relay), {})
@@ -202,6 +255,7 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
     if token is not None and token.startswith("@"):
         return _from_file(token[1:])
     if token is not None:
+        hide_argument(token)
         warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it")
         return _well_formed(token, "--token")
     if token_file is not None:
@@ -213,16 +267,34 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
 
 def typed_token() -> str:
     """One line of standard input, which a terminal doesn't show; raises ``token_refused`` for what is no token."""
-    return _well_formed(_from_stdin(), "standard input")
+    return _well_formed(_from_stdin("token: "), "standard input")
 
 
-def _from_stdin() -> str:
+def given_code(code: str | None) -> str:
+    """An invitation's code: itself, ``@FILE``, or of standard input (``-`` or ``None``), likewise.
+
+    Nobody is warned of one that was typed as an argument: that is how people send it, and it is hidden at once.
+    """
+    if code is None or code == _STANDARD_INPUT:
+        found = _well_formed(_from_stdin("code: "), "standard input")
+    elif code.startswith("@"):
+        found = _from_file(code[1:])
+    else:
+        hide_argument(code)
+        found = _well_formed(code, "the command line")
+    if (kind := token_kind(found)) != "inv":
+        text = f"A token of kind {kind}_ is no invitation's code."
+        raise SetupError("token_refused", text, hint="Copy the code from inv_ to its end; 'login' takes tokens.")
+    return found
+
+
+def _from_stdin(prompt: str) -> str:
     if sys.stdin is None:
         return ""
     if sys.stdin.isatty():
         import getpass  # noqa: PLC0415 - only where somebody types
 
-        return getpass.getpass("token: ")
+        return getpass.getpass(prompt)
     return sys.stdin.readline(_TOKEN_FILE_BYTES)
 
 
@@ -253,7 +325,7 @@ def _well_formed(token: str, source: str) -> str:
     token = token.strip()
     if token_kind(token) is None:
         text = f"What {source} gives is no kdispatch token: cut short, mistyped or empty."
-        raise SetupError("token_refused", text, hint="Copy the whole token, from adm_ or svc_ to its end.")
+        raise SetupError("token_refused", text, hint="Copy the whole token, from adm_, svc_, cli_ or inv_ to its end.")
     return token
 
 
@@ -263,7 +335,7 @@ def _checked(content: Any) -> _Relays:
         raise ValueError(f"its version is {found!r}, this kdispatch knows {CREDENTIALS_VERSION}")
     relays: _Relays = content["relays"]
     for relay, entry in relays.items():
-        tokens = [*entry.get("admins", {}).values(), *entry.get("services", {}).values()]
+        tokens = [token for what in ("admins", "services", "clients") for token in entry.get(what, {}).values()]
         if not all(isinstance(token, str) for token in tokens) or not isinstance(entry.get("handle", ""), str):
             raise ValueError(f"the entry of {relay} has a value that is no text")
     return relays

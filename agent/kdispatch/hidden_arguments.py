@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["hide_argument"]
+__all__ = ["hide_argument", "hide_password"]
 
 _PROCESS: Final = Path("/proc/self")
 #: Which field of proc_pid_stat(5) has the address of the first argument, counted behind the command's name.
 _ARG_START: Final = 48 - 3
 
 
+def hide_password(url: str) -> bool:
+    """Overwrite the name and the password that stand in a URL, as :func:`hide_argument` does."""
+    return hide_argument(url.rpartition("@")[0].rpartition("://")[2])
+
+
 def hide_argument(secret: str) -> bool:
-    """Overwrite what this process's argument has before its last ``@``; whether nothing of it is shown any more.
+    """Overwrite ``secret`` in this process's arguments; whether nothing of it is shown any more.
 
     Only Linux shows arguments in a form that a process can change by itself.
     """
-    before, at, _ = secret.rpartition("@")
-    hidden = before.rpartition("://")[2].encode()
-    if not at or not hidden:
+    hidden = os.fsencode(secret)
+    if not hidden:
         return True
     with contextlib.suppress(OSError, ValueError, IndexError):
         arguments = (_PROCESS / "cmdline").read_bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +29,8 @@ ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitab
 
 #: The reader's buffer limit in bytes, as for asyncio's own streams.
 _LIMIT: Final = 64 * 1024
+#: As ``kdispatch service hosts`` lists it.
+_HOST_ID: Final = re.compile(r"[0-9a-f]{32}")
 #: Seconds to try for a relay that can't be reached.
 _WAIT: Final = 10.0
 
@@ -46,17 +49,21 @@ class Connector:
         self._closed = False
 
     async def open_connection(
-        self, service: str, *, limit: int = _LIMIT
+        self, service: str, *, limit: int = _LIMIT, host: str | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to ``handle/name``: asyncio's own stream pair.
 
         Raises ``kdispatch.StreamReset`` (a ``ConnectionResetError``) when the service can't be
         reached, and ``kdispatch.KdispatchError`` when the relay can't; ``code`` says why. ``limit`` is in bytes.
+        ``host`` is the id of the one host that will do, for services that allow that. Once the relay has said
+        ``revoked`` or ``token_refused`` of a service, that is raised at once from then on.
         """
+        if host is not None and _HOST_ID.fullmatch(host) is None:
+            raise KdispatchError("bad_request", f"{host[:80]!r} is no host's id.")
         await self.start()
         reader = asyncio.StreamReader(limit=limit)
         protocol = asyncio.StreamReaderProtocol(reader)
-        transport = self._client.create_connection(service, protocol)
+        transport = self._client.create_connection(service, protocol, host)
         try:
             await self._client.opened(transport)
         except asyncio.CancelledError:
@@ -103,7 +110,12 @@ _connectors: dict[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connec
 
 
 async def open_connection(
-    service: str, *, relay: str | None = None, token: str | None = None, limit: int = _LIMIT
+    service: str,
+    *,
+    relay: str | None = None,
+    token: str | None = None,
+    limit: int = _LIMIT,
+    host: str | None = None,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to ``handle/name``, as ``asyncio.open_connection`` does to a port; see :class:`Connector`.
 
@@ -115,7 +127,7 @@ async def open_connection(
     key = (str(load_settings(relay=relay).relay_urls), token)
     if key not in connectors or connectors[key].over:
         connectors[key] = Connector(relay, token=token)
-    return await connectors[key].open_connection(service, limit=limit)
+    return await connectors[key].open_connection(service, limit=limit, host=host)
 
 
 class Server:

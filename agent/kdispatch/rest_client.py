@@ -8,91 +8,92 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlencode
 
 import aiohttp
 import yarl
 from aiohttp.client_proto import ResponseHandler
 
+from kdispatch import rest_answers as read
 from kdispatch.answers import (
     CONNECT_SECONDS,
     ENDED,
     TOTAL_SECONDS,
-    ServiceInfo,
     connection_error,
     content_of,
-    count,
     no_http,
     not_a_relay,
-    read,
-    read_service,
     service_path,
-    text,
+    shaped,
     unreachable,
 )
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.settings import version
+from kdispatch.rest_answers import (
+    AcceptedInvite,
+    AuditEvent,
+    AuditPage,
+    ClientInfo,
+    CreatedInvite,
+    CreatedService,
+    CreatedToken,
+    HostInfo,
+    Identity,
+    InviteInfo,
+    RotatedService,
+    ServiceInfo,
+    SignedUp,
+    TokenInfo,
+    TokenName,
+)
+from kdispatch.settings import load_settings, version
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
-from kdispatch_protocol.tokens import token_kind
 
-__all__ = ["CreatedService", "HostInfo", "Identity", "RestClient", "ServiceInfo", "SignedUp"]
+__all__ = [
+    "AcceptedInvite",
+    "AuditEvent",
+    "AuditPage",
+    "ClientInfo",
+    "CreatedInvite",
+    "CreatedService",
+    "CreatedToken",
+    "HostInfo",
+    "Identity",
+    "InviteInfo",
+    "RestClient",
+    "RotatedService",
+    "ServiceInfo",
+    "SignedUp",
+    "TokenInfo",
+    "TokenName",
+]
 
 ANSWER_BYTES: Final = 4 * 1024 * 1024  #: far above a list of ten thousand services; more is no relay's answer
 
-#: As agents make them: in an address nothing else may stand in its place.
-_HOST_ID: Final = re.compile(r"[0-9a-f]{1,64}")
+#: As relays and agents make them: in an address nothing else may stand in its place.
+_ID: Final = re.compile(r"[0-9a-f]{1,64}")
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class SignedUp:
-    """A new handle, and its admin token."""
-
-    handle: str
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class CreatedService:
-    """A new service: ``HANDLE/NAME``, who may connect (``public``, …), and the token to host it."""
-
-    service: str
-    access: str
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostInfo:
-    """One live host: its id, when it came (as the relay writes it), its labels and its open streams."""
-
-    host: str
-    since: str
-    labels: Mapping[str, str]
-    streams: int
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a token is: its kind (``admin``, …), its handle, and the service that it is limited to."""
-
-    kind: str
-    handle: str
-    service: str | None
-
-
+# More than 25 methods: one for each route, three or four lines each.
 class RestClient:
-    """One relay's REST API; use it as an asynchronous context manager."""
+    """One relay's REST API; use it as an asynchronous context manager, in one event loop.
 
-    def __init__(self, dialer: Dialer) -> None:
+    ``relay`` is a URL, or the way to a relay; without it the setting in force is used (``KDISPATCH_RELAY``, or what
+    ``kdispatch sign-up`` remembered). ``token`` is shown with each request, and may be changed. A service is named
+    ``HANDLE/NAME``, times are seconds.
+    """
+
+    def __init__(self, relay: str | Dialer | None = None, *, token: str | None = None) -> None:
+        self.token = token
+        self._dialer = relay if isinstance(relay, Dialer) else Dialer.of(load_settings(relay=relay))
         self._connector: _Connector | None = None
-        self._dialer = dialer
-        self._relay = dialer.relay  # the URL that is asked
+        self._relay = self._dialer.relay  # the URL that is asked
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -112,56 +113,124 @@ class RestClient:
         if self._session is not None:
             await self._session.close()
 
-    async def sign_up(self, handle: str) -> SignedUp:
-        """Take a free handle; ``handle_taken``. The token is told only here."""
+    # --- accounts and tokens ------------------------------------------------------------------
+
+    async def sign_up(self, handle: str, *, code: str | None = None) -> SignedUp:
+        """Take a free handle; ``handle_taken``. ``code`` is what some relays ask for. The token is told only here."""
         body = {"handle": check_name(handle, "handle")}
-        answer = await self._call("POST", "/admins", body=body)
-        return self._read(answer, lambda a: SignedUp(text(a, "handle"), _token(a, "adm")))
+        return await self._ask(read.read_signed_up, "POST", "/admins", body, token=code)
 
-    async def create_service(self, token: str, name: str) -> CreatedService:
-        """Create a service of the admin that ``token`` is; ``service_exists``. Its token is told only here."""
-        body = {"name": check_name(name, "service name")}
-        answer = await self._call("POST", "/services", token=token, body=body)
-        return self._read(answer, lambda a: CreatedService(text(a, "service"), text(a, "access"), _token(a, "svc")))
+    async def whoami(self) -> Identity:
+        """What the token is; ``token_refused`` or ``revoked``."""
+        return await self._ask(read.read_identity, "GET", "/whoami")
 
-    async def services(self, token: str) -> tuple[ServiceInfo, ...]:
-        """All services of the admin that ``token`` is."""
-        answer = await self._call("GET", "/services", token=token)
-        return self._read(answer, lambda a: tuple(read_service(entry) for entry in a["services"]))
+    async def create_token(
+        self, name: str, purpose: str = "admin", *, service: str | None = None, expires: float | None = None
+    ) -> CreatedToken:
+        """Make another token: an ``admin``'s, or to ``host`` or ``connect`` to ``service``, a NAME of one's own.
 
-    async def service(self, service: str, token: str | None = None) -> ServiceInfo:
-        """One service, ``HANDLE/NAME``; ``unknown_service``, also where ``token`` gives no right to see it."""
-        return self._read(await self._call("GET", service_path(service), token=token), read_service)
+        It ends by itself after ``expires``. It is told only here.
+        """
+        body = _given(name=name, service=service, expires=_whole(expires)) | {"for": purpose}
+        return await self._ask(read.read_created_token, "POST", "/tokens", body)
 
-    async def hosts(self, service: str, token: str | None = None) -> tuple[HostInfo, ...]:
-        """The live hosts of ``HANDLE/NAME``; ``unknown_service`` likewise."""
-        answer = await self._call("GET", f"{service_path(service)}/hosts", token=token)
-        return self._read(answer, lambda a: tuple(_host(entry) for entry in a["hosts"]))
+    async def tokens(self, *, service: str | None = None) -> tuple[TokenInfo, ...]:
+        """All tokens of the admin, or those for one service, a NAME of one's own; the newest first."""
+        return await self._ask(read.read_tokens, "GET", f"/tokens{_query(service=service)}")
 
-    async def whoami(self, token: str) -> Identity:
-        """What ``token`` is; ``token_refused`` or ``revoked``."""
-        answer = await self._call("GET", "/whoami", token=token)
-        return self._read(
-            answer,
-            lambda a: Identity(text(a, "kind"), text(a, "handle"), text(a, "service") if a.get("service") else None),
+    async def revoke_token(self, token_id: str) -> None:
+        """Revoke one, by its id; what rests on it ends. ``unknown_token``, or ``last_token``."""
+        await self._tell("DELETE", f"/tokens/{_id(token_id, 'a token')}")
+
+    async def audit(
+        self, *, service: str | None = None, before: int | None = None, limit: int | None = None
+    ) -> AuditPage:
+        """Who did what in the admin's account, the newest first; of one service, a NAME of one's own."""
+        return await self._ask(
+            read.read_audit_page, "GET", f"/audit{_query(service=service, before=before, limit=limit)}"
         )
 
-    async def delete_service(self, token: str, service: str) -> None:
-        """Delete ``HANDLE/NAME`` with its token; ``unknown_service``."""
-        await self._call("DELETE", service_path(service), token=token, done=True)
+    # --- services -----------------------------------------------------------------------------
 
-    async def withdraw_host(self, token: str, host: str) -> None:
+    async def create_service(self, name: str, *, access: str = "public", pins: bool = False) -> CreatedService:
+        """Create a service of one's own; ``service_exists``. Its token is told only here.
+
+        ``access`` says who may connect: ``public`` everybody, ``token`` whoever has a token for that. With ``pins`` a
+        client may choose its host.
+        """
+        body = _given(name=check_name(name, "service name"), access=access, pins=pins or None)
+        return await self._ask(read.read_created_service, "POST", "/services", body)
+
+    async def services(self) -> tuple[ServiceInfo, ...]:
+        """All services of the admin."""
+        return await self._ask(read.read_services, "GET", "/services")
+
+    async def service(self, service: str) -> ServiceInfo:
+        """One service; ``unknown_service``, also where the token gives no right to see it."""
+        return await self._ask(read.read_service, "GET", service_path(service))
+
+    async def update_service(self, service: str, *, access: str | None = None, pins: bool | None = None) -> ServiceInfo:
+        """Change who may connect, or whether clients may choose a host; ``unknown_service``."""
+        return await self._ask(read.read_service, "PATCH", service_path(service), _given(access=access, pins=pins))
+
+    async def rotate_service(self, service: str, *, overlap: float = 0) -> RotatedService:
+        """Give a service a new token; the old one is good for ``overlap`` more. The new one is told only here."""
+        body = {"overlap": _whole(overlap)}
+        return await self._ask(read.read_rotated_service, "POST", f"{service_path(service)}/rotate", body)
+
+    async def delete_service(self, service: str) -> None:
+        """Delete a service with its tokens; what rests on it ends. ``unknown_service``."""
+        await self._tell("DELETE", service_path(service))
+
+    async def hosts(self, service: str) -> tuple[HostInfo, ...]:
+        """The live hosts of a service; ``unknown_service`` likewise."""
+        return await self._ask(read.read_hosts, "GET", f"{service_path(service)}/hosts")
+
+    async def clients(self, service: str) -> tuple[ClientInfo, ...]:
+        """The agents that are connected to a service of one's own."""
+        return await self._ask(read.read_clients, "GET", f"{service_path(service)}/clients")
+
+    async def withdraw_host(self, host: str) -> None:
         """Withdraw one live host, by its ``hst_`` token or its service's owner's; ``unknown_host``."""
-        if _HOST_ID.fullmatch(host) is None:
-            raise KdispatchError("bad_request", f"{host[:80]!r} is no host's id.")
-        await self._call("DELETE", f"/hosts/{host}", token=token, done=True)
+        await self._tell("DELETE", f"/hosts/{_id(host, 'a host')}")
 
-    async def _call(
-        self, method: str, path: str, *, token: str | None = None, body: Any = None, done: bool = False
-    ) -> Any:
+    # --- invitations --------------------------------------------------------------------------
+
+    async def create_invite(
+        self, service: str, purpose: str, *, uses: int = 1, expires: float = 86400, name: str | None = None
+    ) -> CreatedInvite:
+        """Invite to ``host`` a service or to ``connect`` to it: a code that is good so often and so long."""
+        body = _given(uses=uses, expires=_whole(expires), name=name) | {"for": purpose}
+        return await self._ask(read.read_created_invite, "POST", f"{service_path(service)}/invites", body)
+
+    async def invites(self, service: str) -> tuple[InviteInfo, ...]:
+        """The invitations of a service of one's own."""
+        return await self._ask(read.read_invites, "GET", f"{service_path(service)}/invites")
+
+    async def revoke_invite(self, service: str, invite_id: str, *, tokens: bool = False) -> None:
+        """Revoke one, by its id, and with ``tokens`` those that were made from it; ``unknown_invite``."""
+        path = f"{service_path(service)}/invites/{_id(invite_id, 'an invitation')}"
+        await self._tell("DELETE", path + _query(tokens="true" if tokens else "false"))
+
+    async def accept_invite(self, code: str, *, name: str | None = None) -> AcceptedInvite:
+        """Exchange a code for a token of one's own, which is told only here; ``invite_spent``."""
+        return await self._ask(read.read_accepted_invite, "POST", "/invites/accept", _given(name=name), token=code)
+
+    # --- one request --------------------------------------------------------------------------
+
+    async def _ask(
+        self, shape: Callable[[Any], _T], method: str, path: str, body: Any = None, *, token: str | None = None
+    ) -> _T:
+        answer = await self._call(method, path, token or self.token, body)
+        return shaped(self._relay, answer, shape)
+
+    async def _tell(self, method: str, path: str) -> None:
+        await self._call(method, path, self.token, done=True)
+
+    async def _call(self, method: str, path: str, token: str | None, body: Any = None, *, done: bool = False) -> Any:
         """The answer's JSON; with ``done`` nothing, and 204 alone is a yes: no friendly stranger passes for it."""
-        assert self._session is not None, "used outside of 'async with'"
-        assert self._connector is not None
+        if self._session is None or self._connector is None:
+            raise RuntimeError("a RestClient is used inside of 'async with'")
         try:
             self._relay = await self._connector.chosen()
             async with self._session.request(
@@ -181,9 +250,6 @@ class RestClient:
         if done and response.status == 204:
             return None
         return content_of(self._relay, response.status, response.headers, content, done=done)
-
-    def _read(self, answer: Any, shape: Callable[[Any], _T]) -> _T:
-        return read(self._relay, answer, shape)
 
     def _translated(self, error: Exception) -> KdispatchError:
         if isinstance(error, TimeoutError):
@@ -219,13 +285,20 @@ class _Connector(aiohttp.BaseConnector):
         return protocol
 
 
-def _token(answer: Any, kind: str) -> str:
-    token = text(answer, "token")
-    if token_kind(token) != kind:
-        raise ValueError("token")
-    return token
+def _given(**members: Any) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
 
 
-def _host(answer: Any) -> HostInfo:
-    labels = {str(key): str(value) for key, value in answer["labels"].items()}
-    return HostInfo(text(answer, "host"), text(answer, "since"), labels, count(answer, "streams"))
+def _query(**parameters: str | int | None) -> str:
+    given = _given(**parameters)
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
+def _id(text: str, whose: str) -> str:
+    if _ID.fullmatch(text) is None:
+        raise KdispatchError("bad_request", f"{text[:80]!r} is no id of {whose}.")
+    return text

@@ -1,14 +1,16 @@
 """Asking a relay for one service, without aiohttp: that alone would be a tenth of what an idle agent holds.
 
-Nothing but ``GET`` of a service is asked so; everything else goes by :class:`kdispatch.rest_client.RestClient`,
-whose errors these are. The connection is kept for the next question: one who waits for a host asks often.
+Nothing but ``GET`` of a service and of its hosts is asked so; everything else goes by
+:class:`kdispatch.rest_client.RestClient`, whose errors these are. The connection is kept for the next question: one
+who waits for a host asks often.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
@@ -29,26 +31,30 @@ from kdispatch.answers import (
     first_of_each,
     no_http,
     not_a_relay,
-    read,
     read_service,
     service_path,
+    shaped,
     unreachable,
 )
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_answers import HostInfo, read_hosts
 from kdispatch.settings import version
 from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["ServiceQuery"]
 
-ANSWER_BYTES: Final = 64 * 1024  #: far above one service or a problem; more is no relay's answer
+ANSWER_BYTES: Final = 1024 * 1024  #: the most that websockets reads: some thousands of hosts; more is no relay's answer
+
+_T = TypeVar("_T")
 
 
 class ServiceQuery:
     """Asks one relay for services, one at a time; use it as an asynchronous context manager."""
 
-    def __init__(self, dialer: Dialer) -> None:
+    def __init__(self, dialer: Dialer, token: str | None = None) -> None:
         self._dialer = dialer
+        self._token = token
         self._connection: _Connection | None = None
 
     async def __aenter__(self) -> Self:
@@ -59,12 +65,18 @@ class ServiceQuery:
     ) -> None:
         self._let_go()
 
-    async def service(self, service: str, token: str | None = None) -> ServiceInfo:
-        """One service, ``HANDLE/NAME``; ``unknown_service``, also where ``token`` gives no right to see it."""
-        path = service_path(service)
+    async def service(self, service: str) -> ServiceInfo:
+        """One service, ``HANDLE/NAME``; ``unknown_service``, also where the token gives no right to see it."""
+        return await self._ask(service_path(service), read_service)
+
+    async def hosts(self, service: str) -> tuple[HostInfo, ...]:
+        """Its live hosts; ``unknown_service`` likewise."""
+        return await self._ask(f"{service_path(service)}/hosts", read_hosts)
+
+    async def _ask(self, path: str, shape: Callable[[Any], _T]) -> _T:
         try:
             async with asyncio.timeout(TOTAL_SECONDS):
-                relay, response = await self._answer(path, token)
+                relay, response = await self._answer(path)
         except TimeoutError as error:
             self._let_go()
             raise unreachable(self._dialer.relay, f"no answer within {TOTAL_SECONDS:g} s") from error
@@ -72,20 +84,20 @@ class ServiceQuery:
             self._let_go()
             raise
         headers = first_of_each(response.headers.raw_items())
-        return read(relay, content_of(relay, response.status_code, headers, response.body), read_service)
+        return shaped(relay, content_of(relay, response.status_code, headers, response.body), shape)
 
-    async def _answer(self, path: str, token: str | None) -> tuple[RelayUrl, Response]:
+    async def _answer(self, path: str) -> tuple[RelayUrl, Response]:
         connection = self._connection
         if connection is not None and not connection.over:
             try:
-                return connection.relay, await connection.ask(path, token)
+                return connection.relay, await connection.ask(path, self._token)
             except KdispatchError:
                 # A server may end a connection that rests, in the same moment as we ask.
                 if connection.heard:
                     raise
         self._let_go()
         connection = self._connection = await self._connect()
-        return connection.relay, await connection.ask(path, token)
+        return connection.relay, await connection.ask(path, self._token)
 
     async def _connect(self) -> _Connection:
         try:

@@ -62,15 +62,18 @@ class StreamTable:
 
     # --- what a program does ------------------------------------------------------------
 
-    def open(self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"") -> Stream:
+    def open(
+        self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"",
+        *, pin: str | None = None,
+    ) -> Stream:  # fmt: skip
         """A program connected: ask for a host. What it writes meanwhile is kept, and sent early where possible.
 
         ``secret`` is 32 random bytes, by which the two ends know each other again; without one the stream ends
-        with its session.
+        with its session. ``pin`` is the id of the one host that will do.
         """
         stream = Stream(
             uuid=uuid, service=service, is_client=True, budget=self.budget, session=self._nowhere, token=token,
-            secret=secret,
+            secret=secret, pin=pin,
         )  # fmt: skip
         self.now = now
         self.add(stream)
@@ -242,6 +245,7 @@ class StreamTable:
                 uuid=stream.uuid,
                 limit=stream.inbound.grant(),
                 token=stream.token,
+                pin=stream.pin,
                 secret=stream.secret.hex() or None,
             )
             session.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
@@ -343,6 +347,12 @@ class StreamTable:
         """End it for a reason that both the peer and the program have to hear."""
         if not stream.ended:
             self.reset(stream, code, text)
+            self.events.append(events.StreamWasReset(stream, code, text))
+
+    def give_up(self, service: str, code: str, text: str) -> None:
+        """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
+        for stream in [stream for stream in self.by_uuid.values() if stream.is_client and stream.service == service]:
+            self.reset(stream, "cancelled")
             self.events.append(events.StreamWasReset(stream, code, text))
 
     def end(self, stream: Stream, code: str) -> None:

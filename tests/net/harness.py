@@ -223,8 +223,8 @@ class Relay:
                 self.token = (await rest.sign_up("ann")).token
 
     def rest(self) -> RestClient:
-        """Its REST API."""
-        return RestClient(Dialer(self.address, trust=self._trust))
+        """Its REST API, as its admin."""
+        return RestClient(Dialer(self.address, trust=self._trust), token=self.token or None)
 
     @property
     def address(self) -> RelayUrl:
@@ -259,8 +259,8 @@ class Network:
 
     async def service(self) -> str:
         """Create a service; returns its full name."""
-        async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
-            return (await rest.create_service(self._token, f"s{secrets.token_hex(6)}")).service
+        async with RestClient(Dialer(RelayUrl.parse(self.url)), token=self._token) as rest:
+            return (await rest.create_service(f"s{secrets.token_hex(6)}")).service
 
     async def live_hosts(self, service: str) -> int:
         """How many hosts the relay's REST API counts."""

@@ -38,8 +38,8 @@ class Stack:
 
     async def sign_up(self) -> None:
         async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
-            self.token = (await rest.sign_up("ann")).token
-            self.service = (await rest.create_service(self.token, "web")).service
+            rest.token = self.token = (await rest.sign_up("ann")).token
+            self.service = (await rest.create_service("web")).service
 
     @property
     def switch(self) -> Switch:

@@ -20,11 +20,12 @@ async def _talking(port: int) -> Tcp:
 
 
 async def test_a_deleted_service_ends_what_rests_on_it_within_two_seconds(network: Network) -> None:
-    """The stream is reset, the host ends with `revoked` and 4; the client stays, and its next stream is reset."""
+    """The stream is reset, and both agents end with `revoked` and 4; one without a stream ends at its next one."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port)
         client, port = await network.connect(name)
+        idle, idle_port = await network.connect(name)
         async with await _talking(port) as tcp:
             deleted = network.program("delete", _KDISPATCH, "service", "delete", name, "--yes")
             assert await deleted.ended() == 0
@@ -32,13 +33,13 @@ async def test_a_deleted_service_ends_what_rests_on_it_within_two_seconds(networ
             with pytest.raises(ConnectionResetError):
                 await tcp.receive()
             assert await host.ended() == 4
+            assert await client.ended() == 4
             assert time.monotonic() - began < 2
-        assert "[revoked]" in host.err
-        async with await Tcp.connect(port) as late:
+        assert "[revoked]" in host.err and "[revoked]" in client.err
+        async with await Tcp.connect(idle_port) as late:
             with pytest.raises(ConnectionResetError):
                 await late.receive()
-        await client.says(r"\[unknown_service\]")
-        assert client.status is None
+        assert (await idle.ended(), "[unknown_service]" in idle.err) == (3, True)
 
 
 async def test_a_withdrawn_host_ends_after_its_streams(network: Network) -> None:

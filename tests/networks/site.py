@@ -169,7 +169,7 @@ class Site:
     async def service(self) -> str:
         """Create a service; returns its full name."""
         async with self._relay.rest() as rest:
-            return (await rest.create_service(self.token, f"s{secrets.token_hex(6)}")).service
+            return (await rest.create_service(f"s{secrets.token_hex(6)}")).service
 
     async def answers(self, status: int, page: str) -> Caddy:
         """From now on Caddy has one answer for everything, and no relay."""

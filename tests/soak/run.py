@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Final
 
 from bench.idle import anonymous
-from kdispatch.network.dialer import Dialer
-from kdispatch.rest_client import RestClient
 from tests.chaos.users import unless_refused
 from tests.faults.rig import Rig, rig
 from tests.faults.transfer import transfers
@@ -104,7 +102,7 @@ class Report:
 
 
 class _Soak:
-    """One run on a rig; ``nobody`` is a client's process and port whose service is no more."""
+    """One run on a rig; ``nobody`` is a client's process and port whose service nobody hosts."""
 
     def __init__(self, on: Rig, nobody: tuple[Process, int], load: Load, seconds: float) -> None:
         self.report = Report(load, seconds)
@@ -166,15 +164,15 @@ class _Soak:
             async with await Tcp.connect(self._nobody) as tcp:
                 await tcp.send(b"Is anybody there?")
                 heard = await tcp.receive()
-                raise AssertionError(f"a connection to no service was not reset, but heard {heard!r}")
+                raise AssertionError(f"a connection to no host was not reset, but heard {heard!r}")
 
     async def _look_up(self) -> None:
         assert await self._streams() >= 0
 
     async def _streams(self) -> int:
         """How many streams the relay counts, over all hosts."""
-        async with RestClient(Dialer(self._rig.relay.address)) as rest:
-            services = await rest.services(self._rig.relay.token)
+        async with self._rig.relay.rest() as rest:
+            services = await rest.services()
             hosts = [await rest.hosts(service.service) for service in services]
             return sum(host.streams for some in hosts for host in some)
 
@@ -217,15 +215,14 @@ class _Soak:
 
 
 @contextlib.asynccontextmanager
-async def _without_service(folder: Path, on: Rig) -> AsyncIterator[tuple[Process, int]]:
-    """A client agent whose service was deleted."""
+async def _without_host(folder: Path, on: Rig) -> AsyncIterator[tuple[Process, int]]:
+    """A client agent whose host is gone."""
     network = Network(folder, on.relay.url, on.relay.token)
     try:
         service = await network.service()
         host, client = await asyncio.gather(network.host(service, on.through.port), network.connect(service))
-        async with RestClient(Dialer(on.relay.address)) as rest:
-            await rest.delete_service(on.relay.token, service)
-        await host.ended()
+        host.stop()
+        await network.has_live_hosts(service, 0)
         yield client
     finally:
         network.stop()
@@ -234,7 +231,7 @@ async def _without_service(folder: Path, on: Rig) -> AsyncIterator[tuple[Process
 async def soak(folder: Path, load: Load, seconds: float, times: float = 1.0) -> Report:
     """Run, and judge what is found."""
     async with transfers(1, _PATIENCE) as through, rig(folder, through) as on:
-        async with _without_service(folder, on) as nobody:
+        async with _without_host(folder, on) as nobody:
             report = await _Soak(on, nobody, load, seconds).run()
         report.judge(times)
         if report.failures:

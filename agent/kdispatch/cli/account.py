@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdispatch.cli.durations import moment
 from kdispatch.cli.options import Json, Quiet, Token, TokenFile
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
-from kdispatch.credentials import Credentials, given_token
+from kdispatch.credentials import Credentials, given_code, given_token
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings, load_settings, remember_relay
 from kdispatch_protocol.errors import KdispatchError
@@ -53,12 +54,18 @@ class Caller:
         """The given token, or the stored one of the current handle."""
         return self.given or self.credentials.admin_token(self.relay)
 
-    def rest(self) -> RestClient:
-        """The relay's REST API; to be used as an asynchronous context manager."""
+    @property
+    def relay_flags(self) -> str:
+        """The options by which a command on another machine finds the relay, after a space."""
+        plaintext = " --insecure-plaintext" if not (self.relay.secure or self.relay.is_loopback) else ""
+        return f" --relay {self.relay}{plaintext}"
+
+    def rest(self, token: str | None = None) -> RestClient:
+        """The relay's REST API, for ``token``; to be used as an asynchronous context manager."""
         from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
         from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
 
-        return RestClient(Dialer.of(self.settings))
+        return RestClient(Dialer.of(self.settings), token=token)
 
     def remember_relay(self) -> None:
         """Make this relay the one that is asked without being named."""
@@ -70,12 +77,59 @@ class Caller:
             raise KdispatchError("not_logged_in", f"No token for {self.relay} is given or stored.")
         return token
 
+    def owner_token(self, handle: str) -> str:
+        """The given token, or the stored one of this admin; ``not_logged_in``."""
+        token = self.given or self.credentials.admin_token(self.relay, handle)
+        if token is None:
+            raise KdispatchError("not_logged_in", f"No admin token of {handle!r} for {self.relay} is given or stored.")
+        return token
+
+    async def as_reader(self, rest: RestClient, typed: str) -> str:
+        """``HANDLE/NAME`` of a service that is to be looked at, with the token for that."""
+        full_name = await self._full_name(rest, typed)
+        rest.token = self.given or self.credentials.token_for_reader(self.relay, full_name)
+        return full_name
+
+    async def as_owner(self, rest: RestClient, typed: str) -> str:
+        """``HANDLE/NAME`` of a service of which something is to be changed, with its owner's token."""
+        full_name = await self._full_name(rest, typed)
+        rest.token = self.owner_token(full_name.partition("/")[0])
+        return full_name
+
+    async def as_admin(self, rest: RestClient, typed: str | None) -> str | None:
+        """``NAME`` of a service of one's own, where one was typed, with its owner's token."""
+        if typed is None:
+            rest.token = self.must_have_token()
+            return None
+        full_name = await self.as_owner(rest, typed)
+        handle, _, name = full_name.partition("/")
+        if self.given and "/" in typed and (mine := (await rest.whoami()).handle) != handle:
+            raise KdispatchError("not_permitted", f"The token is {mine!r}'s, and {full_name} is another's.")
+        return name
+
+    async def _full_name(self, rest: RestClient, typed: str) -> str:
+        """A name alone belongs to the token that was given, or to the current handle."""
+        if "/" in typed or self.given is None:
+            return self.credentials.full_name(self.relay, typed)
+        name = check_name(typed, "service name")
+        rest.token = self.given
+        return f"{(await rest.whoami()).handle}/{name}"
+
 
 @app.command("sign-up", epilog="Example: kdispatch sign-up ann --relay https://relay.example.org")
 @reaches_relay
 def sign_up(
     handle: Annotated[str, typer.Argument(metavar="HANDLE", help="The name that you want; the first to ask gets it.")],
     *,
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            metavar="CODE",
+            help="The code that some relays ask for; '-' reads it from standard input, '@FILE' from a file.",
+            show_default=False,
+        ),
+    ] = None,
     reach: Reach,
     quiet: Quiet = False,
     json: Json = False,
@@ -84,12 +138,14 @@ def sign_up(
     output = Output(quiet=quiet, json=json)
     check_name(handle, "handle")
     caller = Caller.load(output, reach=reach)
+    # Asked for outside of the event loop, where Ctrl-C ends the program at once.
+    invitation = None if code is None else given_code(code)
 
     async def main() -> None:
         # The token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
         async with caller.rest() as client:
-            signed = await client.sign_up(handle)
+            signed = await client.sign_up(handle, code=invitation)
         try:
             caller.credentials.store_admin(caller.relay, signed.handle, signed.token)
             caller.remember_relay()
@@ -122,13 +178,12 @@ def whoami(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        async with caller.rest() as client:
-            identity = await client.whoami(caller.must_have_token())
+        async with caller.rest(caller.must_have_token()) as client:
+            identity = await client.whoami()
         lines = [f"handle  {identity.handle}", f"relay   {caller.relay}", f"kind    {identity.kind}"]
-        output.result(
-            {**asdict(identity), "relay": str(caller.relay)},
-            quiet=[identity.handle],
-            plain=[*lines, f"service {identity.service}"] if identity.service else lines,
-        )
+        lines += [f"service {identity.service}"] if identity.service else []
+        lines += [f"token   {identity.id} ({identity.name})"] if identity.id else []
+        lines += [f"expires {moment(identity.expires)}"] if identity.expires else []
+        output.result({**asdict(identity), "relay": str(caller.relay)}, quiet=[identity.handle], plain=lines)
 
     run_async(main, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final
@@ -139,6 +140,15 @@ def connect(
         int, typer.Option("--port", min=0, max=65535, help="The local port to listen on; 0 takes a free one.")
     ] = 0,
     address: Annotated[str, typer.Option("--address", help="The local address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="Only to this host, where the service allows that: its id, or 8 digits or more of its beginning.",
+            show_default=False,
+        ),
+    ] = None,
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
     grace: Grace = None,
@@ -159,6 +169,7 @@ def connect(
         kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
         drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, reach=reach, token=token,
         token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
+        host=_host_id(host),
     )  # fmt: skip
     _run(start, _connect, detached=detached)
 
@@ -181,19 +192,27 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
                 log=log,
                 interruption=interruption,
                 uplink=client.uplink,
-                services=lambda: [{"service": name, "host": None, **place, "offered": None}],
+                services=lambda: [{"service": name, "host": listener.host, **place, "offered": None}],
                 take_no_more=listener.close,
             )
             async with recorded(life, access, **place) as (result, held):
                 try:
-                    await client.wait_for_host(name, start.wait)
+                    listener.host = await client.wait_for_host(name, start.wait, start.host)
                     await client.uplink.start(start.wait)
                     await claim()
                     await listener.listen()
                     show(output, result)
-                    return await until_interrupted(life, held, [client.uplink.failed()])
+                    return await until_interrupted(life, held, [client.ended()])
                 finally:
                     await client.stop()
+
+
+def _host_id(typed: str | None) -> str | None:
+    """A host's id or its beginning, as it was typed; raises ``bad_request`` for what can't be one."""
+    if typed is not None and re.fullmatch(r"[0-9a-f]{8,32}", typed) is None:
+        hint = "Take it from 'kdispatch service hosts SERVICE'."
+        raise SetupError("bad_request", f"{typed[:80]!r} is neither a host's id nor 8 digits of one.", hint=hint)
+    return typed
 
 
 _Main = Callable[[Start, Access, RunningLog, Output, Interruption], Coroutine[Any, Any, int]]

@@ -1,6 +1,6 @@
 """Finds the command, runs it, and turns what goes wrong into an exit status.
 
-Only what a command needs is imported: ``agent`` and the commands of the
+Only what a command needs is imported: groups of commands, ``agent`` first, and the commands of the
 entry-point group ``kdispatch.commands`` (the relay's among them) when they are
 called, the HTTP client and asyncio inside the commands that use them.
 """
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from kdispatch.cli import account, dev, doctor, login, service, status
+from kdispatch.cli import account, audit, dev, doctor, login, status
 from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch
@@ -29,8 +29,13 @@ ENTRY_POINTS: Final = "kdispatch.commands"
 #: What ``--help`` says of a command that is loaded when it is called.
 _HELP: Final = {
     "agent": "Offer a local TCP service, or reach one that is offered.",
+    "service": "Create services, look them up, see who hosts and uses them.",
+    "token": "Make further tokens for your account, list them, revoke them.",
+    "invite": "Invite others to host a service or to connect to it, and accept invitations.",
     "relay": "Run a relay: the server between hosts and clients.",
 }
+#: Groups of kdispatch itself: each is a module of that name here.
+_OWN: Final = ("agent", "service", "token", "invite")
 
 
 class _Commands(TyperGroup):
@@ -40,15 +45,15 @@ class _Commands(TyperGroup):
         super().__init__(**attributes)
         points = importlib.metadata.entry_points(group=ENTRY_POINTS)
         # No package can take the place of a command of kdispatch itself.
-        self._plugins = {point.name: point for point in points if point.name not in {*self.commands, "agent"}}
-        for name in ("agent", *sorted(self._plugins)):
+        self._plugins = {point.name: point for point in points if point.name not in {*self.commands, *_OWN}}
+        for name in (*_OWN, *sorted(self._plugins)):
             self.add_command(TyperCommand(name, help=_HELP.get(name, "A command of another package.")))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that ``args`` begins with, by typer's rules, but the real one in a stand-in's place."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name == "agent":
-            command = _loaded(name, importlib.import_module("kdispatch.cli.agent").app)
+        if name in _OWN:
+            command = _loaded(name, importlib.import_module(f"kdispatch.cli.{name}").app)
         elif name in self._plugins:
             command = _loaded(name, self._plugins[name].load())
         return name, command, rest
@@ -63,10 +68,10 @@ app = typer.Typer(
 )
 app.add_typer(account.app)
 app.add_typer(login.app)
+app.add_typer(audit.app)
 app.add_typer(status.app)
 app.add_typer(doctor.app)
 app.add_typer(dev.app)
-app.add_typer(service.app, name="service")
 
 
 @app.callback()

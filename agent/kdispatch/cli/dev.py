@@ -102,7 +102,8 @@ async def _sign_up(url: RelayUrl) -> tuple[str, str]:
 
     async with RestClient(Dialer(url)) as rest:
         signed = await rest.sign_up("dev")
-        created = await rest.create_service(signed.token, "app")
+        rest.token = signed.token
+        created = await rest.create_service("app")
 
     def remember() -> None:
         credentials = Credentials()

@@ -23,9 +23,8 @@ app = typer.Typer()
 
 #: Why a token of another kind is not stored.
 _NOT_STORED: Final = {
-    "cli": "A cli_ token is shown by the command that connects: give it there with --token-file.",
     "hst": "An hst_ token withdraws one host and ends with it: give it to 'service withdraw' with --token-file.",
-    "inv": "An inv_ token is an invitation and no log-in: give it to whoever signs up.",
+    "inv": "An inv_ token is an invitation: exchange it with 'kdispatch invite accept', or 'sign-up --code'.",
 }
 
 
@@ -39,7 +38,7 @@ def login(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Store a token that you have: an admin's or a service's; it is asked for, or read from standard input."""
+    """Store a token that you have, of an admin, to host or to connect; it is asked for, or read from standard input."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
     # Asked for outside of the event loop, where Ctrl-C ends the program at once.
@@ -49,14 +48,14 @@ def login(
         raise SetupError("not_permitted", f"Nobody logs in with a token of kind {kind}_.", hint=_NOT_STORED[kind])
 
     async def main() -> None:
-        async with caller.rest() as client:
-            identity = await client.whoami(secret)
+        async with caller.rest(secret) as client:
+            identity = await client.whoami()
         if (identity.kind, identity.service is None) != (kind, kind == "adm"):
             raise KdispatchError("not_a_relay", f"{caller.relay} takes the token for one of another kind.")
         if identity.service is None:
             caller.credentials.store_admin(caller.relay, identity.handle, secret)
         else:
-            caller.credentials.store_service(caller.relay, identity.service, secret)
+            caller.credentials.store_for(identity.kind, caller.relay, identity.service, secret)
         caller.remember_relay()
         name = identity.service or identity.handle
         output.result(
@@ -85,24 +84,29 @@ def logout(
     """Drop a handle's stored tokens, its services' too; they stay valid at the relay. --quiet prints their names."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, ignore_given=True)
-    handles, services = _to_drop(caller, handle, every=every)
+    handles, services, clients = _to_drop(caller, handle, every=every)
     if handles:
         loses = f"The stored admin token of {', '.join(handles)} can't be shown again once it is dropped"
         must_agree(f"{loses}. Drop it? Type yes: ", "yes", yes=yes, loses=loses)
-    caller.credentials.drop(caller.relay, handles=handles, services=services)
+    caller.credentials.drop(caller.relay, handles=handles, services=services, clients=clients)
     output.result(
-        {"relay": str(caller.relay), "handles": handles, "services": services},
-        quiet=[*handles, *services],
-        plain=[*(f"dropped handle  {name}" for name in handles), *(f"dropped service {name}" for name in services)],
+        {"relay": str(caller.relay), "handles": handles, "services": services, "clients": clients},
+        quiet=[*handles, *services, *(name for name in clients if name not in services)],
+        plain=[
+            *(f"dropped handle  {name}" for name in handles),
+            *(f"dropped service {name}" for name in services),
+            *(f"dropped client  {name}" for name in clients),
+        ],
     )
     output.note(f"The tokens are still valid at {caller.relay}; whoever has a copy may use it.")
 
 
-def _to_drop(caller: Caller, handle: str | None, *, every: bool) -> tuple[list[str], list[str]]:
+def _to_drop(caller: Caller, handle: str | None, *, every: bool) -> tuple[list[str], list[str], list[str]]:
     if every and handle is not None:
         raise SetupError("bad_request", "HANDLE and --all exclude each other.", hint="kdispatch logout --help")
-    handles, services = caller.credentials.handles(caller.relay), caller.credentials.services(caller.relay)
-    owners = {*handles, *(service.partition("/")[0] for service in services)}
+    stored, relay = caller.credentials, caller.relay
+    handles, services, clients = stored.handles(relay), stored.services(relay), stored.clients(relay)
+    owners = {*handles, *(service.partition("/")[0] for service in (*services, *clients))}
     if not every:
         wanted = handle or caller.credentials.handle(caller.relay) or (next(iter(owners)) if len(owners) == 1 else None)
         if wanted is None and owners:
@@ -114,5 +118,5 @@ def _to_drop(caller: Caller, handle: str | None, *, every: bool) -> tuple[list[s
         raise SetupError(
             "not_logged_in", f"No token {who}is stored for {caller.relay}.", hint="There is nothing to do."
         )
-    mine = [service for service in services if service.partition("/")[0] in owners]
-    return [name for name in handles if name in owners], mine
+    ours = [[name for name in names if name.partition("/")[0] in owners] for names in (handles, services, clients)]
+    return ours[0], ours[1], ours[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,6 +12,7 @@ from kdispatch.settings import ENVIRONMENT, SetupError, setting_of
 __all__ = [
     "Grace",
     "Json",
+    "OfService",
     "OpenWait",
     "Quiet",
     "Rotate",
@@ -20,6 +22,7 @@ __all__ = [
     "TokenFile",
     "Yes",
     "from_setting",
+    "one_of",
     "one_service",
 ]
 
@@ -64,6 +67,11 @@ ServiceOption = Annotated[
     typer.Option("--service", metavar="SERVICE", help="Another way to write SERVICE.", show_default=False),
 ]
 
+OfService = Annotated[
+    str | None,
+    typer.Option("--service", metavar="SERVICE", help="For this service of yours only.", show_default=False),
+]
+
 _NO_SERVICE: Final = "Name one service: HANDLE/NAME, or NAME of your own handle."
 
 
@@ -73,3 +81,11 @@ def one_service(argument: str | None, option: str | None) -> str:
     if len(named) != 1:
         raise SetupError("bad_request", _NO_SERVICE, hint="Add --help to the command to see an example.")
     return named.pop()
+
+
+def one_of(option: str, typed: str | None, choices: Sequence[str]) -> str | None:
+    """What was typed, if anything was; raises ``bad_request`` for what is none of ``choices``."""
+    if typed is not None and typed not in choices:
+        text = f"{option} is {typed[:80]!r}."
+        raise SetupError("bad_request", text, hint=f"Write {', '.join(choices[:-1])} or {choices[-1]}.")
+    return typed

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from kdispatch.cli.durations import moment
 from kdispatch.cli.interruption import Interruption
 from kdispatch.settings import SetupError, environment_switch
 from kdispatch_protocol.console import SCHEMA, error_json, error_lines, escaped
@@ -40,7 +41,7 @@ class Output:
     def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:
         """Print the command's result on stdout: ``data`` as JSON, or the ``quiet`` lines, or the ``plain`` ones."""
         if self.json:
-            _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}))
+            _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}, default=moment))
         else:
             _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from kdispatch.cli.options import from_setting
-from kdispatch.hidden_arguments import hide_argument
+from kdispatch.hidden_arguments import hide_password
 from kdispatch.settings import NETWORK, SetupError
 
 __all__ = ["NAMED", "REACHED", "Reach", "names_relay", "reaches_relay"]
@@ -55,7 +55,7 @@ def _with_options(command: _Command, names: tuple[str, ...]) -> _Command:
         if flags.get("proxy") and flags.get("no_proxy"):
             raise SetupError("bad_request", "--proxy and --no-proxy exclude each other.", hint="Give one of them.")
         if flags.get("proxy"):
-            hide_argument(flags["proxy"])
+            hide_password(flags["proxy"])
         for name in _SEVERAL & flags.keys():
             flags[name] = ",".join(flags[name]) if flags[name] else None
         command(reach=flags, **values)

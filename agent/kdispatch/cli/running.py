@@ -80,6 +80,7 @@ class Start:
     background: str | None
     exit_when_closed: bool = False
     open_wait: float | None = None
+    host: str | None = None
 
     @property
     def output(self) -> Output:
@@ -155,6 +156,7 @@ def detach(start: Start) -> None:
     arguments += ["--insecure-plaintext"] if settings.insecure_plaintext else []
     arguments += ["--exit-when-closed"] if start.exit_when_closed else []
     arguments += ["--open-wait", str(settings.open_wait)] if start.kind == "connect" else []
+    arguments += ["--host", start.host] if start.host else []
     arguments += ["--verbose"] if start.verbose else []
     try:
         # A proxy's password is no argument: those are seen by everyone on the machine.

@@ -1,14 +1,16 @@
-"""``kdispatch service``: create services, look them up, see who hosts them."""
+"""``kdispatch service``: create services, look them up, change them; who hosts and uses them is in ``live.py``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from kdispatch.cli import live
 from kdispatch.cli.account import Caller
 from kdispatch.cli.ask import must_agree
+from kdispatch.cli.durations import METAVAR, moment, seconds_of, written
 from kdispatch.cli.options import (
     Json,
     Quiet,
@@ -17,18 +19,32 @@ from kdispatch.cli.options import (
     Token,
     TokenFile,
     Yes,
+    one_of,
     one_service,
 )
 from kdispatch.cli.output import Output, run_async, table
 from kdispatch.cli.reach import Reach, reaches_relay
+from kdispatch.settings import SetupError
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
-    from kdispatch.rest_client import CreatedService, RestClient
+    from kdispatch.answers import ServiceInfo
+    from kdispatch.rest_answers import CreatedService, RotatedService
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Create services, look them up, see who hosts them.")
+app = typer.Typer(help="Create services, look them up, see who hosts and uses them.")
+
+_ACCESS: Final = ("public", "token")
+_Access = Annotated[
+    str | None,
+    typer.Option(
+        "--access",
+        metavar="|".join(_ACCESS),
+        help="Who may connect: everybody, or who has a token for that.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(epilog="Example: kdispatch service create web")
@@ -36,6 +52,8 @@ app = typer.Typer(help="Create services, look them up, see who hosts them.")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The service's name; it becomes HANDLE/NAME.")],
     *,
+    access: _Access = None,
+    pins: Annotated[bool, typer.Option("--pins", help="Let clients choose their host.")] = False,
     reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
@@ -45,21 +63,20 @@ def create(
     """Create a service and its token, which lets whoever has it host the service."""
     output = Output(quiet=quiet, json=json)
     check_name(name, "service name")
+    access = one_of("--access", access, _ACCESS) or "public"
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
         # The new token is told only once: what would keep it from being stored is to be found before.
         caller.credentials.check()
-        async with caller.rest() as client:
-            created = await client.create_service(caller.must_have_token(), name)
+        async with caller.rest(caller.must_have_token()) as client:
+            created = await client.create_service(name, access=access, pins=pins)
         try:
             caller.credentials.store_service(caller.relay, created.service, created.token)
         finally:
-            output.result(
-                asdict(created),
-                quiet=[created.token],
-                plain=[f"service {created.service}", f"access  {created.access}", f"token   {created.token}"],
-            )
+            lines = [f"service {created.service}", f"access  {created.access}"]
+            lines += ["pins    yes"] if created.pins else []
+            output.result(asdict(created), quiet=[created.token], plain=[*lines, f"token   {created.token}"])
         output.note(*_what_next(caller, created))
 
     run_async(main, output)
@@ -80,12 +97,13 @@ def list_services(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        async with caller.rest() as client:
-            services = await client.services(caller.must_have_token())
+        async with caller.rest(caller.must_have_token()) as client:
+            services = await client.services()
+        rows = ((s.service, s.access, _yes(s.pins), s.live_hosts) for s in services)
         output.result(
             {"services": [asdict(service) for service in services]},
             quiet=[service.service for service in services],
-            plain=table(("SERVICE", "ACCESS", "LIVE HOSTS"), ((s.service, s.access, s.live_hosts) for s in services)),
+            plain=table(("SERVICE", "ACCESS", "PINS", "LIVE HOSTS"), rows),
         )
         if not services:
             output.note("No services yet; create one: kdispatch service create NAME")
@@ -112,45 +130,86 @@ def show(
 
     async def main() -> None:
         async with caller.rest() as client:
-            seen = await client.service(await _full_name(client, caller, typed), caller.token)
-        output.result(
-            asdict(seen),
-            quiet=[str(seen.live_hosts)],
-            plain=[f"service    {seen.service}", f"access     {seen.access}", f"live hosts {seen.live_hosts}"],
-        )
+            seen = await client.service(await caller.as_reader(client, typed))
+        output.result(asdict(seen), quiet=[str(seen.live_hosts)], plain=_shown(seen))
 
     run_async(main, output)
 
 
-@app.command(epilog="Example: kdispatch service hosts ann/web --quiet")
+@app.command(epilog="Example: kdispatch service update ann/web --pins")
 @reaches_relay
-def hosts(
+def update(
     service: Service = None,
     *,
     service_option: ServiceOption = None,
+    access: _Access = None,
+    pins: Annotated[
+        bool | None, typer.Option("--pins/--no-pins", help="Whether clients may choose their host.", show_default=False)
+    ] = None,
     reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List a service's live hosts. --quiet prints one id a line."""
+    """Change who may connect to a service, and how. --quiet prints its name."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
+    access = one_of("--access", access, _ACCESS)
+    if access is None and pins is None:
+        hint = "Give --access public|token, --pins or --no-pins."
+        raise SetupError("bad_request", "Nothing is to be changed.", hint=hint)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
         async with caller.rest() as client:
-            full_name = await _full_name(client, caller, typed)
-            live = await client.hosts(full_name, caller.token)
-        rows = ((h.host, h.since, h.streams, " ".join(f"{k}={v}" for k, v in sorted(h.labels.items()))) for h in live)
-        output.result(
-            {"service": full_name, "hosts": [asdict(host) for host in live]},
-            quiet=[host.host for host in live],
-            plain=table(("HOST", "SINCE", "STREAMS", "LABELS"), rows),
-        )
-        if not live:
-            output.note(f"Nobody hosts {full_name} at the moment.")
+            seen = await client.update_service(await caller.as_owner(client, typed), access=access, pins=pins)
+        output.result(asdict(seen), quiet=[seen.service], plain=_shown(seen))
+        if access == "token":
+            output.note(
+                "Whoever is connected without a token for it has been cut off. To give tokens:",
+                f"  kdispatch invite create {seen.service} --for connect",
+            )
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service rotate ann/web --overlap 24h")
+@reaches_relay
+def rotate(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    overlap: Annotated[
+        str, typer.Option("--overlap", metavar=METAVAR, help="How long the old token stays good: 10m, 24h, 7d.")
+    ] = "0s",
+    reach: Reach,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Give a service a new token in the place of its own; the old one ends. --quiet prints the new one."""
+    output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    seconds = seconds_of("--overlap", overlap)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
+
+    async def main() -> None:
+        caller.credentials.check()
+        async with caller.rest() as client:
+            rotated = await client.rotate_service(await caller.as_owner(client, typed), overlap=seconds)
+        stored = rotated.service in caller.credentials.services(caller.relay)
+        try:
+            if stored:
+                caller.credentials.store_service(caller.relay, rotated.service, rotated.token)
+        finally:
+            output.result(
+                {**asdict(rotated), "stored": stored},
+                quiet=[rotated.token],
+                plain=[f"service {rotated.service}", f"token   {rotated.token}"],
+            )
+        output.note(*_what_rotating_did(caller, rotated, seconds, stored=stored))
 
     run_async(main, output)
 
@@ -168,61 +227,47 @@ def delete(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Delete a service and its token; its hosts and connections end. --quiet prints its name."""
+    """Delete a service and its tokens; its hosts and connections end. --quiet prints its name."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
     shown = typed if caller.given else caller.credentials.full_name(caller.relay, typed)
-    loses = f"{shown} is deleted for good, with its token"
+    loses = f"{shown} is deleted for good, with its tokens"
     must_agree(f"{loses}. Type its name to delete it: ", shown, yes=yes, loses=loses)
 
     async def main() -> None:
         async with caller.rest() as client:
-            full_name = await _full_name(client, caller, typed)
-            owner = caller.credentials.admin_token(caller.relay, full_name.partition("/")[0])
-            await client.delete_service(caller.given or owner or caller.must_have_token(), full_name)
-        caller.credentials.drop(caller.relay, services=[full_name])
+            full_name = await caller.as_owner(client, typed)
+            await client.delete_service(full_name)
+        caller.credentials.drop(caller.relay, services=[full_name], clients=[full_name])
         output.result({"service": full_name}, quiet=[full_name], plain=[f"deleted {full_name}"])
 
     run_async(main, output)
 
 
-@app.command(epilog="Example: kdispatch service withdraw 0123456789abcdef0123456789abcdef")
-@reaches_relay
-def withdraw(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's whole id, as 'service hosts' lists it.")],
-    *,
-    reach: Reach,
-    token: Token = None,
-    token_file: TokenFile = None,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
-    """Withdraw a live host: it ends, with its connections. An hst_ token will do. --quiet prints the id."""
-    output = Output(quiet=quiet, json=json)
-    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
-
-    async def main() -> None:
-        async with caller.rest() as client:
-            await client.withdraw_host(caller.must_have_token(), host)
-        output.result({"host": host}, quiet=[host], plain=[f"withdrawn {host}"])
-
-    run_async(main, output)
+app.add_typer(live.app)
 
 
-async def _full_name(client: RestClient, caller: Caller, typed: str) -> str:
-    """``HANDLE/NAME``; a name alone belongs to the token that was given, or to the current handle."""
-    if "/" in typed or caller.given is None:
-        return caller.credentials.full_name(caller.relay, typed)
-    name = check_name(typed, "service name")
-    return f"{(await client.whoami(caller.given)).handle}/{name}"
+def _shown(seen: ServiceInfo) -> list[str]:
+    return [
+        f"service    {seen.service}",
+        f"access     {seen.access}",
+        f"pins       {_yes(seen.pins)}",
+        f"live hosts {seen.live_hosts}",
+    ]
+
+
+def _yes(what: bool) -> str:  # noqa: FBT001 - the word for it
+    return "yes" if what else "no"
 
 
 def _what_next(caller: Caller, created: CreatedService) -> tuple[str, ...]:
-    relay = caller.relay
-    plaintext = " --insecure-plaintext" if not (relay.secure or relay.is_loopback) else ""
-    flags = f" --relay {relay}{plaintext}"
-    access = "everyone who knows the name may connect" if created.access == "public" else "connecting needs a token"
+    flags = caller.relay_flags
+    public = created.access == "public"
+    access = "everyone who knows the name may connect" if public else "connecting needs a token"
+    invite = (
+        () if public else ("To let somebody connect:", f"  kdispatch invite create {created.service} --for connect")
+    )
     return (
         f"It is {created.access}: {access}. The token is stored in {caller.credentials.path};",
         "it is shown only this once, and whoever has it may host the service.",
@@ -231,4 +276,22 @@ def _what_next(caller: Caller, created: CreatedService) -> tuple[str, ...]:
         f"  kdispatch agent host {created.service} --port 8080{flags}",
         "and where it is used, with a free port:",
         f"  kdispatch agent connect {created.service} --port 9090{flags}",
+        *invite,
+    )
+
+
+def _what_rotating_did(caller: Caller, rotated: RotatedService, seconds: int, *, stored: bool) -> tuple[str, ...]:
+    service = rotated.service
+    where = f"It is stored in {caller.credentials.path}" if stored else "It is not stored here, as the old one was not"
+    if rotated.old_until is None:
+        hosts = "The old token has ended, and with it every host that rests on it (exit 4): start those again"
+    else:
+        until = f"{moment(rotated.old_until)}, in {written(seconds)}"
+        hosts = f"The old token ends at {until}: start the hosts that rest on it again before that"
+    return (
+        f"{where}; it is shown only this once.",
+        f"{hosts}, with the new token:",
+        f"  kdispatch login{caller.relay_flags}",
+        f"  kdispatch agent host {service} --port 8080{caller.relay_flags}",
+        "Hosts with another token, such as an invitation's or yours, go on.",
     )

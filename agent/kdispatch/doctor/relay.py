@@ -10,12 +10,11 @@ from kdispatch.doctor.way import Way
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_client import RestClient
 from kdispatch_protocol.errors import CODES, KdispatchError
-from kdispatch_protocol.names import split_service
 
 __all__ = ["check_service", "check_token"]
 
 
-_KINDS: Final = {"adm": "admin", "svc": "service"}
+_KINDS: Final = {"adm": "admin", "svc": "service", "cli": "client"}
 
 
 async def check_token(way: Way, token: str | None) -> list[Finding]:
@@ -23,8 +22,8 @@ async def check_token(way: Way, token: str | None) -> list[Finding]:
     if token is None:
         return [ok("token", "there is none to show")]
     try:
-        async with RestClient(way.dialer) as rest:
-            identity = await rest.whoami(token)
+        async with RestClient(way.dialer, token=token) as rest:
+            identity = await rest.whoami()
     except KdispatchError as error:
         return [failed("token", error)]
     kind = _KINDS.get(identity.kind, identity.kind)
@@ -36,9 +35,9 @@ async def check_service(way: Way, key: RelayUrl, typed: str, token: str | None) 
     try:
         full_name = Credentials().full_name(key, typed)
         if token is None:
-            token = Credentials().admin_token(key, split_service(full_name)[0])
-        async with RestClient(way.dialer) as rest:
-            service = await rest.service(full_name, token)
+            token = Credentials().token_for_reader(key, full_name)
+        async with RestClient(way.dialer, token=token) as rest:
+            service = await rest.service(full_name)
     except KdispatchError as error:
         return [failed("service", error)]
     hosts = f"{service.live_hosts} live host{'s' * (service.live_hosts != 1)}"

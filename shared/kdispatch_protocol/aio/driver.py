@@ -87,6 +87,13 @@ class EndpointDriver:
         self._deliver()
         self.wake()
 
+    def give_up(self, service: str, code: str, text: str) -> None:
+        """End a client's streams to a service, for which nothing more is asked."""
+        self._table.now = self.loop.time()
+        self._table.give_up(service, code, text)
+        self.loop.call_soon(self._deliver)  # not at once: it is said of the first of them just now
+        self.wake()
+
     def stop(self) -> None:
         """End for good; what is left of local connections is reset."""
         self.abort()
@@ -125,10 +132,15 @@ class EndpointDriver:
 
     # --- streams ---------------------------------------------------------------------------------
 
-    def open(self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None) -> StreamTransport:
-        """Begin a stream to a service. It may be written at once; StreamOpened or a reset follows."""
+    def open(
+        self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None, *, pin: str | None = None
+    ) -> StreamTransport:
+        """Begin a stream to a service, or to its host ``pin``. It may be written at once.
+
+        StreamOpened or a reset follows.
+        """
         random = secrets.token_bytes(48)  # of one call: the system's randomness costs some 10 us
-        stream = self._table.open(service, random[32:].hex(), self.loop.time(), token, random[:32])
+        stream = self._table.open(service, random[32:].hex(), self.loop.time(), token, random[:32], pin=pin)
         return self._add(stream, protocol)
 
     def accept(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:

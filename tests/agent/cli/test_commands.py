@@ -39,7 +39,7 @@ async def test_a_first_day(kdispatch: Shell) -> None:
         kdispatch("service hosts web"),
         kdispatch("service hosts ann/web --quiet"),
     )
-    assert shown.out == "service    ann/web\naccess     public\nlive hosts 1\n"
+    assert shown.out == "service    ann/web\naccess     public\npins       no\nlive hosts 1\n"
     assert hosts.out.splitlines()[1].split(maxsplit=3) == ["0f" * 8, HOST["since"], "3", "rack=\\x1b[31m7"]
     assert ids.out == "0f" * 8 + "\n"
     assert not any(ended.err or ended.status for ended in (shown, hosts, ids))
@@ -63,14 +63,23 @@ async def test_json_is_one_object_with_its_schema(kdispatch: Shell) -> None:
     objects = [json.loads(one.out) for one in (signed, created, *ended)]
     assert {one.err for one in (signed, created, *ended)} == {""}
     assert [token_kind(objects[0].pop("token")), token_kind(objects[1].pop("token"))] == ["adm", "svc"]
-    seen = {"service": "ann/web", "access": "public", "live_hosts": 1}
+    seen = {"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1}
     assert objects == [
         {"schema": 1, "handle": "ann", "relay": kdispatch.relay.url},
-        {"schema": 1, "service": "ann/web", "access": "public"},
+        {"schema": 1, "service": "ann/web", "access": "public", "pins": False},
         {"schema": 1, "services": [seen]},
         {"schema": 1, **seen},
-        {"schema": 1, "service": "ann/web", "hosts": [HOST]},
-        {"schema": 1, "kind": "adm", "handle": "ann", "service": None, "relay": kdispatch.relay.url},
+        {"schema": 1, "service": "ann/web", "hosts": [{**HOST, "source": None, "token": None}]},
+        {
+            "schema": 1,
+            "kind": "adm",
+            "handle": "ann",
+            "service": None,
+            "id": None,
+            "name": None,
+            "expires": None,
+            "relay": kdispatch.relay.url,
+        },
     ]
 
 

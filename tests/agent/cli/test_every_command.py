@@ -32,6 +32,12 @@ LAST: Final = ("agent stop", "service withdraw", "service delete", "logout")
 WITHOUT_JSON: Final = {"relay serve"}
 
 
+#: What makes the id, or the code, that these need.
+NEEDS: Final = {
+    "invite accept": "invite create ann/web --for connect",
+    "invite revoke": "invite create ann/web --for connect",
+    "token revoke": "token create lost",
+}
 #: Once they ran nobody hosts any more.
 END_A_HOST: Final = ("agent stop", "service withdraw")
 #: Help is indented by two, and a terminal of 80 columns breaks longer lines.
@@ -91,8 +97,13 @@ class Trials:
         self.programs.environment = {**self.programs.environment, **own}
 
     async def run(self, name: str, example: str) -> None:
-        for file in re.findall(r"(?:--token-file |@)(\S+)", example):
+        for file in re.findall(r"--token-file (\S+)", example):
             self.store_token(self.folder / file)
+        if name in NEEDS:
+            made = json.loads((await self.programs.run(KDISPATCH, *NEEDS[name].split(), "--json")).out)
+            example = re.sub(r"\b[0-9a-f]{16}\b", made["id"], example)
+            (self.folder / "code.txt").touch(0o600)
+            (self.folder / "code.txt").write_text(made.get("code", ""))
         if name in END_A_HOST:
             example = re.sub(r"[0-9a-f]{32}", await self.live_host(), example)
         line = example.replace("https://relay.example.org", self.url)

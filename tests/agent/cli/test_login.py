@@ -33,9 +33,9 @@ async def test_login_stores_what_the_relay_says_it_is(kdispatch: Shell) -> None:
 
 async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
     """Other kinds, and tokens that the relay doesn't know, are not stored."""
-    other = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("cli"))
+    other = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("inv"))
     unknown = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("adm"))
-    assert (other.status, other.code, "--token-file" in other.err) == (5, "not_permitted", True)
+    assert (other.status, other.code, "invite accept" in other.err) == (5, "not_permitted", True)
     assert (unknown.status, unknown.code) == (4, "token_refused")
     assert not await asyncio.to_thread(Credentials().path.exists)
 
@@ -48,7 +48,7 @@ async def test_logout_drops_no_admin_token_unasked(kdispatch: Shell) -> None:
     assert (kept.status, kept.code, "--yes" in kept.err) == (2, "bad_request", True)
     dropped = await kdispatch("logout --yes --json")
     assert json.loads(dropped.out) == {
-        "schema": 1, "relay": kdispatch.relay.url, "handles": ["ann"], "services": ["ann/web"]
+        "schema": 1, "relay": kdispatch.relay.url, "handles": ["ann"], "services": ["ann/web"], "clients": []
     }  # fmt: skip
     again = await kdispatch("logout")
     assert (again.status, again.code) == (4, "not_logged_in")

@@ -4,55 +4,66 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from aiohttp import web
 
-from kdispatch.network.dialer import Dialer
-from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import HostInfo, Identity, RestClient, ServiceInfo
+from kdispatch.rest_client import (
+    AcceptedInvite,
+    CreatedInvite,
+    CreatedService,
+    CreatedToken,
+    HostInfo,
+    Identity,
+    RestClient,
+    RotatedService,
+    ServiceInfo,
+    SignedUp,
+)
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.cli.fake_relay import FakeRelay, new_token, problem
 
 
 @pytest.fixture
 async def client(relay: FakeRelay) -> AsyncIterator[RestClient]:
-    async with RestClient(Dialer(RelayUrl.parse(relay.url))) as client:
+    async with RestClient(relay.url, token=new_token("adm")) as client:
         yield client
 
 
 async def failure(client: RestClient) -> KdispatchError:
     with pytest.raises(KdispatchError) as caught:
-        await client.whoami(new_token("adm"))
+        await client.whoami()
     return caught.value
 
 
-async def test_each_call_reads_the_contract(relay: FakeRelay, client: RestClient) -> None:
+async def test_a_first_day(relay: FakeRelay, client: RestClient) -> None:
     """Sign up, create, list, show, hosts and whoami give typed results, and the token goes in its header only."""
+    client.token = None
     ann = await client.sign_up("ann")
-    assert await client.whoami(ann.token) == Identity("adm", "ann", None)
-    web_service = await client.create_service(ann.token, "web")
-    assert (web_service.service, web_service.access) == ("ann/web", "public")
+    client.token = ann.token
+    assert await client.whoami() == Identity("adm", "ann")
+    web_service = await client.create_service("web")
+    assert (web_service.service, web_service.access, web_service.pins) == ("ann/web", "public", False)
     relay.hosts["ann/web"] = [{"host": "h1", "since": "2026-01-01T00:00:00Z", "labels": {"a": "b"}, "streams": 2}]
-    assert await client.services(ann.token) == (ServiceInfo("ann/web", "public", 1),)
+    assert await client.services() == (ServiceInfo("ann/web", "public", 1),)
     assert await client.service("ann/web") == ServiceInfo("ann/web", "public", 1)
-    assert await client.hosts("ann/web", ann.token) == (HostInfo("h1", "2026-01-01T00:00:00Z", {"a": "b"}, 2),)
+    assert await client.hosts("ann/web") == (HostInfo("h1", datetime(2026, 1, 1, tzinfo=UTC), {"a": "b"}, 2),)
     assert {token for _, _, token in relay.seen} == {None, f"Bearer {ann.token}"}
 
 
 async def test_what_is_removed_is_gone(relay: FakeRelay, client: RestClient) -> None:
     """Deleting and withdrawing answer nothing; a second time the code says what isn't there."""
-    ann = await client.sign_up("ann")
-    await client.create_service(ann.token, "web")
+    client.token = (await client.sign_up("ann")).token
+    await client.create_service("web")
     relay.hosts["ann/web"] = [{"host": "0f0f", "since": "2026-01-01T00:00:00Z", "labels": {}, "streams": 0}]
-    await client.withdraw_host(ann.token, "0f0f")
+    await client.withdraw_host("0f0f")
     with pytest.raises(KdispatchError, match="unknown_host"):
-        await client.withdraw_host(ann.token, "0f0f")
-    with pytest.raises(KdispatchError, match="bad_request"):
-        await client.withdraw_host(ann.token, "../services/ann/web")
-    await client.delete_service(ann.token, "ann/web")
+        await client.withdraw_host("0f0f")
+    await client.delete_service("ann/web")
     with pytest.raises(KdispatchError, match="unknown_service"):
-        await client.delete_service(ann.token, "ann/web")
+        await client.delete_service("ann/web")
     assert relay.services == {}
 
 
@@ -63,7 +74,43 @@ async def test_a_wrong_name_is_never_sent(relay: FakeRelay, client: RestClient) 
             await client.service(service)
     with pytest.raises(KdispatchError, match="bad_name"):
         await client.sign_up("a b")
+    for wrong in ("../services/ann/web", "", "0f?x", "0F"):
+        for call in (client.withdraw_host, client.revoke_token, partial(client.revoke_invite, "ann/web")):
+            with pytest.raises(KdispatchError, match="bad_request"):
+                await call(wrong)
     assert relay.seen == []
+
+
+async def test_it_is_used_in_a_block(relay: FakeRelay) -> None:
+    """Outside of 'async with' a call says so, and sends nothing."""
+    with pytest.raises(RuntimeError, match="async with"):
+        await RestClient(relay.url).service("ann/web")
+    assert relay.seen == []
+
+
+def test_no_answer_shows_its_secret() -> None:
+    """What is logged of an answer that holds a token is the rest of it."""
+    secret = new_token("adm")
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    for answer in (
+        SignedUp("ann", secret),
+        CreatedService("ann/web", "public", pins=False, token=secret),
+        RotatedService("ann/web", "0f", None, secret),
+        CreatedToken("0f", "adm", "n", when, None, None, secret),
+        CreatedInvite(
+            id="0f",
+            purpose="host",
+            name="n",
+            uses=1,
+            used=0,
+            created=when,
+            expires=when,
+            service="ann/web",
+            code=secret,
+        ),
+        AcceptedInvite("ann/web", "host", "svc", "0f", "n", secret),
+    ):
+        assert secret not in repr(answer)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +212,7 @@ async def test_a_closed_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        async with RestClient(Dialer(RelayUrl.parse(f"http://127.0.0.1:{port}"))) as client:
+        async with RestClient(f"http://127.0.0.1:{port}") as client:
             error = await failure(client)
     assert error.code == "relay_unreachable"
     assert error.text == f"127.0.0.1:{port} can't be reached: connection refused."
@@ -173,7 +220,7 @@ async def test_a_closed_port_is_named() -> None:
 
 async def test_a_name_that_does_not_resolve_is_named() -> None:
     """A name that nobody has is relay_unreachable and says that it is the name."""
-    async with RestClient(Dialer(RelayUrl.parse("https://relay.invalid"))) as client:
+    async with RestClient("https://relay.invalid") as client:
         error = await failure(client)
     assert error.code == "relay_unreachable"
     assert error.text.startswith("relay.invalid:443 can't be reached: the name cannot be resolved")
@@ -200,7 +247,7 @@ async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code:
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     async with (
         server,
-        RestClient(Dialer(RelayUrl.parse(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"))) as c,
+        RestClient(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}") as c,
     ):
         assert (await failure(c)).code == code
 
@@ -215,7 +262,7 @@ async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay
         return web.Response()
 
     relay.instead = wait
-    async with RestClient(Dialer(RelayUrl.parse(relay.url))) as client:
+    async with RestClient(relay.url) as client:
         error = await failure(client)
     over.set()
     assert (error.code, error.text.partition(": ")[2]) == ("relay_unreachable", "no answer within 0.1 s.")
@@ -231,7 +278,7 @@ async def test_only_204_is_done(relay: FakeRelay, client: RestClient, status: in
     relay.instead = answer
     if code:
         with pytest.raises(KdispatchError, match=code):
-            await client.delete_service(new_token("adm"), "ann/web")
+            await client.delete_service("ann/web")
     else:
-        await client.delete_service(new_token("adm"), "ann/web")
+        await client.delete_service("ann/web")
     assert (await failure(client)).code == "not_a_relay"

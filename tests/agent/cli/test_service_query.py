@@ -100,10 +100,11 @@ async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 async def both(url: RelayUrl) -> list[tuple[str, str]]:
     """How the query ends, and how the REST client's does: its code and text, or the service."""
     ends = []
-    for asker in (ServiceQuery(Dialer(url)), RestClient(Dialer(url))):
+    token = new_token("adm")
+    for asker in (ServiceQuery(Dialer(url), token), RestClient(Dialer(url), token=token)):
         async with asker:
             try:
-                ends.append(("", repr(await asker.service("ann/web", new_token("adm")))))
+                ends.append(("", repr(await asker.service("ann/web"))))
             except KdispatchError as error:
                 ends.append((error.code, error.text))
     return ends
@@ -211,12 +212,17 @@ async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_is_asked(relay: FakeRelay) -> None:
     """One request for the service, below the address's prefix, with the token in its header and nowhere else."""
     token = new_token("adm")
-    async with ServiceQuery(Dialer(RelayUrl.parse(f"{relay.url}/below"))) as query:
+    async with ServiceQuery(Dialer(RelayUrl.parse(f"{relay.url}/below")), token) as query:
         with pytest.raises(KdispatchError):
-            await query.service("ann/web", token)
+            await query.service("ann/web")
+        with pytest.raises(KdispatchError):
+            await query.hosts("ann/web")
         with pytest.raises(KdispatchError, match="bad_name"):
-            await query.service("ann/../web", token)
-    assert relay.seen == [("GET", "/below/api/v1/services/ann/web", f"Bearer {token}")]
+            await query.service("ann/../web")
+    assert relay.seen == [
+        ("GET", "/below/api/v1/services/ann/web", f"Bearer {token}"),
+        ("GET", "/below/api/v1/services/ann/web/hosts", f"Bearer {token}"),
+    ]
 
 
 async def test_one_connection_for_all_questions() -> None:

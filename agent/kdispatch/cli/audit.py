@@ -1,0 +1,70 @@
+"""``kdispatch audit``: who did what in one's account."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from kdispatch.cli.account import Caller
+from kdispatch.cli.durations import moment
+from kdispatch.cli.options import Json, OfService, Quiet, Token, TokenFile
+from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.reach import Reach, reaches_relay
+
+if TYPE_CHECKING:
+    from kdispatch.rest_answers import AuditEvent
+    from kdispatch.rest_client import RestClient
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_PAGE: Final = 1000  #: events that a relay gives at once at the most
+
+
+@app.command(epilog="Example: kdispatch audit --service web --limit 20")
+@reaches_relay
+def audit(
+    *,
+    service: OfService = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many events at the most.")] = 50,
+    reach: Reach,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show who did what in your account, from where, when; the newest first. --quiet leaves the table's head away."""
+    output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
+
+    async def main() -> None:
+        async with caller.rest() as client:
+            events, more = await _newest(client, await caller.as_admin(client, service), limit)
+        lines = table(("AT", "ACTOR", "ACTION", "SUBJECT", "SOURCE", "DETAIL"), map(_row, events))
+        output.result({"events": [asdict(event) for event in events], "more": more}, quiet=lines[1:], plain=lines)
+        if more:
+            output.note(f"There are older ones: --limit {2 * limit}")
+        elif not events:
+            output.note("Nothing has happened yet.")
+
+    run_async(main, output)
+
+
+async def _newest(client: RestClient, service: str | None, limit: int) -> tuple[list[AuditEvent], bool]:
+    """So many events, and whether there are older ones."""
+    events: list[AuditEvent] = []
+    before: int | None = None
+    while True:
+        page = await client.audit(service=service, before=before, limit=min(_PAGE, limit - len(events)))
+        events += page.events
+        before = page.next
+        if before is None or len(events) >= limit:
+            return events[:limit], before is not None
+
+
+def _row(event: AuditEvent) -> tuple[object, ...]:
+    detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
+    return moment(event.at), event.actor, event.action, event.subject, event.source, detail

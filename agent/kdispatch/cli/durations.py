@@ -1,0 +1,40 @@
+"""Durations and moments as people write and read them: ``90s``, ``10m``, ``24h``, ``7d``."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Final
+
+from kdispatch.setup_error import SetupError
+
+__all__ = ["METAVAR", "moment", "seconds_of", "written"]
+
+METAVAR: Final = "TIME"
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Twelve digits are more than any duration has, and few enough to be counted with.
+_DURATION: Final = re.compile(r"([0-9]{1,12})([smhd])")
+
+
+def seconds_of(option: str, typed: str) -> int:
+    """How many seconds a duration is; raises ``bad_request`` for what is none. ``option`` is where it was typed."""
+    match = _DURATION.fullmatch(typed.strip().lower())
+    if match is None:
+        raise SetupError(
+            "bad_request",
+            f"{option} is {typed[:80]!r}, which is no duration.",
+            hint="Write a whole number and s, m, h or d: 90s, 10m, 24h, 7d.",
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def written(seconds: int) -> str:
+    """The same the other way round, in the largest unit that is exact."""
+    unit, size = next((unit, size) for unit, size in reversed(_UNITS.items()) if seconds % size == 0)
+    return f"{seconds // size}{unit}"
+
+
+def moment(when: datetime | None) -> str:
+    """A moment as relays write it (RFC 3339, UTC); nothing where there is none."""
+    return "" if when is None else when.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,125 @@
+"""``kdispatch service hosts``, ``clients`` and ``withdraw``: who hosts a service at this moment, and who uses it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdispatch.cli.account import Caller
+from kdispatch.cli.durations import moment
+from kdispatch.cli.options import Json, Quiet, Service, ServiceOption, Token, TokenFile, one_service
+from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.reach import Reach, reaches_relay
+
+if TYPE_CHECKING:
+    from kdispatch.rest_answers import HostInfo, TokenName
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: kdispatch service hosts ann/web --quiet")
+@reaches_relay
+def hosts(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    reach: Reach,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List a service's live hosts. --quiet prints one id a line."""
+    output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
+
+    async def main() -> None:
+        async with caller.rest() as client:
+            full_name = await caller.as_reader(client, typed)
+            live = await client.hosts(full_name)
+        output.result(
+            {"service": full_name, "hosts": [asdict(host) for host in live]},
+            quiet=[host.host for host in live],
+            plain=_table_of_hosts(live),
+        )
+        if not live:
+            output.note(f"Nobody hosts {full_name} at the moment.")
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service clients ann/web")
+@reaches_relay
+def clients(
+    service: Service = None,
+    *,
+    service_option: ServiceOption = None,
+    reach: Reach,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List who is connected to a service of yours. --quiet prints one agent's id a line."""
+    output = Output(quiet=quiet, json=json)
+    typed = one_service(service, service_option)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
+
+    async def main() -> None:
+        async with caller.rest() as client:
+            full_name = await caller.as_owner(client, typed)
+            live = await client.clients(full_name)
+        rows = ((one.agent, one.source, moment(one.since), one.streams, _name(one.token)) for one in live)
+        output.result(
+            {"service": full_name, "clients": [asdict(one) for one in live]},
+            quiet=[one.agent for one in live],
+            plain=table(("AGENT", "SOURCE", "SINCE", "STREAMS", "TOKEN"), rows),
+        )
+        if not live:
+            output.note(f"Nobody is connected to {full_name} at the moment.")
+
+    run_async(main, output)
+
+
+@app.command(epilog="Example: kdispatch service withdraw 0123456789abcdef0123456789abcdef")
+@reaches_relay
+def withdraw(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's whole id, as 'service hosts' lists it.")],
+    *,
+    reach: Reach,
+    token: Token = None,
+    token_file: TokenFile = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Withdraw a live host: it ends, with its connections. An hst_ token will do. --quiet prints the id."""
+    output = Output(quiet=quiet, json=json)
+    caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
+
+    async def main() -> None:
+        async with caller.rest(caller.must_have_token()) as client:
+            await client.withdraw_host(host)
+        output.result({"host": host}, quiet=[host], plain=[f"withdrawn {host}"])
+
+    run_async(main, output)
+
+
+def _table_of_hosts(live: tuple[HostInfo, ...]) -> list[str]:
+    """Where each host is, and its token, are told to the owner only."""
+    owners = any(host.source is not None for host in live)
+    rows = []
+    for host in live:
+        labels = " ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+        owned = (host.source or "-", _name(host.token)) if owners else ()
+        rows.append((host.host, moment(host.since), host.streams, *owned, labels))
+    head = ("HOST", "SINCE", "STREAMS", *(("SOURCE", "TOKEN") if owners else ()), "LABELS")
+    return table(head, rows)
+
+
+def _name(token: TokenName | None) -> str:
+    return "-" if token is None else f"{token.id} {token.name}"
