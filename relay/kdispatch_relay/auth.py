@@ -103,8 +103,9 @@ _ACCEPTED: Final = 32_768  # digests, of some 200 bytes each
 class Authority:
     """The one place that decides. Every method may raise ``storage_unavailable``."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, *, sign_up: str = "open") -> None:
         self.repository = repository
+        self._sign_up = sign_up
         self.accepted: Recent[bytes] = Recent(_ACCEPTED)  # digests of tokens that were good lately
 
     async def identify(self, token: str | bytes | None) -> Identity:
@@ -200,6 +201,22 @@ class Authority:
         if invite.expires <= time.time() or invite.used >= invite.uses:
             raise KdispatchError("invite_spent")
         return invite
+
+    async def sign_up(self, token: str | None) -> InviteRecord | None:
+        """The code that a handle is taken with, where that needs one; what is shown elsewhere is not looked at.
+
+        Raises ``not_permitted`` where nobody may, and for an invitation to a service, and what :meth:`invitation` does.
+        """
+        if self._sign_up == "closed":
+            raise KdispatchError("not_permitted", "This relay takes no new admins.")
+        if self._sign_up == "open":
+            return None
+        if token is None:
+            raise KdispatchError("token_refused", "This relay takes new admins with a code of its operator's only.")
+        code = await self.invitation(token)
+        if code.purpose != "sign-up":
+            raise KdispatchError("not_permitted", "This is an invitation to a service, and no code to sign up with.")
+        return code
 
     def note(self, event: AuditEvent) -> None:
         """Something happened to a service, which is the event's subject: its owner may read it in the audit."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdispatch_protocol.console import SCHEMA, escaped
+from kdispatch_relay import operator_cli
 from kdispatch_relay.console import errors_told
-from kdispatch_relay.settings import SETTINGS, Settings, environment_name
+from kdispatch_relay.settings import SETTINGS, SIGN_UP, Settings, environment_name
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(name="relay", no_args_is_help=True)
+app.add_typer(operator_cli.app, name="admin")
 
 _DEFAULTS = Settings()
 
@@ -67,6 +69,7 @@ def serve(
     allowed_host: Annotated[str, _option("allowed_host", "NAMES")] = _DEFAULTS.allowed_host,
     reuse_port: Annotated[bool, _option("reuse_port")] = _DEFAULTS.reuse_port,
     drain_time: Annotated[float, _option("drain_time", "SECONDS")] = _DEFAULTS.drain_time,
+    sign_up: Annotated[str, _option("sign_up", "|".join(SIGN_UP))] = _DEFAULTS.sign_up,
     limit_sign_ups: Annotated[int, _limit("limit_sign_ups")] = _DEFAULTS.limit_sign_ups,
     limit_bad_tokens: Annotated[int, _limit("limit_bad_tokens")] = _DEFAULTS.limit_bad_tokens,
     limit_requests: Annotated[int, _limit("limit_requests")] = _DEFAULTS.limit_requests,
@@ -96,6 +99,7 @@ def serve(
             allowed_host=allowed_host,
             reuse_port=reuse_port,
             drain_time=drain_time,
+            sign_up=sign_up,
             limit_sign_ups=limit_sign_ups,
             limit_bad_tokens=limit_bad_tokens,
             limit_requests=limit_requests,

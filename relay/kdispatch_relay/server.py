@@ -96,7 +96,7 @@ async def running_relay(
     certificates = await _certificates(settings)
     operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
-    authority = Authority(Repository(database))
+    authority = Authority(Repository(database), sign_up=settings.sign_up)
     gate = make_gate(authority)
     arrivals = Arrivals(settings.trusted_proxies, limits)
     limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, _descriptors())

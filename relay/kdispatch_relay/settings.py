@@ -12,10 +12,11 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.sources import Networks, networks
 
-__all__ = ["LIMITS", "LOG_FORMATS", "SETTINGS", "Settings", "environment_name", "host_of", "is_loopback"]
+__all__ = ["LIMITS", "LOG_FORMATS", "SETTINGS", "SIGN_UP", "Settings", "environment_name", "host_of", "is_loopback"]
 
 
 LOG_FORMATS: Final = ("text", "json")
+SIGN_UP: Final = ("open", "code", "closed")
 
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 
@@ -65,6 +66,12 @@ class Settings:
             "help": "Seconds that agents have at SIGTERM to move to another relay; 0 ends their sessions at once."
         },
     )
+    sign_up: str = field(
+        default="open",
+        metadata={
+            "help": "Who may take a handle: open (everybody), code (who has one of the operator's), closed (nobody)."
+        },
+    )
     limit_sign_ups: int = field(
         default=10, metadata={"help": "Handles that one source may take in an hour; 0, or off, as many as it likes."}
     )
@@ -109,6 +116,8 @@ class Settings:
             raise KdispatchError("bad_request", "The time to wait for the database must be more than 0 seconds.")
         if self.audit_days < 1:
             raise KdispatchError("bad_request", "The audit is kept for 1 day or more.")
+        if self.sign_up not in SIGN_UP:
+            raise KdispatchError("bad_request", f"Sign-up is open, code or closed, not {self.sign_up[:20]!r}.")
         for name in LIMITS:
             if getattr(self, name) < 0:
                 raise KdispatchError("bad_request", f"--{name.replace('_', '-')} must be 0, off, or more than 0.")

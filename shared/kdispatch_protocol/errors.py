@@ -92,6 +92,8 @@ _TABLE: Final = (
          "Look with 'kdispatch service hosts HANDLE/NAME' which are live."),
     Code("unknown_token", _RELAY, 404, 3, "No such token, or it is not yours.",
          "Look with 'kdispatch token list' which there are."),
+    Code("unknown_admin", _RELAY, None, 3, "Nobody has this handle.",
+         "Look with 'kdispatch relay admin list' who there is."),
     Code("unknown_invite", _RELAY, 404, 3, "No such invitation, or it is not yours.",
          "Look with 'kdispatch invite list HANDLE/NAME' which there are."),
     Code("unknown_agent", _YOU, None, 3, "No agent of this name or id runs here as this user.",

@@ -19,6 +19,7 @@ DOCUMENTED: dict[str, tuple[int | None, int | None]] = {
     "too_large": (413, 2),
     "not_installed": (None, 1),
     "unknown_service unknown_host unknown_token unknown_invite": (404, 3),
+    "unknown_admin": (None, 3),
     "no_live_host unknown_agent": (None, 3),
     "not_logged_in token_refused revoked": (401, 4),
     "invite_spent": (410, 4),

@@ -45,8 +45,10 @@ class WhoAmI(Answer):
 async def create_admin(call: Call) -> AdminCreated:
     """Take a handle that is free."""
     body = await call.body(NewAdmin)
+    code = await call.authority.sign_up(call.token)
     token = format_token("adm", secrets.token_bytes(SECRET_BYTES))
-    await call.repository.accounts.create(body.handle, NewToken(token_digest(token), "sign-up"), source=call.source)
+    new = NewToken(token_digest(token), "sign-up")
+    await call.repository.accounts.create(body.handle, new, source=call.source, code=code)
     return AdminCreated(handle=body.handle, token=token)
 
 
@@ -75,11 +77,20 @@ ROUTES: Final = (
         does="takes a handle, gives its admin a token",
         text="""\
 Becomes an admin. The handle must be free. The answer, status 201, is the only one that ever shows the token:
-the relay keeps no copy, only a digest.""",
+the relay keeps no copy, only a digest.
+
+Some relays take new admins only with a code of their operator's, an `inv_` token, which is shown in `Authorization`; a code
+that is of no use is refused as other tokens are. Where everybody may sign up, what is shown there is not looked at.""",
         body=NewAdmin,
         status=HTTPStatus.CREATED,
         answer=AdminCreated,
-        errors={"bad_name": "", "handle_taken": ""},
+        errors={
+            "bad_name": "",
+            "handle_taken": "",
+            "token_refused": "no code where one is needed, or one that the relay does not know",
+            "invite_spent": "",
+            "not_permitted": "sign-up is closed, or the code is an invitation to a service",
+        },
         example=Example(body={"handle": "ann"}, answer={"handle": "ann", "token": "adm_..."}, keeps="admin"),
     ),
     Route(

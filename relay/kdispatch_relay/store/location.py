@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["database_url", "prepare_file"]
+__all__ = ["check_there", "database_url", "prepare_file"]
 
 _FORMS = "Give a file's path, sqlite:///FILE or postgresql://USER@HOST/NAME."
 _PRIVATE_FILE = 0o600
@@ -43,6 +43,13 @@ def database_url(text: str) -> URL:
         # One in memory would lose every admin at a restart, and each connection of a pool would have its own.
         raise KdispatchError("bad_request", f"The database must be a file or a server. {_FORMS}")
     return _file_url(Path(url.database))
+
+
+def check_there(text: str) -> None:
+    """Raise ``storage_unavailable`` where a file is meant that there is not: whoever looks into one makes none."""
+    url = database_url(text)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise KdispatchError("storage_unavailable", f"There is no database {url.database}; see --database.")
 
 
 def prepare_file(path: Path, wait: float) -> None:

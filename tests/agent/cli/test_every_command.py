@@ -27,7 +27,7 @@ STAYS: Final = {
 }
 #: What others need comes first, what takes it away last.
 FIRST: Final = ("sign-up", "service create", "agent host")
-LAST: Final = ("agent stop", "service withdraw", "service delete", "logout")
+LAST: Final = ("agent stop", "service withdraw", "service delete", "logout", "relay admin suspend")
 #: A server for people and units: it answers with its log.
 WITHOUT_JSON: Final = {"relay serve"}
 
@@ -93,7 +93,11 @@ class Trials:
             "relay", KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(self.folder / "a.db")
         )
         self.url = await relay.says(r"listening on (\S+)")
-        own = {"KDISPATCH_RELAY": self.url, "KDISPATCH_SERVE_LISTEN": self.url.removeprefix("http://")}
+        own = {
+            "KDISPATCH_SERVE_DATABASE": str(self.folder / "a.db"),
+            "KDISPATCH_RELAY": self.url,
+            "KDISPATCH_SERVE_LISTEN": self.url.removeprefix("http://"),
+        }
         self.programs.environment = {**self.programs.environment, **own}
 
     async def run(self, name: str, example: str) -> None:
@@ -106,6 +110,9 @@ class Trials:
             (self.folder / "code.txt").write_text(made.get("code", ""))
         if name in END_A_HOST:
             example = re.sub(r"[0-9a-f]{32}", await self.live_host(), example)
+        if name == "relay admin code revoke":
+            made = await self.programs.run(KDISPATCH, "relay", "admin", "code", "list", "--quiet")
+            example = re.sub(r"[0-9a-f]{16}", made.out.split()[0], example)
         line = example.replace("https://relay.example.org", self.url)
         for place in re.findall(r"(?<= )/\S+", line):  # no example touches this machine's own files
             mine = self.folder / "machine" / place[1:]
