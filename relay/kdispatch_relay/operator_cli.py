@@ -25,7 +25,7 @@ from kdispatch_relay.operator_output import (
     event_json,
     event_line,
 )
-from kdispatch_relay.settings import SETTINGS, Settings, environment_name
+from kdispatch_relay.settings import SETTINGS, environment_name
 
 if TYPE_CHECKING:
     from kdispatch_relay.store.records import AdminRecord
@@ -221,10 +221,9 @@ def _on(location: str, work: Callable[[Repository], Awaitable[_T]]) -> _T:
     from kdispatch_relay.store.location import check_there  # noqa: PLC0415 - heavy
     from kdispatch_relay.store.repository import Repository  # noqa: PLC0415 - heavy
 
-    Settings(database=location)
+    check_there(location)
 
     async def main() -> _T:
-        check_there(location)
         database = Database(location)
         try:
             await database.start()
