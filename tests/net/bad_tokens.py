@@ -1,7 +1,7 @@
 """Shows tokens that nobody has made to a relay, one after the other: python -m tests.net.bad_tokens PORT
 
-For each line on standard input, which is a number, it shows so many, as fast as they are answered, and then prints the
-statuses of the answers with how often each came.
+For each line on standard input, a count and how many a second, it shows them, and then prints the statuses of the
+answers with how often each came.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import json
 import secrets
 import socket
 import sys
+import time
 from collections import Counter
 
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token
 
 
-def show(connection: socket.socket, count: int) -> Counter[str]:
-    """Ask with ``count`` tokens; returns the statuses."""
+def show(connection: socket.socket, count: int, rate: int) -> Counter[str]:
+    """Ask with ``count`` tokens, ``rate`` of them a second; returns the statuses."""
     statuses: Counter[str] = Counter()
-    for _ in range(count):
+    began = time.monotonic()
+    for number in range(count):
+        time.sleep(max(0.0, began + number / rate - time.monotonic()))
         token = format_token("adm", secrets.token_bytes(SECRET_BYTES))
         head = f"GET /api/v1/whoami HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n"
         connection.sendall(head.encode())
@@ -41,4 +44,4 @@ def answer(connection: socket.socket) -> str:
 if __name__ == "__main__":
     with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as relay:
         for line in sys.stdin:
-            print(json.dumps(show(relay, int(line))), flush=True)
+            print(json.dumps(show(relay, *map(int, line.split()))), flush=True)
