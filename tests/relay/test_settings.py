@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_relay.settings import SETTINGS, Settings, environment_name
+from kdispatch_relay.cli import app
+from kdispatch_relay.settings import LIMITS, SETTINGS, Settings, environment_name
 
 PEM = Path("relay.pem")
 
@@ -56,3 +58,32 @@ def test_every_setting_is_described() -> None:
     for name, setting in SETTINGS.items():
         assert setting.metadata["help"].endswith(".")
         assert environment_name(name) == "KDISPATCH_SERVE_" + name.upper()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name: str) -> None:
+    """A limit is a number, 0 is none, and below that is a mistake."""
+    assert getattr(Settings(**{name: 0}), name) == 0  # type: ignore[arg-type]  # each is a number
+    with pytest.raises(KdispatchError, match=f"--{name.replace('_', '-')} must be"):
+        Settings(**{name: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("given", "taken"), [("off", 0), ("0", 0), ("7", 7), ("-1", None), ("many", None)])
+def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit is a number or off, by flag and by variable; anything else ends with the status 2."""
+    made: list[Settings] = []
+
+    async def serve(settings: Settings) -> None:
+        made.append(settings)
+
+    monkeypatch.setattr("kdispatch_relay.serving.serve", serve)
+    for words, variables in (["--limit-requests", given], {}), ([], {"KDISPATCH_SERVE_LIMIT_REQUESTS": given}):
+        ended = CliRunner().invoke(app, ["serve", "--no-uvloop", *words], env=variables)
+        assert ended.exit_code == (2 if taken is None else 0), ended.output
+    assert [settings.limit_requests for settings in made] == ([] if taken is None else [taken] * 2)
+
+
+def test_sign_up() -> None:
+    """Who may sign up is one of three words."""
+    with pytest.raises(KdispatchError, match="open, code or closed"):
+        Settings(sign_up="nobody")
