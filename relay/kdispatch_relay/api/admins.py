@@ -79,8 +79,8 @@ ROUTES: Final = (
 Becomes an admin. The handle must be free. The answer, status 201, is the only one that ever shows the token:
 the relay keeps no copy, only a digest.
 
-Some relays take new admins only with a code of their operator's, an `inv_` token, which is shown in `Authorization`; a code
-that is of no use is refused as other tokens are. Where everybody may sign up, what is shown there is not looked at.""",
+Some relays take new admins only with a code of their operator's, an `inv_` token, which is shown in `Authorization`.
+Where everybody may sign up, what is shown there is not looked at.""",
         body=NewAdmin,
         status=HTTPStatus.CREATED,
         answer=AdminCreated,

@@ -46,7 +46,7 @@ class Section(Enum):
 #: What each action needs: whether a token, and which, as the page's table tells it.
 NEEDS: Final[Mapping[str, tuple[Token, str]]] = {
     "anybody": (Token.NONE, "-"),
-    "sign_up": (Token.MAY, "-, or a code"),
+    "sign_up": (Token.MAY, "see there"),
     "whoami": (Token.MUST, "any token"),
     "service.create": (Token.MUST, "admin's token"),
     "service.list": (Token.MUST, "admin's token"),
