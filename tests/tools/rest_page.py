@@ -35,8 +35,8 @@ _WHEN: Final[Mapping[str, str]] = {
     "rate_limited": "[too much](operations.md#limits) of one kind from one source or with one token; `Retry-After` "
     "says how many seconds to wait",
     "not_permitted": "a token that is known, but may not do this; a web page",
-    "busy": "more connections that have said nothing of use than one source may have; `Retry-After` says how many "
-    "seconds to wait",
+    "busy": "no place for one more session, or for one more connection that has said nothing of use; "
+    "`Retry-After` says how many seconds to wait",
     "unknown_service": "no such service, or it is not open to you: the two can't be told apart",
     "unknown_host": "no such host is live, or it is not yours to withdraw",
     "storage_unavailable": "the database does not answer; `Retry-After` says how many seconds to wait",

@@ -141,7 +141,7 @@ ROUTES: Final = (
             "not_permitted": "from elsewhere, and there is no operator's token",
             "token_refused": "from elsewhere without the token, or a token that is not the operator's",
         },
-        general=("not_permitted", "misdirected", "internal_error", "busy"),
+        general=("not_permitted", "rate_limited", "misdirected", "internal_error", "busy"),
         head=False,
         example=Example(
             answer={
