@@ -122,6 +122,28 @@ async def test_bad_wishes(api: Api, ann: str, body: dict[str, object]) -> None:
     assert len((await api("GET", TOKENS, ann)).body["tokens"]) == 2
 
 
+@pytest.mark.parametrize("written", ["600", "600.0", "6e2"])
+async def test_numbers_of_json(api: Api, ann: str, written: str) -> None:
+    """A whole number is one however JSON writes it, wherever one is sent."""
+    headers = {"Content-Type": "application/json"}
+    for path, body in (
+        (TOKENS, '"name": "laptop", "for": "admin", "expires"'),
+        (f"{WEB}/invites", '"for": "connect", "expires": 60, "uses"'),
+        (f"{WEB}/invites", '"for": "connect", "expires"'),
+        (f"{WEB}/rotate", '"overlap"'),
+    ):
+        answer = await api("POST", path, ann, data=f"{{{body}: {written}}}", headers=headers)
+        assert answer.status in {200, 201}, answer.body
+
+
+@pytest.mark.parametrize("written", ["600.5", "1e400", "1e300", '"600"', "true", "-600.0", "NaN"])
+async def test_numbers_that_are_none(api: Api, ann: str, written: str) -> None:
+    """Neither fractions, nor what is too large, nor other kinds of values are taken for whole numbers."""
+    body = f'{{"name": "laptop", "for": "admin", "expires": {written}}}'
+    answer = await api("POST", TOKENS, ann, data=body, headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.body["code"]) == (422, "bad_request")
+
+
 @pytest.mark.parametrize("overlap", [0, 3600])
 async def test_rotation(api: Api, ann: str, overlap: int) -> None:
     """The service's own token is replaced, at once or later; another one to host it stays."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Number, instant
+from kdispatch_relay.api.fields import DIGITS, Answer, Body, Given, Instant, Name, Number, instant
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Route, Section
 
@@ -18,7 +18,9 @@ class EventsOf(Body):
     """Which events are wanted."""
 
     service: Given[Name] = Field(default=None, description="only those of the service with this name")
-    before: Given[Number] = Field(default=None, ge=1, le=(1 << 63) - 1, description="only those with a smaller id")
+    before: Given[Annotated[int, Field(ge=1, le=(1 << 63) - 1), DIGITS]] = Field(
+        default=None, description="only those with a smaller id"
+    )
     limit: Number = Field(default=100, ge=1, le=1000, description="how many at most")
 
 

@@ -11,7 +11,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kdispatch_protocol.names import NAME_PATTERN, check_name
 
-__all__ = ["Answer", "Body", "Flag", "Given", "Instant", "Name", "Number", "Title", "instant", "seconds_from_now"]
+__all__ = [
+    "DIGITS",
+    "WHOLE",
+    "Answer",
+    "Body",
+    "Flag",
+    "Given",
+    "Instant",
+    "Name",
+    "Number",
+    "Title",
+    "Whole",
+    "instant",
+    "seconds_from_now",
+]
 
 
 class Body(BaseModel):
@@ -29,10 +43,9 @@ class Answer(BaseModel):
 #: A handle or a service's name. The pattern is for the schema only: ``check_name`` raises ``bad_name``.
 Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
 
-# Without controls, line ends, and what turns or hides the text beside it.
-_TITLE: Final = (
-    "[^\\u0000-\\u001f\\u007f-\\u009f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ud800-\\udfff\\ufeff]{1,63}"
-)
+# Without controls, line ends, and what turns or hides the text beside it. Halves of surrogates are no JSON, and many
+# programs that read the schema refuse a pattern that names them.
+_TITLE: Final = "[^\\u0000-\\u001f\\u007f-\\u009f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff]{1,63}"
 _TITLED: Final = re.compile(_TITLE)
 
 
@@ -43,7 +56,20 @@ def _title(value: str) -> str:
 
 
 #: What people call a token or an invitation.
-Title = Annotated[str, AfterValidator(_title), Field(json_schema_extra={"pattern": f"^{_TITLE}$"})]
+Title = Annotated[
+    str,
+    AfterValidator(_title),
+    Field(json_schema_extra={"pattern": f"^{_TITLE}$", "minLength": 1, "maxLength": 63}),
+]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: In JSON 60 and 60.0 are the same number. Inside of ``Given`` bounds stand before it: behind it no schema shows them.
+WHOLE: Final = BeforeValidator(_whole)
+Whole = Annotated[int, WHOLE]
 
 #: Written as RFC 3339 in UTC.
 Instant = datetime
@@ -84,7 +110,8 @@ def _flag(text: Any) -> object:
     return _FLAGS.get(text, text)
 
 
-#: A number from 1 on, in decimal digits.
-Number = Annotated[int, BeforeValidator(_number)]
+#: A number from 1 on, in decimal digits. As to ``Given``, see above.
+DIGITS: Final = BeforeValidator(_number)
+Number = Annotated[int, DIGITS]
 #: ``true`` or ``false``.
 Flag = Annotated[bool, BeforeValidator(_flag)]

@@ -12,7 +12,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Flag, Given, Instant, Title, instant, seconds_from_now
+from kdispatch_relay.api.fields import Answer, Body, Flag, Given, Instant, Title, Whole, instant, seconds_from_now
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.invites import KINDS
@@ -27,8 +27,8 @@ class InviteWanted(Body):
     """What an owner sends to invite somebody."""
 
     purpose: Literal["host", "connect"] = Field(alias="for", description="what its tokens may do")
-    uses: int = Field(default=1, ge=1, le=10_000, description="how often it may be accepted")
-    expires: int = Field(default=24 * 3600, ge=60, le=365 * 24 * 3600, description="seconds after which it ends")
+    uses: Whole = Field(default=1, ge=1, le=10_000, description="how often it may be accepted")
+    expires: Whole = Field(default=24 * 3600, ge=60, le=365 * 24 * 3600, description="seconds after which it ends")
     name: Title = Field(default="invitation", description="what people call it")
 
 

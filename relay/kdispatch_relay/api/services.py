@@ -12,7 +12,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, instant, seconds_from_now
+from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant, seconds_from_now
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.auth import ServiceRecord
@@ -50,7 +50,7 @@ class ServiceChange(Body):
 class Rotation(Body):
     """How a service's token is replaced."""
 
-    overlap: int = Field(default=0, ge=0, le=30 * 24 * 3600, description="seconds for which the old one still holds")
+    overlap: Whole = Field(default=0, ge=0, le=30 * 24 * 3600, description="seconds for which the old one still holds")
 
 
 class Rotated(Answer):

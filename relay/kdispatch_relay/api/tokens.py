@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from http import HTTPStatus
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Title, instant, seconds_from_now
+from kdispatch_relay.api.fields import WHOLE, Answer, Body, Given, Instant, Name, Title, instant, seconds_from_now
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken, TokenRecord
@@ -39,8 +39,8 @@ class TokenWanted(Body):
         alias="for", description="to do all that the admin may, or to host or connect to one service"
     )
     service: Given[Name] = Field(default=None, description="the name of the service, for `host` and `connect` only")
-    expires: Given[int] = Field(
-        default=None, ge=60, le=_LONGEST, description="seconds after which it ends; without it never"
+    expires: Given[Annotated[int, Field(ge=60, le=_LONGEST), WHOLE]] = Field(
+        default=None, description="seconds after which it ends; without it never"
     )
 
     @model_validator(mode="after")
