@@ -2,6 +2,7 @@
 
 reader, writer = await kdispatch.open_connection("ann/web")
 server = await kdispatch.start_server(handle, "ann/web")
+async with kdispatch.RestClient(token=token) as relay: print(await relay.services())
 """
 
 from __future__ import annotations
@@ -12,12 +13,25 @@ from kdispatch_protocol.errors import KdispatchError, StreamReset
 
 if TYPE_CHECKING:
     from kdispatch.library import Connector, Server, open_connection, start_server
+    from kdispatch.rest_client import RestClient
 
-__all__ = ["Connector", "KdispatchError", "Server", "StreamReset", "open_connection", "start_server"]
+__all__ = [
+    "Connector",
+    "KdispatchError",
+    "RestClient",
+    "Server",
+    "StreamReset",
+    "open_connection",
+    "start_server",
+]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: `kdispatch --version` imports this package too, and must not wait for an HTTP client.
+    if name == "RestClient":
+        from kdispatch.rest_client import RestClient  # noqa: PLC0415
+
+        return RestClient
     if name in __all__:
         from kdispatch import library  # noqa: PLC0415
 

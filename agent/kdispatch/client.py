@@ -94,7 +94,7 @@ class Client:
         """
         if service in self._refused:
             raise StreamReset.from_wire(*self._refused[service])
-        return self.driver.open(service, protocol, self.token, pin=host)
+        return self.driver.open(service, protocol, self.token, pin=host or "")
 
     async def ended(self) -> None:
         """Wait until an agent that reaches one service can't do so any more; raises why."""

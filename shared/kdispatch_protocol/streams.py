@@ -84,13 +84,13 @@ class Stream:
         session: Session,
         token: str | None = None,
         secret: bytes = b"",
-        pin: str | None = None,
+        pin: str = "",
     ) -> None:
         self.uuid = uuid
         self.service = service
         self.is_client = is_client
         self.token = token  # what the stream rests on
-        self.pin = pin  # a client's: the id of the one host that is to be asked
+        self.pin = pin  # a client's: the id of the one host that is to be asked, if only one
         self.secret = secret  # a client's, 32 bytes; without one a stream can't be resumed
         self.key = b""  # a host's; see `stream_key`
         self.limits: Limits = budget.limits

@@ -63,9 +63,8 @@ class StreamTable:
     # --- what a program does ------------------------------------------------------------
 
     def open(
-        self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"",
-        *, pin: str | None = None,
-    ) -> Stream:  # fmt: skip
+        self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"", *, pin: str = ""
+    ) -> Stream:
         """A program connected: ask for a host. What it writes meanwhile is kept, and sent early where possible.
 
         ``secret`` is 32 random bytes, by which the two ends know each other again; without one the stream ends
@@ -245,7 +244,7 @@ class StreamTable:
                 uuid=stream.uuid,
                 limit=stream.inbound.grant(),
                 token=stream.token,
-                pin=stream.pin,
+                pin=stream.pin or None,
                 secret=stream.secret.hex() or None,
             )
             session.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
@@ -352,8 +351,7 @@ class StreamTable:
     def give_up(self, service: str, code: str, text: str) -> None:
         """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
         for stream in [stream for stream in self.by_uuid.values() if stream.is_client and stream.service == service]:
-            self.reset(stream, "cancelled")
-            self.events.append(events.StreamWasReset(stream, code, text))
+            self.fail(stream, code, text)
 
     def end(self, stream: Stream, code: str) -> None:
         """Let the stream be reset here, without a word to anybody; a peer that asks later is told the code."""

@@ -24,7 +24,7 @@ NOT_IN_A_CORE: Final = {"asyncio", "socket", "ssl", "time", "datetime", "random"
 SWITCH: Final = PACKAGES["kdispatch_relay"] / "switch"
 CORE: Final = [
     *(path for path in PACKAGES["kdispatch_protocol"].rglob("*.py") if "aio" not in path.parts),
-    *(path for path in SWITCH.glob("*.py") if path.name != "gate.py"),
+    *(path for path in SWITCH.glob("*.py") if path.name not in {"access.py", "gate.py"}),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Final
 import kdispatch
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
-CLASSES: Final = (kdispatch.Connector, kdispatch.Server)
+CLASSES: Final = (kdispatch.Connector, kdispatch.Server, kdispatch.RestClient)
 
 
 def test_every_public_name_is_described() -> None:

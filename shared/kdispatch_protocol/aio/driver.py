@@ -133,7 +133,7 @@ class EndpointDriver:
     # --- streams ---------------------------------------------------------------------------------
 
     def open(
-        self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None, *, pin: str | None = None
+        self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None, *, pin: str = ""
     ) -> StreamTransport:
         """Begin a stream to a service, or to its host ``pin``. It may be written at once.
 
