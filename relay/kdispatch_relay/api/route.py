@@ -142,7 +142,9 @@ class Route:
         if self.body is not None or self.query is not None:
             codes.add("bad_request")
         if self.token is not Token.NONE:
-            codes |= {"token_refused", "revoked"}
+            codes.add("token_refused")
+            if "storage_unavailable" in self.general:  # what is not looked up there can't have been revoked
+                codes.add("revoked")
         return {code: self.errors.get(code, "") for code in CODES if code in codes}
 
     @property
