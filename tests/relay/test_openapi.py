@@ -10,8 +10,9 @@ import pytest
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api.openapi import document
-from kdispatch_relay.api.route import Route
+from kdispatch_relay.api.route import Route, Token
 from kdispatch_relay.api.routes import ROUTES
+from kdispatch_relay.auth import RIGHTS, Party
 from tests.relay.support import Api
 
 DOCUMENT: dict[str, Any] = json.loads(document(ROUTES, "0"))
@@ -29,6 +30,16 @@ async def test_it_is_answered(api: Api) -> None:
 def test_routes_differ() -> None:
     """No two routes have the same method and path, or the same name."""
     assert len({route.label for route in ROUTES}) == len({route.name for route in ROUTES}) == len(ROUTES)
+
+
+def test_who_may_is_one_table() -> None:
+    """Each route names an action of the table of rights, or one for which none is needed, and each action is named."""
+    named = {route.who for route in ROUTES}
+    assert named - RIGHTS.keys() == {"anybody", "relay.state"}
+    assert RIGHTS.keys() - named == {"host", "open"}  # the tunnel's own
+    for route in ROUTES:
+        if (right := RIGHTS.get(route.who)) is not None:
+            assert (route.token is Token.MUST) == (Party.ANYBODY not in right.parties | right.public)
 
 
 def test_every_reference_leads_somewhere() -> None:
