@@ -18,7 +18,8 @@ __all__ = ["Problem", "TryLaterError", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 
-_RETRY_AFTER: Final = 2  # seconds, where nothing else is known: a lock is gone by then, or will not be soon
+# Seconds, where nothing else is known; for the others 2: a lock is gone by then, or will not be soon.
+_RETRY_AFTER: Final = {"quota_exceeded": 60}
 #: What HTTP itself refuses: its code and its text. Any other status is a ``bad_request`` in aiohttp's words.
 _REFUSALS: Final = {
     404: ("unknown_address", ""),
@@ -48,7 +49,7 @@ class Problem:
     """
 
     def __init__(
-        self, code: str, detail: str = "", *, status: int | None = None, retry_after: int = _RETRY_AFTER
+        self, code: str, detail: str = "", *, status: int | None = None, retry_after: int = 0
     ) -> None:  # fmt: skip
         row = CODES[code]
         self.code = code
@@ -70,7 +71,7 @@ class Problem:
         if self._status == HTTPStatus.UNAUTHORIZED:
             self._headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         if self._status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
-            self._headers[hdrs.RETRY_AFTER] = str(retry_after)
+            self._headers[hdrs.RETRY_AFTER] = str(retry_after or _RETRY_AFTER.get(code, 2))
 
     def response(self, request_id: str | None = None) -> web.Response:
         """One answer. The request id is found in the relay's log where the relay is at fault."""

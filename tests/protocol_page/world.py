@@ -60,7 +60,7 @@ class World:
             async with http.post("/api/v1/admins", json={"handle": "ann"}) as answer:
                 self.admin = (await answer.json())["token"]
             bearer = {"Authorization": f"Bearer {self.admin}"}
-            async with http.post("/api/v1/services", json={"name": "web"}, headers=bearer) as answer:
+            async with http.post("/api/v1/services", json={"name": "web", "pins": True}, headers=bearer) as answer:
                 self.token = (await answer.json())["token"]
 
     async def session(self, secret: bytes | None = None) -> Session:

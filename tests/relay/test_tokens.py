@@ -208,8 +208,11 @@ async def test_quotas(api: Api, ann: str) -> None:
     invite = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})).body
     answer = await api("POST", "/api/v1/invites/accept", invite["code"], json={})
     assert (answer.status, answer.body["code"]) == (429, "quota_exceeded")
-    [listed] = (await api("GET", f"{WEB}/invites", ann)).body["invites"]
-    assert listed["used"] == 0
+    answer = await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})
+    assert answer.status == 201  # one more that nobody has accepted
+    answer = await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})
+    assert (answer.status, answer.body["code"]) == (429, "quota_exceeded")
+    assert {one["used"] for one in (await api("GET", f"{WEB}/invites", ann)).body["invites"]} == {0}
 
 
 async def test_a_suspended_account(api: Api, ann: str) -> None:

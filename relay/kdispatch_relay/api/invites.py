@@ -186,7 +186,7 @@ status 201, is the only one that ever shows the code.""",
         body=InviteWanted,
         status=HTTPStatus.CREATED,
         answer=InviteCreated,
-        errors={**_OTHERS, "unknown_service": ""},
+        errors={**_OTHERS, "unknown_service": "", "quota_exceeded": ""},
         example=Example(
             path=f"{PREFIX}/services/ann/web/invites",
             shows="admin",

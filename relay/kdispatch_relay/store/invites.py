@@ -14,7 +14,7 @@ from kdispatch_relay.store.audit import OPERATOR, Audit
 from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
-from kdispatch_relay.store.quotas import place_for_token
+from kdispatch_relay.store.quotas import place_for_invite, place_for_token
 from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
 from kdispatch_relay.store.services import id_of
 
@@ -76,12 +76,16 @@ class Invites:
     async def create(
         self, owner: Identity, name: str, code: NewToken, *, purpose: str, uses: int, source: str
     ) -> InviteRecord | None:
-        """Store an invitation to ``owner``'s service ``name``; ``None`` where there is none."""
+        """Store an invitation to ``owner``'s service ``name``; ``None`` where there is none.
+
+        Raises ``quota_exceeded``.
+        """
         service = f"{owner.handle}/{name}"
         async with self._database.write() as connection:
             service_id = await id_of(connection, owner, name)
             if service_id is None:
                 return None
+            await place_for_invite(connection, owner.admin_id)
             made = _new(code, service, purpose, uses)
             await _add(connection, service_id, code, made)
             detail = {"invite": made.id, **_terms(made)}

@@ -10,10 +10,10 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_relay.store.models import Admin, Service, Token
+from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.records import QUOTAS, Quotas
 
-__all__ = ["COLUMNS", "counted_tokens", "place_for_service", "place_for_token", "quotas_of"]
+__all__ = ["COLUMNS", "counted_tokens", "place_for_invite", "place_for_service", "place_for_token", "quotas_of"]
 
 #: The columns of :func:`quotas_of`, in its order.
 COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
@@ -45,6 +45,23 @@ async def place_for_token(connection: AsyncConnection, admin_id: int) -> None:
     allowed = (await _quotas(connection, admin_id)).tokens
     count = select(func.count()).select_from(Token).where(Token.admin_id == admin_id, counted_tokens())
     _check((await connection.execute(count)).scalar_one(), allowed, "tokens")
+
+
+async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:
+    """Raise ``quota_exceeded`` where the admin has as many invitations that can be accepted as it may have tokens."""
+    allowed = (await _quotas(connection, admin_id)).tokens
+    count = (
+        select(func.count())
+        .select_from(Invite)
+        .join(Service, Service.id == Invite.service_id)
+        .where(
+            Service.owner_id == admin_id,
+            Invite.revoked_at.is_(None),
+            Invite.expires_at > int(time.time()),
+            Invite.used < Invite.uses,
+        )
+    )
+    _check((await connection.execute(count)).scalar_one(), allowed, "invitations")
 
 
 async def _quotas(connection: AsyncConnection, admin_id: int) -> Quotas:
