@@ -26,7 +26,7 @@ from kdispatch_relay.settings import LIMITS
 from tests.aio.twin import until
 from tests.relay.support import Answer
 from tests.relay.test_door import relay_with
-from tests.relay.test_gate import _UPGRADE, _Agent, _request
+from tests.relay.test_gate import _UPGRADE, HasPort, _Agent, _request
 
 NONE = dict.fromkeys(LIMITS, 0)
 WHOAMI = "/api/v1/whoami"
@@ -74,7 +74,7 @@ class Caller:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, where: Site, address: str = "127.0.0.1") -> AsyncIterator[Caller]:
+    async def of(cls, where: HasPort, address: str = "127.0.0.1") -> AsyncIterator[Caller]:
         connector = aiohttp.TCPConnector(local_addr=(address, 0))
         async with aiohttp.ClientSession(connector=connector) as http:
             yield cls(where.port, http)
