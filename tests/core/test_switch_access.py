@@ -183,3 +183,18 @@ def test_nothing_is_left_of_a_usage() -> None:
     client.lose()
     host.lose()
     assert not relay.switch.registry._usages
+
+
+@pytest.mark.parametrize("code", ["revoked", "token_refused", "not_permitted", "unknown_service"])
+def test_a_host_can_not_end_its_clients_for_good(code: str) -> None:
+    """What only a relay may say of somebody's access is not passed on from an agent."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    host.reset(opened(relay, host, client, 1, None), code)
+    assert codes(client.hear()) == [(1, "cancelled")]
+    client.open(3)
+    relay.answer()
+    asked = client.session.legs[3].route.host
+    assert asked is not None
+    host.reset(asked.number, code)
+    assert codes(client.hear()) == [(3, "no_live_host" if code == "unknown_service" else "cancelled")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -17,7 +18,6 @@ from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant, instant
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
-from kdispatch_relay.auth import Identity
 from kdispatch_relay.store.records import AuditEvent
 
 __all__ = ["ROUTES"]
@@ -71,7 +71,8 @@ async def list_hosts(call: Call) -> HostList:
     """List who offers the service at this moment."""
     grant = await call.authority.may_read(call.service, call.token)
     owner = grant.identity if grant.identity is not None and grant.identity.kind == "adm" else None
-    names = await _names(call, owner) if owner is not None else {}
+    live = call.live.hosts_of(grant.service.service)
+    names = await _names(call, {host.token for host in live}) if owner is not None else {}
     hosts = [
         HostSeen(
             host=host.host,
@@ -81,7 +82,7 @@ async def list_hosts(call: Call) -> HostList:
             source=host.source if owner is not None else None,
             token=_seen(host.token, names) if owner is not None else None,
         )
-        for host in call.live.hosts_of(grant.service.service)
+        for host in live
     ]
     return HostList(service=grant.service.service, hosts=hosts)
 
@@ -91,7 +92,8 @@ async def list_clients(call: Call) -> ClientList:
     owner = await call.authority.owner(call.token, call.path["handle"], "service.clients")
     if await call.repository.service(owner.handle, check_name(call.path["name"])) is None:
         raise KdispatchError("unknown_service")
-    names = await _names(call, owner)
+    live = call.live.clients_of(call.service)
+    names = await _names(call, {client.token for client in live})
     clients = [
         ClientSeen(
             agent=client.agent,
@@ -100,16 +102,17 @@ async def list_clients(call: Call) -> ClientList:
             streams=client.streams,
             token=_seen(client.token, names),
         )
-        for client in call.live.clients_of(call.service)
+        for client in live
     ]
     return ClientList(service=call.service, clients=clients)
 
 
-async def _names(call: Call, owner: Identity) -> dict[str, str]:
-    return {token.id: token.name for token in await call.repository.tokens.of(owner)}
+async def _names(call: Call, tokens: Iterable[str | None]) -> dict[str, str | None]:
+    ids = [token for token in tokens if token is not None]
+    return dict(zip(ids, await asyncio.gather(*map(call.repository.token_name, ids)), strict=True))
 
 
-def _seen(token: str | None, names: Mapping[str, str]) -> TokenSeen | None:
+def _seen(token: str | None, names: Mapping[str, str | None]) -> TokenSeen | None:
     return None if token is None else TokenSeen(id=token, name=names.get(token))
 
 

@@ -90,7 +90,7 @@ class Accounts:
 
     async def resume(self, handle: str) -> bool:
         """The opposite of :meth:`suspend`."""
-        async with self._database.write() as connection:
+        async with self._changes.taking(handle) as connection:
             return await self._update(
                 connection, handle, {"suspended_at": None, "suspended_for": None}, "admin.resume", {}
             )

@@ -24,11 +24,15 @@ _KEPT: Final = 24 * 3600  # seconds; a relay that was away for longer has no ses
 
 
 class Changes:
-    """The feed. ``tell`` hears the scope of each change that this process made, once it is committed."""
+    """The feed. ``tell`` hears the scope of each change that this process made, once it is committed.
+
+    Before that ``forget`` is called: what was looked up before the change does not count.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.tell: Callable[[str], None] = lambda _scope: None
+        self.forget: Callable[[], None] = lambda: None
 
     @asynccontextmanager
     async def taking(self, scope: str) -> AsyncIterator[AsyncConnection]:
@@ -39,6 +43,7 @@ class Changes:
                 # Rows become visible in the order of their ids: a reader that has seen one misses none before it.
                 await connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             await connection.execute(insert(Change).values(scope=scope))
+        self.forget()
         self.tell(scope)
 
     async def newest(self) -> int:

@@ -14,6 +14,7 @@ from kdispatch_relay.store.batches import Batches
 from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.invites import Invites
+from kdispatch_relay.store.kept import Kept
 from kdispatch_relay.store.models import Admin, Invite, Relay, Service, Token
 from kdispatch_relay.store.quotas import COLUMNS, quotas_of
 from kdispatch_relay.store.records import Identity, ServiceRecord
@@ -53,9 +54,16 @@ class Repository:
         self.services = Services(*parts)
         self.tokens = Tokens(*parts)
         self.invites = Invites(*parts)
-        self._identities = Batches(self._find_identities)
-        self._services = Batches(self._find_services)
+        self._identities = Kept(Batches(self._find_identities))
+        self._services = Kept(Batches(self._find_services))
+        self._names = Kept(Batches(self._find_names))
+        self.changes.forget = self.forget
         self._used: dict[str, int] = {}  # when tokens were last used, by their ids, if that is not stored yet
+
+    def forget(self) -> None:
+        """Something has changed: look everything up anew."""
+        for kept in (self._identities, self._services, self._names):
+            kept.clear()
 
     async def identity(self, digest: bytes) -> Identity | None:
         """Whom the token with this digest stands for, or stood for."""
@@ -64,6 +72,10 @@ class Repository:
     async def service(self, handle: str, name: str) -> ServiceRecord | None:
         """The service ``handle/name``."""
         return await self._services.get((handle, name))
+
+    async def token_name(self, token_id: str) -> str | None:
+        """What people call the token with this id."""
+        return await self._names.get(token_id)
 
     def used(self, identity: Identity) -> None:
         """A token was accepted."""
@@ -116,6 +128,11 @@ class Repository:
                 suspended=service[3] is not None,
             )
         return found
+
+    async def _find_names(self, ids: Collection[str]) -> dict[str, str]:
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(Token.token_id, Token.name).where(Token.token_id.in_(ids)))
+        return dict(rows.all())
 
     async def _find_services(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], ServiceRecord]:
         async with self.database.read() as connection:

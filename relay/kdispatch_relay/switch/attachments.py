@@ -22,7 +22,7 @@ from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_protocol.tokens import token_digest
-from kdispatch_relay.switch.intents import AttachRefused
+from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
@@ -31,6 +31,7 @@ from kdispatch_relay.switch.sessions import Session
 __all__ = ["AskAttach", "Attachments", "Half"]
 
 _RESTARTED = ("peer_restarted", CODES["peer_restarted"].meaning)
+_HOST_GONE = ("withdrawn", "The host may not offer the service any more.")
 _OTHER = {"client": "host", "host": "client"}
 
 
@@ -197,7 +198,11 @@ class Attachments:
         for half in asked.alive():
             asked.session.failures.take(now)
             self._refuse(half, code, text)
-            self._ask_other(half)
+            other = self._waiting.get(half.wanted)
+            if asked.role == "host" and other is not None and other.fits(half):
+                self._refuse(other, *_HOST_GONE)  # a host that hears this ends, and answers nobody
+            else:
+                self._ask_other(half)
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -232,7 +237,7 @@ class Attachments:
         for role in _OTHER:
             half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
             if half is not None and half.entry.peer == session.process:
-                self._refuse(half, reset.code, reset.text)
+                self._refuse(half, said_by_agent(reset.code), reset.text)
 
     def given_up(self, half: Half) -> None:
         """An agent reset a stream that it had attached: whoever waits for it has to hear what became of it."""

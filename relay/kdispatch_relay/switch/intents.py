@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from kdispatch_protocol.messages import Offer
 from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded"]
+__all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded", "said_by_agent"]
+
+# Codes that only a relay may say: an agent that hears one of its access stops for good.
+_OF_RELAY = frozenset({"revoked", "token_refused", "not_permitted", "unknown_service"})
+
+
+def said_by_agent(code: str) -> str:
+    """An agent's code, as the other end of its stream may hear it."""
+    return "cancelled" if code in _OF_RELAY else code
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
-from kdispatch_relay.switch.intents import StreamEnded
+from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
@@ -174,7 +174,7 @@ class Opens:
         route.drop_early()
         if code == "unknown_service":  # the OPEN met its WITHDRAW on the way: the service is there, this host isn't
             code = "no_live_host"
-        route.refusal = (code, text)
+        route.refusal = (said_by_agent(code), text)
         self._next_try(route, now)
 
     def cancel(self, leg: Leg) -> None:

@@ -19,6 +19,7 @@ from kdispatch_relay.switch.switch import Switch
 __all__ = ["Claim", "claims", "doubt", "revoke", "withdraw_host"]
 
 _HOST_GONE = "The host may not offer the service any more."
+_CLIENT_GONE = "The client may not use the service any more."
 
 #: Claims that do not hold, each with the code and the text of the look-up that said so.
 Refused = Mapping["Claim", tuple[str, str]]
@@ -131,7 +132,7 @@ def _end_offers(switch: Switch, host: Host, code: str, text: str) -> None:
 def _end_route(switch: Switch, route: Route, code: str, text: str) -> None:
     """The client may not have it any more."""
     if route.host is not None:
-        route.host.session.outbox.send(reset_frame(route.host.number, "revoked", text))
+        route.host.session.outbox.send(reset_frame(route.host.number, "revoked", _CLIENT_GONE))
         switch.touch(route.host.session)
     client = route.client
     switch.touch(client.session)

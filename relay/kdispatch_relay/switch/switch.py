@@ -19,7 +19,7 @@ from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcom
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import Chances, ProcessBudget
-from kdispatch_relay.switch.intents import AskOffer, Cut
+from kdispatch_relay.switch.intents import AskOffer, Cut, said_by_agent
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
 from kdispatch_relay.switch.registry import Registry
@@ -279,7 +279,7 @@ class Switch:
             return
         route = leg.route
         if route.state is RouteState.OPEN:
-            self._reset_peer(leg, reset.code, reset.text)
+            self._reset_peer(leg, said_by_agent(reset.code), reset.text)
         elif leg is route.host:
             self.opens.host_failed(route, reset.code, reset.text, now)
         else:

@@ -1,0 +1,74 @@
+"""What was looked up a moment ago: how long it counts, and that no change is overlooked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from kdispatch_relay.store import kept as module
+from kdispatch_relay.store.batches import Batches
+from kdispatch_relay.store.kept import Kept
+
+
+class _Source:
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {"one": 1}
+        self.asked = 0
+        self.now = 100.0
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def fetch(self, keys: Collection[str]) -> Mapping[str, int]:
+        self.asked += 1
+        found = {key: self.values[key] for key in keys if key in self.values}
+        await self.go.wait()
+        return found
+
+    def kept(self) -> Kept[str, int]:
+        return Kept(Batches(self.fetch), lambda: self.now)
+
+
+async def test_for_a_second() -> None:
+    """A value is asked for once in a second, and what there is not each time."""
+    source = _Source()
+    kept = source.kept()
+    assert [await kept.get("one") for _ in range(3)] == [1] * 3 and source.asked == 1
+    source.values["one"] = 2
+    source.now += 0.99
+    assert await kept.get("one") == 1
+    source.now += 0.01
+    assert await kept.get("one") == 2
+    assert [await kept.get("two") for _ in range(3)] == [None] * 3 and source.asked == 5
+
+
+async def test_a_change() -> None:
+    """After it nothing of before counts, not even a look-up that was under way."""
+    source = _Source()
+    kept = source.kept()
+    assert await kept.get("one") == 1
+    source.values["one"] = 2
+    kept.clear()
+    assert await kept.get("one") == 2
+    kept.clear()
+    source.go.clear()
+    late = asyncio.create_task(kept.get("one"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    source.values["one"] = 3
+    kept.clear()
+    source.go.set()
+    assert await late == 2
+    assert await kept.get("one") == 3
+
+
+async def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come from strangers: there are never more than so many."""
+    monkeypatch.setattr(module, "_MOST", 10)
+    source = _Source()
+    kept = source.kept()
+    source.values = {f"n{number}": number for number in range(100)}
+    for name in source.values:
+        await kept.get(name)
+    assert len(kept._values) <= 10
