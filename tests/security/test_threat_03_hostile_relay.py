@@ -1,0 +1,37 @@
+"""Threat 3: a hostile relay drives an agent into its LAN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.net.harness import Network, eventually
+from tests.net.tcp import echo, service
+from tests.security.hostile_relay import hostile_relay
+from tests.first_minutes.watch import token_of
+
+
+@pytest.mark.slow
+async def test_only_the_configured_target_is_dialled(tmp_path: Path) -> None:
+    """Whatever a relay asks a host for, and however it names another target, the host dials what it was started for."""
+    async with hostile_relay() as relay, service(echo) as target, service(echo) as neighbour:
+        network = Network(tmp_path, f"http://127.0.0.1:{relay.port}", token_of("svc", 1))
+        host = network.agent("host", "host", "ann/web", "--port", str(target.port))
+        try:
+            await host.says("is offered as")
+            base = {"limit": 1 << 18, "attempt": 1, "process": "55" * 16, "key": "66" * 32}
+            elsewhere = {"host": "127.0.0.1", "address": "127.0.0.1", "port": neighbour.port, "target": neighbour.port}
+            asked = [
+                {"service": "ann/other"},
+                {"service": "localhost/22"},
+                {"service": "ann/other", **elsewhere},
+                {"service": "ann/web", **elsewhere, "local_port": neighbour.port},
+            ]
+            for number, content in enumerate(asked, 1):
+                await relay.ask(2 * number, {**base, **content, "uuid": f"{number:032x}"})
+            await eventually(lambda: len(relay.answers), len(asked))
+            assert list(relay.answers.values()) == [*["unknown_service"] * 3, "OPENED"], relay.answers
+            assert (target.accepted, neighbour.accepted) == (target.accepted, 0)
+        finally:
+            network.stop()

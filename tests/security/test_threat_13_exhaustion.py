@@ -1,0 +1,124 @@
+"""Threat 13: exhaustion of connections, streams and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from tests.aio.twin import until
+from tests.net.harness import Usage
+from tests.relay.test_door import Visitor
+from tests.relay.test_gate import _UPGRADE, _request
+from tests.security.site import Agent, Caller, Site, carried, made, offers, opens, site
+
+_SECRETS: Final = [bytes([number]) * 32 for number in range(1, 40)]
+
+
+async def _upgrade(relay: Site, address: str = "127.0.0.1") -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, local_addr=(address, 0))
+    try:
+        writer.write(_request(_UPGRADE))
+        return (await reader.readuntil(b"\r\n\r\n")).decode()
+    finally:
+        writer.transport.abort()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("kind", ["limit_source_sessions", "limit_sessions"])
+async def test_sessions(folder: Path, kind: str) -> None:
+    """The session beyond the cap, of one source or of all, is refused early, and told to come back later."""
+    async with site(folder, **{kind: 3}) as relay, AsyncExitStack() as stack:
+        for secret in _SECRETS[:3]:
+            await stack.enter_async_context(Agent.of(relay, secret))
+        head = await _upgrade(relay)
+        assert head.startswith("HTTP/1.1 503") and "Retry-After: " in head
+        elsewhere = await _upgrade(relay, "127.0.0.2")
+        assert elsewhere.startswith("HTTP/1.1 101" if kind == "limit_source_sessions" else "HTTP/1.1 503")
+
+
+async def test_connections_before_hello(folder: Path) -> None:
+    """Of connections that show nothing there are so many, and an honest agent has its place all the same."""
+    async with site(folder, Limits(arrivals=5)) as relay, AsyncExitStack() as stack:
+        for _ in range(15):
+            await stack.enter_async_context(Visitor.of(relay.port))
+        async with Agent.of(relay):
+            assert len(relay.relay.arrivals) <= 5
+            assert relay.relay.arrivals.refused["busy"] >= 10
+
+
+@pytest.mark.parametrize(
+    ("limits", "frame_of"),
+    [(Limits(opens=3), "OPEN"), (Limits(offers=3), "OFFER"), (Limits(streams_client=3), "stream")],
+    ids=["opens", "offers", "streams"],
+)
+async def test_one_session(folder: Path, limits: Limits, frame_of: str) -> None:
+    """A session has so many opens, offers and streams, and hears `busy` of the next; another one is not touched."""
+    async with (
+        site(folder, limits) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, _SECRETS[0]) as host,
+        Agent.of(relay, _SECRETS[1]) as client,
+        Agent.of(relay, _SECRETS[2]) as other,
+    ):
+        admin = await caller.admin()
+        for name in "abcd":
+            await made(caller, "/services", admin, name=name, access="public")
+        assert await offers(host, 1, "ann/a", admin) == "OFFERED"
+        told = []
+        for number in (1, 3, 5, 7):
+            if frame_of == "OFFER":
+                told.append(await offers(client, number, f"ann/{'abcd'[number // 2]}", admin))
+            elif frame_of == "OPEN":
+                told.append(await opens(client, number, "ann/a"))
+            elif number < 7:
+                await carried(client, host, number, "ann/a")
+                told.append("OPENED")
+            else:
+                told.append(await opens(client, number, "ann/a"))
+        assert told[:3] == [{"OPEN": "TRYING", "OFFER": "OFFERED", "stream": "OPENED"}[frame_of]] * 3
+        assert told[3] == "busy"
+        assert await opens(other, 1, "ann/a") == "TRYING"
+
+
+async def test_an_account(folder: Path) -> None:
+    """An account has so many services, tokens of a service, and open streams; the next is refused as its quota."""
+    async with site(folder) as relay, Caller.of(relay) as caller:
+        admin = await caller.admin()
+        refused = None
+        for number in range(200):
+            answer = await caller("POST", "/api/v1/services", admin, json={"name": f"s{number}"})
+            if answer.status != 201:
+                refused = answer
+                break
+        assert refused is not None and (refused.status, refused.body["code"]) == (429, "quota_exceeded")
+        assert "Retry-After" in refused.headers
+
+
+async def test_everything_comes_back(folder: Path) -> None:
+    """When many sessions and their streams have gone, descriptors and tables are as before."""
+    async with site(folder) as relay, Caller.of(relay) as caller:
+        admin = await caller.admin()
+        await made(caller, "/services", admin, name="web", access="public")
+        before = Usage.of(os.getpid()).descriptors
+        for _ in range(2):
+            async with AsyncExitStack() as stack:
+                host = await stack.enter_async_context(Agent.of(relay, _SECRETS[0]))
+                assert await offers(host, 1, "ann/web", admin) == "OFFERED"
+                for secret in _SECRETS[1:20]:
+                    client = await stack.enter_async_context(Agent.of(relay, secret))
+                    at_host = await carried(client, host, 1, "ann/web")
+                    client.send(frame(frames.DATA, 1, 0, bytes(1000)))
+                    assert (await host.next(frames.DATA))[2] == at_host
+            gate = relay.relay.gate
+            await until(lambda: not gate.state().sessions)  # noqa: B023 - the same gate each time
+            state = gate.state()
+            assert (state.sessions, state.hosts, sum(state.streams.values()), state.queued) == (0, 0, 0, 0)
+            await until(lambda: Usage.of(os.getpid()).descriptors <= before)
