@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Reset, Welcome
+from kdispatch_protocol.messages import Offer, Offered, Reset, Welcome
 from kdispatch_protocol.websocket import BINARY, WebSocketReader, frame_head
 from tests.core.wire import Messages
 from tests.net.false_relays import upgrade
@@ -49,7 +49,8 @@ class HostileRelay:
         elif type_ == frames.OFFER and self.refuses is not None:
             await self._say(frame(frames.RESET, number, payload=self.refuses))
         elif type_ == frames.OFFER:
-            await self._say(frame(frames.OFFERED, number))
+            offer = Offer.parse(payload)
+            await self._say(frame(frames.OFFERED, number, payload=Offered(host=offer.host).encode()))
             self.offered.set()
         elif type_ == frames.RESET:
             self.answers.setdefault(number, Reset.parse(payload).code)

@@ -1,0 +1,83 @@
+"""Threat 16: impersonating a peer at re-attach, and superseding another's process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import process_id
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.messages import Hello
+from kdispatch_protocol.states import Leg
+from kdispatch_protocol.streams import proof, stream_key
+from tests.core.conversation import Conversation, reset_of
+from tests.core.resuming import KEY, SECRET, UUID, client, entry, hear, lose
+from tests.security.site import Agent, Caller, carried, made, offers, site
+
+_FORGED = {
+    "made up": {"proof": "ab" * 32},
+    "of another stream": {"proof": proof(KEY, "77" * 16, "host", 1)},
+    "of the other side": {"proof": proof(KEY, UUID, "client", 1)},
+    "replayed": {"attach": 2, "proof": proof(KEY, UUID, "host", 1)},
+    "of a displaced host": {"proof": proof(stream_key(SECRET, "66" * 16), UUID, "host", 1)},
+}
+
+
+@pytest.mark.parametrize("forged", _FORGED.values(), ids=_FORGED)
+def test_only_its_own_peer_takes_a_stream_up(forged: dict[str, object]) -> None:
+    """A proof that is not this peer's, for this stream, side and number, gets nothing; the true one then does."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.table.write(stream, b"secret")
+    talk.said()
+    lose(talk)
+    hear(talk, entry(stream, **forged))
+    said = talk.said()
+    assert "DATA" not in [name for name, *_ in said]
+    assert reset_of(said[0]) == "bad_proof"
+    assert stream.leg is Leg.ATTACHING
+    hear(talk, entry(stream))
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
+
+
+def test_a_used_one_is_not_taken_again() -> None:
+    """Recorded and said again, the very ATTACH that was taken once is refused."""
+    talk = Conversation()
+    stream = client(talk)
+    lose(talk)
+    used = entry(stream)
+    hear(talk, used)
+    lose(talk)
+    hear(talk, dataclasses.replace(used, number=stream.number))
+    assert reset_of(talk.said()[0]) == "bad_proof"
+
+
+async def test_a_process_is_who_has_its_secret(folder: Path) -> None:
+    """A HELLO that claims another's id takes nothing from it; one with its secret is the same process."""
+    async with (
+        site(folder) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, b"\x11" * 32) as host,
+        Agent.of(relay, b"\x22" * 32) as client_,
+    ):
+        admin = await caller.admin()
+        await made(caller, "/services", admin, name="web", access="public")
+        assert await offers(host, 1, "ann/web", admin) == "OFFERED"
+        at_host = await carried(client_, host, 1, "ann/web")
+        async with Agent.of(relay, hello=False) as thief:
+            # The id is public: as a secret, a predecessor's secret, and in a field that there is not.
+            claims = Hello(versions=[1], secret=(host.process * 2), predecessors=[host.process * 2])
+            said = claims.encode()[:-1] + f',"process":"{host.process}"}}'.encode()
+            thief.send(frame(frames.HELLO, payload=said))
+            await thief.next(frames.WELCOME)
+            assert process_id(bytes.fromhex(host.process * 2)) in relay.relay.gate.switch.by_process  # type: ignore[attr-defined]  # the real gate
+            client_.send(frame(frames.DATA, 1, 0, b"x"))
+            assert (await host.next(frames.DATA))[2] == at_host
+            assert [one.host for one in relay.relay.gate.hosts_of("ann/web")]
+            assert relay.relay.gate.state().sessions == 3
+        async with Agent.of(relay, b"\x11" * 32):
+            await host.end()
+            assert host.wire.closing is not None and host.wire.closing.reason == "superseded"

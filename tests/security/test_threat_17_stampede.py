@@ -1,0 +1,67 @@
+"""Threat 17: a stampede after a restart, and a storm after a permanent refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from kdispatch.backoff import Backoff
+from kdispatch.network.dialer import Dialer
+from kdispatch.relay_url import RelayUrl
+from kdispatch.uplink import Uplink
+from kdispatch_protocol.errors import KdispatchError
+from tests.net.false_relays import Asked, close, refuse, welcome
+from tests.net.harness import sizes
+from tests.net.tcp import service
+
+
+def test_a_thousand_come_back_spread_out() -> None:
+    """Of a thousand agents that lose their relay at once no tenth of a second sees more than 30, nor any of their tries."""
+    agents = [Backoff() for _ in range(1000)]
+    for agent in agents:
+        agent.spread = 5.0  # as a relay of so many tells it
+    at = [0.0] * len(agents)
+    for number in range(4):
+        at = [before + agent.next_wait() for before, agent in zip(at, agents, strict=True)]
+        busiest = max(Counter(int(moment * 10) for moment in at).values())
+        assert busiest <= 60, f"try {number + 1}: {busiest} in a tenth of a second"
+        assert max(at) - min(at) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", sizes(2, 70))
+async def test_a_relay_that_closes(seconds: float) -> None:
+    """One that accepts and then closes is tried a few times a minute, by an agent that had a session there."""
+    asked = Asked(welcome(0.05))
+    async with service(asked) as running:
+        uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)
+        await uplink.start(5)
+        asked.at.clear()
+        asked.answer = close
+        await asyncio.sleep(seconds)
+        await uplink.stop()
+    assert 0 < len(asked.at) <= 6 + seconds / 4, f"{len(asked.at)} tries in {seconds} s"
+
+
+@pytest.mark.parametrize("code", ["token_refused", "revoked", "version_unsupported", "not_permitted"])
+async def test_a_final_answer_stops(code: str) -> None:
+    """A relay that says so for good is asked once more, and not again."""
+    asked = Asked(welcome(0.05))
+    async with service(asked) as running:
+        uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)
+        await uplink.start(5)
+        asked.at.clear()
+        asked.answer = refuse("401 Unauthorized", code)
+        ended = None
+        try:
+            async with asyncio.timeout(3):
+                await uplink.failed()
+        except KdispatchError as error:
+            ended = error.code
+        except TimeoutError:
+            pass
+        await uplink.stop()
+        assert ended == code, f"after {len(asked.at)} tries it goes on"
+        assert len(asked.at) == 1

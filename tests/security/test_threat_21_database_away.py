@@ -1,0 +1,64 @@
+"""Threat 21: the database is locked or away."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.frames import frame
+from tests.security.site import Agent, Caller, carried, made, offers, site
+
+
+async def test_a_locked_file(folder: Path) -> None:
+    """While somebody else holds the write lock, registration answers 503, readyz is red, and streams go on."""
+    async with (
+        site(folder, database_wait=0.05) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, b"\x11" * 32) as host,
+        Agent.of(relay, b"\x22" * 32) as client,
+    ):
+        admin = await caller.admin()
+        await made(caller, "/services", admin, name="web", access="token")
+        assert await offers(host, 1, "ann/web", admin) == "OFFERED"
+        at_host = await carried(client, host, 1, "ann/web", admin)
+        with closing(sqlite3.connect(folder / "relay.db", isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            for method, path, body in (("POST", "/api/v1/admins", {"handle": "bob"}), ("GET", "/readyz", None)):
+                answer = await caller(method, path, json=body)
+                assert (answer.status, answer.body["code"]) == (503, "storage_unavailable")
+                assert int(answer.headers["Retry-After"]) >= 1
+            client.send(frame(frames.DATA, 1, 0, b"x"))
+            assert (await host.next(frames.DATA))[2] == at_host
+        assert (await caller("POST", "/api/v1/admins", json={"handle": "bob"})).status == 201
+
+
+async def test_a_database_that_is_gone(folder: Path) -> None:
+    """While nothing can be read, not even what is asked again after a change, what runs goes on and new things wait."""
+    async with (
+        site(folder, database_wait=0.05) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, b"\x11" * 32) as host,
+        Agent.of(relay, b"\x22" * 32) as client,
+    ):
+        admin = await caller.admin()
+        await made(caller, "/services", admin, name="web", access="token")
+        assert await offers(host, 1, "ann/web", admin) == "OFFERED"
+        at_host = await carried(client, host, 1, "ann/web", admin)
+        kept = folder / "kept"
+        shutil.copytree(folder, kept)
+        for file in folder.glob("relay.db*"):
+            file.write_bytes(b"not a database any more" * 1000)
+        relay.relay.gate.recheck("ann/web")
+        assert (await caller("GET", "/api/v1/whoami", admin)).status == 503
+        client.send(frame(frames.PING))
+        await client.next(frames.PONG)
+        client.send(frame(frames.DATA, 1, 0, b"x"))
+        received = None
+        try:
+            received = await host.next(frames.DATA)
+        except (TimeoutError, AssertionError):
+            pass
+        assert received is not None and received[2] == at_host, "the stream has ended"
