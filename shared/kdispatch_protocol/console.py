@@ -11,8 +11,13 @@ __all__ = ["SCHEMA", "error_json", "error_lines", "escaped"]
 
 SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
 
-#: C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
-_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))}
+#: What turns or hides the text beside it, or ends a line in some programs.
+_UNSEEN: Final = (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF)
+#: These, C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
+_ESCAPES: Final = {
+    **{number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))},
+    **{number: f"\\u{number:04x}" for number in _UNSEEN},
+}
 _IN_BLOCKS: Final = {number: escape for number, escape in _ESCAPES.items() if chr(number) not in "\n\t"}
 
 

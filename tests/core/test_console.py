@@ -15,6 +15,12 @@ def test_control_characters_are_shown_not_obeyed() -> None:
     assert escaped("grün 東") == "grün 東"
 
 
+def test_what_turns_or_hides_text_is_shown() -> None:
+    """Marks of direction, line ends of Unicode and characters without a width are written out, in blocks too."""
+    assert escaped("a\u202eb\u2028c\u200b\u2066\ufeff") == r"a\u202eb\u2028c\u200b\u2066\ufeff"
+    assert escaped("\u2029", block=True) == r"\u2029"
+
+
 def test_error_lines() -> None:
     """Three lines whatever is in the parts; a command's mistake has no code."""
     lines = error_lines("It\nfailed.", code="bad_name", hop="the relay", hint="try\rthis")

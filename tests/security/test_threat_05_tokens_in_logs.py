@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,10 +60,15 @@ _OF_THE_OPERATOR: Final = ("relay", "dev")
 _NO_TOKEN: Final = frozenset({"sign-up", "invite accept", "logout", "status", "agent stop"})
 
 
+#: Those of the small form; the full one has all.
+_FEW: Final = ("invite accept", "sign-up", "login", "token create", "service rotate", "agent connect", "logout")
+
+
 @dataclass(frozen=True)
 class _Size:
-    """How many of the kinds of tokens each command is given, and each route is asked with."""
+    """Which commands; how many of the kinds of tokens each is given, and each route is asked with."""
 
+    names: Collection[str]
     commands: int
     requests: int
 
@@ -106,11 +112,13 @@ class _Canaries:
         )
         options, given, environment = ways[3 if name in _NO_TOKEN else way]
         options = tuple(option for option in options if name != "status" or option != "--json")
-        self.watch.ended(await self.person.runs(*name.split(), *arguments, *options, given=given, environment=environment))
+        self.watch.ended(
+            await self.person.runs(*name.split(), *arguments, *options, given=given, environment=environment)
+        )
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("size", sizes(_Size(1, 1), _Size(20, 9)))
+@pytest.mark.parametrize("size", sizes(_Size(_FEW, 1, 1), _Size(_ARGUMENTS.keys(), 8, 9)))
 async def test_a_canary_through_everything(
     size: _Size, names: list[str], edge_of: EdgeOf, tmp_path: Path, watch: Watch
 ) -> None:
@@ -121,7 +129,9 @@ async def test_a_canary_through_everything(
     operator.write_text(watch.tokens.setdefault("the operator's", f"adm_{secrets.token_hex(32)}"))
     relay = Relay(tmp_path)
     try:
-        await relay.start("-v", "--log-format", "json", "--operator-token-file", str(operator), "--limit-bad-tokens", "0")
+        await relay.start(
+            "-v", "--log-format", "json", "--operator-token-file", str(operator), "--limit-bad-tokens", "0"
+        )
         watch.learn("the first admin's", relay.token)
         edge = edge_of(Caddy, relay.address.port, talkative=True)
         await edge.start()
@@ -150,15 +160,16 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
     svc = await canaries.made("the rotated", "service", "rotate", "bob/canary")
     await canaries.made("a host's", "token", "create", "h", "--for", "host", "--service", "canary")
     cli = await canaries.made("a client's", "token", "create", "c", "--for", "connect", "--service", "canary")
-    code = await canaries.made("a code", "invite", "create", "bob/canary", "--for", "connect", "--uses", "9", field="code")
+    code = await canaries.made(
+        "a code", "invite", "create", "bob/canary", "--for", "connect", "--uses", "9", field="code"
+    )
     accepted = Person(person.home / "guest", person.environment["KDISPATCH_RELAY"])
-    accepted.environment |= {"KDISPATCH_CA_FILE": person.environment.get("KDISPATCH_CA_FILE", "")}
-    for name in ("SSL_CERT_FILE",):
-        accepted.environment[name] = person.environment.get(name, "")
     guest = _Canaries(accepted, watch)
     accepted.environment |= {k: v for k, v in person.environment.items() if k not in accepted.environment}
     await guest.made("an accepted one", "invite", "accept", f"@{canaries.file(code['code'])}")
-    wrong = [watch.learn(f"an unknown {kind}", token_of(kind, at)) for at, kind in enumerate(("adm", "svc", "cli", "inv"))]
+    wrong = [
+        watch.learn(f"an unknown {kind}", token_of(kind, at)) for at, kind in enumerate(("adm", "svc", "cli", "inv"))
+    ]
     async with service(echo) as local:
         network = Network(person.home, "", "")
         network.environment = dict(person.environment)
@@ -172,7 +183,7 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
                 "connect", "connect", "bob/canary", "-v", "--token-file", canaries.file(cli["token"])
             )  # fmt: skip
             await client.says("is reached by")
-            await _every_command(canaries, wrong, canaries.file(code["code"]), local.port, size.commands)
+            await _every_command(canaries, wrong, canaries.file(code["code"]), local.port, size)
             client.stop()
             watch.saw("the client's output", client.text)
             host.stop()
@@ -181,7 +192,7 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
             network.stop()
 
 
-async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port: int, each: int) -> None:
+async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port: int, size: _Size) -> None:
     """Each with tokens that are not known, some at a time."""
     turn = asyncio.Semaphore(3)
 
@@ -193,8 +204,8 @@ async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port:
         if bundle.exists():  # noqa: ASYNC240 - one look
             canaries.watch.saw_archive(bundle)
 
-    rows = [(at, name, arguments) for at, (name, arguments) in enumerate(_ARGUMENTS.items()) if name != "logout"]
-    await asyncio.gather(*(one(*row, pair) for row in rows for pair in range(each)))
+    rows = [(at, name, arguments) for at, (name, arguments) in enumerate(_ARGUMENTS.items()) if name in size.names]
+    await asyncio.gather(*(one(*row, pair) for row in rows if row[1] != "logout" for pair in range(size.commands)))
     await one(0, "logout", _ARGUMENTS["logout"], 0)
 
 
@@ -209,7 +220,10 @@ async def _requests(edge: Caddy, watch: Watch, each: int) -> None:
             body = b"{}" if route.method == "POST" and path.endswith(made) else b""
             more = ("Content-Type: application/json", f"Content-Length: {len(body)}")
             if not path.endswith("/rotate"):  # with a good token it would show a new one, as it should
-                watch.saw(f"the answer to {route.label}", (await ask(edge, head(route.method, path, bearer, *more) + body)).text)
+                watch.saw(
+                    f"the answer to {route.label}",
+                    (await ask(edge, head(route.method, path, bearer, *more) + body)).text,
+                )
 
 
 async def test_an_argument_is_hidden(network: Network) -> None:

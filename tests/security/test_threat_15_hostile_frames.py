@@ -80,7 +80,9 @@ async def test_one_byte_fragments(folder: Path, count: int) -> None:
     """A message in ever so many fragments of one byte is read as one; the relay answers others meanwhile."""
     async with site(folder) as relay, Agent.of(relay, b"\x11" * 32) as hostile, Agent.of(relay, b"\x22" * 32) as other:
         message = _PING * (count // len(_PING))
-        pieces = [ws_frame(0x02 if not at else 0x00, message[at : at + 1], masked=True) for at in range(len(message) - 1)]
+        pieces = [
+            ws_frame(0x02 if not at else 0x00, message[at : at + 1], masked=True) for at in range(len(message) - 1)
+        ]
         pieces.append(ws_frame(0x80, message[-1:], masked=True))
         loop, longest = asyncio.get_running_loop(), 0.0
         for at in range(0, len(pieces), 1000):

@@ -12,11 +12,11 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.settings import Settings as RelaySettings
-from tests.agent.cli.conftest import kdispatch
+from tests.agent.cli.conftest import kdispatch, own_configuration, relay
 from tests.agent.cli.fake_relay import FakeRelay, Shell, new_token
 from tests.agent.cli.test_tls import relays
 
-__all__ = ["kdispatch", "relays"]
+__all__ = ["kdispatch", "own_configuration", "relay", "relays"]
 
 
 @pytest.mark.slow
@@ -40,7 +40,9 @@ async def test_a_relay_that_can_not_be_verified(relays: dict[str, FakeRelay], kd
     assert [relays[name].seen for name in ("expired", "other")] == [[], []] and len(relays["good"].seen) == 1
 
 
-@pytest.mark.parametrize("url", ["http://relay.example.org", "http://192.0.2.1:8443", "http://[2001:db8::1]", "http://0.0.0.0"])
+@pytest.mark.parametrize(
+    "url", ["http://relay.example.org", "http://192.0.2.1:8443", "http://[2001:db8::1]", "http://0.0.0.0"]
+)
 def test_plain_http_is_for_this_machine(url: str) -> None:
     """An agent sends nothing to another machine without TLS unless it is told to."""
     refused = ""

@@ -17,6 +17,7 @@ from kdispatch_protocol.frames import frame
 from tests.first_minutes.watch import token_of
 from tests.net.harness import Network
 from tests.net.tcp import echo, service
+from tests.relay.test_door import Visitor
 from tests.security.hostile_relay import hostile_relay
 from tests.security.site import Agent, Caller, carried, made, offers, site
 
@@ -50,10 +51,13 @@ async def test_raw_clients(folder: Path, log: io.StringIO) -> None:
         await carried(client, host, 1, "ann/web")
         client.send(frame(frames.RESET, 1, payload=json.dumps({"code": "cancelled", "text": _EVIL}).encode()))
         await host.next(frames.RESET)
-        client.send(frame(frames.OPEN, 3, payload=json.dumps({"service": _EVIL, "uuid": secrets.token_hex(16)}).encode()))
+        client.send(
+            frame(frames.OPEN, 3, payload=json.dumps({"service": _EVIL, "uuid": secrets.token_hex(16)}).encode())
+        )
         await client.end()
-        headers = {"User-Agent": "\x1b[2J\x9b31m", "X-Forwarded-For": "\x1b[31m"}
-        await caller("GET", "/api/v1/whoami", admin, headers=headers)
+        async with Visitor.of(relay.port) as visitor:
+            visitor.writer.write(b"GET /api/v1/\x1b[2J HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: \x9b31m\x1b[31m\r\n\r\n")
+            await visitor.reader.readuntil(b"\r\n\r\n")
         await caller("POST", "/api/v1/services", admin, json={"name": _EVIL})
     # Of other parts that log what others say.
     logging.getLogger("aiohttp.server").error("Error handling request from %s", _EVIL, extra={"agent": _EVIL})
