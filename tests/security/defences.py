@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["DEFENCES", "THREATS", "Defence", "Edit"]
 
-#: The rows of docs/security.md. Those of deployment (systemd) and of what there is not yet have tests elsewhere, or none.
+#: What a relay and its agents are up against, by the numbers of docs/security.md.
 THREATS: Final = {
     1: "the relay as an open proxy",
     2: "access to another service on an open session",
@@ -72,7 +72,9 @@ DEFENCES: Final = (
         (
             _AUTH,
             _HIDDEN,
-            '            return Grant(record)\n    return Grant(record or ServiceRecord(service=service, access="public"))',
+            _HIDDEN.replace(
+                'raise KdispatchError("unknown_service")', 'return Grant(record or ServiceRecord(service, "public"))'
+            ),
         ),
     ),
     _off(
@@ -296,8 +298,9 @@ DEFENCES: Final = (
         (
             _SWITCH,
             "session.process = process_id(bytes.fromhex(hello.secret))",
-            "claimed = hello.secret[:32]\n"
-            "        session.process = claimed if claimed in self.by_process else process_id(bytes.fromhex(hello.secret))",
+            "session.process = process_id(bytes.fromhex(hello.secret))\n"
+            "        if hello.secret[:32] in self.by_process:\n"
+            "            session.process = hello.secret[:32]",
         ),
     ),
     _off(

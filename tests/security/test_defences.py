@@ -35,5 +35,5 @@ def test_it_is_where_it_is_said_to_be(defence: object) -> None:
 @pytest.mark.accept
 @pytest.mark.timeout(1800)
 async def test_defences_switched_off() -> None:
-    """Without any of these defences the test of its threat fails by its own assertion, and with all of them none does."""
+    """Without one of these defences a test of its threat fails by its own assertion; with all of them none does."""
     assert await asyncio.to_thread(main, []) == 0

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.first_minutes.watch import token_of
 from tests.net.harness import Network, eventually
 from tests.net.tcp import echo, service
 from tests.security.hostile_relay import hostile_relay
-from tests.first_minutes.watch import token_of
 
 
 @pytest.mark.slow
@@ -20,9 +20,14 @@ async def test_only_the_configured_target_is_dialled(tmp_path: Path) -> None:
         host = network.agent("host", "host", "ann/web", "--port", str(target.port))
         try:
             await host.says("is offered as")
-            base = {"limit": 1 << 18, "attempt": 1, "process": "55" * 16, "key": "66" * 32}
-            elsewhere = {"host": "127.0.0.1", "address": "127.0.0.1", "port": neighbour.port, "target": neighbour.port}
-            asked = [
+            base: dict[str, object] = {"limit": 1 << 18, "attempt": 1, "process": "55" * 16, "key": "66" * 32}
+            elsewhere: dict[str, object] = {
+                "host": "127.0.0.1",
+                "address": "127.0.0.1",
+                "port": neighbour.port,
+                "target": neighbour.port,
+            }
+            asked: list[dict[str, object]] = [
                 {"service": "ann/other"},
                 {"service": "localhost/22"},
                 {"service": "ann/other", **elsewhere},

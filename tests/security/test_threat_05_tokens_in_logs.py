@@ -17,10 +17,10 @@ from kdispatch_relay.api.routes import ROUTES
 from tests.agent.cli.test_every_command import everything
 from tests.edges.asking import ask, head
 from tests.edges.conftest import EdgeOf
-from tests.edges.servers import Caddy
+from tests.edges.servers import Caddy, Edge
 from tests.first_minutes.person import Person
 from tests.first_minutes.watch import Watch, token_of
-from tests.net.harness import Network, Process, Relay, sizes
+from tests.net.harness import Network, Relay, sizes
 from tests.net.tcp import echo, service
 
 pytestmark = pytest.mark.slow
@@ -145,11 +145,15 @@ async def test_a_canary_through_everything(
         for name, text in edge.logs.items():
             watch.saw(f"Caddy's {name}", text)
         assert "/api/v1/whoami" in "".join(edge.logs.values()), "nothing is logged, so that this test can't fail"
-        for file in [*tmp_path.glob("relay.db*"), *person.home.rglob("*.log")]:
-            watch.saw(file.name, file.read_bytes().decode("latin-1"))
+        _read(watch, [*tmp_path.glob("relay.db*"), *person.home.rglob("*.log")])  # noqa: ASYNC240 - nothing else runs
     finally:
         relay.stop(signal.SIGKILL)
     assert not watch.leaks(), watch.leaks()[0]
+
+
+def _read(watch: Watch, files: list[Path]) -> None:
+    for file in files:
+        watch.saw(file.name, file.read_bytes().decode("latin-1"))
 
 
 async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
@@ -172,10 +176,11 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
     ]
     async with service(echo) as local:
         network = Network(person.home, "", "")
+        svc_file = canaries.file(svc["token"])
         network.environment = dict(person.environment)
         try:
             host = network.agent(
-                "host", "host", "bob/canary", "--port", str(local.port), "-v", "--json", "--token-file", canaries.file(svc["token"])
+                "host", "host", "bob/canary", "--port", str(local.port), "-v", "--json", "--token-file", svc_file
             )  # fmt: skip
             offered = json.loads((await host.says(r"\{.*\"withdraw_token\".*\}"))[0])
             watch.learn("the host's withdraw", offered["withdraw_token"])
@@ -201,7 +206,7 @@ async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port:
         filled = tuple(each.format(code=code, port=port, bundle=bundle) for each in arguments)
         async with turn:
             await canaries.runs(name, filled, wrong[(at + pair) % 4], (at + pair + pair // 4) % 4)
-        if bundle.exists():  # noqa: ASYNC240 - one look
+        if bundle.exists():
             canaries.watch.saw_archive(bundle)
 
     rows = [(at, name, arguments) for at, (name, arguments) in enumerate(_ARGUMENTS.items()) if name in size.names]
@@ -209,7 +214,7 @@ async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port:
     await one(0, "logout", _ARGUMENTS["logout"], 0)
 
 
-async def _requests(edge: Caddy, watch: Watch, each: int) -> None:
+async def _requests(edge: Edge, watch: Watch, each: int) -> None:
     """Every route, with tokens where they belong."""
     tokens = list(watch.tokens.values())
     made = ("/api/v1/admins", "/api/v1/services", "/tokens", "/invites", "/accept", "/rotate")

@@ -6,7 +6,7 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -35,7 +35,7 @@ async def _upgrade(relay: Site, address: str = "127.0.0.1") -> str:
 @pytest.mark.parametrize("kind", ["limit_source_sessions", "limit_sessions"])
 async def test_sessions(folder: Path, kind: str) -> None:
     """The session beyond the cap, of one source or of all, is refused early, and told to come back later."""
-    async with site(folder, **{kind: 3}) as relay, AsyncExitStack() as stack:
+    async with site(folder, **dict[str, Any]({kind: 3})) as relay, AsyncExitStack() as stack:
         for secret in _SECRETS[:3]:
             await stack.enter_async_context(Agent.of(relay, secret))
         head = await _upgrade(relay)

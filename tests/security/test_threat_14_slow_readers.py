@@ -38,7 +38,7 @@ async def test_credit_is_enforced(folder: Path) -> None:
             host.send(frame(frames.DATA, greedy, at, bytes(1 << 15)))
         assert await answer(host, greedy) == "credit_exceeded"
         host.send(frame(frames.DATA, fair, 0, b"fair"))
-        seen = []
+        seen: list[bytes] = []
         while not seen or seen[-1] != b"fair":
             _, _, _, _, payload = await client.next(frames.DATA)
             seen.append(bytes(payload))
@@ -73,7 +73,7 @@ class _Size:
     "size", sizes(_Size(8 * MIB, 1000 * MIB, 0.3, 1, 0.08), _Size(128 * MIB, 1000 * MIB, 1.0, 3, 0.8))
 )
 async def test_a_stalled_reader(network: Network, own_relay: Relay, size: _Size) -> None:
-    """While 1 GB is offered to a reader that stopped, the relay stays small, and its sibling is as fast as beside none."""
+    """While 1 GB is offered to a reader that stopped, the relay stays small, and its sibling as fast as alone."""
 
     async def serve(tcp: Tcp) -> None:
         await tcp.receive_exactly(1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from kdispatch_protocol import frames
@@ -47,9 +46,7 @@ async def test_a_database_that_is_gone(folder: Path) -> None:
         await made(caller, "/services", admin, name="web", access="token")
         assert await offers(host, 1, "ann/web", admin) == "OFFERED"
         at_host = await carried(client, host, 1, "ann/web", admin)
-        kept = folder / "kept"
-        shutil.copytree(folder, kept)
-        for file in folder.glob("relay.db*"):
+        for file in folder.glob("relay.db*"):  # noqa: ASYNC240 - three small files
             file.write_bytes(b"not a database any more" * 1000)
         relay.relay.gate.recheck("ann/web")
         assert (await caller("GET", "/api/v1/whoami", admin)).status == 503
@@ -57,8 +54,6 @@ async def test_a_database_that_is_gone(folder: Path) -> None:
         await client.next(frames.PONG)
         client.send(frame(frames.DATA, 1, 0, b"x"))
         received = None
-        try:
+        with suppress(TimeoutError, AssertionError):
             received = await host.next(frames.DATA)
-        except (TimeoutError, AssertionError):
-            pass
         assert received is not None and received[2] == at_host, "the stream has ended"

@@ -77,12 +77,18 @@ def _run(copy: Path, tests: Sequence[str]) -> Outcome:
         *selected,
     ]
     ended = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE * len(selected)
-    )  # fmt: skip
+        command,
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_PATIENCE * len(selected),
+    )
     passed, failed, broken = 0, [], []
     if not report.exists():
         return Outcome(0, [], [ended.stdout[-500:] + ended.stderr[-500:]])
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest has just written it
+    for case in ET.parse(report).iter("testcase"):
         failures = [one.get("message", "") for one in case.findall("failure")]
         errors = [one.get("message", "") for one in case.findall("error")]
         failed += [message for message in failures if message.startswith(_ASSERTED)]
@@ -135,7 +141,7 @@ def table_of(says: dict[Defence, str]) -> str:
     """The page's table."""
     rows = []
     for defence, said in says.items():
-        files = ", ".join(f"`{edit.file}`" for edit in dict((edit.file, edit) for edit in defence.edits).values())
+        files = ", ".join(f"`{edit.file}`" for edit in {edit.file: edit for edit in defence.edits}.values())
         test = defence.test.replace("::", " ").replace(".py", "")
         rows.append((str(defence.threat), THREATS[defence.threat], defence.what, files, f"`{test}`", f"`{said}`"))
     return table(("#", "threat", "defence", "stands in", "the test that fails without it", "by saying"), rows)
