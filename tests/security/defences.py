@@ -56,6 +56,7 @@ _RELAY: Final = "relay/kdispatch_relay"
 _AUTH: Final = f"{_RELAY}/auth.py"
 _SWITCH: Final = f"{_RELAY}/switch/switch.py"
 _CORE: Final = "shared/kdispatch_protocol"
+_SECRET: Final = "            session.process = process_id(bytes.fromhex(hello.secret))"
 _HIDDEN: Final = '            return Grant(record)\n    raise KdispatchError("unknown_service")'
 
 
@@ -73,7 +74,8 @@ DEFENCES: Final = (
             _AUTH,
             _HIDDEN,
             _HIDDEN.replace(
-                'raise KdispatchError("unknown_service")', 'return Grant(record or ServiceRecord(service, "public"))'
+                'raise KdispatchError("unknown_service")',
+                'return Grant(record or ServiceRecord(service=service, access="public"))',
             ),
         ),
     ),
@@ -298,9 +300,7 @@ DEFENCES: Final = (
         (
             _SWITCH,
             "session.process = process_id(bytes.fromhex(hello.secret))",
-            "session.process = process_id(bytes.fromhex(hello.secret))\n"
-            "        if hello.secret[:32] in self.by_process:\n"
-            "            session.process = hello.secret[:32]",
+            "session.process = hello.secret[:32]\n        if session.process not in self.by_process:\n" + _SECRET,
         ),
     ),
     _off(

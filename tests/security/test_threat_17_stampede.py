@@ -18,7 +18,7 @@ from tests.net.tcp import service
 
 
 def test_a_thousand_come_back_spread_out() -> None:
-    """Of a thousand agents that lose their relay at once no tenth of a second sees more than 60, at any of their tries."""
+    """Of a thousand agents that lose their relay at once no tenth of a second sees more than 60, at any try."""
     agents = [Backoff() for _ in range(1000)]
     for agent in agents:
         agent.spread = 5.0  # as a relay of so many tells it

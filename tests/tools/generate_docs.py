@@ -19,6 +19,7 @@ from kdispatch.settings import ENVIRONMENT, Settings, setting_of
 from kdispatch_protocol.errors import CODES, Code
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_relay.api.route import Section
+from kdispatch_relay.auth import RIGHTS, Party, Right
 from kdispatch_relay.limiter import CAPS, RATES, Rate
 from kdispatch_relay.settings import SETTINGS, environment_name
 from kdispatch_relay.settings import Settings as RelaySettings
@@ -183,6 +184,16 @@ def _default(value: object) -> str:
     return f"`{value}`" if value or value == 0 else "-"
 
 
+def rights() -> str:
+    """Who may do what, from the table that the relay reads."""
+    return table(("to", "may"), ((right.does, _who(right)) for right in RIGHTS.values()))
+
+
+def _who(right: Right) -> str:
+    told = ", ".join(party.value for party in Party if party in right.parties)
+    return f"{told}; where it is public, anybody" if right.public else told
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "relay-settings": relay_settings,
     "agent-settings": agent_settings,
@@ -192,12 +203,13 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "rest-codes": rest_page.codes,
     **{f"rest-{section.name.lower()}": partial(rest_page.section, section) for section in Section},
     "relay-rates": relay_rates,
+    "rights": rights,
 }
 
 
 def pages() -> dict[Path, str]:
     """Every generated page, as it has to be."""
-    parted = (ROOT / "docs" / name for name in ("operations.md", "rest-api.md"))
+    parted = (ROOT / "docs" / name for name in ("operations.md", "rest-api.md", "security.md"))
     return {
         ROOT / "docs" / "errors.md": errors_page(),
         **{
