@@ -1,4 +1,5 @@
 """Where each threat's defence stands in the code, what switches it off, and the test that then fails."""
+# A file of data may be longer than 400 lines.
 
 from __future__ import annotations
 

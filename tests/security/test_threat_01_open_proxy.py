@@ -48,7 +48,7 @@ async def test_only_what_is_registered_is_reached(folder: Path) -> None:
         token = (await made(caller, "/services", admin, name="web", access="public"))["token"]
         assert await offers(host, 1, "ann/web", token) == "OFFERED"
         for number, name in enumerate(_NAMES):
-            assert await opens(client, 2 * number + 1, name) == "unknown_service", name
+            assert await opens(client, 2 * number + 1, name) == "unknown_service", f"{name} is not refused"
         for number, name in enumerate(_NO_NAMES):
             async with Agent.of(relay, bytes([100 + number]) * 32) as stranger:
                 assert await opens(stranger, 1, name) == "protocol_error", name

@@ -116,7 +116,7 @@ def check_all(defences: Sequence[Defence]) -> tuple[list[str], dict[Defence, str
     wrong, says = [], {}
     with tempfile.TemporaryDirectory(prefix="kdispatch-defences-") as folder:
         copy = _copied(Path(folder))
-        with_all = _run(copy, list(dict.fromkeys(defence.test.partition("::")[0] for defence in defences)))
+        with_all = _run(copy, list(dict.fromkeys(defence.test for defence in defences)))
         if with_all.failed or with_all.broken or not with_all.passed:
             wrong.append(f"with all defences: {[*with_all.failed, *with_all.broken]}")
         for defence in defences:
