@@ -148,7 +148,8 @@ def _make_real(name: str, path: dict[str, Any]) -> None:
     if "handle" in path and path["name"] not in _known:
         turn = next(_turns[name]) % 3
         path["handle"] = _given["other"] if turn == 2 else _given["handle"]
-        path["name"] = _given["used"] if turn == 0 else _random.choice([_given["hosted"], *_there["name"]])
+        lively = _given["hosted" if name == "list_hosts" else "used"]
+        path["name"] = lively if turn == 0 else _random.choice([_given["hosted"], *_there["name"]])
     if name == "delete_service" and path["name"] in {_given["hosted"], _given["used"]}:
         path["name"] = _there["name"].popleft() if len(_there["name"]) > 1 else "gone"
     for kind in ("token", "host", "invite"):
