@@ -13,6 +13,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ _PACKAGES: Final = ("agent", "relay", "shared")
 #: What a failed assertion of a test begins with; anything else is an accident, and proves nothing.
 _ASSERTED: Final = ("AssertionError", "assert ", "Failed: DID NOT RAISE")
 _SHOWN: Final = 90  # characters of a message
+_AT_ONCE: Final = 2  # tests mostly wait; each has a copy of the tree of its own
 _PATIENCE: Final = 300  # seconds for one test
 
 
@@ -42,7 +44,7 @@ class Outcome(NamedTuple):
 def _copied(folder: Path) -> Path:
     """A copy of the tree."""
     copy = folder / "tree"
-    copy.mkdir()
+    copy.mkdir(parents=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -113,14 +115,22 @@ def _without(copy: Path, defence: Defence) -> Outcome:
 
 def check_all(defences: Sequence[Defence]) -> tuple[list[str], dict[Defence, str]]:
     """What is wrong, in sentences, and for each defence how its test says that it is missing."""
-    wrong, says = [], {}
-    with tempfile.TemporaryDirectory(prefix="kdispatch-defences-") as folder:
-        copy = _copied(Path(folder))
-        with_all = _run(copy, list(dict.fromkeys(defence.test for defence in defences)))
+    wrong: list[str] = []
+    says: dict[Defence, str] = {}
+    with tempfile.TemporaryDirectory(prefix="kdispatch-defences-") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
+        copies = [_copied(Path(folder) / str(number)) for number in range(_AT_ONCE)]
+        with_all = _run(copies[0], list(dict.fromkeys(defence.test for defence in defences)))
         if with_all.failed or with_all.broken or not with_all.passed:
             wrong.append(f"with all defences: {[*with_all.failed, *with_all.broken]}")
-        for defence in defences:
-            outcome = _without(copy, defence)
+
+        def without(defence: Defence) -> Outcome:
+            copy = copies.pop()
+            try:
+                return _without(copy, defence)
+            finally:
+                copies.append(copy)
+
+        for defence, outcome in zip(defences, pool.map(without, defences), strict=True):
             if outcome.failed:
                 says[defence] = _short(outcome.failed[0])
             else:
