@@ -234,21 +234,34 @@ HIDDEN: Final = (
 async def test_not_yours_takes_as_long(tmp_path: Path, empty_database: Path, pairs: int) -> None:
     """Nor does the time of the answer tell which of the two it is."""
     shutil.copy(empty_database, tmp_path / "relay.db")
-    full = pairs > 100
+    differ = {}
     async with people(tmp_path) as site:
         for what, shown in HIDDEN:
-            took: dict[str, list[float]] = {GATE: [], ABSENT: []}
-            for turn in range(pairs + 5):
-                for service in (GATE, ABSENT) if turn % 2 else (ABSENT, GATE):
-                    began = time.perf_counter()
-                    await _does(site, what, service, shown)
-                    if turn >= 5:  # the first ones are slower
-                        took[service].append(time.perf_counter() - began)
-            ratio = statistics.median(took[GATE]) / statistics.median(took[ABSENT])
-            within = 1.1 if full else 2.0
-            assert 1 / within < ratio < within, f"{what} with {shown}: {ratio:.2f}"
-            if full:
-                assert same(took[GATE], took[ABSENT]) > 1e-6, f"{what} with {shown}: {ratio:.3f}"
+            there, absent = await _times(site, what, shown, pairs)
+            if pairs < 100:  # beside whatever else the machine does, a look-up too many can't be seen; a wait can
+                ratio, probable = _quartile(there) / _quartile(absent), 1.0
+            else:
+                ratio, probable = statistics.median(there) / statistics.median(absent), same(there, absent)
+            within = 3.0 if pairs < 100 else 1.1
+            if not 1 / within < ratio < within or probable < 1e-6:
+                differ[what, shown] = (ratio, probable)
+    assert differ == {}
+
+
+async def _times(site: People, what: str, shown: str, pairs: int) -> tuple[list[float], list[float]]:
+    """The seconds of each answer about what there is and what there is not, in turns."""
+    took: dict[str, list[float]] = {GATE: [], ABSENT: []}
+    for turn in range(-5, pairs):
+        for service in (GATE, ABSENT) if turn % 2 else (ABSENT, GATE):
+            began = time.perf_counter()
+            await _does(site, what, service, shown)
+            if turn >= 0:  # the first ones are slower
+                took[service].append(time.perf_counter() - began)
+    return took[GATE], took[ABSENT]
+
+
+def _quartile(values: list[float]) -> float:
+    return statistics.quantiles(values, n=4)[0]
 
 
 def same(one: list[float], two: list[float]) -> float:
