@@ -218,6 +218,10 @@ class Authority:
             raise KdispatchError("not_permitted", "This is an invitation to a service, and no code to sign up with.")
         return code
 
+    def forget(self) -> None:
+        """Something may have changed: what was looked up a moment ago does not count."""
+        self.repository.forget()
+
     def note(self, event: AuditEvent) -> None:
         """Something happened to a service, which is the event's subject: its owner may read it in the audit."""
         self.repository.audit.note(event.subject.partition("/")[0], event)

@@ -55,7 +55,6 @@ class Feed:
         self._live.expire(time.time())
         for number, scope in await self._repository.changes.since(self._last):
             self._last = number
-            self._repository.forget()
             self._live.recheck(scope)
 
     async def _write_used(self) -> None:

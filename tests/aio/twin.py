@@ -184,6 +184,9 @@ class Yes(Authority):
             raise self.error
         return Grant(ServiceRecord(service=service, access="public"))
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def note(self, event: AuditEvent) -> None:
         """Nobody reads it."""
 

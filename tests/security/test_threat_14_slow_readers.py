@@ -56,6 +56,8 @@ async def test_who_never_reads_is_cut(folder: Path, caplog: pytest.LogCaptureFix
             agent.send(frame(frames.PING) * 1000)
             await asyncio.sleep(0.002)
         assert not relay.relay.gate.state().sessions, "it is still there"
+        while "slow_consumer" not in caplog.text and loop.time() < until:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
         assert "slow_consumer" in caplog.text
 
 

@@ -59,6 +59,7 @@ class Access:
 
     def recheck(self, scope: str) -> None:
         """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
+        self._authority.forget()
         doubt(self._switch, scope)
         self._do(self._recheck(scope))
 
