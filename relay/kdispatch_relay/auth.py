@@ -173,17 +173,25 @@ class Authority:
         not open to this token: the same text and the same look-ups for both.
         """
         handle, name = split_service(service)
-        record = await self._service(handle, name)
-        if record is not None and record.access == "public":
+        kept = self.repository.kept_service(handle, name)
+        record = kept or await self.repository.service_now(handle, name)
+        if record is not None and record.access == "public" and not record.suspended:
             return Grant(record)
         identity = None if token is None else await self.identify(token)
+        if kept is not None and not _is_hidden("open", identity, handle, service, kept):
+            return Grant(kept, identity)
+        # Nobody learns by the time of a refusal whether somebody else has looked for it just now.
+        record = record if kept is None else await self.repository.service_now(handle, name)
         return _hidden("open", identity, handle, service, record)
 
     async def may_read(self, service: str, token: str | None) -> Grant:
         """The right to look at a service: like :meth:`may_open`, but a token that is shown must be a good one."""
         handle, name = split_service(service)
         identity = None if token is None else await self.identify(token)
-        return _hidden("service.read", identity, handle, service, await self._service(handle, name))
+        kept = self.repository.kept_service(handle, name)
+        if kept is None or _is_hidden("service.read", identity, handle, service, kept):
+            kept = await self.repository.service_now(handle, name)
+        return _hidden("service.read", identity, handle, service, kept)
 
     async def invitation(self, token: str | None) -> InviteRecord:
         """The invitation with this code.
@@ -226,10 +234,6 @@ class Authority:
         """Something happened to a service, which is the event's subject: its owner may read it in the audit."""
         self.repository.audit.note(event.subject.partition("/")[0], event)
 
-    async def _service(self, handle: str, name: str) -> ServiceRecord | None:
-        record = await self.repository.service(handle, name)
-        return None if record is None or record.suspended else record
-
 
 def _party(identity: Identity | None, handle: str, service: str) -> Party | None:
     """What the token's holder is to ``service`` of ``handle``; ``None`` for nothing."""
@@ -248,13 +252,17 @@ def _widened(parties: frozenset[Party]) -> frozenset[Party]:
 
 
 def _hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord | None) -> Grant:
+    if record is None or _is_hidden(action, identity, handle, service, record):
+        raise KdispatchError("unknown_service")
+    return Grant(record, identity if _party(identity, handle, service) in RIGHTS[action].parties else None)
+
+
+def _is_hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord) -> bool:
     right = RIGHTS[action]
-    if record is not None:
-        if _party(identity, handle, service) in right.parties:
-            return Grant(record, identity)
-        if record.access == "public" and Party.ANYBODY in right.public:
-            return Grant(record)
-    raise KdispatchError("unknown_service")
+    if record.suspended:
+        return True
+    open_to_all = record.access == "public" and Party.ANYBODY in right.public
+    return not open_to_all and _party(identity, handle, service) not in right.parties
 
 
 def _written(moment: int) -> str:

@@ -34,10 +34,17 @@ class Kept(Generic[_Key, _Value]):
 
     async def get(self, key: _Key) -> _Value | None:
         """The value of ``key``; raises what the look-up raised."""
+        value = self.kept(key)
+        return await self.look(key) if value is None else value
+
+    def kept(self, key: _Key) -> _Value | None:
+        """The value of ``key``, if it is kept."""
         kept = self._values.get(key)
+        return kept[0] if kept is not None and self._clock() < kept[1] else None
+
+    async def look(self, key: _Key) -> _Value | None:
+        """The value of ``key`` as it is now; raises what the look-up raised."""
         now = self._clock()
-        if kept is not None and now < kept[1]:
-            return kept[0]
         cleared = self._cleared
         value = await self._batches.get(key)
         # A look-up that was under way while something changed may have seen what was before.

@@ -73,6 +73,14 @@ class Repository:
         """The service ``handle/name``."""
         return await self._services.get((handle, name))
 
+    def kept_service(self, handle: str, name: str) -> ServiceRecord | None:
+        """The service ``handle/name``, if it was looked up a moment ago."""
+        return self._services.kept((handle, name))
+
+    async def service_now(self, handle: str, name: str) -> ServiceRecord | None:
+        """The service ``handle/name``, looked up now."""
+        return await self._services.look((handle, name))
+
     async def token_name(self, token_id: str) -> str | None:
         """What people call the token with this id."""
         return await self._names.get(token_id)
