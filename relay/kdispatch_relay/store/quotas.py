@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,9 +19,14 @@ __all__ = ["COLUMNS", "counted_tokens", "place_for_invite", "place_for_service",
 COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
 
 
+_DEFAULTS: Final = Quotas()
+
+
 def quotas_of(*own: int | None) -> Quotas:
     """The defaults, but where the admin has its own."""
-    return replace(Quotas(), **{name: value for name, value in zip(QUOTAS, own, strict=True) if value is not None})
+    if not any(value is not None for value in own):
+        return _DEFAULTS
+    return replace(_DEFAULTS, **{name: value for name, value in zip(QUOTAS, own, strict=True) if value is not None})
 
 
 def counted_tokens() -> Any:
