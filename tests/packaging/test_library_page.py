@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from inspect import getmembers, isfunction, signature
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_type_hints
 
 import kdispatch
+from kdispatch import rest_client
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
 CLASSES: Final = (kdispatch.Connector, kdispatch.Server, kdispatch.RestClient)
@@ -30,6 +31,16 @@ def test_every_public_method_is_described() -> None:
     }
     attributes = {"RestClient.token"}
     assert told - attributes == public - {"Server.start"}  # start_server has called it
+
+
+def test_every_answer_is_named() -> None:
+    """The page's table says what each call of the REST client gives."""
+    rows = re.findall(r"(?m)^\| `RestClient\.(\w+)\([^`]*\)` \| (?:`(\w+)`(s?))? ?\|", PAGE)
+    assert len(rows) > 10
+    for name, answer, several in rows:
+        gives: Any = getattr(rest_client, answer) if answer else type(None)
+        given = get_type_hints(getattr(kdispatch.RestClient, name))["return"]
+        assert given == (tuple[gives, ...] if several else gives), name
 
 
 def test_signatures() -> None:

@@ -74,14 +74,16 @@ class Caller:
     def must_have_token(self) -> str:
         """The token; ``not_logged_in`` where there is none."""
         if (token := self.token) is None:
-            raise KdispatchError("not_logged_in", f"No token for {self.relay} is given or stored.")
+            raise KdispatchError("not_logged_in", f"No admin's token for {self.relay} is given or stored.")
         return token
 
     def owner_token(self, handle: str) -> str:
         """The given token, or the stored one of this admin; ``not_logged_in``."""
         token = self.given or self.credentials.admin_token(self.relay, handle)
         if token is None:
-            raise KdispatchError("not_logged_in", f"No admin token of {handle!r} for {self.relay} is given or stored.")
+            raise KdispatchError(
+                "not_logged_in", f"No admin's token of {handle!r} for {self.relay} is given or stored."
+            )
         return token
 
     async def as_reader(self, rest: RestClient, typed: str) -> str:

@@ -17,8 +17,11 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhd])")
 
 
-def seconds_of(option: str, typed: str) -> int:
-    """How many seconds a duration is; raises ``bad_request`` for what is none. ``option`` is where it was typed."""
+def seconds_of(option: str, typed: str, least: str, most: str) -> int:
+    """How many seconds a duration is; raises ``bad_request`` for what is none, or is out of bounds.
+
+    ``option`` is where it was typed; the bounds are the relay's, as people write them.
+    """
     match = _DURATION.fullmatch(typed.strip().lower())
     if match is None:
         raise SetupError(
@@ -26,6 +29,14 @@ def seconds_of(option: str, typed: str) -> int:
             f"{option} is {typed[:80]!r}, which is no duration.",
             hint="Write a whole number and s, m, h or d: 90s, 10m, 24h, 7d.",
         )
+    seconds = _seconds(match)
+    if not _seconds(_DURATION.fullmatch(least)) <= seconds <= _seconds(_DURATION.fullmatch(most)):
+        raise SetupError("bad_request", f"{option} is {typed[:80]!r}.", hint=f"Write a time from {least} to {most}.")
+    return seconds
+
+
+def _seconds(match: re.Match[str] | None) -> int:
+    assert match is not None
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -50,7 +50,7 @@ def create(
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
     purpose = one_of("--for", purpose, _PURPOSES) or ""
-    seconds = seconds_of("--expires", expires)
+    seconds = seconds_of("--expires", expires, "60s", "365d")
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:

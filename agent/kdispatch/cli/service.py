@@ -192,7 +192,7 @@ def rotate(
     """Give a service a new token in the place of its own; the old one ends. --quiet prints the new one."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
-    seconds = seconds_of("--overlap", overlap)
+    seconds = seconds_of("--overlap", overlap, "0s", "30d")
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:

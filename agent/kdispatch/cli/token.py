@@ -57,7 +57,7 @@ def create(
     """Make another token; it is shown once and not stored here. --quiet prints it."""
     output = Output(quiet=quiet, json=json)
     purpose = _purpose(purpose, service)
-    seconds = None if expires is None else seconds_of("--expires", expires)
+    seconds = None if expires is None else seconds_of("--expires", expires, "60s", "3650d")
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:

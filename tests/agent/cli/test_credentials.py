@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch.credentials import Credentials, given_token
+from kdispatch.credentials import Credentials, given_code, given_token
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.tokens import token_digest, token_id
 from tests.agent.cli.fake_relay import new_token
 
 RELAY, OTHER = RelayUrl.parse("https://relay.example"), RelayUrl.parse("https://other.example")
@@ -198,3 +199,61 @@ async def test_processes_that_write_at_once_lose_nothing(own_configuration: Path
     content = json.loads((own_configuration / "credentials.json").read_text())
     assert len(content["relays"][str(RELAY)]["services"]) == 40
     assert sorted(path.name for path in Credentials().path.parent.iterdir()) == ["credentials.json", "lock"]
+
+
+def test_the_token_to_connect_with() -> None:
+    """The given one comes before the service's own to connect with, that before its owner's; to host, none of it."""
+    stored, cli = Credentials(), new_token("cli")
+    assert stored.token_for_client(RELAY, "ann/web", warn=silent) is None
+    stored.store_admin(RELAY, "ann", ADM)
+    assert stored.token_for_client(RELAY, "ann/web", warn=silent) == ADM
+    stored.store_client(RELAY, "ann/web", cli)
+    stored.store_service(RELAY, "ann/web", SVC)
+    assert stored.token_for_client(RELAY, "ann/web", warn=silent) == cli
+    assert stored.token_for_client(RELAY, "ann/db", warn=silent) == ADM
+    assert stored.token_for_client(RELAY, "ann/web", token=f"@{_private(GIVEN)}", warn=silent) == GIVEN
+    assert stored.token_for_host(RELAY, "ann/web", warn=silent) == SVC
+
+
+def test_a_file_of_an_older_release() -> None:
+    """A file without tokens to connect is read, and gets them without losing anything."""
+    stored = Credentials()
+    stored.store_admin(RELAY, "ann", ADM)
+    assert "clients" not in stored.path.read_text()
+    assert stored.clients(RELAY) == () and stored.client_token(RELAY, "bob/db") is None
+    stored.store_client(RELAY, "bob/db", new_token("cli"))
+    assert (stored.clients(RELAY), stored.admin_token(RELAY)) == (("bob/db",), ADM)
+    stored.drop(RELAY, clients=["bob/db"])
+    assert (stored.clients(RELAY), stored.admin_token(RELAY)) == ((), ADM)
+
+
+def test_a_revoked_token_is_dropped_by_its_id() -> None:
+    """The token with this id goes from wherever it is stored, and no other."""
+    stored, cli = Credentials(), new_token("cli")
+    stored.store_admin(RELAY, "ann", ADM)
+    stored.store_client(RELAY, "bob/db", cli)
+    assert stored.drop_token(RELAY, "0" * 16) == []
+    assert stored.drop_token(RELAY, token_id(token_digest(cli))) == ["bob/db"]
+    assert (stored.clients(RELAY), stored.admin_token(RELAY)) == ((), ADM)
+    assert stored.drop_token(RELAY, token_id(token_digest(ADM))) == ["ann"]
+    assert stored.handle(RELAY) is None
+
+
+def test_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A code is taken as it was typed, from a file or from standard input; no other token is one."""
+    code = new_token("inv")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{code}\n" * 2))
+    assert {given_code(code), given_code(f"@{_private(code)}"), given_code("-"), given_code(None)} == {code}
+    for wrong in (ADM, code[:-1], ""):
+        with pytest.raises(SetupError) as caught:
+            given_code(wrong)
+        assert caught.value.code == "token_refused"
+        assert not wrong or wrong not in caught.value.text + caught.value.hint
+
+
+def _private(secret: str) -> Path:
+    path = Credentials().path.with_name("given.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(0o600)
+    path.write_text(secret)
+    return path
