@@ -28,8 +28,9 @@ _SCREENS: Final = Path(__file__).with_name("screens")
 _SIZE: Final = ("-x", "110", "-y", "64")
 # What differs between two runs, and what stands in its place.
 _CHANGING: Final = (
-    (r"\b(adm|svc|hst)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
+    (r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
     (r"\b[0-9a-f]{32}\b", "HOST_ID"),
+    (r"\b[0-9a-f]{16}\b", "TOKEN_ID"),
     (r"\b[0-9a-f]{12}\b", "AGENT_ID"),
     (r"\b[0-9a-f]{8}\b(?=  open)", "STREAM_1"),
     (r"connected for \d+ s", "connected for N s"),
@@ -269,5 +270,53 @@ async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
                 same("upgrade-state", await terminal.window("state", "kdispatch relay state", "cuts"))
             same("upgrade-host", await terminal._at_rest("host"))
             same("upgrade-connect", await terminal._at_rest("client"))
+        finally:
+            await terminal.close()
+
+
+@pytest.mark.slow
+@needs("tmux")
+async def test_access_in_a_terminal(tmp_path: Path) -> None:
+    """Inviting, accepting, listing and taking back, right and wrong, looks as somebody has looked at it."""
+    person = Person(tmp_path / "h")
+    free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
+    person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
+    person.environment["XDG_DATA_HOME"] = str(person.home)
+    terminal = Terminal(person)
+    guest = f"KDISPATCH_RELAY=http://127.0.0.1:{free['8443']} KDISPATCH_CONFIG_DIR=guest kdispatch"
+
+    async def shows(name: str, command: str) -> str:
+        screen = await terminal.window(name, f"{command}; echo status $?", "status ")
+        _compare(name, screen, free, person.home)
+        return screen
+
+    async with service(echo, port=int(free["8080"])):
+        try:
+            await terminal.window("relay", "kdispatch relay serve", "listening on")
+            await person.runs("sign-up", "ann", "--relay", f"http://127.0.0.1:{free['8443']}")
+            await person.runs("service", "create", "web", "--access", "token")
+            invited = await shows("invite", "kdispatch invite create web --for connect --name team")
+            code = re.search(r"\binv_[A-Za-z0-9_-]{51}", invited)
+            assert code is not None
+            await shows("invite-accept", f"{guest} invite accept {code[0]}")
+            await shows("audit", "kdispatch audit --service web")
+            await asyncio.gather(
+                shows("invite-spent", f"{guest} invite accept {code[0]}"),
+                shows("invite-list", "kdispatch invite list web"),
+                shows("pin-refused", f"{guest} agent connect ann/web --host 0123456789"),
+                terminal.window("host", f"kdispatch agent host web --port {free['8080']}; echo status $?", "offered"),
+            )
+            client = f"{guest} agent connect ann/web --port {free['9090']}; echo status $?"
+            await terminal.window("client", client, "reached")
+            async with await Tcp.connect(int(free["9090"])) as tcp:
+                await tcp.send(b"x")
+                await tcp.receive_exactly(1)
+                await shows("clients", "kdispatch service clients web")
+                invite = (await person.runs("invite", "list", "web", "--quiet")).out.strip()
+                await person.runs("invite", "revoke", "web", invite, "--tokens")
+                await shows("rotate", "kdispatch service rotate web")
+            for agent in ("client", "host"):
+                await terminal._shows(agent, "status 4", lambda screen: screen.partition("\n")[2])
+                _compare(f"revoked-{agent}", await terminal._at_rest(agent), free, person.home)
         finally:
             await terminal.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -21,6 +23,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
+_MOMENTS: Final = frozenset({"expires", "old_until"})  #: details that are moments
 _PAGE: Final = 1000  #: events that a relay gives at once at the most
 
 
@@ -61,10 +64,20 @@ async def _newest(client: RestClient, service: str | None, limit: int) -> tuple[
         page = await client.audit(service=service, before=before, limit=min(_PAGE, limit - len(events)))
         events += page.events
         before = page.next
-        if before is None or len(events) >= limit:
+        if before is None or not page.events or len(events) >= limit:
             return events[:limit], before is not None
 
 
 def _row(event: AuditEvent) -> tuple[object, ...]:
-    detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
+    detail = " ".join(f"{key}={_told(key, value)}" for key, value in event.detail.items())
     return moment(event.at), event.actor, event.action, event.subject, event.source, detail
+
+
+def _told(key: str, value: object) -> object:
+    """A detail for people: moments as elsewhere, which are seconds there."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key in _MOMENTS and isinstance(value, int):
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            return moment(datetime.fromtimestamp(value, UTC))
+    return value
