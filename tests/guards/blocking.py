@@ -37,6 +37,7 @@ ALLOWED: Final = (
     Allowed("", "kdispatch/cli/output.py", "_write", "a command's few lines, which somebody waits for"),
     Allowed("", "logging/__init__.py", "emit", "a line to stderr, which nobody leaves unread"),
     Allowed("", "<frozen importlib._bootstrap>", "_find_and_load", "modules are loaded once, where first needed"),
+    Allowed("", "asyncpg/connect_utils.py", "_parse_connect_arguments", "looks into ~, at each of a dozen connects"),
     # Commands read and write their few small files before an agent carries anything, or carry nothing at all.
     Allowed("", "kdispatch/settings.py", "load_settings", "before an agent carries anything"),
     Allowed("", "kdispatch/settings.py", "remember_relay", "sign-up and login carry nothing"),

@@ -3,12 +3,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from kdispatch_relay.store.database import Database
+from tests.net.harness import Network
+from tests.programs.servers import postgres
+from tests.relay.postgres import Server
 from tests.relay.support import Api, relay_api
 
 
@@ -26,10 +29,32 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A PostgreSQL of these tests, who ask for it by what they are marked with in ``tests.relay.postgres``."""
+    network = Network(tmp_path_factory.mktemp("postgres"), "", "")
+    with asyncio.Runner() as runner:
+        running = postgres(network)
+        server = Server(runner.run(running.__aenter__()), network.environment)
+        try:
+            runner.run(server.start())
+            yield server
+        finally:
+            runner.run(running.__aexit__(None, None, None))
+
+
 @pytest.fixture
-async def api(tmp_path: Path, empty_database: Path) -> AsyncIterator[Api]:
-    shutil.copy(empty_database, tmp_path / "relay.db")
-    async with relay_api(tmp_path / "relay.db") as running:
+def location(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> str:
+    """A database whose tables are made, and empty: a file, or where the test is marked so one of PostgreSQL's."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        server: Server = request.getfixturevalue("postgres_server")
+        return server.emptied()
+    return str(shutil.copy(empty_database, tmp_path / "relay.db"))
+
+
+@pytest.fixture
+async def api(tmp_path: Path, location: str) -> AsyncIterator[Api]:
+    async with relay_api(tmp_path / "relay.db", database=location) as running:
         yield running
 
 

@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 
 from kdispatch_protocol.tokens import token_digest, token_id, token_kind
+from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 
 
+@BOTH_STORES
 async def test_sign_up(api: Api) -> None:
     """A free handle gives a new admin a token that is shown once and cached nowhere."""
     answer = await api("POST", "/api/v1/admins", json={"handle": "ann"})
@@ -27,6 +29,7 @@ async def test_taken_handle(api: Api) -> None:
     assert (answer.status, answer.body["code"]) == (409, "handle_taken")
 
 
+@BOTH_STORES
 async def test_one_of_many_at_once_gets_the_handle(api: Api) -> None:
     """Of 50 parallel requests for one handle exactly one wins, and its token works."""
     answers = await asyncio.gather(*(api("POST", "/api/v1/admins", json={"handle": "ann"}) for _ in range(50)))

@@ -9,6 +9,7 @@ import pytest
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import format_token
 from kdispatch_relay.seams import HostView, LiveHost
+from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 
 HOST = "4f1c09d2a8b35e6710fd42c98e6ba173"
@@ -20,6 +21,7 @@ def live(api: Api) -> None:
     api.gate.hosts[HOST] = LiveHost("ann/web", hashlib.sha256(OWN.encode()).hexdigest())
 
 
+@BOTH_STORES
 async def test_delete_service(api: Api) -> None:
     """Its owner deletes a service with its token; the switch hears of it, and the rest stays."""
     ann = await api.admin("ann")
@@ -34,6 +36,7 @@ async def test_delete_service(api: Api) -> None:
     assert (again.status, again.body["code"]) == (404, "unknown_service")
 
 
+@BOTH_STORES
 async def test_a_new_service_of_the_name_has_a_new_token(api: Api) -> None:
     """The token of a deleted service does not host the one that comes after it."""
     ann = await api.admin("ann")

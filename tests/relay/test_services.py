@@ -10,6 +10,7 @@ from yarl import URL
 
 from kdispatch_protocol.tokens import token_kind
 from kdispatch_relay.seams import HostView
+from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 
 
@@ -23,6 +24,7 @@ async def test_create_service(api: Api) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+@BOTH_STORES
 async def test_one_of_many_at_once_creates_the_service(api: Api) -> None:
     """Of 50 parallel creations of one service exactly one wins, and another admin's is not concerned."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
@@ -50,6 +52,7 @@ async def test_only_admins_create_and_list(api: Api) -> None:
         assert (answer.status, answer.body["code"]) == (401, "token_refused")
 
 
+@BOTH_STORES
 async def test_list_own_services(api: Api) -> None:
     """An admin sees all of its own services by name, and nobody else's."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
@@ -118,6 +121,7 @@ async def test_bad_name_in_path(api: Api, path: str) -> None:
     assert (answer["status"], answer["code"]) == (422, "bad_name")
 
 
+@BOTH_STORES
 async def test_many_lookups_at_once(api: Api) -> None:
     """Each of many parallel look-ups gets the answer to its own question."""
     ann = await api.admin("ann")

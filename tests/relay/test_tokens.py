@@ -10,6 +10,7 @@ import pytest
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import format_token, token_digest, token_id, token_kind
+from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 
 TOKENS = "/api/v1/tokens"
@@ -34,6 +35,7 @@ async def ann(api: Api) -> str:
     return token
 
 
+@BOTH_STORES
 @pytest.mark.parametrize(("purpose", "kind"), [("admin", "adm"), ("host", "svc"), ("connect", "cli")])
 async def test_a_token_does_what_it_is_for(api: Api, ann: str, purpose: str, kind: str) -> None:
     """A new token is shown once, is listed, and may what its kind may; its id is derived from its digest."""
@@ -63,6 +65,7 @@ async def _may(question: Any) -> str:
     return ""
 
 
+@BOTH_STORES
 async def test_a_revoked_token(api: Api, ann: str) -> None:
     """It is told ``revoked`` from then on, the switch hears of it, and it stays listed as such."""
     token = await made(api, ann, **{"for": "connect"}, service="web")
@@ -84,6 +87,7 @@ async def test_an_expired_token(api: Api, ann: str, monkeypatch: pytest.MonkeyPa
     assert "expired at 20" in answer.body["detail"]
 
 
+@BOTH_STORES
 async def test_nobody_locks_himself_out(api: Api, ann: str) -> None:
     """The last admin token that does not expire stays, also where one that expires is there, and of two at once one."""
     first = token_id(token_digest(ann))
@@ -97,6 +101,7 @@ async def test_nobody_locks_himself_out(api: Api, ann: str) -> None:
     assert answers.count(None) == 1 and set(answers) <= {None, "last_token", "revoked"}
 
 
+@BOTH_STORES
 async def test_another_admins_tokens(api: Api, ann: str) -> None:
     """They are not listed, and can't be revoked: it is as if there were none."""
     bob = await api.admin("bob")
@@ -144,6 +149,7 @@ async def test_numbers_that_are_none(api: Api, ann: str, written: str) -> None:
     assert (answer.status, answer.body["code"]) == (422, "bad_request")
 
 
+@BOTH_STORES
 @pytest.mark.parametrize("overlap", [0, 3600])
 async def test_rotation(api: Api, ann: str, overlap: int) -> None:
     """The service's own token is replaced, at once or later; another one to host it stays."""
@@ -157,6 +163,7 @@ async def test_rotation(api: Api, ann: str, overlap: int) -> None:
         assert await _may(api.relay.authority.may_host("ann/old", token)) == ""
 
 
+@BOTH_STORES
 @pytest.mark.parametrize(("purpose", "kind"), [("host", "svc"), ("connect", "cli")])
 async def test_an_invitation(api: Api, ann: str, purpose: str, kind: str) -> None:
     """Its code gives as many tokens as it has uses, each of its own name; then it is spent."""
@@ -175,6 +182,7 @@ async def test_an_invitation(api: Api, ann: str, purpose: str, kind: str) -> Non
     assert {one.get("invite") for one in (await api("GET", TOKENS, ann)).body["tokens"]} == {None, invite["id"]}
 
 
+@BOTH_STORES
 @pytest.mark.parametrize("tokens", [False, True])
 async def test_a_revoked_invitation(api: Api, ann: str, tokens: bool) -> None:
     """It can't be accepted any more, and takes its tokens along where that is wished."""
@@ -195,6 +203,7 @@ async def test_what_is_no_invitation(api: Api, ann: str) -> None:
         assert (answer.status, answer.body["code"]) == (401, "token_refused")
 
 
+@BOTH_STORES
 async def test_quotas(api: Api, ann: str) -> None:
     """One service and one token more than the account may have are refused; what is there stays."""
     await api.relay.authority.repository.accounts.set_quotas("ann", {"services": 2, "tokens": 2})
@@ -215,6 +224,7 @@ async def test_quotas(api: Api, ann: str) -> None:
     assert {one["used"] for one in (await api("GET", f"{WEB}/invites", ann)).body["invites"]} == {0}
 
 
+@BOTH_STORES
 async def test_a_suspended_account(api: Api, ann: str) -> None:
     """Every token of it is told ``revoked``, its services look as if there were none, and all comes back with it."""
     public = await api.service(ann, "open")
@@ -230,6 +240,7 @@ async def test_a_suspended_account(api: Api, ann: str) -> None:
     assert (await api("GET", "/api/v1/services/ann/open")).status == 200
 
 
+@BOTH_STORES
 async def test_changing_a_service(api: Api, ann: str) -> None:
     """What is named changes and nothing else; a change of nothing is refused."""
     assert (await api("PATCH", WEB, ann, json={"pins": True})).body == {
@@ -242,6 +253,7 @@ async def test_changing_a_service(api: Api, ann: str) -> None:
     assert (await api("PATCH", "/api/v1/services/ann/none", ann, json={"pins": True})).status == 404
 
 
+@BOTH_STORES
 async def test_the_audit(api: Api, ann: str) -> None:
     """Every change is there, with who did it, from where, to what; page by page, and without a secret."""
     token = await made(api, ann, **{"for": "connect"}, service="web")
@@ -277,6 +289,7 @@ async def test_the_audit(api: Api, ann: str) -> None:
         assert (await api("GET", f"/api/v1/audit?{query}", ann)).status == 422
 
 
+@BOTH_STORES
 async def test_races(api: Api, ann: str) -> None:
     """Of 50 at once one gets the last use of an invitation, the name of a service, the last place of a quota."""
     invite = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})).body

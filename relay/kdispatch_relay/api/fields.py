@@ -24,6 +24,7 @@ __all__ = [
     "Title",
     "Whole",
     "instant",
+    "is_id",
     "seconds_from_now",
 ]
 
@@ -78,6 +79,14 @@ Instant = datetime
 def instant(moment: float) -> datetime:
     """Of unix seconds, to a whole second."""
     return datetime.fromtimestamp(round(moment), UTC)
+
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+def is_id(text: str) -> bool:
+    """Whether this may be a token's or an invitation's id; others are not looked up, as PostgreSQL takes no NUL."""
+    return _ID.fullmatch(text) is not None
 
 
 def seconds_from_now(seconds: int | None) -> int | None:

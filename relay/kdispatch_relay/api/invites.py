@@ -12,7 +12,18 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Flag, Given, Instant, Title, Whole, instant, seconds_from_now
+from kdispatch_relay.api.fields import (
+    Answer,
+    Body,
+    Flag,
+    Given,
+    Instant,
+    Title,
+    Whole,
+    instant,
+    is_id,
+    seconds_from_now,
+)
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.invites import KINDS
@@ -140,8 +151,10 @@ async def revoke_invite(call: Call) -> None:
     """Revoke an invitation, and maybe what came of it."""
     owner = await call.authority.owner(call.token, call.path["handle"], "invite.revoke")
     name = check_name(call.path["name"])
-    tokens = call.query(InviteEnd).tokens
-    if not await call.repository.invites.revoke(owner, name, call.path["invite"], tokens=tokens, source=call.source):
+    tokens, invite_id = call.query(InviteEnd).tokens, call.path["invite"]
+    if not is_id(invite_id) or not await call.repository.invites.revoke(
+        owner, name, invite_id, tokens=tokens, source=call.source
+    ):
         raise KdispatchError("unknown_invite")
 
 

@@ -11,7 +11,18 @@ from pydantic import ConfigDict, Field, model_validator
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import WHOLE, Answer, Body, Given, Instant, Name, Title, instant, seconds_from_now
+from kdispatch_relay.api.fields import (
+    WHOLE,
+    Answer,
+    Body,
+    Given,
+    Instant,
+    Name,
+    Title,
+    instant,
+    is_id,
+    seconds_from_now,
+)
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken, TokenRecord
@@ -119,7 +130,8 @@ async def list_tokens(call: Call) -> TokenList:
 async def revoke_token(call: Call) -> None:
     """Revoke one of one's own tokens; what rests on it ends at once."""
     owner = await call.authority.admin(call.token, "token.revoke")
-    if not await call.repository.tokens.revoke(owner, call.path["token"], source=call.source):
+    token_id = call.path["token"]
+    if not (is_id(token_id) and await call.repository.tokens.revoke(owner, token_id, source=call.source)):
         raise KdispatchError("unknown_token")
 
 

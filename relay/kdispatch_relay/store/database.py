@@ -80,7 +80,9 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that is committed at the block's end, and rolled back when the block raises.
 
-        Read what you change ``with_for_update()``: SQLite holds the write lock anyway, PostgreSQL needs it.
+        Read what you change ``with_for_update(key_share=True)``: SQLite holds the write lock anyway, PostgreSQL needs
+        it. Lock a service before its invitations, these before tokens, and the admin last: PostgreSQL ends one of two
+        that wait for each other. ``key_share`` lets in others that only refer to the row.
         ``IntegrityError`` passes through, for the caller to say which rule was broken.
         """
         with self._translated("write"):

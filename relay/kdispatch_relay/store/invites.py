@@ -16,7 +16,7 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_invite, place_for_token
 from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
-from kdispatch_relay.store.services import id_of
+from kdispatch_relay.store.services import id_of, lock_tokens
 
 __all__ = ["KINDS", "Invites", "spend"]
 
@@ -133,8 +133,10 @@ class Invites:
                 return False
             ended = 0
             if tokens:
-                made = update(Token).where(Token.invite_id == found, Token.revoked_at.is_(None))
-                ended = (await connection.execute(made.values(revoked_at=int(time.time())))).rowcount
+                which = (Token.invite_id == found) & Token.revoked_at.is_(None)
+                await lock_tokens(connection, which)
+                made = update(Token).where(which).values(revoked_at=int(time.time()))
+                ended = (await connection.execute(made)).rowcount
             event = AuditEvent(
                 actor=owner.actor,
                 action="invite.revoke",

@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -23,6 +24,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = ["Admin", "AuditRow", "Base", "Change", "Invite", "Relay", "Service", "Token"]
+
+
+# SQLite counts up without reuse in a column of the type INTEGER only, which holds 64 bits there.
+_COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def _now() -> int:
@@ -146,7 +151,7 @@ class Change(Base):
     __tablename__ = "changes"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(_COUNTER, primary_key=True)
     at: Mapped[int] = mapped_column(BigInteger, default=_now)
     scope: Mapped[str] = mapped_column(String(127))
 
@@ -157,7 +162,7 @@ class AuditRow(Base):
     __tablename__ = "audit"
     __table_args__ = (Index("ix_audit_admin_id_id", "admin_id", "id"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(_COUNTER, primary_key=True)
     at: Mapped[int] = mapped_column(BigInteger, default=_now, index=True)
     admin_id: Mapped[int | None] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"))
     actor: Mapped[str] = mapped_column(String(100))

@@ -70,8 +70,8 @@ async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:
 
 
 async def _quotas(connection: AsyncConnection, admin_id: int) -> Quotas:
-    # The lock on the admin's row lets only one at a time count and add (PostgreSQL; SQLite has one writer anyway).
-    row = await connection.execute(select(*COLUMNS).where(Admin.id == admin_id).with_for_update())
+    # The lock on the admin's row, the last of all, lets only one at a time count and add.
+    row = await connection.execute(select(*COLUMNS).where(Admin.id == admin_id).with_for_update(key_share=True))
     return quotas_of(*row.one())
 
 

@@ -107,7 +107,9 @@ class Repository:
         query = update(Token).where(Token.token_id == bindparam("token")).values(last_used_at=bindparam("moment"))
         try:
             async with self.database.write() as connection:
-                await connection.execute(query, [{"token": id_, "moment": moment} for id_, moment in used.items()])
+                # In the order of their ids, so that relays on one database do not wait for each other in a circle.
+                values = [{"token": id_, "moment": moment} for id_, moment in sorted(used.items())]
+                await connection.execute(query, values)
         except BaseException:
             self._used = used | self._used
             raise

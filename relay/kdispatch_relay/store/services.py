@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,13 +18,19 @@ from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_service
 from kdispatch_relay.store.records import AuditEvent, Identity, NewToken, ServiceRecord
 
-__all__ = ["Services", "id_of"]
+__all__ = ["Services", "id_of", "lock_tokens"]
 
 
 async def id_of(connection: AsyncConnection, owner: Identity, name: str) -> int | None:
-    """The row of a service of ``owner``, locked against others' changes."""
-    query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name).with_for_update()
-    return (await connection.execute(query)).scalar_one_or_none()
+    """The row of a service of ``owner``, locked against others' changes, before any other row."""
+    query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
+    return (await connection.execute(query.with_for_update(key_share=True))).scalar_one_or_none()
+
+
+async def lock_tokens(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    """Lock tokens in the order of their ids, as everybody does who changes several."""
+    query = select(Token.digest).where(which).order_by(Token.token_id)
+    await connection.execute(query.with_for_update(key_share=True))
 
 
 class Services:
@@ -69,6 +75,7 @@ class Services:
         async with self._changes.taking(service) as connection:
             found = await id_of(connection, owner, name)
             if found is not None:
+                await lock_tokens(connection, Token.service_id == found)
                 await connection.execute(delete(Token).where(Token.service_id == found))
                 await connection.execute(delete(Invite).where(Invite.service_id == found))
                 await connection.execute(delete(Service).where(Service.id == found))
@@ -106,7 +113,9 @@ class Services:
 
     async def _end_own(self, connection: AsyncConnection, service_id: int, until: int | None) -> None:
         now = int(time.time())
-        own = update(Token).where(Token.service_id == service_id, Token.own.is_(True), Token.revoked_at.is_(None))
+        which = (Token.service_id == service_id) & Token.own.is_(True) & Token.revoked_at.is_(None)
+        await lock_tokens(connection, which)
+        own = update(Token).where(which)
         if until is None:
             await connection.execute(own.values(revoked_at=now))
         else:  # one that ends sooner still does

@@ -56,10 +56,10 @@ class Tokens:
         service = None if name is None else f"{owner.handle}/{name}"
         now = int(time.time())
         async with self._database.write() as connection:
-            await place_for_token(connection, owner.admin_id)
             service_id = None if name is None else await id_of(connection, owner, name)
             if name is not None and service_id is None:
                 return None
+            await place_for_token(connection, owner.admin_id)
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name, "created_at": now}
             await connection.execute(
                 insert(Token).values(admin_id=owner.admin_id, service_id=service_id, expires_at=token.expires, **values)
@@ -144,7 +144,7 @@ class Tokens:
 
     async def _check_another(self, connection: AsyncConnection, owner: Identity, digest: bytes) -> None:
         # The lock: two that revoke each other's token at once must not leave none.
-        await connection.execute(select(Admin.id).where(Admin.id == owner.admin_id).with_for_update())
+        await connection.execute(select(Admin.id).where(Admin.id == owner.admin_id).with_for_update(key_share=True))
         others = select(func.count()).where(
             Token.admin_id == owner.admin_id,
             Token.kind == "adm",

@@ -17,9 +17,10 @@ def upgrade() -> None:
         services.add_column(sa.Column("pins", sa.Boolean(), server_default=sa.false(), nullable=False))
     _invites()
     _tokens()
+    counter = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # its INTEGER has 64 bits
     op.create_table(
         "changes",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", counter, nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("scope", sa.String(127), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_changes")),
@@ -27,7 +28,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", counter, nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("admin_id", sa.Integer(), nullable=True),
         sa.Column("actor", sa.String(100), nullable=False),
