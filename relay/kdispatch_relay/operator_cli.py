@@ -207,7 +207,7 @@ def revoke_code(
 ) -> None:
     """End a code; who signed up with it stays."""
     with errors_told(as_json=as_json):
-        if not _on(database, lambda store: store.invites.revoke_code(code)):
+        if not (_is_text(code) and _on(database, lambda store: store.invites.revoke_code(code))):
             raise KdispatchError("unknown_invite", f"There is no code {code!r}.")
     told = {"id": code, "revoked": True}
     Output(quiet=quiet, as_json=as_json).result(told, quiet=[code], plain=[f"The code {code} is revoked."])
@@ -235,15 +235,20 @@ def _on(location: str, work: Callable[[Repository], Awaitable[_T]]) -> _T:
 
 
 async def _find(store: Repository, handle: str) -> AdminRecord:
-    found = await store.accounts.list(handle)
+    found = await store.accounts.list(handle) if _is_text(handle) else []
     if not found:
         raise _unknown(handle)
     return found[0]
 
 
 def _change(location: str, handle: str, work: Callable[[Repository], Awaitable[bool]]) -> None:
-    if not _on(location, work):
+    if not (_is_text(handle) and _on(location, work)):
         raise _unknown(handle)
+
+
+def _is_text(word: str) -> bool:
+    """Whether a database may be asked for it: bytes that are no UTF-8 come from the shell as halves of surrogates."""
+    return word.isprintable()
 
 
 def _unknown(handle: str) -> KdispatchError:
