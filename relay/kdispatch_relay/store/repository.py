@@ -67,7 +67,10 @@ class Repository:
 
     async def identity(self, digest: bytes) -> Identity | None:
         """Whom the token with this digest stands for, or stood for."""
-        return await self._identities.get(digest)
+        kept = self._identities.kept(digest)
+        if kept is None or kept.revoked or kept.suspended:
+            return await self._identities.look(digest)  # a refusal is looked up anew: its account may be active again
+        return kept
 
     async def service(self, handle: str, name: str) -> ServiceRecord | None:
         """The service ``handle/name``."""
