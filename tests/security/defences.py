@@ -58,7 +58,10 @@ _AUTH: Final = f"{_RELAY}/auth.py"
 _SWITCH: Final = f"{_RELAY}/switch/switch.py"
 _CORE: Final = "shared/kdispatch_protocol"
 _SECRET: Final = "            session.process = process_id(bytes.fromhex(hello.secret))"
-_HIDDEN: Final = '        raise KdispatchError("unknown_service")\n    return Grant(record, identity if _party'
+_HIDDEN: Final = (
+    "    if record is None or _is_hidden(action, identity, handle, service, record):\n"
+    '        raise KdispatchError("unknown_service")'
+)
 
 
 def _off(threat: int, what: str, test: str, *edits: tuple[str, str, str]) -> Defence:

@@ -26,7 +26,7 @@ async def test_a_script_is_no_name(folder: Path, script: str) -> None:
             # What stands in braces is no part of an address at all.
             told = ("unknown_address",) if answer is answers[2] and "{" in script else ("bad_name",)
             assert answer.status >= 400
-            assert answer.body.get("code") in told
+            assert answer.body["code"] in told
             assert answer.headers["Content-Type"] == "application/problem+json; charset=utf-8"
         assert (await caller("GET", "/api/v1/services", admin)).body == {"services": []}
 
@@ -40,4 +40,4 @@ async def test_titles_are_plain(folder: Path, name: str) -> None:
         for path, body in (("/tokens", {"for": "admin"}), ("/services/ann/web/invites", {"for": "host"})):
             answer = await caller("POST", f"/api/v1{path}", admin, json={**body, "name": name})
             assert answer.status == 422
-            assert answer.body.get("code") == "bad_request"
+            assert answer.body["code"] == "bad_request"
