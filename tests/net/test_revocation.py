@@ -179,7 +179,7 @@ async def test_a_token_that_expires(scene: _Scene, own_relay: Relay, tmp_path: P
     await scene.host((await scene.owner.token("host"))[1])
     ends, token = await scene.owner.token("connect")
     own_relay.stop()
-    moment = int(time.time()) + 6
+    moment = int(time.time()) + 10
     async with _store(tmp_path) as repository, repository.database.write() as connection:
         await connection.exec_driver_sql(f"UPDATE tokens SET expires_at = {moment} WHERE token_id = '{ends}'")
     await own_relay.start()
