@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from kdispatch_protocol.tokens import format_token
 from kdispatch_relay.api.routes import ROUTES
 from tests.agent.cli.test_every_command import everything
 from tests.edges.asking import ask, head
@@ -172,7 +173,8 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
     accepted.environment |= {k: v for k, v in person.environment.items() if k not in accepted.environment}
     await guest.made("an accepted one", "invite", "accept", f"@{canaries.file(code['code'])}")
     wrong = [
-        watch.learn(f"an unknown {kind}", token_of(kind, at)) for at, kind in enumerate(("adm", "svc", "cli", "inv"))
+        watch.learn(f"an unknown {kind}", format_token(kind, secrets.token_bytes(32)))
+        for kind in ("adm", "svc", "cli", "inv")
     ]
     async with service(echo) as local:
         network = Network(person.home, "", "")
