@@ -133,6 +133,7 @@ async def test_a_service_that_is_public_no_more(access: Access) -> None:
         await _stopped(client)
 
 
+@pytest.mark.accept
 async def test_a_host_that_stood_still(access: Access, own_relay: Relay) -> None:
     """A host whose token was revoked while it could not hear so comes to the next relay, hears it there, and ends."""
     await access.create()
@@ -196,6 +197,7 @@ async def test_a_program(access: Access, own_relay: Relay) -> None:
             assert not connector.over
 
 
+@pytest.mark.accept
 async def test_a_pinned_host(access: Access) -> None:
     """Every connection goes to the host that was named by its beginning; without the right nothing is begun."""
     await access.create(pins=True)
