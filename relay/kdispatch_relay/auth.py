@@ -136,7 +136,7 @@ class Authority:
     async def admin(self, token: str | None, action: str) -> Identity:
         """The admin that ``token`` stands for, for something in its own account; raise ``not_permitted`` for others."""
         identity = await self.identify(token)
-        if _party(identity, identity.handle, "") not in _widened(RIGHTS[action].parties):
+        if _party(identity, "", "") not in RIGHTS[action].parties:
             raise KdispatchError("not_permitted", "This needs an admin's token.")
         return identity
 
@@ -244,11 +244,6 @@ def _party(identity: Identity | None, handle: str, service: str) -> Party | None
     if identity.service is None or identity.service.service != service:
         return None
     return Party.SERVICE if identity.kind == "svc" else Party.CLIENT
-
-
-def _widened(parties: frozenset[Party]) -> frozenset[Party]:
-    """In an account of one's own every admin is the owner."""
-    return parties | {Party.OWNER} if Party.ADMIN in parties else parties
 
 
 def _hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord | None) -> Grant:

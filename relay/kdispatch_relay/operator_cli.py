@@ -6,7 +6,6 @@ quick.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.console import errors_told
 from kdispatch_relay.operator_output import (
     Output,
@@ -174,9 +172,8 @@ def create_code(
     """Make a code to sign up with at a relay that asks for one. It is shown this once; --quiet prints it alone."""
     from kdispatch_relay.store.records import NewToken  # noqa: PLC0415 - heavy by its package
 
-    text = format_token("inv", secrets.token_bytes(SECRET_BYTES))
     with errors_told(as_json=as_json):
-        new = NewToken(token_digest(text), "sign-up", int(time.time()) + _seconds(expires))
+        text, new = NewToken.made("inv", "sign-up", int(time.time()) + _seconds(expires))
         made = _on(database, lambda store: store.invites.create_code(new, uses=uses))
     Output(quiet=quiet, as_json=as_json).result(
         {**code_json(made), "code": text},

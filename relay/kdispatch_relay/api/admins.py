@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from http import HTTPStatus
 from typing import Final
 
 from pydantic import Field
 
-from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Instant, Name, instant
+from kdispatch_relay.api.fields import Answer, Body, Instant, Name, instant_if
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken
@@ -46,8 +44,7 @@ async def create_admin(call: Call) -> AdminCreated:
     """Take a handle that is free."""
     body = await call.body(NewAdmin)
     code = await call.authority.sign_up(call.token)
-    token = format_token("adm", secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), "sign-up")
+    token, new = NewToken.made("adm", "sign-up")
     await call.repository.accounts.create(body.handle, new, source=call.source, code=code)
     return AdminCreated(handle=body.handle, token=token)
 
@@ -62,7 +59,7 @@ async def who_am_i(call: Call) -> WhoAmI:
         service=service,
         id=identity.id,
         name=identity.name,
-        expires=None if identity.expires is None else instant(identity.expires),
+        expires=instant_if(identity.expires),
     )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Title",
     "Whole",
     "instant",
+    "instant_if",
     "is_id",
     "seconds_from_now",
 ]
@@ -87,6 +88,11 @@ _ID: Final = re.compile(r"[0-9a-f]{16}")
 def is_id(text: str) -> bool:
     """Whether this may be a token's or an invitation's id; others are not looked up, as PostgreSQL takes no NUL."""
     return _ID.fullmatch(text) is not None
+
+
+def instant_if(moment: float | None) -> datetime | None:
+    """The same of what may be nothing."""
+    return None if moment is None else instant(moment)
 
 
 def seconds_from_now(seconds: int | None) -> int | None:

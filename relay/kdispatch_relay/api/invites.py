@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from http import HTTPStatus
 from typing import Final, Literal
 
@@ -10,7 +9,6 @@ from pydantic import AliasChoices, Field
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
-from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import (
     Answer,
@@ -105,8 +103,7 @@ async def create_invite(call: Call) -> InviteCreated:
     owner = await call.authority.owner(call.token, call.path["handle"], "invite.create")
     name = check_name(call.path["name"])
     body = await call.body(InviteWanted)
-    code = format_token("inv", secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(code), body.name, seconds_from_now(body.expires))
+    code, new = NewToken.made("inv", body.name, seconds_from_now(body.expires))
     made = await call.repository.invites.create(
         owner, name, new, purpose=body.purpose, uses=body.uses, source=call.source
     )
@@ -165,8 +162,7 @@ async def accept_invite(call: Call) -> Accepted:
         raise KdispatchError("token_refused", "This code is to sign up with.")
     body = await call.body(Acceptance)
     kind = KINDS[invite.purpose]
-    token = format_token(kind, secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), body.name or invite.name)
+    token, new = NewToken.made(kind, body.name or invite.name)
     await call.repository.invites.accept(invite, new, source=call.source)
     return Accepted(service=invite.service, purpose=invite.purpose, kind=kind, id=new.id, name=new.name, token=token)
 

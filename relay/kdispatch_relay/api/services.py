@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from http import HTTPStatus
 from typing import Final, Literal, Self
 
@@ -10,9 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
-from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
-from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant, seconds_from_now
+from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant_if, seconds_from_now
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.auth import ServiceRecord
@@ -90,8 +88,7 @@ async def create_service(call: Call) -> ServiceCreated:
     """Create a service under one's own handle."""
     owner = await call.authority.admin(call.token, "service.create")
     body = await call.body(NewService)
-    token = format_token("svc", secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), "service")
+    token, new = NewToken.made("svc", "service")
     record = await call.repository.services.create(
         owner, body.name, new, access=body.access, pins=body.pins, source=call.source
     )
@@ -136,12 +133,11 @@ async def rotate_service(call: Call) -> Rotated:
     owner = await call.authority.owner(call.token, call.path["handle"], "service.rotate")
     name = check_name(call.path["name"])
     body = await call.body(Rotation)
-    token = format_token("svc", secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), "service")
+    token, new = NewToken.made("svc", "service")
     until = seconds_from_now(body.overlap or None)
     if not await call.repository.services.rotate(owner, name, new, old_until=until, source=call.source):
         raise KdispatchError("unknown_service")
-    return Rotated(service=call.service, token=token, id=new.id, old_until=None if until is None else instant(until))
+    return Rotated(service=call.service, token=token, id=new.id, old_until=instant_if(until))
 
 
 def _seen(call: Call, record: ServiceRecord) -> ServiceSeen:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from http import HTTPStatus
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import (
     WHOLE,
@@ -20,6 +18,7 @@ from kdispatch_relay.api.fields import (
     Name,
     Title,
     instant,
+    instant_if,
     is_id,
     seconds_from_now,
 )
@@ -104,8 +103,7 @@ async def create_token(call: Call) -> TokenCreated:
     owner = await call.authority.admin(call.token, "token.create")
     body = await call.body(TokenWanted)
     kind = _KINDS[body.purpose]
-    token = format_token(kind, secrets.token_bytes(SECRET_BYTES))
-    new = NewToken(token_digest(token), body.name, seconds_from_now(body.expires))
+    token, new = NewToken.made(kind, body.name, seconds_from_now(body.expires))
     made = await call.repository.tokens.create(owner, new, kind=kind, name=body.service, source=call.source)
     if made is None:
         raise KdispatchError("unknown_service")
@@ -115,7 +113,7 @@ async def create_token(call: Call) -> TokenCreated:
         name=made.name,
         service=made.service,
         created=instant(made.created),
-        expires=_at(made.expires),
+        expires=instant_if(made.expires),
         token=token,
     )
 
@@ -142,15 +140,11 @@ def _listed(token: TokenRecord) -> TokenListed:
         name=token.name,
         service=token.service,
         created=instant(token.created),
-        expires=_at(token.expires),
-        last_used=_at(token.last_used),
+        expires=instant_if(token.expires),
+        last_used=instant_if(token.last_used),
         invite=token.invite,
         revoked=True if token.revoked else None,
     )
-
-
-def _at(moment: int | None) -> Instant | None:
-    return None if moment is None else instant(moment)
 
 
 _OTHERS: Final = {"not_permitted": "not an admin's token"}

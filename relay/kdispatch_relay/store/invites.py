@@ -17,13 +17,13 @@ from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_invite, place_for_token
 from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
 from kdispatch_relay.store.services import id_of, lock_tokens
+from kdispatch_relay.store.tokens import KEPT
 
 __all__ = ["KINDS", "Invites", "spend"]
 
 #: The kind of token that is made from an invitation, by its purpose.
 KINDS: Final = {"host": "svc", "connect": "cli"}
 
-_KEPT: Final = 30 * 24 * 3600  # seconds that one is listed after its end
 _INVITES: Final = (
     select(
         Invite.token_id,
@@ -194,7 +194,7 @@ class Invites:
             await self._audit.add(connection, admin_id, event)
 
     async def _list(self, *conditions: object) -> list[InviteRecord]:
-        since = int(time.time()) - _KEPT
+        since = int(time.time()) - KEPT
         query = (
             _INVITES.where(*conditions, Invite.expires_at > since)  # type: ignore[arg-type]  # conditions of SQL
             .order_by(Invite.created_at.desc(), Invite.token_id)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from kdispatch_protocol.tokens import token_id
+from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest, token_id
 
 __all__ = [
     "QUOTAS",
@@ -79,6 +80,12 @@ class NewToken:
     digest: bytes
     name: str
     expires: int | None = None
+
+    @classmethod
+    def made(cls, kind: str, name: str, expires: int | None = None) -> tuple[str, Self]:
+        """Make a new one of ``kind``: its text, which is shown once, and what is stored of it."""
+        text = format_token(kind, secrets.token_bytes(SECRET_BYTES))
+        return text, cls(token_digest(text), name, expires)
 
     @property
     def id(self) -> str:
