@@ -14,9 +14,18 @@ from typing import Final
 from tests.edges.servers import Edge
 from tests.net.tcp import Tcp, service
 
-__all__ = ["Recorder", "Reply", "ask", "break_off", "head", "recorder"]
+__all__ = ["UPGRADE", "Recorder", "Reply", "ask", "break_off", "connected", "head", "recorder"]
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+
+
+#: Headers by which an agent asks for a tunnel.
+UPGRADE: Final = (
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Protocol: kdispatch.1",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ async def ask(edge: Edge, *pieces: bytes, source: str = "127.0.0.1") -> Reply:
     loop = asyncio.get_running_loop()
     began = loop.time()
     received = bytearray()
-    async with asyncio.timeout(20), _connected(edge, source) as (reader, writer):
+    async with asyncio.timeout(20), connected(edge, source) as (reader, writer):
         # Whoever is refused may be cut off while he still sends.
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.writelines(pieces)
@@ -59,16 +68,17 @@ async def ask(edge: Edge, *pieces: bytes, source: str = "127.0.0.1") -> Reply:
 
 async def break_off(edge: Edge, data: bytes) -> None:
     """Send this, and go away without waiting for an answer."""
-    async with _connected(edge) as (_, writer):
+    async with connected(edge) as (_, writer):
         writer.write(data)
         await writer.drain()
         await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def _connected(
+async def connected(
     edge: Edge, source: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection of TLS from this address, as long as the block runs."""
     tls = ssl.create_default_context(cafile=str(edge.certificates))
     name = edge.url.removeprefix("https://").partition(":")[0]
     reader, writer = await asyncio.open_connection(

@@ -1,25 +1,22 @@
-"""Caddy, nginx and HAProxy in front of a relay, with the configurations that the project tells operators to use.
+"""Caddy, nginx and HAProxy in front of a relay, with the configurations of docs/operations.md.
 
-Each is the real program. Of its configuration only ports, addresses and files differ, and what a test says.
+Each is the real program.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
-from bench.caddy import certificate
 from tests.demo.processes import ROOT
+from tests.edges.edge import RELOADED, RESTART, UPSTREAM, Edge, children, has_ipv6, listens, put, snippets, title
 from tests.net.harness import Process, eventually
 from tests.programs.install import find
 from tests.programs.tunnel import free_port
@@ -27,137 +24,7 @@ from tests.programs.tunnel import free_port
 __all__ = ["CADDYFILE", "EDGES", "OLDEST_CADDY", "Caddy", "Edge", "Haproxy", "HaproxySuccessors", "Nginx", "snippets"]
 
 CADDYFILE: Final = ROOT / "Caddyfile"
-_PAGE: Final = ROOT / "docs" / "operations.md"
 OLDEST_CADDY: Final = (2, 11, 4)
-_UPSTREAM: Final = "127.0.0.1:8443"  # as the configurations have it
-_STAYS: Final = "40m"  # likewise, how long old tunnels stay with an old configuration
-_RELOADED: Final = 15.0  # seconds for a new configuration to be in force; it takes a tenth of one
-_RESTART: Final = 0.5  # seconds until a supervisor starts again what has ended
-_BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def snippets(language: str) -> list[str]:
-    """The blocks of docs/operations.md in this language."""
-    return [code for found, code in _BLOCK.findall(_PAGE.read_text()) if found == language]
-
-
-def _put(text: str, changes: Mapping[str, str]) -> str:
-    for old, new in changes.items():
-        assert old in text, f"{old!r} is not in the configuration"
-        text = text.replace(old, new)
-    return text
-
-
-class Edge(ABC):
-    """A server in front of the relay that listens on port ``upstream``.
-
-    ``changes`` are made in its configuration. ``cut_after``: seconds that tunnels stay with an old configuration,
-    in place of the long time that is recommended. ``talkative``: everything is logged that an operator might want.
-    """
-
-    name: ClassVar[str]
-
-    def __init__(
-        self,
-        folder: Path,
-        upstream: int,
-        *,
-        changes: Mapping[str, str] = {},
-        cut_after: float | None = None,
-        talkative: bool = False,
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.upstream = upstream
-        self.port = free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
-        self.certificates = folder / "certificate.pem"
-        self._changes = dict(changes)
-        if cut_after is not None:
-            self._changes[_STAYS] = f"{cut_after:g}s"
-        self._talkative = talkative
-        self._started: list[Process] = []
-
-    @classmethod
-    @abstractmethod
-    def lacks(cls) -> str:
-        """What is missing here to run it, or nothing."""
-
-    @abstractmethod
-    def configuration(self) -> str:
-        """What its configuration file holds."""
-
-    @abstractmethod
-    def command(self, *, check: bool = False) -> list[str]:
-        """What starts it, or what only checks its configuration."""
-
-    @abstractmethod
-    async def ready(self) -> None:
-        """Return when it takes connections."""
-
-    @abstractmethod
-    async def reload(self) -> None:
-        """Let a new configuration, which may be the same, take over as operators do; returns when it has."""
-
-    @abstractmethod
-    async def crash(self) -> None:
-        """Kill whatever carries tunnels, and bring about what follows; returns when it takes connections again."""
-
-    @property
-    def file(self) -> Path:
-        """The configuration file."""
-        return self.folder / "configuration"
-
-    @property
-    def trust(self) -> dict[str, str]:
-        """The environment of agents that trust its certificate."""
-        return {"SSL_CERT_FILE": str(self.certificates)}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Its own."""
-        return {"HOME": str(self.folder)}
-
-    @property
-    def process(self) -> Process:
-        return self._started[-1]
-
-    async def start(self) -> None:
-        """Start it; returns when it takes connections."""
-        if not self.certificates.exists():
-            self.make_certificates()
-        self.write()
-        self._started.append(Process(self.name, self.command(), self.folder, self.environment))
-        await self.ready()
-
-    def make_certificates(self) -> None:
-        certificate(self.folder)
-
-    def write(self) -> None:
-        """Write the configuration file."""
-        self.file.write_text(_put(self.configuration(), self._changes))
-
-    def checked(self) -> str:
-        """What the program says to its configuration; fails where it does not take it."""
-        self.make_certificates()
-        self.write()
-        environment = {**os.environ, **self.environment}
-        ended = subprocess.run(
-            self.command(check=True), env=environment, capture_output=True, text=True, check=False, timeout=30
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout + ended.stderr
-
-    @property
-    def logs(self) -> dict[str, str]:
-        """All that it has written, by file."""
-        files = [file for pattern in ("*.out", "*.err", "*.log") for file in self.folder.rglob(pattern)]
-        return {file.name: file.read_text(errors="replace") for file in files}
-
-    def stop(self) -> None:
-        """End all of its processes."""
-        for process in self._started:
-            process.stop()
 
 
 class Caddy(Edge):
@@ -205,11 +72,11 @@ class Caddy(Edge):
     def configuration(self) -> str:
         # This machine's other programs are not to trust the certificates of a test, and port 80 is not ours.
         options = "\tskip_install_trust\n\tauto_https disable_redirects\n\tdefault_bind 127.0.0.1\n"
-        text = _put(CADDYFILE.read_text(), {_UPSTREAM: f"127.0.0.1:{self.upstream}"})
+        text = put(CADDYFILE.read_text(), {UPSTREAM: f"127.0.0.1:{self.upstream}"})
         if self._talkative:
             options += "\tdebug\n"
             (log,) = snippets("caddy")
-            text = _put(text, {"{$KDISPATCH_SITE:localhost} {\n": "{$KDISPATCH_SITE:localhost} {\n" + log})
+            text = put(text, {"{$KDISPATCH_SITE:localhost} {\n": "{$KDISPATCH_SITE:localhost} {\n" + log})
         return text.replace("{\n", "{\n" + options, 1)
 
     def command(self, *, check: bool = False) -> list[str]:
@@ -222,8 +89,8 @@ class Caddy(Edge):
     async def ready(self) -> None:
         await self.process.says("serving initial configuration")
         # A Caddy that was here before has left its certificates.
-        await eventually(self.certificates.exists, expected=True, wait=_RELOADED)
-        await eventually(self._shows_certificate, expected=True, wait=_RELOADED)
+        await eventually(self.certificates.exists, expected=True, wait=RELOADED)
+        await eventually(self._shows_certificate, expected=True, wait=RELOADED)
 
     def _shows_certificate(self) -> bool:
         return "certificate obtained successfully" in self.logs["caddy.err"]
@@ -232,11 +99,11 @@ class Caddy(Edge):
         self.write()
         command = [self.program(), "reload", "--force", "--adapter", "caddyfile", "--config", str(self.file)]
         reloading = Process("reload", command, self.folder, self.environment)
-        assert await reloading.ended(_RELOADED) == 0, reloading.text
+        assert await reloading.ended(RELOADED) == 0, reloading.text
 
     async def crash(self) -> None:
         self.process.stop(signal.SIGKILL)
-        await asyncio.sleep(_RESTART)
+        await asyncio.sleep(RESTART)
         await self.start()
 
 
@@ -254,12 +121,12 @@ class Nginx(Edge):
         temporary = "".join(
             f"{kind}_temp_path {self.folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        site = _put(
+        site = put(
             site,
             {
-                _UPSTREAM: f"127.0.0.1:{self.upstream}",
+                UPSTREAM: f"127.0.0.1:{self.upstream}",
                 "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
-                "listen [::]:443 ssl;": f"listen [::1]:{self.port} ssl;" if _has_ipv6() else "",
+                "listen [::]:443 ssl;": f"listen [::1]:{self.port} ssl;" if has_ipv6() else "",
                 "/etc/ssl/private/relay.pem": str(self.certificates),
                 "/etc/ssl/private/relay.key": str(self.certificates),
                 "/var/log/nginx/kdispatch.log": f"{self.folder}/access.log",
@@ -275,18 +142,18 @@ class Nginx(Edge):
 
     async def ready(self) -> None:
         await self.process.says("start worker process")
-        await eventually(lambda: _listens(self.port), expected=True, wait=_RELOADED)
+        await eventually(lambda: listens(self.port), expected=True, wait=RELOADED)
 
     @property
     def workers(self) -> dict[int, bool]:
         """The pids of its workers, and whether each takes new connections."""
-        return {pid: "shutting down" not in _title(pid) for pid in _children(self.process.pid)}
+        return {pid: "shutting down" not in title(pid) for pid in children(self.process.pid)}
 
     async def reload(self) -> None:
         self.write()
         before = {pid for pid, takes in self.workers.items() if takes}
         self.process.send_signal(signal.SIGHUP)
-        await eventually(lambda: self._taken_over(before), expected=True, wait=_RELOADED)
+        await eventually(lambda: self._taken_over(before), expected=True, wait=RELOADED)
 
     def _taken_over(self, before: set[int]) -> bool:
         taking = {pid for pid, takes in self.workers.items() if takes}
@@ -296,7 +163,7 @@ class Nginx(Edge):
         before = set(self.workers)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: self._taken_over(before), expected=True, wait=_RELOADED)
+        await eventually(lambda: self._taken_over(before), expected=True, wait=RELOADED)
 
 
 class Haproxy(Edge):
@@ -311,9 +178,9 @@ class Haproxy(Edge):
     def configuration(self) -> str:
         (text,) = snippets("haproxy")
         changes = {
-            _UPSTREAM: f"127.0.0.1:{self.upstream}",
+            UPSTREAM: f"127.0.0.1:{self.upstream}",
             "bind :443 ssl": f"bind 127.0.0.1:{self.port} ssl",
-            "bind [::]:443": f"bind [::1]:{self.port}" if _has_ipv6() else "# bind",
+            "bind [::]:443": f"bind [::1]:{self.port}" if has_ipv6() else "# bind",
             "/etc/haproxy/relay.pem": str(self.certificates),
         }
         changes["maxconn 20000"] = "maxconn 500"  # who runs tests may have few descriptors
@@ -321,32 +188,32 @@ class Haproxy(Edge):
             changes |= {"user haproxy": "", "group haproxy": ""}
         if not self._talkative:
             changes |= {"log stdout format raw local0": "log stdout format raw local0 notice"}
-        return _put(text, changes)
+        return put(text, changes)
 
     def command(self, *, check: bool = False) -> list[str]:
         return [find("haproxy"), "-f", str(self.file), "-c" if check else "-W"]
 
     async def ready(self) -> None:
         await self.process.says("Loading success")
-        await eventually(lambda: _listens(self.port), expected=True, wait=_RELOADED)
+        await eventually(lambda: listens(self.port), expected=True, wait=RELOADED)
 
     @property
     def workers(self) -> set[int]:
         """The pids of its workers."""
-        return _children(self.process.pid)
+        return children(self.process.pid)
 
     async def reload(self) -> None:
         self.write()
         loaded = self.process.text.count("Loading success")
         self.process.send_signal(signal.SIGUSR2)
-        await eventually(lambda: self.process.text.count("Loading success") > loaded, expected=True, wait=_RELOADED)
+        await eventually(lambda: self.process.text.count("Loading success") > loaded, expected=True, wait=RELOADED)
         assert "Failed to load" not in self.process.text, self.process.text
 
     async def crash(self) -> None:
         for pid in self.workers:
             os.kill(pid, signal.SIGKILL)
         await self.process.ended()  # a master gives up with its worker
-        await asyncio.sleep(_RESTART)
+        await asyncio.sleep(RESTART)
         await self.start()
 
 
@@ -359,7 +226,7 @@ class HaproxySuccessors(Haproxy):
         return [find("haproxy"), "-f", str(self.file), *options]
 
     async def ready(self) -> None:
-        await eventually(lambda: _listens(self.port), expected=True, wait=_RELOADED)
+        await eventually(lambda: listens(self.port), expected=True, wait=RELOADED)
 
     @property
     def workers(self) -> set[int]:
@@ -377,28 +244,3 @@ class HaproxySuccessors(Haproxy):
 
 
 EDGES: Final[tuple[type[Edge], ...]] = (Caddy, Nginx, Haproxy)
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _children(pid: int) -> set[int]:
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return "gone, shutting down"

@@ -11,8 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.edges.asking import ask, break_off, head
+from tests.edges.asking import UPGRADE, ask, break_off, head
 from tests.edges.conftest import EdgeOf
+from tests.edges.more_servers import MORE, Stunnel
 from tests.edges.servers import EDGES, Edge, Haproxy, Nginx
 from tests.first_minutes.person import KDISPATCH, Ended, Person
 from tests.first_minutes.watch import Watch, token_of
@@ -21,28 +22,24 @@ from tests.net.tcp import Tcp, echo, service
 
 pytestmark = pytest.mark.slow
 
+_ALL: Final = (*EDGES, *(kind for kind in MORE if kind is not Stunnel))  # that one logs no requests
 _KINDS: Final = ("adm", "svc", "cli", "hst", "inv")
-_UPGRADE: Final = (
-    "Upgrade: websocket",
-    "Sec-WebSocket-Version: 13",
-    "Sec-WebSocket-Protocol: kdispatch.1",
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-)
 #: A relay that is away is tried for by HAProxy three times, with pauses as long as this or a second.
 _QUICK: Final[dict[type[Edge], dict[str, str]]] = {Haproxy: {"timeout connect 5s": "timeout connect 50ms"}}
 
 
 @dataclass(frozen=True)
 class _Size:
-    """By which servers people come, with how many wrong tokens, and in how many requests each token is."""
+    """The servers, by which of them people come, with how many wrong tokens, in how many requests each token is."""
 
+    kinds: tuple[type[Edge], ...]
     through: tuple[type[Edge], ...]
     wrong: int
     each: int
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("size", sizes(_Size((Nginx,), 1, 1), _Size(EDGES, 5, 10)))
+@pytest.mark.parametrize("size", sizes(_Size(EDGES, (Nginx,), 1, 1), _Size(_ALL, _ALL, 5, 10)))
 async def test_tokens_are_in_no_log(size: _Size, edge_of: EdgeOf, tmp_path: Path, watch: Watch) -> None:
     """Every kind of token, known or not, in what succeeds, is refused or breaks, by agents, commands and by hand."""
     for number, kind in enumerate(_KINDS):
@@ -55,7 +52,7 @@ async def test_tokens_are_in_no_log(size: _Size, edge_of: EdgeOf, tmp_path: Path
     try:
         await relay.start("--verbose", "--operator-token-file", str(operator))
         watch.learn("the first admin's", relay.token)
-        edges = [edge_of(kind, relay.address.port, changes=_QUICK.get(kind, {}), talkative=True) for kind in EDGES]
+        edges = [edge_of(kind, relay.address.port, changes=_QUICK.get(kind, {}), talkative=True) for kind in size.kinds]
         for edge in edges:
             await edge.start()
         for edge in edges:
@@ -91,7 +88,7 @@ async def _requests(edge: Edge, each: int, watch: Watch) -> None:
             head("GET", "/metrics", bearer),
             head("PUT", "/api/v1/services", bearer, "Content-Length: 0"),
             head("DELETE", f"/api/v1/hosts/{'0' * 32}", bearer),
-            head("GET", "/api/v1/tunnel", bearer, *_UPGRADE[1:]),
+            head("GET", "/api/v1/tunnel", bearer, *UPGRADE[1:]),
             head("POST", "/api/v1/admins", bearer, "Content-Length: 70000") + b"x" * 70_000,
             head("GET", "/api/v1/whoami", bearer, "Content-Length: x"),
             head("GET", "/api/v1/whoami", bearer, f"X-Long: {'x' * 40_000}"),
@@ -100,7 +97,7 @@ async def _requests(edge: Edge, each: int, watch: Watch) -> None:
         broken = [
             f"GET /api/v1/whoami HTTP/1.1\r\nHost: localhost\r\n{bearer}".encode(),
             head("POST", "/api/v1/services", bearer, "Content-Length: 100") + b"{",
-            head("GET", "/api/v1/tunnel", bearer, *_UPGRADE),
+            head("GET", "/api/v1/tunnel", bearer, *UPGRADE),
         ]
         for at in range(number, number + each):
             watch.saw("an answer", (await ask(edge, requests[at % len(requests)])).text)

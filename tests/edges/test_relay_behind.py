@@ -11,8 +11,9 @@ from typing import Final
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.edges.asking import ask, head
+from tests.edges.asking import UPGRADE, ask, head
 from tests.edges.conftest import EdgeOf
+from tests.edges.more_servers import MORE
 from tests.edges.servers import EDGES, Caddy, Edge, Nginx
 from tests.edges.site import Site, site
 from tests.first_minutes.person import KDISPATCH, Person
@@ -24,19 +25,13 @@ pytestmark = pytest.mark.slow
 
 #: As operators are told to start it; and short, because nobody is here who would have to wait.
 _OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost,127.0.0.1", "--drain-time", "2")
-_UPGRADE: Final = (
-    "Upgrade: websocket",
-    "Sec-WebSocket-Version: 13",
-    "Sec-WebSocket-Protocol: kdispatch.1",
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-)
 
 
 def _kinds(small: type[Edge]) -> list[ParameterSet]:
     """One in every run, all in the acceptance run."""
     return [
         pytest.param(small, id=f"small {small.name}"),
-        *(pytest.param(kind, id=kind.name, marks=pytest.mark.accept) for kind in EDGES),
+        *(pytest.param(kind, id=kind.name, marks=pytest.mark.accept) for kind in (*EDGES, *MORE)),
     ]
 
 
@@ -78,7 +73,7 @@ async def _is_used(edge: Edge, bob: Person) -> None:
     """The REST API works, the relay refuses what it would refuse, and its state is not shown to strangers."""
     signed = await bob.runs("sign-up", "bob")
     assert signed.status == 0, str(signed)
-    for headers, status in (((*_UPGRADE, "Origin: https://a.example"), 403), ((), 422)):
+    for headers, status in (((*UPGRADE, "Origin: https://a.example"), 403), ((), 422)):
         request = head("GET", "/api/v1/tunnel", *headers)
         if headers:
             request = request.replace(b"Connection: close", b"Connection: Upgrade")

@@ -13,6 +13,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.edges.conftest import EdgeOf
+from tests.edges.more_servers import MORE, Lighttpd, Nghttpx
 from tests.edges.servers import EDGES, Edge, HaproxySuccessors
 from tests.edges.site import Site, site
 from tests.faults.transfer import Transfers, transfers
@@ -25,6 +26,9 @@ _PATIENCE: Final = 100.0  # seconds without a byte that are a stall: below the g
 _SETTLED: Final = 0.3  # seconds after a reload in which whatever it cuts would be noticed
 #: Seconds after which an old configuration cuts its tunnels, where that is to be seen.
 _CUT_AFTER: Final = 1.0
+
+#: These have no limit for how long tunnels stay with an old configuration.
+_NEVER_CUT: Final = frozenset(MORE) - {Lighttpd, Nghttpx}
 
 _Strike = Callable[[Site], Awaitable[None]]
 
@@ -68,10 +72,11 @@ def _cases() -> list[ParameterSet]:
     size, rate = 8 * MIB, MIB // 2
     small = [(kind.name, _Case(kind, (_kept, _crashed), 240 * KIB, 120 * KIB)) for kind in EDGES]
     full = []
-    for kind in EDGES:
+    for kind in (*EDGES, *MORE):
         full.append((f"{kind.name} reload", _Case(kind, (_kept,) * 5, size, rate)))
-        full.append((f"{kind.name} reload that cuts", _Case(kind, (_cut,) * 3, size, rate, _CUT_AFTER)))
         full.append((f"{kind.name} kill -9", _Case(kind, (_crashed,) * 3, size, rate)))
+        if kind not in _NEVER_CUT:
+            full.append((f"{kind.name} reload that cuts", _Case(kind, (_cut,) * 3, size, rate, _CUT_AFTER)))
     full.append(("haproxy -sf", _Case(HaproxySuccessors, (_kept,) * 5, size, rate)))
     return [
         *(pytest.param(case, id=f"small {name}") for name, case in small),

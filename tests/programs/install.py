@@ -21,12 +21,15 @@ __all__ = ["PACKAGES", "find", "main"]
 
 #: The Debian package of each program.
 PACKAGES: Final = {
+    "apache2": "apache2",
     "curl": "curl",
     "git": "git",
     "haproxy": "haproxy",
     "initdb": "postgresql",
     "iperf3": "iperf3",
+    "lighttpd": "lighttpd-mod-openssl",  # which brings lighttpd itself
     "nc": "netcat-openbsd",
+    "nghttpx": "nghttp2-proxy",
     "nginx": "nginx",
     "pgbench": "postgresql-contrib",
     "psql": "postgresql-client",
@@ -37,7 +40,10 @@ PACKAGES: Final = {
     "squid": "squid",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
+    "stunnel": "stunnel4",
     "tmux": "tmux",
+    "traffic_manager": "trafficserver",
+    "varnishd": "varnish",
 }
 _POLICY: Final = Path("/usr/sbin/policy-rc.d")
 _APT: Final = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120")

@@ -1,0 +1,427 @@
+"""The servers of docs/edges.md in front of a relay: the programs of Debian, with the page's files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import signal
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Final
+
+from tests.demo.processes import ROOT
+from tests.edges.edge import RELOADED, RESTART, UPSTREAM, Edge, children, listens
+from tests.net.harness import Process, eventually
+from tests.programs.install import find
+from tests.programs.tunnel import free_port
+
+__all__ = ["MORE", "Apache", "Lighttpd", "Nghttpx", "Squid", "Stunnel", "TrafficServer", "Varnish"]
+
+_PAGE: Final = ROOT / "docs" / "edges.md"
+#: A block of the page, behind the last file that is named before it.
+_FILE: Final = re.compile(r"`/etc/([^`]+)`[^`]*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_KEY: Final = "/etc/ssl/private/relay.key"
+_CERTIFICATE: Final = "/etc/ssl/private/relay.pem"
+
+
+def _page() -> dict[str, str]:
+    """The page's files, by their paths below /etc."""
+    return dict(_FILE.findall(_PAGE.read_text()))
+
+
+class Debian(Edge):
+    """A server of the page: its files are in the folder, under the names that they have in /etc."""
+
+    program: ClassVar[str]
+    paths: ClassVar[tuple[str, ...]]  # of its files below /etc; it is started with the first one
+    module: ClassVar[str] = ""  # a file that it needs besides
+
+    @classmethod
+    def lacks(cls) -> str:
+        missing = cls.program if find(cls.program) == cls.program else cls.module
+        if not missing or Path(missing).exists():
+            return ""
+        return f"{missing} is not installed: make programs gets it"
+
+    @abstractmethod
+    def adapted(self) -> Mapping[str, str]:
+        """What stands in the files in place of what the page says: ports, addresses and paths."""
+
+    def files(self) -> dict[str, str]:
+        page = _page()
+        files = {Path(path).name: page[path] for path in self.paths}
+        for old, new in self.adapted().items():
+            assert any(old in text for text in files.values()), f"{old!r} is not on the page"
+            files = {name: text.replace(old, new) for name, text in files.items()}
+        return files
+
+    @property
+    def file(self) -> Path:
+        return self.folder / Path(self.paths[0]).name
+
+    def configuration(self) -> str:
+        return self.files()[self.file.name]
+
+    async def ready(self) -> None:
+        await eventually(self.listens, expected=True, wait=RELOADED)
+
+    def listens(self) -> bool:
+        assert self.process.status is None, "\n".join(self.logs.values())
+        return listens(self.port)
+
+    async def says_again(self, text: str, number: signal.Signals) -> None:
+        """Send it the signal; returns when its logs have ``text`` once more."""
+        before = self.said(text)
+        self.process.send_signal(number)
+        await eventually(lambda: self.said(text) > before, expected=True, wait=RELOADED)
+
+    def said(self, text: str) -> int:
+        return sum(log.count(text) for log in self.logs.values())
+
+    def stop(self) -> None:
+        """Kill its processes, those that still have an older configuration too."""
+        for process in self._started:
+            if process.status is None:
+                _kill(process)
+
+    async def crash(self) -> None:
+        """Kill it; its supervisor starts it again."""
+        _kill(self.process)
+        await asyncio.sleep(RESTART)
+        await self.start()
+
+    async def crash_workers(self) -> None:
+        """Kill what carries tunnels below a process that starts it again."""
+        before = children(self.process.pid)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: bool(children(self.process.pid) - before), expected=True, wait=RELOADED)
+        await self.ready()
+
+
+def _below(pid: int) -> list[int]:
+    """All processes that this one has started, and those that these have started."""
+    return [each for child in children(pid) for each in (child, *_below(child))]
+
+
+def _kill(process: Process) -> None:
+    """Kill it, and all processes below it."""
+    below = _below(process.pid)
+    process.stop(signal.SIGKILL)
+    for pid in below:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+#: What Debian's apache2.conf has besides, as far as it matters here.
+_APACHE: Final = """
+ServerRoot {folder}
+DefaultRuntimeDir {folder}
+PidFile {folder}/pid
+ErrorLog {folder}/error.log
+LogLevel {level}
+Timeout 300
+{modules}
+Listen 127.0.0.1:{port}
+User www-data
+Group www-data
+Include {folder}/mpm_event.conf
+Include {folder}/kdispatch.conf
+"""
+_MODULES: Final = (
+    *("mpm_event", "alias", "authz_core", "headers", "proxy", "proxy_http", "reqtimeout", "socache_shmcb", "ssl"),
+)
+
+
+class Apache(Debian):
+    """A parent and its processes with their threads."""
+
+    name = "apache"
+    program = "apache2"
+    module = "/usr/lib/apache2/modules/mod_ssl.so"
+    paths = ("apache2/sites-available/kdispatch.conf", "apache2/mods-available/mpm_event.conf")
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "*:443": f"127.0.0.1:{self.port}",
+            UPSTREAM: f"127.0.0.1:{self.upstream}",
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "/var/log/apache2/kdispatch.log": f"{self.folder}/access.log",
+        }
+
+    def files(self) -> dict[str, str]:
+        loaded = "\n".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _MODULES)
+        level = "debug" if self._talkative else "warn"
+        main = _APACHE.format(folder=self.folder, level=level, modules=loaded, port=self.port)
+        return {**super().files(), "apache2.conf": main}
+
+    def command(self, *, check: bool = False) -> list[str]:
+        return [find(self.program), "-f", str(self.folder / "apache2.conf"), "-t" if check else "-DFOREGROUND"]
+
+    async def reload(self) -> None:
+        self.write()
+        await self.says_again("resuming normal operations", signal.SIGUSR1)
+
+    async def crash(self) -> None:
+        await self.crash_workers()
+
+
+class Lighttpd(Debian):
+    """One process, which leaves the old connections to a child when it is reloaded."""
+
+    name = "lighttpd"
+    program = "lighttpd"
+    paths = ("lighttpd/lighttpd.conf",)
+    module = "/usr/lib/lighttpd/mod_openssl.so"
+    user = "www-data"
+    stays = ('"server.graceful-shutdown-timeout" => 2400', '"server.graceful-shutdown-timeout" => {:g}')
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "= 443": f'= {self.port}\nserver.bind = "127.0.0.1"',
+            '"port" => 8443': f'"port" => {self.upstream}',
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "/var/log/lighttpd": str(self.folder),
+            "/var/www/html": str(self.folder),
+            "= 65536": "= 1024",
+            "= 32768": "= 512",
+        }
+
+    def command(self, *, check: bool = False) -> list[str]:
+        return [find(self.program), "-tt" if check else "-D", "-f", str(self.file)]
+
+    async def reload(self) -> None:
+        self.write()
+        await self.says_again("server started", signal.SIGUSR1)
+        await self.ready()
+
+
+class Nghttpx(Debian):
+    """A main process and its worker process."""
+
+    name = "nghttpx"
+    program = "nghttpx"
+    paths = ("nghttpx/nghttpx.conf",)
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "frontend=*,443": f"frontend=127.0.0.1,{self.port}",
+            "127.0.0.1,8443": f"127.0.0.1,{self.upstream}",
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "/var/log/nghttpx/kdispatch.log": f"{self.folder}/access.log",
+            "errorlog-syslog=yes": f"errorlog-file={self.folder}/error.log\npid-file={self.folder}/pid",
+            "=65536": "=1024",
+        }
+
+    def command(self, *, check: bool = False) -> list[str]:
+        assert not check, "it has no option for that"
+        return [find(self.program), f"--conf={self.file}"]
+
+    async def reload(self) -> None:
+        self.write()
+        before = children(self.process.pid)
+        self.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: bool(children(self.process.pid) - before), expected=True, wait=RELOADED)
+
+    async def crash(self) -> None:
+        for pid in children(self.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        await self.process.ended()
+        await asyncio.sleep(RESTART)
+        await self.start()
+
+
+class Squid(Debian):
+    """As an accelerator."""
+
+    name = "squid"
+    program = "squid"
+    paths = ("squid/squid.conf",)
+    user = "proxy"
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "https_port 443 ": f"https_port 127.0.0.1:{self.port} ",
+            "parent 8443 ": f"parent {self.upstream} ",
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "/run/squid.pid": f"{self.folder}/pid",
+            "/var/log/squid": str(self.folder),
+            "/var/spool/squid": str(self.folder),
+            " 65536": " 1024",
+            "shutdown_lifetime 5 seconds": "shutdown_lifetime 0 seconds",
+        }
+
+    def command(self, *, check: bool = False) -> list[str]:
+        name = f"k{self.port}"
+        return [find(self.program), *(["-k", "parse"] if check else ["-N"]), "-n", name, "-f", str(self.file)]
+
+    async def reload(self) -> None:
+        self.write()
+        await self.says_again("Accepting reverse-proxy HTTPS Socket", signal.SIGHUP)
+        await self.ready()
+
+
+_RUNROOT: Final = """
+prefix: {folder}
+exec_prefix: {folder}
+bindir: /usr/bin
+sbindir: /usr/sbin
+sysconfdir: {folder}
+datadir: {folder}
+includedir: {folder}
+libdir: /usr/lib
+libexecdir: /usr/lib/trafficserver/modules
+localstatedir: {folder}
+runtimedir: {folder}
+logdir: {folder}
+mandir: {folder}
+infodir: {folder}
+cachedir: {folder}
+"""
+
+
+class TrafficServer(Debian):
+    """traffic_manager and its traffic_server, in a folder of their own (a run root)."""
+
+    name = "trafficserver"
+    program = "traffic_manager"
+    module = "/usr/lib/trafficserver/modules/header_rewrite.so"
+    paths = (
+        *(f"trafficserver/{name}.config" for name in ("records", "remap", "ssl_multicert", "plugin", "kdispatch")),
+        *(f"trafficserver/{name}.yaml" for name in ("ip_allow", "logging")),
+    )
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "443:ssl 443:ipv6:ssl": f"{self.port}:ssl:ip-in=127.0.0.1",
+            UPSTREAM: f"127.0.0.1:{self.upstream}",
+            "//relay.example.org/": "//localhost/",
+            " 30000": " 500",
+            "/etc/ssl/private": str(self.folder),
+            "relay.pem": self.certificates.name,
+            "relay.key": self.certificates.name,
+            "STRING trafficserver": "STRING #-1",
+        }
+
+    def files(self) -> dict[str, str]:
+        runroot = _RUNROOT.format(folder=self.folder)
+        files = super().files()
+        by_address = files["remap.config"].replace("//localhost/", f"//127.0.0.1:{self.port}/")
+        remap = files["remap.config"] + by_address
+        return {**files, "remap.config": remap, "runroot.yaml": runroot, "storage.config": ""}
+
+    def command(self, *, check: bool = False) -> list[str]:
+        program = [find("traffic_server"), "-C", "verify_config"] if check else [find(self.program)]
+        return [*program, f"--run-root={self.folder}/runroot.yaml"]
+
+    async def reload(self) -> None:
+        self.write()
+        command = [find("traffic_ctl"), f"--run-root={self.folder}/runroot.yaml", "config", "reload"]
+        reloading = Process("reload", command, self.folder)
+        assert await reloading.ended(RELOADED) == 0, reloading.text
+
+    async def crash(self) -> None:
+        await self.crash_workers()
+
+
+class Stunnel(Debian):
+    """Straight in front of the relay: it passes bytes on."""
+
+    name = "stunnel"
+    program = "stunnel"
+    paths = ("stunnel/relay.conf",)
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "accept = :::443": f"accept = 127.0.0.1:{self.port}",
+            UPSTREAM: f"127.0.0.1:{self.upstream}",
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "setuid = stunnel4\nsetgid = stunnel4\n": "pid =\n",
+        }
+
+    def command(self, *, check: bool = False) -> list[str]:
+        assert not check, "it has no option for that"
+        return [find(self.program), str(self.file)]
+
+    async def reload(self) -> None:
+        self.write()
+        await self.says_again("Configuration successful", signal.SIGHUP)
+
+
+class Varnish(Debian):
+    """Its two processes, and stunnel in front of them, which speaks TLS."""
+
+    name = "varnish"
+    program = "varnishd"
+    paths = (
+        "varnish/kdispatch.vcl",
+        *("systemd/system/varnish.service.d/kdispatch.conf", "systemd/system/varnishncsa.service.d/log.conf"),
+        "stunnel/varnish.conf",
+    )
+
+    @classmethod
+    def lacks(cls) -> str:
+        return super().lacks() or Stunnel.lacks()
+
+    def adapted(self) -> Mapping[str, str]:
+        return {
+            "accept = :::443": f"accept = 127.0.0.1:{self.port}",
+            "setuid = stunnel4\nsetgid = stunnel4\n": "pid =\n",
+            _CERTIFICATE: str(self.certificates),
+            _KEY: str(self.certificates),
+            "127.0.0.1:6081": f"127.0.0.1:{self._inner}",
+            '"8443"': f'"{self.upstream}"',
+            "/usr/sbin/varnishd -j unix,user=vcache": f"{find(self.program)} -j none -n {self.folder}/work",
+            "/etc/varnish/kdispatch.vcl": str(self.file),
+            "/usr/bin/varnishncsa -a": f"{find('varnishncsa')} -a -n {self.folder}/work",
+            "/var/log/varnish": str(self.folder),
+        }
+
+    @cached_property
+    def _inner(self) -> int:
+        return free_port()
+
+    def command(self, *, check: bool = False) -> list[str]:
+        command = self._unit("kdispatch.conf")
+        return [*(word for word in command if word != "-F"), "-C"] if check else command
+
+    def _unit(self, name: str) -> list[str]:
+        """What a unit of systemd starts."""
+        started = (self.folder / name).read_text().rpartition("ExecStart=")[2].replace("%%", "%")
+        return shlex.split(started.partition("\n")[0])
+
+    async def start(self) -> None:
+        await super().start()
+        if len(self._started) == 1:
+            beside = {"stunnel": [find("stunnel"), str(self.folder / "varnish.conf")]}
+            if self._talkative:
+                beside["varnishncsa"] = self._unit("log.conf")
+            self._started[:0] = [Process(name, command, self.folder) for name, command in beside.items()]
+        await super().ready()
+
+    async def ready(self) -> None:
+        await eventually(lambda: listens(self._inner), expected=True, wait=RELOADED)
+
+    async def reload(self) -> None:
+        self.write()
+        name = f"kdispatch{secrets.token_hex(4)}"
+        for words in (("vcl.load", name, str(self.file)), ("vcl.use", name)):
+            asking = Process("reload", [find("varnishadm"), "-n", f"{self.folder}/work", *words], self.folder)
+            assert await asking.ended(RELOADED) == 0, asking.text
+
+    async def crash(self) -> None:
+        await self.crash_workers()
+
+
+MORE: Final[tuple[type[Edge], ...]] = (Apache, Lighttpd, Nghttpx, Squid, TrafficServer, Varnish, Stunnel)
