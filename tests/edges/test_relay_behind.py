@@ -13,7 +13,7 @@ from _pytest.mark import ParameterSet
 
 from tests.edges.asking import UPGRADE, ask, head
 from tests.edges.conftest import EdgeOf
-from tests.edges.more_servers import MORE
+from tests.edges.more_servers import MORE, Stunnel
 from tests.edges.servers import EDGES, Caddy, Edge, Nginx
 from tests.edges.site import Site, site
 from tests.first_minutes.person import KDISPATCH, Person
@@ -79,6 +79,8 @@ async def _is_used(edge: Edge, bob: Person) -> None:
             request = request.replace(b"Connection: close", b"Connection: Upgrade")
         refused = await ask(edge, request)
         assert (refused.status, refused.from_relay) == (status, True), refused.text
+    if isinstance(edge, Stunnel):
+        return  # to the relay everybody behind it is this machine, as docs/edges.md says
     for forged in ((), ("X-Forwarded-For: 127.0.0.1",), ("Connection: X-Forwarded-For, Via",)):
         assert (await ask(edge, head("GET", "/api/v1/relay/state", *forged))).status == 403
 
