@@ -88,7 +88,7 @@ class Access:
         try:
             grant = await self._look_up(question)
             if isinstance(question, AskOffer):
-                if switch.offers.allowed(question, _terms(grant), self._loop.time()) is not None:
+                if switch.offers.allowed(question, _terms(grant), self._loop.time()):
                     self._note_host(question, grant)
             elif isinstance(question, AskAttach):
                 switch.attachments.allowed(question, self._loop.time())
@@ -104,22 +104,23 @@ class Access:
 
     async def _look_up(self, question: Question) -> Grant:
         """What is granted, if the question's answer is yes; raises what makes it a no."""
-        while True:
-            before = self._switch.revocations
-            try:
-                limits = self._limits_of(question.session)
-                with nullcontext() if limits is None else limits.authenticating(question.token):
-                    grant = await self._ask_store(question)
-            except KdispatchError as error:
-                if not isinstance(question, AskAttach) or error.code not in _PASSING_FOR_STREAMS:
-                    raise
-                if not any(question.alive()):
-                    raise KdispatchError("cancelled") from error
-                await asyncio.sleep(_ASK_AGAIN)
-                continue
-            if self._switch.revocations == before:
-                return grant
-            # Something was taken from somebody meanwhile, and the answer may be from before.
+        with self._switch.doubts.watching(question.service) as watched:
+            while True:
+                before = watched.version
+                try:
+                    limits = self._limits_of(question.session)
+                    with nullcontext() if limits is None else limits.authenticating(question.token):
+                        grant = await self._ask_store(question)
+                except KdispatchError as error:
+                    if not isinstance(question, AskAttach) or error.code not in _PASSING_FOR_STREAMS:
+                        raise
+                    if not any(question.alive()):
+                        raise KdispatchError("cancelled") from error
+                    await asyncio.sleep(_ASK_AGAIN)
+                    continue
+                if watched.version == before:
+                    return grant
+                # Something of its account was taken back meanwhile, and the answer may be from before.
 
     async def _ask_store(self, question: Question) -> Grant:
         if isinstance(question, AskOffer):
@@ -143,7 +144,7 @@ class Access:
             answers = await asyncio.gather(*map(self._refusal, left))
             refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
             if refused:
-                revoke(self._switch, scope, refused, self._loop.time())
+                revoke(self._switch, refused, self._loop.time())
                 self._settle()
             left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
             if left:
@@ -173,7 +174,7 @@ class Access:
             session, service = route.client.session, route.message.service
             entry = self._switch.registry.get(service)
             public = entry is not None and entry.terms is not None and entry.terms.public
-            actor = "anybody" if public or route.rests is None else f"token {token_id(route.rests)}"
+            actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
             self._note("connect", service, actor, session)
         connected.clear()
 
