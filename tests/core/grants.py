@@ -33,6 +33,8 @@ __all__ = ["Grants", "run"]
 _TOKENS = ("a", "b", "c", "d", "e")
 _WHY = ("revoked", "The token was revoked.")
 _WITHDRAWN = "withdrawn"
+#: So few streams that clients are refused for the account's, the public services', and their own.
+_TERMS = Terms(public=True, streams=8, public_streams=6, source_part=0.5)
 
 
 @dataclass
@@ -146,10 +148,9 @@ class Grants(World):
 
     def _tell(self, reading: _Reading) -> None:
         relay, question = reading.relay, reading.question
-        terms = Terms(public=True)
         if isinstance(question, AskOffer):
             if reading.yes:
-                relay.offers.allowed(question, terms, self.now)
+                relay.offers.allowed(question, _TERMS, self.now)
             else:
                 relay.offers.refused(question, *_WHY, now=self.now)
         elif isinstance(question, AskAttach):
@@ -158,7 +159,7 @@ class Grants(World):
             else:
                 relay.attachments.refused(question, *_WHY, self.now)
         else:
-            relay.opens.allowed(question.route, terms, self.now)
+            relay.opens.allowed(question.route, _TERMS, self.now)
 
     def _is_revoked(self, token: bytes | None) -> bool:
         return token is not None and token in {token_digest(one) for one in self.revoked}

@@ -12,7 +12,7 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
-from kdispatch_relay.limiter import SessionLimits
+from kdispatch_relay.limiter import SessionLimits, Shares
 from kdispatch_relay.store.records import AuditEvent
 from kdispatch_relay.switch.claims import handle_of
 from kdispatch_relay.switch.registry import Terms
@@ -99,13 +99,17 @@ class Access:
         switch = self._switch
         try:
             grant = await self._look_up(question)
+            limits = self._limits_of(question.session)
+            terms = _terms(grant, Shares() if limits is None else limits.shares)
             if isinstance(question, AskOffer):
-                if switch.offers.allowed(question, _terms(grant), self._loop.time()):
+                if switch.offers.allowed(question, terms, self._loop.time()):
                     self._note_host(question, grant)
             elif isinstance(question, AskAttach):
+                if limits is not None:  # else its session is over
+                    switch.registry.learn(question.service, terms)
                 switch.attachments.allowed(question, self._loop.time())
             else:
-                switch.opens.allowed(question.route, _terms(grant), self._loop.time())
+                switch.opens.allowed(question.route, terms, self._loop.time())
         except KdispatchError as error:
             self._refuse(question, error.code, error.text)
         except Exception:  # noqa: BLE001
@@ -231,6 +235,13 @@ class Access:
             self._switch.opens.refused(question.route, code, text, now)
 
 
-def _terms(grant: Grant) -> Terms:
+def _terms(grant: Grant, shares: Shares) -> Terms:
     quotas = grant.service.quotas
-    return Terms(grant.public, grant.service.pins, hosts=quotas.hosts, streams=quotas.streams)
+    return Terms(
+        grant.public,
+        grant.service.pins,
+        hosts=quotas.hosts,
+        streams=quotas.streams,
+        public_streams=shares.public_of(quotas.streams),
+        source_part=shares.source_part,
+    )

@@ -18,7 +18,7 @@ from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
 from kdispatch_protocol.tokens import token_digest
-from kdispatch_relay.switch.claims import Claim
+from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
@@ -95,12 +95,17 @@ class Opens:
         account = self._registry.account(route.message.service)
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
-        elif account.streams >= terms.streams:
-            self.refuse(route, "quota_exceeded", "The service's owner has as many open streams as it may.")
+        elif full := account.refusal(terms, route.client.session.group):
+            self.refuse(route, *full)
         else:
-            route.account = account
-            account.streams += 1
+            self.count(route, account, public=terms.public)
             self._next_try(route, now)
+
+    @staticmethod
+    def count(route: Route, account: Account, *, public: bool) -> None:
+        """A stream counts among its owner's, until it is released."""
+        route.account, route.public = account, public
+        account.add(route.client.session.group, public=public)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
         """The client may not open the service, or there is none. That counts: names are not to be guessed."""
@@ -307,7 +312,7 @@ class Opens:
 
     def _release(self, route: Route) -> None:
         if route.account is not None:
-            route.account.streams -= 1
+            route.account.remove(route.client.session.group, public=route.public)
             route.account = None
 
     def _uncount(self, route: Route) -> None:
