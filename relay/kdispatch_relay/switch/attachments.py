@@ -315,7 +315,7 @@ class Attachments:
         route.host = Leg(host.session, host.number, route, 0)
         for leg, half in ((route.client, client), (route.host, host)):
             assert half.ground is not None
-            leg.ground = self._registry.rest(leg, half.ground.claim)
+            leg.ground = half.ground.also(leg)
         assert route.client.ground is not None
         self.drop(one)
         self.drop(two)

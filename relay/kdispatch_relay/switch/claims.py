@@ -110,6 +110,11 @@ class Ground:
     entry: ServiceHosts
     things: dict[LiveOffer | Leg | Half, None] = field(default_factory=dict)
 
+    def also(self, thing: LiveOffer | Leg | Half) -> Ground:
+        """One more thing rests here, beside another one that does."""
+        self.things[thing] = None
+        return self
+
 
 def handle_of(scope: str) -> str:
     """The handle of ``handle/name``, or the handle itself."""
@@ -132,8 +137,7 @@ class Claims:
         ground = entry.grounds.get(claim)
         if ground is None:
             ground = entry.grounds[claim] = Ground(claim, entry)
-        ground.things[thing] = None
-        return ground
+        return ground.also(thing)
 
     def free(self, thing: LiveOffer | Leg | Half) -> None:
         """``thing`` is no more. Calling it again changes nothing."""

@@ -92,7 +92,8 @@ class Opens:
             self._admit(route, terms, now)
 
     def _admit(self, route: Route, terms: Terms, now: float) -> None:
-        account = self._registry.account(route.message.service)
+        assert route.client.ground is not None
+        account = route.client.ground.entry.account
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
         elif full := account.refusal(terms, route.client.session.group):
@@ -266,7 +267,7 @@ class Opens:
         route.host_entry = host
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
-        leg.ground = self._registry.rest(leg, Claim(message.service, "host", host.rests))
+        leg.ground = host.ground.also(leg)
         session.legs[leg.number] = leg
         secret = message.secret
         forwarded = Open(
