@@ -14,9 +14,10 @@ from tests.core.agents import Peer, Relay
 from tests.core.ledger import check_books
 
 STREAMS = 16
+SHARES = Shares(public=75, source=50)
 
 
-def terms(*, public: bool, streams: int = STREAMS, shares: Shares = Shares(75, 50)) -> Terms:  # noqa: B008 - frozen
+def terms(*, public: bool, streams: int = STREAMS, shares: Shares = SHARES) -> Terms:
     return Terms(
         public=public, streams=streams, public_streams=shares.public_of(streams), source_part=shares.source_part
     )
@@ -25,7 +26,7 @@ def terms(*, public: bool, streams: int = STREAMS, shares: Shares = Shares(75, 5
 class Site:
     """A relay with one account, which has a public service and one that is not, each with a host."""
 
-    def __init__(self, streams: int = STREAMS, shares: Shares = Shares(75, 50)) -> None:  # noqa: B008 - frozen
+    def __init__(self, streams: int = STREAMS, shares: Shares = SHARES) -> None:
         self.relay = Relay()
         self.terms = {
             "ann/open": terms(public=True, streams=streams, shares=shares),
@@ -122,7 +123,7 @@ def test_what_ends_makes_a_place() -> None:
 @pytest.mark.parametrize(("streams", "public"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3), (10, 7), (20_000, 15_000)])
 def test_the_reserve_is_never_nothing(streams: int, public: int) -> None:
     """With a quota of two or more a stream is left for what is not public; with one, whatever comes first has it."""
-    assert Shares(75, 50).public_of(streams) == public
+    assert SHARES.public_of(streams) == public
     assert Shares().public_of(streams) == streams
 
 

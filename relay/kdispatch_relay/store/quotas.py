@@ -20,8 +20,8 @@ COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
 
 
 _DEFAULTS: Final = Quotas()
-#: Of an account's tokens so many may come from invitations. Whoever has a code of many uses decides how often it is
-#: used; the owner must be able to make a token nevertheless.
+#: Of an account's tokens so many may come from invitations. The holders of a code of many uses decide how often it is
+#: used, and the owner must be able to make a token nevertheless.
 _INVITED_PERCENT: Final = 75
 
 
