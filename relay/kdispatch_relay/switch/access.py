@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any, Final
@@ -175,7 +176,7 @@ class Access:
 
     async def _ask_again(self, scope: str) -> None:
         """End what may not go on. While the store does not answer it does go on."""
-        left = list(claims(self._switch, scope))
+        left = await self._without_public(claims(self._switch, scope))
         while left and not self._closing and not self._rechecks[scope]:
             answers = await asyncio.gather(*map(self._refusal, left))
             refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
@@ -185,6 +186,14 @@ class Access:
             left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
             if left:
                 await asyncio.sleep(_ASK_AGAIN)
+
+    async def _without_public(self, asked: set[Claim]) -> list[Claim]:
+        """Leave out the clients of public services: of a thousand tokens that they show there none is looked at."""
+        clients = Counter(claim.service for claim in asked if claim.role == "client")
+        several = [service for service, count in clients.items() if count > 1]
+        answers = await asyncio.gather(*(self._refusal(Claim(service, "client", None)) for service in several))
+        public = {service for service, why in zip(several, answers, strict=True) if why is None}
+        return [claim for claim in asked if claim.role != "client" or claim.service not in public]
 
     async def _refusal(self, claim: Claim) -> tuple[str, str] | None:
         """Why a claim does not hold, if it does not."""
