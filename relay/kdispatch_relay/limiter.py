@@ -59,7 +59,7 @@ _FULL: Final = 10  # seconds after which there may be room for one more session;
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Percents of an account's streams: of public services together, and of one source of what the others leave.
+    """Percents of an account's streams: of its public services, and of one source there of what the others leave.
 
     0 is no limit, as it is for settings.
     """

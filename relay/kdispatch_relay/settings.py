@@ -113,9 +113,7 @@ class Settings:
     )
     limit_source_streams: int = field(
         default=50,
-        metadata={
-            "help": "Percent of an account's streams, of those that other sources leave, that one may have; or off."
-        },
+        metadata={"help": "Percent of those, as far as other sources leave them, that one source may have; or off."},
     )
 
     operator_token_file: Path | None = field(

@@ -70,12 +70,19 @@ class Site:
         return sum(self.open(clients[number % sessions], service) is None for number in range(4 * STREAMS))
 
 
-def test_one_source_leaves_the_private_service_to_its_owner() -> None:
-    """However many sessions one source has at a public service: the owner gets in, also from the same address."""
+@pytest.mark.parametrize("owner", ["ann", "eve"])
+def test_one_source_leaves_the_private_service_to_its_owner(owner: str) -> None:
+    """However many sessions one source has at a public service: the owner has the rest, also from the same address."""
     site = Site()
     site.fill("eve", "ann/open")
-    assert site.open(site.agent("ann"), "ann/own") is None
-    assert site.open(site.agent("eve"), "ann/own") is None
+    assert site.fill(owner, "ann/own") == 10
+
+
+def test_many_sources_leave_the_reserve() -> None:
+    """However many sources fill the public services: all of the reserve is for the others."""
+    site = Site()
+    assert sum(site.fill(f"eve{number}", "ann/open", sessions=1) for number in range(20)) == 12
+    assert site.fill("ann", "ann/own") == 4
 
 
 def test_one_source_has_half_of_what_the_others_leave() -> None:
@@ -93,9 +100,6 @@ def test_the_refused_client_is_told_which_limit_it_was() -> None:
     site.fill("eve", "ann/open")
     code, text = site.open(site.agent("eve"), "ann/open") or ("", "")
     assert code == "busy" and "Your address" in text and "public services" in text
-    site.fill("eve", "ann/own")
-    code, text = site.open(site.agent("eve"), "ann/own") or ("", "")
-    assert code == "busy" and "Your address" in text and "not public" in text
     site = Site(shares=Shares())
     assert site.fill("eve", "ann/open") == STREAMS
     assert site.open(site.agent("ann"), "ann/own") == (

@@ -177,12 +177,14 @@ class Access:
     async def _ask_again(self, scope: str) -> None:
         """End what may not go on. While the store does not answer it does go on."""
         left = await self._without_public(claims(self._switch, scope))
-        while left and not self._closing and not self._rechecks[scope]:
+        while left and not self._closing:
             answers = await asyncio.gather(*map(self._refusal, left))
             refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
             if refused:
                 revoke(self._switch, refused, self._loop.time())
                 self._settle()
+            if self._rechecks[scope]:
+                return  # all is asked again from the beginning
             left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
             if left:
                 await asyncio.sleep(_ASK_AGAIN)

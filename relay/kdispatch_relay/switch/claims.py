@@ -34,8 +34,8 @@ class Terms:
     """What holds for a service: whether everybody may connect, whether clients may choose a host.
 
     ``hosts`` and ``streams``: how many its owner may have at once, of all services together. ``public_streams``: how
-    many of the streams its public services may have together. ``source_part``: which part of the streams that other
-    sources leave one source may have.
+    many of the streams its public services may have together. ``source_part``: which part of those that other sources
+    leave one source may have.
     """
 
     public: bool
@@ -54,41 +54,42 @@ class Account:
     hosts: int = 0
     streams: int = 0
     public: int = 0  # streams that count as those of public services
-    of_source: dict[tuple[str, bool], int] = field(default_factory=dict)  # streams, by source and whether it is public
+    of_source: dict[str, int] = field(default_factory=dict)  # the same, by source
 
     def refusal(self, terms: Terms, source: str) -> tuple[str, str] | None:
         """The code and the sentence for one more stream of ``source``, where there is no place for it.
 
-        Strangers may use what is public, and can't be told apart from others behind their address. So they leave a part
-        to the services that are not public, and to each other: one source may have a part of what the others leave, so
-        that the next one finds some, too. Its first stream may take the last place. An empty source is not known.
+        Strangers may use what is public, so they leave a part to the services that are not, and to each other: one
+        source may have a part of what the others leave, so that the next one finds some, too. Its first stream may take
+        the last place. An empty source is not known. At other services clients show tokens, which the owner can revoke.
         """
         if self.streams >= terms.streams:
             return "quota_exceeded", "The service's owner has as many open streams as it may."
-        if terms.public and self.public >= terms.public_streams:
+        if not terms.public:
+            return None
+        left = terms.public_streams - self.public
+        if left <= 0:
             return "quota_exceeded", "The owner's public services have as many open streams together as they may."
-        mine = self.of_source.get((source, terms.public), 0)
-        left = terms.public_streams - self.public if terms.public else terms.streams - self.streams
+        mine = self.of_source.get(source, 0)
         if source and mine and mine + 1 > terms.source_part * (left + mine):
-            kind = "public services" if terms.public else "services that are not public"
-            return "busy", f"Your address has as many open streams at this owner's {kind} as one address may."
+            return "busy", "Your address has as many open streams at this owner's public services as one address may."
         return None
 
     def add(self, source: str, *, public: bool) -> None:
         """One more stream."""
         self.streams += 1
-        self.public += public
-        self.of_source[source, public] = self.of_source.get((source, public), 0) + 1
+        if public:
+            self.public += 1
+            self.of_source[source] = self.of_source.get(source, 0) + 1
 
     def remove(self, source: str, *, public: bool) -> None:
         """One less."""
         self.streams -= 1
-        self.public -= public
-        left = self.of_source[source, public] - 1
-        if left:
-            self.of_source[source, public] = left
-        else:
-            del self.of_source[source, public]
+        if public:
+            self.public -= 1
+            left = self.of_source.pop(source) - 1
+            if left:
+                self.of_source[source] = left
 
 
 @dataclass(slots=True, eq=False)
