@@ -19,12 +19,12 @@ from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.claims import Watched
-from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.registry import LiveOffer, Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke, withdraw_host
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, AskOpen, Question, Switch
 from tests.core import storms
 from tests.core.ledger import check_nothing_left
-from tests.core.storms import STORM
+from tests.core.storms import STORM, Action
 from tests.core.verdict import quiesce
 from tests.core.world import SERVICE, SMALL, Agent, World
 
@@ -54,7 +54,6 @@ class Grants(World):
 
     def __init__(self, rng: random.Random, *, clients: int = 1, hosts: int = 2, limits: Limits = SMALL) -> None:
         self.revoked: set[str] = set()
-        self.tokens = 0
         self.rechecks: deque[tuple[Switch, list[Claim]]] = deque()
         self.readings: deque[_Reading] = deque()
         self.more: dict[AgentSession, list[int]] = {}  # numbers of offers beside the endpoint's own
@@ -186,18 +185,14 @@ class Grants(World):
                     assert not any(self._is_revoked(_rests(offer)) for offer in host.offers), "a revoked offer is live"
 
 
-def _rests(offer: object) -> bytes | None:
-    ground = getattr(offer, "ground", None)
-    return None if ground is None else ground.claim.token
+def _rests(offer: LiveOffer) -> bytes | None:
+    assert offer.ground is not None
+    return offer.ground.claim.token
 
 
 def _is_clients(question: Question) -> bool:
     """Whether the service's being public decides, and no token."""
-    return not isinstance(question, AskOffer) and getattr(question, "role", "client") == "client"
-
-
-#: A weight, and what then happens.
-Action = tuple[float, Callable[[], None]]
+    return isinstance(question, AskOpen) or (isinstance(question, AskAttach) and question.role == "client")
 
 
 def run(seed: int, *, steps: int = 140, clients: int = 1, hosts: int = 2) -> Grants:
