@@ -9,6 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
+from kdispatch_protocol.aio.descriptors import limit
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER
 from kdispatch_relay.app import make_app
@@ -99,7 +100,7 @@ async def running_relay(
     authority = Authority(Repository(database), sign_up=settings.sign_up)
     gate = make_gate(authority)
     arrivals = Arrivals(settings.trusted_proxies, limits)
-    limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, _descriptors())
+    limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, limit())
     app = make_app(authority, gate, arrivals, limiter, operator=operator, audit_days=settings.audit_days)
     runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
@@ -127,13 +128,3 @@ async def _certificates(settings: Settings) -> Certificates | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return await asyncio.to_thread(Certificates, settings.tls_cert, settings.tls_key)
-
-
-def _descriptors() -> int | None:
-    """How many files this process may have open, if that is bounded."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
