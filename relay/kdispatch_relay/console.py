@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import typer
 
+from kdispatch_protocol.aio.unblocked import leave
 from kdispatch_protocol.console import error_json, error_lines, escaped
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.shortage import shortage
 
 __all__ = ["errors_told", "say"]
 
@@ -34,4 +36,6 @@ def errors_told(*, as_json: bool = False) -> Iterator[None]:
         else:
             lines = [*error_lines(error.text, code=error.code, hop=row.hop, hint=hint)]
         sys.stderr.write("".join(f"{line}\n" for line in lines))
+        if error.__cause__ is not None and shortage(error.__cause__):
+            leave(row.exit or 1)
         raise typer.Exit(row.exit or 1) from None

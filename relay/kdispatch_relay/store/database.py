@@ -53,6 +53,7 @@ class Database:
             PoolTimeoutError,
             sqlite3.Error,
             OSError,
+            MemoryError,
             *driver_errors(self._url),
         )
         self._failing: set[str] = set()
@@ -144,7 +145,9 @@ class Database:
             failure = explain(reason)
             if work == "open":  # at the start, where somebody is there to read it
                 hint = failure.hint if failure.known else "Check --database, and the file or the server that it names."
-                raise StorageError(f"The database can't be opened: {reason}.", hint) from error
+                raise StorageError(
+                    f"The database can't be opened: {str(reason) or failure.text.rstrip('.')}.", hint
+                ) from error
             # The first failure is worth a line; one for each request would only fill the log.
             if work not in self._failing:
                 _log.warning("can't %s the database: %s", work, reason)

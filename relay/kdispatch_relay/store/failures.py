@@ -7,6 +7,7 @@ import sqlite3
 from typing import Final, NamedTuple
 
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 from kdispatch_relay.store.place import FileMovedError
 
 __all__ = ["StorageError", "explain"]
@@ -52,7 +53,6 @@ _SYSTEM: Final = {
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT), _SQLITE[sqlite3.SQLITE_CANTOPEN]
     ),
-    errno.EMFILE: _Cause("The relay has no file descriptor left for its database.", "Raise the limit: ulimit -n."),
 }
 _UNKNOWN: Final = _Cause(CODES["storage_unavailable"].meaning, CODES["storage_unavailable"].hint)
 
@@ -60,7 +60,9 @@ _UNKNOWN: Final = _Cause(CODES["storage_unavailable"].meaning, CODES["storage_un
 def explain(reason: BaseException) -> StorageError:
     """The error for what a driver or the system said. Its text names no path: strangers see it."""
     cause = _UNKNOWN
-    if isinstance(reason, FileMovedError):
+    if (text := shortage(reason)) is not None:
+        cause = _Cause(text, SHORTAGE_HINT)
+    elif isinstance(reason, FileMovedError):
         cause = _MOVED
     elif isinstance(reason, sqlite3.Error):
         cause = _SQLITE.get(getattr(reason, "sqlite_errorcode", 0) & 0xFF, _UNKNOWN)
