@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,8 @@ __all__ = ["errors_told", "say"]
 
 def say(text: str, *, err: bool = False) -> None:
     """One line; control characters are escaped, so a terminal never obeys them."""
-    typer.echo(escaped(text), err=err)
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():  # a terminal that is gone ends no relay
+        typer.echo(escaped(text), err=err)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -21,6 +22,8 @@ from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 
+_log = logging.getLogger("kdispatch.relay")
+
 _AT_THE_PORT: Final = {
     Port.TAKEN: "Another relay gets all new connections.",
     Port.KEPT: "New connections wait for the next relay.",
@@ -34,10 +37,18 @@ async def serve(settings: Settings) -> None:
     _raise_descriptors()
     stop = asyncio.Event()
     _set_on_signals(stop)
+    certificates: Certificates | None = None
+
+    def hung_up() -> None:
+        if certificates is not None:
+            certificates.read_again()
+        else:
+            _log.info("SIGHUP: the relay has no certificate of its own to read again, and goes on.")
+
+    _on_hangup(hung_up)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
-        if running.certificates is not None:
-            _read_again_on_hangup(running.certificates)
+        certificates = running.certificates
         told.listening(running.url)
         tell_supervisor("READY=1")
         await stop.wait()
@@ -88,7 +99,7 @@ class _Told:
 
     def _say(self, what: str, **fields: object) -> None:
         if self._records:
-            logging.getLogger("kdispatch.relay").info("kdispatch relay %s", what, extra=fields)
+            _log.info("kdispatch relay %s", what, extra=fields)
         else:
             say(f"kdispatch relay {what}", err=True)
 
@@ -117,11 +128,11 @@ def _raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _read_again_on_hangup(certificates: Certificates) -> None:
-    if not hasattr(signal, "SIGHUP"):  # on Windows
-        return
-    loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(certificates.read_again))
+def _on_hangup(act: Callable[[], None]) -> None:
+    """Call ``act`` at SIGHUP, which otherwise would end the relay with its terminal."""
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        # By the loop, which from then on wakes up at every signal, also one that another thread passes on.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:

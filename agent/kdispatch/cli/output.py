@@ -7,6 +7,7 @@ sent are escaped, so a terminal never obeys them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async", "table"]
 
 INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
+_NO_READER: Final = frozenset({errno.EPIPE, errno.EIO})  # of a pipe, and of a terminal that was closed
 _PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
 
 
@@ -81,7 +83,7 @@ def run_async(
     """Run ``main()`` to its end on a new event loop; return where it returned ``None`` or 0, else end the process.
 
     A :class:`KdispatchError`, also one inside an exception group, is printed
-    and its exit status used. The first SIGINT or SIGTERM cancels ``main``:
+    and its exit status used. The first SIGINT, SIGTERM or SIGHUP cancels ``main``:
     catch ``CancelledError`` to drain and *return* a status, or let it pass for
     128 + signal. The second signal ends the process at once, or does what
     ``interruption`` says.
@@ -148,10 +150,13 @@ def _write(stream: TextIO | None, *lines: str) -> None:
     try:
         stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in _NO_READER:
+            raise
         # Nobody reads any more. What is still buffered must not raise again at the interpreter's end.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
-        if stream is sys.stdout:
+        # A terminal that is gone ends nothing: SIGHUP says what is to happen, and nohup that nothing is.
+        if stream is sys.stdout and error.errno == errno.EPIPE:
             raise SystemExit(_PIPE_CLOSED) from None
