@@ -68,6 +68,12 @@ class Posix:
         """Whether the user with this number is the one that runs this process."""
         return owner == os.getuid()
 
+    def is_read_only(self, descriptor: int) -> bool:
+        """Whether an open file is on a file system that takes no changes."""
+        with contextlib.suppress(OSError):
+            return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+        return False
+
     def bind_private(self, path: Path) -> socket.socket | None:
         """A unix socket at ``path``, for this user only, which does not listen yet; raises ``OSError``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -198,6 +204,10 @@ class Windows:
 
     def is_ours(self, owner: int) -> bool:  # noqa: ARG002 - files have no owner's number here
         """Nobody's number is known."""
+        return False
+
+    def is_read_only(self, descriptor: int) -> bool:  # noqa: ARG002 - modes are not looked at
+        """It makes no difference here."""
         return False
 
     def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here

@@ -224,4 +224,5 @@ async def test_detached_from_the_background(network: Network) -> None:
         assert await starting.ended() == 0
         os.kill(pid, signal.SIGINT)
         await network.has_live_hosts(name, 0)
-        await eventually(lambda: list((network.folder / "state" / "agents").glob("*.json")), [], wait=_SOON)
+        records = network.folder / "state" / "agents"
+        await eventually(lambda: len(list(records.glob("*.json"))), 0, wait=_SOON)
