@@ -257,7 +257,7 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
         return _from_file(token[1:])
     if token is not None:
         hide_argument(token)
-        warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it")
+        warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it.")
         return _well_formed(token, "--token")
     if token_file is not None:
         return _from_file(token_file)

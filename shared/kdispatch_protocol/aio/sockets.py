@@ -28,7 +28,7 @@ _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def cannot_listen(where: str, error: OSError) -> KdispatchError:
-    """Why ``where``, as it was asked for, can't be listened on; ``bad_request`` for what is none of the usual reasons."""
+    """Why ``where``, as it was asked for, can't be listened on; ``bad_request`` for an unusual reason."""
     code = "bad_request"
     if error.errno == errno.EADDRINUSE:
         code = "port_in_use"
