@@ -139,7 +139,7 @@ def test_a_full_log_begins_anew(tmp_path: Path) -> None:
     try:
         log = BoundedLog(path, 100, descriptor)
         for number in range(25):
-            log.write(f"line {number:4}\n")
+            log.write(f"line {number:4}\n".encode())
     finally:
         os.close(descriptor)
     parts = path.with_suffix(".log.1").read_text(), path.read_text()
