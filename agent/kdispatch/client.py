@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
+from kdispatch_protocol.aio.sockets import cannot_listen
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
@@ -37,7 +37,6 @@ _PASSING: Final = frozenset({"relay_unreachable", "storage_unavailable", "busy",
 _MOST_REFUSED: Final = 1024
 
 _BACKLOG: Final = 1024
-_IN_USE: Final = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Client:
@@ -162,15 +161,14 @@ class LocalListener:
         self.port = 0
 
     async def bind(self, address: str, port: int) -> None:
-        """Take the port, without listening yet; raises ``port_in_use`` or ``bad_request``."""
+        """Take the port, without listening yet; raises what :func:`cannot_listen` makes of a failure."""
         try:
             # For its sockets: which connections are accepted when is decided here.
             server = await asyncio.get_running_loop().create_server(
                 asyncio.Protocol, address, port, start_serving=False
             )  # fmt: skip
         except OSError as error:
-            code = "port_in_use" if error.errno in _IN_USE else "bad_request"
-            raise KdispatchError(code, f"{address}:{port} can't be listened on: {error.strerror or error}.") from error
+            raise cannot_listen(f"{address}:{port}", error) from error
         self._bound = [socket.fromfd(sock.fileno(), sock.family, sock.type) for sock in server.sockets]
         server.close()
         for sock in self._bound:

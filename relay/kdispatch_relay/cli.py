@@ -86,7 +86,7 @@ def serve(
         bool, typer.Option("--no-uvloop", envvar="KDISPATCH_NO_UVLOOP", help="Use Python's own event loop.")
     ] = False,
 ) -> None:
-    """Serve agents and the REST API until SIGINT or SIGTERM."""
+    """Serve agents and the REST API until SIGINT or SIGTERM; SIGHUP reads the certificate again."""
     import asyncio  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=log_format == "json"):

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
+from kdispatch_protocol.aio.sockets import cannot_listen
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay import sockets, steering
 from kdispatch_relay.api.paths import PREFIX
@@ -80,7 +81,7 @@ class Listener:
     async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
         """Sockets that were handed over, else those of the settings.
 
-        Raises ``port_in_use``, ``plaintext_refused``, or ``bad_request`` for an address or sockets of no use.
+        Raises ``plaintext_refused``, what :func:`cannot_listen` says, or ``bad_request`` for sockets of no use.
         """
         handed = sockets.handed_over(os.environ)
         if handed:
@@ -101,8 +102,7 @@ class Listener:
                 if sockets.SHARING and not settings.reuse_port:
                     text += " To take over from a relay there, use --reuse-port."
                 raise KdispatchError("port_in_use", text) from error
-            reason = error.strerror or str(error)
-            raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
+            raise cannot_listen(settings.listen, error) from error
         return cls(found, tls, settings.address[0], beside=beside)
 
     async def start(self, connections: HttpConnections) -> None:

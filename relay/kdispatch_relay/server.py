@@ -94,7 +94,8 @@ async def running_relay(
 
     With ``migrate_apart`` what migrates a database is not kept in memory, for which a start that migrates takes longer.
 
-    Raises ``port_in_use``, ``storage_unavailable``, or ``bad_request`` for an address or files of no use.
+    Raises why it can't listen (``port_in_use``, ``port_forbidden``, ``address_not_here``), ``storage_unavailable``, or
+    ``bad_request`` for files of no use.
     """
     certificates = await _certificates(settings)
     operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)

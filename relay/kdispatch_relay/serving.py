@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -22,6 +23,7 @@ from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 
+_log = logging.getLogger("kdispatch.relay")
 _LAST_WORDS: Final = 0.2  # seconds for the log of a relay that is to end at once
 
 _AT_THE_PORT: Final = {
@@ -38,10 +40,18 @@ async def serve(settings: Settings) -> None:
     raise_limit()
     stop = asyncio.Event()
     _set_on_signals(stop)
+    certificates: Certificates | None = None
+
+    def hung_up() -> None:
+        if certificates is not None:
+            certificates.read_again()
+        else:
+            _log.info("SIGHUP: the relay has no certificate of its own to read again, and goes on.")
+
+    _on_hangup(hung_up)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
-        if running.certificates is not None:
-            _read_again_on_hangup(running.certificates)
+        certificates = running.certificates
         told.listening(running.url)
         tell_supervisor("READY=1")
         await stop.wait()
@@ -92,7 +102,7 @@ class _Told:
 
     def _say(self, what: str, **fields: object) -> None:
         if self._records:
-            logging.getLogger("kdispatch.relay").info("kdispatch relay %s", what, extra=fields)
+            _log.info("kdispatch relay %s", what, extra=fields)
         else:
             say(f"kdispatch relay {what}", err=True)
 
@@ -110,11 +120,11 @@ def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
 
 
-def _read_again_on_hangup(certificates: Certificates) -> None:
-    if not hasattr(signal, "SIGHUP"):  # on Windows
-        return
-    loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(certificates.read_again))
+def _on_hangup(act: Callable[[], None]) -> None:
+    """Call ``act`` at SIGHUP, which otherwise would end the relay with its terminal."""
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        # By the loop, which from then on wakes up at every signal, also one that another thread passes on.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:

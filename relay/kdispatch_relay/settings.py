@@ -71,7 +71,7 @@ class Settings:
         },
     )
     drain_time: float = field(
-        default=30.0,
+        default=8.0,  # Docker, Podman and supervisord kill 10 s behind SIGTERM
         metadata={
             "help": "Seconds that agents have at SIGTERM to move to another relay; 0 ends their sessions at once."
         },

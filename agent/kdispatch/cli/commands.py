@@ -135,8 +135,13 @@ def _usage(error: typer.TyperException, output: Output) -> int:
     if "\n" in text:  # a group that shows its help where no command is named
         sys.stderr.write(f"{text}\n")
     else:
-        output.error(text, code="bad_request", hop="you", hint=f"{command} --help")
+        output.error(_sentence(text), code="bad_request", hop="you", hint=f"{command} --help")
     return CODES["bad_request"].exit or 2
+
+
+def _sentence(text: str) -> str:
+    """The words of a library, with an end; some have one."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _missing_package(arguments: list[str], error: Exception, output: Output) -> int:
@@ -158,6 +163,6 @@ def _missing_package(arguments: list[str], error: Exception, output: Output) -> 
 def _defect(error: Exception, output: Output) -> int:
     if environment_switch("KDISPATCH_DEBUG"):
         traceback.print_exception(error)
-    text = f"This is a defect of kdispatch: {type(error).__name__}: {error}"
+    text = _sentence(f"This is a defect of kdispatch: {type(error).__name__}: {error}")
     output.error(text, code=None, hop="you", hint="Set KDISPATCH_DEBUG=1 to see where it happens, and report it.")
     return 1

@@ -75,7 +75,7 @@ def _revisions(out: bytes, err: bytes, status: int | None) -> tuple[str | None, 
 def answer(url: str, wait: float) -> None:
     """The child's part: upgrade, then print the revisions or the error."""
     # Who stops the relay stops the group: what was begun is ended in order, and then the relay stops.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
     told: dict[str, Any]
     try:
