@@ -6,6 +6,7 @@ only Windows has when it is used, so that its tests run anywhere.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
@@ -66,6 +68,12 @@ class Posix:
         """Whether the user with this number is the one that runs this process."""
         return owner == os.getuid()
 
+    def is_read_only(self, descriptor: int) -> bool:
+        """Whether an open file is on a file system that takes no changes."""
+        with contextlib.suppress(OSError):
+            return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+        return False
+
     def bind_private(self, path: Path) -> socket.socket | None:
         """A unix socket at ``path``, for this user only, which does not listen yet; raises ``OSError``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,17 +90,80 @@ class Posix:
         return {"start_new_session": True}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """Call ``act`` with the number of each signal that asks this process to end."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, act, number)
+        """Call ``act`` with the number of each signal that asks this process to end.
 
-    def ask_to_stop(self, pid: int) -> None:
-        """Let a process drain and end; raises ``ProcessLookupError`` where there is none."""
-        os.kill(pid, signal.SIGTERM)
+        SIGHUP, of a terminal that is closed, is one of them unless it was ignored at the start, as by nohup.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, act, number)
 
-    def end_now(self, pid: int) -> None:
-        """End a process whatever it is doing; raises ``ProcessLookupError`` where there is none."""
-        os.kill(pid, signal.SIGKILL)
+    def heed_interrupts(self) -> None:
+        """Let ``kill -INT`` end this process although SIGINT was ignored at its start; Ctrl-C stays ignored.
+
+        Shells start a script's background commands so: Ctrl-C is for what the script has in the foreground. Python
+        would keep every SIGINT from a command, and asyncio none. Call it in the main thread, before there is another.
+        """
+        if not hasattr(signal, "sigwaitinfo"):  # macOS: agents hear both there, other commands neither
+            return
+        # A command that does this starts its children with the signal blocked.
+        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        if blocked or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            threading.Thread(target=_pass_explicit_interrupts_on, name="interrupts", daemon=True).start()
+
+    def place(self) -> tuple[str, str, str, str]:
+        """What tells this place from others: machine, boot, pid namespace, network cards; empty where unknown."""
+        if sys.platform == "darwin":
+            return "", _told("sysctl", "-n", "kern.bootsessionuuid"), "", ""
+        namespace = ""
+        with contextlib.suppress(OSError):
+            namespace = str(Path("/proc/self/ns/pid").readlink())
+        return _text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), namespace, _network_cards()
+
+    def process_started(self, pid: int) -> str | None:
+        """When a process began, in the system's own words; ``None`` where there is none, or the system doesn't say."""
+        if sys.platform == "darwin":
+            return _told("ps", "-o", "lstart=", "-p", str(pid)) or None
+        own = str(os.getpid())
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if str(pid) != own and str(Path("/proc/self").readlink()) != own:
+                return None  # /proc counts in another pid namespace: its numbers are other processes
+            stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
+            # Behind the command, which may hold anything: field 22 of proc(5), in ticks since the boot.
+            return str(int(stat.rpartition(")")[2].split()[19]))
+        return None
+
+    def ask_to_stop(self, pid: int, started: str | None) -> bool:
+        """Let the process drain and end that has this number and began then; whether there is such a one."""
+        return self._signal(pid, started, signal.SIGTERM)
+
+    def end_now(self, pid: int, started: str | None) -> bool:
+        """End it whatever it is doing; whether there is such a one."""
+        return self._signal(pid, started, signal.SIGKILL)
+
+    def _signal(self, pid: int, started: str | None, number: int) -> bool:
+        # The handle comes first: what it names stays the same process, and the number may be another's at any moment.
+        try:
+            handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        except ProcessLookupError:
+            return False
+        except OSError:  # an old kernel, or a sandbox that knows no such call
+            handle = None
+        try:
+            if started is None or self.process_started(pid) != started:
+                return False
+            if handle is None:
+                os.kill(pid, number)
+            else:
+                signal.pidfd_send_signal(handle, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return True
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The addresses of the proxies that the user's settings name for ``host``, by scheme; Linux has no such."""
@@ -135,6 +206,10 @@ class Windows:
         """Nobody's number is known."""
         return False
 
+    def is_read_only(self, descriptor: int) -> bool:  # noqa: ARG002 - modes are not looked at
+        """It makes no difference here."""
+        return False
+
     def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here
         """There are no unix sockets."""
         return None
@@ -147,16 +222,28 @@ class Windows:
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
         """asyncio's own handling of Ctrl-C stays: its loops take no handlers here."""
 
-    def ask_to_stop(self, pid: int) -> None:
-        """There is no asking: the process ends."""
-        self.end_now(pid)
+    def heed_interrupts(self) -> None:
+        """Nothing is ignored here."""
 
-    def end_now(self, pid: int) -> None:
-        """End a process whatever it is doing; raises ``ProcessLookupError`` where there is none."""
+    def place(self) -> tuple[str, str, str, str]:
+        """The machine is known by its name alone."""
+        return "", "", "", ""
+
+    def process_started(self, pid: int) -> str | None:  # noqa: ARG002 - see ask_to_stop
+        """Python's library doesn't tell."""
+        return None
+
+    def ask_to_stop(self, pid: int, started: str | None) -> bool:
+        """There is no asking: the process ends."""
+        return self.end_now(pid, started)
+
+    def end_now(self, pid: int, started: str | None) -> bool:  # noqa: ARG002 - see process_started
+        """End the process. That it holds its record's lock, which others can't get here, is all that is known of it."""
         try:
             os.kill(pid, signal.SIGTERM)  # TerminateProcess, for every number that is no console event
-        except PermissionError:  # what Windows says of a process that has just ended
-            raise ProcessLookupError(pid) from None
+        except (ProcessLookupError, PermissionError):  # the latter is said of a process that has just ended
+            return False
+        return True
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The same, from the registry."""
@@ -165,6 +252,39 @@ class Windows:
     def system_trust(self) -> ssl.SSLContext | None:
         """The same."""
         return _system_trust()
+
+
+def _pass_explicit_interrupts_on() -> None:
+    """Let the main thread handle those SIGINTs that another process sent, and not those of the terminal."""
+    while True:
+        # Those of a process have a code of 0 or less, those of the kernel a larger one: sigaction(2).
+        if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
+            _thread.interrupt_main()
+
+
+def _text(path: str) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text("ascii").strip()
+    return ""
+
+
+def _told(*command: str) -> str:
+    """What a program of the system says; empty where it fails."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # A command of ours; the locale is fixed because two of these texts are compared.
+        environment = {**os.environ, "LC_ALL": "C"}
+        return subprocess.run(  # noqa: S603
+            command, env=environment, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    return ""
+
+
+def _network_cards() -> str:
+    """The addresses of Linux' network cards, and not of bridges, tunnels and the like, which come and go."""
+    found = []
+    with contextlib.suppress(OSError):
+        found = [_text(f"{card}/address") for card in Path("/sys/class/net").iterdir() if (card / "device").exists()]
+    return " ".join(sorted(found))
 
 
 def _system_trust() -> ssl.SSLContext:

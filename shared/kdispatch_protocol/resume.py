@@ -46,6 +46,12 @@ class Resumption:
         self._table = table
         self.tombstones = Tombstones(table.limits)
         self._sweeping: Timer | None = None
+        self._carried = 0  # bytes of the streams that have ended
+
+    @property
+    def carried(self) -> int:
+        """Bytes that programs have got across since this process began, both ways: received, or acknowledged."""
+        return self._carried + sum(stream.carried for stream in self._table.by_uuid.values())
 
     # --- losing a leg -------------------------------------------------------------------
 
@@ -58,8 +64,14 @@ class Resumption:
             stream.inbound.release()  # what the peer may send is said anew, in the ATTACH
         if stream.grace is None and stream.opened:
             stream.detached_at = now
-            expires = now + table.limits.grace
-            stream.set_grace(table.timers.add(expires, lambda _: self._grace_expired(stream)))
+            stream.set_grace(table.timers.add(self._grace_ends(stream), lambda _: self._grace_expired(stream)))
+
+    def expires(self, stream: Stream) -> float | None:
+        """When this end gives a detached stream up, else ``None``. The peer counts for itself."""
+        return None if stream.grace is None else self._grace_ends(stream)
+
+    def _grace_ends(self, stream: Stream) -> float:
+        return stream.detached_at + self._table.limits.grace
 
     @staticmethod
     def _promote(stream: Stream) -> None:
@@ -299,6 +311,7 @@ class Resumption:
     def remember(self, stream: Stream, code: str) -> None:
         """The stream ended; whoever asks for it later is told how."""
         table = self._table
+        self._carried += stream.carried
         heard = stream.inbound.received > 0
         since = table.now if stream.grace is None else stream.detached_at
         self.tombstones.add(stream.uuid, code, stream.peer, since, heard=heard)

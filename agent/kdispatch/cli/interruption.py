@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from kdispatch.operating_system import HERE
 
@@ -15,6 +15,8 @@ __all__ = ["LAST_WORDS", "Interruption"]
 
 #: Seconds that an agent has, once it is to end at once, to tell its streams' other ends.
 LAST_WORDS: Final = 2.0
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
+_FLUSH: Final = 0.2  # seconds for what was said last, where standard error takes it
 
 
 class Interruption:
@@ -47,12 +49,14 @@ class Interruption:
     def ask(self, number: int = signal.SIGTERM) -> None:
         """End, as this signal asks for it."""
         assert self._task is not None, "watch() comes first"
+        if number == _HANGUP and self._signals:
+            return  # a shell and the kernel both send one, and some supervisors one behind SIGTERM
         self._signals.append(number)
         if self.at_once:
             if not self._drains or len(self._signals) > 2:
-                # Whatever is being done, the person wants out now; stdout was flushed by each write.
-                os._exit(128 + number)
-            self._task.get_loop().call_later(LAST_WORDS, os._exit, 128 + number)
+                # Whatever is being done, the person wants out now.
+                _exit(128 + number)
+            self._task.get_loop().call_later(LAST_WORDS, _exit, 128 + number)
         self._task.cancel()
 
     def drain(self) -> None:
@@ -65,3 +69,10 @@ class Interruption:
         self.drain()
         if not self.at_once:
             self.ask()
+
+
+def _exit(status: int) -> NoReturn:
+    from kdispatch_protocol.aio.unblocked import finish_output  # noqa: PLC0415 - most commands run no agent
+
+    finish_output(_FLUSH)
+    os._exit(status)

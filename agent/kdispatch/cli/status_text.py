@@ -57,6 +57,9 @@ def _agent(agent: Mapping[str, Any], streams: int | None) -> Iterator[str]:
 
 def _session(agent: Mapping[str, Any]) -> Iterator[str]:
     """State, and what belongs to it."""
+    if agent["stream_count"] is None and agent["whereabouts"] is not None:
+        yield f"{agent['state']}: {agent['whereabouts']}, if it runs"
+        return
     if agent["stream_count"] is None:
         yield f"{agent['state']}: process {agent['pid']} says nothing"
         return
@@ -82,7 +85,7 @@ def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> 
     rows = [
         (
             stream["id"][:_SHOWN],
-            stream["state"] if stream["detached"] is None else f"detached {_time(stream['detached'])}",
+            stream["state"] if stream["detached"] is None else _detached(stream),
             _size(stream["sent"]),
             _size(stream["received"]),
             "-" if stream["age"] is None else _time(stream["age"]),
@@ -93,6 +96,13 @@ def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> 
     lines = table(("STREAM", "STATE", "SENT", "RECEIVED", "AGE", "CLIENT" if hosts else "HOST"), rows)
     more = agent["stream_count"] - len(rows)
     return [*lines, f"and {more} more"] if lines and more else lines
+
+
+def _detached(stream: Mapping[str, Any]) -> str:
+    """How long it has waited, and how long it still has."""
+    waited = f"detached {_time(stream['detached'])}"
+    left = stream.get("expires_in")  # which an agent of before an upgrade does not tell
+    return waited if left is None else f"{waited}, {left:.0f} s left"
 
 
 def _time(seconds: float) -> str:

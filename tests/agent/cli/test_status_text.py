@@ -21,6 +21,7 @@ STREAM: dict[str, Any] = {
 }  # fmt: skip
 AGENT: dict[str, Any] = {
     "id": "aaaabbbbcccc", "kind": "connect", "relay": "https://r.example", "pid": 7, "started": "", "log": None,
+    "machine": "lab-1", "whereabouts": None,
     "state": "connected", "connected_for": 61.0, "round_trip": 0.0123, "unanswered": 0.2, "next_try": None,
     "idle_limit": None, "age_limit": None, "last_error": None, "drains_for": None, "stream_count": 0, "streams": [],
     "services": [{"service": "ann/web", "host": None, "address": "127.0.0.1", "port": 9090, "offered": None}],
@@ -51,15 +52,23 @@ def test_a_host(offered: bool | None, word: str) -> None:
 
 def test_streams() -> None:
     """Streams are a table with readable sizes and times; the other end of a host's is a client."""
-    waiting = {**STREAM, "state": "detached", "detached": 3.7, "sent": 5 << 40, "received": 1 << 60, "age": 90000.0}
+    waiting = {
+        **STREAM,
+        "state": "detached",
+        "detached": 3.7,
+        "expires_in": 116.3,
+        "sent": 5 << 40,
+        "received": 1 << 60,
+        "age": 90000.0,
+    }
     opening = {**STREAM, "state": "opening", "host": None, "sent": 0, "received": 0, "age": None}
     lines = described([{**AGENT, "stream_count": 1030, "streams": [STREAM, waiting, opening]}])
     assert lines[2:] == [
         "  streams  1030",
-        "    STREAM    STATE         SENT     RECEIVED       AGE   HOST",
-        f"    12345678  open          1023 B   1.0 KiB        59 s  {HOST}",
-        f"    12345678  detached 3 s  5.0 TiB  1048576.0 TiB  1 d   {HOST}",
-        "    12345678  opening       0 B      0 B            -     -",
+        "    STREAM    STATE                     SENT     RECEIVED       AGE   HOST",
+        f"    12345678  open                      1023 B   1.0 KiB        59 s  {HOST}",
+        f"    12345678  detached 3 s, 116 s left  5.0 TiB  1048576.0 TiB  1 d   {HOST}",
+        "    12345678  opening                   0 B      0 B            -     -",
         "    and 1027 more",
     ]
     assert described([{**OFFERED, "stream_count": 1, "streams": [STREAM]}])[-1].endswith("ab" * 16)
@@ -88,6 +97,10 @@ def test_every_agent_is_seen(height: int, rows: int) -> None:
         (
             {"last_error": {"code": "no_live_host", "text": "Nobody.", "ago": 7300.0}},
             "  error    2 h ago: Nobody. [no_live_host]",
+        ),
+        (
+            {"state": "elsewhere", "whereabouts": "runs on machine lab-2", "stream_count": None, "round_trip": None},
+            "  relay    https://r.example, elsewhere: runs on machine lab-2, if it runs",
         ),
         (
             {"state": "not answering", "stream_count": None, "round_trip": None},
