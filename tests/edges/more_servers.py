@@ -3,121 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
 import secrets
 import shlex
 import signal
-from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
-from tests.demo.processes import ROOT
+from tests.edges.debian import CERTIFICATE, KEY, Debian
 from tests.edges.edge import RELOADED, RESTART, UPSTREAM, Edge, children, listens
 from tests.net.harness import Process, eventually
 from tests.programs.install import find
 from tests.programs.tunnel import free_port
 
 __all__ = ["MORE", "Apache", "Lighttpd", "Nghttpx", "Squid", "Stunnel", "TrafficServer", "Varnish"]
-
-_PAGE: Final = ROOT / "docs" / "edges.md"
-#: A block of the page, behind the last file that is named before it.
-_FILE: Final = re.compile(r"`/etc/([^`]+)`[^`]*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_KEY: Final = "/etc/ssl/private/relay.key"
-_CERTIFICATE: Final = "/etc/ssl/private/relay.pem"
-
-
-def _page() -> dict[str, str]:
-    """The page's files, by their paths below /etc."""
-    return dict(_FILE.findall(_PAGE.read_text()))
-
-
-class Debian(Edge):
-    """A server of the page: its files are in the folder, under the names that they have in /etc."""
-
-    program: ClassVar[str]
-    paths: ClassVar[tuple[str, ...]]  # of its files below /etc; it is started with the first one
-    module: ClassVar[str] = ""  # a file that it needs besides
-
-    @classmethod
-    def lacks(cls) -> str:
-        missing = cls.program if find(cls.program) == cls.program else cls.module
-        if not missing or Path(missing).exists():
-            return ""
-        return f"{missing} is not installed: make programs gets it"
-
-    @abstractmethod
-    def adapted(self) -> Mapping[str, str]:
-        """What stands in the files in place of what the page says: ports, addresses and paths."""
-
-    def files(self) -> dict[str, str]:
-        page = _page()
-        files = {Path(path).name: page[path] for path in self.paths}
-        for old, new in self.adapted().items():
-            assert any(old in text for text in files.values()), f"{old!r} is not on the page"
-            files = {name: text.replace(old, new) for name, text in files.items()}
-        return files
-
-    @property
-    def file(self) -> Path:
-        return self.folder / Path(self.paths[0]).name
-
-    def configuration(self) -> str:
-        return self.files()[self.file.name]
-
-    async def ready(self) -> None:
-        await eventually(self.listens, expected=True, wait=RELOADED)
-
-    def listens(self) -> bool:
-        assert self.process.status is None, "\n".join(self.logs.values())
-        return listens(self.port)
-
-    async def says_again(self, text: str, number: signal.Signals) -> None:
-        """Send it the signal; returns when its logs have ``text`` once more."""
-        before = self.said(text)
-        self.process.send_signal(number)
-        await eventually(lambda: self.said(text) > before, expected=True, wait=RELOADED)
-
-    def said(self, text: str) -> int:
-        return sum(log.count(text) for log in self.logs.values())
-
-    def stop(self) -> None:
-        """Kill its processes, those that still have an older configuration too."""
-        for process in self._started:
-            if process.status is None:
-                _kill(process)
-
-    async def crash(self) -> None:
-        """Kill it; its supervisor starts it again."""
-        _kill(self.process)
-        await asyncio.sleep(RESTART)
-        await self.start()
-
-    async def crash_workers(self) -> None:
-        """Kill what carries tunnels below a process that starts it again."""
-        before = children(self.process.pid)
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: bool(children(self.process.pid) - before), expected=True, wait=RELOADED)
-        await self.ready()
-
-
-def _below(pid: int) -> list[int]:
-    """All processes that this one has started, and those that these have started."""
-    return [each for child in children(pid) for each in (child, *_below(child))]
-
-
-def _kill(process: Process) -> None:
-    """Kill it, and all processes below it."""
-    below = _below(process.pid)
-    process.stop(signal.SIGKILL)
-    for pid in below:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
 
 #: What Debian's apache2.conf has besides, as far as it matters here.
 _APACHE: Final = """
@@ -151,8 +51,8 @@ class Apache(Debian):
         return {
             "*:443": f"127.0.0.1:{self.port}",
             UPSTREAM: f"127.0.0.1:{self.upstream}",
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "/var/log/apache2/kdispatch.log": f"{self.folder}/access.log",
         }
 
@@ -187,8 +87,8 @@ class Lighttpd(Debian):
         return {
             "= 443": f'= {self.port}\nserver.bind = "127.0.0.1"',
             '"port" => 8443': f'"port" => {self.upstream}',
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "/var/log/lighttpd": str(self.folder),
             "/var/www/html": str(self.folder),
             "= 65536": "= 1024",
@@ -215,8 +115,8 @@ class Nghttpx(Debian):
         return {
             "frontend=*,443": f"frontend=127.0.0.1,{self.port}",
             "127.0.0.1,8443": f"127.0.0.1,{self.upstream}",
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "/var/log/nghttpx/kdispatch.log": f"{self.folder}/access.log",
             "errorlog-syslog=yes": f"errorlog-file={self.folder}/error.log\npid-file={self.folder}/pid",
             "=65536": "=1024",
@@ -252,8 +152,8 @@ class Squid(Debian):
         return {
             "https_port 443 ": f"https_port 127.0.0.1:{self.port} ",
             "parent 8443 ": f"parent {self.upstream} ",
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "/run/squid.pid": f"{self.folder}/pid",
             "/var/log/squid": str(self.folder),
             "/var/spool/squid": str(self.folder),
@@ -345,8 +245,8 @@ class Stunnel(Debian):
         return {
             "accept = :::443": f"accept = 127.0.0.1:{self.port}",
             UPSTREAM: f"127.0.0.1:{self.upstream}",
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "setuid = stunnel4\nsetgid = stunnel4\n": "pid =\n",
         }
 
@@ -378,8 +278,8 @@ class Varnish(Debian):
         return {
             "accept = :::443": f"accept = 127.0.0.1:{self.port}",
             "setuid = stunnel4\nsetgid = stunnel4\n": "pid =\n",
-            _CERTIFICATE: str(self.certificates),
-            _KEY: str(self.certificates),
+            CERTIFICATE: str(self.certificates),
+            KEY: str(self.certificates),
             "127.0.0.1:6081": f"127.0.0.1:{self._inner}",
             '"8443"': f'"{self.upstream}"',
             "/usr/sbin/varnishd -j unix,user=vcache": f"{find(self.program)} -j none -n {self.folder}/work",
