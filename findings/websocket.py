@@ -109,7 +109,7 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
             time.sleep(0.1)
         yield process
     finally:
-        for pid in [*_below(process.pid), process.pid]:
+        for pid in [process.pid, *_below(process.pid)]:  # a parent would start others
             subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
         process.wait()
 
