@@ -25,7 +25,7 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async", "table"]
+__all__ = ["INTERRUPTED", "Output", "Table", "choose_loop", "run_async", "table"]
 
 INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
 _PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
@@ -43,7 +43,15 @@ class Output:
         if self.json:
             _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}, default=moment))
         else:
-            _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
+            self.lines(quiet if self.quiet else plain)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Print a part of the result on stdout, for people or for a script."""
+        _write(sys.stdout, *map(escaped, lines))
+
+    def write(self, text: str) -> None:
+        """Print a part of the result on stdout as it is, which is JSON."""
+        _put(sys.stdout, text)
 
     def note(self, *lines: str) -> None:
         """Tell a person something on stderr; nothing with --quiet or --json."""
@@ -105,14 +113,30 @@ def run_async(
         raise SystemExit(status)
 
 
+class Table:
+    """Lines in columns, for rows that come in parts: each part's columns are as wide as it and those before need."""
+
+    def __init__(self, head: tuple[str, ...]) -> None:
+        self._head: tuple[str, ...] | None = head
+        self._widths = list(map(len, head))
+
+    def lines(self, rows: Iterable[tuple[object, ...]]) -> list[str]:
+        """The next lines, the first under the head; none where there are no rows."""
+        cells = [tuple(map(str, row)) for row in rows]
+        if not cells:
+            return []
+        if self._head is not None:
+            cells.insert(0, self._head)
+            self._head = None
+        columns = zip(*cells, strict=True)
+        self._widths = [max(width, *map(len, column)) for width, column in zip(self._widths, columns, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, self._widths, strict=True)) for row in cells]
+        return [line.rstrip() for line in lines]
+
+
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
     """Lines with columns as wide as they have to be; none where there are no rows."""
-    cells = [head, *(tuple(map(str, row)) for row in rows)]
-    if len(cells) == 1:
-        return []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return [line.rstrip() for line in lines]
+    return Table(head).lines(rows)
 
 
 def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -143,10 +167,14 @@ def _known_cause(error: BaseException) -> KdispatchError | None:
 
 
 def _write(stream: TextIO | None, *lines: str) -> None:
-    if stream is None or not lines:  # None: the descriptor was closed before the start
+    _put(stream, "".join(f"{line}\n" for line in lines))
+
+
+def _put(stream: TextIO | None, text: str) -> None:
+    if stream is None or not text:  # None: the descriptor was closed before the start
         return
     try:
-        stream.write("".join(f"{line}\n" for line in lines))
+        stream.write(text)
         stream.flush()
     except BrokenPipeError:
         # Nobody reads any more. What is still buffered must not raise again at the interpreter's end.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from kdispatch_protocol.messages import reset_frame
 from kdispatch_relay.switch.attachments import Half
@@ -16,7 +17,7 @@ from kdispatch_relay.switch.registry import Host, is_within
 from kdispatch_relay.switch.routes import Route, RouteState
 from kdispatch_relay.switch.switch import Switch
 
-__all__ = ["Claim", "claims", "doubt", "revoke", "withdraw_host"]
+__all__ = ["Claim", "claims", "doubt", "handles", "revoke", "withdraw_host"]
 
 _HOST_GONE = "The host may not offer the service any more."
 _CLIENT_GONE = "The client may not use the service any more."
@@ -48,6 +49,14 @@ def claims(switch: Switch, scope: str) -> set[Claim]:
         if route.host is not None:
             found.add(_of_routes_host(route))
     return found | {_of_half(half) for half in _halves(switch, scope)}
+
+
+def handles(switch: Switch) -> set[str]:
+    """The accounts of which something runs."""
+    hosts = (host.service for session in switch.sessions for host in session.offers.values() if host is not None)
+    routes = (leg.route.message.service for session in switch.sessions for leg in session.legs.values())
+    halves = (half.entry.service for session in switch.sessions for half in session.halves.values())
+    return {service.partition("/")[0] for service in chain(hosts, routes, halves)}
 
 
 def revoke(switch: Switch, scope: str, refused: Refused, now: float) -> None:
