@@ -194,7 +194,7 @@ class CreatedToken:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Who did what to what, from which address, when."""
+    """Who did what to what, from which address, when; where it was merged, ``count`` times until ``last``."""
 
     id: int
     at: datetime
@@ -203,6 +203,8 @@ class AuditEvent:
     subject: str
     source: str
     detail: Mapping[str, Any]
+    count: int = 1
+    last: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +372,8 @@ def _event(answer: Any) -> AuditEvent:
         text(answer, "subject"),
         text(answer, "source"),
         detail,
+        _maybe(answer, "count", count) or 1,
+        _maybe(answer, "last", _time),
     )
 
 

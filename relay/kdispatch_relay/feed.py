@@ -68,6 +68,7 @@ class Feed:
 
     async def _tidy(self) -> None:
         await self._repository.audit.forget_before(int(time.time()) - self._audit_days * _DAY)
+        await self._repository.audit.trim()
         await self._repository.changes.forget_old()
         await self._repository.forget_ended()
 

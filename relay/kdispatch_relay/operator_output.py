@@ -103,6 +103,7 @@ def code_line(code: InviteRecord) -> str:
 def event_json(event: AuditEvent) -> dict[str, Any]:
     """An event of the audit."""
     found = {"id": event.id, "at": _time(event.at), "actor": event.actor, "action": event.action}
+    found |= {"last": _time(event.last), "count": event.count}
     more = {"detail": dict(event.detail)} if event.detail else {}
     return {**found, "subject": event.subject, "source": event.source, **more}
 
@@ -110,7 +111,8 @@ def event_json(event: AuditEvent) -> dict[str, Any]:
 def event_line(event: AuditEvent) -> str:
     """The same for people."""
     detail = " ".join(f"{name}={value}" for name, value in event.detail.items())
-    words = (str(event.id), _time(event.at), event.actor, event.action, event.subject, event.source, detail)
+    times = f"{event.count:,} times until {_time(event.last)}" if event.count > 1 else ""
+    words = (str(event.id), _time(event.at), times, event.actor, event.action, event.subject, event.source, detail)
     return "  ".join(word for word in words if word)
 
 

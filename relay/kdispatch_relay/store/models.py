@@ -169,10 +169,18 @@ class Change(Base):
 
 
 class AuditRow(Base):
-    """Who did what to what, from where, when; written once and never changed. ``detail`` is JSON, without secrets."""
+    """Who did what to what, from where, when, and where it is merged how often and until when.
+
+    ``detail`` is JSON, without secrets. ``last_at`` is null where it happened once.
+    """
 
     __tablename__ = "audit"
-    __table_args__ = (Index("ix_audit_admin_id_id", "admin_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_audit_admin_id_id", "admin_id", "id"),
+        Index("ix_audit_admin_id_subject_id", "admin_id", "subject", "id"),
+        Index("ix_audit_admin_id_action_id", "admin_id", "action", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_COUNTER, primary_key=True)
     at: Mapped[int] = mapped_column(BigInteger, default=_now, index=True)
@@ -182,3 +190,5 @@ class AuditRow(Base):
     subject: Mapped[str] = mapped_column(String(200))
     source: Mapped[str] = mapped_column(String(64))
     detail: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))
+    times: Mapped[int] = mapped_column(BigInteger, default=1, server_default=text("1"))
+    last_at: Mapped[int | None] = mapped_column(BigInteger)
