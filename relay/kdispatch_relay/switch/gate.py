@@ -35,7 +35,7 @@ from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, RelaySta
 from kdispatch_relay.switch.access import Access
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
-from kdispatch_relay.switch.revocations import handles, withdraw_host
+from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.state import clients_of, state_of
 from kdispatch_relay.switch.switch import Switch
@@ -110,7 +110,7 @@ class Gate:
     def count_hosts(self, service: str) -> int:
         """How many live hosts a service has."""
         entry = self.switch.registry.get(service)
-        return len(entry.order) if entry is not None else 0
+        return len(entry.hosts) if entry is not None else 0
 
     def host(self, host_id: str) -> LiveHost | None:
         """The live host of this id."""
@@ -123,7 +123,7 @@ class Gate:
 
     def recheck_all(self) -> None:
         """Likewise for every account of which something runs here."""
-        for handle in handles(self.switch):
+        for handle in self.switch.registry.handles:
             self._access.recheck(handle)
 
     def expire(self, now: float) -> None:
