@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from kdispatch.answers import ServiceInfo, count, flag, read_service, text
+from kdispatch.listing import Page
 from kdispatch_protocol.tokens import token_kind
 
 __all__ = [
+    "MOST_HOSTS",
     "AcceptedInvite",
     "AuditEvent",
     "AuditPage",
@@ -38,12 +40,15 @@ __all__ = [
     "read_hosts",
     "read_identity",
     "read_invites",
+    "read_page",
     "read_rotated_service",
     "read_service",
     "read_services",
     "read_signed_up",
     "read_tokens",
 ]
+
+MOST_HOSTS: Final = 200  #: of a page, the largest that relays give
 
 _T = TypeVar("_T")
 
@@ -189,7 +194,7 @@ class CreatedToken:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Who did what to what, from which address, when."""
+    """Who did what to what, from which address, when; where it was merged, ``count`` times until ``last``."""
 
     id: int
     at: datetime
@@ -198,6 +203,8 @@ class AuditEvent:
     subject: str
     source: str
     detail: Mapping[str, Any]
+    count: int = 1
+    last: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +230,11 @@ def read_identity(answer: Any) -> Identity:
         _maybe(answer, "name", text),
         _maybe(answer, "expires", _time),
     )
+
+
+def read_page(answer: Any, read: Callable[[Any], tuple[_T, ...]]) -> Page[_T]:
+    """A page of a list, whose entries ``read`` reads."""
+    return Page(read(answer), _maybe(answer, "next", text))
 
 
 def read_services(answer: Any) -> tuple[ServiceInfo, ...]:
@@ -360,6 +372,8 @@ def _event(answer: Any) -> AuditEvent:
         text(answer, "subject"),
         text(answer, "source"),
         detail,
+        _maybe(answer, "count", count) or 1,
+        _maybe(answer, "last", _time),
     )
 
 

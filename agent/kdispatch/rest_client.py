@@ -30,9 +30,11 @@ from kdispatch.answers import (
     shaped,
     unreachable,
 )
+from kdispatch.listing import Listing, Page
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest_answers import (
+    MOST_HOSTS,
     AcceptedInvite,
     AuditEvent,
     AuditPage,
@@ -64,6 +66,8 @@ __all__ = [
     "HostInfo",
     "Identity",
     "InviteInfo",
+    "Listing",
+    "Page",
     "RestClient",
     "RotatedService",
     "ServiceInfo",
@@ -72,7 +76,9 @@ __all__ = [
     "TokenName",
 ]
 
-ANSWER_BYTES: Final = 4 * 1024 * 1024  #: far above a list of ten thousand services; more is no relay's answer
+ANSWER_BYTES: Final = 4 * 1024 * 1024  #: twice the largest page, of 200 hosts with 16 labels; more is no relay's answer
+
+_MOST: Final = 1000  # entries of a page, the largest that relays give
 
 #: As relays and agents make them: in an address nothing else may stand in its place.
 _ID: Final = re.compile(r"[0-9a-f]{1,64}")
@@ -134,9 +140,9 @@ class RestClient:
         body = _given(name=name, service=service, expires=_whole(expires)) | {"for": purpose}
         return await self._ask(read.read_created_token, "POST", "/tokens", body)
 
-    async def tokens(self, *, service: str | None = None) -> tuple[TokenInfo, ...]:
-        """All tokens of the admin, or those for one service, a NAME of one's own; the newest first."""
-        return await self._ask(read.read_tokens, "GET", f"/tokens{_query(service=service)}")
+    def tokens(self, *, service: str | None = None) -> Listing[TokenInfo]:
+        """The tokens of the admin, or those for one service, a NAME of one's own; the newest first."""
+        return self._list(read.read_tokens, "/tokens", service=service)
 
     async def revoke_token(self, token_id: str) -> None:
         """Revoke one, by its id; what rests on it ends. ``unknown_token``, or ``last_token``."""
@@ -150,6 +156,16 @@ class RestClient:
             read.read_audit_page, "GET", f"/audit{_query(service=service, before=before, limit=limit)}"
         )
 
+    def events(self, *, service: str | None = None) -> Listing[AuditEvent]:
+        """All of :meth:`audit`, whose ``before`` is the cursor."""
+
+        async def ask(cursor: str | None, limit: int | None) -> Page[AuditEvent]:
+            before = None if cursor is None else int(cursor)
+            page = await self.audit(service=service, before=before, limit=limit)
+            return Page(page.events, None if page.next is None else str(page.next))
+
+        return Listing(ask, _MOST)
+
     # --- services -----------------------------------------------------------------------------
 
     async def create_service(self, name: str, *, access: str = "public", pins: bool = False) -> CreatedService:
@@ -161,9 +177,9 @@ class RestClient:
         body = _given(name=check_name(name, "service name"), access=access, pins=pins or None)
         return await self._ask(read.read_created_service, "POST", "/services", body)
 
-    async def services(self) -> tuple[ServiceInfo, ...]:
-        """All services of the admin."""
-        return await self._ask(read.read_services, "GET", "/services")
+    def services(self) -> Listing[ServiceInfo]:
+        """The services of the admin, by name."""
+        return self._list(read.read_services, "/services")
 
     async def service(self, service: str) -> ServiceInfo:
         """One service; ``unknown_service``, also where the token gives no right to see it."""
@@ -182,13 +198,13 @@ class RestClient:
         """Delete a service with its tokens; what rests on it ends. ``unknown_service``."""
         await self._tell("DELETE", service_path(service))
 
-    async def hosts(self, service: str) -> tuple[HostInfo, ...]:
+    def hosts(self, service: str) -> Listing[HostInfo]:
         """The live hosts of a service; ``unknown_service`` likewise."""
-        return await self._ask(read.read_hosts, "GET", f"{service_path(service)}/hosts")
+        return self._list(read.read_hosts, f"{service_path(service)}/hosts", most=MOST_HOSTS)
 
-    async def clients(self, service: str) -> tuple[ClientInfo, ...]:
+    def clients(self, service: str) -> Listing[ClientInfo]:
         """The agents that are connected to a service of one's own."""
-        return await self._ask(read.read_clients, "GET", f"{service_path(service)}/clients")
+        return self._list(read.read_clients, f"{service_path(service)}/clients")
 
     async def withdraw_host(self, host: str) -> None:
         """Withdraw one live host, by its ``hst_`` token or its service's owner's; ``unknown_host``."""
@@ -203,9 +219,9 @@ class RestClient:
         body = _given(uses=uses, expires=_whole(expires), name=name) | {"for": purpose}
         return await self._ask(read.read_created_invite, "POST", f"{service_path(service)}/invites", body)
 
-    async def invites(self, service: str) -> tuple[InviteInfo, ...]:
-        """The invitations of a service of one's own."""
-        return await self._ask(read.read_invites, "GET", f"{service_path(service)}/invites")
+    def invites(self, service: str) -> Listing[InviteInfo]:
+        """The invitations of a service of one's own, the newest first."""
+        return self._list(read.read_invites, f"{service_path(service)}/invites")
 
     async def revoke_invite(self, service: str, invite_id: str, *, tokens: bool = False) -> None:
         """Revoke one, by its id, and with ``tokens`` those that were made from it; ``unknown_invite``."""
@@ -217,6 +233,15 @@ class RestClient:
         return await self._ask(read.read_accepted_invite, "POST", "/invites/accept", _given(name=name), token=code)
 
     # --- one request --------------------------------------------------------------------------
+
+    def _list(
+        self, shape: Callable[[Any], tuple[_T, ...]], path: str, *, most: int = _MOST, service: str | None = None
+    ) -> Listing[_T]:
+        async def ask(cursor: str | None, limit: int | None) -> Page[_T]:
+            query = _query(service=service, limit=limit, cursor=cursor)
+            return await self._ask(lambda answer: read.read_page(answer, shape), "GET", f"{path}{query}")
+
+        return Listing(ask, most)
 
     async def _ask(
         self, shape: Callable[[Any], _T], method: str, path: str, body: Any = None, *, token: str | None = None

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -36,15 +36,18 @@ from kdispatch.answers import (
     shaped,
     unreachable,
 )
+from kdispatch.listing import Listing, Page
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_answers import HostInfo, read_hosts
+from kdispatch.rest_answers import MOST_HOSTS, HostInfo, read_hosts, read_page
 from kdispatch.settings import version
 from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["ServiceQuery"]
 
-ANSWER_BYTES: Final = 1024 * 1024  #: the most that websockets reads: some thousands of hosts; more is no relay's answer
+ANSWER_BYTES: Final = (
+    1024 * 1024
+)  #: the most that websockets reads: twice a page of 50 hosts; more is no relay's answer
 
 _T = TypeVar("_T")
 
@@ -69,9 +72,17 @@ class ServiceQuery:
         """One service, ``HANDLE/NAME``; ``unknown_service``, also where the token gives no right to see it."""
         return await self._ask(service_path(service), read_service)
 
-    async def hosts(self, service: str) -> tuple[HostInfo, ...]:
+    def hosts(self, service: str) -> Listing[HostInfo]:
         """Its live hosts; ``unknown_service`` likewise."""
-        return await self._ask(f"{service_path(service)}/hosts", read_hosts)
+
+        async def ask(cursor: str | None, _: int | None) -> Page[HostInfo]:
+            # Without a limit: pages are then as large as what is read here at the most.
+            query = "" if cursor is None else f"?{urlencode({'cursor': cursor})}"
+            return await self._ask(
+                f"{service_path(service)}/hosts{query}", lambda answer: read_page(answer, read_hosts)
+            )
+
+        return Listing(ask, MOST_HOSTS)
 
     async def _ask(self, path: str, shape: Callable[[Any], _T]) -> _T:
         try:
@@ -202,4 +213,4 @@ def _request(relay: RelayUrl, path: str, token: str | None) -> Request:
     headers = Headers({"Host": url.netloc, "User-Agent": f"kdispatch/{version()}", "Accept": "application/json"})
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    return Request(url.path, headers)
+    return Request(f"{url.path}?{url.query}" if url.query else url.path, headers)

@@ -53,16 +53,22 @@ class Feed:
 
     async def _look(self) -> None:
         self._live.expire(time.time())
-        changes = await self._repository.changes.since(self._last)
-        self._last = max((number for number, _ in changes), default=self._last)
-        for scope in dict.fromkeys(scope for _, scope in changes):  # each once, however often it changed
-            self._live.recheck(scope)
+        changes = self._repository.changes
+        while found := await changes.since(self._last):
+            if found[0][0] > self._last + 1 and await changes.are_lost(self._last):
+                self._last = await changes.newest()
+                self._live.recheck_all()
+                return
+            self._last = found[-1][0]
+            for scope in dict.fromkeys(scope for _, scope in found):
+                self._live.recheck(scope)
 
     async def _write_used(self) -> None:
         await self._repository.write_used()
 
     async def _tidy(self) -> None:
         await self._repository.audit.forget_before(int(time.time()) - self._audit_days * _DAY)
+        await self._repository.audit.trim()
         await self._repository.changes.forget_old()
         await self._repository.forget_ended()
 

@@ -7,7 +7,7 @@ quick.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -26,7 +26,7 @@ from kdispatch_relay.operator_output import (
 from kdispatch_relay.settings import SETTINGS, environment_name
 
 if TYPE_CHECKING:
-    from kdispatch_relay.store.records import AdminRecord
+    from kdispatch_relay.store.records import AdminRecord, InviteRecord
     from kdispatch_relay.store.repository import Repository
 
 __all__ = ["app"]
@@ -39,6 +39,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST: Final = 3650 * 86_400
 _MOST_USES: Final = 10_000
 _MOST_EVENTS: Final = 1_000
+_PAGE: Final = 200  # admins or codes that are read at once
 _T = TypeVar("_T")
 
 _Database = Annotated[
@@ -59,13 +60,21 @@ def _quota(name: str, what: str) -> Any:
 @app.command("list", epilog="Example: kdispatch relay admin list")
 def list_admins(*, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
     """List all admins, with what they have."""
+    output = Output(quiet=quiet, as_json=as_json)
+
+    async def work(store: Repository) -> None:
+        async def pages() -> AsyncIterator[list[AdminRecord]]:
+            after = ""
+            while page := await store.accounts.list(after=after, limit=_PAGE):
+                yield page
+                after = page[-1].handle
+
+        await output.listed(
+            "admins", pages(), admin_json, quiet=lambda a: a.handle, plain=admin_lines, none="There is no admin yet."
+        )
+
     with errors_told(as_json=as_json):
-        admins = _on(database, lambda store: store.accounts.list())
-    Output(quiet=quiet, as_json=as_json).result(
-        {"admins": [admin_json(admin) for admin in admins]},
-        quiet=[admin.handle for admin in admins],
-        plain=[line for admin in admins for line in admin_lines(admin)] or ["There is no admin yet."],
-    )
+        _on(database, work)
 
 
 @app.command("show", epilog="Example: kdispatch relay admin show ann")
@@ -185,13 +194,21 @@ def create_code(
 @codes.command("list", epilog="Example: kdispatch relay admin code list")
 def list_codes(*, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
     """List the codes; those that ended for 30 days. --quiet prints the ids."""
+    output = Output(quiet=quiet, as_json=as_json)
+
+    async def work(store: Repository) -> None:
+        async def pages() -> AsyncIterator[list[InviteRecord]]:
+            after = None
+            while page := await store.invites.codes(after=after, limit=_PAGE):
+                yield page
+                after = page[-1].created, page[-1].id
+
+        await output.listed(
+            "codes", pages(), code_json, quiet=lambda c: c.id, plain=lambda c: [code_line(c)], none="There is no code."
+        )
+
     with errors_told(as_json=as_json):
-        found = _on(database, lambda store: store.invites.codes())
-    Output(quiet=quiet, as_json=as_json).result(
-        {"codes": [code_json(code) for code in found]},
-        quiet=[code.id for code in found],
-        plain=[code_line(code) for code in found] or ["There is no code."],
-    )
+        _on(database, work)
 
 
 @codes.command("revoke", epilog="Example: kdispatch relay admin code revoke 4f1c09d2a8b35e67")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from kdispatch_protocol.console import SCHEMA, escaped
+from kdispatch_protocol.console import SCHEMA, JsonList, escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from kdispatch_relay.store.records import AdminRecord, AuditEvent, InviteRecord
 
 __all__ = ["Output", "admin_json", "admin_lines", "code_json", "code_line", "event_json", "event_line"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,32 @@ class Output:
 
     quiet: bool
     as_json: bool
+
+    async def listed(
+        self,
+        key: str,
+        pages: AsyncIterator[Sequence[_T]],
+        data: Callable[[_T], Mapping[str, Any]],
+        *,
+        quiet: Callable[[_T], str],
+        plain: Callable[[_T], list[str]],
+        none: str,
+    ) -> None:
+        """Print a list as :meth:`result` would, page by page; ``none`` tells people that it is empty."""
+        objects = JsonList(lambda text: typer.echo(text, nl=False), key)
+        printed = False
+        async for page in pages:
+            printed = printed or bool(page)
+            if self.as_json:
+                objects.add(map(data, page))
+                continue
+            for item in page:
+                for line in [quiet(item)] if self.quiet else plain(item):
+                    typer.echo(escaped(line))
+        if self.as_json:
+            objects.end()
+        elif not (printed or self.quiet):
+            typer.echo(none)
 
     def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:
         """Print ``data`` as JSON, or the ``quiet`` lines, or the ``plain`` ones."""
@@ -75,6 +103,7 @@ def code_line(code: InviteRecord) -> str:
 def event_json(event: AuditEvent) -> dict[str, Any]:
     """An event of the audit."""
     found = {"id": event.id, "at": _time(event.at), "actor": event.actor, "action": event.action}
+    found |= {"last": _time(event.last), "count": event.count}
     more = {"detail": dict(event.detail)} if event.detail else {}
     return {**found, "subject": event.subject, "source": event.source, **more}
 
@@ -82,7 +111,8 @@ def event_json(event: AuditEvent) -> dict[str, Any]:
 def event_line(event: AuditEvent) -> str:
     """The same for people."""
     detail = " ".join(f"{name}={value}" for name, value in event.detail.items())
-    words = (str(event.id), _time(event.at), event.actor, event.action, event.subject, event.source, detail)
+    times = f"{event.count:,} times until {_time(event.last)}" if event.count > 1 else ""
+    words = (str(event.id), _time(event.at), times, event.actor, event.action, event.subject, event.source, detail)
     return "  ".join(word for word in words if word)
 
 

@@ -43,6 +43,11 @@ class ClientView:
     streams: int
     token: str | None
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """By what clients are ordered."""
+        return self.agent, self.source, self.token or ""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveHost:
@@ -89,20 +94,30 @@ class Left:
 class LiveHosts(Protocol):
     """Who is live at this moment, and what ends that; work in memory that never waits."""
 
-    def hosts_of(self, service: str) -> Sequence[HostView]:
-        """The live hosts of ``handle/name``; empty where there is none, or no such service."""
+    def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> Sequence[HostView]:
+        """The live hosts of ``handle/name`` by their ids, those behind ``after``; empty where there is none."""
+        ...
+
+    def count_hosts(self, service: str) -> int:
+        """How many live hosts ``handle/name`` has."""
         ...
 
     def host(self, host_id: str) -> LiveHost | None:
         """The live host of this id."""
         ...
 
-    def clients_of(self, service: str) -> Sequence[ClientView]:
-        """Who has streams of ``handle/name`` open."""
+    def clients_of(
+        self, service: str, *, after: tuple[str, str, str] = ("", "", ""), limit: int | None = None
+    ) -> Sequence[ClientView]:
+        """Who has streams of ``handle/name`` open, by their places, those behind ``after``."""
         ...
 
     def recheck(self, scope: str) -> None:
         """Ask the store again for all that runs within ``scope``, ``handle/name`` or a handle, and end what may not."""
+        ...
+
+    def recheck_all(self) -> None:
+        """Likewise for all that runs here."""
         ...
 
     def expire(self, now: float) -> None:

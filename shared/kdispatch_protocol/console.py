@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from kdispatch_protocol.tokens import redacted
 
-__all__ = ["SCHEMA", "error_json", "error_lines", "escaped"]
+__all__ = ["SCHEMA", "JsonList", "error_json", "error_lines", "escaped"]
 
 SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
 
@@ -37,3 +38,32 @@ def error_json(text: str, *, code: str | None, hop: str, hint: str) -> str:
     """The same as one JSON object."""
     what = {"code": code, "text": redacted(text), "hop": hop, "hint": redacted(hint)}
     return json.dumps({"schema": SCHEMA, "error": what})
+
+
+class JsonList:
+    """One JSON object whose last member ``key`` is a list, written in pieces: :meth:`add` them, then :meth:`end` it.
+
+    Nothing is written before the first of these calls. ``default`` is as in :func:`json.dumps`.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        key: str,
+        fields: Mapping[str, Any] | None = None,
+        default: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._write = write
+        self._default = default
+        before = json.dumps({"schema": SCHEMA, **(fields or {})}, default=default)
+        self._before = f"{before[:-1]}, {json.dumps(key)}: ["
+
+    def add(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Write some of the list's objects."""
+        for item in items:
+            self._write(self._before + json.dumps(item, default=self._default))
+            self._before = ", "
+
+    def end(self) -> None:
+        """Write the end."""
+        self._write(f"{self._before if self._before != ', ' else ''}]}}\n")

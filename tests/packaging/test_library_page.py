@@ -40,7 +40,7 @@ def test_every_answer_is_named() -> None:
     for name, answer, several in rows:
         gives: Any = getattr(rest_client, answer) if answer else type(None)
         given = get_type_hints(getattr(kdispatch.RestClient, name))["return"]
-        assert given == (tuple[gives, ...] if several else gives), name
+        assert given == (rest_client.Listing[gives] if several else gives), name
 
 
 def test_signatures() -> None:

@@ -49,17 +49,27 @@ class FakeGate:
         self.calls.append("handle")
         raise ZeroDivisionError(request.query.get("secret", ""))
 
-    def hosts_of(self, service: str) -> list[HostView]:
-        return self.live.get(service, [])
+    def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> list[HostView]:
+        live = sorted(self.live.get(service, []), key=lambda host: host.host)
+        return [host for host in live if host.host > after][:limit]
+
+    def count_hosts(self, service: str) -> int:
+        return len(self.live.get(service, []))
 
     def host(self, host_id: str) -> LiveHost | None:
         return self.hosts.get(host_id)
 
-    def clients_of(self, service: str) -> list[ClientView]:
-        return self.clients.get(service, [])
+    def clients_of(
+        self, service: str, *, after: tuple[str, str, str] = ("", "", ""), limit: int | None = None
+    ) -> list[ClientView]:
+        live = sorted(self.clients.get(service, []), key=lambda client: client.place)
+        return [client for client in live if client.place > after][:limit]
 
     def recheck(self, scope: str) -> None:
         self.calls.append(f"recheck {scope}")
+
+    def recheck_all(self) -> None:
+        self.calls.append("recheck all")
 
     def expire(self, now: float) -> None:
         pass

@@ -23,6 +23,7 @@ ELSEWHERE: Final = {
     ("open_tunnel", "bad_request"),
     ("open_tunnel", "version_unsupported"),
     ("readyz", "storage_unavailable"),
+    ("rotate_service", "quota_exceeded"),
 }
 #: A body that each route takes.
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -69,6 +70,13 @@ IN_QUERIES: Final = (
     "before=0",
     "before=9223372036854775807",
     "before=9223372036854775808",
+    "cursor=",
+    "cursor=%00",
+    "cursor=web",
+    "cursor=999999999999999999-0123456789abcdef",
+    "cursor=" + "0" * 32,
+    "cursor=ab~::1~",
+    "cursor=~~",
     "tokens=TRUE",
     "tokens",
     "tokens=1",

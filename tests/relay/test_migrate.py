@@ -30,12 +30,12 @@ def test_migrate(tmp_path: Path) -> None:
     """An empty database is brought up to date, one that is stays as it is, and each form says so in one line."""
     file = str(tmp_path / "relay.db")
     status, out, err = migrated(tmp_path, "--database", file)
-    assert (status, out, err) == (0, "The database was brought from empty to revision 0003.\n", "")
+    assert (status, out, err) == (0, "The database was brought from empty to revision 0005.\n", "")
     status, out, _ = migrated(tmp_path, "--database", file)
-    assert (status, out) == (0, "The database is up to date, at revision 0003.\n")
-    assert migrated(tmp_path, "--database", file, "--quiet") == (0, "0003\n", "")
+    assert (status, out) == (0, "The database is up to date, at revision 0005.\n")
+    assert migrated(tmp_path, "--database", file, "--quiet") == (0, "0005\n", "")
     status, out, err = migrated(tmp_path, "--database", file, "--json")
-    assert json.loads(out) == {"schema": 1, "from": "0003", "to": "0003", "changed": False}
+    assert json.loads(out) == {"schema": 1, "from": "0005", "to": "0005", "changed": False}
     assert (status, err) == (0, "")
 
 
@@ -49,7 +49,7 @@ def test_several_at_once(tmp_path: Path) -> None:
             assert (process.returncode, err) == (0, "")
             told.append(json.loads(out))
     assert sorted(answer["changed"] for answer in told) == [False, False, True]
-    assert {answer["to"] for answer in told} == {"0003"}
+    assert {answer["to"] for answer in told} == {"0005"}
 
 
 def test_errors(tmp_path: Path) -> None:

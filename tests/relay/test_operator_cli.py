@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.messages import Offer, Reset
 from kdispatch_protocol.tokens import token_digest, token_id
+from kdispatch_relay import operator_cli
 from kdispatch_relay.cli import app
 from tests.relay.support import Api, relay_api
 from tests.relay.test_door import relay_with
@@ -213,3 +216,24 @@ def test_no_database(tmp_path: Path, run: Run) -> None:
     """Where there is no database none is made."""
     status, _, err = run("list", database=str(tmp_path / "none.db"))
     assert (status, "There is no database" in err, (tmp_path / "none.db").exists()) == (1, True, False)
+
+
+# --- long lists -----------------------------------------------------------------------------------
+
+
+def test_lists_are_read_in_pages(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many accounts and codes there are, a few are read at once, and each form tells each of them once."""
+    monkeypatch.setattr(operator_cli, "_PAGE", 7)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executemany("INSERT INTO admins (handle, created_at) VALUES (?, 5)", [(f"a{n}",) for n in range(21)])
+        columns = "digest, token_id, purpose, name, uses, used, created_at, expires_at"
+        rows = [(b"%d" % n, f"{n:016x}", "sign-up", "x", 1, 0, 5, 1 << 32) for n in range(20)]
+        connection.executemany(f"INSERT INTO invites ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    for words, key, count in ((("list",), "admins", 21), (("code", "list"), "codes", 20)):
+        plain, as_json, quiet = (run(*words, *flags) for flags in ((), ("--json",), ("--quiet",)))
+        assert {(status, err) for status, _, err in (plain, as_json, quiet)} == {(0, "")}
+        names = quiet[1].split()
+        assert len(names) == len(set(names)) == count
+        assert [name for name in names if name not in plain[1]] == []
+        [line] = as_json[1].splitlines()
+        assert [one.get("handle") or one["id"] for one in json.loads(line)[key]] == names

@@ -36,7 +36,7 @@ def test_no_alembic_when_up_to_date(tmp_path: Path, empty_database: Path) -> Non
     shutil.copy(empty_database, tmp_path / "relay.db")
     code = (
         "import asyncio, sys; from kdispatch_relay.cli import _migrate;"
-        f"assert asyncio.run(_migrate({str(tmp_path / 'relay.db')!r}, 5.0)) == ('0003', '0003');"
+        f"assert asyncio.run(_migrate({str(tmp_path / 'relay.db')!r}, 5.0)) == ('0005', '0005');"
         "sys.exit('alembic' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
@@ -47,8 +47,8 @@ def test_no_alembic_when_up_to_date(tmp_path: Path, empty_database: Path) -> Non
 async def test_apart(tmp_path: Path) -> None:
     """Migrated apart, the tables are made and the revisions told, and a database up to date starts no process."""
     database = Database(str(tmp_path / "relay.db"), migrate_apart=True)
-    assert await database.start() == (None, "0003")
-    assert await database.start() == ("0003", "0003")
+    assert await database.start() == (None, "0005")
+    assert await database.start() == ("0005", "0005")
     async with database.read() as connection:
         assert (await connection.execute(select(Admin))).all() == []
     await database.close()
@@ -61,7 +61,7 @@ async def test_several_apart(tmp_path: Path) -> None:
     told = await asyncio.gather(*(database.start() for database in databases))
     for database in databases:
         await database.close()
-    assert sorted(told, key=str) == [("0003", "0003"), ("0003", "0003"), (None, "0003")]
+    assert sorted(told, key=str) == [("0005", "0005"), ("0005", "0005"), (None, "0005")]
 
 
 @pytest.mark.slow

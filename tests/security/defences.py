@@ -258,6 +258,16 @@ DEFENCES: Final = (
         (f"{_RELAY}/store/quotas.py", "    if count >= allowed:", "    if False:"),
     ),
     _off(
+        13,
+        "the audit counts what repeats in one entry",
+        "test_threat_13_exhaustion.py::test_the_audit",
+        (
+            f"{_RELAY}/store/audit.py",
+            'merged = event.action in ROUTINE or event.actor.startswith("hst ")',
+            "merged = False",
+        ),
+    ),
+    _off(
         14,
         "credit is enforced for each stream",
         "test_threat_14_slow_readers.py::test_credit_is_enforced",

@@ -122,3 +122,24 @@ async def test_everything_comes_back(folder: Path) -> None:
             state = gate.state()
             assert (state.sessions, state.hosts, sum(state.streams.values()), state.queued) == (0, 0, 0, 0)
             await until(lambda: Usage.of(os.getpid()).descriptors <= before)
+
+
+async def test_the_audit(folder: Path) -> None:
+    """Agents that offer and withdraw, and connect in ever new sessions, are two entries, with both times over REST."""
+    async with site(folder) as relay, Caller.of(relay) as caller:
+        ann = (await made(caller, "/admins", handle="ann"))["token"]
+        token = (await made(caller, "/services", ann, name="web"))["token"]
+        async with Agent.of(relay) as host:
+            for n in range(150):
+                assert await offers(host, 2 * n + 1, "ann/web", token) == "OFFERED"
+                host.send(frame(frames.WITHDRAW, 2 * n + 1))
+            assert await offers(host, 1001, "ann/web", token) == "OFFERED"
+            for n in range(20):
+                async with Agent.of(relay, bytes([n + 50]) * 32) as client:
+                    await carried(client, host, 1, "ann/web")
+            await relay.relay.authority.repository.audit.write_notes()
+        events = (await caller("GET", "/api/v1/audit", ann)).body["events"]
+        told = {event["action"]: event for event in events}
+        assert len(events) <= 6  # an hour of the clock may end meanwhile
+        assert told["host"]["count"] >= 75 and told["host"]["last"] >= told["host"]["at"]
+        assert told["service.create"]["count"] == 1 and told["service.create"]["last"] == told["service.create"]["at"]

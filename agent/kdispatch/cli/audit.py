@@ -39,14 +39,17 @@ def audit(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Show who did what in your account, from where, when; the newest first. --quiet leaves the table's head away."""
+    """Show who did what in your account, from where, when, and how often within an hour; the newest first.
+
+    --quiet leaves the table's head away.
+    """
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
         async with caller.rest() as client:
             events, more = await _newest(client, await caller.as_admin(client, service), limit)
-        lines = table(("AT", "ACTOR", "ACTION", "SUBJECT", "SOURCE", "DETAIL"), map(_row, events))
+        lines = table(("AT", "TIMES", "LAST", "ACTOR", "ACTION", "SUBJECT", "SOURCE", "DETAIL"), map(_row, events))
         output.result({"events": [asdict(event) for event in events], "more": more}, quiet=lines[1:], plain=lines)
         if more:
             output.note(f"There are older ones: --limit {2 * limit}")
@@ -70,7 +73,8 @@ async def _newest(client: RestClient, service: str | None, limit: int) -> tuple[
 
 def _row(event: AuditEvent) -> tuple[object, ...]:
     detail = " ".join(f"{key}={_told(key, value)}" for key, value in event.detail.items())
-    return moment(event.at), event.actor, event.action, event.subject, event.source, detail
+    merged = (event.count, moment(event.last)) if event.count > 1 else (1, "-")
+    return moment(event.at), *merged, event.actor, event.action, event.subject, event.source, detail
 
 
 def _told(key: str, value: object) -> object:

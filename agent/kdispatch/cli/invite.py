@@ -10,8 +10,9 @@ import typer
 
 from kdispatch.cli.account import Caller
 from kdispatch.cli.durations import METAVAR, moment, seconds_of
+from kdispatch.cli.lists import print_list
 from kdispatch.cli.options import Json, Quiet, Service, ServiceOption, Token, TokenFile, one_of, one_service
-from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.output import Output, Table, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.credentials import given_code
 
@@ -85,20 +86,19 @@ def list_invites(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
+        grid = Table(("ID", "FOR", "NAME", "USED", "CREATED", "EXPIRES"))
         async with caller.rest() as client:
             full_name = await caller.as_owner(client, typed)
-            invites = await client.invites(full_name)
-        head = ("ID", "FOR", "NAME", "USED", "CREATED", "EXPIRES")
-        rows = (
-            (one.id, one.purpose, one.name, f"{one.used} of {one.uses}", moment(one.created), _end(one))
-            for one in invites
-        )
-        output.result(
-            {"service": full_name, "invites": [_fields(one) for one in invites]},
-            quiet=[one.id for one in invites],
-            plain=table(head, rows),
-        )
-        if not invites:
+            any_invite = await print_list(
+                output,
+                client.invites(full_name),
+                key="invites",
+                data=_fields,
+                quiet=lambda one: one.id,
+                plain=lambda page: grid.lines(map(_row, page)),
+                service=full_name,
+            )
+        if not any_invite:
             output.note(f"No invitations to {full_name}; make one: kdispatch invite create {full_name} --for connect")
 
     run_async(main, output)
@@ -197,6 +197,11 @@ def _shown(made: CreatedInvite, command: str) -> list[str]:
         f"code    {made.code}",
         f"send    {command}",
     ]
+
+
+def _row(invite: InviteInfo) -> tuple[object, ...]:
+    used = f"{invite.used} of {invite.uses}"
+    return invite.id, invite.purpose, invite.name, used, moment(invite.created), _end(invite)
 
 
 def _end(invite: InviteInfo) -> str:

@@ -9,8 +9,9 @@ import typer
 
 from kdispatch.cli.account import Caller
 from kdispatch.cli.durations import moment
+from kdispatch.cli.lists import print_list
 from kdispatch.cli.options import Json, Quiet, Service, ServiceOption, Token, TokenFile, one_service
-from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.output import Output, Table, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ def hosts(
     async def main() -> None:
         async with caller.rest() as client:
             full_name = await caller.as_reader(client, typed)
-            live = await client.hosts(full_name)
-        output.result(
-            {"service": full_name, "hosts": [asdict(host) for host in live]},
-            quiet=[host.host for host in live],
-            plain=_table_of_hosts(live),
-        )
-        if not live:
+            any_host = await print_list(
+                output,
+                client.hosts(full_name),
+                key="hosts",
+                data=asdict,
+                quiet=lambda host: host.host,
+                plain=_TableOfHosts().lines,
+                service=full_name,
+            )
+        if not any_host:
             output.note(f"Nobody hosts {full_name} at the moment.")
 
     run_async(main, output)
@@ -71,16 +75,21 @@ def clients(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
+        grid = Table(("AGENT", "SOURCE", "SINCE", "STREAMS", "TOKEN"))
         async with caller.rest() as client:
             full_name = await caller.as_owner(client, typed)
-            live = await client.clients(full_name)
-        rows = ((one.agent, one.source, moment(one.since), one.streams, _name(one.token)) for one in live)
-        output.result(
-            {"service": full_name, "clients": [asdict(one) for one in live]},
-            quiet=[one.agent for one in live],
-            plain=table(("AGENT", "SOURCE", "SINCE", "STREAMS", "TOKEN"), rows),
-        )
-        if not live:
+            any_client = await print_list(
+                output,
+                client.clients(full_name),
+                key="clients",
+                data=asdict,
+                quiet=lambda one: one.agent,
+                plain=lambda page: grid.lines(
+                    (one.agent, one.source, moment(one.since), one.streams, _name(one.token)) for one in page
+                ),
+                service=full_name,
+            )
+        if not any_client:
             output.note(f"Nobody is connected to {full_name} at the moment.")
 
     run_async(main, output)
@@ -109,16 +118,24 @@ def withdraw(
     run_async(main, output)
 
 
-def _table_of_hosts(live: tuple[HostInfo, ...]) -> list[str]:
-    """Where each host is, and its token, are told to the owner only."""
-    owners = any(host.source is not None for host in live)
-    rows = []
-    for host in live:
+class _TableOfHosts:
+    """Where each host is, and its token, are told to the owner only: the first page shows whether."""
+
+    def __init__(self) -> None:
+        self._owners = False
+        self._table: Table | None = None
+
+    def lines(self, page: tuple[HostInfo, ...]) -> list[str]:
+        """The lines of one page."""
+        if self._table is None:
+            self._owners = any(host.source is not None for host in page)
+            self._table = Table(("HOST", "SINCE", "STREAMS", *(("SOURCE", "TOKEN") if self._owners else ()), "LABELS"))
+        return self._table.lines(map(self._row, page))
+
+    def _row(self, host: HostInfo) -> tuple[object, ...]:
         labels = " ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
-        owned = (host.source or "-", _name(host.token)) if owners else ()
-        rows.append((host.host, moment(host.since), host.streams, *owned, labels))
-    head = ("HOST", "SINCE", "STREAMS", *(("SOURCE", "TOKEN") if owners else ()), "LABELS")
-    return table(head, rows)
+        owned = (host.source or "-", _name(host.token)) if self._owners else ()
+        return host.host, moment(host.since), host.streams, *owned, labels
 
 
 def _name(token: TokenName | None) -> str:

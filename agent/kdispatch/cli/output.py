@@ -25,7 +25,7 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["INTERRUPTED", "Output", "choose_loop", "run_async", "table"]
+__all__ = ["INTERRUPTED", "Output", "Table", "choose_loop", "run_async", "table"]
 
 INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
 _PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
@@ -40,11 +40,19 @@ class Output:
 
     def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:
         """Print the command's result on stdout: ``data`` as JSON, or the ``quiet`` lines, or the ``plain`` ones."""
+        if self.json:
+            self.write(json.dumps({"schema": SCHEMA, **data}, default=moment) + "\n")
+        else:
+            self.lines(quiet if self.quiet else plain)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Print a part of the result on stdout, for people or for a script."""
+        self.write("".join(f"{escaped(line)}\n" for line in lines))
+
+    def write(self, text: str) -> None:
+        """Print a part of the result on stdout as it is."""
         try:
-            if self.json:
-                _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}, default=moment))
-            else:
-                _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
+            _put(sys.stdout, text)
         except OSError as error:
             raise SystemExit(self.unwritten(error)) from None
 
@@ -117,14 +125,30 @@ def run_async(
         raise SystemExit(status)
 
 
+class Table:
+    """Lines in columns, for rows that come in parts: each part's columns are as wide as it and those before need."""
+
+    def __init__(self, head: tuple[str, ...]) -> None:
+        self._head: tuple[str, ...] | None = head
+        self._widths = list(map(len, head))
+
+    def lines(self, rows: Iterable[tuple[object, ...]]) -> list[str]:
+        """The next lines, the first under the head; none where there are no rows."""
+        cells = [tuple(map(str, row)) for row in rows]
+        if not cells:
+            return []
+        if self._head is not None:
+            cells.insert(0, self._head)
+            self._head = None
+        columns = zip(*cells, strict=True)
+        self._widths = [max(width, *map(len, column)) for width, column in zip(self._widths, columns, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, self._widths, strict=True)) for row in cells]
+        return [line.rstrip() for line in lines]
+
+
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
     """Lines with columns as wide as they have to be; none where there are no rows."""
-    cells = [head, *(tuple(map(str, row)) for row in rows)]
-    if len(cells) == 1:
-        return []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return [line.rstrip() for line in lines]
+    return Table(head).lines(rows)
 
 
 def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -154,17 +178,17 @@ def _known_cause(error: BaseException) -> KdispatchError | None:
     return error if isinstance(error, KdispatchError) else None
 
 
-def _write(stream: TextIO | None, *lines: str) -> None:
-    if stream is None or not lines:  # None: the descriptor was closed before the start
+def _put(stream: TextIO | None, text: str) -> None:
+    if stream is None or not text:  # None: the descriptor was closed before the start
         return
-    stream.write("".join(f"{line}\n" for line in lines))
+    stream.write(text)
     stream.flush()
 
 
 def _say(*lines: str) -> None:
     """Messages: where these can't be written nobody can be told so."""
     try:
-        _write(sys.stderr, *lines)
+        _put(sys.stderr, "".join(f"{line}\n" for line in lines))
     except OSError:
         _drop(sys.stderr)
 

@@ -11,6 +11,7 @@ from kdispatch.cli import live
 from kdispatch.cli.account import Caller
 from kdispatch.cli.ask import must_agree
 from kdispatch.cli.durations import METAVAR, moment, seconds_of, written
+from kdispatch.cli.lists import print_list
 from kdispatch.cli.options import (
     Json,
     Quiet,
@@ -22,7 +23,7 @@ from kdispatch.cli.options import (
     one_of,
     one_service,
 )
-from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.output import Output, Table, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.settings import SetupError
 from kdispatch_protocol.names import check_name
@@ -97,15 +98,17 @@ def list_services(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
+        grid = Table(("SERVICE", "ACCESS", "PINS", "LIVE HOSTS"))
         async with caller.rest(caller.must_have_token()) as client:
-            services = await client.services()
-        rows = ((s.service, s.access, _yes(s.pins), s.live_hosts) for s in services)
-        output.result(
-            {"services": [asdict(service) for service in services]},
-            quiet=[service.service for service in services],
-            plain=table(("SERVICE", "ACCESS", "PINS", "LIVE HOSTS"), rows),
-        )
-        if not services:
+            any_service = await print_list(
+                output,
+                client.services(),
+                key="services",
+                data=asdict,
+                quiet=lambda one: one.service,
+                plain=lambda page: grid.lines((s.service, s.access, _yes(s.pins), s.live_hosts) for s in page),
+            )
+        if not any_service:
             output.note("No services yet; create one: kdispatch service create NAME")
 
     run_async(main, output)

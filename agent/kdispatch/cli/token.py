@@ -11,8 +11,9 @@ import typer
 from kdispatch.cli.account import Caller
 from kdispatch.cli.ask import must_agree
 from kdispatch.cli.durations import METAVAR, moment, seconds_of
+from kdispatch.cli.lists import print_list
 from kdispatch.cli.options import Json, OfService, Quiet, Token, TokenFile, Yes, one_of
-from kdispatch.cli.output import Output, run_async, table
+from kdispatch.cli.output import Output, Table, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.settings import SetupError
 from kdispatch_protocol.tokens import token_digest, token_id
@@ -90,25 +91,17 @@ def list_tokens(
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
+        grid = Table(("ID", "FOR", "SERVICE", "NAME", "CREATED", "LAST USED", "EXPIRES"))
         async with caller.rest() as client:
-            tokens = await client.tokens(service=await caller.as_admin(client, service))
-        head = ("ID", "FOR", "SERVICE", "NAME", "CREATED", "LAST USED", "EXPIRES")
-        rows = (
-            (
-                one.id,
-                _FOR.get(one.kind, one.kind),
-                one.service or "-",
-                one.name,
-                moment(one.created),
-                moment(one.last_used) or "-",
-                _end(one),
+            any_token = await print_list(
+                output,
+                client.tokens(service=await caller.as_admin(client, service)),
+                key="tokens",
+                data=asdict,
+                quiet=lambda one: one.id,
+                plain=lambda page: grid.lines(map(_row, page)),
             )
-            for one in tokens
-        )
-        output.result(
-            {"tokens": [asdict(one) for one in tokens]}, quiet=[one.id for one in tokens], plain=table(head, rows)
-        )
-        if not tokens:
+        if not any_token:
             output.note("No tokens; make one: kdispatch token create NAME")
 
     run_async(main, output)
@@ -164,6 +157,18 @@ def _shown(created: CreatedToken) -> list[str]:
     lines += [f"service {created.service}"] if created.service else []
     lines += [f"expires {moment(created.expires)}"] if created.expires else []
     return [*lines, f"token   {created.token}"]
+
+
+def _row(token: TokenInfo) -> tuple[object, ...]:
+    return (
+        token.id,
+        _FOR.get(token.kind, token.kind),
+        token.service or "-",
+        token.name,
+        moment(token.created),
+        moment(token.last_used) or "-",
+        _end(token),
+    )
 
 
 def _end(token: TokenInfo) -> str:

@@ -28,11 +28,16 @@ class Event(Answer):
     """Somebody did something."""
 
     id: int = Field(description="later events have larger ones")
-    at: Instant = Field(description="when (RFC 3339, UTC)")
-    actor: str = Field(description="who: a token's kind, id and name; `anybody`, `operator`")
+    at: Instant = Field(description="when, for the first time (RFC 3339, UTC)")
+    last: Instant = Field(description="when for the last time: later than `at` where it was merged")
+    count: int = Field(description="how often: more than once where it was merged")
+    actor: str = Field(description="who: a token's kind, id and name; `anybody`, `operator`, `several`")
     action: str = Field(description="what was done, for example `token.create`")
     subject: str = Field(description="to what: a service, or the handle")
-    source: str = Field(description="from which address; empty on the relay's own machine")
+    source: str = Field(
+        description="from which address, or, where several are merged, IPv6 network; empty on the relay's own machine, "
+        "and where too many are merged"
+    )
     detail: dict[str, Any] = Field(description="what else there is to say; never a secret")
 
 
@@ -55,6 +60,8 @@ async def read_audit(call: Call) -> EventList:
         Event(
             id=event.id,
             at=instant(event.at),
+            last=instant(event.last),
+            count=event.count,
             actor=event.actor,
             action=event.action,
             subject=event.subject,
@@ -77,7 +84,13 @@ ROUTES: Final = (
         does="lists what was done in the account",
         text="""\
 Lists who did what to what, from where, and when: all changes, and who began to host and to connect (a second late, and
-once for each session of an agent). The relay keeps it for as long as its operator says, 90 days by default.""",
+once for each session of an agent). The relay keeps it for as long as its operator says, 90 days by default, and of each
+action the newest 10,000 entries, of hosting and connecting the newest 5,000.
+
+Within an hour of the clock what the same token, or anybody, does to the same service from the same source is
+[one entry](security.md#limits-audit-logs), with `count`, `at` and `last`; `detail` has what was the same each time.
+Where there are too many, an entry counts those of several services (`subject` is the handle), tokens (`actor` is
+`several`) or sources. Only hosting, connecting and a host's withdrawal by its own token are merged, nothing else.""",
         query=EventsOf,
         answer=EventList,
         errors={"bad_name": "", "not_permitted": "not an admin's token"},

@@ -16,6 +16,7 @@ from kdispatch_protocol.names import check_name
 from kdispatch_protocol.tokens import token_digest, token_kind
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant, instant
+from kdispatch_relay.api.pages import NEXT, ByAgent, ByHost, page_of
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import AuditEvent
@@ -57,21 +58,25 @@ class ClientList(Answer):
     """Everybody who is connected to one service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    clients: list[ClientSeen] = Field(description="all of them")
+    clients: list[ClientSeen] = Field(description="a page of them, by their process ids")
+    next: str | None = Field(default=None, description=NEXT)
 
 
 class HostList(Answer):
     """All live hosts of one service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    hosts: list[HostSeen] = Field(description="all of them")
+    hosts: list[HostSeen] = Field(description="a page of them, by their identifiers")
+    next: str | None = Field(default=None, description=NEXT)
 
 
 async def list_hosts(call: Call) -> HostList:
     """List who offers the service at this moment."""
     grant = await call.authority.may_read(call.service, call.token)
     owner = grant.identity if grant.identity is not None and grant.identity.kind == "adm" else None
-    live = call.live.hosts_of(grant.service.service)
+    wanted = call.query(ByHost)
+    found = call.live.hosts_of(grant.service.service, after=wanted.after, limit=wanted.limit + 1)
+    live, more = page_of(found, wanted.limit, lambda host: host.host)
     names = await _names(call, {host.token for host in live}) if owner is not None else {}
     hosts = [
         HostSeen(
@@ -84,7 +89,7 @@ async def list_hosts(call: Call) -> HostList:
         )
         for host in live
     ]
-    return HostList(service=grant.service.service, hosts=hosts)
+    return HostList(service=grant.service.service, hosts=hosts, next=more)
 
 
 async def list_clients(call: Call) -> ClientList:
@@ -92,7 +97,9 @@ async def list_clients(call: Call) -> ClientList:
     owner = await call.authority.owner(call.token, call.path["handle"], "service.clients")
     if await call.repository.service(owner.handle, check_name(call.path["name"])) is None:
         raise KdispatchError("unknown_service")
-    live = call.live.clients_of(call.service)
+    wanted = call.query(ByAgent)
+    found = call.live.clients_of(call.service, after=wanted.after, limit=wanted.limit + 1)
+    live, more = page_of(found, wanted.limit, lambda client: "~".join(client.place))
     names = await _names(call, {client.token for client in live})
     clients = [
         ClientSeen(
@@ -104,7 +111,7 @@ async def list_clients(call: Call) -> ClientList:
         )
         for client in live
     ]
-    return ClientList(service=call.service, clients=clients)
+    return ClientList(service=call.service, clients=clients, next=more)
 
 
 async def _names(call: Call, tokens: Iterable[str | None]) -> dict[str, str | None]:
@@ -157,6 +164,7 @@ ROUTES: Final = (
         who="service.read",
         does="lists a service's live hosts",
         text="Lists the hosts that offer the service at this moment, to whom the service itself is shown.",
+        query=ByHost,
         answer=HostList,
         errors={"token_refused": "a token is shown but not known", "unknown_service": ""},
         example=Example(
@@ -184,6 +192,7 @@ ROUTES: Final = (
         who="service.clients",
         does="lists who is connected to a service",
         text="Lists the agents that have connections to the service open at this moment, for its owner.",
+        query=ByAgent,
         answer=ClientList,
         errors={"not_permitted": "not its owner", "unknown_service": ""},
         example=Example(

@@ -22,13 +22,17 @@ from kdispatch_relay.api.fields import (
     is_id,
     seconds_from_now,
 )
+from kdispatch_relay.api.pages import NEXT, NewestFirst, page_of
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
-from kdispatch_relay.store.invites import KINDS
+from kdispatch_relay.store.invites import ENDED_INVITES, KINDS
 from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES"]
 
+_ENDED: Final = (
+    f"of those that nobody can accept any more the last {ENDED_INVITES}, for 30 days, and those from which tokens hold"
+)
 _FOR: Final = AliasChoices("for", "purpose")  # the one on the wire, the other here: it is a word of Python's
 
 
@@ -72,7 +76,8 @@ class InviteList(Answer):
     """The invitations to one service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    invites: list[InviteSeen] = Field(description="the newest first; ended ones for 30 days")
+    invites: list[InviteSeen] = Field(description=f"a page of them, the newest first; {_ENDED}")
+    next: str | None = Field(default=None, description=NEXT)
 
 
 class InviteEnd(Body):
@@ -128,6 +133,9 @@ async def list_invites(call: Call) -> InviteList:
     name = check_name(call.path["name"])
     if await call.repository.service(owner.handle, name) is None:
         raise KdispatchError("unknown_service")
+    wanted = call.query(NewestFirst)
+    found = await call.repository.invites.of(owner, name, after=wanted.after, limit=wanted.limit + 1)
+    page, more = page_of(found, wanted.limit, lambda invite: f"{invite.created}-{invite.id}")
     invites = [
         InviteSeen(
             id=invite.id,
@@ -139,9 +147,9 @@ async def list_invites(call: Call) -> InviteList:
             expires=instant(invite.expires),
             revoked=True if invite.revoked else None,
         )
-        for invite in await call.repository.invites.of(owner, name)
+        for invite in page
     ]
-    return InviteList(service=call.service, invites=invites)
+    return InviteList(service=call.service, invites=invites, next=more)
 
 
 async def revoke_invite(call: Call) -> None:
@@ -214,6 +222,7 @@ status 201, is the only one that ever shows the code.""",
         who="invite.list",
         does="lists a service's invitations",
         text="Lists the invitations to the service, the newest first.",
+        query=NewestFirst,
         answer=InviteList,
         errors={**_OTHERS, "unknown_service": ""},
         example=Example(

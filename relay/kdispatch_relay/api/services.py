@@ -11,10 +11,12 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant_if, seconds_from_now
+from kdispatch_relay.api.pages import NEXT, ByName, page_of
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.auth import ServiceRecord
 from kdispatch_relay.store.records import NewToken
+from kdispatch_relay.store.services import OWN_TOKENS
 
 __all__ = ["ROUTES"]
 
@@ -81,7 +83,8 @@ class ServiceSeen(Answer):
 class ServiceList(Answer):
     """An admin's own services, by name."""
 
-    services: list[ServiceSeen] = Field(description="all of them, by name")
+    services: list[ServiceSeen] = Field(description="a page of them, by name")
+    next: str | None = Field(default=None, description=NEXT)
 
 
 async def create_service(call: Call) -> ServiceCreated:
@@ -98,8 +101,10 @@ async def create_service(call: Call) -> ServiceCreated:
 async def list_services(call: Call) -> ServiceList:
     """List one's own services."""
     owner = await call.authority.admin(call.token, "service.list")
-    records = await call.repository.services.of(owner)
-    return ServiceList(services=[_seen(call, record) for record in records])
+    wanted = call.query(ByName)
+    found = await call.repository.services.of(owner, after=wanted.after, limit=wanted.limit + 1)
+    records, more = page_of(found, wanted.limit, lambda record: record.service.partition("/")[2])
+    return ServiceList(services=[_seen(call, record) for record in records], next=more)
 
 
 async def delete_service(call: Call) -> None:
@@ -145,7 +150,7 @@ async def rotate_service(call: Call) -> Rotated:
 
 
 def _seen(call: Call, record: ServiceRecord) -> ServiceSeen:
-    live = len(call.live.hosts_of(record.service))
+    live = call.live.count_hosts(record.service)
     return ServiceSeen(service=record.service, access=record.access, pins=record.pins, live_hosts=live)
 
 
@@ -183,6 +188,7 @@ service's token. Whoever has that token may host this service, and nothing else.
         who="service.list",
         does="lists the admin's own services",
         text="Lists the admin's own services by name.",
+        query=ByName,
         answer=ServiceList,
         errors=_OTHERS,
         example=Example(
@@ -244,7 +250,11 @@ rest on it; with it they have so long to get the new one. Tokens that were made 
 invitation stay.""",
         body=Rotation,
         answer=Rotated,
-        errors={"not_permitted": "not its owner; told without a look at the service", "unknown_service": ""},
+        errors={
+            "not_permitted": "not its owner; told without a look at the service",
+            "unknown_service": "",
+            "quota_exceeded": f"with `overlap`, where {OWN_TOKENS} tokens of the service itself hold already",
+        },
         example=Example(
             path=f"{PREFIX}/services/ann/web/rotate",
             shows="admin",

@@ -22,14 +22,17 @@ from kdispatch_relay.api.fields import (
     is_id,
     seconds_from_now,
 )
+from kdispatch_relay.api.pages import NEXT, NewestFirst, page_of
 from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.store.records import NewToken, TokenRecord
+from kdispatch_relay.store.services import ENDED_TOKENS
 
 __all__ = ["ROUTES"]
 
 _KINDS: Final = {"admin": "adm", "host": "svc", "connect": "cli"}
 _LONGEST: Final = 10 * 365 * 24 * 3600
+_ENDED: Final = f"those that ended for 30 days, the last {ENDED_TOKENS:,} of them"
 
 
 class TokenWanted(Body):
@@ -89,10 +92,11 @@ class TokenListed(Answer):
 class TokenList(Answer):
     """Tokens of one admin."""
 
-    tokens: list[TokenListed] = Field(description="the newest first; ended ones for 30 days")
+    tokens: list[TokenListed] = Field(description=f"a page of them, the newest first; {_ENDED}")
+    next: str | None = Field(default=None, description=NEXT)
 
 
-class TokensOf(Body):
+class TokensOf(NewestFirst):
     """Which tokens are wanted."""
 
     service: Given[Name] = Field(default=None, description="only those of the service with this name")
@@ -121,8 +125,10 @@ async def create_token(call: Call) -> TokenCreated:
 async def list_tokens(call: Call) -> TokenList:
     """List the tokens of one's own account."""
     owner = await call.authority.admin(call.token, "token.list")
-    wanted = call.query(TokensOf).service
-    return TokenList(tokens=[_listed(token) for token in await call.repository.tokens.of(owner, wanted)])
+    wanted = call.query(TokensOf)
+    found = await call.repository.tokens.of(owner, wanted.service, after=wanted.after, limit=wanted.limit + 1)
+    tokens, more = page_of(found, wanted.limit, lambda token: f"{token.created}-{token.id}")
+    return TokenList(tokens=[_listed(token) for token in tokens], next=more)
 
 
 async def revoke_token(call: Call) -> None:

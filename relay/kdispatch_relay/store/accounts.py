@@ -52,18 +52,23 @@ class Accounts:
         except IntegrityError as error:
             raise KdispatchError("handle_taken", f"The handle {handle!r} is taken.") from error
 
-    async def list(self, handle: str | None = None) -> list[AdminRecord]:
-        """All admins by handle, or the one of this handle."""
+    async def list(self, handle: str | None = None, *, after: str = "", limit: int | None = None) -> list[AdminRecord]:
+        """The admins by handle, those behind ``after``, or the one of this handle."""
         tokens = select(func.count()).select_from(Token).where(Token.admin_id == Admin.id, counted_tokens())
-        query = select(
-            Admin.handle,
-            Admin.created_at,
-            Admin.suspended_at,
-            Admin.suspended_for,
-            _SERVICES,
-            tokens.correlate(Admin).scalar_subquery(),
-            *COLUMNS,
-        ).order_by(Admin.handle)
+        query = (
+            select(
+                Admin.handle,
+                Admin.created_at,
+                Admin.suspended_at,
+                Admin.suspended_for,
+                _SERVICES,
+                tokens.correlate(Admin).scalar_subquery(),
+                *COLUMNS,
+            )
+            .where(Admin.handle > after)
+            .order_by(Admin.handle)
+            .limit(limit)
+        )
         if handle is not None:
             query = query.where(Admin.handle == handle)
         async with self._database.read() as connection:

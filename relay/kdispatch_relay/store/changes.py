@@ -12,16 +12,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Change
+from kdispatch_relay.store.tidying import drop_where
 
 __all__ = ["Changes", "Taking"]
 
 _LOCK: Final = 0x6B64_6963  # this program's second key among PostgreSQL's advisory locks
 _KEPT: Final = 24 * 3600  # seconds; a relay that was away for longer has no sessions left either
+_MOST: Final = 100_000  # changes that are kept, 8 MB; a relay that missed some asks again for all that runs on it
+_AT_ONCE: Final = 1_000  # changes in one answer
 
 
 @dataclass(slots=True)
@@ -71,12 +74,19 @@ class Changes:
             return (await connection.execute(select(func.max(Change.id)))).scalar_one() or 0
 
     async def since(self, last: int) -> list[tuple[int, str]]:
-        """Ids and scopes of the changes behind ``last``, in their order."""
+        """Ids and scopes of the next 1,000 changes behind ``last``, in their order."""
+        query = select(Change.id, Change.scope).where(Change.id > last).order_by(Change.id).limit(_AT_ONCE)
         async with self._database.read() as connection:
-            rows = await connection.execute(select(Change.id, Change.scope).where(Change.id > last).order_by(Change.id))
+            rows = await connection.execute(query)
             return [(number, scope) for number, scope in rows]
 
+    async def are_lost(self, last: int) -> bool:
+        """Whether changes behind ``last`` may have been dropped before they were read."""
+        async with self._database.read() as connection:
+            oldest: int | None = (await connection.execute(select(func.min(Change.id)))).scalar_one()
+        return oldest is not None and oldest > last + 1
+
     async def forget_old(self) -> None:
-        """Drop what every relay has read long ago."""
-        async with self._database.write() as connection:
-            await connection.execute(delete(Change).where(Change.at < int(time.time()) - _KEPT))
+        """Drop what every relay has read long ago, and the oldest where there are too many."""
+        await drop_where(self._database, Change.id, Change.at < int(time.time()) - _KEPT)
+        await drop_where(self._database, Change.id, Change.id <= await self.newest() - _MOST)

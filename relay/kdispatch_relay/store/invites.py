@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, exists, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_protocol.errors import KdispatchError
@@ -16,13 +16,17 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_invite, place_for_token
 from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
-from kdispatch_relay.store.services import id_of, lock_tokens
+from kdispatch_relay.store.services import id_of, lock_tokens, service_of, trim_ended_tokens
+from kdispatch_relay.store.tidying import drop
 from kdispatch_relay.store.tokens import KEPT
 
-__all__ = ["KINDS", "Invites", "spend"]
+__all__ = ["ENDED_INVITES", "KINDS", "Invites", "spend"]
 
 #: The kind of token that is made from an invitation, by its purpose.
 KINDS: Final = {"host": "svc", "connect": "cli"}
+
+ENDED_INVITES: Final = 200  #: of a service that are kept, beside those from which tokens hold
+_PLACE: Final = (Invite.created_at, Invite.token_id)  # in lists
 
 _INVITES: Final = (
     select(
@@ -85,6 +89,7 @@ class Invites:
             service_id = await id_of(connection, owner, name)
             if service_id is None:
                 return None
+            await _trim_ended(connection, service_id)
             await place_for_invite(connection, owner.admin_id)
             made = _new(code, service, purpose, uses)
             await _add(connection, service_id, code, made)
@@ -109,13 +114,18 @@ class Invites:
             rows = await connection.execute(_INVITES.where(Invite.digest == digest))
             return next((_record(row) for row in rows), None)
 
-    async def of(self, owner: Identity, name: str) -> list[InviteRecord]:
-        """The invitations to ``owner``'s service ``name``, the newest first; ended ones for 30 days."""
-        return await self._list(Admin.id == owner.admin_id, Service.name == name)
+    async def of(
+        self, owner: Identity, name: str, *, after: tuple[int, str] | None = None, limit: int | None = None
+    ) -> list[InviteRecord]:
+        """The invitations to ``owner``'s service ``name``, the newest first; ended ones for 30 days.
 
-    async def codes(self) -> list[InviteRecord]:
+        ``after``: those that follow the one made then, with this id.
+        """
+        return await self._list(Invite.service_id == service_of(owner, name), after, limit)
+
+    async def codes(self, *, after: tuple[int, str] | None = None, limit: int | None = None) -> list[InviteRecord]:
         """The codes to sign up with, likewise."""
-        return await self._list(Invite.purpose == "sign-up")
+        return await self._list(Invite.service_id.is_(None), after, limit)
 
     async def revoke(self, owner: Identity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
         """End an invitation to ``owner``'s service ``name``, and maybe the tokens made from it; is there one?
@@ -167,6 +177,7 @@ class Invites:
                 .where(Invite.token_id == invite.id)
             )
             invite_id, service_id, admin_id = (await connection.execute(query)).one()
+            await trim_ended_tokens(connection, admin_id)
             await place_for_token(connection, admin_id, invited=True)
             kind = KINDS[invite.purpose]
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name}
@@ -188,15 +199,30 @@ class Invites:
             )
             await self._audit.add(connection, admin_id, event)
 
-    async def _list(self, *conditions: object) -> list[InviteRecord]:
-        since = int(time.time()) - KEPT
-        query = (
-            _INVITES.where(*conditions, Invite.expires_at > since)  # type: ignore[arg-type]  # conditions of SQL
-            .order_by(Invite.created_at.desc(), Invite.token_id)
-        )  # fmt: skip
+    async def _list(
+        self, which: ColumnElement[bool], after: tuple[int, str] | None, limit: int | None
+    ) -> list[InviteRecord]:
+        query = _INVITES.where(which, Invite.expires_at > int(time.time()) - KEPT)
+        if after is not None:
+            query = query.where(tuple_(*_PLACE) < after)
+        query = query.order_by(*(column.desc() for column in _PLACE)).limit(limit)
         async with self._database.read() as connection:
             rows = await connection.execute(query)
             return [_record(row) for row in rows]
+
+
+async def _trim_ended(connection: AsyncConnection, service_id: int) -> None:
+    """Drop a service's oldest invitations that nobody can accept, where there are more than it keeps.
+
+    One from which tokens hold stays: by it they can be revoked.
+    """
+    now = int(time.time())
+    of_service = (Invite.service_id == service_id) & or_(Invite.ended_at <= now, Invite.used >= Invite.uses)
+    newest = select(Invite.id).where(of_service).order_by(*(column.desc() for column in _PLACE)).limit(ENDED_INVITES)
+    newest = newest.correlate(None)
+    hold = exists().where(Token.invite_id == Invite.id, or_(Token.ended_at.is_(None), Token.ended_at > now))
+    rows = select(Invite.id).where(of_service, Invite.id.not_in(newest), ~hold).order_by(*_PLACE)
+    await drop(connection, Invite.id, rows)
 
 
 async def _end(connection: AsyncConnection, which: ColumnElement[bool], code_id: str) -> tuple[int | None, bool]:

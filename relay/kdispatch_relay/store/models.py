@@ -6,10 +6,12 @@ A token's row is found by the SHA-256 digest of its text; the text is never stor
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     ForeignKey,
     Index,
     Integer,
@@ -32,6 +34,10 @@ _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 def _now() -> int:
     return int(time.time())
+
+
+# When a token or an invitation ended, or ends by itself.
+_ENDED: Final = "coalesce(revoked_at, expires_at)"
 
 
 class Base(DeclarativeBase):
@@ -99,12 +105,13 @@ class Invite(Base):
         CheckConstraint("(purpose = 'sign-up') = (service_id IS NULL)", name="service"),
         CheckConstraint("purpose IN ('host', 'connect', 'sign-up')", name="purpose"),
         CheckConstraint("used <= uses", name="used"),
+        Index("ix_invites_service_id_created_at", "service_id", "created_at", "token_id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     token_id: Mapped[str] = mapped_column(String(16), unique=True)
-    service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), index=True)
+    service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"))
     purpose: Mapped[str] = mapped_column(String(8))
     name: Mapped[str] = mapped_column(String(63))
     uses: Mapped[int]
@@ -112,6 +119,7 @@ class Invite(Base):
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
     expires_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    ended_at: Mapped[int] = mapped_column(BigInteger, Computed(_ENDED, persisted=True), index=True)
 
 
 class Token(Base):
@@ -125,20 +133,24 @@ class Token(Base):
     __table_args__ = (
         CheckConstraint("(kind = 'adm') = (service_id IS NULL)", name="service"),
         CheckConstraint("kind IN ('adm', 'svc', 'cli')", name="kind"),
+        Index("ix_tokens_admin_id_created_at", "admin_id", "created_at", "token_id"),
+        Index("ix_tokens_service_id_created_at", "service_id", "created_at", "token_id"),
+        Index("ix_tokens_admin_id_ended_at", "admin_id", "ended_at"),
     )
 
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     token_id: Mapped[str] = mapped_column(String(16), unique=True)
     kind: Mapped[str] = mapped_column(String(3))
     name: Mapped[str] = mapped_column(String(63))
-    admin_id: Mapped[int] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"), index=True)
-    service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), index=True)
+    admin_id: Mapped[int] = mapped_column(ForeignKey("admins.id", ondelete="CASCADE"))
+    service_id: Mapped[int | None] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"))
     invite_id: Mapped[int | None] = mapped_column(ForeignKey("invites.id", ondelete="SET NULL"), index=True)
     own: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    ended_at: Mapped[int | None] = mapped_column(BigInteger, Computed(_ENDED, persisted=True), index=True)
 
 
 class Change(Base):
@@ -152,15 +164,23 @@ class Change(Base):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
     id: Mapped[int] = mapped_column(_COUNTER, primary_key=True)
-    at: Mapped[int] = mapped_column(BigInteger, default=_now)
+    at: Mapped[int] = mapped_column(BigInteger, default=_now, index=True)
     scope: Mapped[str] = mapped_column(String(127))
 
 
 class AuditRow(Base):
-    """Who did what to what, from where, when; written once and never changed. ``detail`` is JSON, without secrets."""
+    """Who did what to what, from where, when, and where it is merged how often and until when.
+
+    ``detail`` is JSON, without secrets. ``last_at`` is null where it happened once.
+    """
 
     __tablename__ = "audit"
-    __table_args__ = (Index("ix_audit_admin_id_id", "admin_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_audit_admin_id_id", "admin_id", "id"),
+        Index("ix_audit_admin_id_subject_id", "admin_id", "subject", "id"),
+        Index("ix_audit_admin_id_action_id", "admin_id", "action", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_COUNTER, primary_key=True)
     at: Mapped[int] = mapped_column(BigInteger, default=_now, index=True)
@@ -170,3 +190,5 @@ class AuditRow(Base):
     subject: Mapped[str] = mapped_column(String(200))
     source: Mapped[str] = mapped_column(String(64))
     detail: Mapped[str] = mapped_column(Text, default="", server_default=text("''"))
+    times: Mapped[int] = mapped_column(BigInteger, default=1, server_default=text("1"))
+    last_at: Mapped[int | None] = mapped_column(BigInteger)

@@ -139,7 +139,10 @@ class AdminRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvent:
-    """Who did what to what, from where, when. ``id`` is 0 until it is stored."""
+    """Who did what to what, from where, when. ``id`` is 0 until it is stored.
+
+    One that was merged happened ``count`` times from ``at`` until ``last``.
+    """
 
     actor: str
     action: str
@@ -148,3 +151,5 @@ class AuditEvent:
     detail: Mapping[str, Any] = field(default_factory=dict)
     id: int = 0
     at: int = 0
+    count: int = 1
+    last: int = 0

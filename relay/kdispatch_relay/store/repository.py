@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, or_, select, tuple_, update
+from sqlalchemy import bindparam, select, tuple_, update
 
 from kdispatch_relay.store.accounts import Accounts
 from kdispatch_relay.store.audit import Audit
@@ -19,6 +19,7 @@ from kdispatch_relay.store.models import Admin, Invite, Relay, Service, Token
 from kdispatch_relay.store.quotas import COLUMNS, quotas_of
 from kdispatch_relay.store.records import Identity, ServiceRecord
 from kdispatch_relay.store.services import Services
+from kdispatch_relay.store.tidying import BATCH, drop_where
 from kdispatch_relay.store.tokens import KEPT, Tokens
 
 __all__ = ["Repository"]
@@ -100,25 +101,23 @@ class Repository:
 
     async def write_used(self) -> None:
         """Store when tokens were last used; what can't be stored waits for the next time."""
-        used, self._used = self._used, {}
-        if not used:
-            return
         query = update(Token).where(Token.token_id == bindparam("token")).values(last_used_at=bindparam("moment"))
+        # In the order of their ids, so that relays on one database do not wait for each other in a circle.
+        left, self._used = sorted(self._used.items()), {}
         try:
-            async with self.database.write() as connection:
-                # In the order of their ids, so that relays on one database do not wait for each other in a circle.
-                values = [{"token": id_, "moment": moment} for id_, moment in sorted(used.items())]
-                await connection.execute(query, values)
+            while left:
+                async with self.database.write() as connection:
+                    await connection.execute(query, [{"token": id_, "moment": moment} for id_, moment in left[:BATCH]])
+                del left[:BATCH]
         except BaseException:
-            self._used = used | self._used
+            self._used = dict(left) | self._used
             raise
 
     async def forget_ended(self) -> None:
         """Drop tokens and invitations that ended so long ago that nobody needs to be told any more."""
         since = int(time.time()) - KEPT
-        async with self.database.write() as connection:
-            for table in (Token, Invite):
-                await connection.execute(delete(table).where(or_(table.revoked_at < since, table.expires_at < since)))
+        await drop_where(self.database, Token.digest, Token.ended_at < since)
+        await drop_where(self.database, Invite.id, Invite.ended_at < since)
 
     async def _find_identities(self, digests: Collection[bytes]) -> dict[bytes, Identity]:
         async with self.database.read() as connection:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,8 +17,12 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_service
 from kdispatch_relay.store.records import AuditEvent, Identity, NewToken, ServiceRecord
+from kdispatch_relay.store.tidying import drop, drop_where
 
-__all__ = ["Services", "id_of", "lock_tokens"]
+__all__ = ["ENDED_TOKENS", "OWN_TOKENS", "Services", "id_of", "lock_tokens", "service_of", "trim_ended_tokens"]
+
+ENDED_TOKENS: Final = 1_000  #: of an account that are kept, as many as it may have valid ones; the last to end stay
+OWN_TOKENS: Final = 16  #: of a service itself that hold at a time: its newest, and those that rotations overlap with
 
 
 async def id_of(connection: AsyncConnection, owner: Identity, name: str) -> int | None:
@@ -31,6 +35,19 @@ async def lock_tokens(connection: AsyncConnection, which: ColumnElement[bool]) -
     """Lock tokens in the order of their ids, as everybody does who changes several."""
     query = select(Token.digest).where(which).order_by(Token.token_id)
     await connection.execute(query.with_for_update(key_share=True))
+
+
+def service_of(owner: Identity, name: str) -> ScalarSelect[int]:
+    """The row of a service of ``owner``, as a part of a query."""
+    query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
+    return query.correlate(None).scalar_subquery()
+
+
+async def trim_ended_tokens(connection: AsyncConnection, admin_id: int) -> None:
+    """Drop those of an account that ended first, where more than it keeps have ended: before each that is added."""
+    ended = (Token.admin_id == admin_id) & (Token.ended_at <= int(time.time()))
+    rows = select(Token.digest).where(ended).order_by(Token.ended_at.desc()).offset(ENDED_TOKENS)
+    await drop(connection, Token.digest, rows)
 
 
 class Services:
@@ -74,6 +91,10 @@ class Services:
     async def delete(self, owner: Identity, name: str, *, source: str) -> bool:
         """Delete a service of ``owner`` with its tokens and invitations; returns whether there was one."""
         service = f"{owner.handle}/{name}"
+        # What has ended goes before, in batches: the transaction that takes the service then has only what holds.
+        gone, now = service_of(owner, name), int(time.time())
+        await drop_where(self._database, Token.digest, (Token.service_id == gone) & (Token.ended_at <= now))
+        await drop_where(self._database, Invite.id, (Invite.service_id == gone) & (Invite.ended_at <= now))
         async with self._changes.taking(service) as taking:
             connection = taking.connection
             found = await id_of(connection, owner, name)
@@ -91,7 +112,7 @@ class Services:
     async def rotate(self, owner: Identity, name: str, token: NewToken, *, old_until: int | None, source: str) -> bool:
         """Give a service a new token of its own. The old one ends at ``old_until``, or now.
 
-        Returns whether there is such a service.
+        Returns whether there is such a service. Raises ``quota_exceeded``.
         """
         service = f"{owner.handle}/{name}"
         async with self._changes.taking(service) as taking:
@@ -101,19 +122,21 @@ class Services:
                 taking.nothing()
                 return False
             await self._end_own(connection, found, old_until)
+            await trim_ended_tokens(connection, owner.admin_id)
             await self._add_own(connection, owner, found, token)
             detail: dict[str, Any] = {"token": token.id} | ({"old_until": old_until} if old_until else {})
             event = _event(owner, "service.rotate", service, source, **detail)
             await self._audit.add(connection, owner.admin_id, event)
         return True
 
-    async def of(self, owner: Identity) -> list[ServiceRecord]:
-        """All services of one admin, by name."""
+    async def of(self, owner: Identity, *, after: str = "", limit: int | None = None) -> list[ServiceRecord]:
+        """The services of one admin by name, those behind ``after``."""
         query = (
             select(Admin.handle, Service.name, Service.access, Service.pins)
             .join(Admin, Admin.id == Service.owner_id)
-            .where(Admin.id == owner.admin_id)
+            .where(Service.owner_id == owner.admin_id, Service.name > after)
             .order_by(Service.name)
+            .limit(limit)
         )
         async with self._database.read() as connection:
             rows = await connection.execute(query)
@@ -133,6 +156,11 @@ class Services:
         if until is None:
             await connection.execute(own.values(revoked_at=now))
         else:  # one that ends sooner still does
+            held = or_(Token.ended_at.is_(None), Token.ended_at > now)
+            count = select(func.count()).select_from(Token).where(which, held)
+            if (await connection.execute(count)).scalar_one() >= OWN_TOKENS:
+                text = f"The service has {OWN_TOKENS} tokens of its own that still hold; rotate without an overlap."
+                raise KdispatchError("quota_exceeded", text)
             await connection.execute(
                 own.where((Token.expires_at.is_(None)) | (Token.expires_at > until)).values(expires_at=until)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_protocol.errors import KdispatchError
@@ -15,7 +15,7 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_token
 from kdispatch_relay.store.records import AuditEvent, Identity, NewToken, TokenRecord
-from kdispatch_relay.store.services import id_of
+from kdispatch_relay.store.services import id_of, service_of, trim_ended_tokens
 
 __all__ = ["KEPT", "Tokens"]
 
@@ -59,6 +59,7 @@ class Tokens:
             service_id = None if name is None else await id_of(connection, owner, name)
             if name is not None and service_id is None:
                 return None
+            await trim_ended_tokens(connection, owner.admin_id)
             await place_for_token(connection, owner.admin_id)
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name, "created_at": now}
             await connection.execute(
@@ -85,19 +86,27 @@ class Tokens:
             invite=None,
         )
 
-    async def of(self, owner: Identity, name: str | None = None) -> list[TokenRecord]:
-        """The tokens of one admin, or of its service ``name``, the newest first; ended ones for 30 days."""
-        since = int(time.time()) - KEPT
-        query = (
-            _TOKENS.where(
-                Token.admin_id == owner.admin_id,
-                or_(Token.revoked_at.is_(None), Token.revoked_at > since),
-                or_(Token.expires_at.is_(None), Token.expires_at > since),
-            )
-            .order_by(Token.created_at.desc(), Token.token_id)
-        )  # fmt: skip
-        if name is not None:
-            query = query.where(Service.name == name)
+    async def of(
+        self,
+        owner: Identity,
+        name: str | None = None,
+        *,
+        after: tuple[int, str] | None = None,
+        limit: int | None = None,
+    ) -> list[TokenRecord]:
+        """The tokens of one admin, or of its service ``name``, the newest first; ended ones for 30 days.
+
+        ``after``: those that follow the one made then, with this id.
+        """
+        place = (Token.created_at, Token.token_id)
+        query = _TOKENS.where(or_(Token.ended_at.is_(None), Token.ended_at > int(time.time()) - KEPT))
+        if name is None:
+            query = query.where(Token.admin_id == owner.admin_id)
+        else:
+            query = query.where(Token.service_id == service_of(owner, name))
+        if after is not None:
+            query = query.where(tuple_(*place) < after)
+        query = query.order_by(*(column.desc() for column in place)).limit(limit)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [

@@ -171,6 +171,11 @@ class Claims:
         """What the owner of ``handle/name`` has."""
         return self._accounts.get(handle_of(service)) or Account()
 
+    @property
+    def handles(self) -> list[str]:
+        """The accounts of which something is here."""
+        return list(self._accounts)
+
     def within(self, scope: str) -> Collection[ServiceHosts]:
         """The entries of ``handle/name``, or of all services of a handle."""
         if "/" in scope:

@@ -92,8 +92,9 @@ class Gate:
             self.switch.opens.reports = []
         self._closing = False
 
-    def hosts_of(self, service: str) -> list[HostView]:
-        """The live hosts of a service."""
+    def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> list[HostView]:
+        """The live hosts of a service by their ids, those behind ``after``."""
+        listed = [host for host in self.switch.registry.hosts_of(service) if host.id > after]
         return [
             HostView(
                 host=host.id,
@@ -103,8 +104,13 @@ class Gate:
                 source=host.session.source,
                 token=None if host.rests is None else token_id(host.rests),
             )
-            for host in self.switch.registry.hosts_of(service)
+            for host in sorted(listed, key=lambda host: host.id)[:limit]
         ]
+
+    def count_hosts(self, service: str) -> int:
+        """How many live hosts a service has."""
+        entry = self.switch.registry.get(service)
+        return len(entry.hosts) if entry is not None else 0
 
     def host(self, host_id: str) -> LiveHost | None:
         """The live host of this id."""
@@ -115,13 +121,20 @@ class Gate:
         """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
         self._access.recheck(scope)
 
+    def recheck_all(self) -> None:
+        """Likewise for every account of which something runs here."""
+        for handle in self.switch.registry.handles:
+            self._access.recheck(handle)
+
     def expire(self, now: float) -> None:
         """Likewise where a token that something rests on has expired by now, in unix seconds."""
         self._access.expire(now)
 
-    def clients_of(self, service: str) -> list[ClientView]:
-        """Who has streams of a service open."""
-        return clients_of(self.switch, service, self._started)
+    def clients_of(
+        self, service: str, *, after: tuple[str, str, str] = ("", "", ""), limit: int | None = None
+    ) -> list[ClientView]:
+        """Who has streams of a service open, by their places, those behind ``after``."""
+        return clients_of(self.switch, service, self._started, after, limit)
 
     def withdraw(self, host_id: str) -> None:
         """Take a live host off the list for good."""

@@ -39,8 +39,12 @@ def state_of(
     )
 
 
-def clients_of(switch: Switch, service: str, started: float) -> list[ClientView]:
-    """Who has streams of a service open; ``started`` turns the switch's times into unix seconds.
+def clients_of(
+    switch: Switch, service: str, started: float, after: tuple[str, str, str], limit: int | None
+) -> list[ClientView]:
+    """Who has streams of a service open, ``limit`` of those whose places are behind ``after``.
+
+    ``started`` turns the switch's times into unix seconds.
 
     While the service is public nothing rests on the tokens that clients show, and they are not looked at.
     """
@@ -53,7 +57,7 @@ def clients_of(switch: Switch, service: str, started: float) -> list[ClientView]
                 session = thing.session
                 key = (session.process, session.source, None if public else claim.token)
                 views.setdefault(key, []).append(thing.route.began)
-    return [
+    clients = [
         ClientView(
             agent=process,
             source=source,
@@ -62,4 +66,6 @@ def clients_of(switch: Switch, service: str, started: float) -> list[ClientView]
             token=None if rests is None else token_id(rests),
         )
         for (process, source, rests), times in views.items()
+        if process >= after[0]
     ]
+    return sorted((client for client in clients if client.place > after), key=lambda client: client.place)[:limit]

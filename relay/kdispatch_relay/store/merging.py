@@ -1,0 +1,135 @@
+"""Hosting and connecting, merged: what the same actor does to the same service again is counted in one row for an hour.
+
+Anybody can host and connect as often as they like, under names of their choice: agents' and hosts' ids, and as many
+addresses and tokens as they have. So no id of an agent's choice tells rows apart, and how many rows there may be in an
+hour is bounded for an account, for a source at all accounts, and without a token for a source at an account. Beyond
+that events are counted together, and the row says less. What clients without a token do has rows of its own: it takes
+none from those to whom the owner gave a token. Sans-I/O: an event brings its time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from kdispatch_relay.sources import group_of
+from kdispatch_relay.store.records import AuditEvent
+
+__all__ = ["ROUTINE", "WINDOW", "Merger", "Row"]
+
+#: Actions of which there is no end while a service is used. What is done by a host's own token is merged, too.
+ROUTINE: Final = frozenset({"host", "connect"})
+WINDOW: Final = 3600  #: seconds; events of one hour of the clock are merged
+
+_OF_TOKENS: Final = 200  # rows of an account's tokens in an hour: twice as many as it may have services
+_OF_ANYBODY: Final = 100  # rows of an account in an hour, of those who need no token
+_OF_SOURCE: Final = 20  # of these, of one source
+_BY_TOKENS: Final = 2_000  # rows of one source at all accounts in an hour, by tokens: ten accounts' worth
+_BY_ANYBODY: Final = 500  # and without
+_MOST: Final = 20_000  # rows in an hour that are told apart, of some 700 bytes; twice as many with those that are not
+
+_ANYBODY: Final = "anybody"
+_SEVERAL: Final = "several"  # the actor of a row that counts more than one
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One row of the audit: an event, and how often and until when it happened. ``id`` is 0 until it is stored."""
+
+    handle: str
+    actor: str
+    action: str
+    subject: str
+    source: str
+    detail: Mapping[str, Any]
+    at: int
+    last: int
+    count: int = 1
+    id: int = 0
+
+    @classmethod
+    def of(cls, handle: str, event: AuditEvent) -> Self:
+        """The row of one event."""
+        return cls(handle, event.actor, event.action, event.subject, event.source, event.detail, event.at, event.at)
+
+    def again(self, event: AuditEvent, source: str) -> None:
+        """Count one more; what was not the same each time is told no more."""
+        self.count += 1
+        self.last = max(self.last, event.at)
+        if self.source != event.source:
+            self.source = source
+        if self.actor != event.actor:
+            self.actor = _SEVERAL
+        if self.detail != event.detail:
+            self.detail = {name: value for name, value in self.detail.items() if event.detail.get(name) == value}
+
+
+class Merger:
+    """The rows of this hour."""
+
+    def __init__(self) -> None:
+        self._hour = 0
+        self._rows: dict[Hashable, Row] = {}
+        self._counts: Counter[Hashable] = Counter()  # rows, by what there may be so many of
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, handle: str, event: AuditEvent) -> Row | None:
+        """The row of this event in the account of ``handle``, in which it counts from now on.
+
+        ``None`` where there are more accounts at work in this hour than are remembered.
+        """
+        if event.at // WINDOW > self._hour:
+            self._hour = event.at // WINDOW
+            self._rows.clear()
+            self._counts.clear()
+        group = group_of(event.source)
+        for key, source in self._keys(handle, event, group):
+            if (row := self._rows.get(key)) is not None:
+                row.again(event, source)
+                return row
+            if self._has_place(handle, event, group, key):
+                break
+        else:
+            return None
+        row = Row.of(handle, event)
+        if len(key) < _WHOLE:  # it stands for more than this event
+            row.actor = _ANYBODY if event.actor == _ANYBODY else _SEVERAL
+            row.subject, row.source, row.detail = handle, source, {}
+        self._rows[key] = row
+        return row
+
+    @staticmethod
+    def _keys(handle: str, event: AuditEvent, group: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """By what a row is found, with the source that it tells: from one that tells all to one that tells least."""
+        # A host makes up the id of its own token.
+        actor = event.actor.partition(" ")[0] if event.actor.startswith("hst ") else event.actor
+        who = _ANYBODY if event.actor == _ANYBODY else _SEVERAL
+        return (
+            ((handle, event.action, who, group, event.subject, actor), group),
+            ((handle, event.action, who, group), group),
+            ((handle, event.action, who), ""),
+        )
+
+    def _has_place(self, handle: str, event: AuditEvent, group: str, key: tuple[str, ...]) -> bool:
+        """Whether there may be one more row of this kind; then it is counted."""
+        if len(key) < _WHOLE - 2:
+            return len(self._rows) < 2 * _MOST
+        public = event.actor == _ANYBODY
+        limits: dict[Hashable, int] = {
+            "rows": _MOST,
+            (handle, public): _OF_ANYBODY if public else _OF_TOKENS,
+            ("at all", group, public): _BY_ANYBODY if public else _BY_TOKENS,
+        }
+        if public and len(key) == _WHOLE:
+            limits[handle, group] = _OF_SOURCE
+        if any(self._counts[kind] >= most for kind, most in limits.items()):
+            return False
+        self._counts.update(limits.keys())
+        return True
+
+
+_WHOLE: Final = 6  # parts of the key of a row that tells all
