@@ -139,6 +139,8 @@ def _set_on_signals(stop: asyncio.Event) -> None:
             # a traceback, the second of two that come at the same moment.
             finish_output(_LAST_WORDS)
             signal.signal(number, signal.SIG_DFL)
+            if hasattr(signal, "pthread_sigmask"):  # in a script's background SIGINT is blocked, and comes by a thread
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
             signal.raise_signal(number)
         had = True
         loop.call_soon_threadsafe(stop.set)

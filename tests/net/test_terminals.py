@@ -17,6 +17,9 @@ from typing import Final
 
 import pytest
 
+from kdispatch.network.dialer import Dialer
+from kdispatch.relay_url import RelayUrl
+from kdispatch.rest_client import RestClient
 from tests.net.harness import Network, Relay, eventually
 from tests.net.tcp import Tcp, echo, service
 
@@ -196,6 +199,45 @@ async def test_an_explicit_interrupt(network: Network, what: str, loop: str) -> 
         await program.says(ready)
         program.send_signal(signal.SIGINT)
         assert await program.ended(_SOON) == status
+
+
+@pytest.mark.unguarded  # a process that ends at once waits a moment for its last words to be written
+@pytest.mark.parametrize("what", ["host", "relay"])
+async def test_a_second_explicit_interrupt(network: Network, what: str) -> None:
+    """In a script's background, too, the second SIGINT ends a drain at once."""
+    async with service(echo) as local:
+        relay = network.program(
+            "background", *_IGNORING, "INT", _KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database",
+            str(network.folder / "own.db"), "--drain-time", "60",
+        )  # fmt: skip
+        url = (await relay.says(r"listening on (http://\S+)"))[1]
+        async with RestClient(Dialer(RelayUrl.parse(url))) as rest:
+            token = (await rest.sign_up("ann")).token
+        network = Network(network.folder, url, token) if what == "relay" else network
+        name = await network.service()
+        host = network.program(
+            "host",
+            *_IGNORING,
+            "INT",
+            _KDISPATCH,
+            "agent",
+            "host",
+            name,
+            "--port",
+            str(local.port),
+            "--drain-time",
+            "60",
+        )
+        try:
+            await host.says("is offered as")
+            async with _connected(network, name):
+                program = host if what == "host" else relay
+                program.send_signal(signal.SIGINT)
+                await program.says("[Dd]raining")
+                program.send_signal(signal.SIGINT)
+                assert await program.ended(_SOON) == (130 if what == "host" else -signal.SIGINT)
+        finally:
+            network.stop()
 
 
 async def test_an_interrupt_for_the_foreground(network: Network) -> None:
