@@ -23,6 +23,7 @@ from kdispatch.network.proxy import Proxy
 from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
+from kdispatch.spoiled import owner
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Way"]
@@ -58,8 +59,7 @@ class Way:
     @property
     def owner(self) -> str:
         """Whom to ask, and to let what pass."""
-        through = f", at the proxy {self.proxy}" if self.proxy is not None else ""
-        return f"Ask the network's owner to let WebSockets to {self.relay.authority} pass{through}"
+        return owner(self.relay, self.proxy)
 
     async def check_dns(self) -> list[Finding]:
         """The name, in both families."""
