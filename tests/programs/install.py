@@ -29,6 +29,7 @@ PACKAGES: Final = {
     "nc": "netcat-openbsd",
     "nginx": "nginx",
     "pgbench": "postgresql-contrib",
+    "privoxy": "privoxy",
     "psql": "postgresql-client",
     "redis-benchmark": "redis-tools",
     "redis-cli": "redis-tools",
@@ -37,6 +38,7 @@ PACKAGES: Final = {
     "squid": "squid",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
+    "tinyproxy": "tinyproxy",
     "tmux": "tmux",
 }
 _POLICY: Final = Path("/usr/sbin/policy-rc.d")
