@@ -127,17 +127,17 @@ def content_of(
         answer = None
     if not done and 200 <= status < 300 and isinstance(answer, dict):
         return answer
-    if token is not None and _came_without_token(answer):
+    if token is not None and _came_without_token(headers, answer):
         raise token_lost(relay, headers)
     raise _problem(relay, status, headers, answer)
 
 
-def _came_without_token(answer: Any) -> bool:
+def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
     """Whether a relay says that it saw none; one of before says so only by its words."""
-    if not isinstance(answer, dict):
+    if not isinstance(answer, dict) or answer.get("code") not in CODES:
         return False
-    old = answer.get("code") == "token_refused" and answer.get("detail") in _NO_TOKEN
-    return old or "Authorization" in missing_of(answer)
+    old = answer["code"] == "token_refused" and answer.get("detail") in _NO_TOKEN
+    return old or "Authorization" in missing_of(headers)
 
 
 def shaped(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:

@@ -6,7 +6,7 @@ Names of headers are in lower case where they are looked for, and as they are wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from kdispatch.network.proxy import Proxy
 from kdispatch.relay_url import RelayUrl
@@ -41,10 +41,10 @@ def owner(relay: RelayUrl, proxy: Proxy | None = None) -> str:
     return f"Ask the network's owner to let WebSockets to {relay.authority} pass{through}"
 
 
-def missing_of(problem: Any) -> list[str]:
+def missing_of(headers: Mapping[str, str]) -> list[str]:
     """The headers that a relay says a request came without."""
-    names = problem.get("missing") if isinstance(problem, dict) else None
-    return [name[:_SHOWN] for name in names[:_HEADERS] if isinstance(name, str)] if isinstance(names, list) else []
+    names = [name.strip()[:_SHOWN] for name in headers.get("kdispatch-missing", "").split(",")[:_HEADERS]]
+    return [name for name in names if name]
 
 
 def upgrade_lost(relay: RelayUrl, missing: Sequence[str], headers: Mapping[str, str]) -> HintedError:

@@ -44,7 +44,7 @@ _ATTEMPTS: Final = 60.0
 #: Seconds that the relay has to close its side of a session that was left.
 _CLOSING: Final = 3.0
 #: Seconds for a session to be of use: one that a relay ends sooner, with nothing carried, is no reason to hurry back.
-_WORKED: Final = 1.0
+_WORKED: Final = 0.5
 
 
 class Uplink:

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Problem", "SpoiledError", "TryLaterError", "problem_response", "problems"]
+__all__ = ["MISSING", "Problem", "SpoiledError", "TryLaterError", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ _REFUSALS: Final = {
 #: Refusals that another, or any, token could turn into a yes.
 _TOKENLESS: Final = frozenset({"token_refused", "unknown_service", "unknown_host"})
 
+#: Names the headers that an agent sends, and a request came without.
+MISSING: Final = "Kdispatch-Missing"
 _MARK: Final = "REQUEST-ID"
 
 
@@ -79,7 +81,6 @@ class Problem:
             "code": code,
             "detail": detail or row.meaning,
             "hint": row.hint,
-            **({"missing": list(missing)} if missing else {}),
             "request_id": _MARK,
         }
         self._before, _, self._after = json.dumps(body).rpartition(_MARK)
@@ -87,6 +88,8 @@ class Problem:
             hdrs.CONTENT_TYPE: "application/problem+json; charset=utf-8",
             hdrs.CACHE_CONTROL: "no-store",
         })  # fmt: skip
+        if missing:
+            self._headers[MISSING] = ", ".join(missing)
         if self._status == HTTPStatus.UNAUTHORIZED:
             self._headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         if self._status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:

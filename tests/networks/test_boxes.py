@@ -37,7 +37,7 @@ _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _TOKEN: Final = format_token("adm", bytes(32))
 _ACCEPT: Final = "{accept}"
 #: A relay's own answer to a plain request for the tunnel.
-_PLAIN: Final = json.dumps({"code": "bad_request", "detail": "", "missing": ["Upgrade", "Connection"]})
+_PLAIN: Final = json.dumps({"code": "bad_request", "detail": ""})
 _HTTP2: Final = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80"
 
 
@@ -46,8 +46,9 @@ def _http(status: str, *headers: str, body: str = "", kind: str = "text/html") -
     return ("\r\n".join(head) + body).encode()
 
 
-def _problem(status: str, **members: object) -> bytes:
-    return _http(status, body=json.dumps(members), kind="application/problem+json")
+def _problem(status: str, missing: str = "", **members: object) -> bytes:
+    told = (f"Kdispatch-Missing: {missing}",) if missing else ()
+    return _http(status, *told, body=json.dumps(members), kind="application/problem+json")
 
 
 def _switching(*headers: str, without: str = "") -> bytes:
@@ -151,7 +152,7 @@ _UPGRADES: Final[Mapping[str, tuple[_Box, str, str]]] = {
     ),
     "closes": (_Box(None), "relay_unreachable", "Plain requests reach the relay, but an upgrade is not answered"),
     "names Upgrade": (
-        _Box(_problem("422 No", code="bad_request", missing=["Upgrade", "Connection"])),
+        _Box(_problem("422 No", code="bad_request", missing="Upgrade, Connection")),
         "not_a_relay",
         "The relay gets the request without its Upgrade header: something on the way takes that out.",
     ),
@@ -161,17 +162,17 @@ _UPGRADES: Final[Mapping[str, tuple[_Box, str, str]]] = {
         "The relay gets the request without its Upgrade header: something on the way takes that out.",
     ),
     "names Connection": (
-        _Box(_problem("422 No", code="bad_request", missing=["Connection"])),
+        _Box(_problem("422 No", code="bad_request", missing="Connection")),
         "not_a_relay",
         "without its Connection header: something on the way takes that out.",
     ),
     "names a key": (
-        _Box(_problem("422 No", code="bad_request", missing=["Sec-WebSocket-Key", "Sec-WebSocket-Version"])),
+        _Box(_problem("422 No", code="bad_request", missing="Sec-WebSocket-Key, Sec-WebSocket-Version")),
         "not_a_relay",
         "without its Sec-WebSocket-Key and Sec-WebSocket-Version headers: something on the way takes them out.",
     ),
     "names the subprotocol": (
-        _Box(_problem("426 No", code="version_unsupported", missing=["Sec-WebSocket-Protocol"])),
+        _Box(_problem("426 No", code="version_unsupported", missing="Sec-WebSocket-Protocol")),
         "not_a_relay",
         "without its Sec-WebSocket-Protocol header",
     ),
@@ -271,16 +272,16 @@ async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awa
 @pytest.mark.parametrize(
     ("status", "members", "lost"),
     [
-        ("401 No", {"code": "token_refused", "missing": ["Authorization"]}, True),
+        ("401 No", {"code": "token_refused", "missing": "Authorization"}, True),
         ("401 No", {"code": "token_refused", "detail": "This needs a token."}, True),  # a relay of before
-        ("404 No", {"code": "unknown_service", "missing": ["Authorization"]}, True),
+        ("404 No", {"code": "unknown_service", "missing": "Authorization"}, True),
         ("401 No", {"code": "token_refused", "detail": "The relay does not accept this token."}, False),
         ("404 No", {"code": "unknown_service"}, False),
-        ("401 No", {"code": "token_refused", "missing": "Authorization"}, False),
+        ("401 No", {"code": "token_refused", "missing": "Upgrade"}, False),
     ],
 )
 async def test_a_token_that_does_not_arrive(
-    asks: Callable[[str], Awaitable[KdispatchError]], status: str, members: dict[str, object], lost: bool
+    asks: Callable[[str], Awaitable[KdispatchError]], status: str, members: dict[str, str], lost: bool
 ) -> None:
     """A box that takes Authorization out is told as such, at its hop; a token that is refused is refused."""
     async with service(_Box(all_=_problem(status, **members))) as running:
@@ -289,7 +290,7 @@ async def test_a_token_that_does_not_arrive(
         assert isinstance(error, HintedError) and "did not arrive" in error.text and "whole" not in error.hint
         assert (error.code, error.info.hop, error.info.exit) == ("not_a_relay", "you -> relay", _EXIT)
     else:
-        assert error.code == members["code"]
+        assert error.code == members["code"], error
 
 
 async def test_no_token_was_shown(shared_relay: Relay) -> None:

@@ -44,7 +44,11 @@ class Answer:
     headers: Mapping[str, str]
     code: str | None
     seconds: float
-    missing: tuple[str, ...] = ()  # headers that the relay did not get
+
+    @property
+    def missing(self) -> list[str]:
+        """Headers that the relay did not get."""
+        return missing_of(self.headers) if self.code is not None else []
 
     @property
     def author(self) -> str:
@@ -101,8 +105,7 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
     finally:
         if transport is not None:
             transport.abort()
-    code, missing = _problem(body)
-    return Answer(status, headers, code, seconds, tuple(missing))
+    return Answer(status, headers, _code(body), seconds)
 
 
 def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
@@ -150,12 +153,12 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
     return body
 
 
-def _problem(body: bytes) -> tuple[str | None, list[str]]:
+def _code(body: bytes) -> str | None:
     # A chunked body too: its one object is found between the first and the last brace.
     text = body.decode(errors="replace")
     try:
         content = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError):
-        return None, []
+        return None
     code = content.get("code") if isinstance(content, dict) else None
-    return (code, missing_of(content)) if isinstance(code, str) and code in CODES else (None, [])
+    return code if isinstance(code, str) and code in CODES else None

@@ -144,7 +144,8 @@ class Handshake(asyncio.Protocol):
         problem = _problem(bytes(response.body or b""))
         after = _seconds(response.headers.get("Retry-After", ""))
         if problem is not None:
-            code, text, missing = problem
+            code, text = problem
+            missing = missing_of(headers)
             if missing or code == "bad_request":  # which a relay says of nothing that an agent sends
                 self._fail(upgrade_lost(self._relay, missing, headers))
                 return
@@ -165,14 +166,14 @@ class Handshake(asyncio.Protocol):
                 self._transport.abort()
 
 
-def _problem(body: bytes) -> tuple[str, str, list[str]] | None:
-    """Code, text and lost headers of the relay's own problem, or ``None`` for anybody else's answer."""
+def _problem(body: bytes) -> tuple[str, str] | None:
+    """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(body)
         code = content.get("code") if isinstance(content, dict) else None
         if isinstance(code, str) and code in CODES:
             detail = content.get("detail")
-            return code, detail[:DETAIL_CHARACTERS] if isinstance(detail, str) else "", missing_of(content)
+            return code, detail[:DETAIL_CHARACTERS] if isinstance(detail, str) else ""
     return None
 
 

@@ -45,11 +45,6 @@ class Problem(Answer):
     code: str = Field(description="what went wrong, for programs: it is stable")
     detail: str = Field(description="what went wrong here, for people")
     hint: str = Field(description="what to try")
-    missing: list[str] | None = Field(
-        default=None,
-        description="headers that agents send, and the request came without: where the sender sent them, "
-        "something on the way takes them out",
-    )
     request_id: str = Field(
         pattern="^[0-9a-f]{16}$",
         description="new for each error; for `internal_error` it leads to the cause in the relay's log",
