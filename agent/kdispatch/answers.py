@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from kdispatch.relay_url import RelayUrl
-from kdispatch.spoiled import missing_of, token_lost
+from kdispatch.setup_error import HintedError
+from kdispatch.spoiled import author, missing_of, token_lost
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
 
@@ -78,6 +79,9 @@ _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
     504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
     511: ("captive_portal", "The network asks for a log-in (511)."),
 }
+
+#: What to do where the relay's own side says that it is away.
+_OPERATOR: Final = "Try again shortly; then ask the relay's operator."
 
 #: After these, and after all from 500 on, another try makes sense, whoever gave them.
 _PASSING: Final = frozenset({408, 425, 429})
@@ -254,18 +258,21 @@ def passing(status: int) -> bool:
 
 def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
     """What an answer is called that no relay gives: of something on the way, or in the relay's place."""
+    by = author(headers)
     if status in _IN_BETWEEN:
         code, words = _IN_BETWEEN[status]
-        return KdispatchError(code, f"{relay.authority}: {words}")
+        text = f"{relay.authority}: {words.removesuffix('.')}{by}."
+        return HintedError(code, text, hint=_OPERATOR) if code == "relay_unreachable" else KdispatchError(code, text)
     if passing(status):
-        return KdispatchError("relay_unreachable", f"{relay.authority} answers {status}, not from kdispatch itself.")
+        text = f"{relay.authority} answers {status}, not from kdispatch itself{by}."
+        return HintedError("relay_unreachable", text, hint=_OPERATOR)
     kind = headers.get("content-type", "no type")[:80]
     if 200 <= status < 300 and kind.lower().startswith("text/html"):
-        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}).")
+        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}){by}.")
     if 300 <= status < 400:
         where = "elsewhere"
         with contextlib.suppress(ValueError):  # what stands there is no URL
             target = urlsplit(headers.get("location", ""))
             where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else where
-        return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed")
-    return not_a_relay(relay, f"it answers with status {status} and {kind}")
+        return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed{by}")
+    return not_a_relay(relay, f"it answers with status {status} and {kind}{by}")

@@ -324,3 +324,38 @@ async def test_a_real_relay_behind_a_box(network: Network, rules: Rules) -> None
         doctor = network.program("doctor", _KDISPATCH, "doctor")
         await doctor.ended()
         assert told in doctor.text
+
+
+@pytest.mark.parametrize("asks", [_starts, _lists, _looks_up])
+@pytest.mark.parametrize(
+    ("status", "headers", "code"),
+    [
+        ("200 OK", (), "captive_portal"),
+        ("301 Moved", ("Location: https://127.0.0.1/",), "not_a_relay"),
+        ("302 Found", ("Location: https://portal.example/log-in",), "not_a_relay"),
+        ("400 The plain HTTP request was sent to HTTPS port", (), "not_a_relay"),
+        ("401 No", ('WWW-Authenticate: Basic realm="edge"',), "not_a_relay"),
+        ("403 Forbidden", (), "not_a_relay"),
+        ("404 Not Found", (), "not_a_relay"),
+        ("407 Who", (), "proxy_auth"),
+        ("413 Large", (), "not_a_relay"),
+        ("429 Slow", ("Retry-After: 7",), "rate_limited"),
+        ("431 Headers", (), "not_a_relay"),
+        ("500 Broken", (), "relay_unreachable"),
+        ("502 Bad Gateway", (), "relay_unreachable"),
+        ("503 Away", ("Retry-After: 7",), "relay_unreachable"),
+        ("504 Late", (), "relay_unreachable"),
+        ("511 Log In", (), "captive_portal"),
+        ("530 A CDN's own", (), "relay_unreachable"),
+    ],
+)
+async def test_what_answers_everything(
+    status: str, headers: tuple[str, ...], code: str, asks: Callable[[str], Awaitable[KdispatchError]]
+) -> None:
+    """What stands in the relay's place has one code, one sentence and one hint, and says its own name."""
+    async with service(_Box(all_=_http(status, "Server: an-edge", *headers, body="<p>No"))) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        error, (found, text, hint) = await asks(url), await _examined(url)
+    assert (error.code, found) == (code, code) and "server: an-edge" in error.text
+    assert error.text == text
+    assert (error.hint if isinstance(error, HintedError) else error.info.hint) == hint

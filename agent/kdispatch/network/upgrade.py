@@ -26,6 +26,7 @@ from kdispatch.answers import (
     strange,
 )
 from kdispatch.relay_url import RelayUrl
+from kdispatch.setup_error import HintedError
 from kdispatch.spoiled import missing_of, upgrade_lost
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -36,11 +37,11 @@ _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 
 
-class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be raised
+class Refusal(HintedError):  # noqa: N818 - an answer, which happens to be raised
     """An HTTP answer in place of an upgrade. ``final``: the relay itself said so, trying again is no use."""
 
-    def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0) -> None:
-        super().__init__(code, text)
+    def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0, hint: str = "") -> None:
+        super().__init__(code, text, hint=hint or CODES[code].hint)
         self.final = final
         self.retry_after = retry_after
 
@@ -153,7 +154,8 @@ class Handshake(asyncio.Protocol):
             return
         error = strange(self._relay, status, headers)
         if passing(status):
-            error = Refusal(error.code, error.text, final=False, retry_after=after)
+            hint = error.hint if isinstance(error, HintedError) else ""
+            error = Refusal(error.code, error.text, final=False, retry_after=after, hint=hint)
         self._fail(error)
 
     def _fail(self, error: KdispatchError) -> None:
