@@ -104,7 +104,10 @@ class Uplink:
                 pause = self._backoff.next_wait(error.retry_after if isinstance(error, Refusal) else 0.0)
                 left = deadline - asyncio.get_running_loop().time()
                 if _is_final(error, connected_before=False) or left <= 0:
-                    raise await self.dialer.explained(error) from error
+                    explained = await self.dialer.explained(error)
+                    if explained is error:
+                        raise
+                    raise explained from error
                 if not told:
                     self._log.info(f"{error.text} Trying for {wait:g} s.", code=error.code)
                     told = True
