@@ -30,6 +30,7 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, config_directory, private_lock, write_private
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name, split_service
+from kdispatch_protocol.secret_files import mode_is_given, secret_text
 from kdispatch_protocol.tokens import token_digest, token_id, token_kind
 
 __all__ = ["CREDENTIALS_FILE", "Credentials", "given_code", "given_token", "typed_token"]
@@ -219,7 +220,7 @@ class Credentials:
     def _read(self) -> _Relays:
         try:
             with self.path.open("rb") as file:
-                _must_be_private(self.path, os.fstat(file.fileno()), mend="")
+                _must_be_private(self.path, file.fileno(), mend="")
                 data = file.read()
         except FileNotFoundError:
             return {}
@@ -256,7 +257,7 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
         return _from_file(token[1:])
     if token is not None:
         hide_argument(token)
-        warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it")
+        warn("others on this machine can see a token in the process list; use --token-file, or --token - to read it.")
         return _well_formed(token, "--token")
     if token_file is not None:
         return _from_file(token_file)
@@ -295,24 +296,29 @@ def _from_stdin(prompt: str) -> str:
         import getpass  # noqa: PLC0415 - only where somebody types
 
         return getpass.getpass(prompt)
-    return sys.stdin.readline(_TOKEN_FILE_BYTES)
+    return secret_text(sys.stdin.buffer.readline(_TOKEN_FILE_BYTES))
 
 
 def _from_file(name: str) -> str:
     try:
         with Path(name).open("rb") as file:
-            status = os.fstat(file.fileno())
-            if HERE.is_ours(status.st_uid):  # others' files are theirs to protect
-                _must_be_private(Path(name), status, mend=f", or give it by standard input: --token - < {name}")
-            return _well_formed(file.read(_TOKEN_FILE_BYTES).decode("utf-8", "replace"), name)
+            if HERE.is_ours(os.fstat(file.fileno()).st_uid):  # others' files are theirs to protect
+                _must_be_private(Path(name), file.fileno(), mend=f", or give it by standard input: --token - < {name}")
+            return _well_formed(secret_text(file.read(_TOKEN_FILE_BYTES)), name)
     except OSError as error:
         text = f"The token file {name} cannot be read: {error.strerror or error}."
         raise SetupError("not_logged_in", text, hint="Check the file's name, owner and mode.") from error
 
 
-def _must_be_private(path: Path, status: os.stat_result, *, mend: str) -> None:
-    """Raise ``not_logged_in`` for a file that others on this machine may use; pipes have no mode that counts."""
-    if stat.S_ISREG(status.st_mode) and HERE.others_may_use(status.st_mode):
+def _must_be_private(path: Path, descriptor: int, *, mend: str) -> None:
+    """Raise ``not_logged_in`` for a file that others on this machine may use.
+
+    Pipes have no mode that counts, and that of a mounted secret is not this user's to change.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not HERE.others_may_use(status.st_mode):
+        return
+    if not mode_is_given(status.st_mode, status.st_uid, read_only=HERE.is_read_only(descriptor)):
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         raise SetupError(
             "not_logged_in",
@@ -322,7 +328,7 @@ def _must_be_private(path: Path, status: os.stat_result, *, mend: str) -> None:
 
 
 def _well_formed(token: str, source: str) -> str:
-    token = token.strip()
+    token = token.strip("\ufeff").strip()  # a byte order mark may be in a variable as well
     if token_kind(token) is None:
         text = f"What {source} gives is no kdispatch token: cut short, mistyped or empty."
         raise SetupError("token_refused", text, hint="Copy the whole token, from adm_, svc_, cli_ or inv_ to its end.")

@@ -6,6 +6,7 @@ only Windows has when it is used, so that its tests run anywhere.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
@@ -66,6 +68,12 @@ class Posix:
         """Whether the user with this number is the one that runs this process."""
         return owner == os.getuid()
 
+    def is_read_only(self, descriptor: int) -> bool:
+        """Whether an open file is on a file system that takes no changes."""
+        with contextlib.suppress(OSError):
+            return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+        return False
+
     def bind_private(self, path: Path) -> socket.socket | None:
         """A unix socket at ``path``, for this user only, which does not listen yet; raises ``OSError``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,9 +90,28 @@ class Posix:
         return {"start_new_session": True}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """Call ``act`` with the number of each signal that asks this process to end."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, act, number)
+        """Call ``act`` with the number of each signal that asks this process to end.
+
+        SIGHUP, of a terminal that is closed, is one of them unless it was ignored at the start, as by nohup.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, act, number)
+
+    def heed_interrupts(self) -> None:
+        """Let ``kill -INT`` end this process although SIGINT was ignored at its start; Ctrl-C stays ignored.
+
+        Shells start a script's background commands so: Ctrl-C is for what the script has in the foreground. Python
+        would keep every SIGINT from a command, and asyncio none. Call it in the main thread, before there is another.
+        """
+        if not hasattr(signal, "sigwaitinfo"):  # macOS: agents hear both there, other commands neither
+            return
+        # A command that does this starts its children with the signal blocked.
+        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        if blocked or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            threading.Thread(target=_pass_explicit_interrupts_on, name="interrupts", daemon=True).start()
 
     def place(self) -> tuple[str, str, str, str]:
         """What tells this place from others: machine, boot, pid namespace, network cards; empty where unknown."""
@@ -179,6 +206,10 @@ class Windows:
         """Nobody's number is known."""
         return False
 
+    def is_read_only(self, descriptor: int) -> bool:  # noqa: ARG002 - modes are not looked at
+        """It makes no difference here."""
+        return False
+
     def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here
         """There are no unix sockets."""
         return None
@@ -190,6 +221,9 @@ class Windows:
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
         """asyncio's own handling of Ctrl-C stays: its loops take no handlers here."""
+
+    def heed_interrupts(self) -> None:
+        """Nothing is ignored here."""
 
     def place(self) -> tuple[str, str, str, str]:
         """The machine is known by its name alone."""
@@ -218,6 +252,14 @@ class Windows:
     def system_trust(self) -> ssl.SSLContext | None:
         """The same."""
         return _system_trust()
+
+
+def _pass_explicit_interrupts_on() -> None:
+    """Let the main thread handle those SIGINTs that another process sent, and not those of the terminal."""
+    while True:
+        # Those of a process have a code of 0 or less, those of the kernel a larger one: sigaction(2).
+        if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
+            _thread.interrupt_main()
 
 
 def _text(path: str) -> str:

@@ -35,7 +35,10 @@ def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_f
         "drains_for": drains_for,
         "services": list(services),
         "stream_count": len(streams),
-        "streams": [_stream(stream, pipe, now) for stream, pipe in streams[:STREAMS]],
+        "streams": [
+            _stream(stream, pipe, now, uplink.endpoint.table.resumption.expires(stream))
+            for stream, pipe in streams[:STREAMS]
+        ],
     }
 
 
@@ -51,8 +54,11 @@ def _streams(driver: EndpointDriver) -> Iterator[tuple[Stream, Pipe | None]]:
     yield from pipes.items()
 
 
-def _stream(stream: Stream, pipe: Pipe | None, now: float) -> dict[str, Any]:
-    """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other one."""
+def _stream(stream: Stream, pipe: Pipe | None, now: float, expires: float | None) -> dict[str, Any]:
+    """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other one.
+
+    ``expires_in`` is in how many seconds this end resets the stream, if it is still detached then.
+    """
     return {
         "id": stream.uuid,
         "service": stream.service,
@@ -63,6 +69,7 @@ def _stream(stream: Stream, pipe: Pipe | None, now: float) -> dict[str, Any]:
         "received": stream.inbound.received,
         "age": None if pipe is None else _since(pipe.began, now),
         "detached": None if stream.grace is None else _since(stream.detached_at, now),
+        "expires_in": None if expires is None else max(0.0, round(expires - now, 3)),
     }
 
 

@@ -76,6 +76,8 @@ def serve(
     limit_failed_opens: Annotated[int, _limit("limit_failed_opens")] = _DEFAULTS.limit_failed_opens,
     limit_source_sessions: Annotated[int, _limit("limit_source_sessions")] = _DEFAULTS.limit_source_sessions,
     limit_sessions: Annotated[int, _limit("limit_sessions")] = _DEFAULTS.limit_sessions,
+    limit_public_streams: Annotated[int, _limit("limit_public_streams")] = _DEFAULTS.limit_public_streams,
+    limit_source_streams: Annotated[int, _limit("limit_source_streams")] = _DEFAULTS.limit_source_streams,
     operator_token_file: Annotated[Path | None, _option("operator_token_file", "FILE")] = _DEFAULTS.operator_token_file,
     audit_days: Annotated[int, _option("audit_days", "DAYS")] = _DEFAULTS.audit_days,
     log_format: Annotated[str, _option("log_format", "text|json")] = _DEFAULTS.log_format,
@@ -84,7 +86,7 @@ def serve(
         bool, typer.Option("--no-uvloop", envvar="KDISPATCH_NO_UVLOOP", help="Use Python's own event loop.")
     ] = False,
 ) -> None:
-    """Serve agents and the REST API until SIGINT or SIGTERM."""
+    """Serve agents and the REST API until SIGINT or SIGTERM; SIGHUP reads the certificate again."""
     import asyncio  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=log_format == "json"):
@@ -106,6 +108,8 @@ def serve(
             limit_failed_opens=limit_failed_opens,
             limit_source_sessions=limit_source_sessions,
             limit_sessions=limit_sessions,
+            limit_public_streams=limit_public_streams,
+            limit_source_streams=limit_source_streams,
             operator_token_file=operator_token_file,
             audit_days=audit_days,
             log_format=log_format,

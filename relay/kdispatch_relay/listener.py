@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
+from kdispatch_protocol.aio.sockets import cannot_listen
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay import sockets, steering
 from kdispatch_relay.api.paths import PREFIX
@@ -33,11 +35,14 @@ _DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
 _AT_ONCE: Final = 100  # connections that are accepted before others have their turn
 _REST: Final = 0.05  # seconds before more are accepted where there was no descriptor for the next one
 _PATIENCE: Final = 1.0  # seconds that a connection has before it makes room for others: honest ones need less
+_TELL_EVERY: Final = 60.0  # seconds between two lines about that
 _ROOM: Final = 32  # connections that make room for it and those behind it
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
 _QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
 _HANDSHAKES_MOST: Final = 5.0
+
+_log = logging.getLogger("kdispatch.relay")
 
 #: Errors by which the system says that it has no room for one more connection.
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -70,12 +75,13 @@ class Listener:
         self._taking: set[asyncio.Task[None]] = set()
         self._others = False  # another relay gets what comes
         self._watched = True  # what comes is taken at once
+        self._tell_again = 0.0  # when it is told once more that there is no room
 
     @classmethod
     async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
         """Sockets that were handed over, else those of the settings.
 
-        Raises ``port_in_use``, ``plaintext_refused``, or ``bad_request`` for an address or sockets of no use.
+        Raises ``plaintext_refused``, what :func:`cannot_listen` says, or ``bad_request`` for sockets of no use.
         """
         handed = sockets.handed_over(os.environ)
         if handed:
@@ -96,8 +102,7 @@ class Listener:
                 if sockets.SHARING and not settings.reuse_port:
                     text += " To take over from a relay there, use --reuse-port."
                 raise KdispatchError("port_in_use", text) from error
-            reason = error.strerror or str(error)
-            raise KdispatchError("bad_request", f"Can't listen on {settings.listen}: {reason}.") from error
+            raise cannot_listen(settings.listen, error) from error
         return cls(found, tls, settings.address[0], beside=beside)
 
     async def start(self, connections: HttpConnections) -> None:
@@ -163,9 +168,14 @@ class Listener:
         try:
             for accepted, peer in islice(_accepted(sock, full=True), _AT_ONCE):
                 self._take(accepted, peer)
-        except OSError:
+        except OSError as error:
             # As long as one waits the loop would come back at once.
             loop = asyncio.get_running_loop()
+            if loop.time() >= self._tell_again:
+                self._tell_again = loop.time() + _TELL_EVERY
+                _log.warning(
+                    "new connections wait: %s; a higher limit (ulimit -n) allows more", error.strerror or error
+                )
             loop.remove_reader(sock)
             loop.call_later(_REST, self._ready_again, sock)
             self._make_room()

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.secret_files import mode_is_given, secret_text
 from kdispatch_protocol.tokens import token_digest
 
 __all__ = ["operator_digest", "read_operator_token"]
 
 _LEAST: Final = 32  # characters: 16 random bytes in hexadecimal
 _MOST: Final = 256  # as with every token
+_MOST_BYTES: Final = 1024  # of UTF-16, with a mark and an end of line, and more than any token then
 _PRIVATE: Final = 0o077
 
 
@@ -24,14 +26,31 @@ def operator_digest(file: Path | None) -> bytes | None:
 def read_operator_token(file: Path) -> str:
     """The token; raises ``bad_request`` for a file that can't be read, that others can read, or that holds none."""
     try:
-        mode = file.stat().st_mode
-        text = file.read_bytes()[: _MOST + 2].decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise KdispatchError("bad_request", f"The operator's token can't be read from {file}: {reason}.") from error
-    if os.name == "posix" and mode & _PRIVATE:
+        with file.open("rb") as opened:
+            exposed = _is_exposed(opened.fileno())
+            text = secret_text(opened.read(_MOST_BYTES))
+    except OSError as error:
+        text = f"The operator's token can't be read from {file}: {error.strerror}."
+        raise KdispatchError("bad_request", text) from error
+    if not text.isascii():
+        raise KdispatchError("bad_request", f"The operator's token can't be read from {file}: it is no text.")
+    if exposed:
         raise KdispatchError("bad_request", f"Others can read the operator's token in {file}: chmod 600 {file}.")
     if not (_LEAST <= len(text) <= _MOST and text.isprintable() and " " not in text):
         text = f"The operator's token in {file} must be one word of {_LEAST} to {_MOST} characters."
         raise KdispatchError("bad_request", text)
     return text
+
+
+def _is_exposed(descriptor: int) -> bool:
+    """Whether others can read this user's own file, and this user can change that."""
+    if os.name != "posix":
+        return False
+    status = os.fstat(descriptor)
+    read_only = bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+    ours = status.st_uid == os.getuid()
+    return (
+        ours
+        and bool(status.st_mode & _PRIVATE)
+        and not mode_is_given(status.st_mode, status.st_uid, read_only=read_only)
+    )

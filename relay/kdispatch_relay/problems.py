@@ -147,7 +147,7 @@ def _missing(request: web.Request, error: KdispatchError) -> Sequence[str]:
 def _refusal(error: web.HTTPException) -> web.Response:
     if error.status < HTTPStatus.BAD_REQUEST:
         raise error
-    code, detail = _REFUSALS.get(error.status, ("bad_request", error.reason))
+    code, detail = _REFUSALS.get(error.status, ("bad_request", f"{error.reason}."))
     response = problem_response(code, detail, status=error.status)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from kdispatch_protocol.aio.descriptors import raise_limit
 from kdispatch_protocol.aio.logs import configure_logs
 from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
 from kdispatch_relay.certificates import Certificates
@@ -22,6 +23,7 @@ from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 
+_log = logging.getLogger("kdispatch.relay")
 _LAST_WORDS: Final = 0.2  # seconds for the log of a relay that is to end at once
 
 _AT_THE_PORT: Final = {
@@ -35,13 +37,21 @@ async def serve(settings: Settings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
     unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
-    _raise_descriptors()
+    raise_limit()
     stop = asyncio.Event()
     _set_on_signals(stop)
+    certificates: Certificates | None = None
+
+    def hung_up() -> None:
+        if certificates is not None:
+            certificates.read_again()
+        else:
+            _log.info("SIGHUP: the relay has no certificate of its own to read again, and goes on.")
+
+    _on_hangup(hung_up)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
-        if running.certificates is not None:
-            _read_again_on_hangup(running.certificates)
+        certificates = running.certificates
         told.listening(running.url)
         tell_supervisor("READY=1")
         await stop.wait()
@@ -92,7 +102,7 @@ class _Told:
 
     def _say(self, what: str, **fields: object) -> None:
         if self._records:
-            logging.getLogger("kdispatch.relay").info("kdispatch relay %s", what, extra=fields)
+            _log.info("kdispatch relay %s", what, extra=fields)
         else:
             say(f"kdispatch relay {what}", err=True)
 
@@ -110,22 +120,11 @@ def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
 
 
-def _raise_descriptors() -> None:
-    """Allow as many open files as the system lets this process have: each session is one, and the default is 1,024."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _read_again_on_hangup(certificates: Certificates) -> None:
-    if not hasattr(signal, "SIGHUP"):  # on Windows
-        return
-    loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGHUP, lambda _number, _frame: loop.call_soon_threadsafe(certificates.read_again))
+def _on_hangup(act: Callable[[], None]) -> None:
+    """Call ``act`` at SIGHUP, which otherwise would end the relay with its terminal."""
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        # By the loop, which from then on wakes up at every signal, also one that another thread passes on.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:

@@ -72,7 +72,7 @@ class Outbound:
     def write(self, data: Buffer) -> None:
         """Keep ``data`` for sending. ``bytes`` are kept as they are, anything else is copied."""
         if self.eof:
-            raise LocalProtocolError("the stream's end was already written")
+            raise LocalProtocolError("The stream's end was already written.")
         if not isinstance(data, bytes):
             data = bytes(data)
         if not data:
@@ -149,7 +149,7 @@ class Outbound:
     def _free(self, received: int, *, fin: bool) -> int:
         """The peer has these: what was sent under an older number, and is about to be sent again, counts as well."""
         if received > max(self.sent, self._reached):
-            raise RemoteProtocolError(f"{received} acknowledged, {self.sent} sent", "offset_mismatch")
+            raise RemoteProtocolError(f"{received} bytes are acknowledged, {self.sent} were sent.", "offset_mismatch")
         if fin and (not (self.fin_sent or self._fin_reached) or received != self.end):
             raise RemoteProtocolError("An end that was not sent is acknowledged.", "offset_mismatch")
         if fin:

@@ -64,8 +64,14 @@ class Resumption:
             stream.inbound.release()  # what the peer may send is said anew, in the ATTACH
         if stream.grace is None and stream.opened:
             stream.detached_at = now
-            expires = now + table.limits.grace
-            stream.set_grace(table.timers.add(expires, lambda _: self._grace_expired(stream)))
+            stream.set_grace(table.timers.add(self._grace_ends(stream), lambda _: self._grace_expired(stream)))
+
+    def expires(self, stream: Stream) -> float | None:
+        """When this end gives a detached stream up, else ``None``. The peer counts for itself."""
+        return None if stream.grace is None else self._grace_ends(stream)
+
+    def _grace_ends(self, stream: Stream) -> float:
+        return stream.detached_at + self._table.limits.grace
 
     @staticmethod
     def _promote(stream: Stream) -> None:

@@ -85,4 +85,4 @@ def next_state(state: State, by: Input) -> State:
     try:
         return TABLE[state, by]
     except KeyError:
-        raise LocalProtocolError(f"a stream that is {state.value!r} can't take {by.value!r}") from None
+        raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None

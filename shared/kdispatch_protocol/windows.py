@@ -107,11 +107,11 @@ class Inbound:
         """
         end = offset + length
         if end > self.limit:
-            raise RemoteProtocolError(f"{end - self.limit} bytes over the limit", "credit_exceeded")
+            raise RemoteProtocolError(f"{end - self.limit} bytes are over the limit.", "credit_exceeded")
         if offset > self.received:
-            raise RemoteProtocolError(f"bytes from {offset}, expected {self.received}", "offset_mismatch")
+            raise RemoteProtocolError(f"Bytes from {offset} on came, {self.received} was expected.", "offset_mismatch")
         if self.final is not None and end > self.final:
-            raise RemoteProtocolError(f"bytes up to {end}, behind the end at {self.final}", "offset_mismatch")
+            raise RemoteProtocolError(f"Bytes up to {end} came, behind the end at {self.final}.", "offset_mismatch")
         known = min(self.received - offset, length)
         self.received += length - known
         self.budget.promised -= length - known
@@ -152,7 +152,9 @@ class Inbound:
     def finish(self, final: int) -> None:
         """Take note of the peer's FIN; raises ``RemoteProtocolError`` when it can't be true."""
         if final != self.received or self.final not in {None, final}:
-            raise RemoteProtocolError(f"an end at {final}, with {self.received} received", "offset_mismatch")
+            raise RemoteProtocolError(
+                f"The end is at {final}, and {self.received} bytes were received.", "offset_mismatch"
+            )
         if self.final is None:
             self.final = final
             self.release()

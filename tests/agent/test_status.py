@@ -142,7 +142,7 @@ async def test_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_detached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that waits for a session says so, and since when."""
+    """A stream that waits for a session says so, since when, and how much of its grace is left."""
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     async with ends() as two:
         await two.stream()
@@ -150,6 +150,8 @@ async def test_detached(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: two.client.driver.waiting)
         (told,) = agent_status(two.client.uplink, [], drains_for=None)["streams"]
         assert told["state"] == "detached" and told["detached"] >= 0
+        grace = two.client.uplink.endpoint.limits.grace
+        assert told["detached"] + told["expires_in"] == pytest.approx(grace, abs=0.002)
 
 
 async def test_many(monkeypatch: pytest.MonkeyPatch) -> None:

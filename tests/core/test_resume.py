@@ -131,10 +131,12 @@ def test_the_grace() -> None:
         talk = Conversation()
         stream = client(talk)
         lose(talk)
+        began = talk.now
         talk.wait(60)
         lose(talk)
         if back:
             hear(talk, entry(stream))
+        assert talk.table.resumption.expires(stream) == (None if back else began + 120)
         talk.events()
         talk.wait(59)
         assert talk.events() == []

@@ -16,12 +16,17 @@ from typing import Final
 
 import pytest
 
-from tests.net.harness import Network, Process, eventually
+from kdispatch.cli.agent import _DRAIN_TIME
+from kdispatch.cli.interruption import LAST_WORDS
+from kdispatch_relay.settings import Settings
+from tests.net.harness import Network, Process, Relay, eventually
 from tests.net.tcp import Service, Tcp, echo, service
 
 pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
+_DOCKER: Final = 10.0  # seconds between SIGTERM and SIGKILL
+_LOAD: Final = 5.0  # more that a machine takes which others use as well
 _SOON: Final = 5.0  # seconds: far below the grace, after which peers would know as well
 
 
@@ -157,3 +162,49 @@ def _id_of(network: Network, agent: Process) -> str:
         if f'"pid": {agent.pid},' in path.read_text():
             return path.stem
     raise AssertionError("no record")
+
+
+async def test_docker_stop(network: Network) -> None:
+    """With its default an agent ends by itself within the 10 s behind SIGTERM, and the other end has heard of it."""
+    name = await network.service()
+    async with service(echo) as local:
+        host = network.agent("host", "host", name, "--port", str(local.port))
+        await host.says("is offered as")
+        client = network.agent("connect", "connect", name)
+        port = int((await client.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1])
+        async with await Tcp.connect(port) as one:
+            await one.send(b"x")
+            await one.receive_exactly(1)
+            began = time.monotonic()
+            host.send_signal(signal.SIGTERM)
+            await network.has_live_hosts(name, 0, wait=_SOON)
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(_DOCKER + _LOAD):
+                    await one.receive()
+            assert await host.ended(_DOCKER + _LOAD) == 0
+            assert time.monotonic() - began > 7  # it had most of the time
+
+
+async def test_docker_stop_of_a_relay(own_relay: Relay, network: Network) -> None:
+    """With its default a relay ends by itself within the 10 s behind SIGTERM; connections go on at the next one."""
+    own_relay.stop()
+    await own_relay.start("--drain-time", f"{Settings().drain_time:g}")
+    relay = own_relay.running
+    name = await network.service()
+    async with service(echo) as local:
+        await network.host(name, local.port)
+        _, port = await network.connect(name)
+        async with await Tcp.connect(port) as one:
+            await one.send(b"x")
+            await one.receive_exactly(1)
+            relay.send_signal(signal.SIGTERM)
+            assert await relay.ended(_DOCKER + _LOAD) == 0
+            assert "1 host and 1 client are cut off" in relay.err
+            await own_relay.start()
+            await one.send(b"goes on")
+            assert await one.receive_exactly(7) == b"goes on"
+
+
+def test_defaults_leave_time_for_last_words() -> None:
+    """By default agents and relays drain for less than Docker waits, with two seconds for what comes then."""
+    assert max(_DRAIN_TIME, Settings().drain_time) + LAST_WORDS <= _DOCKER

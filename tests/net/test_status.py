@@ -114,6 +114,7 @@ async def test_a_relay_that_is_away(network: Network, own_relay: Relay) -> None:
             assert agent["next_try"] is None or 0 <= agent["next_try"] <= 15
             (stream,) = agent["streams"]
             assert stream["state"] == "detached" and 0 <= stream["detached"] < 20
+            assert stream["detached"] + stream["expires_in"] == pytest.approx(120, abs=0.002)
             (offer,) = [agent for agent in ended if agent["kind"] == "host"]
             assert offer["services"][0]["offered"] is False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,27 @@ def test_a_file_of_no_use(tmp_path: Path, content: str | None, mode: int, told: 
     with pytest.raises(KdispatchError, match=told) as caught:
         read_operator_token(file)
     assert caught.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_another_program(tmp_path: Path, encoding: str) -> None:
+    """Marks of the encoding and an end of line are no part of the operator's token."""
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_bytes(f"{TOKEN}\r\n".encode(encoding))
+    assert read_operator_token(file) == TOKEN
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes root: a file of root's")
+def test_a_mounted_secret(tmp_path: Path) -> None:
+    """Root's file that nobody may write is a mounted secret, whose mode is not the operator's to change."""
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o444)
+    assert read_operator_token(file) == TOKEN
+    os.chown(file, 1, 1)
+    file.chmod(0o644)
+    assert read_operator_token(file) == TOKEN
 
 
 async def test_the_relay_reads_it_first(tmp_path: Path) -> None:

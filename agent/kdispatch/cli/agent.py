@@ -43,6 +43,8 @@ app = typer.Typer(help="Offer a local TCP service, or reach one that is offered.
 _Wait = Annotated[
     float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait at the start; 0 is not at all.")
 ]
+#: Seconds. Docker, Podman and supervisord kill 10 s behind SIGTERM; by then the peers of what still runs are to know.
+_DRAIN_TIME: Final = 8.0
 _Drain = Annotated[
     float,
     typer.Option("--drain-time", min=0, metavar="SECONDS", help="How long running connections may go on after Ctrl-C."),
@@ -74,7 +76,7 @@ def host(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The local port to offer.")],
     address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "127.0.0.1",
     wait: _Wait = 10.0,
-    drain_time: _Drain = 30.0,
+    drain_time: _Drain = _DRAIN_TIME,
     grace: Grace = None,
     rotate: Rotate = None,
     exit_when_closed: Annotated[
@@ -151,7 +153,7 @@ def connect(
         ),
     ] = None,
     wait: _Wait = 10.0,
-    drain_time: _Drain = 30.0,
+    drain_time: _Drain = _DRAIN_TIME,
     grace: Grace = None,
     rotate: Rotate = None,
     open_wait: OpenWait = None,

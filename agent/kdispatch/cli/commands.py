@@ -22,6 +22,7 @@ from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 
 __all__ = ["app", "run_command"]
 
@@ -107,6 +108,11 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
             return output.unwritten(error)  # of help, and of other packages' results
+        if text := shortage(error):
+            from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
+
+            output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
+            leave(1)
         return _missing_package(arguments, error, output) or _defect(error, output)
     return status if isinstance(status, int) else 0
 
@@ -129,8 +135,13 @@ def _usage(error: typer.TyperException, output: Output) -> int:
     if "\n" in text:  # a group that shows its help where no command is named
         sys.stderr.write(f"{text}\n")
     else:
-        output.error(text, code="bad_request", hop="you", hint=f"{command} --help")
+        output.error(_sentence(text), code="bad_request", hop="you", hint=f"{command} --help")
     return CODES["bad_request"].exit or 2
+
+
+def _sentence(text: str) -> str:
+    """The words of a library, with an end; some have one."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _missing_package(arguments: list[str], error: Exception, output: Output) -> int:
@@ -152,6 +163,6 @@ def _missing_package(arguments: list[str], error: Exception, output: Output) -> 
 def _defect(error: Exception, output: Output) -> int:
     if environment_switch("KDISPATCH_DEBUG"):
         traceback.print_exception(error)
-    text = f"This is a defect of kdispatch: {type(error).__name__}: {error}"
+    text = _sentence(f"This is a defect of kdispatch: {type(error).__name__}: {error}")
     output.error(text, code=None, hop="you", hint="Set KDISPATCH_DEBUG=1 to see where it happens, and report it.")
     return 1

@@ -15,6 +15,7 @@ __all__ = ["LAST_WORDS", "Interruption"]
 
 #: Seconds that an agent has, once it is to end at once, to tell its streams' other ends.
 LAST_WORDS: Final = 2.0
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
 _FLUSH: Final = 0.2  # seconds for what was said last, where standard error takes it
 
 
@@ -48,6 +49,8 @@ class Interruption:
     def ask(self, number: int = signal.SIGTERM) -> None:
         """End, as this signal asks for it."""
         assert self._task is not None, "watch() comes first"
+        if number == _HANGUP and self._signals:
+            return  # a shell and the kernel both send one, and some supervisors one behind SIGTERM
         self._signals.append(number)
         if self.at_once:
             if not self._drains or len(self._signals) > 2:

@@ -94,7 +94,7 @@ def run_async(
     """Run ``main()`` to its end on a new event loop; return where it returned ``None`` or 0, else end the process.
 
     A :class:`KdispatchError`, also one inside an exception group, is printed
-    and its exit status used. The first SIGINT or SIGTERM cancels ``main``:
+    and its exit status used. The first SIGINT, SIGTERM or SIGHUP cancels ``main``:
     catch ``CancelledError`` to drain and *return* a status, or let it pass for
     128 + signal. The second signal ends the process at once, or does what
     ``interruption`` says.

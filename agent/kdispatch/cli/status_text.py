@@ -85,7 +85,7 @@ def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> 
     rows = [
         (
             stream["id"][:_SHOWN],
-            stream["state"] if stream["detached"] is None else f"detached {_time(stream['detached'])}",
+            stream["state"] if stream["detached"] is None else _detached(stream),
             _size(stream["sent"]),
             _size(stream["received"]),
             "-" if stream["age"] is None else _time(stream["age"]),
@@ -96,6 +96,13 @@ def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> 
     lines = table(("STREAM", "STATE", "SENT", "RECEIVED", "AGE", "CLIENT" if hosts else "HOST"), rows)
     more = agent["stream_count"] - len(rows)
     return [*lines, f"and {more} more"] if lines and more else lines
+
+
+def _detached(stream: Mapping[str, Any]) -> str:
+    """How long it has waited, and how long it still has."""
+    waited = f"detached {_time(stream['detached'])}"
+    left = stream.get("expires_in")  # which an agent of before an upgrade does not tell
+    return waited if left is None else f"{waited}, {left:.0f} s left"
 
 
 def _time(seconds: float) -> str:

@@ -1,12 +1,16 @@
-"""Options of the sockets that carry sessions."""
+"""Options of the sockets that carry sessions, and why a socket can't listen."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 from typing import Final
 
-__all__ = ["hold_unsent", "tune_session_socket"]
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = ["cannot_listen", "hold_unsent", "tune_session_socket"]
 
 # Linux numbers, where Python has no name for them.
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -16,6 +20,26 @@ _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 NOTSENT: Final = 128 * 1024
 #: Milliseconds after which unacknowledged data means that the path is gone.
 USER_TIMEOUT: Final = 30_000
+
+
+#: What Linux says of an address that no interface has, or of a family that this machine lacks.
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+def cannot_listen(where: str, error: OSError) -> KdispatchError:
+    """Why ``where``, as it was asked for, can't be listened on; ``bad_request`` for an unusual reason."""
+    code = "bad_request"
+    if error.errno == errno.EADDRINUSE:
+        code = "port_in_use"
+    elif error.errno in _FORBIDDEN:
+        # Windows says so of a port that another program has for itself alone.
+        code = "port_in_use" if os.name == "nt" else "port_forbidden"
+    elif error.errno in _NOT_HERE or (error.errno is None and type(error) is OSError):
+        code = "address_not_here"  # the latter is asyncio's, which has tried each address of a name
+    # An event loop puts words of its own around the system's.
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    return KdispatchError(code, f"{where} can't be listened on: {reason}.")
 
 
 def tune_session_socket(sock: socket.socket | None) -> None:

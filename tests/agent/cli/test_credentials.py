@@ -22,6 +22,10 @@ RELAY, OTHER = RelayUrl.parse("https://relay.example"), RelayUrl.parse("https://
 ADM, SVC, GIVEN = new_token("adm"), new_token("svc"), new_token("svc")
 
 
+def _stdin(data: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data))
+
+
 def silent(text: str) -> None:
     raise AssertionError(text)
 
@@ -91,7 +95,7 @@ def test_the_first_source_of_a_token_is_taken(tmp_path: Path, monkeypatch: pytes
 
 def test_a_token_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """'-' reads one line of standard input, and no more."""
-    monkeypatch.setattr(sys, "stdin", lines := io.StringIO(f"{GIVEN}\nfor somebody else"))
+    monkeypatch.setattr(sys, "stdin", lines := _stdin(f"{GIVEN}\nfor somebody else".encode()))
     assert given_token("-", None, warn=silent) == GIVEN
     assert lines.read() == "for somebody else"
 
@@ -242,7 +246,7 @@ def test_a_revoked_token_is_dropped_by_its_id() -> None:
 def test_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """A code is taken as it was typed, from a file or from standard input; no other token is one."""
     code = new_token("inv")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{code}\n" * 2))
+    monkeypatch.setattr(sys, "stdin", _stdin(f"{code}\n".encode() * 2))
     assert {given_code(code), given_code(f"@{_private(code)}"), given_code("-"), given_code(None)} == {code}
     for wrong in (ADM, code[:-1], ""):
         with pytest.raises(SetupError) as caught:
@@ -257,3 +261,62 @@ def _private(secret: str) -> Path:
     path.touch(0o600)
     path.write_text(secret)
     return path
+
+
+_ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # of a shell, of Windows' editors, of PowerShell's >
+
+
+@pytest.mark.parametrize("encoding", _ENCODINGS)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", " \r\n\r\n"])
+def test_a_token_as_other_programs_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, end: str
+) -> None:
+    """Marks of the encoding, UTF-16 and ends of lines are no part of a token, from a file or standard input."""
+    data = f"{GIVEN}{end}".encode(encoding)
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_bytes(data)
+    assert given_token(None, str(file), warn=silent) == given_token(f"@{file}", None, warn=silent) == GIVEN
+    monkeypatch.setattr(sys, "stdin", _stdin(data))
+    assert given_token("-", None, warn=silent) == GIVEN
+    file.write_bytes(b"\xfe\xff" + f"{GIVEN}{end}".encode("utf-16-be"))
+    assert given_token(None, str(file), warn=silent) == GIVEN
+    monkeypatch.setenv("KDISPATCH_TOKEN", f"\ufeff{GIVEN}{end}")
+    assert given_token(None, None, warn=silent) == GIVEN
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"\xff\xfea", b"\xef\xbb\xbf", b"\x00" * 56, b"\xff" * 56, b""])
+def test_a_token_file_of_other_bytes(tmp_path: Path, data: bytes) -> None:
+    """What is no token in any encoding is refused as such."""
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_bytes(data)
+    with pytest.raises(SetupError, match="token_refused"):
+        given_token(None, str(file), warn=silent)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes root: a file of root's")
+@pytest.mark.parametrize(("mode", "accepted"), [(0o444, True), (0o440, True), (0o400, True), (0o644, False)])
+def test_a_mounted_secret(tmp_path: Path, mode: int, accepted: bool) -> None:
+    """Root's file that nobody may write is a mounted secret, whose mode is not the user's; one of 0644 is a mistake."""
+    file = tmp_path / "token"
+    file.write_text(GIVEN)
+    file.chmod(mode)
+    if accepted:
+        assert given_token(None, str(file), warn=silent) == GIVEN
+        os.chown(file, 1, 1)
+        assert given_token(None, str(file), warn=silent) == GIVEN  # another user's is theirs to protect
+    else:
+        with pytest.raises(SetupError, match="0644"):
+            given_token(None, str(file), warn=silent)
+
+
+def test_a_secret_on_a_read_only_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a mount that takes no changes, as those of Kubernetes, a mode that lets others read is accepted."""
+    file = tmp_path / "token"
+    file.write_text(GIVEN)
+    file.chmod(0o644)
+    with pytest.raises(SetupError, match="0644"):
+        given_token(None, str(file), warn=silent)
+    monkeypatch.setattr("kdispatch.credentials.HERE.is_read_only", lambda _: True)
+    assert given_token(None, str(file), warn=silent) == GIVEN

@@ -52,15 +52,23 @@ def test_a_host(offered: bool | None, word: str) -> None:
 
 def test_streams() -> None:
     """Streams are a table with readable sizes and times; the other end of a host's is a client."""
-    waiting = {**STREAM, "state": "detached", "detached": 3.7, "sent": 5 << 40, "received": 1 << 60, "age": 90000.0}
+    waiting = {
+        **STREAM,
+        "state": "detached",
+        "detached": 3.7,
+        "expires_in": 116.3,
+        "sent": 5 << 40,
+        "received": 1 << 60,
+        "age": 90000.0,
+    }
     opening = {**STREAM, "state": "opening", "host": None, "sent": 0, "received": 0, "age": None}
     lines = described([{**AGENT, "stream_count": 1030, "streams": [STREAM, waiting, opening]}])
     assert lines[2:] == [
         "  streams  1030",
-        "    STREAM    STATE         SENT     RECEIVED       AGE   HOST",
-        f"    12345678  open          1023 B   1.0 KiB        59 s  {HOST}",
-        f"    12345678  detached 3 s  5.0 TiB  1048576.0 TiB  1 d   {HOST}",
-        "    12345678  opening       0 B      0 B            -     -",
+        "    STREAM    STATE                     SENT     RECEIVED       AGE   HOST",
+        f"    12345678  open                      1023 B   1.0 KiB        59 s  {HOST}",
+        f"    12345678  detached 3 s, 116 s left  5.0 TiB  1048576.0 TiB  1 d   {HOST}",
+        "    12345678  opening                   0 B      0 B            -     -",
         "    and 1027 more",
     ]
     assert described([{**OFFERED, "stream_count": 1, "streams": [STREAM]}])[-1].endswith("ab" * 16)
