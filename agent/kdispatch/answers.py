@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from kdispatch.relay_url import RelayUrl
-from kdispatch.setup_error import SetupError
+from kdispatch.setup_error import HintedError, SetupError
+from kdispatch.spoiled import author, missing_of, token_lost
 from kdispatch_protocol.aio.descriptors import SHORT
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
@@ -34,6 +35,7 @@ __all__ = [
     "count",
     "first_of_each",
     "flag",
+    "is_http",
     "no_http",
     "not_a_relay",
     "passing",
@@ -66,6 +68,9 @@ _BY_STATUS: Final = {
     503: "busy",
 }
 
+#: What relays say of a request without a token.
+_NO_TOKEN: Final = frozenset({"This needs a token.", "This needs the code of an invitation."})
+
 #: Answers without a code of ours that something on the way gives; all others are ``not_a_relay``.
 _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
     407: ("proxy_auth", "A proxy asks for a name and a password."),
@@ -76,8 +81,18 @@ _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
     511: ("captive_portal", "The network asks for a log-in (511)."),
 }
 
+#: What to do where the relay's own side says that it is away.
+_OPERATOR: Final = "Try again shortly; then ask the relay's operator."
+
 #: After these, and after all from 500 on, another try makes sense, whoever gave them.
 _PASSING: Final = frozenset({408, 425, 429})
+
+#: What other servers begin with.
+_SPOKEN: Final[Mapping[str, tuple[bytes, ...]]] = {
+    "SSH": (b"SSH-",),
+    "TLS (https://)": (b"\x15\x03", b"\x16\x03"),
+    "what mail and file servers do": (b"220 ", b"220-", b"* OK", b"+OK"),
+}
 
 #: TLS alerts (RFC 8446, 6.2) by which a server says that it lacks our certificate, or does not accept it.
 _WANTS_CERTIFICATE: Final = (
@@ -99,11 +114,17 @@ class ServiceInfo:
 
 
 def content_of(
-    relay: RelayUrl, status: int, headers: Mapping[str, str], body: bytes | bytearray, *, done: bool = False
+    relay: RelayUrl,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes | bytearray,
+    *,
+    done: bool = False,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """The object that a relay answers with; raises its problem, or what something in its place is taken for.
 
-    With ``done`` a relay would have answered nothing, and an object is no relay's either.
+    With ``done`` a relay would have answered nothing, and an object is no relay's either. ``token`` is what was shown.
     """
     try:
         answer = json.loads(body)
@@ -111,7 +132,17 @@ def content_of(
         answer = None
     if not done and 200 <= status < 300 and isinstance(answer, dict):
         return answer
+    if token is not None and _came_without_token(headers, answer):
+        raise token_lost(relay, headers)
     raise _problem(relay, status, headers, answer)
+
+
+def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
+    """Whether a relay says that it saw none; one of before says so only by its words."""
+    if not isinstance(answer, dict) or answer.get("code") not in CODES:
+        return False
+    old = answer["code"] == "token_refused" and answer.get("detail") in _NO_TOKEN
+    return old or "Authorization" in missing_of(headers)
 
 
 def shaped(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
@@ -163,9 +194,17 @@ def not_a_relay(relay: RelayUrl, why: str) -> KdispatchError:
     return KdispatchError("not_a_relay", f"{relay} is no kdispatch relay: {why}.")
 
 
-def no_http(relay: RelayUrl) -> KdispatchError:
-    """What answers speaks another protocol."""
-    return not_a_relay(relay, "it does not speak HTTP as expected")
+def is_http(first: bytes | bytearray) -> bool:
+    """Whether an answer may begin with these bytes."""
+    return b"HTTP/1.".startswith(first[:7])
+
+
+def no_http(relay: RelayUrl, first: bytes = b"") -> KdispatchError:
+    """What answers speaks another protocol, as the ``first`` bytes of it may show."""
+    spoken = next((name for name, begins in _SPOKEN.items() if first.startswith(begins)), "")
+    if first[3:5] == b"\x04\x00" and len(first) >= 9:
+        spoken = "HTTP/2"
+    return not_a_relay(relay, f"it does not speak HTTP as expected{f', but {spoken}' if spoken else ''}")
 
 
 def unreachable(relay: RelayUrl, reason: str) -> KdispatchError:
@@ -224,18 +263,21 @@ def passing(status: int) -> bool:
 
 def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
     """What an answer is called that no relay gives: of something on the way, or in the relay's place."""
+    by = author(headers)
     if status in _IN_BETWEEN:
         code, words = _IN_BETWEEN[status]
-        return KdispatchError(code, f"{relay.authority}: {words}")
+        text = f"{relay.authority}: {words.removesuffix('.')}{by}."
+        return HintedError(code, text, hint=_OPERATOR) if code == "relay_unreachable" else KdispatchError(code, text)
     if passing(status):
-        return KdispatchError("relay_unreachable", f"{relay.authority} answers {status}, not from kdispatch itself.")
+        text = f"{relay.authority} answers {status}, not from kdispatch itself{by}."
+        return HintedError("relay_unreachable", text, hint=_OPERATOR)
     kind = headers.get("content-type", "no type")[:80]
     if 200 <= status < 300 and kind.lower().startswith("text/html"):
-        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}).")
+        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}){by}.")
     if 300 <= status < 400:
         where = "elsewhere"
         with contextlib.suppress(ValueError):  # what stands there is no URL
             target = urlsplit(headers.get("location", ""))
             where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else where
-        return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed")
-    return not_a_relay(relay, f"it answers with status {status} and {kind}")
+        return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed{by}")
+    return not_a_relay(relay, f"it answers with status {status} and {kind}{by}")

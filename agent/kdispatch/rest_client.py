@@ -24,6 +24,8 @@ from kdispatch.answers import (
     TOTAL_SECONDS,
     connection_error,
     content_of,
+    first_of_each,
+    is_http,
     no_http,
     not_a_relay,
     service_path,
@@ -79,6 +81,7 @@ __all__ = [
 ANSWER_BYTES: Final = 4 * 1024 * 1024  #: twice the largest page, of 200 hosts with 16 labels; more is no relay's answer
 
 _MOST: Final = 1000  # entries of a page, the largest that relays give
+_FIRST: Final = 16  #: bytes of an answer that show what is spoken
 
 #: As relays and agents make them: in an address nothing else may stand in its place.
 _ID: Final = re.compile(r"[0-9a-f]{1,64}")
@@ -274,15 +277,35 @@ class RestClient:
             raise self._translated(error) from error
         if done and response.status == 204:
             return None
-        return content_of(self._relay, response.status, response.headers, content, done=done)
+        headers = first_of_each(response.headers.items())
+        return content_of(self._relay, response.status, headers, content, done=done, token=token)
 
     def _translated(self, error: Exception) -> KdispatchError:
+        first = self._connector.first if self._connector is not None else b""
+        if not is_http(first):
+            return no_http(self._relay, first)
         if isinstance(error, TimeoutError):
             limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
             return unreachable(self._relay, f"no answer within {limit:g} s")
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
             return unreachable(self._relay, ENDED)
         return connection_error(self._relay, error) if isinstance(error, OSError) else no_http(self._relay)
+
+
+class _Listening(ResponseHandler):
+    """Keeps what an answer begins with, and ends where that is no HTTP: its parser would wait for a line's end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.first = b""
+
+    def data_received(self, data: bytes) -> None:
+        if len(self.first) < _FIRST:
+            self.first = (self.first + data)[:_FIRST]
+            if not is_http(self.first) and self.transport is not None:
+                self.transport.abort()
+                return
+        super().data_received(data)
 
 
 class _Connector(aiohttp.BaseConnector):
@@ -292,13 +315,23 @@ class _Connector(aiohttp.BaseConnector):
         super().__init__()
         self._dialer = dialer
         self._relay: RelayUrl | None = None if dialer.has_choice else dialer.relay
-        self._waiting: ResponseHandler | None = None  # the connection by which the choice was made
+        self._waiting: _Listening | None = None  # the connection by which the choice was made
+        self._newest: _Listening | None = None
+
+    @property
+    def first(self) -> bytes:
+        """What the newest connection's first answer begins with."""
+        return self._newest.first if self._newest is not None else b""
+
+    def _make(self) -> _Listening:
+        self._newest = _Listening(asyncio.get_running_loop())
+        return self._newest
 
     async def chosen(self) -> RelayUrl:
         """The URL that is asked: of several one that answers, and then always the same."""
         if self._relay is None:
             async with asyncio.timeout(CONNECT_SECONDS):
-                self._relay, _, self._waiting = await self._dialer.open(lambda _: self._factory())
+                self._relay, _, self._waiting = await self._dialer.open(lambda _: self._make())
         return self._relay
 
     async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002
@@ -306,7 +339,7 @@ class _Connector(aiohttp.BaseConnector):
         if waiting is not None and waiting.is_connected():
             return waiting
         assert self._relay is not None
-        _, _, protocol = await self._dialer.open_at(self._relay, lambda _: self._factory())
+        _, _, protocol = await self._dialer.open_at(self._relay, lambda _: self._make())
         return protocol
 
 

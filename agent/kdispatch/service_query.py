@@ -29,6 +29,7 @@ from kdispatch.answers import (
     connection_error,
     content_of,
     first_of_each,
+    is_http,
     no_http,
     not_a_relay,
     read_service,
@@ -95,7 +96,7 @@ class ServiceQuery:
             self._let_go()
             raise
         headers = first_of_each(response.headers.raw_items())
-        return shaped(relay, content_of(relay, response.status_code, headers, response.body), shape)
+        return shaped(relay, content_of(relay, response.status_code, headers, response.body, token=self._token), shape)
 
     async def _answer(self, path: str) -> tuple[RelayUrl, Response]:
         connection = self._connection
@@ -172,6 +173,9 @@ class _Connection(asyncio.Protocol):
         if len(self._received) > ANSWER_BYTES:
             self._fail(not_a_relay(self.relay, "its answer has no end"))
             return
+        if not is_http(self._received):
+            self._fail(no_http(self.relay, bytes(self._received)))
+            return
         if len(self._received) < len(OLD_HTTP):
             return
         data = bytes(self._received[fed:])
@@ -200,7 +204,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(outcome, InvalidStatus):
             self._answer.set_result(outcome.response)
         else:
-            self._fail(no_http(self.relay))
+            self._fail(no_http(self.relay, bytes(self._received)))
 
     def _fail(self, error: KdispatchError) -> None:
         if self._answer is not None and not self._answer.done():

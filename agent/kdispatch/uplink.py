@@ -21,6 +21,7 @@ from kdispatch.network.upgrade import Refusal
 from kdispatch.redial import redial
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
+from kdispatch.spoiled import frames_spoiled
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.uplink_session import UplinkSession
@@ -43,7 +44,7 @@ _ATTEMPTS: Final = 60.0
 #: Seconds that the relay has to close its side of a session that was left.
 _CLOSING: Final = 3.0
 #: Seconds for a session to be of use: one that a relay ends sooner, with nothing carried, is no reason to hurry back.
-_WORKED: Final = 1.0
+_WORKED: Final = 0.5
 
 
 class Uplink:
@@ -103,7 +104,10 @@ class Uplink:
                 pause = self._backoff.next_wait(error.retry_after if isinstance(error, Refusal) else 0.0)
                 left = deadline - asyncio.get_running_loop().time()
                 if _is_final(error, connected_before=False) or left <= 0:
-                    raise
+                    explained = await self.dialer.explained(error)
+                    if explained is error:
+                        raise
+                    raise explained from error
                 if not told:
                     self._log.info(f"{error.text} Trying for {wait:g} s.", code=error.code)
                     told = True
@@ -172,6 +176,8 @@ class Uplink:
             raise self._no_answer()
         if session.lost.done():
             code, text = session.lost.result()
+            if code == "protocol_error" and not self._welcomed.done():
+                raise frames_spoiled(upgraded.relay, self.dialer.proxy(upgraded.relay))
             raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
         try:
             self.dialer.met(upgraded.relay, self._welcomed.result())

@@ -11,11 +11,14 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.problems import SpoiledError
 
 __all__ = ["SUBPROTOCOL", "take_over", "upgrade_headers"]
 
 SUBPROTOCOL: Final = "kdispatch.1"
 
+#: What every WebSocket client sends, and ours; with Upgrade and Connection (RFC 6455, 4.1).
+_HANDSHAKE: Final = (hdrs.SEC_WEBSOCKET_KEY, hdrs.SEC_WEBSOCKET_VERSION, hdrs.SEC_WEBSOCKET_PROTOCOL)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
@@ -26,13 +29,16 @@ def upgrade_headers(request: web.Request) -> dict[str, str]:
     key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
     connection = [word.strip().lower() for word in headers.get(hdrs.CONNECTION, "").split(",")]
     if headers.get(hdrs.UPGRADE, "").lower() != "websocket" or "upgrade" not in connection:
-        raise KdispatchError("bad_request", "This address takes WebSocket upgrades only.")
+        asks = hdrs.UPGRADE in headers, "upgrade" in connection
+        lost = [name for name, there in zip((hdrs.UPGRADE, hdrs.CONNECTION), asks, strict=True) if not there]
+        raise SpoiledError("bad_request", "This address takes WebSocket upgrades only.", lost + _missing(request))
     if hdrs.ORIGIN in headers:
         raise KdispatchError("not_permitted", "Web pages may not open tunnels.")
     if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != "13" or not _is_key(key):
-        raise KdispatchError("bad_request", "The WebSocket handshake is malformed.")
+        raise SpoiledError("bad_request", "The WebSocket handshake is malformed.", _missing(request))
     if SUBPROTOCOL not in offered:
-        raise KdispatchError("version_unsupported", f"The subprotocol {SUBPROTOCOL} was not offered.")
+        text = f"The subprotocol {SUBPROTOCOL} was not offered."
+        raise SpoiledError("version_unsupported", text, _missing(request))
     # SHA-1 is the handshake's, not ours: it proves that this is a WebSocket server, nothing else.
     accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
     return {
@@ -41,6 +47,10 @@ def upgrade_headers(request: web.Request) -> dict[str, str]:
         hdrs.SEC_WEBSOCKET_ACCEPT: accept,
         hdrs.SEC_WEBSOCKET_PROTOCOL: SUBPROTOCOL,
     }
+
+
+def _missing(request: web.Request) -> list[str]:
+    return [name for name in _HANDSHAKE if name not in request.headers]
 
 
 def take_over(request: web.Request) -> bytes:

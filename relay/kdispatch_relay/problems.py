@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -14,7 +15,7 @@ from multidict import CIMultiDict
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Problem", "TryLaterError", "problem_response", "problems"]
+__all__ = ["MISSING", "Problem", "SpoiledError", "TryLaterError", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,11 @@ _REFUSALS: Final = {
     415: ("bad_request", "The body must be JSON, with Content-Type: application/json."),
 }
 
+#: Refusals that another, or any, token could turn into a yes.
+_TOKENLESS: Final = frozenset({"token_refused", "unknown_service", "unknown_host"})
 
+#: Names the headers that an agent sends, and a request came without.
+MISSING: Final = "Kdispatch-Missing"
 _MARK: Final = "REQUEST-ID"
 
 
@@ -41,16 +46,31 @@ class TryLaterError(KdispatchError):
         self.retry_after = retry_after
 
 
+class SpoiledError(KdispatchError):
+    """A request without headers that every agent sends: ``missing`` are their names."""
+
+    def __init__(self, code: str, text: str, missing: Sequence[str]) -> None:
+        super().__init__(code, text)
+        self.missing = missing
+
+
 class Problem:
     """The answer for ``code``, made once for all; each response has a request id of its own.
 
     ``detail`` says what happened here and must hold no secret. ``status`` replaces the table's, for what HTTP itself
-    refuses.
+    refuses. ``missing`` are headers that an agent sends, and the request came without: a box on the way may have
+    taken them out, which only its sender can know.
     """
 
     def __init__(
-        self, code: str, detail: str = "", *, status: int | None = None, retry_after: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        code: str,
+        detail: str = "",
+        *,
+        status: int | None = None,
+        retry_after: int = 0,
+        missing: Sequence[str] = (),
+    ) -> None:
         row = CODES[code]
         self.code = code
         self._status = status or row.http or HTTPStatus.INTERNAL_SERVER_ERROR
@@ -68,6 +88,8 @@ class Problem:
             hdrs.CONTENT_TYPE: "application/problem+json; charset=utf-8",
             hdrs.CACHE_CONTROL: "no-store",
         })  # fmt: skip
+        if missing:
+            self._headers[MISSING] = ", ".join(missing)
         if self._status == HTTPStatus.UNAUTHORIZED:
             self._headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         if self._status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
@@ -81,10 +103,15 @@ class Problem:
 
 
 def problem_response(
-    code: str, detail: str = "", *, status: int | None = None, request_id: str | None = None
+    code: str,
+    detail: str = "",
+    *,
+    status: int | None = None,
+    request_id: str | None = None,
+    missing: Sequence[str] = (),
 ) -> web.Response:
     """A problem that is said once; the arguments are those of :class:`Problem`."""
-    return Problem(code, detail, status=status).response(request_id)
+    return Problem(code, detail, status=status, missing=missing).response(request_id)
 
 
 @web.middleware
@@ -98,7 +125,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except TryLaterError as error:
         return Problem(error.code, error.text, retry_after=error.retry_after).response()
     except KdispatchError as error:
-        return problem_response(error.code, error.text)
+        return problem_response(error.code, error.text, missing=_missing(request, error))
     except web.HTTPException as error:
         return _refusal(error)
     except Exception:
@@ -108,6 +135,13 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         resource = request.match_info.route.resource  # not the path itself, which the sender chose
         _log.exception("request %s failed: %s %s", request_id, request.method, resource and resource.canonical)
         return problem_response("internal_error", request_id=request_id)
+
+
+def _missing(request: web.Request, error: KdispatchError) -> Sequence[str]:
+    if isinstance(error, SpoiledError):
+        return error.missing
+    # Without a token a service that is not public is one that does not exist.
+    return (hdrs.AUTHORIZATION,) if error.code in _TOKENLESS and hdrs.AUTHORIZATION not in request.headers else ()
 
 
 def _refusal(error: web.HTTPException) -> web.Response:

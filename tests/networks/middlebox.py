@@ -35,14 +35,15 @@ _REFUSAL: Final = (
 class Rules:
     """What a box does; 0 is not at all. Sizes are bytes, times are seconds.
 
-    ``strips``: the ``Upgrade`` header is left out of requests. ``refuses``: an upgrade is answered by 400.
-    ``buffers``: behind the heads of an upgrade nothing passes before so many bytes are there, either way, or the end
-    of what is sent. ``idle``: a connection by which nothing came for so long is cut; with ``counts`` only ``up``, from
-    the agent, or ``down`` counts. ``life``: each is, so long after its beginning. ``silently``: a cut eats what comes,
-    and tells nobody.
+    ``strips``: the ``Upgrade`` header is left out of requests, ``strips_token`` ``Authorization``. ``refuses``: an
+    upgrade is answered by 400. ``buffers``: behind the heads of an upgrade nothing passes before so many bytes are
+    there, either way, or the end of what is sent. ``idle``: a connection by which nothing came for so long is cut;
+    with ``counts`` only ``up``, from the agent, or ``down`` counts. ``life``: each is, so long after its beginning.
+    ``silently``: a cut eats what comes, and tells nobody.
     """
 
     strips: bool = False
+    strips_token: bool = False
     refuses: bool = False
     buffers: int = 0
     idle: float = 0.0
@@ -152,6 +153,8 @@ class _Wire:
         self._upgrades = any(line.lower().startswith(b"upgrade:") for line in lines)
         if self._rules.strips:
             lines = [line for line in lines if not line.lower().startswith((b"upgrade:", b"connection: upgrade"))]
+        if self._rules.strips_token:
+            lines = [line for line in lines if not line.lower().startswith(b"authorization:")]
         return b"\r\n".join(lines)
 
     async def _pass_on(self, relay: _End) -> None:

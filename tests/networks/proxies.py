@@ -14,7 +14,7 @@ from typing import Final
 
 from tests.net.tcp import Tcp
 
-__all__ = ["ESTABLISHED", "NAMES", "ScriptedProxy", "SocksServer", "pipe"]
+__all__ = ["ESTABLISHED", "NAMES", "SaysAndCloses", "ScriptedProxy", "SocksServer", "pipe"]
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 #: What the proxies of these tests know, and this machine does not.
@@ -90,6 +90,22 @@ class ScriptedProxy:
         elif not self._closing:
             async for chunk in tcp.chunks():
                 await tcp.send(bytes(chunk))
+
+
+class SaysAndCloses:
+    """Answers what it hears by one of ``words`` after the other, and the next by the end, or a reset, of it all."""
+
+    def __init__(self, *words: bytes, resets: bool = False) -> None:
+        self._words = words
+        self._resets = resets
+
+    async def __call__(self, tcp: Tcp) -> None:
+        for word in self._words:
+            await tcp.receive()
+            await tcp.send(word)
+        await tcp.receive()
+        if self._resets:
+            tcp.reset()
 
 
 class SocksServer:

@@ -24,7 +24,7 @@ from kdispatch_protocol.errors import KdispatchError
 from tests.net.black_hole import black_hole
 from tests.net.harness import eventually
 from tests.net.tcp import Tcp, banner, echo, service, silent, sink, source
-from tests.networks.proxies import ESTABLISHED, ScriptedProxy, SocksServer
+from tests.networks.proxies import ESTABLISHED, SaysAndCloses, ScriptedProxy, SocksServer
 
 CREDENTIALS: Final = "me:se%40cret@"
 SHOWN: Final = base64.b64encode(b"me:se@cret").decode()
@@ -36,6 +36,7 @@ def answer(status: str, *headers: str, page: str = "<p>No.") -> bytes:
 
 
 BASIC: Final = 'Proxy-Authenticate: Basic realm="a"'
+WEB: Final = 'WWW-Authenticate: Basic realm="a"'
 DIGEST: Final = 'Proxy-Authenticate: Digest realm="a", nonce="{}", qop="auth", algorithm=SHA-256, stale={}'
 CLOSE: Final = "Proxy-Connection: close"
 
@@ -147,7 +148,21 @@ async def test_digest_and_stale_nonces() -> None:
         ([answer("403 Forbidden")], "", "proxy_refused", "relay.test:443 pass: it answers 403 Forbidden."),
         ([answer("405 \x1b[31mNo")], "", "proxy_refused", "it answers 405 ?[31mNo."),
         ([answer("302 Found", "Location: http://portal.example/")], "", "proxy_refused", "answers 302 Found"),
-        ([answer("502 Bad Gateway")], "", "relay_unreachable", "can't reach relay.test:443: it answers 502"),
+        *(
+            ([answer(f"{status} Words")], "", "relay_unreachable", f"can't reach relay.test:443: it answers {status}")
+            for status in (404, 408, 410, 429, 500, 502, 503, 504)
+        ),
+        *(
+            ([answer(f"{status} Some Words")], "", "proxy_refused", f"to relay.test:443: it answers {status}")
+            for status in (400, 405, 501, 505)
+        ),
+        ([answer("451 Not Here")], "", "proxy_refused", "does not let relay.test:443 pass: it answers 451"),
+        ([answer("511 Log In")], "", "captive_portal", "leads to a page when asked for relay.test:443"),
+        # What tinyproxy says of a wrong password, and of none.
+        ([answer("407 Who", BASIC), answer("401 No", WEB)], CREDENTIALS, "proxy_auth", "does not accept the name and"),
+        ([answer("401 No", WEB)], CREDENTIALS, "proxy_auth", "does not accept the name and password"),
+        ([answer("401 No", WEB)], "", "proxy_auth", "wants a name and a password"),
+        ([answer("401 No")], CREDENTIALS, "proxy_auth", "does not accept the name and password"),
         ([ESTABLISHED + b"<html>Log in"], "", "proxy_refused", "a page of its own"),
         ([None], "", "proxy_unreachable", "closed the connection without an answer when asked for relay.test:443"),
         ([b"SSH-2.0-x\r\n"], "", "proxy_unreachable", "is no HTTP proxy"),
@@ -268,6 +283,14 @@ async def test_socks(credentials: str) -> None:
         (SocksServer(reply=99), "", "proxy_unreachable", "is no SOCKS5 proxy"),
         (source(b"HTTP/1.1 400 Bad Request\r\n\r\n", 28), "", "proxy_unreachable", "is no SOCKS5 proxy"),
         (source(b"", 0), "", "proxy_unreachable", "closed the connection without an answer"),
+        *((SocksServer(reply=reply), "", "relay_unreachable", "can't reach relay.test:443") for reply in (3, 6)),
+        (SocksServer(reply=7), "", "proxy_refused", "it answers command not supported"),
+        (source(b"\x00\x5b\x00\x00", 3), "", "proxy_unreachable", "is no SOCKS5 proxy"),  # SOCKS4
+        # "ssh -D" of a target that refuses; a proxy that shuts the door on a wrong password.
+        (SaysAndCloses(b"\x05\x00"), "", "relay_unreachable", "can't reach relay.test:443: it closes the connection"),
+        (SaysAndCloses(b"\x05\x00", resets=True), "", "relay_unreachable", "it closes the connection without a reply"),
+        (SaysAndCloses(b"\x05\x02"), CREDENTIALS, "proxy_auth", "does not accept the name and password"),
+        (SaysAndCloses(b"\x05\x02", b"\x01\x00"), CREDENTIALS, "relay_unreachable", "can't reach relay.test:443"),
     ],
 )  # fmt: skip
 async def test_wrong_answers_of_socks(

@@ -4,12 +4,15 @@ import asyncio
 import gzip
 import json
 import logging
-from typing import Any
+from typing import Any, Final
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api import exchange
+from kdispatch_relay.handshake import upgrade_headers
+from kdispatch_relay.problems import SpoiledError
 from tests.relay.support import Api
 
 JSON = {"Content-Type": "application/json"}
@@ -59,6 +62,44 @@ async def test_shape(
     assert answer.body["hint"] == CODES[code].hint
     assert all(answer.body.values())
     assert not caplog.records
+
+
+_UPGRADE: Final = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Protocol": "kdispatch.1",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "missing"),
+    [
+        ("/api/v1/whoami", {}, "Authorization"),
+        ("/api/v1/services/ann/absent", {}, "Authorization"),
+        ("/api/v1/whoami", {"Authorization": "Bearer adm_none"}, None),
+        ("/nothing", {}, None),
+    ],
+)
+async def test_a_token_that_is_missing(api: Api, path: str, headers: dict[str, str], missing: str | None) -> None:
+    """A refusal that a token might have turned names the header of a token, if the request had none."""
+    answer = await api("GET", path, headers=headers)
+    assert answer.headers.get("Kdispatch-Missing") == missing
+
+
+@pytest.mark.parametrize("left_out", _UPGRADE)
+def test_a_header_of_the_upgrade_that_is_missing(left_out: str) -> None:
+    """An upgrade that comes without a header is refused by the name of that one."""
+    headers = {name: value for name, value in _UPGRADE.items() if name != left_out}
+    with pytest.raises(SpoiledError) as caught:
+        upgrade_headers(make_mocked_request("GET", "/api/v1/tunnel", headers=headers))
+    assert list(caught.value.missing) == [left_out]
+
+
+def test_an_upgrade_that_has_all() -> None:
+    """One that has all of them is answered."""
+    assert "Sec-WebSocket-Accept" in upgrade_headers(make_mocked_request("GET", "/api/v1/tunnel", headers=_UPGRADE))
 
 
 async def test_body_of_64_kib_is_read(api: Api) -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from kdispatch.cli.durations import moment
 from kdispatch.cli.interruption import Interruption
-from kdispatch.settings import SetupError, environment_switch
+from kdispatch.settings import environment_switch
+from kdispatch.setup_error import HintedError, SetupError
 from kdispatch_protocol.console import SCHEMA, error_json, error_lines, escaped
 from kdispatch_protocol.errors import CODES, KdispatchError
 
@@ -81,7 +82,7 @@ class Output:
         """Print what failed, at which hop and what to try; return the exit status."""
         row = CODES[error.code]
         local = isinstance(error, SetupError)
-        hint = error.hint if isinstance(error, SetupError) else row.hint
+        hint = error.hint if isinstance(error, HintedError) else row.hint
         self.error(error.text, code=error.code, hop="you" if local else row.hop, hint=hint)
         if environment_switch("KDISPATCH_DEBUG"):
             _say("".join(traceback.format_exception(error)).rstrip())

@@ -14,9 +14,10 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from kdispatch.answers import connection_error, not_a_relay, unreachable
+from kdispatch.answers import connection_error, is_http, no_http, not_a_relay, unreachable
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
+from kdispatch.spoiled import author, missing_of, passed_by
 from kdispatch_protocol.errors import CODES
 
 __all__ = ["Answer", "Connect", "ask"]
@@ -25,12 +26,14 @@ __all__ = ["Answer", "Connect", "ask"]
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport]]
 
 _SECONDS: Final = 15.0
+_SHOWN: Final = 60  # characters of a media type
+_FIRST: Final = 5  # bytes: what shows whether it is HTTP, and less than any answer has
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
 _BODY_SECONDS: Final = 2.0
+_MORE_SECONDS: Final = 0.2
+_FIRST_MORE: Final = 16  # bytes
 _DIGITS: Final = 10  # of a length: more is none
-_RELAYS_OWN: Final = "aiohttp"  # in the name of the relay's own server
-_SHOWN: Final = 60  # characters of a header that names a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +46,19 @@ class Answer:
     seconds: float
 
     @property
+    def missing(self) -> list[str]:
+        """Headers that the relay did not get."""
+        return missing_of(self.headers) if self.code is not None else []
+
+    @property
     def author(self) -> str:
         """Who says to have written it, and passed it on, in brackets; empty where nobody does."""
-        return self._named("server", "via")
+        return author(self.headers)
 
     @property
     def passed_by(self) -> str:
-        """The same of who passed on what the relay wrote: some put their name in the place of the relay's."""
-        return self._named("via") if _RELAYS_OWN in self.headers.get("server", "") else self.author
-
-    def _named(self, *names: str) -> str:
-        named = [f"{name}: {self.headers[name][:_SHOWN]}" for name in names if self.headers.get(name)]
-        return f" ({'; '.join(named)})" if named else ""
+        """The same of who passed on what the relay wrote."""
+        return passed_by(self.headers)
 
     @property
     def kind(self) -> str:
@@ -84,7 +88,10 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
             transport = await connect(lambda: asyncio.StreamReaderProtocol(reader))
             began = loop.time()
             transport.write(_request(relay, upgrade=upgrade))
-            status, headers = _head(relay, await reader.readuntil(b"\r\n\r\n"))
+            first = await reader.readexactly(_FIRST)
+            if not is_http(first):
+                raise no_http(relay, first + await _more(reader))
+            status, headers = _head(relay, first + await reader.readuntil(b"\r\n\r\n"))
             seconds = loop.time() - began
             body = b"" if status == 101 else await _body(reader, headers)
     except TimeoutError as error:
@@ -124,6 +131,14 @@ def _head(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
         if colon:
             headers.setdefault(name.strip().lower(), value.strip())
     return int(rest[:3]), headers
+
+
+async def _more(reader: asyncio.StreamReader) -> bytes:
+    """What else has come, or comes at once."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_MORE_SECONDS):
+            return await reader.read(_FIRST_MORE)
+    return b""
 
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from kdispatch.doctor.redaction import clean
-from kdispatch.setup_error import SetupError
+from kdispatch.setup_error import HintedError, SetupError
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Finding", "Level", "exit_status", "failed", "fails", "is_sound", "ok", "skipped", "warns", "worst"]
@@ -84,7 +84,7 @@ def fails(check: str, text: str, hint: str, *, hop: str = _ON_THE_WAY, code: str
 def failed(check: str, error: KdispatchError, hint: str = "") -> Finding:
     """It does not work, for the reason that the error tells."""
     row = CODES[error.code]
-    own = error.hint if isinstance(error, SetupError) else row.hint
+    own = error.hint if isinstance(error, HintedError) else row.hint
     hop = "you" if isinstance(error, SetupError) else row.hop
     return fails(check, error.text, hint or own, hop=hop, code=error.code)
 

@@ -38,6 +38,7 @@ class Session(asyncio.Protocol):
         self.welcome: asyncio.Future[Welcome] = loop.create_future()
         self.over: asyncio.Future[str] = loop.create_future()
         self.began = loop.time()
+        self.unreadable = False  # it ended because what came broke the rules
         self.received = 0  #: bytes so far
         self.answered = 0  #: PONGs so far
         self._heard = asyncio.Event()
@@ -108,9 +109,11 @@ class Session(asyncio.Protocol):
                 for type_, _, _, value, payload in self._frames.receive(piece, ends=ends):
                     self._frame(type_, value, payload)
         except RemoteProtocolError as error:
+            self.unreadable = True
             self._end(error.text)
             self._transport.abort()
         if (closing := self._messages.closing) is not None:
+            self.unreadable = self.unreadable or not closing.by_peer
             self._end(f"closed with {closing.code} {closing.reason}".rstrip())
             self._transport.close()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from dataclasses import replace
 from typing import Final
 
-from kdispatch.doctor.asking import ask
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
+from kdispatch.doctor.no_upgrade import explain
 from kdispatch.doctor.session import QUIET, Session
 from kdispatch.doctor.way import Way
-from kdispatch.network.upgrade import Refusal
+from kdispatch.setup_error import HintedError
+from kdispatch.spoiled import frames_spoiled
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.messages import Welcome
 
@@ -25,8 +27,6 @@ _PUSH_EVERY: Final = 0.010
 #: Seconds by which a small frame may take longer than a connection did, before somebody is said to gather bytes.
 _LATE: Final = 0.150
 _KIB: Final = 1024
-#: The relay's answer to a request for the tunnel that asks for no upgrade.
-_NO_UPGRADE: Final = "bad_request"
 
 
 class Tunnel:
@@ -79,26 +79,10 @@ class Tunnel:
 
     async def _no_upgrade(self, error: KdispatchError) -> Finding:
         way = self._way
-        try:
-            answer = await ask(way.relay, way.connect, upgrade=True)
-        except KdispatchError as again:
-            text = f"Plain requests reach the relay, but an upgrade is not answered: {again.text}"
-            return fails("upgrade", text + way.intercepted_by, f"{way.owner}.", code=again.code)
-        if isinstance(error, Refusal) and error.code == _NO_UPGRADE and answer.code == _NO_UPGRADE:
-            text = (
-                "The relay gets the request without its Upgrade header: something on the way takes that out"
-                f"{answer.passed_by}."
-            )
-            return fails("upgrade", text + way.intercepted_by, f"{way.owner}{_OR_THE_EDGE}", code="not_a_relay")
-        if answer.code is not None:
-            return failed("upgrade", error)
-        if answer.status == 101:
-            return failed("upgrade", error)
-        text = (
-            f"Something on the way answers the upgrade by {answer.status} and {answer.kind} in the relay's place"
-            f"{answer.author}, but lets plain requests pass."
-        )
-        return fails("upgrade", text + way.intercepted_by, f"{way.owner}{_OR_THE_EDGE}", code="not_a_relay")
+        error = await explain(way.relay, way.proxy, way.connect, error)
+        finding = failed("upgrade", error)
+        # Who opens TLS may be who does it; a box that answers by itself, or the relay's own no, needs no guess.
+        return replace(finding, text=finding.text + way.intercepted_by) if isinstance(error, HintedError) else finding
 
     async def check_buffering(self) -> list[Finding]:
         """Whether a small message arrives alone: HELLO's answer, then a PING's."""
@@ -106,6 +90,8 @@ class Tunnel:
         assert session is not None
         await self._waits(session, _ALONE)
         if session.over.done() and not session.welcome.done():
+            if session.unreadable:
+                return [failed("buffering", frames_spoiled(self._way.relay, self._way.proxy))]
             text = f"The session ended before the relay's first word: {session.over.result()}."
             return [fails("buffering", text, f"{self._way.owner}.", code="relay_unreachable")]
         held_to = "the relay's first answer"
@@ -170,6 +156,3 @@ class Tunnel:
     async def _waits(self, session: Session, seconds: float) -> None:
         ends: set[asyncio.Future[Welcome] | asyncio.Future[str]] = {session.welcome, session.over}
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-
-
-_OR_THE_EDGE: Final = "; where it is the server in front of the relay, docs/operations.md has its configuration."

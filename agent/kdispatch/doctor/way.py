@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
+from kdispatch.answers import strange
 from kdispatch.doctor.asking import Answer, ask
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
 from kdispatch.network.certificate import Certificate
@@ -23,6 +24,7 @@ from kdispatch.network.proxy import Proxy
 from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
+from kdispatch.spoiled import owner
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Way"]
@@ -58,8 +60,7 @@ class Way:
     @property
     def owner(self) -> str:
         """Whom to ask, and to let what pass."""
-        through = f", at the proxy {self.proxy}" if self.proxy is not None else ""
-        return f"Ask the network's owner to let WebSockets to {self.relay.authority} pass{through}"
+        return owner(self.relay, self.proxy)
 
     async def check_dns(self) -> list[Finding]:
         """The name, in both families."""
@@ -195,15 +196,7 @@ class Way:
             return [failed("http", error)]
         if answer.code is not None:
             return [ok("http", f"a kdispatch relay answers in {_ms(answer.seconds)}{answer.passed_by}")]
-        if 200 <= answer.status < 300 and answer.kind == "text/html":
-            row = CODES["captive_portal"]
-            return [fails("http", f"A web page answers in the relay's place{answer.author}.", row.hint, code=row.name)]
-        if answer.status >= 500:
-            text = f"{answer.status} is answered in the relay's place{answer.author}: it is away, or not reached."
-            return [fails("http", text, "Ask the relay's operator.", code="relay_unreachable")]
-        row = CODES["not_a_relay"]
-        text = f"{answer.status} and {answer.kind} is answered, by no kdispatch relay{answer.author}."
-        return [fails("http", text, row.hint, code=row.name)]
+        return [failed("http", strange(self.relay, answer.status, answer.headers))]
 
     async def check_clock(self) -> list[Finding]:
         """This machine's clock against that of what answers, be its certificate valid or not."""

@@ -172,6 +172,18 @@ class Dialer:
         """
         return await self._first(self._upgrade_at, lambda upgraded: upgraded.transport.abort())
 
+    async def explained(self, error: KdispatchError) -> KdispatchError:
+        """The error of an upgrade that failed, or of several URLs' one; or what a plain request finds out about it."""
+        # Not at the top: only a start that fails needs it, and it needs what is here.
+        from kdispatch.doctor.no_upgrade import explain_start  # noqa: PLC0415
+
+        relay = self.relay
+
+        async def connect(make: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+            return (await self.open_at(relay, lambda _: make()))[1]
+
+        return error if self.has_choice else await explain_start(relay, self.proxy(relay), connect, error)
+
     async def _upgrade_at(self, relay: RelayUrl) -> Upgraded:
         _, transport, handshake = await self.open_at(relay, Handshake)
         tune_session_socket(transport.get_extra_info("socket"))

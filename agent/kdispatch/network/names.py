@@ -25,6 +25,7 @@ class Names:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[_Addresses, float]] = {}
         self._asked: dict[tuple[str, int], asyncio.Task[_Addresses]] = {}
+        self._waiting: dict[asyncio.Task[_Addresses], int] = {}  # how many tries wait for it
 
     async def addresses(self, host: str, port: int, seconds: float) -> _Addresses:
         """Those of the name; where the look-up fails, or has no answer soon, those that it had before.
@@ -36,17 +37,27 @@ class Names:
         loop = asyncio.get_running_loop()
         if loop.time() - at > _KEPT:
             known = []
+        task = self._look_up(key)
+        self._waiting[task] = self._waiting.get(task, 0) + 1
+        kept = False
         try:
             async with asyncio.timeout(min(seconds, _SOON) if known else seconds):
-                return await asyncio.shield(self._look_up(key))
+                return await asyncio.shield(task)
         except OSError:  # a time-out is one
-            if not known:
-                raise
-            return known
+            kept = bool(known)
+            if kept:
+                return known
+            raise
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not kept:  # nobody waits for its answer, and the next try asks anew
+                    task.cancel()
 
     def _look_up(self, key: tuple[str, int]) -> asyncio.Task[_Addresses]:
         task = self._asked.get(key)
-        if task is None:
+        if task is None or task.cancelling():
             task = self._asked[key] = asyncio.ensure_future(self._ask(key))
             task.add_done_callback(lambda done: self._answered(key, done))
         return task
@@ -57,7 +68,8 @@ class Names:
         return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
     def _answered(self, key: tuple[str, int], task: asyncio.Task[_Addresses]) -> None:
-        del self._asked[key]
+        if self._asked.get(key) is task:
+            del self._asked[key]
         if not task.cancelled() and task.exception() is None:  # which also says that it was seen
             self._known.pop(key, None)
             self._known[key] = task.result(), task.get_loop().time()

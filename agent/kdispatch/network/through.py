@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
 
@@ -36,6 +36,13 @@ _HEAD_MAX: Final = 32 * 1024
 _PAGE_MAX: Final = 64 * 1024
 _STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?\n")
 _REASON: Final = 80  # characters that are shown
+#: Answers to a CONNECT by which a proxy tells that it, or the name, is away; of a name that it can't resolve privoxy
+#: says 404, tinyproxy 500, others 502 to 504. So is what passes by itself (408, 425, 429).
+_AWAY: Final = frozenset({404, 410, 500, 502, 503, 504})
+#: Answers of a server that makes no connections at all: it is no proxy, or none for this.
+_NO_CONNECT: Final = frozenset({400, 405, 501, 505})
+#: A proxy that knows only HTTP's own word for it (tinyproxy, of a wrong password) means the same.
+_WHO: Final = frozenset({401, 407})
 #: SOCKS5 replies (RFC 1928, 6) that are the proxy's own refusal; by the others it could not reach the relay.
 _SOCKS_REFUSALS: Final = frozenset({2, 7, 8})
 
@@ -88,6 +95,13 @@ class _Way:
         if away:
             return KdispatchError("relay_unreachable", f"{self._name} can't reach {self.target}: {answer}.")
         return KdispatchError("proxy_refused", f"{self._name} does not let {self.target} pass: {answer}.")
+
+    def no_connect(self, answer: str) -> KdispatchError:
+        return KdispatchError("proxy_refused", f"{self._name} makes no connection to {self.target}: {answer}.")
+
+    def log_in(self, answer: str) -> KdispatchError:
+        text = f"{self._name} leads to a page when asked for {self.target}: {answer}."
+        return KdispatchError("captive_portal", text)
 
     def asks_who(self) -> KdispatchError:
         what = "wants a name and a password" if self.proxy.user is None else "does not accept the name and password"
@@ -153,15 +167,25 @@ async def _by_http(way: _Way) -> socket.socket:
 
 def _credentials(way: _Way, answer: _Answer, *, was_asked_before: bool) -> bytes:
     """What the next request shows; raises where the answer is a no."""
-    if answer.status != 407:
-        words = f"it answers {answer.status} {answer.reason}".rstrip()
-        raise way.refused(words, away=passing(answer.status))
+    if answer.status not in _WHO:
+        raise _refusal(way, answer)
     challenge = chosen(answer.offered)
+    if answer.status == 401 and (challenge is None or was_asked_before):
+        raise way.asks_who()
     if challenge is None:
         raise way.asks_too_much(answer.offered)
     if way.proxy.user is None or (was_asked_before and not challenge.stale):
         raise way.asks_who()
     return authorization(challenge, "CONNECT", way.target, way.proxy.user, way.proxy.password or "")
+
+
+def _refusal(way: _Way, answer: _Answer) -> KdispatchError:
+    words = f"it answers {answer.status} {answer.reason}".rstrip()
+    if answer.status == 511:
+        return way.log_in(words)
+    if answer.status in _NO_CONNECT:
+        return way.no_connect(words)
+    return way.refused(words, away=answer.status in _AWAY or passing(answer.status))
 
 
 async def _asked(sock: socket.socket, way: _Way, credentials: bytes) -> _Answer:
@@ -201,9 +225,10 @@ async def _rest(sock: socket.socket, way: _Way, head: bytes, more: int) -> _Answ
         return _Answer(status, reason, (), goes_on=True)
     fields = [field.partition(":") for field in head[line.end() :].decode("latin-1").splitlines()]
     headers = [(name.strip().lower(), value.strip()) for name, _, value in fields]
-    offered = challenges([value for name, value in headers if name == "proxy-authenticate"])
+    asking = "www-authenticate" if status == 401 else "proxy-authenticate"
+    offered = challenges([value for name, value in headers if name == asking])
     goes_on = False
-    if status == 407 and line[1] == b"1" and not _closes(headers):
+    if status in _WHO and line[1] == b"1" and not _closes(headers):
         lengths = {value for name, value in headers if name == "content-length"}
         length = next(iter(lengths), "")
         if len(lengths) == 1 and length.isascii() and length.isdigit() and len(length) < 6 and int(length) <= _PAGE_MAX:
@@ -239,12 +264,29 @@ class _Reaching:
         return await _reached(self._way)
 
 
+class _Listening:
+    """The loop as python-socks uses it, which keeps what the proxy says."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self._loop = asyncio.get_running_loop()
+
+    async def sock_recv(self, sock: socket.socket, size: int) -> bytes:
+        data = await self._loop.sock_recv(sock, size)
+        self.heard += data
+        return data
+
+    async def sock_sendall(self, sock: socket.socket, data: bytes) -> None:
+        await self._loop.sock_sendall(sock, data)
+
+
 async def _by_socks(way: _Way, host: str, port: int) -> socket.socket:
     from python_socks import ProxyError, ProxyType  # noqa: PLC0415 - takes 40 ms, and few networks have one
     from python_socks.async_.asyncio import Proxy as Socks  # noqa: PLC0415 - likewise
 
     proxy = way.proxy
     forward: Any = _Reaching(way)
+    loop = _Listening()
     socks = Socks(
         ProxyType.SOCKS5,
         proxy.host,
@@ -253,22 +295,35 @@ async def _by_socks(way: _Way, host: str, port: int) -> socket.socket:
         proxy.password,
         rdns=True,
         forward=forward,
-        loop=asyncio.get_running_loop(),
+        loop=cast("asyncio.AbstractEventLoop", loop),
     )
     try:
         return await socks.connect(host, port, timeout=_SECONDS * 2)  # the caller of this is faster
     except ProxyError as error:
-        raise _socks_error(way, error.error_code, str(error)) from error
+        raise _socks_error(way, error.error_code, str(error), loop.heard) from error
+    except ConnectionError as error:
+        raise _socks_closed(way, loop.heard) from error
     except ValueError as error:  # of python-socks' own, for a reply that it can't read
         raise way.unreachable("is no SOCKS5 proxy: what it answers can't be read") from error
 
 
-def _socks_error(way: _Way, code: int | None, words: str) -> KdispatchError:
+def _socks_error(way: _Way, code: int | None, words: str, heard: bytes) -> KdispatchError:
     """By the code of the reply; before that only python-socks' words tell what it was."""
     if code is not None:
         return way.refused(f"it answers {words[:1].lower()}{words[1:]}", away=code not in _SOCKS_REFUSALS)
     if "authentication failure" in words or "No acceptable" in words:
         return way.asks_who()
     if "closed" in words:
-        return way.closed()
+        return _socks_closed(way, heard)
     return way.unreachable(f"is no SOCKS5 proxy: {words}")
+
+
+def _socks_closed(way: _Way, heard: bytes) -> KdispatchError:
+    """What a proxy means that closes: it has said ``heard`` before, at first which way in it takes."""
+    if len(heard) < 2 or heard[0] != 5:
+        return way.closed()
+    wants_password = heard[1] == 2
+    if wants_password and len(heard) == 2:
+        return way.asks_who()
+    # "ssh -D" has no reply for a target that does not take its connection.
+    return way.refused("it closes the connection without a reply", away=True)

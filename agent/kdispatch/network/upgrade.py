@@ -19,27 +19,35 @@ from kdispatch.answers import (
     OLD_HTTP,
     connection_error,
     first_of_each,
+    is_http,
+    no_http,
     not_a_relay,
     passing,
     strange,
 )
 from kdispatch.relay_url import RelayUrl
+from kdispatch.setup_error import HintedError
+from kdispatch.spoiled import missing_of, upgrade_lost
 from kdispatch_protocol.errors import CODES, KdispatchError
 
-__all__ = ["Handshake", "Refusal"]
+__all__ = ["Handshake", "NoUpgradeError", "Refusal"]
 
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 
 
-class Refusal(KdispatchError):  # noqa: N818 - an answer, which happens to be raised
+class Refusal(HintedError):  # noqa: N818 - an answer, which happens to be raised
     """An HTTP answer in place of an upgrade. ``final``: the relay itself said so, trying again is no use."""
 
-    def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0) -> None:
-        super().__init__(code, text)
+    def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0, hint: str = "") -> None:
+        super().__init__(code, text, hint=hint or CODES[code].hint)
         self.final = final
         self.retry_after = retry_after
+
+
+class NoUpgradeError(KdispatchError):
+    """What answered an upgrade, or did not, is no relay; a plain request may still find one."""
 
 
 class Handshake(asyncio.Protocol):
@@ -70,6 +78,9 @@ class Handshake(asyncio.Protocol):
         if self.done.done():
             return
         self._received += data
+        if not is_http(self._received):
+            self._fail(no_http(self._relay, bytes(self._received)))
+            return
         if not self._refusing:
             end = self._received.find(b"\r\n\r\n")
             if end < 0:
@@ -109,10 +120,15 @@ class Handshake(asyncio.Protocol):
         if error is not None:
             self._fail(not_a_relay(self._relay, str(error)))
         elif self._http.subprotocol != _SUBPROTOCOL:
-            self._fail(not_a_relay(self._relay, "it speaks another WebSocket protocol"))
+            self._fail(not_a_relay(self._relay, self._other_protocol()))
         else:
             self._transport.pause_reading()  # until the session's carrier has taken over
             self.done.set_result(rest)
+
+    def _other_protocol(self) -> str:
+        if self._http.subprotocol is None:
+            return "its upgrade is answered without Sec-WebSocket-Protocol, which something on the way may take out"
+        return "it speaks another WebSocket protocol"
 
     def _refused(self) -> None:
         """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
@@ -125,19 +141,27 @@ class Handshake(asyncio.Protocol):
             return
         response = refusal.response
         status = response.status_code
+        headers = first_of_each(response.headers.raw_items())
         problem = _problem(bytes(response.body or b""))
         after = _seconds(response.headers.get("Retry-After", ""))
         if problem is not None:
             code, text = problem
+            missing = missing_of(headers)
+            if missing or code == "bad_request":  # which a relay says of nothing that an agent sends
+                self._fail(upgrade_lost(self._relay, missing, headers))
+                return
             self._fail(Refusal(code, text, final=not passing(status), retry_after=after))
             return
-        error = strange(self._relay, status, first_of_each(response.headers.raw_items()))
+        error = strange(self._relay, status, headers)
         if passing(status):
-            error = Refusal(error.code, error.text, final=False, retry_after=after)
+            hint = error.hint if isinstance(error, HintedError) else ""
+            error = Refusal(error.code, error.text, final=False, retry_after=after, hint=hint)
         self._fail(error)
 
     def _fail(self, error: KdispatchError) -> None:
         if not self.done.done():
+            if type(error) is KdispatchError:
+                error = NoUpgradeError(error.code, error.text)
             self.done.set_exception(error)
             self.done.exception()  # seen: whoever dialled may have given up meanwhile
             if self._transport is not None:

@@ -1,0 +1,83 @@
+"""What a box on the way did to a request, in one sentence for everything that asks a relay.
+
+Names of headers are in lower case where they are looked for, and as they are written where they are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kdispatch.network.proxy import Proxy
+from kdispatch.relay_url import RelayUrl
+from kdispatch.setup_error import HintedError
+
+__all__ = ["author", "frames_spoiled", "missing_of", "no_websocket", "owner", "passed_by", "token_lost", "upgrade_lost"]
+
+_RELAYS_OWN: Final = "aiohttp"  # in the name of the relay's own server
+_SHOWN: Final = 60  # characters of a header that names a program
+_HEADERS: Final = 8  # headers that are told
+_OR_THE_EDGE: Final = "; where it is the server in front of the relay, docs/operations.md has its configuration."
+
+
+def author(headers: Mapping[str, str]) -> str:
+    """Who says to have written an answer, and passed it on, in brackets; empty where nobody does."""
+    return _named(headers, "server", "via")
+
+
+def passed_by(headers: Mapping[str, str]) -> str:
+    """The same of who passed on what the relay wrote: some put their name in the place of the relay's."""
+    return _named(headers, "via") if _RELAYS_OWN in headers.get("server", "") else author(headers)
+
+
+def _named(headers: Mapping[str, str], *names: str) -> str:
+    named = [f"{name}: {headers[name][:_SHOWN]}" for name in names if headers.get(name)]
+    return f" ({'; '.join(named)})" if named else ""
+
+
+def owner(relay: RelayUrl, proxy: Proxy | None = None) -> str:
+    """Whom to ask, and to let what pass."""
+    through = f", at the proxy {proxy}" if proxy is not None else ""
+    return f"Ask the network's owner to let WebSockets to {relay.authority} pass{through}"
+
+
+def missing_of(headers: Mapping[str, str]) -> list[str]:
+    """The headers that a relay says a request came without."""
+    names = [name.strip()[:_SHOWN] for name in headers.get("kdispatch-missing", "").split(",")[:_HEADERS]]
+    return [name for name in names if name]
+
+
+def upgrade_lost(relay: RelayUrl, missing: Sequence[str], headers: Mapping[str, str]) -> HintedError:
+    """The relay was asked for an upgrade, and heard of none. A relay that names no header means the first of them."""
+    lost = ["Upgrade"] if not missing or "Upgrade" in missing else list(missing)
+    text = (
+        f"The relay gets the request without its {' and '.join(lost)} header{'s' * (len(lost) > 1)}: something on the "
+        f"way takes {'them' if len(lost) > 1 else 'that'} out{passed_by(headers)}."
+    )
+    return HintedError("not_a_relay", text, hint=owner(relay) + _OR_THE_EDGE)
+
+
+def no_websocket(relay: RelayUrl, proxy: Proxy | None, text: str, code: str = "not_a_relay") -> HintedError:
+    """The relay is there, and no upgrade comes through to it, or back."""
+    return HintedError(code, text, hint=owner(relay, proxy) + _OR_THE_EDGE)
+
+
+def frames_spoiled(relay: RelayUrl, proxy: Proxy | None = None) -> HintedError:
+    """The upgrade passed, and what comes behind it breaks the rules before a relay has said a word."""
+    text = (
+        f"{relay}: What comes behind the upgrade can't be read. Something on the way changes it, or it is no relay's."
+    )
+    return HintedError("not_a_relay", text, hint=owner(relay, proxy) + _OR_THE_EDGE)
+
+
+def token_lost(relay: RelayUrl, headers: Mapping[str, str]) -> HintedError:
+    """A token was sent, and the relay saw none."""
+    text = (
+        f"The token did not arrive: the relay gets requests without their Authorization header, so something on the "
+        f"way takes that out{passed_by(headers)}."
+    )
+    hint = (
+        f"Let the server in front of the relay, or the proxy, pass the Authorization header on to {relay.authority}; "
+        "docs/operations.md has the configuration of such servers."
+    )
+    return HintedError("not_a_relay", text, hint=hint)
