@@ -108,6 +108,10 @@ class Settings:
     verbose: bool = field(default=False, metadata={"help": "Log each session's begin and end, and each stream's end."})
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, str | Path) and str(value) and not str(value).strip():
+                raise KdispatchError("bad_request", f"--{item.name.replace('_', '-')} is blank.")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise KdispatchError("bad_request", "A TLS certificate and its key come together: give both, or none.")
         if self.log_format not in LOG_FORMATS:
