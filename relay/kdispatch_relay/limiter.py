@@ -15,7 +15,7 @@ from kdispatch_relay.problems import TryLaterError
 from kdispatch_relay.rates import Rates, Recent, whole_seconds
 from kdispatch_relay.settings import Settings
 
-__all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits"]
+__all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits", "Shares"]
 
 _log = logging.getLogger("kdispatch.relay")
 
@@ -61,6 +61,26 @@ _ROOM_AGAIN: Final = 0.9  # of all sessions: with fewer than that a relay is not
 _FULL: Final = 10  # seconds after which there may be room for one more session; nobody can know
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Percents of an account's streams: of its public services, and of one source there of what the others leave.
+
+    0 is no limit, as it is for settings.
+    """
+
+    public: int = 0
+    source: int = 0
+
+    def public_of(self, streams: int) -> int:
+        """How many of so many streams public services may have: all but a part, yet one where there is one."""
+        return max(min(streams, 1), streams * self.public // 100) if self.public else streams
+
+    @property
+    def source_part(self) -> float:
+        """The part that one source may have of what the others leave."""
+        return self.source / 100 if self.source else 1.0
+
+
 class Limiter:
     """One relay's. ``accepted`` are digests of tokens that were good lately: those are looked up whoever shows them.
 
@@ -81,6 +101,7 @@ class Limiter:
         self._most = settings.limit_sessions if sessions is None else sessions
         self._refused = 0  # sessions that found no room since that was told
         self._most_of_source = settings.limit_source_sessions
+        self.shares: Final = Shares(settings.limit_public_streams, settings.limit_source_streams)
         self._sessions = 0
         self._sessions_of: dict[str, int] = {}
 
@@ -183,11 +204,11 @@ class SessionLimits:
     nothing is limited.
     """
 
-    __slots__ = ("_kept", "_limiter", "_source")
+    __slots__ = ("_kept", "_limiter", "source")
 
     def __init__(self, limiter: Limiter | None, source: str) -> None:
         self._limiter = limiter
-        self._source = source
+        self.source: Final = source
         self._kept = False
         if limiter is not None:
             limiter.begin_session(source)
@@ -207,19 +228,24 @@ class SessionLimits:
     def end(self) -> None:
         """The session is over."""
         if self._limiter is not None:
-            self._limiter.end_session(self._source)
+            self._limiter.end_session(self.source)
+
+    @property
+    def shares(self) -> Shares:
+        """See :class:`Shares`."""
+        return Shares() if self._limiter is None else self._limiter.shares
 
     def peek(self, now: float) -> bool:
         """Whether one more may fail."""
-        return self._limiter is None or self._limiter.may_fail(self._source, now)
+        return self._limiter is None or self._limiter.may_fail(self.source, now)
 
     def take(self, now: float) -> bool:
         """One more failed; returns whether it might."""
-        return self._limiter is None or self._limiter.failed(self._source, now)
+        return self._limiter is None or self._limiter.failed(self.source, now)
 
     def authenticating(self, token: str | None) -> AbstractContextManager[None]:
         """See :meth:`Limiter.authenticating`."""
-        return nullcontext() if self._limiter is None else self._limiter.authenticating(self._source, token)
+        return nullcontext() if self._limiter is None else self._limiter.authenticating(self.source, token)
 
 
 def _made(rate: Rate, count: int) -> Rates[object] | None:
