@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kdispatch.local_accept import Acceptor
+from kdispatch.local_dial import checked_address
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
@@ -162,6 +163,7 @@ class LocalListener:
 
     async def bind(self, address: str, port: int) -> None:
         """Take the port, without listening yet; raises what :func:`cannot_listen` makes of a failure."""
+        checked_address(address)
         try:
             # For its sockets: which connections are accepted when is decided here.
             server = await asyncio.get_running_loop().create_server(

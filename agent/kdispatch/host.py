@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kdispatch import local_port
-from kdispatch.local_dial import LocalDial, Target
+from kdispatch.local_dial import LocalDial, Target, checked_address
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.setup_error import SetupError
@@ -191,7 +191,7 @@ class LocalPort:
     """Serves streams from a TCP port near this machine, and watches whether it is open."""
 
     def __init__(self, address: str, port: int, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.address = address
+        self.address = checked_address(address)
         self.port = port
         self.host: Host | None = None
         self._target = Target(address, port)

@@ -13,8 +13,16 @@ from aiohappyeyeballs import start_connection
 
 from kdispatch.operating_system import HERE
 from kdispatch_protocol.aio.descriptors import is_reserved
+from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["LocalDial", "Target"]
+__all__ = ["LocalDial", "Target", "checked_address"]
+
+
+def checked_address(address: str) -> str:
+    """A local address as it was typed; raises ``bad_request`` for what can't be one. The system takes "" for all."""
+    if not address.strip() or not address.isprintable():
+        raise KdispatchError("bad_request", f"The local address is {address!r}: write a name or an address.")
+    return address
 
 
 class Target:

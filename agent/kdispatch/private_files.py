@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -18,6 +19,8 @@ __all__ = ["make_private", "private_lock", "write_private", "writing"]
 LOCK_FILE: Final = "lock"
 #: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
 LOCK_WAIT: Final = 10.0
+#: What locking fails with where a file system knows no locks, or its server does not answer for them.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _CONFIGURATION: Final = "KDISPATCH_CONFIG_DIR"
 
 
@@ -53,7 +56,7 @@ def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator
     with writing(directory, variable=variable):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not HERE.try_lock(descriptor):
+        while not _locked(descriptor, directory, variable):
             if time.monotonic() > deadline:
                 text = f"Another process has held {path} for {LOCK_WAIT:g} s."
                 raise SetupError("busy", text, hint=f"See which one: fuser {path}")
@@ -66,7 +69,11 @@ def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator
 def make_private(directory: Path, *, variable: str = _CONFIGURATION) -> None:
     """Make the directory where it is missing, for its owner only."""
     with writing(directory, variable=variable):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One by one: mkdir gives the parents that it makes the umask's mode, which may let everybody write.
+        for missing in [one for one in (directory, *directory.parents) if not one.exists()][::-1]:
+            missing.mkdir(mode=0o700, exist_ok=True)
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
 @contextlib.contextmanager
@@ -75,8 +82,12 @@ def writing(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None
     try:
         yield
     except OSError as error:
-        raise SetupError(
-            "bad_request",
-            f"{directory} cannot be written: {error.strerror or error}.",
-            hint=f"Check its owner and mode, or name another directory in {variable}.",
-        ) from error
+        what, hint = f"{directory} cannot be written: {error.strerror or error}.", "Check its owner and mode, or name"
+        if error.errno in _NO_LOCKS:
+            what, hint = f"The file system of {directory} has no locks: {error.strerror or error}.", "Name"
+        raise SetupError("bad_request", what, hint=f"{hint} another directory in {variable}.") from error
+
+
+def _locked(descriptor: int, directory: Path, variable: str) -> bool:
+    with writing(directory, variable=variable):
+        return HERE.try_lock(descriptor)

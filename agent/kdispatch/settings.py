@@ -55,6 +55,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
 #: Settings that name a file.
 _FILES: Final = frozenset({"ca_file", "client_cert", "client_key"})
 
+
 _SWITCH: Final = {
     "1": True,
     "true": True,
@@ -174,6 +175,13 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and value and not value.strip():
+                setting = setting_of(field.name)
+                raise SetupError(
+                    "bad_request", f"{field.name} is blank.", hint=f"Write {setting.unit}: {setting.flag}."
+                )
         # The upper bound of open_wait: a host remembers ended streams for no less, so none is asked for twice.
         for name, least, most in (("grace", 0.0, 86400.0), ("open_wait", 0.0, 60.0), ("rotate", 1.0, 86400.0)):
             value = getattr(self, name)
@@ -231,7 +239,10 @@ def load_settings(**flags: str | bool | float | None) -> Settings:
 
 def _absolute(path: str, base: Path) -> str:
     """A file's name that stays the same wherever the process goes."""
-    return str(base.absolute() / Path(path).expanduser()) if path else ""
+    try:
+        return str(base.absolute() / Path(path).expanduser()) if path else ""
+    except (OSError, RuntimeError) as error:  # the current directory was deleted, or there is no such user
+        raise SetupError("bad_request", f"{path!r} leads nowhere: {error}.", hint="Write a whole path.") from error
 
 
 def _from_text(default: object, name: str, text: str) -> Any:
@@ -248,19 +259,35 @@ def _from_text(default: object, name: str, text: str) -> Any:
 def config_directory() -> Path:
     """Where ``config.toml`` and the stored tokens are; it may not exist yet."""
     if given := os.environ.get("KDISPATCH_CONFIG_DIR"):
-        return Path(given)
-    import platformdirs  # noqa: PLC0415 - not needed where the directory is given
-
-    return Path(platformdirs.user_config_dir("kdispatch", appauthor=False))
+        return _given_directory("KDISPATCH_CONFIG_DIR", given)
+    return _in_home("user_config_dir", "KDISPATCH_CONFIG_DIR")
 
 
 def state_directory() -> Path:
     """Where records and logs of running agents are; it may not exist yet."""
     if given := os.environ.get("KDISPATCH_STATE_DIR"):
-        return Path(given).absolute()
+        return _given_directory("KDISPATCH_STATE_DIR", given).absolute()
+    return _in_home("user_state_dir", "KDISPATCH_STATE_DIR")
+
+
+def _given_directory(variable: str, text: str) -> Path:
+    if not text.strip():
+        raise SetupError("bad_request", f"{variable} is blank.", hint="Name a directory of yours.")
+    return Path(text)
+
+
+def _in_home(kind: str, variable: str) -> Path:
+    """The platform's directory of this kind; raises ``SetupError`` where the user has no home."""
     import platformdirs  # noqa: PLC0415 - not needed where the directory is given
 
-    return Path(platformdirs.user_state_dir("kdispatch", appauthor=False))
+    try:
+        path = Path(getattr(platformdirs, kind)("kdispatch", appauthor=False))
+    except RuntimeError:  # neither HOME nor the system's list of users knows one
+        path = Path("~")
+    if not path.is_absolute():  # older releases of platformdirs leave the ~
+        text = "This user has no home directory: HOME is not set, and the system does not know the user."
+        raise SetupError("bad_request", text, hint=f"Set HOME, or {variable}, to a directory of yours.")
+    return path
 
 
 def environment_switch(name: str) -> bool:
@@ -329,6 +356,10 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             close = difflib.get_close_matches(key, [*known, "config_version"], n=1)
             suggestion = f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(sorted(known))}."
             raise SetupError("bad_request", f"{path} has an unknown key {key!r}.{suggestion}", hint=hint)
+        if isinstance(value, str) and not value.strip():
+            raise SetupError(
+                "bad_request", f"{path}: {key} is empty.", hint=f"{hint} Leave the line away for the default."
+            )
         if type(value) is int and type(known[key].default) is float:
             table[key] = float(value)
         elif type(value) is not type(known[key].default):

@@ -127,6 +127,7 @@ class Settings:
     verbose: bool = field(default=False, metadata={"help": "Log each session's begin and end, and each stream's end."})
 
     def __post_init__(self) -> None:
+        _refuse_blank({item.name: getattr(self, item.name) for item in fields(self)})
         if (self.tls_cert is None) != (self.tls_key is None):
             raise KdispatchError("bad_request", "A TLS certificate and its key come together: give both, or none.")
         if self.log_format not in LOG_FORMATS:
@@ -187,6 +188,12 @@ LIMITS: Final = tuple(item.name for item in fields(Settings) if item.name.starts
 
 #: Every setting by its name. ``default`` and ``metadata["help"]`` describe it.
 SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(Settings)}
+
+
+def _refuse_blank(values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        if isinstance(value, str | Path) and str(value) and not str(value).strip():
+            raise KdispatchError("bad_request", f"--{name.replace('_', '-')} is blank.")
 
 
 def environment_name(name: str) -> str:

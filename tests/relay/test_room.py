@@ -24,6 +24,7 @@ from kdispatch_relay.room import Room
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.apart import _revisions
 from tests.guards.environment import inherited
+from tests.net.harness import _KDISPATCH
 from tests.relay.test_gate import _UPGRADE, _Agent, _request
 from tests.relay.test_serve import COMMAND
 
@@ -156,3 +157,28 @@ def test_what_is_short(error: Exception, said: str) -> None:
     """Each way in which a system refuses more is told by what there is no more of."""
     assert said in (shortage(error) or "")
     assert shortage(ValueError("can't start new thread")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("megabytes", [100, 120, 140, 200])
+async def test_little_memory(tmp_path: Path, megabytes: int) -> None:
+    """However little memory a relay may have, it serves, or ends by itself with three lines and no traceback."""
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", f'ulimit -v {megabytes * 1024}; exec "$@"', "sh", _KDISPATCH, "relay", "serve",
+        "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db"),
+        env=inherited(), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            said = b""
+            while line := await process.stderr.readline():
+                said += line
+                if b"listening" in line:
+                    process.terminate()
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    text = said.decode()
+    assert "Traceback" not in text and "defect" not in text and 0 < len(text.splitlines()) <= 4, text

@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from kdispatch.cli import account, audit, dev, doctor, login, status
 from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
-from kdispatch.settings import environment_switch
+from kdispatch.settings import SetupError, environment_switch
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 
@@ -36,6 +36,8 @@ _HELP: Final = {
     "invite": "Invite others to host a service or to connect to it, and accept invitations.",
     "relay": "Run a relay: the server between hosts and clients.",
 }
+#: Options that take a text for people.
+_MAY_BE_EMPTY: Final = frozenset({"--reason"})
 #: Errors of a write to something that has no name: standard output.
 _UNWRITTEN: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 #: Groups of kdispatch itself: each is a module of that name here.
@@ -97,6 +99,7 @@ def run_command(arguments: list[str]) -> int:
     # Nothing of ours is coloured. Without rich typer's completion is quick, too, and structlog takes 5 MB less.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
     try:
+        _refuse_empty(arguments)
         # Not standalone: typer would print usage errors, and defects, in its own form.
         status = typer.main.get_command(app).main(arguments, prog_name="kdispatch", standalone_mode=False, color=False)
     except typer.TyperException as error:
@@ -106,15 +109,44 @@ def run_command(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
-        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
-            return output.unwritten(error)  # of help, and of other packages' results
-        if text := shortage(error):
-            from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
-
-            output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
-            leave(1)
-        return _missing_package(arguments, error, output) or _defect(error, output)
+        return _unexpected(arguments, error, output)
     return status if isinstance(status, int) else 0
+
+
+def _unexpected(arguments: list[str], error: Exception, output: Output) -> int:
+    """Tell of what no command has translated: the system's refusals, a missing package, or a defect of ours."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
+        return output.unwritten(error)  # of help, and of other packages' results
+    if text := shortage(error):
+        from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
+
+        output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
+        leave(1)
+    if isinstance(error, OSError) and not environment_switch("KDISPATCH_DEBUG"):
+        hint = "Look at what it names. KDISPATCH_DEBUG=1 shows where it happens."
+        output.error(f"The system refused: {error}.", code=None, hop="you", hint=hint)
+        return 1
+    return _missing_package(arguments, error, output) or _defect(error, output)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise ``bad_request`` for a value without a character: a script's variable was not set, and no default is meant.
+
+    The system would listen on every address where ``--address`` is empty.
+    """
+    before = ""
+    for argument in arguments:
+        option, sign, value = argument.partition("=")
+        if sign and option.startswith("--") and not value.strip():
+            before = option
+        elif argument.strip():
+            before = argument
+            continue
+        if before not in _MAY_BE_EMPTY:
+            hint = "Give a value, or leave the option away."
+            # A value before it is not repeated: it may be a secret.
+            what = f"What stands behind {before}" if before.startswith("-") else "An argument"
+            raise SetupError("bad_request", f"{what} is empty.", hint=hint)
 
 
 def _loaded(name: str, plugin: typer.Typer) -> Any:

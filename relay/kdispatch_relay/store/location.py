@@ -27,9 +27,16 @@ def database_url(text: str) -> URL:
     An empty ``text`` means ``relay.db`` in the platform's data directory of this user.
     """
     if not text:
-        return _file_url(user_data_path("kdispatch", appauthor=False) / "relay.db")
+        try:
+            return _file_url(user_data_path("kdispatch", appauthor=False) / "relay.db")
+        except RuntimeError as error:  # neither HOME nor the system's list of users knows one
+            text = "This user has no home directory for the database: give its path (--database), or set HOME."
+            raise KdispatchError("bad_request", text) from error
     if "://" not in text and text != ":memory:":
-        return _file_url(Path(text).expanduser())
+        try:
+            return _file_url(Path(text).expanduser())
+        except (OSError, RuntimeError) as error:  # the current folder was deleted, or there is no such user
+            raise KdispatchError("bad_request", f"The database's path {text!r} leads nowhere: {error}.") from error
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -57,8 +64,9 @@ def prepare_file(path: Path, wait: float) -> None:
 
     The folder is made, for this user alone, where it is missing; an existing one is left as it is.
     """
-    if not path.parent.exists():
-        path.parent.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+    # One by one: mkdir gives the parents that it makes the umask's mode, which may let everybody write.
+    for missing in [one for one in path.parents if not one.exists()][::-1]:
+        missing.mkdir(_PRIVATE_FOLDER, exist_ok=True)
     # SQLite gives its -wal and -shm files the mode of the file itself, so the mode comes first.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
     if path.stat().st_mode & 0o077:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import socket
-from importlib import import_module
 from typing import Any, Final
 
 __all__ = ["OURS", "SHORT", "is_ours", "is_reserved", "limit", "raise_limit"]
+
+_resource: Any = None
+with contextlib.suppress(ImportError):  # Windows has none, and no such limit
+    _resource = importlib.import_module("resource")
 
 #: The system has no room for one more socket: of this process, of all, or for its memory.
 SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -22,20 +26,18 @@ _RESERVE: Final = 16
 
 def limit() -> int | None:
     """How many this process may have open; ``None`` where the system has no bound."""
-    resource = _resource()
-    if resource is None:
+    if _resource is None:
         return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else int(soft)
+    soft, _ = _resource.getrlimit(_resource.RLIMIT_NOFILE)
+    return None if soft == _resource.RLIM_INFINITY else int(soft)
 
 
 def raise_limit() -> int | None:
     """Allow as many as the system lets this process have: the default is 1,024. Returns :func:`limit`."""
-    resource = _resource()
-    if resource is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _resource is not None:
+        _, hard = _resource.getrlimit(_resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            _resource.setrlimit(_resource.RLIMIT_NOFILE, (hard, hard))
     return limit()
 
 
@@ -48,10 +50,3 @@ def is_reserved(descriptor: int) -> bool:
 def is_ours(error: OSError) -> bool:
     """Whether a failure to connect is this machine's own, and so says nothing of who was to answer."""
     return isinstance(error, socket.gaierror) or error.errno in OURS
-
-
-def _resource() -> Any:
-    try:
-        return import_module("resource")
-    except ImportError:  # on Windows, which has no such limit
-        return None
