@@ -90,7 +90,7 @@ class EndpointDriver:
     def give_up(self, service: str, code: str, text: str) -> None:
         """End a client's streams to a service, for which nothing more is asked."""
         self._table.now = self.loop.time()
-        self._table.give_up(service, code, text)
+        self.endpoint.give_up(service, code, text)
         self.loop.call_soon(self._deliver)  # not at once: it is said of the first of them just now
         self.wake()
 
