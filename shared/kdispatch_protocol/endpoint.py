@@ -346,7 +346,8 @@ class Endpoint:
             self._must_be_open(stream)
         known = stream.inbound.accept(value, len(payload))
         if stream.closing:
-            self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
+            if stream.farewell is None:
+                self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
         elif known < len(payload):
             stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)

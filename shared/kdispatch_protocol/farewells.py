@@ -24,19 +24,21 @@ class Farewells:
         self._table = table
         self._deadlines = deadlines
 
-    def begin(self, stream: Stream, code: str, text: str, now: float) -> None:
+    def begin(self, stream: Stream, code: str, text: str, now: float, *, more: bool = False) -> None:
         """Reset ``stream`` once the peer has all that its program wrote; what still arrives for it is dropped.
 
         StreamWasReset follows, at once where the peer has everything. A peer that takes nothing for the time of
-        ``Limits.last_words`` is reset without the rest.
+        ``Limits.last_words`` is reset without the rest. ``more``: more is to be written; call it again when it was.
         """
-        if stream.ended or stream.farewell is not None:
+        if stream.ended:
             return
         self._table.now = now
-        stream.farewell = (code, text)
-        stream.closing = True
-        if stream.opened:  # before that it has the deadline of its open
-            self._deadlines.linger(stream, now)
+        stream.unheard = more
+        if stream.farewell is None:
+            stream.farewell = (code, text)
+            stream.closing = True
+            if stream.opened:  # before that it has the deadline of its open
+                self._deadlines.linger(stream, now)
         self.look(stream)
 
     def look(self, stream: Stream) -> None:

@@ -71,6 +71,7 @@ class Stream:
         "state",
         "timer",
         "token",
+        "unheard",
         "uuid",
         "writer_paused",
     )
@@ -110,6 +111,7 @@ class Stream:
         self.confirmed = is_client  # a host's end: the client was heard after OPENED
         self.closing = False  # the program closed; data that still arrives is answered by a reset
         self.farewell: tuple[str, str] | None = None  # how it is reset once the peer has all that its program said
+        self.unheard = False  # with a farewell: more of what the program said is yet to be written
         self.writer_paused = False
         self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
         self.ack_timer: Timer | None = None  # when its bytes are acknowledged at the latest
@@ -144,7 +146,7 @@ class Stream:
     def said(self) -> bool:
         """Whether the peer has every byte that the program wrote, and its end if it wrote one."""
         out = self.outbound
-        return out.base == out.end and (out.fin_acked or not out.eof)
+        return out.base == out.end and (out.fin_acked or not out.eof) and not self.unheard
 
     @property
     def movable(self) -> bool:

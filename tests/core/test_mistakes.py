@@ -276,7 +276,7 @@ def relay_lets_data_overtake(patch: Patch) -> None:
 def reset_overtakes_last_words(patch: Patch) -> None:
     """A program that ended is told of at once."""
 
-    def begin(self: Farewells, stream: Stream, code: str, text: str, now: float) -> None:
+    def begin(self: Farewells, stream: Stream, code: str, text: str, now: float, *, more: bool = False) -> None:
         self._table.fail(stream, code, text)
 
     patch(Farewells, "begin", begin)

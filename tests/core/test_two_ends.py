@@ -79,7 +79,7 @@ def test_programs_that_give_up_leave_nothing_behind(seed: int) -> None:
 
 @settings(max_examples=1200 // SHARE)
 @given(seed=SEEDS, everything=st.booleans())
-def test_last_words_arrive_before_the_reset(seed: int, everything: bool) -> None:  # noqa: FBT001 - hypothesis names it
+def test_last_words_arrive_before_the_reset(seed: int, everything: bool) -> None:
     """All that a program said before an end of its own making arrives, whatever is lost, and then the reset does."""
     run(seed, replace(STORM, partings=True) if everything else LAST_WORDS, clients=2)
 
