@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ __all__ = ["errors_told", "say"]
 
 def say(text: str, *, err: bool = False) -> None:
     """One line; control characters are escaped, so a terminal never obeys them."""
-    typer.echo(escaped(text), err=err)
+    print(escaped(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Final
 
 from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.console import say
 from kdispatch_relay.listener import Port
@@ -21,6 +22,8 @@ from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 
+_LAST_WORDS: Final = 0.2  # seconds for the log of a relay that is to end at once
+
 _AT_THE_PORT: Final = {
     Port.TAKEN: "Another relay gets all new connections.",
     Port.KEPT: "New connections wait for the next relay.",
@@ -30,6 +33,7 @@ _AT_THE_PORT: Final = {
 
 async def serve(settings: Settings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
+    unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
     _raise_descriptors()
     stop = asyncio.Event()
@@ -134,6 +138,7 @@ def _set_on_signals(stop: asyncio.Event) -> None:
         if had:
             # A second one ends the process at once. Not by the default from the first one on: Python would lose, with
             # a traceback, the second of two that come at the same moment.
+            finish_output(_LAST_WORDS)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         had = True

@@ -149,6 +149,11 @@ class Stream:
         return out.base == out.end and (out.fin_acked or not out.eof) and not self.unheard
 
     @property
+    def carried(self) -> int:
+        """Bytes that have got across, both ways: received in order, or acknowledged by the peer."""
+        return self.inbound.received + self.outbound.base
+
+    @property
     def movable(self) -> bool:
         """Whether the two ends know that it is open, and may take it to another session."""
         return self.leg is Leg.ATTACHING or (self.leg is Leg.JOINED and self.confirmed and self.resumable)

@@ -40,8 +40,15 @@ LAST_WORDS = Storm(resets=False, partings=True, agents=False, jumps=False)
 STORM = Storm()
 
 
-def play(rng: random.Random, world: World, steps: int, storm: Storm) -> None:
-    """Let ``steps`` random things happen."""
+def play(
+    rng: random.Random,
+    world: World,
+    steps: int,
+    storm: Storm,
+    *,
+    also: Callable[[Agent], list[Action]] = lambda _: [],
+) -> None:
+    """Let ``steps`` random things happen, those of ``also`` among them; each relay's books are right behind each."""
     if rng.random() < 0.9:
         world.warm_up()
     for _ in range(rng.choice((0, 0, 1, 3))):  # often there are streams that are open before anything goes wrong
@@ -56,7 +63,9 @@ def play(rng: random.Random, world: World, steps: int, storm: Storm) -> None:
             actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), storm)
         if rng.random() < rate:
             actions += _faults(rng, world, agent, storm)
+        actions += also(agent)
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
+        world.check_books()
 
 
 def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: float) -> list[Action]:

@@ -27,6 +27,7 @@ from kdispatch_protocol.streams import Stream
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 from tests.core.connection import Connection
+from tests.core.ledger import check_books
 from tests.core.wire import is_alone
 
 #: Everything small, so that every bound is met in a few steps.
@@ -437,6 +438,11 @@ class World:
                     self.answer_dial(agent, accept=True)
             while self.questions:
                 self.answer_question()
+
+    def check_books(self) -> None:
+        """What each relay's tables say is so."""
+        for relay in self.relays:
+            check_books(relay)
 
     # --- what the ends report -----------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from kdispatch_relay.switch.budget import Bucket, Chances, Joined, ProcessBudget
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
-    from kdispatch_relay.switch.registry import Host
+    from kdispatch_relay.switch.registry import LiveOffer
     from kdispatch_relay.switch.routes import Leg
 
 __all__ = ["Session"]
@@ -49,6 +49,7 @@ class Session:
         "process",
         "queued",
         "quiet",
+        "rank",
         "resets",
         "send_data",
         "source",
@@ -72,13 +73,14 @@ class Session:
         self.connects: set[str] | None = None  # services that its agent has opened streams of
         self.quiet = False  # it carries nothing, and may be silent for longer
         self.older: Session | None = None  # of the same agent, which is moving from there to here
+        self.rank = 0  # of two sessions of a process the one that greeted later has the higher one
         self.credit = 0  # granted by WELCOME, bytes
         self.outbox = Outbox(limits)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = {}
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
         self.halves: dict[int, Half] = {}  # streams that this agent attached, and their other end not yet
-        self.offers: dict[int, Host | None] = {}  # None while the offer is looked up
+        self.offers: dict[int, LiveOffer | None] = {}  # None while the offer is looked up
         self.queued = 0  # bytes of data that wait for this agent
         self.unanswered = 0
         self.streams_opened = 0  # legs that this agent opened and that are alive
