@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from kdispatch.local_sockets import listening
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
@@ -15,7 +15,7 @@ from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
-from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
+from kdispatch_protocol.aio.pipe import Pipe, account
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
@@ -34,8 +34,9 @@ _PASSING: Final = frozenset({"relay_unreachable", "storage_unavailable", "busy",
 #: Services that were taken back are remembered up to so many: a program may use names that others give it.
 _MOST_REFUSED: Final = 1024
 
+#: Connections that wait for a first host; one more is reset. As many as a session carries.
+_MOST_WAITING: Final = 1024
 _BACKLOG: Final = 1024
-_IN_USE: Final = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class Client:
@@ -147,51 +148,69 @@ class Client:
 
 
 class LocalListener:
-    """A local port, each of whose connections becomes a stream."""
+    """A local port, each of whose connections becomes a stream. Those that come before there is a host wait for it."""
 
     def __init__(self, client: Client, service: str) -> None:
         self.host: str | None = None  # the id of the one host that is asked
         self._client = client
         self._service = service
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
         self.address = ""
         self.port = 0
+        self.addresses: list[str] = []  # all that are listened on, the first of them `address`
 
-    async def bind(self, address: str, port: int) -> None:
-        """Take the port, without listening yet; raises ``port_in_use`` or ``bad_request``."""
+    async def listen(self, address: str, port: int) -> None:
+        """Listen at every address that ``address`` means, and alone; raises ``port_in_use`` or ``bad_request``.
+
+        Connections are taken from now on, and carried from :meth:`serve` on.
+        """
         loop, driver = asyncio.get_running_loop(), self._client.driver
-        try:
-            self._server = await loop.create_server(
+        sockets = await listening(address, port)
+        self.addresses = [sock.getsockname()[0] for sock in sockets]
+        self.address, self.port = sockets[0].getsockname()[:2]
+        for sock in sockets:
+            server = await loop.create_server(
                 lambda: Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True).local,
-                address,
-                port,
+                sock=sock,
                 backlog=_BACKLOG,
-                start_serving=False,
             )
-        except OSError as error:
-            code = "port_in_use" if error.errno in _IN_USE else "bad_request"
-            raise KdispatchError(code, f"{address}:{port} can't be listened on: {error.strerror or error}.") from error
-        for sock in self._server.sockets:
-            reset_when_closed(sock)
-        self.address, self.port = self._server.sockets[0].getsockname()[:2]
+            self._servers.append(server)
 
-    async def listen(self) -> None:
-        """Accept connections from now on."""
-        assert self._server is not None, "bind() comes first"
-        await self._server.start_serving()
+    def serve(self) -> None:
+        """There is a host: carry the connections that wait, and all that come."""
+        waiting, self._waiting = self._waiting or {}, None
+        for pipe, handle in waiting.items():
+            handle.cancel()
+            self._accepted(pipe)
+            pipe.resume_socket()
 
     def close(self) -> None:
         """Accept no more."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
 
     def _accepted(self, pipe: Pipe) -> None:
+        if self._waiting is not None:
+            self._wait(pipe)
+            return
         try:
             self._client.create_connection(self._service, pipe.remote, self.host)
         except StreamReset:
             pipe.abort()  # the agent is about to end
 
+    def _wait(self, pipe: Pipe) -> None:
+        assert self._waiting is not None
+        if len(self._waiting) >= _MOST_WAITING:
+            pipe.abort()
+            return
+        pipe.pause_socket()
+        driver = self._client.driver
+        self._waiting[pipe] = driver.loop.call_later(driver.endpoint.limits.open_wait, pipe.abort)
+
     def _ended(self, pipe: Pipe, code: str) -> None:
+        if self._waiting and (handle := self._waiting.pop(pipe, None)):
+            handle.cancel()
         log = self._client.log
         if pipe.stream is not None and log.isEnabledFor(logging.DEBUG):
             host = pipe.stream.stream.host

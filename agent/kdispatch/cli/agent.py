@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from kdispatch.addresses import bare
 from kdispatch.cli.interruption import Interruption
 from kdispatch.cli.lifetime import Life, in_slot, recorded, until_interrupted
 from kdispatch.cli.options import (
@@ -92,7 +93,7 @@ def host(
 ) -> None:
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
     start = Start(
-        kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        kind="host", service=one_service(service, service_option), address=bare(address), port=port, wait=wait,
         drain_time=drain_time, grace=grace, rotate=rotate, exit_when_closed=exit_when_closed, reach=reach, token=token,
         token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
@@ -167,7 +168,7 @@ def connect(
 ) -> None:
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
     start = Start(
-        kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        kind="connect", service=one_service(service, service_option), address=bare(address), port=port, wait=wait,
         drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, reach=reach, token=token,
         token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
         host=_host_id(host),
@@ -185,7 +186,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
             access.dialer(), token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
         )  # fmt: skip
         listener = LocalListener(client, name)
-        await listener.bind(start.address, start.port)
+        await listener.listen(start.address, start.port)
         with contextlib.closing(listener):
             place = {"address": listener.address, "port": listener.port}
             life = Life(
@@ -196,12 +197,12 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
                 services=lambda: [{"service": name, "host": listener.host, **place, "offered": None}],
                 take_no_more=listener.close,
             )
-            async with recorded(life, access, **place) as (result, held):
+            async with recorded(life, access, **place, addresses=listener.addresses) as (result, held):
                 try:
                     listener.host = await client.wait_for_host(name, start.wait, start.host)
                     await client.uplink.start(start.wait)
                     await claim()
-                    await listener.listen()
+                    listener.serve()
                     show(output, result)
                     return await until_interrupted(life, held, [client.ended()])
                 finally:
