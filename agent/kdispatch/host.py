@@ -7,18 +7,23 @@ import contextlib
 import logging
 import random
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Final
 
 from kdispatch import local_port
+from kdispatch.addresses import place
 from kdispatch.local_dial import LocalDial, Target
+from kdispatch.local_sockets import is_unknown, reason
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
+from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
+from kdispatch_protocol.aio.sockets import watch_peer
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
@@ -195,6 +200,7 @@ class LocalPort:
         self._target = Target(address, port)
         self._limits = limits
         self._failures = 0
+        self._nameless = False  # its name could not be looked up last time
         self._look_now = asyncio.Event()
 
     def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
@@ -228,7 +234,7 @@ class LocalPort:
             self._serve(driver, stream, dial)
 
     def _refused(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
-        self._refuse(driver, stream, "host_refused", f"The service refused: {error.strerror or error}.")
+        self._refuse(driver, stream, "host_refused", f"The service can't be reached: {reason(error)}.")
 
     def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
         self._failed()
@@ -243,6 +249,7 @@ class LocalPort:
         assert sock is not None
         self._failures = 0
         reset_when_closed(sock)
+        watch_peer(sock)
         if stream.ended:
             dial.close()
             return
@@ -261,10 +268,47 @@ class LocalPort:
         if self._failures >= _FAILURES:
             self._look_now.set()
 
-    async def check(self) -> None:
-        """Raise ``local_port_closed`` unless the port is open."""
-        if not await local_port.is_open(self.address, self.port, self._limits.dial):
-            raise KdispatchError("local_port_closed", f"Nothing listens on {self.address}:{self.port}.")
+    async def check(self, wait: float = 0.0, log: RunningLog = SILENT) -> None:
+        """Return when the port is open; raises ``local_port_closed`` if it is not within ``wait`` seconds.
+
+        A name that is unknown is ``bad_request`` at once. Of ``localhost`` the address that is open is kept.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, told = loop.time() + wait, False
+        while (error := await self._closed()) is not None:
+            left = deadline - loop.time()
+            if left <= 0 or error.code != "local_port_closed":
+                raise error
+            if not told:
+                told = True
+                log.info(f"{error.text} Waiting for {wait:g} s.", code=error.code)
+            await asyncio.sleep(min(local_port.look_again(wait - left), left))
+
+    async def _closed(self) -> KdispatchError | None:
+        """What keeps it from being offered now, if anything."""
+        for address in local_port.LOCALHOST if self.address == "localhost" else (self.address,):
+            try:
+                if await local_port.is_open(address, self.port, self._limits.dial):
+                    self.address = address
+                    return None
+            except socket.gaierror as error:
+                text = f"{self.address} can't be offered: {reason(error)}."
+                if is_unknown(error):
+                    return SetupError("bad_request", text, hint="Check --address.")
+                return KdispatchError("local_port_closed", text)
+        return KdispatchError("local_port_closed", f"Nothing listens on {place(self.address, self.port)}.")
+
+    async def _is_open(self) -> bool | None:
+        """Whether something listens; ``None`` where its name can't be looked up, which says nothing of it."""
+        try:
+            return await local_port.is_open(self._target.address, self.port, self._limits.dial)
+        except socket.gaierror as error:
+            assert self.host is not None
+            text = f"{self._target.address}: {reason(error)}. The service stays offered; connections fail meanwhile."
+            if not self._nameless:
+                self.host.log.warning(text)
+            self._nameless = True
+            return None
 
     async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
         """Withdraw the host while the port is closed, offer it again when it is back; for ever.
@@ -272,26 +316,39 @@ class LocalPort:
         With ``exit_when_closed`` running streams get ``drain`` seconds, then this raises ``local_port_closed``.
         """
         assert self.host is not None
-        host, listed = self.host, True
+        host, where = self.host, place(self.address, self.port)
+        loop = asyncio.get_running_loop()
+        closed_at: float | None = None
         while True:
-            sees = await local_port.look(self.address, self.port) is not None
-            pause = local_port.LOOK_EVERY if sees or not listed else local_port.PROBE_EVERY
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._look_now.wait()
-            self._look_now.clear()
-            is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
-            if is_open and not listed:
-                listed, self._failures = True, 0
+            await self._until_next_look(None if closed_at is None else loop.time() - closed_at)
+            is_open = await self._is_open()
+            if is_open is None:
+                continue
+            self._nameless = False
+            if is_open and closed_at is not None:
+                closed_at, self._failures = None, 0
                 host.offer()
-                host.log.info(f"{self.address}:{self.port} is open again: the service is offered.")
-            elif not is_open and listed:
-                listed = False
+                host.log.info(f"{where} is open again: the service is offered.")
+            elif not is_open and closed_at is None:
+                closed_at = loop.time()
                 host.withdraw()
-                closed = f"Nothing listens on {self.address}:{self.port}"
+                closed = f"Nothing listens on {where}"
                 if exit_when_closed:
                     if host.driver.streams:
                         host.log.warning(f"{closed}: running connections may go on for {drain:g} s.")
                     await host.drain(drain)
                     raise KdispatchError("local_port_closed", f"{closed} any more.")
                 host.log.warning(f"{closed}: the service is withdrawn until it is back.")
+
+    async def _until_next_look(self, away: float | None) -> None:
+        """Wait until the port is to be looked at, or failed dials ask for it; it has been closed for so long."""
+        if away is not None:
+            pause = local_port.look_again(away)
+        elif await local_port.look(self._target.address, self.port) is None:
+            pause = local_port.PROBE_EVERY
+        else:
+            pause = local_port.LOOK_EVERY
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._look_now.wait()
+        self._look_now.clear()

@@ -15,7 +15,7 @@ from kdispatch_protocol.aio.pipe import reset_when_closed
 from kdispatch_protocol.aio.sockets import watch_peer
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["listening", "reason"]
+__all__ = ["is_unknown", "listening", "reason"]
 
 #: Connections that the kernel keeps until they are accepted.
 _BACKLOG: Final = 1024
@@ -39,7 +39,7 @@ _NUMBER: Final = re.compile(r"\[Errno (-?\d+)\]")
 def reason(error: OSError) -> str:
     """Why something failed, in words; where several addresses failed, each different reason once."""
     if isinstance(error, socket.gaierror):
-        return "the name is unknown" if _is_unknown(error) else f"the name can't be looked up ({error.strerror})"
+        return "the name is unknown" if is_unknown(error) else f"the name can't be looked up ({error.strerror})"
     numbers = [error.errno] if error.errno else [int(number) for number in _NUMBER.findall(str(error))]
     if not numbers:
         return "the connection timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
@@ -47,7 +47,8 @@ def reason(error: OSError) -> str:
     return ", ".join(dict.fromkeys(said))
 
 
-def _is_unknown(error: socket.gaierror) -> bool:
+def is_unknown(error: socket.gaierror) -> bool:
+    """Whether the name has no address, as opposed to a look-up that failed this time."""
     return error.errno in {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 

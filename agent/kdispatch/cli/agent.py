@@ -73,7 +73,7 @@ def host(
     *,
     service_option: ServiceOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The local port to offer.")],
-    address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "localhost",
     wait: _Wait = 10.0,
     drain_time: _Drain = 30.0,
     grace: Grace = None,
@@ -105,13 +105,13 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output, i
 
     assert access.token is not None, "who hosts has a token"
     local = LocalPort(start.address, start.port)
-    await local.check()
+    await local.check(start.wait, log)
     async with in_slot(start, access, log) as (identity, claim):
         offer = Host(
             access.dialer(), access.service, access.token, local, log=log, limits=access.limits, identity=identity
         )  # fmt: skip
         local.host = offer
-        place = {"address": start.address, "port": start.port}
+        place = {"address": local.address, "port": start.port}
         life = Life(
             start=start,
             log=log,

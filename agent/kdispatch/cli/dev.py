@@ -71,7 +71,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
         server = await asyncio.start_server(_hello, "127.0.0.1", 0)
         stack.callback(server.close)
         port = server.sockets[0].getsockname()[1]
-    local = LocalPort("127.0.0.1", port)
+    local = LocalPort("localhost", port)
     await local.check()
     service, token = await _sign_up(url)
     host = Host(Dialer(url), service, token, local, log=log)
