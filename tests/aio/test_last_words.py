@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from kdispatch_protocol.aio import last_words
+from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.streams import Stream
 from tests.aio.ends import Connect, Ends
+from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SCALED, SERVICE, Program, Twin, settle, twin, until
 from tests.net.tcp import Tcp
 
@@ -214,3 +216,20 @@ async def test_a_transport_that_closes(pair: Twin) -> None:
     transport.write(bytes(100_000))
     assert await client.code() == "cancelled"
     assert client.received == b"too large" * 100_000
+
+
+async def test_words_before_the_stream_is_open(pair: Twin) -> None:
+    """A program that says something and drops its connection before a host has it is heard there all the same."""
+    program, agent = await tcp_pair()
+    await program.send(b"a line for a log")
+    program.reset()
+
+    def made(pipe: Pipe) -> None:
+        pair.client.open(SERVICE, pipe.remote)
+
+    pipe = Pipe(pair.client, on_local=made)
+    await pair.client.loop.create_connection(lambda: pipe.local, sock=agent)
+    await until(lambda: pair.served)
+    assert await pair.served[0].code() == "cancelled"
+    assert pair.served[0].received == b"a line for a log"
+    await _gone(pair)

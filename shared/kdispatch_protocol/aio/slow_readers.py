@@ -25,26 +25,34 @@ class SlowReaders:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: dict[StreamTransport, tuple[int, float]] = {}  # what each held, and since when; oldest first
+        self._waiting: dict[
+            StreamTransport, tuple[int, float]
+        ] = {}  # what each held, and since when; the one that took bytes last is last
+        self._total = 0  # the sum of these, as they were when each was looked at last
         self._handle: asyncio.TimerHandle | None = None
 
     def add(self, transport: StreamTransport, loop: asyncio.AbstractEventLoop) -> None:
         """Watch one from now on, until it holds nothing."""
-        self._waiting[transport] = (transport.held, loop.time())
-        total = sum(other.held for other in self._waiting)
-        for other in list(self._waiting):
-            if total <= self._limits.credit:
-                break
-            total -= other.held
-            del self._waiting[other]
-            other.give_up()
+        self._note(transport, transport.held, loop.time())
+        while self._total > self._limits.credit:
+            oldest = next(iter(self._waiting))
+            self._note(oldest, 0, 0.0)
+            oldest.give_up()
         self._look_later(loop)
 
     def clear(self) -> None:
-        """The agent ends."""
-        self._waiting.clear()
+        """The agent ends: nobody is waited for."""
         if self._handle is not None:
             self._handle.cancel()
+        for transport in list(self._waiting):
+            self._note(transport, 0, 0.0)
+            transport.give_up()
+
+    def _note(self, transport: StreamTransport, held: int, since: float) -> None:
+        before, _ = self._waiting.pop(transport, (0, 0.0))
+        self._total += held - before
+        if held:
+            self._waiting[transport] = (held, since)
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._handle is None and self._waiting:
@@ -57,8 +65,7 @@ class SlowReaders:
             held = transport.held
             if held and held == before and now - since >= self._limits.last_words:
                 transport.give_up()
-            if not transport.held:
-                del self._waiting[transport]
-            elif held != before:
-                self._waiting[transport] = (held, now)
+                held = 0
+            if held != before:
+                self._note(transport, held, now)
         self._look_later(loop)
