@@ -62,7 +62,7 @@ def _is_this_machine(sock: socket.socket) -> bool:
 class Remains:
     """What the kernel still has of a program whose connection broke; it goes to the stream as that takes it.
 
-    ``broke`` is the error number with which the connection failed first, 0 if that is not known. ``over`` is called
+    ``broke`` is the error number with which the connection failed first, 0 if nobody was told yet. ``over`` is called
     when everything is handed over.
     """
 
@@ -94,9 +94,9 @@ class Remains:
                 if data:
                     self._stream.add(data)
                 else:
-                    # A reset that a failed write was told of already reads as an end. Linux says EPIPE where there was
-                    # a real one before it.
-                    self._end(well=self._broke == errno.EPIPE and sys.platform == "linux")
+                    # A reset that was told already, to a failed write, reads as an end. Linux said EPIPE then where
+                    # there was a real one before it.
+                    self._end(well=not self._broke or (self._broke == errno.EPIPE and sys.platform == "linux"))
 
     def close(self) -> None:
         """Nobody takes the rest."""

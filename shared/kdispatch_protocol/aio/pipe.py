@@ -207,8 +207,8 @@ class Pipe:
         if self.socket is not None and not self.socket.is_closing():
             try:
                 self.socket.write_eof()
-            except OSError as error:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
-                self._broken(error.errno or 0)
+            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
+                self._broken(0)
 
     def finish_later(self) -> None:
         """The same in the loop's next turn."""
@@ -234,7 +234,7 @@ class Pipe:
             self.socket.resume_reading()
 
     def _broken(self, how: int) -> None:
-        """The kernel says that the connection is gone, before the loop does."""
+        """The kernel says that the connection is gone, before the loop does; 0 if it has yet to say how."""
         self._broke = self._broke or how
         if self.socket is not None:
             self.socket.abort()
