@@ -284,7 +284,6 @@ class StreamTable:
         self.resumption.move(stream)
         if fin_acked:
             self.end_acknowledged(stream)
-        self.farewells.look(stream)
 
     def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
