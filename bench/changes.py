@@ -60,8 +60,8 @@ class Crowd:
             sessions -= 1 + clients
             handle += 1
 
-    def service(self, service: str, clients: int, streams: int) -> None:
-        """Make a host of a service, and so many clients with so many open streams each."""
+    def service(self, service: str, clients: int, streams: int, *, tokens: bool = False) -> None:
+        """Make a host of a service, and so many clients with so many open streams each, maybe each by another token."""
         host = self._greeted()
         offer = Offer(service=service, host=host_id(host.process, service), digest="00" * 32, token=service)
         self._say(host, frames.frame(frames.OFFER, 1, payload=offer.encode()))
@@ -72,7 +72,7 @@ class Crowd:
             client = self._greeted()
             for stream in range(streams):
                 uuid = f"{self._sessions:016x}{stream:016x}"
-                message = Open(service=service, uuid=uuid, limit=1000)
+                message = Open(service=service, uuid=uuid, limit=1000, token=uuid if tokens else None)
                 self._say(client, frames.frame(frames.OPEN, 2 * stream + 1, payload=message.encode()))
                 answer = Opened(limit=20_000, attempt=1).encode()
                 self._say(host, frames.frame(frames.OPENED, 2 * (number * streams + stream) + 2, payload=answer))

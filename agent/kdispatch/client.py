@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from kdispatch.local_accept import Acceptor
 from kdispatch.local_sockets import listening
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
@@ -154,7 +156,8 @@ class LocalListener:
         self.host: str | None = None  # the id of the one host that is asked
         self._client = client
         self._service = service
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
+        self._taking: set[asyncio.Task[None]] = set()
         self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
         self.address = ""
         self.port = 0
@@ -165,17 +168,10 @@ class LocalListener:
 
         Connections are taken from now on, and carried from :meth:`serve` on.
         """
-        loop, driver = asyncio.get_running_loop(), self._client.driver
         sockets = await listening(address, port)
         self.addresses = [sock.getsockname()[0] for sock in sockets]
         self.address, self.port = sockets[0].getsockname()[:2]
-        for sock in sockets:
-            server = await loop.create_server(
-                lambda: Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True).local,
-                sock=sock,
-                backlog=_BACKLOG,
-            )
-            self._servers.append(server)
+        self._acceptors = [Acceptor(sock, self._take, self._client.log) for sock in sockets]
 
     def serve(self) -> None:
         """There is a host: carry the connections that wait, and all that come."""
@@ -187,8 +183,15 @@ class LocalListener:
 
     def close(self) -> None:
         """Accept no more."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    def _take(self, sock: socket.socket) -> None:
+        driver = self._client.driver
+        pipe = Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True)
+        task = driver.loop.create_task(pipe.take(sock))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
     def _accepted(self, pipe: Pipe) -> None:
         if self._waiting is not None:

@@ -21,6 +21,7 @@ from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
+from kdispatch_protocol.aio.descriptors import is_ours
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
 from kdispatch_protocol.aio.sockets import watch_peer
@@ -200,8 +201,8 @@ class LocalPort:
         self._target = Target(address, port)
         self._limits = limits
         self._failures = 0
-        self._nameless = False  # its name could not be looked up last time
         self._look_now = asyncio.Event()
+        self._short = False  # this machine could not connect, and that was told
 
     def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
         """Dial for a requested stream."""
@@ -234,6 +235,11 @@ class LocalPort:
             self._serve(driver, stream, dial)
 
     def _refused(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
+        if is_ours(error):
+            # The service was not asked: it stays offered, and the relay may try another host.
+            self._tell_short(error)
+            driver.refuse(stream, "busy", f"The host's machine can't connect to the service: {reason(error)}.")
+            return
         self._refuse(driver, stream, "host_refused", f"The service can't be reached: {reason(error)}.")
 
     def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
@@ -248,6 +254,9 @@ class LocalPort:
         assert host is not None
         assert sock is not None
         self._failures = 0
+        if self._short:
+            self._short = False
+            host.log.info(f"Connections to {self.address}:{self.port} can be made again.")
         reset_when_closed(sock)
         watch_peer(sock)
         if stream.ended:
@@ -262,6 +271,14 @@ class LocalPort:
         if pipe.stream is not None and host is not None and host.log.isEnabledFor(logging.DEBUG):
             service = pipe.stream.stream.service
             host.log.debug("A connection ended.", service=service, host=host.id, **account(pipe), code=code)
+
+    def _tell_short(self, error: OSError) -> None:
+        if self.host is not None and not self._short:
+            self._short = True
+            text = (
+                f"This machine can't connect to {self.address}:{self.port}: {reason(error)}. The service stays offered."
+            )
+            self.host.log.warning(text, code="busy")
 
     def _failed(self) -> None:
         self._failures += 1
@@ -286,29 +303,22 @@ class LocalPort:
 
     async def _closed(self) -> KdispatchError | None:
         """What keeps it from being offered now, if anything."""
+        unasked: OSError | None = None
         for address in local_port.LOCALHOST if self.address == "localhost" else (self.address,):
             try:
                 if await local_port.is_open(address, self.port, self._limits.dial):
                     self.address = address
                     return None
-            except socket.gaierror as error:
-                text = f"{self.address} can't be offered: {reason(error)}."
-                if is_unknown(error):
-                    return SetupError("bad_request", text, hint="Check --address.")
-                return KdispatchError("local_port_closed", text)
-        return KdispatchError("local_port_closed", f"Nothing listens on {place(self.address, self.port)}.")
-
-    async def _is_open(self) -> bool | None:
-        """Whether something listens; ``None`` where its name can't be looked up, which says nothing of it."""
-        try:
-            return await local_port.is_open(self._target.address, self.port, self._limits.dial)
-        except socket.gaierror as error:
-            assert self.host is not None
-            text = f"{self._target.address}: {reason(error)}. The service stays offered; connections fail meanwhile."
-            if not self._nameless:
-                self.host.log.warning(text)
-            self._nameless = True
-            return None
+            except OSError as error:
+                unasked = error
+        where = place(self.address, self.port)
+        if isinstance(unasked, socket.gaierror) and is_unknown(unasked):
+            return SetupError("bad_request", f"{where} can't be offered: {reason(unasked)}.", hint="Check --address.")
+        if unasked is not None and self.address != "localhost":
+            text = f"Whether anything listens on {where} can't be found out: {reason(unasked)}."
+            hint = "Check --address, and what this machine and process may have (ulimit -n)."
+            return SetupError("local_port_closed", text, hint=hint)
+        return KdispatchError("local_port_closed", f"Nothing listens on {where}.")
 
     async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
         """Withdraw the host while the port is closed, offer it again when it is back; for ever.
@@ -321,10 +331,11 @@ class LocalPort:
         closed_at: float | None = None
         while True:
             await self._until_next_look(None if closed_at is None else loop.time() - closed_at)
-            is_open = await self._is_open()
-            if is_open is None:
+            try:
+                is_open = await local_port.is_open(self._target.address, self.port, self._limits.dial)
+            except OSError as error:
+                self._tell_short(error)
                 continue
-            self._nameless = False
             if is_open and closed_at is not None:
                 closed_at, self._failures = None, 0
                 host.offer()

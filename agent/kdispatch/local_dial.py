@@ -13,6 +13,7 @@ from aiohappyeyeballs import start_connection
 
 from kdispatch.local_port import LOCALHOST
 from kdispatch.operating_system import HERE
+from kdispatch_protocol.aio.descriptors import is_reserved
 
 __all__ = ["LocalDial", "Target"]
 
@@ -40,6 +41,9 @@ class Target:
 
     def _begin(self, family: int, place: Any) -> LocalDial:
         sock = socket.socket(family, socket.SOCK_STREAM)
+        if is_reserved(sock.fileno()):
+            sock.close()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             sock.settimeout(0)
             with contextlib.suppress(BlockingIOError, InterruptedError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import socket
 import struct
 from pathlib import Path
 from typing import Final
+
+from kdispatch_protocol.aio.descriptors import is_ours
 
 __all__ = ["LOCALHOST", "LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "look_again", "looks_open"]
 
@@ -65,16 +66,16 @@ def _lists(table: Path, listeners: set[str]) -> bool:
 async def is_open(address: str, port: int, timeout: float) -> bool:
     """Whether the port takes connections: by the kernel's table, or else by connecting once.
 
-    Raises ``socket.gaierror`` for a name that has no address at the moment, which says nothing of the service.
+    Raises ``OSError`` where this machine could not ask: that says nothing of the port.
     """
     if await look(address, port):
         return True
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(address, port)
-    except socket.gaierror:
-        raise
-    except OSError:  # TimeoutError is one
+    except OSError as error:  # TimeoutError is one
+        if is_ours(error):
+            raise
         return False
     writer.close()
     with contextlib.suppress(OSError):

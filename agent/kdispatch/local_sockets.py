@@ -28,7 +28,6 @@ _REASONS: Final = {
     errno.ECONNREFUSED: "the connection was refused",
     errno.ETIMEDOUT: "the connection timed out",
     errno.EHOSTUNREACH: "the host is unreachable",
-    errno.ENETUNREACH: "the network is unreachable",
     errno.ECONNRESET: "the connection was reset",
 }
 #: A family, and an address as a socket of it takes it.
@@ -43,7 +42,7 @@ def reason(error: OSError) -> str:
     numbers = [error.errno] if error.errno else [int(number) for number in _NUMBER.findall(str(error))]
     if not numbers:
         return "the connection timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-    said = [_REASONS.get(number) or os.strerror(number).lower() for number in numbers]
+    said = [_REASONS.get(number) or os.strerror(number) for number in numbers]
     return ", ".join(dict.fromkeys(said))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from types import FrameType
 from typing import Final
 
+from kdispatch_protocol.aio.descriptors import raise_limit
 from kdispatch_protocol.aio.logs import configure_logs
 from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
 from kdispatch_relay.certificates import Certificates
@@ -35,7 +35,7 @@ async def serve(settings: Settings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
     unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
-    _raise_descriptors()
+    raise_limit()
     stop = asyncio.Event()
     _set_on_signals(stop)
     async with running_relay(settings, Gate, migrate_apart=True) as running:
@@ -108,17 +108,6 @@ def _count(number: int, what: str) -> str:
 
 def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
-
-
-def _raise_descriptors() -> None:
-    """Allow as many open files as the system lets this process have: each session is one, and the default is 1,024."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _read_again_on_hangup(certificates: Certificates) -> None:

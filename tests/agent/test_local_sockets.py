@@ -116,7 +116,7 @@ async def test_the_address_that_is_taken_is_named() -> None:
     [
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"), "the connection was refused"),
         (TimeoutError(), "the connection timed out"),
-        (OSError(errno.ENETUNREACH, "x"), "the network is unreachable"),
+        (OSError(errno.ENETUNREACH, "x"), "Network is unreachable"),
         (socket.gaierror(socket.EAI_NONAME, "x"), "the name is unknown"),
         (
             OSError("Multiple exceptions: [Errno 111] Connect call failed (a), [Errno 113] b, [Errno 111] c"),

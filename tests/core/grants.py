@@ -19,12 +19,12 @@ from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.claims import Watched
-from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.registry import LiveOffer, Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke, withdraw_host
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, AskOpen, Question, Switch
 from tests.core import storms
 from tests.core.ledger import check_nothing_left
-from tests.core.storms import STORM
+from tests.core.storms import STORM, Action
 from tests.core.verdict import quiesce
 from tests.core.world import SERVICE, SMALL, Agent, World
 
@@ -33,6 +33,8 @@ __all__ = ["Grants", "run"]
 _TOKENS = ("a", "b", "c", "d", "e")
 _WHY = ("revoked", "The token was revoked.")
 _WITHDRAWN = "withdrawn"
+#: So few streams that clients are refused for the account's, the public services', and their own.
+_TERMS = Terms(public=True, streams=8, public_streams=6, source_part=0.5)
 
 
 @dataclass
@@ -52,7 +54,6 @@ class Grants(World):
 
     def __init__(self, rng: random.Random, *, clients: int = 1, hosts: int = 2, limits: Limits = SMALL) -> None:
         self.revoked: set[str] = set()
-        self.tokens = 0
         self.rechecks: deque[tuple[Switch, list[Claim]]] = deque()
         self.readings: deque[_Reading] = deque()
         self.more: dict[AgentSession, list[int]] = {}  # numbers of offers beside the endpoint's own
@@ -146,10 +147,9 @@ class Grants(World):
 
     def _tell(self, reading: _Reading) -> None:
         relay, question = reading.relay, reading.question
-        terms = Terms(public=True)
         if isinstance(question, AskOffer):
             if reading.yes:
-                relay.offers.allowed(question, terms, self.now)
+                relay.offers.allowed(question, _TERMS, self.now)
             else:
                 relay.offers.refused(question, *_WHY, now=self.now)
         elif isinstance(question, AskAttach):
@@ -158,7 +158,7 @@ class Grants(World):
             else:
                 relay.attachments.refused(question, *_WHY, self.now)
         else:
-            relay.opens.allowed(question.route, terms, self.now)
+            relay.opens.allowed(question.route, _TERMS, self.now)
 
     def _is_revoked(self, token: bytes | None) -> bool:
         return token is not None and token in {token_digest(one) for one in self.revoked}
@@ -185,18 +185,14 @@ class Grants(World):
                     assert not any(self._is_revoked(_rests(offer)) for offer in host.offers), "a revoked offer is live"
 
 
-def _rests(offer: object) -> bytes | None:
-    ground = getattr(offer, "ground", None)
-    return None if ground is None else ground.claim.token
+def _rests(offer: LiveOffer) -> bytes | None:
+    assert offer.ground is not None
+    return offer.ground.claim.token
 
 
 def _is_clients(question: Question) -> bool:
     """Whether the service's being public decides, and no token."""
-    return not isinstance(question, AskOffer) and getattr(question, "role", "client") == "client"
-
-
-#: A weight, and what then happens.
-Action = tuple[float, Callable[[], None]]
+    return isinstance(question, AskOpen) or (isinstance(question, AskAttach) and question.role == "client")
 
 
 def run(seed: int, *, steps: int = 140, clients: int = 1, hosts: int = 2) -> Grants:

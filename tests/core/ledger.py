@@ -77,7 +77,11 @@ def _check_counts(switch: Switch) -> None:
     assert all(host.streams == streams[host] for host in registry._hosts.values()), "a host's streams are miscounted"
     assert all(registry._hosts.get(host.id) is host for host in streams), "a stream counts at no host"
     assert all(host.offers or host.streams for host in registry._hosts.values()), "a host that is no more is kept"
-    accounts = Counter(route.account for route in routes if route.account is not None)
+    counted = [route for route in routes if route.account is not None]
     for account in registry._accounts.values():
-        assert account.streams == accounts[account], "an account's streams are miscounted"
+        its = [(route.client.session.group, route.public) for route in counted if route.account is account]
+        assert account.streams == len(its), "an account's streams are miscounted"
+        assert account.public == sum(public for _, public in its), "streams of public services are miscounted"
+        sources = Counter(source for source, public in its if public)
+        assert account.of_source == sources, "streams of a source are miscounted"
         assert account.hosts == sum(len(entry.hosts) for entry in account.services.values())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.core.world import Agent, End, World
 
-__all__ = ["CALM", "LAST_WORDS", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Storm", "play"]
+__all__ = ["CALM", "LAST_WORDS", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Action", "Storm", "play"]
 
 #: A weight, and what then happens.
 Action = tuple[float, Callable[[], None]]

@@ -28,7 +28,7 @@ from kdispatch_protocol.tombstones import Tombstones
 from kdispatch_protocol.windows import CreditBudget
 from kdispatch_relay.switch import revocations
 from kdispatch_relay.switch.attachments import Half
-from kdispatch_relay.switch.claims import Claims, Doubts
+from kdispatch_relay.switch.claims import Account, Claims, Doubts
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.registry import LiveOffer
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
@@ -336,9 +336,27 @@ def a_late_answer_counts(patch: Patch) -> None:
     patch(Doubts, "add", lambda self, scope: None)
 
 
+def a_place_is_not_given_back(patch: Patch) -> None:
+    """A stream that finished well goes on counting among those of its source."""
+    right = Account.remove
+
+    def remove(self: Account, source: str, *, public: bool) -> None:
+        before = dict(self.of_source)
+        right(self, source, public=public)
+        self.of_source = before
+
+    patch(Account, "remove", remove)
+
+
 @pytest.mark.parametrize(
     "mistake",
-    [one_token_ends_all_offers, a_lost_session_leaves_a_ghost, an_ended_stream_stays_indexed, a_late_answer_counts],
+    [
+        one_token_ends_all_offers,
+        a_lost_session_leaves_a_ghost,
+        an_ended_stream_stays_indexed,
+        a_late_answer_counts,
+        a_place_is_not_given_back,
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_planted_mistakes_in_the_books_are_found(

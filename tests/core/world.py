@@ -159,7 +159,7 @@ class World:
     def connect(self, agent: Agent) -> None:
         """An agent without a connection gets one."""
         if agent.connection is None:
-            session = self.switch.connect(agent.name, self.now)
+            session = self.switch.connect(agent.name, self.now, group=agent.name)
             agent.connection = Connection(self.switch, session, agent.endpoint.connect(), self.chance)
             agent.endpoint.table.sink = lambda stream, data: self._data_arrived(agent, stream, data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 from bench.changes import Crowd
-from kdispatch_relay.auth import Authority
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.auth import Authority, Grant, ServiceRecord
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.records import NewToken
 from kdispatch_relay.store.repository import Repository
@@ -171,3 +173,50 @@ async def test_a_change_looks_at_what_it_touches(scope: str, tmp_path: Path, emp
     file = Path(shutil.copy(empty_database, tmp_path / "relay.db"))
     few, many = await _lines(20, scope, file), await _lines(160, scope, file)
     assert few <= many <= few + few // 20, "it looks at others' sessions or streams"
+
+
+class _Asked(Authority):
+    """Counts what is asked, and says yes, but to no client while the service is not public."""
+
+    def __init__(self, *, public: bool) -> None:
+        super().__init__(Repository(Database("/never/opened.db")))
+        self.public = public
+        self.asked = 0
+
+    async def may_host(self, service: str, token: str | bytes | None) -> Grant:
+        return Grant(ServiceRecord(service, "public" if self.public else "token"))
+
+    async def may_open(self, service: str, token: str | bytes | None) -> Grant:
+        self.asked += 1
+        if not self.public:
+            raise KdispatchError("unknown_service")
+        return await self.may_host(service, token)
+
+
+@pytest.mark.parametrize(("public", "asked", "left"), [(True, 1, 60), (False, 61, 0)])
+async def test_tokens_that_nobody_looks_at(public: bool, asked: int, left: int) -> None:
+    """A public service is asked for once, however many tokens its clients have shown; one that is not for each."""
+    crowd = Crowd()
+    crowd.service("own/web", 3, 20, tokens=True)
+    store = _Asked(public=public)
+    access = Access(store, crowd.switch, lambda: None, lambda _session: None)
+    access.recheck("own/web")
+    await access.rechecked()
+    assert store.asked == asked and crowd.switch.registry.account("own").streams == left
+
+
+async def test_changes_faster_than_answers() -> None:
+    """Of many changes of one scope while it is asked again, the last one is asked for once more."""
+    crowd = Crowd()
+    crowd.service("own/web", 1, 1)
+    store = _Asked(public=True)
+    access = Access(store, crowd.switch, lambda: None, lambda _session: None)
+    for _ in range(50):
+        access.recheck("own/web")
+    assert len(access._work) == 1
+    await asyncio.sleep(0)
+    store.public = False
+    for _ in range(50):
+        access.recheck("own/web")
+    await access.rechecked()
+    assert store.asked <= 2 and crowd.switch.registry.account("own").streams == 0

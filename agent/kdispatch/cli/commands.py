@@ -22,6 +22,7 @@ from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 
 __all__ = ["app", "run_command"]
 
@@ -107,6 +108,11 @@ def run_command(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
             return output.unwritten(error)  # of help, and of other packages' results
+        if text := shortage(error):
+            from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
+
+            output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
+            leave(1)
         return _missing_package(arguments, error, output) or _defect(error, output)
     return status if isinstance(status, int) else 0
 

@@ -126,13 +126,18 @@ class Start:
 def agent_log(
     log_format: str, *, verbose: bool = False, quiet: bool = False, file: background.BoundedLog | None = None
 ) -> RunningLog:
-    """Set logs up and return an agent's; ``quiet`` leaves warnings. No output of this process blocks from now on."""
+    """Set logs up and return an agent's; ``quiet`` leaves warnings.
+
+    From now on no output of this process blocks, and it may have as many files open as the system lets it have.
+    """
     # Only where an agent runs: it takes as long as a short command.
     import structlog  # noqa: PLC0415
 
+    from kdispatch_protocol.aio.descriptors import raise_limit  # noqa: PLC0415
     from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415
     from kdispatch_protocol.aio.unblocked import unblock_output  # noqa: PLC0415
 
+    raise_limit()
     unblock_output(file.write if file is not None else None)
     configure_logs(log_format, verbose=verbose)
     if quiet:

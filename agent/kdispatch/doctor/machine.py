@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shlex
-import socket
 import stat
 from pathlib import Path
 from typing import Any, Final
@@ -83,12 +82,12 @@ def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
 async def check_port(address: str, port: int) -> list[Finding]:
     """Whether the service that is to be offered listens."""
     row = CODES["local_port_closed"]
+    text = f"Nothing listens on {place(address, port)}."
     try:
         if await is_open(address, port, _PORT_SECONDS):
             return [ok("local port", f"something listens on {place(address, port)}")]
-        text = f"Nothing listens on {place(address, port)}."
-    except socket.gaierror as error:
-        text = f"{address}: {reason(error)}."
+    except OSError as error:
+        text = f"Whether anything listens on {place(address, port)} can't be found out: {reason(error)}."
     return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
 
 

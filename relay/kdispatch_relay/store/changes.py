@@ -35,7 +35,7 @@ class Taking:
     scope: str
 
     def nothing(self) -> None:
-        """What is asked for is so already, or there is nothing of that name: no relay has to do anything."""
+        """It is so already, or nothing has that name: no row is written, and no relay has anything to do."""
         self.scope = ""
 
 

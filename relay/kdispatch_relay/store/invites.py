@@ -167,7 +167,7 @@ class Invites:
                 .where(Invite.token_id == invite.id)
             )
             invite_id, service_id, admin_id = (await connection.execute(query)).one()
-            await place_for_token(connection, admin_id)
+            await place_for_token(connection, admin_id, invited=True)
             kind = KINDS[invite.purpose]
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name}
             await connection.execute(

@@ -98,11 +98,6 @@ class Repository:
         async with self.database.read() as connection:
             return str((await connection.execute(select(Relay.relay_id))).scalar_one())
 
-    async def probe(self) -> None:
-        """Return when the database can be read and written at this moment; changes nothing."""
-        async with self.database.write() as connection:
-            await connection.execute(select(Admin.id).limit(1))
-
     async def write_used(self) -> None:
         """Store when tokens were last used; what can't be stored waits for the next time."""
         used, self._used = self._used, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
-from kdispatch_relay.limiter import SessionLimits
+from kdispatch_relay.limiter import SessionLimits, Shares
 from kdispatch_relay.store.records import AuditEvent
 from kdispatch_relay.switch.claims import handle_of
 from kdispatch_relay.switch.registry import Terms
@@ -99,13 +100,17 @@ class Access:
         switch = self._switch
         try:
             grant = await self._look_up(question)
+            limits = self._limits_of(question.session)
+            terms = _terms(grant, Shares() if limits is None else limits.shares)
             if isinstance(question, AskOffer):
-                if switch.offers.allowed(question, _terms(grant), self._loop.time()):
+                if switch.offers.allowed(question, terms, self._loop.time()):
                     self._note_host(question, grant)
             elif isinstance(question, AskAttach):
+                if limits is not None:  # else its session is over
+                    switch.registry.learn(question.service, terms)
                 switch.attachments.allowed(question, self._loop.time())
             else:
-                switch.opens.allowed(question.route, _terms(grant), self._loop.time())
+                switch.opens.allowed(question.route, terms, self._loop.time())
         except KdispatchError as error:
             self._refuse(question, error.code, error.text)
         except Exception:  # noqa: BLE001
@@ -171,16 +176,26 @@ class Access:
 
     async def _ask_again(self, scope: str) -> None:
         """End what may not go on. While the store does not answer it does go on."""
-        left = list(claims(self._switch, scope))
-        while left and not self._closing and not self._rechecks[scope]:
+        left = await self._without_public(claims(self._switch, scope))
+        while left and not self._closing:
             answers = await asyncio.gather(*map(self._refusal, left))
             refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
             if refused:
                 revoke(self._switch, refused, self._loop.time())
                 self._settle()
+            if self._rechecks[scope]:
+                return  # all is asked again from the beginning
             left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
             if left:
                 await asyncio.sleep(_ASK_AGAIN)
+
+    async def _without_public(self, asked: set[Claim]) -> list[Claim]:
+        """Leave out the clients of public services: of a thousand tokens that they show there none is looked at."""
+        clients = Counter(claim.service for claim in asked if claim.role == "client")
+        several = [service for service, count in clients.items() if count > 1]
+        answers = await asyncio.gather(*(self._refusal(Claim(service, "client", None)) for service in several))
+        public = {service for service, why in zip(several, answers, strict=True) if why is None}
+        return [claim for claim in asked if claim.role != "client" or claim.service not in public]
 
     async def _refusal(self, claim: Claim) -> tuple[str, str] | None:
         """Why a claim does not hold, if it does not."""
@@ -231,6 +246,13 @@ class Access:
             self._switch.opens.refused(question.route, code, text, now)
 
 
-def _terms(grant: Grant) -> Terms:
+def _terms(grant: Grant, shares: Shares) -> Terms:
     quotas = grant.service.quotas
-    return Terms(grant.public, grant.service.pins, hosts=quotas.hosts, streams=quotas.streams)
+    return Terms(
+        grant.public,
+        grant.service.pins,
+        hosts=quotas.hosts,
+        streams=quotas.streams,
+        public_streams=shares.public_of(quotas.streams),
+        source_part=shares.source_part,
+    )

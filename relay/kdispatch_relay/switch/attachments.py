@@ -315,13 +315,14 @@ class Attachments:
         route.host = Leg(host.session, host.number, route, 0)
         for leg, half in ((route.client, client), (route.host, host)):
             assert half.ground is not None
-            leg.ground = self._registry.rest(leg, half.ground.claim)
+            leg.ground = half.ground.also(leg)
+        assert route.client.ground is not None
         self.drop(one)
         self.drop(two)
         self._leave(one, two, now)
         self._leave(two, one, now)
-        route.account = self._registry.account(message.service)  # no quota ends a stream that goes on
-        route.account.streams += 1
+        entry = route.client.ground.entry  # no quota ends a stream that goes on
+        self._opens.count(route, entry.account, public=entry.terms is not None and entry.terms.public)
         route.client.peer, route.host.peer = route.host, route.client
         route.host_entry = self._registry.known(host_id(host.session.process, message.service), message.service)
         route.host_entry.streams += 1

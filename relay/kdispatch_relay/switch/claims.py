@@ -33,13 +33,17 @@ class Claim(NamedTuple):
 class Terms:
     """What holds for a service: whether everybody may connect, whether clients may choose a host.
 
-    ``hosts`` and ``streams``: how many its owner may have at once, of all services together.
+    ``hosts`` and ``streams``: how many its owner may have at once, of all services together. ``public_streams``: how
+    many of the streams its public services may have together. ``source_part``: which part of those that other sources
+    leave one source may have.
     """
 
     public: bool
     pins: bool = False
     hosts: int = 1 << 30
     streams: int = 1 << 30
+    public_streams: int = 1 << 30
+    source_part: float = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +53,43 @@ class Account:
     services: dict[str, ServiceHosts] = field(default_factory=dict)
     hosts: int = 0
     streams: int = 0
+    public: int = 0  # streams that count as those of public services
+    of_source: dict[str, int] = field(default_factory=dict)  # the same, by source
+
+    def refusal(self, terms: Terms, source: str) -> tuple[str, str] | None:
+        """The code and the sentence for one more stream of ``source``, where there is no place for it.
+
+        Strangers may use what is public, so they leave a part to the services that are not, and to each other: one
+        source may have a part of what the others leave, so that the next one finds some, too. Its first stream may take
+        the last place. An empty source is not known. At other services clients show tokens, which the owner can revoke.
+        """
+        if self.streams >= terms.streams:
+            return "quota_exceeded", "The service's owner has as many open streams as it may."
+        if not terms.public:
+            return None
+        left = terms.public_streams - self.public
+        if left <= 0:
+            return "quota_exceeded", "The owner's public services have as many open streams together as they may."
+        mine = self.of_source.get(source, 0)
+        if source and mine and mine + 1 > terms.source_part * (left + mine):
+            return "busy", "Your address has as many open streams at this owner's public services as one address may."
+        return None
+
+    def add(self, source: str, *, public: bool) -> None:
+        """One more stream."""
+        self.streams += 1
+        if public:
+            self.public += 1
+            self.of_source[source] = self.of_source.get(source, 0) + 1
+
+    def remove(self, source: str, *, public: bool) -> None:
+        """One less."""
+        self.streams -= 1
+        if public:
+            self.public -= 1
+            left = self.of_source.pop(source) - 1
+            if left:
+                self.of_source[source] = left
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +110,11 @@ class Ground:
     claim: Claim
     entry: ServiceHosts
     things: dict[LiveOffer | Leg | Half, None] = field(default_factory=dict)
+
+    def also(self, thing: LiveOffer | Leg | Half) -> Ground:
+        """One more thing rests here, beside another one that does."""
+        self.things[thing] = None
+        return self
 
 
 def handle_of(scope: str) -> str:
@@ -92,8 +138,7 @@ class Claims:
         ground = entry.grounds.get(claim)
         if ground is None:
             ground = entry.grounds[claim] = Ground(claim, entry)
-        ground.things[thing] = None
-        return ground
+        return ground.also(thing)
 
     def free(self, thing: LiveOffer | Leg | Half) -> None:
         """``thing`` is no more. Calling it again changes nothing."""

@@ -18,7 +18,7 @@ from kdispatch_protocol.messages import Open, Opened, Trying, reset_frame
 from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
 from kdispatch_protocol.tokens import token_digest
-from kdispatch_relay.switch.claims import Claim
+from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
@@ -92,15 +92,21 @@ class Opens:
             self._admit(route, terms, now)
 
     def _admit(self, route: Route, terms: Terms, now: float) -> None:
-        account = self._registry.account(route.message.service)
+        assert route.client.ground is not None
+        account = route.client.ground.entry.account
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
-        elif account.streams >= terms.streams:
-            self.refuse(route, "quota_exceeded", "The service's owner has as many open streams as it may.")
+        elif full := account.refusal(terms, route.client.session.group):
+            self.refuse(route, *full)
         else:
-            route.account = account
-            account.streams += 1
+            self.count(route, account, public=terms.public)
             self._next_try(route, now)
+
+    @staticmethod
+    def count(route: Route, account: Account, *, public: bool) -> None:
+        """A stream counts among its owner's, until it is released."""
+        route.account, route.public = account, public
+        account.add(route.client.session.group, public=public)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
         """The client may not open the service, or there is none. That counts: names are not to be guessed."""
@@ -261,7 +267,7 @@ class Opens:
         route.host_entry = host
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
-        leg.ground = self._registry.rest(leg, Claim(message.service, "host", host.rests))
+        leg.ground = host.ground.also(leg)
         session.legs[leg.number] = leg
         secret = message.secret
         forwarded = Open(
@@ -307,7 +313,7 @@ class Opens:
 
     def _release(self, route: Route) -> None:
         if route.account is not None:
-            route.account.streams -= 1
+            route.account.remove(route.client.session.group, public=route.public)
             route.account = None
 
     def _uncount(self, route: Route) -> None:

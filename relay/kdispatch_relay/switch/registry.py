@@ -68,11 +68,16 @@ class Host:
         return self.offers[-1].digest
 
     @property
-    def rests(self) -> bytes | None:
-        """The digest of the token that its newest offer showed."""
+    def ground(self) -> Ground:
+        """With all that rests on the token that its newest offer showed."""
         ground = self.offers[-1].ground
         assert ground is not None
-        return ground.claim.token
+        return ground
+
+    @property
+    def rests(self) -> bytes | None:
+        """The digest of that token."""
+        return self.ground.claim.token
 
     def add(self, offer: LiveOffer) -> None:
         """One more offer."""

@@ -218,6 +218,7 @@ class Route:
         "host",
         "host_entry",
         "message",
+        "public",
         "refusal",
         "state",
         "timer",
@@ -238,6 +239,7 @@ class Route:
         self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
         self.early: bytes | bytearray = b""  # held until this attempt's host has opened
         self.account: Account | None = None  # where it counts
+        self.public = False  # whether among the streams of public services
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""

@@ -37,6 +37,7 @@ class Session:
         "failures",
         "flush",
         "gones",
+        "group",
         "halves",
         "highest_number",
         "legs",
@@ -60,11 +61,19 @@ class Session:
     )
 
     def __init__(
-        self, limits: Limits, budget: ProcessBudget, source: str, now: float, shared: Chances | None = None
-    ) -> None:  # fmt: skip
+        self,
+        limits: Limits,
+        budget: ProcessBudget,
+        source: str,
+        now: float,
+        shared: Chances | None = None,
+        *,
+        group: str = "",
+    ) -> None:
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
+        self.group = group  # what counts as one source; empty where that is not known
         #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The gate
         #: sets it.
         self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's

@@ -79,9 +79,9 @@ class Switch:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float, shared: Chances | None = None) -> Session:
-        """A carrier is up; the agent's HELLO comes next. ``shared`` is how often things of its source may fail."""
-        return Session(self.limits, self.budget, source, now, shared)
+    def connect(self, source: str, now: float, shared: Chances | None = None, *, group: str = "") -> Session:
+        """A carrier is up; the agent's HELLO comes next. ``shared`` is how often things of its ``group`` may fail."""
+        return Session(self.limits, self.budget, source, now, shared, group=group)
 
     def disconnect(self, session: Session, now: float) -> None:
         """The carrier is gone, or is about to be closed. Calling it again changes nothing."""

@@ -19,9 +19,9 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final, TextIO
+from typing import Final, NoReturn, TextIO
 
-__all__ = ["Place", "UnblockedStream", "finish_output", "unblock_output"]
+__all__ = ["Place", "UnblockedStream", "finish_output", "leave", "unblock_output"]
 
 #: Bytes that wait for one place: two thousand lines, which a slow terminal takes in seconds.
 _MOST: Final = 256 * 1024
@@ -222,6 +222,15 @@ def finish_output(seconds: float = _AT_THE_END) -> None:
     deadline = time.monotonic() + seconds
     for place in _places:
         place.finish(max(0.0, deadline - time.monotonic()))
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once, and wait for no thread: where the system refused one, libraries leave others behind."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    finish_output()
+    os._exit(status)
 
 
 def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, int], Place]) -> Place:
