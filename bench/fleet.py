@@ -45,10 +45,10 @@ async def _clients(relay: RelayUrl, count: int) -> None:
         for service in _services(count):
             client = Client(Dialer(relay))
             listener = LocalListener(client, service)
-            await listener.bind("127.0.0.1", 0)
+            await listener.listen("127.0.0.1", 0)
             await client.uplink.start(_WAIT)
             ending.push_async_callback(client.stop)
-            await listener.listen()
+            listener.serve()
             ports.append(str(listener.port))
         print("ports", *ports, flush=True)
         await asyncio.Event().wait()

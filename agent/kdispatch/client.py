@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kdispatch.local_accept import Acceptor
 from kdispatch.local_dial import checked_address
+from kdispatch.local_sockets import listening
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
@@ -17,8 +18,7 @@ from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
-from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
-from kdispatch_protocol.aio.sockets import cannot_listen
+from kdispatch_protocol.aio.pipe import Pipe, account
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.events import Event
@@ -37,6 +37,8 @@ _PASSING: Final = frozenset({"relay_unreachable", "storage_unavailable", "busy",
 #: Services that were taken back are remembered up to so many: a program may use names that others give it.
 _MOST_REFUSED: Final = 1024
 
+#: Connections that wait for a first host; one more is reset. As many as a session carries.
+_MOST_WAITING: Final = 1024
 _BACKLOG: Final = 1024
 
 
@@ -149,47 +151,41 @@ class Client:
 
 
 class LocalListener:
-    """A local port, each of whose connections becomes a stream."""
+    """A local port, each of whose connections becomes a stream. Those that come before there is a host wait for it."""
 
     def __init__(self, client: Client, service: str) -> None:
         self.host: str | None = None  # the id of the one host that is asked
         self._client = client
         self._service = service
-        self._bound: list[socket.socket] = []
         self._acceptors: list[Acceptor] = []
         self._taking: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
         self.address = ""
         self.port = 0
+        self.addresses: list[str] = []  # all that are listened on, the first of them `address`
 
-    async def bind(self, address: str, port: int) -> None:
-        """Take the port, without listening yet; raises what :func:`cannot_listen` makes of a failure."""
-        checked_address(address)
-        try:
-            # For its sockets: which connections are accepted when is decided here.
-            server = await asyncio.get_running_loop().create_server(
-                asyncio.Protocol, address, port, start_serving=False
-            )  # fmt: skip
-        except OSError as error:
-            raise cannot_listen(f"{address}:{port}", error) from error
-        self._bound = [socket.fromfd(sock.fileno(), sock.family, sock.type) for sock in server.sockets]
-        server.close()
-        for sock in self._bound:
-            reset_when_closed(sock)
-        self.address, self.port = self._bound[0].getsockname()[:2]
+    async def listen(self, address: str, port: int) -> None:
+        """Listen at every address that ``address`` means, and alone; raises what ``cannot_listen`` makes of a failure.
 
-    async def listen(self) -> None:
-        """Accept connections from now on."""
-        assert self._bound, "bind() comes first"
-        for sock in self._bound:
-            sock.listen(_BACKLOG)
-            self._acceptors.append(Acceptor(sock, self._take, self._client.log))
+        Connections are taken from now on, and carried from :meth:`serve` on.
+        """
+        sockets = await listening(checked_address(address), port)
+        self.addresses = [sock.getsockname()[0] for sock in sockets]
+        self.address, self.port = sockets[0].getsockname()[:2]
+        self._acceptors = [Acceptor(sock, self._take, self._client.log) for sock in sockets]
+
+    def serve(self) -> None:
+        """There is a host: carry the connections that wait, and all that come."""
+        waiting, self._waiting = self._waiting or {}, None
+        for pipe, handle in waiting.items():
+            handle.cancel()
+            self._accepted(pipe)
+            pipe.resume_socket()
 
     def close(self) -> None:
         """Accept no more."""
         for acceptor in self._acceptors:
             acceptor.close()
-        for sock in self._bound:
-            sock.close()
 
     def _take(self, sock: socket.socket) -> None:
         driver = self._client.driver
@@ -199,12 +195,26 @@ class LocalListener:
         task.add_done_callback(self._taking.discard)
 
     def _accepted(self, pipe: Pipe) -> None:
+        if self._waiting is not None:
+            self._wait(pipe)
+            return
         try:
             self._client.create_connection(self._service, pipe.remote, self.host)
         except StreamReset:
             pipe.abort()  # the agent is about to end
 
+    def _wait(self, pipe: Pipe) -> None:
+        assert self._waiting is not None
+        if len(self._waiting) >= _MOST_WAITING:
+            pipe.abort()
+            return
+        pipe.pause_socket()
+        driver = self._client.driver
+        self._waiting[pipe] = driver.loop.call_later(driver.endpoint.limits.open_wait, pipe.abort)
+
     def _ended(self, pipe: Pipe, code: str) -> None:
+        if self._waiting and (handle := self._waiting.pop(pipe, None)):
+            handle.cancel()
         log = self._client.log
         if pipe.stream is not None and log.isEnabledFor(logging.DEBUG):
             host = pipe.stream.stream.host

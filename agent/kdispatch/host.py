@@ -7,11 +7,14 @@ import contextlib
 import logging
 import random
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Final
 
 from kdispatch import local_port
+from kdispatch.addresses import place
 from kdispatch.local_dial import LocalDial, Target, checked_address
+from kdispatch.local_sockets import is_unknown, reason
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.setup_error import SetupError
@@ -21,6 +24,7 @@ from kdispatch_protocol import events
 from kdispatch_protocol.aio.descriptors import is_ours
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
+from kdispatch_protocol.aio.sockets import watch_peer
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.events import Event
@@ -234,9 +238,9 @@ class LocalPort:
         if is_ours(error):
             # The service was not asked: it stays offered, and the relay may try another host.
             self._tell_short(error)
-            driver.refuse(stream, "busy", f"The host's machine can't connect to the service: {_words(error)}.")
+            driver.refuse(stream, "busy", f"The host's machine can't connect to the service: {reason(error)}.")
             return
-        self._refuse(driver, stream, "host_refused", f"The service refused: {error.strerror or error}.")
+        self._refuse(driver, stream, "host_refused", f"The service can't be reached: {reason(error)}.")
 
     def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
         self._failed()
@@ -254,6 +258,7 @@ class LocalPort:
             self._short = False
             host.log.info(f"Connections to {self.address}:{self.port} can be made again.")
         reset_when_closed(sock)
+        watch_peer(sock)
         if stream.ended:
             dial.close()
             return
@@ -271,7 +276,7 @@ class LocalPort:
         if self.host is not None and not self._short:
             self._short = True
             text = (
-                f"This machine can't connect to {self.address}:{self.port}: {_words(error)}. The service stays offered."
+                f"This machine can't connect to {self.address}:{self.port}: {reason(error)}. The service stays offered."
             )
             self.host.log.warning(text, code="busy")
 
@@ -280,16 +285,40 @@ class LocalPort:
         if self._failures >= _FAILURES:
             self._look_now.set()
 
-    async def check(self) -> None:
-        """Raise ``local_port_closed`` unless the port is open."""
-        try:
-            is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
-        except OSError as error:
-            text = f"Whether anything listens on {self.address}:{self.port} can't be found out: {_words(error)}."
+    async def check(self, wait: float = 0.0, log: RunningLog = SILENT) -> None:
+        """Return when the port is open; raises ``local_port_closed`` if it is not within ``wait`` seconds.
+
+        A name that is unknown is ``bad_request`` at once. Of ``localhost`` the address that is open is kept.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, told = loop.time() + wait, False
+        while (error := await self._closed()) is not None:
+            left = deadline - loop.time()
+            if left <= 0 or error.code != "local_port_closed":
+                raise error
+            if not told:
+                told = True
+                log.info(f"{error.text} Waiting for {wait:g} s.", code=error.code)
+            await asyncio.sleep(min(local_port.look_again(wait - left), left))
+
+    async def _closed(self) -> KdispatchError | None:
+        """What keeps it from being offered now, if anything."""
+        unasked: OSError | None = None
+        for address in local_port.LOCALHOST if self.address == "localhost" else (self.address,):
+            try:
+                if await local_port.is_open(address, self.port, self._limits.dial):
+                    self.address = address
+                    return None
+            except OSError as error:
+                unasked = error
+        where = place(self.address, self.port)
+        if isinstance(unasked, socket.gaierror) and is_unknown(unasked):
+            return SetupError("bad_request", f"{where} can't be offered: {reason(unasked)}.", hint="Check --address.")
+        if unasked is not None and self.address != "localhost":
+            text = f"Whether anything listens on {where} can't be found out: {reason(unasked)}."
             hint = "Check --address, and what this machine and process may have (ulimit -n)."
-            raise SetupError("local_port_closed", text, hint=hint) from error
-        if not is_open:
-            raise KdispatchError("local_port_closed", f"Nothing listens on {self.address}:{self.port}.")
+            return SetupError("local_port_closed", text, hint=hint)
+        return KdispatchError("local_port_closed", f"Nothing listens on {where}.")
 
     async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
         """Withdraw the host while the port is closed, offer it again when it is back; for ever.
@@ -297,27 +326,24 @@ class LocalPort:
         With ``exit_when_closed`` running streams get ``drain`` seconds, then this raises ``local_port_closed``.
         """
         assert self.host is not None
-        host, listed = self.host, True
+        host, where = self.host, place(self.address, self.port)
+        loop = asyncio.get_running_loop()
+        closed_at: float | None = None
         while True:
-            sees = await local_port.look(self.address, self.port) is not None
-            pause = local_port.LOOK_EVERY if sees or not listed else local_port.PROBE_EVERY
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._look_now.wait()
-            self._look_now.clear()
+            await self._until_next_look(None if closed_at is None else loop.time() - closed_at)
             try:
-                is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
+                is_open = await local_port.is_open(self._target.address, self.port, self._limits.dial)
             except OSError as error:
                 self._tell_short(error)
                 continue
-            if is_open and not listed:
-                listed, self._failures = True, 0
+            if is_open and closed_at is not None:
+                closed_at, self._failures = None, 0
                 host.offer()
-                host.log.info(f"{self.address}:{self.port} is open again: the service is offered.")
-            elif not is_open and listed:
-                listed = False
+                host.log.info(f"{where} is open again: the service is offered.")
+            elif not is_open and closed_at is None:
+                closed_at = loop.time()
                 host.withdraw()
-                closed = f"Nothing listens on {self.address}:{self.port}"
+                closed = f"Nothing listens on {where}"
                 if exit_when_closed:
                     if host.driver.streams:
                         host.log.warning(f"{closed}: running connections may go on for {drain:g} s.")
@@ -325,6 +351,15 @@ class LocalPort:
                     raise KdispatchError("local_port_closed", f"{closed} any more.")
                 host.log.warning(f"{closed}: the service is withdrawn until it is back.")
 
-
-def _words(error: OSError) -> str:
-    return error.strerror or str(error)
+    async def _until_next_look(self, away: float | None) -> None:
+        """Wait until the port is to be looked at, or failed dials ask for it; it has been closed for so long."""
+        if away is not None:
+            pause = local_port.look_again(away)
+        elif await local_port.look(self._target.address, self.port) is None:
+            pause = local_port.PROBE_EVERY
+        else:
+            pause = local_port.LOOK_EVERY
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._look_now.wait()
+        self._look_now.clear()

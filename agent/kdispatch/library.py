@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, cast
 
 from kdispatch.client import Client
 from kdispatch.credentials import Credentials
@@ -20,6 +20,7 @@ from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
 from kdispatch.settings import load_settings
 from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.streams import Stream
 
@@ -61,7 +62,7 @@ class Connector:
         if host is not None and _HOST_ID.fullmatch(host) is None:
             raise KdispatchError("bad_request", f"{host[:80]!r} is no host's id.")
         await self.start()
-        reader = asyncio.StreamReader(limit=limit)
+        reader = _Reader(limit=limit)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport = self._client.create_connection(service, protocol, host)
         try:
@@ -104,6 +105,57 @@ class Connector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class _Reader(asyncio.StreamReader):
+    """asyncio's reader, that gives all bytes before the failure behind them: a peer's last words are read."""
+
+    _failure: Exception | None = None
+    _whole = False  # the peer's end arrived, before any failure
+
+    def feed_eof(self) -> None:
+        """The peer's end arrived, or none will."""
+        self._whole = self._whole or self._failure is None
+        super().feed_eof()
+
+    def set_exception(self, exc: Exception) -> None:
+        """The connection failed: it is told when the bytes before that are read."""
+        if self._failure is None:
+            self._failure = exc
+            self.feed_eof()
+
+    def exception(self) -> Exception | None:
+        """What a writer is to be told."""
+        return self._failure or super().exception()
+
+    async def read(self, n: int = -1) -> bytes:
+        """As asyncio's."""
+        data = await super().read(n)
+        if not data and n:
+            self._raise_failure()
+        return data
+
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        """As asyncio's."""
+        try:
+            return await super().readuntil(separator)
+        except asyncio.IncompleteReadError as error:
+            if not error.partial:  # else it has bytes, and the next call raises the failure
+                self._raise_failure()
+            raise
+
+    async def readexactly(self, n: int) -> bytes:
+        """As asyncio's."""
+        try:
+            return await super().readexactly(n)
+        except asyncio.IncompleteReadError as error:
+            if not error.partial:
+                self._raise_failure()
+            raise
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None and not self._whole:
+            raise self._failure
 
 
 _connectors: dict[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connector]] = {}
@@ -169,7 +221,7 @@ class Server:
         await self.aclose()
 
     def _serve(self, driver: EndpointDriver, stream: Stream) -> None:
-        reader = asyncio.StreamReader(limit=self._limit)
+        reader = _Reader(limit=self._limit)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport = driver.accept(stream, protocol)
         writer = asyncio.StreamWriter(transport, protocol, reader, driver.loop)
@@ -185,7 +237,11 @@ async def _finish(handled: Awaitable[None], writer: asyncio.StreamWriter) -> Non
     try:
         await handled
     except BaseException as error:
-        writer.transport.abort()
+        transport = cast("StreamTransport", writer.transport)
+        if isinstance(error, asyncio.CancelledError):
+            transport.abort()
+        else:
+            transport.reset_behind("cancelled", "")  # what it had written still arrives
         if isinstance(error, ConnectionError):
             return  # the client's affair, as with any server
         if not isinstance(error, asyncio.CancelledError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohappyeyeballs import start_connection
 
+from kdispatch.local_port import LOCALHOST
 from kdispatch.operating_system import HERE
 from kdispatch_protocol.aio.descriptors import is_reserved
 from kdispatch_protocol.errors import KdispatchError
@@ -31,23 +32,33 @@ class Target:
     def __init__(self, address: str, port: int) -> None:
         self.address = address
         self.port = port
-        self._family, self._place = _numeric(address, port)
+        self._places = _numeric(address, port)
 
     def begin(self) -> LocalDial:
-        """Begin to connect; raises ``OSError`` when that failed already."""
-        if self._place is None:
+        """Begin to connect; raises ``OSError`` when that failed already, the first one of several addresses."""
+        if not self._places:
             return LocalDial(self, None)
-        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        failed: OSError | None = None
+        for family, place in self._places:
+            try:
+                return self._begin(family, place)
+            except OSError as error:
+                failed = failed or error
+        assert failed is not None, "there is a place, and it failed"
+        raise failed
+
+    def _begin(self, family: int, place: Any) -> LocalDial:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         if is_reserved(sock.fileno()):
             sock.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             sock.settimeout(0)
             with contextlib.suppress(BlockingIOError, InterruptedError):
-                sock.connect(self._place)
+                sock.connect(place)
             # A listener of this machine has completed the handshake by now, or its kernel has refused it: there is
             # no need for a task, nor for the loop to say so in a later turn.
-            return LocalDial(self, sock, there=_is_connected(sock, self._place))
+            return LocalDial(self, sock, there=_is_connected(sock))
         except BaseException:
             sock.close()
             raise
@@ -69,7 +80,7 @@ class LocalDial:
             infos = await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
             self.sock = await start_connection(infos)
         elif not self.there:
-            while not _is_connected(self.sock, (target.address, target.port)):
+            while not _is_connected(self.sock):
                 await _writable(loop, self.sock)
         self.there = True
         return self.sock
@@ -80,7 +91,7 @@ class LocalDial:
             self.sock.close()
 
 
-def _is_connected(sock: socket.socket, place: Any) -> bool:
+def _is_connected(sock: socket.socket) -> bool:
     """Whether a connection that was begun is there; raises ``OSError`` when it failed."""
     try:
         sock.getpeername()
@@ -91,7 +102,7 @@ def _is_connected(sock: socket.socket, place: Any) -> bool:
         return True
     status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if status:
-        raise OSError(status, f"Connect call failed {place}")
+        raise OSError(status, os.strerror(status))
     return False
 
 
@@ -104,13 +115,14 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
         loop.remove_writer(sock)
 
 
-def _numeric(address: str, port: int) -> tuple[int, Any]:
-    """The family and the socket address of ``address`` if it is one of figures, and the loop can wait for sockets."""
-    if HERE.waits_for_sockets:
+def _numeric(address: str, port: int) -> list[tuple[int, Any]]:
+    """Families and socket addresses of ``address`` if they need no look-up, and the loop can wait for sockets."""
+    if not HERE.waits_for_sockets:
+        return []
+    places: list[tuple[int, Any]] = []
+    for one in LOCALHOST if address == "localhost" else (address,):
         for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                socket.inet_pton(family, address)
-            except OSError:
-                continue
-            return family, (address, port)
-    return socket.AF_UNSPEC, None
+            with contextlib.suppress(OSError):
+                socket.inet_pton(family, one)
+                places.append((family, (one, port)))
+    return places

@@ -11,14 +11,26 @@ from typing import Final
 
 from kdispatch_protocol.aio.descriptors import is_ours
 
-__all__ = ["LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "looks_open"]
+__all__ = ["LOCALHOST", "LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "look_again", "looks_open"]
 
 #: Seconds between looks that cost the service nothing, and between those that connect to it.
 LOOK_EVERY: Final = 2.0
 PROBE_EVERY: Final = 8.0
 
+#: A service that has just gone is looked for so often: one that restarts is missed for no longer than that.
+_LOOK_SOON: Final = 0.2
+#: Later looks come when it has been away for this part longer: every 2 s after 20 s.
+_LOOK_LATER: Final = 0.1
+#: The addresses that the name "localhost" means here, in the order in which they are tried.
+LOCALHOST: Final = ("127.0.0.1", "::1")
+
 _LISTEN: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+
+
+def look_again(away: float) -> float:
+    """In how many seconds to look for a service that has been away for so many."""
+    return min(max(_LOOK_SOON, away * _LOOK_LATER), LOOK_EVERY)
 
 
 async def look(address: str, port: int) -> bool | None:
@@ -74,7 +86,7 @@ async def is_open(address: str, port: int, timeout: float) -> bool:
 def _places(address: str) -> set[str]:
     """How the kernel writes the addresses at which a listener for ``address`` may be bound: it, and all of them."""
     places = {"0" * 8, "0" * 32}
-    for name in ("127.0.0.1", "::1") if address == "localhost" else (address,):
+    for name in LOCALHOST if address == "localhost" else (address,):
         packed = ipaddress.ip_address(name).packed
         words = struct.unpack(f"={len(packed) // 4}I", packed)  # each word in the machine's own order
         written = "".join(f"{word:08X}" for word in words)

@@ -85,6 +85,10 @@ class Posix:
             raise
         return sock
 
+    def own_port(self, sock: socket.socket) -> None:
+        """Before ``bind``: nobody else is to listen at the same address, and old connections do not keep it busy."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its terminal: in a session of its own."""
         return {"start_new_session": True}
@@ -213,6 +217,11 @@ class Windows:
     def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here
         """There are no unix sockets."""
         return None
+
+    def own_port(self, sock: socket.socket) -> None:
+        """The same. ``SO_REUSEADDR`` would let any program share the port here."""
+        exclusive: Any = socket
+        sock.setsockopt(socket.SOL_SOCKET, exclusive.SO_EXCLUSIVEADDRUSE, 1)
 
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its console: without one, and out of its group."""

@@ -76,6 +76,7 @@ class Record:
     started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
     place: Place | None = None
     process_started: str | None = None
+    addresses: list[str] | None = None  # all that a client listens on
 
     @property
     def is_here(self) -> bool:

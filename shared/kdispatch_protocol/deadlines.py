@@ -30,9 +30,10 @@ class Deadlines:
         stream.set_timer(self._table.timers.add(when, lambda later: self._confirm_expired(stream, later)))
 
     def linger(self, stream: Stream, now: float) -> None:
-        """A stream whose program has closed is to be ended by its peer."""
-        when = now + self._table.limits.linger
-        stream.set_timer(self._table.timers.add(when, lambda later: self._linger_expired(stream, later)))
+        """A closed stream waits for its peer's end, or for the peer to take what its program said before a reset."""
+        limits, base = self._table.limits, stream.outbound.base
+        when = now + (limits.linger if stream.farewell is None else limits.last_words)
+        stream.set_timer(self._table.timers.add(when, lambda later: self._linger_expired(stream, base, later)))
 
     def acknowledge(self, stream: Stream, now: float) -> None:
         """What arrived is to be acknowledged within the delay."""
@@ -80,8 +81,11 @@ class Deadlines:
         else:
             self._table.fail(stream, "cancelled", "The client never confirmed the stream.")
 
-    def _linger_expired(self, stream: Stream, now: float) -> None:
-        if stream.grace is not None:  # what was written is still to be sent; the grace bounds that
+    def _linger_expired(self, stream: Stream, base: int, now: float) -> None:
+        # While it is detached the grace bounds the wait; a peer that takes bytes, however slowly, gets all of them.
+        if stream.grace is not None or stream.outbound.base > base:
             self.linger(stream, now)
+        elif stream.farewell is not None:
+            self._table.fail(stream, stream.farewell[0], "Not all that was said before this reset was taken in time.")
         else:
             self._table.fail(stream, "cancelled", "closed")

@@ -168,6 +168,12 @@ class Endpoint:
         for call in self.table.timers.due(now):
             call(now)
 
+    def give_up(self, service: str, code: str, text: str) -> None:
+        """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
+        streams = self.table.by_uuid.values()
+        for stream in [stream for stream in streams if stream.is_client and stream.service == service]:
+            self.table.fail(stream, code, text)
+
     @property
     def offering(self) -> bool:
         """Whether it is to serve anything."""
@@ -340,7 +346,8 @@ class Endpoint:
             self._must_be_open(stream)
         known = stream.inbound.accept(value, len(payload))
         if stream.closing:
-            self.table.fail(stream, "cancelled", "The program had closed.")
+            if stream.farewell is None:
+                self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
         elif known < len(payload):
             stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)
@@ -358,9 +365,13 @@ class Endpoint:
             self.table.end_acknowledged(stream)
         else:
             self.table.activate(stream)
+        if stream.farewell is not None:
+            self.table.farewells.look(stream)
 
     def _fin(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         self._must_be_open(stream)
+        if stream.farewell is not None:
+            return  # the program did not get all of it: the stream ends by a reset, and never as finished
         known = stream.inbound.finished
         stream.inbound.finish(value)
         self.table.acknowledge_soon(stream)

@@ -77,6 +77,7 @@ class Limits:
     tombstone_extra: float = 60.0  #: an ended stream is remembered for the grace, from its end or its loss, and this
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end
+    last_words: float = 20.0  #: what a program said before a reset waits so long without a byte of it being taken
     hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO
     keep_alive: float = 150.0  #: an HTTP connection without a request: proxies keep theirs for up to 120 s
     handshake: float = 15.0  #: the agent's deadline for connect, TLS, upgrade and WELCOME

@@ -246,6 +246,7 @@ class Resumption:
         stream.set_grace(None)
         self._table.acknowledged(stream, freed)
         self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
+        self._table.farewells.look(stream)
 
     @staticmethod
     def _switch(stream: Stream, session: Session, number: int) -> None:

@@ -49,6 +49,7 @@ class Stream:
         "deficit",
         "detached_at",
         "drained",
+        "farewell",
         "grace",
         "host",
         "inbound",
@@ -70,6 +71,7 @@ class Stream:
         "state",
         "timer",
         "token",
+        "unheard",
         "uuid",
         "writer_paused",
     )
@@ -108,6 +110,8 @@ class Stream:
         self.host = ""  # host id, once the relay has named one
         self.confirmed = is_client  # a host's end: the client was heard after OPENED
         self.closing = False  # the program closed; data that still arrives is answered by a reset
+        self.farewell: tuple[str, str] | None = None  # how it is reset once the peer has all that its program said
+        self.unheard = False  # with a farewell: more of what the program said is yet to be written
         self.writer_paused = False
         self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
         self.ack_timer: Timer | None = None  # when its bytes are acknowledged at the latest
@@ -137,6 +141,12 @@ class Stream:
     def opened(self) -> bool:
         """A host's service took the connection, as far as is known here."""
         return self.state not in {State.OPENING, State.TRYING}
+
+    @property
+    def said(self) -> bool:
+        """Whether the peer has every byte that the program wrote, and its end if it wrote one."""
+        out = self.outbound
+        return out.base == out.end and (out.fin_acked or not out.eof) and not self.unheard
 
     @property
     def carried(self) -> int:

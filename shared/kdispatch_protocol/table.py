@@ -13,6 +13,7 @@ from collections.abc import Callable
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.deadlines import Deadlines
 from kdispatch_protocol.events import Event
+from kdispatch_protocol.farewells import Farewells
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, printable, reset_frame
@@ -51,6 +52,7 @@ class StreamTable:
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)
+        self.farewells = Farewells(self, self._deadlines)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
         self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
@@ -304,6 +306,9 @@ class StreamTable:
 
     def end_acknowledged(self, stream: Stream) -> None:
         """The peer has all our bytes and our end."""
+        if stream.farewell is not None:
+            self.fail(stream, *stream.farewell)
+            return
         stream.move(Input.FIN_ACKED)
         self.events.append(events.EndAcknowledged(stream))
         self.if_finished(stream)
@@ -347,11 +352,6 @@ class StreamTable:
         if not stream.ended:
             self.reset(stream, code, text)
             self.events.append(events.StreamWasReset(stream, code, text))
-
-    def give_up(self, service: str, code: str, text: str) -> None:
-        """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
-        for stream in [stream for stream in self.by_uuid.values() if stream.is_client and stream.service == service]:
-            self.fail(stream, code, text)
 
     def end(self, stream: Stream, code: str) -> None:
         """Let the stream be reset here, without a word to anybody; a peer that asks later is told the code."""

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from kdispatch.local_dial import Target
+from kdispatch.local_sockets import reason
 
 
 @pytest.fixture
@@ -42,29 +44,43 @@ async def test_loopback_is_there_at_once(listener: socket.socket) -> None:
 
 
 async def test_refused_at_once(listener: socket.socket) -> None:
-    """A port on which nothing listens refuses without a turn of the loop, with the error that asyncio has."""
+    """A port on which nothing listens refuses without a turn of the loop, with the kernel's reason."""
     address, port = listener.getsockname()
     listener.close()
-    with pytest.raises(ConnectionRefusedError, match="Connect call failed"):
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
         Target(address, port).begin()
 
 
-async def test_a_name_is_looked_up(listener: socket.socket) -> None:
+@pytest.fixture
+async def name(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name that has the addresses of this machine."""
+    loop = asyncio.get_running_loop()
+    right = loop.getaddrinfo
+
+    async def getaddrinfo(host: str, port: int, **more: Any) -> Any:
+        return await right("localhost" if host == "service.example" else host, port, **more)
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo, raising=False)
+    return "service.example"
+
+
+async def test_a_name_is_looked_up(listener: socket.socket, name: str) -> None:
     """A name needs a look-up, so its connection is waited for; one of its addresses is enough."""
-    dial = Target("localhost", listener.getsockname()[1]).begin()
+    dial = Target(name, listener.getsockname()[1]).begin()
     assert not dial.there and dial.sock is None
     with await dial.finish():
         accepted, _ = listener.accept()
         accepted.close()
 
 
-async def test_a_name_that_refuses(listener: socket.socket) -> None:
+async def test_a_name_that_refuses(listener: socket.socket, name: str) -> None:
     """A name at none of whose addresses something listens fails as an address of figures does."""
     port = listener.getsockname()[1]
     listener.close()
-    dial = Target("localhost", port).begin()
-    with pytest.raises(OSError, match="Connect call failed"):
+    dial = Target(name, port).begin()
+    with pytest.raises(OSError, match="Connect call failed") as caught:
         await dial.finish()
+    assert reason(caught.value) == "the connection was refused"
 
 
 @pytest.mark.slow  # the kernel sends its SYN again after a second

@@ -5,67 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import pytest
 
 from kdispatch_protocol.aio import pipe as pipe_module
 from kdispatch_protocol.aio.pipe import Pipe, reset_when_closed
 from kdispatch_protocol.streams import Stream
+from tests.aio.ends import Connect, Ends
 from tests.aio.sockets import tcp_pair
-from tests.aio.twin import SERVICE, Twin, settle, twin, until
+from tests.aio.twin import SERVICE, Twin, settle, until
 from tests.net.tcp import Tcp
-
-
-@dataclass
-class Ends:
-    """Two local programs, the pipes that tie them together, and the agents' sockets."""
-
-    client: Tcp
-    service: Tcp
-    client_pipe: Pipe
-    host_pipe: Pipe
-
-
-Connect = Callable[[], Awaitable[Ends]]
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Twin]:
-    async with twin() as made:
-        yield made
-        assert not made.failures
-
-
-@pytest.fixture
-async def connect(pair: Twin) -> AsyncIterator[Connect]:
-    """Makes one connection through both agents."""
-    async with AsyncExitStack() as ending:
-
-        async def one() -> Ends:
-            client, at_client = await tcp_pair()
-            service, at_host = await tcp_pair(buffers=16 * 1024)
-            ending.callback(client.close)
-            ending.callback(service.close)
-            host_pipe = Pipe(pair.host, on_local=Pipe.pause_socket)
-            await pair.host.loop.create_connection(lambda: host_pipe.local, sock=at_host)
-
-            def serve(stream: Stream) -> None:
-                pair.host.accept(stream, host_pipe.remote)
-                host_pipe.resume_socket()
-
-            def made(pipe: Pipe) -> None:
-                pair.client.open(SERVICE, pipe.remote)
-
-            pair.serve = serve
-            client_pipe = Pipe(pair.client, on_local=made)
-            await pair.client.loop.create_connection(lambda: client_pipe.local, sock=at_client)
-            await until(lambda: client_pipe.stream is not None and client_pipe.stream.stream.state.value == "open")
-            return Ends(client, service, client_pipe, host_pipe)
-
-        yield one
 
 
 async def _talk(ends: Ends) -> None:

@@ -64,12 +64,16 @@ async def test_held_bytes_of_a_finished_stream(pair: Twin) -> None:
     assert client.told == ["made", "eof", "lost"]
 
 
-async def test_resets_do_not_wait(pair: Twin) -> None:
-    """A RESET is told at once, with its code, also to a program that has paused."""
+async def test_resets_wait_for_what_came_before(pair: Twin) -> None:
+    """A program that has paused hears of a RESET, with its code, behind the bytes that it has yet to take."""
     client, host = await _hold(pair, 1000)
     host.transport.reset("host_refused", "no")
+    await until(lambda: client.transport.stream.ended)
+    await settle()
+    assert not client.lost.done()
+    client.transport.resume_reading()
     assert await client.code() == "host_refused"
-    assert not client.received
+    assert len(client.received) == 1000
 
 
 async def test_end_acknowledged_before_close(pair: Twin) -> None:

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 SERVICE: Final = "ann/web"
-SCALED: Final = Limits(ack_delay=0.005, open_wait_start=0.2, open_wait_lost=0.1, grace=0.3)
+SCALED: Final = Limits(ack_delay=0.005, open_wait_start=0.2, open_wait_lost=0.1, grace=0.3, last_words=1.0)
 
 
 async def settle(turns: int = 60) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.core.world import Agent, End, World
 
-__all__ = ["CALM", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Action", "Storm", "play"]
+__all__ = ["CALM", "LAST_WORDS", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Action", "Storm", "play"]
 
 #: A weight, and what then happens.
 Action = tuple[float, Callable[[], None]]
@@ -24,6 +24,7 @@ class Storm:
     moves: bool = True  # agents move to other connections, and relays are followed by others
     relays: bool = True  # relays are killed
     agents: bool = True  # agents are killed
+    partings: bool = False  # programs end, and what they wrote is to arrive first
     jumps: bool = True  # time passes by more than deadlines
 
 
@@ -34,6 +35,8 @@ PLANNED = Storm(resets=False, losses=False, relays=False, agents=False, jumps=Fa
 LOSSES = Storm(resets=False, agents=False, jumps=False)
 #: The same with programs that give up.
 TRUSTY = Storm(agents=False, jumps=False)
+#: Programs that end in the middle of everything that a stream must survive.
+LAST_WORDS = Storm(resets=False, partings=True, agents=False, jumps=False)
 STORM = Storm()
 
 
@@ -57,7 +60,7 @@ def play(
         agent = rng.choice(world.agents)
         actions = _session_actions(rng, world, agent, refusing)
         if agent.ends:
-            actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), resets=storm.resets)
+            actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), storm)
         if rng.random() < rate:
             actions += _faults(rng, world, agent, storm)
         actions += also(agent)
@@ -79,14 +82,16 @@ def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: f
     ]
 
 
-def _program_actions(rng: random.Random, world: World, agent: Agent, end: End, *, resets: bool) -> list[Action]:
+def _program_actions(rng: random.Random, world: World, agent: Agent, end: End, storm: Storm) -> list[Action]:
     actions: list[Action] = [
         (4, lambda: world.write(agent, end, rng.choice((1, 2, 30, 256, 700)))),
         (4, lambda: world.read(agent, end, rng.choice((1, 100, 5000)))),
         (1, lambda: world.write_eof(agent, end)),
     ]
-    if resets and rng.random() < 0.1:
+    if storm.resets and rng.random() < 0.1:
         actions.append((1, lambda: world.give_up(agent, end)))
+    if storm.partings and rng.random() < 0.3:
+        actions.append((1, lambda: world.part(agent, end)))
     return actions
 
 

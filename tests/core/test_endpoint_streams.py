@@ -202,6 +202,8 @@ def test_what_arrives_after_close_is_refused() -> None:
             talk.wait(61)
         else:
             talk.hear(frame(frames.DATA, 1, 0, b"x"))
+            assert talk.said() == []  # the end that was sent comes first
+            talk.hear(frames.ack_frame(1, 0, 1000, fin=True))
         assert [reset_of(said) for said in talk.said()] == ["cancelled"]
         assert isinstance(talk.events()[-1], events.StreamWasReset)
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.farewells import Farewells
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry, reset_frame
@@ -34,7 +35,7 @@ from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 from tests.core import grants, test_paths
-from tests.core.storms import CALM, LOSSES, PLANNED, TRUSTY, Storm
+from tests.core.storms import CALM, LAST_WORDS, LOSSES, PLANNED, TRUSTY, Storm
 from tests.core.test_two_ends import run
 from tests.core.test_windows import Credit
 
@@ -277,6 +278,23 @@ def relay_lets_data_overtake(patch: Patch) -> None:
     patch(Switch, "pass_on", pass_on)
 
 
+def reset_overtakes_last_words(patch: Patch) -> None:
+    """A program that ended is told of at once."""
+
+    def begin(self: Farewells, stream: Stream, code: str, text: str, now: float, *, more: bool = False) -> None:
+        self._table.fail(stream, code, text)
+
+    patch(Farewells, "begin", begin)
+
+
+def sent_last_words_count_as_there(patch: Patch) -> None:
+    patch(Stream, "said", property(lambda self: self.outbound.sent == self.outbound.end))
+
+
+def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
+    patch(Stream, "said", property(lambda self: self.outbound.base == self.outbound.end))
+
+
 def one_token_ends_all_offers(patch: Patch) -> None:
     """The mistake of issue 17, A1: every number of the host is reset, and the host stays listed by one of them."""
 
@@ -371,6 +389,9 @@ def test_planted_mistakes_in_the_books_are_found(
         (attach_is_believed_twice, TRUSTY),
         (passed_on_is_not_kept, LOSSES),
         (relay_lets_data_overtake, CALM),
+        (reset_overtakes_last_words, LAST_WORDS),
+        (sent_last_words_count_as_there, LAST_WORDS),
+        (an_end_behind_last_words_is_forgotten, LAST_WORDS),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -388,5 +409,5 @@ def test_planted_mistakes_are_found(
 def test_without_a_mistake_nothing_is_found() -> None:
     """The worlds by which mistakes are found are worlds in which the code as it is holds."""
     for seed in range(40):
-        for storm in (CALM, LOSSES, TRUSTY):
+        for storm in (CALM, LOSSES, TRUSTY, LAST_WORDS):
             run(seed, storm)

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from kdispatch_protocol.session import Session
 from kdispatch_protocol.states import Leg
 from kdispatch_protocol.streams import Stream
 from tests.core import storms, verdict
-from tests.core.storms import CALM, LOSSES, PLANNED, STORM, TRUSTY, Storm
+from tests.core.storms import CALM, LAST_WORDS, LOSSES, PLANNED, STORM, TRUSTY, Storm
 from tests.core.world import World
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -77,6 +78,13 @@ def test_programs_that_give_up_leave_nothing_behind(seed: int) -> None:
 
 
 @settings(max_examples=1200 // SHARE)
+@given(seed=SEEDS, everything=st.booleans())
+def test_last_words_arrive_before_the_reset(seed: int, everything: bool) -> None:
+    """All that a program said before an end of its own making arrives, whatever is lost, and then the reset does."""
+    run(seed, replace(STORM, partings=True) if everything else LAST_WORDS, clients=2)
+
+
+@settings(max_examples=1200 // SHARE)
 @given(seed=SEEDS, clients=st.integers(1, 2))
 @example(seed=222673562687, clients=1)  # given up while it is attached anew, and joined under an older number
 def test_any_storm_ends_well_or_is_told(seed: int, clients: int) -> None:
@@ -88,7 +96,7 @@ def test_any_storm_ends_well_or_is_told(seed: int, clients: int) -> None:
 def test_many_cases() -> None:
     """The same worlds, by plain seeds, as many as are asked for; the rate is printed."""
     began = time.monotonic()
-    kinds = itertools.cycle((LOSSES, STORM, PLANNED, TRUSTY, LOSSES, CALM))
+    kinds = itertools.cycle((LOSSES, STORM, PLANNED, TRUSTY, LOSSES, CALM, LAST_WORDS))
     for seed, storm in zip(range(RUNS), kinds, strict=False):
         run(seed, storm, steps=100 + seed % 3 * 60, clients=1 + seed % 2, hosts=1 + seed % 3)
     seconds = time.monotonic() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdispatch_protocol.states import END_STATES
-from tests.core.world import SERVICE, Agent, End, World
+from tests.core.world import PARTING, SERVICE, Agent, End, World
 
 __all__ = ["check", "quiesce"]
 
@@ -77,6 +77,7 @@ def check(world: World, *, all_finish: bool = False) -> None:
             hosts.setdefault(end.stream.uuid, []).append(end)
     for _, client in world.made:
         if client.stream.is_client:
+            _check_last_words(client, hosts.get(client.stream.uuid, []))
             _check_stream(world, client, hosts.get(client.stream.uuid, []), all_finish=all_finish)
     for agent in world.agents:
         _check_agent(agent)
@@ -102,6 +103,16 @@ def _check_stream(world: World, client: End, hosts: list[End], *, all_finish: bo
     if client.opened:
         assert client.reset is None or client.reset in _EXCUSES, f"a wrong reset: {client.reset}"
         assert client.finished or client.killed or not all_finish, f"an open stream was reset: {client.reset}"
+
+
+def _check_last_words(client: End, hosts: list[End]) -> None:
+    """All that a program said before an end of its own making arrives before the reset."""
+    for host in hosts:
+        for one, other in ((client, host), (host, client)):
+            if one.last_word == PARTING and not one.parting:
+                assert (one.read, one.eof_read) == (other.written, other.eof_written), "a reset came before last words"
+    if client.parting and client.last_word == PARTING and client.written:
+        assert any(host.parting or host.read == client.written for host in hosts), "last words are missing"
 
 
 def _check_agent(agent: Agent) -> None:

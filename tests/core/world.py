@@ -59,6 +59,8 @@ SMALL = Limits(
 SERVICE = "ann/web"
 #: Codes by which one end says that the other broke the rules. An honest world never hears them.
 BLAME = frozenset({"credit_exceeded", "offset_mismatch", "protocol_error", "bad_request", "unknown_service"})
+#: The text of a reset that stands behind all that a program wrote.
+PARTING = "ended behind its last words"
 _PATTERN = bytes(i * 7 % 251 for i in range(251)) * 40
 
 
@@ -85,6 +87,8 @@ class End:
     reset: str | None = None
     finished: bool = False
     killed: bool = False  # its process was
+    parting: bool = False  # it has ended: what it had written is to arrive, and then a reset
+    last_word: str | None = None  # the text with which it was reset
 
     @property
     def over(self) -> bool:
@@ -292,7 +296,7 @@ class World:
                 agent.endpoint.table.reset(stream, "host_refused", "refused")
 
     def write(self, agent: Agent, end: End, size: int) -> None:
-        if not end.eof_written and not end.over and end.may_write:
+        if not end.eof_written and not end.over and not end.parting and end.may_write:
             data = content(end.key, end.written, size)
             end.written += size
             shape = self.rng.randrange(3)
@@ -322,7 +326,7 @@ class World:
         return passed
 
     def write_eof(self, agent: Agent, end: End) -> None:
-        if not end.eof_written and not end.over:
+        if not end.eof_written and not end.over and not end.parting:
             end.eof_written = True
             agent.endpoint.table.write_eof(end.stream)
 
@@ -336,6 +340,13 @@ class World:
         if not end.over and not end.stream.ended:
             end.reset = "own"
             agent.endpoint.table.reset(end.stream, "cancelled", "gave up")
+
+    def part(self, agent: Agent, end: End) -> None:
+        """A program ends, and takes nothing more: what it wrote is to arrive, and then a reset."""
+        if not end.over and not end.stream.ended and not end.parting:
+            end.parting = True
+            agent.endpoint.table.farewells.begin(end.stream, "cancelled", PARTING, self.now)
+            self.settle(agent)
 
     def flush(self, agent: Agent) -> None:
         """Both ends of a session put one batch on the wire."""
@@ -484,9 +495,10 @@ class World:
             case events.WritingResumed():
                 end.may_write = True
             case events.StreamFinished():
+                assert not end.parting, "a program that did not take all seems to have finished"
                 end.finished = True
-            case events.StreamWasReset(_, code, _):
+            case events.StreamWasReset(_, code, text):
                 assert code not in BLAME, f"{agent.name} {end.stream}: {event}"
-                end.reset = code
+                end.reset, end.last_word = code, text
             case _:
                 pass

@@ -231,7 +231,8 @@ async def test_the_port_is_in_use(ann: Person) -> None:
 async def test_the_local_port_is_closed(ann: Person) -> None:
     """Nothing listens on what is to be offered."""
     port = free_port()
-    says(await ann.runs("agent", "host", "ann/web", "--port", str(port)), "local_port_closed", str(port))
+    ran = await ann.runs("agent", "host", "ann/web", "--port", str(port), "--wait", "0")
+    says(ran, "local_port_closed", str(port))
 
 
 @pytest.mark.slow

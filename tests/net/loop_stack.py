@@ -63,9 +63,9 @@ class Stack:
             Dialer(RelayUrl.parse(url or self.url)), failed=lambda code, _: self.resets.append(code), limits=self.limits
         )
         listener = LocalListener(client, self.service)
-        await listener.bind("127.0.0.1", 0)
+        await listener.listen("127.0.0.1", 0)
         await client.uplink.start(5)
-        await listener.listen()
+        listener.serve()
         self.drivers.append(client.driver)
         self._ending.push_async_callback(client.stop)
         self._ending.callback(listener.close)

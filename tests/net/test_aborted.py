@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from kdispatch_protocol.limits import DEFAULT_LIMITS
 from tests.net.harness import KIB, MIB, Network, Relay, counts, counts_at_rest, eventually, sizes
 from tests.net.loop_stack import running_stack
 from tests.net.tcp import Service, Tcp, echo, service
@@ -136,7 +138,7 @@ async def _send_until_stuck(tcp: Tcp) -> None:
 
 @_WHO
 async def test_abort_is_noticed_though_nobody_reads(tmp_path: Path, *, by_client: bool) -> None:
-    """A sender that resets while the other side has stopped reading frees its stream within seconds."""
+    """A sender that resets while the other side has stopped reading frees its stream in the time of last words."""
     aborted = asyncio.Event()
     fates: list[str] = []
 
@@ -151,7 +153,8 @@ async def test_abort_is_noticed_though_nobody_reads(tmp_path: Path, *, by_client
         fates.append(await _fate(tcp, sends=False))
 
     client, serve = (abort_stuck, read_afterwards) if by_client else (read_afterwards, abort_stuck)
-    async with service(serve) as running, running_stack(tmp_path) as stack:
+    limits = replace(DEFAULT_LIMITS, last_words=1.0)
+    async with service(serve) as running, running_stack(tmp_path, limits) as stack:
         await stack.host(running.port)
         _, port = await stack.client()
         async with await Tcp.connect(port) as tcp:

@@ -261,3 +261,37 @@ async def test_failing_handler_resets_its_connection_only(tmp_path: Path) -> Non
         good.close()
         bad.close()
     assert [type(what["exception"]) for what in reported] == [LookupError]
+
+
+async def _send_forever(writer: asyncio.StreamWriter) -> None:
+    while True:
+        await writer.drain()
+        writer.write(bytes(64 * KIB))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["closes", "raises"])
+async def test_last_words_of_a_handler(tmp_path: Path, *, fails: bool) -> None:
+    """A handler that answers, and ends while the client still sends, is heard, and then its end or the reset is."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1000)
+        writer.write(b"too large\n" * 10 + b"bye")
+        if fails:
+            raise ConnectionError
+
+    async with running_stack(tmp_path) as stack, await _server(stack, connected), asyncio.timeout(20):
+        for _ in range(20):
+            reader, writer = await kdispatch.open_connection(stack.service, relay=stack.url)
+            writer.write(bytes(MIB))
+            with pytest.raises(kdispatch.StreamReset):
+                await _send_forever(writer)
+            assert await reader.readline() == b"too large\n"
+            assert len(await reader.readexactly(90)) == 90
+            assert await reader.readline() == b"bye"
+            if fails:
+                with pytest.raises(kdispatch.StreamReset):
+                    await reader.read(1)
+            else:
+                assert await reader.read(1) == b""
+            writer.close()

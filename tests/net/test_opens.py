@@ -197,7 +197,7 @@ async def test_host_needs_its_port(network: Network) -> None:
     """``agent host`` on a closed port exits 1 and offers nothing."""
     name = await network.service()
     with _closed_port() as port:
-        agent = network.agent("host", "host", name, "--port", str(port))
+        agent = network.agent("host", "host", name, "--port", str(port), "--wait", "0")
         assert await agent.ended() == 1
     assert _printed_error(agent.err, "local_port_closed")
     assert await network.live_hosts(name) == 0

@@ -97,8 +97,8 @@ async def _here(boxes: list[Middlebox], name: str, port: int, limits: Limits) ->
     await host.start(5)
     try:
         await client.uplink.start(5)
-        await listener.bind("127.0.0.1", 0)
-        await listener.listen()
+        await listener.listen("127.0.0.1", 0)
+        listener.serve()
         yield _Pair(listener.port, (lambda: logs[0].text, lambda: logs[1].text))
     finally:
         listener.close()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from kdispatch.addresses import bare
 from kdispatch.cli.interruption import Interruption
 from kdispatch.cli.lifetime import Life, in_slot, recorded, until_interrupted
 from kdispatch.cli.options import (
@@ -74,7 +75,7 @@ def host(
     *,
     service_option: ServiceOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The local port to offer.")],
-    address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option("--address", help="Where the port is.")] = "localhost",
     wait: _Wait = 10.0,
     drain_time: _Drain = _DRAIN_TIME,
     grace: Grace = None,
@@ -94,7 +95,7 @@ def host(
 ) -> None:
     """Offer a local TCP port as a host of a service, until Ctrl-C."""
     start = Start(
-        kind="host", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        kind="host", service=one_service(service, service_option), address=bare(address), port=port, wait=wait,
         drain_time=drain_time, grace=grace, rotate=rotate, exit_when_closed=exit_when_closed, reach=reach, token=token,
         token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
     )  # fmt: skip
@@ -106,13 +107,13 @@ async def _host(start: Start, access: Access, log: RunningLog, output: Output, i
 
     assert access.token is not None, "who hosts has a token"
     local = LocalPort(start.address, start.port)
-    await local.check()
+    await local.check(start.wait, log)
     async with in_slot(start, access, log) as (identity, claim):
         offer = Host(
             access.dialer(), access.service, access.token, local, log=log, limits=access.limits, identity=identity
         )  # fmt: skip
         local.host = offer
-        place = {"address": start.address, "port": start.port}
+        place = {"address": local.address, "port": start.port}
         life = Life(
             start=start,
             log=log,
@@ -169,7 +170,7 @@ def connect(
 ) -> None:
     """Reach a service by a local port, until Ctrl-C; each connection goes to a random live host."""
     start = Start(
-        kind="connect", service=one_service(service, service_option), address=address, port=port, wait=wait,
+        kind="connect", service=one_service(service, service_option), address=bare(address), port=port, wait=wait,
         drain_time=drain_time, grace=grace, rotate=rotate, open_wait=open_wait, reach=reach, token=token,
         token_file=token_file, quiet=quiet, json=json, log_format=log_format, verbose=verbose, background=background,
         host=_host_id(host),
@@ -187,7 +188,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
             access.dialer(), token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
         )  # fmt: skip
         listener = LocalListener(client, name)
-        await listener.bind(start.address, start.port)
+        await listener.listen(start.address, start.port)
         with contextlib.closing(listener):
             place = {"address": listener.address, "port": listener.port}
             life = Life(
@@ -198,12 +199,12 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
                 services=lambda: [{"service": name, "host": listener.host, **place, "offered": None}],
                 take_no_more=listener.close,
             )
-            async with recorded(life, access, **place) as (result, held):
+            async with recorded(life, access, **place, addresses=listener.addresses) as (result, held):
                 try:
                     listener.host = await client.wait_for_host(name, start.wait, start.host)
                     await client.uplink.start(start.wait)
                     await claim()
-                    await listener.listen()
+                    listener.serve()
                     show(output, result)
                     return await until_interrupted(life, held, [client.ended()])
                 finally:

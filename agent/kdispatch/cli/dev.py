@@ -71,7 +71,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
         server = await asyncio.start_server(_hello, "127.0.0.1", 0)
         stack.callback(server.close)
         port = server.sockets[0].getsockname()[1]
-    local = LocalPort("127.0.0.1", port)
+    local = LocalPort("localhost", port)
     await local.check()
     service, token = await _sign_up(url)
     host = Host(Dialer(url), service, token, local, log=log)
@@ -81,11 +81,11 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
 
     client = Client(Dialer(url), log=log, failed=Resets(service, log))
     listener = LocalListener(client, service)
-    await listener.bind("127.0.0.1", connect_port)
+    await listener.listen("127.0.0.1", connect_port)
     stack.callback(listener.close)
     await client.uplink.start(_START)
     stack.push_async_callback(client.stop)
-    await listener.listen()
+    listener.serve()
     _tell(output, url, service, port, listener.port)
     try:
         await asyncio.gather(host.failed(), client.uplink.failed(), local.watch())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from kdispatch.addresses import bare
 from kdispatch.cli.options import Json, Quiet, Service, ServiceOption, Token, TokenFile, one_service
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
@@ -35,7 +36,7 @@ def doctor(
         int | None,
         typer.Option("--port", min=1, max=65535, help="A local port that is to be offered.", show_default=False),
     ] = None,
-    address: Annotated[str, typer.Option("--address", help="Where that port is.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option("--address", help="Where that port is.")] = "localhost",
     idle: Annotated[
         bool, typer.Option("--idle", help="Measure for how long a connection may be silent: up to 6 minutes.")
     ] = False,
@@ -76,7 +77,7 @@ def doctor(
     except KdispatchError as error:
         _broke(output, findings, "config" if settings is None else "credentials", error)
     else:
-        wishes = Wishes(service=typed, token=given, address=address, port=port, idle=idle, speed=speed)
+        wishes = Wishes(service=typed, token=given, address=bare(address), port=port, idle=idle, speed=speed)
         _examine(settings, wishes, findings, output)
     if bundle is not None:
         path = Path(bundle)

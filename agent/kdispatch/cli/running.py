@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kdispatch import background, records
+from kdispatch import addresses, background, records
 from kdispatch.cli.output import Output
 from kdispatch.cli.reach import Reach
 from kdispatch.credentials import Credentials
@@ -179,7 +179,8 @@ def detach(start: Start) -> None:
 
 def show(output: Output, result: Mapping[str, Any]) -> None:
     """Print where an agent is reached, or what it offers."""
-    place = f"{result['address']}:{result['port']}"
+    places = result.get("addresses") or [result["address"]]
+    place = " and ".join(addresses.place(address, result["port"]) for address in places)
     if result["kind"] == "host":
         quiet, plain = result["host"], f"{place} is offered as {result['service']} (host {result['host']})"
     else:

@@ -35,7 +35,7 @@ class Wishes:
 
     service: str | None = None
     token: str | None = None
-    address: str = "127.0.0.1"
+    address: str = "localhost"
     port: int | None = None
     idle: bool = False
     speed: bool = False

@@ -8,9 +8,11 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
+from kdispatch.addresses import place
 from kdispatch.credentials import CREDENTIALS_FILE, Credentials
 from kdispatch.doctor.findings import Finding, failed, fails, ok, warns
 from kdispatch.local_port import is_open
+from kdispatch.local_sockets import reason
 from kdispatch.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import CONFIG_FILE, Settings, config_directory, state_directory
@@ -79,13 +81,13 @@ def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
 
 async def check_port(address: str, port: int) -> list[Finding]:
     """Whether the service that is to be offered listens."""
-    text = f"Nothing listens on {address}:{port}."
+    row = CODES["local_port_closed"]
+    text = f"Nothing listens on {place(address, port)}."
     try:
         if await is_open(address, port, _PORT_SECONDS):
-            return [ok("local port", f"something listens on {address}:{port}")]
+            return [ok("local port", f"something listens on {place(address, port)}")]
     except OSError as error:
-        text = f"Whether anything listens on {address}:{port} can't be found out: {error.strerror or error}."
-    row = CODES["local_port_closed"]
+        text = f"Whether anything listens on {place(address, port)} can't be found out: {reason(error)}."
     return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
 
 

@@ -13,6 +13,7 @@ from kdispatch_protocol import events
 from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.aio.slow_readers import SlowReaders
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.aio.uplink_session import UplinkSession
 from kdispatch_protocol.endpoint import Endpoint
@@ -52,6 +53,7 @@ class EndpointDriver:
         self._on_event = on_event
         self._uplinks: dict[Session, UplinkSession] = {}
         self._transports: dict[Stream, StreamTransport] = {}
+        self._slow = SlowReaders(endpoint.limits)
         self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
         self._reading = False  # a read is being worked on; its answers go out at its end
@@ -90,7 +92,7 @@ class EndpointDriver:
     def give_up(self, service: str, code: str, text: str) -> None:
         """End a client's streams to a service, for which nothing more is asked."""
         self._table.now = self.loop.time()
-        self._table.give_up(service, code, text)
+        self.endpoint.give_up(service, code, text)
         self.loop.call_soon(self._deliver)  # not at once: it is said of the first of them just now
         self.wake()
 
@@ -100,6 +102,7 @@ class EndpointDriver:
         self.end_streams()
         for pipe in list(self.pipes):
             pipe.abort()
+        self._slow.clear()
         self._alarm.cancel()
 
     def ping(self, value: int) -> None:
@@ -195,6 +198,17 @@ class EndpointDriver:
         self._table.now = self.loop.time()  # what is remembered of the stream counts from now
         self._table.reset(stream, code, text)
         self.wake()
+
+    def reset_behind(self, stream: Stream, code: str, text: str, *, more: bool = False) -> None:
+        """For transports: reset it when the peer has all that was written, and ``more`` that will be."""
+        self._table.farewells.begin(stream, code, text, self.loop.time(), more=more)
+        if self._table.events and not self._reading:
+            self.loop.call_soon(self._deliver)
+        self.wake()
+
+    def wait_for_reader(self, transport: StreamTransport) -> None:
+        """For transports: their program is to take more before it hears of a reset."""
+        self._slow.add(transport, self.loop)
 
     def pipe_ended(self, pipe: Pipe) -> None:
         """For pipes: the local connection is closed."""

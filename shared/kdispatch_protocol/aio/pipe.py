@@ -8,11 +8,13 @@ death of this process included, so that no program mistakes a failure for an end
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
+from kdispatch_protocol.aio.last_words import Parting, Remains, copy_of
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.errors import StreamReset
@@ -43,10 +45,13 @@ class Pipe:
     """
 
     __slots__ = (
+        "_broke",
         "_ended",
         "_looking",
         "_on_end",
         "_on_local",
+        "_parting",
+        "_remains",
         "_resets",
         "_sock",
         "_unclaimed",
@@ -82,6 +87,9 @@ class Pipe:
         self._resets = resets
         self._sock: socket.socket | None = None  # what was taken: uvloop's own of it costs twice as much to ask
         self._ended = False
+        self._broke = 0  # the error number with which the socket failed, where that was asked for
+        self._remains: Remains | None = None  # the socket is gone, and the kernel has more of what its program said
+        self._parting: Parting | None = None  # the stream was reset, and the program has yet to read what came before
         self._looking = False
         self._unclaimed: tuple[bytes, ...] = ()  # said before there was a stream
         self.resuming = False  # the socket took everything, and what was held is handed over
@@ -117,7 +125,10 @@ class Pipe:
 
     def local_said(self, data: bytes) -> None:
         """Bytes of the local program, or its end where there are none."""
-        if self.stream is None:
+        if self._parting is not None:
+            if data:
+                self._parting.heard()  # and nobody else does
+        elif self.stream is None:
             # On uvloop a pause in connection_made comes too early to count: keep what a service says first.
             self._unclaimed += (data,)
             self.pause_socket()
@@ -135,11 +146,31 @@ class Pipe:
         for data in unclaimed:
             self.local_said(data)
 
-    def local_lost(self) -> None:
-        """The socket is closed."""
+    def local_lost(self, error: Exception | None = None) -> None:
+        """The socket is about to be closed. What its program said before is handed over, and then the reset is."""
         self.driver.pipe_ended(self)
+        if self._parting is not None:
+            self._parting.cancel()
+        stream, transport = self.stream, self.socket
+        if self._ended or stream is None or transport is None or stream.stream.ended:
+            self._lost()
+            return
+        broke = self._broke or (self.writer.error if self.writer is not None else 0)
+        if not broke and isinstance(error, OSError):
+            broke = error.errno or 0
+        rest = None if stream.stream.outbound.eof else copy_of(transport)
+        if rest is None:
+            self._lost()
+            return
+        stream.reset_behind("cancelled", "", more=True)
+        room = functools.partial(self.table.room, stream.stream)
+        self._remains = Remains(rest, stream, broke, room=room, over=self._lost)
+        self._remains.read()
+
+    def _lost(self) -> None:
+        """Nothing more is to be had of the program."""
         if self.stream is not None:
-            self.stream.abort()  # does nothing to a stream that has finished
+            self.stream.reset_behind("cancelled", "")  # does nothing to a stream that has finished
         self.end("cancelled")
 
     def end(self, code: str) -> None:
@@ -149,13 +180,25 @@ class Pipe:
         self._ended = True
         if self._on_end is not None:
             self._on_end(self, code)
+        if self._remains is not None:
+            self._remains.close()
         if self.socket is None:
             return
         if code == "closed":
             self._linger(_LINGER_OFF)
             self.socket.close()
+        elif not self.socket.is_closing() and self._parts():
+            return
         else:
             self.socket.abort()
+
+    def _parts(self) -> bool:
+        """Whether the program gets time to read what came before a reset."""
+        assert self.socket is not None
+        parting = Parting(self, self.socket, self.driver.endpoint.limits)
+        if parting.begin():
+            self._parting = parting
+        return self._parting is not None
 
     def finish(self) -> None:
         """Send no more to the local program; it may go on."""
@@ -165,7 +208,7 @@ class Pipe:
             try:
                 self.socket.write_eof()
             except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
-                self.end("cancelled")
+                self._broken(0)
 
     def finish_later(self) -> None:
         """The same in the loop's next turn."""
@@ -185,8 +228,16 @@ class Pipe:
 
     def resume_socket(self) -> None:
         """Read on."""
-        if self.socket is not None and not self.socket.is_closing():
+        if self._remains is not None:
+            self._remains.read()
+        elif self.socket is not None and not self.socket.is_closing():
             self.socket.resume_reading()
+
+    def _broken(self, how: int) -> None:
+        """The kernel says that the connection is gone, before the loop does; 0 if it has yet to say how."""
+        self._broke = self._broke or how
+        if self.socket is not None:
+            self.socket.abort()
 
     def _linger(self, how: bytes) -> None:
         sock = self._sock
@@ -204,8 +255,8 @@ class Pipe:
         self._looking = False
         if self._ended or self.socket is None or self.socket.is_closing() or self.socket.is_reading():
             return
-        if _was_reset(self.socket.get_extra_info("socket")):
-            self.end("cancelled")
+        if error := _error_of(self.socket.get_extra_info("socket")):
+            self._broken(error)
         else:
             self._look_later()
 
@@ -234,19 +285,19 @@ def account(pipe: Pipe) -> dict[str, float]:
     return {"sent": stream.outbound.end, "received": stream.inbound.received, "seconds": seconds}
 
 
-def _was_reset(sock: socket.socket | None) -> bool:
-    """Whether the other end has reset the connection; where that can't be asked, no.
+def _error_of(sock: socket.socket | None) -> int:
+    """The error number of a connection that the other end has reset; 0 where it did not, or that can't be asked.
 
     A connection that both ends finished is closed for the kernel too, while bytes may still wait to be read:
     only an error beside it makes it a reset. Asking clears the error, so whoever hears of it must end the pipe.
     """
     if sock is None or not hasattr(socket, "TCP_INFO"):
-        return False
+        return 0
     try:
         closed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-        return closed and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if closed else 0
     except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
-        return False
+        return 0
 
 
 class _Local(asyncio.BufferedProtocol):
@@ -284,8 +335,8 @@ class _Local(asyncio.BufferedProtocol):
             self._pipe.stream.resume_reading()
             self._pipe.resuming = False
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a loss is a loss
-        self._pipe.local_lost()
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pipe.local_lost(exc)
 
 
 class _Remote(asyncio.Protocol):

@@ -10,7 +10,7 @@ from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["cannot_listen", "hold_unsent", "tune_session_socket"]
+__all__ = ["cannot_listen", "hold_unsent", "tune_session_socket", "watch_peer"]
 
 # Linux numbers, where Python has no name for them.
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -40,6 +40,31 @@ def cannot_listen(where: str, error: OSError) -> KdispatchError:
     # An event loop puts words of its own around the system's.
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     return KdispatchError(code, f"{where} can't be listened on: {reason}.")
+
+
+#: A local program on another machine that vanishes (no power, no network) says nothing. Seconds of silence after which
+#: its kernel is asked, seconds between questions, and how many may have no answer: two minutes in all, a grace's time.
+KEEP_IDLE: Final = 60
+KEEP_INTERVAL: Final = 15
+KEEP_COUNT: Final = 4
+
+# macOS has another name for the first.
+_TCP_KEEPIDLE: Final = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_TCP_KEEPINTVL: Final = getattr(socket, "TCP_KEEPINTVL", None)
+_TCP_KEEPCNT: Final = getattr(socket, "TCP_KEEPCNT", None)
+
+
+def watch_peer(sock: socket.socket) -> None:
+    """Let the kernel find out that a local program's machine is gone. A listener's connections inherit it.
+
+    Not by ``TCP_USER_TIMEOUT``: it also ends a connection whose program has only stopped to read.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((_TCP_KEEPIDLE, KEEP_IDLE), (_TCP_KEEPINTVL, KEEP_INTERVAL), (_TCP_KEEPCNT, KEEP_COUNT)):
+        if option is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def tune_session_socket(sock: socket.socket | None) -> None:

@@ -34,6 +34,7 @@ class StreamTransport(asyncio.Transport):
     __slots__ = (
         "_closing",
         "_driver",
+        "_failure",
         "_finished",
         "_held",
         "_held_eof",
@@ -58,6 +59,7 @@ class StreamTransport(asyncio.Transport):
         self._uncredited = 0  # handed over, but the protocol paused in the same breath
         self._closing = False
         self._finished = False  # the stream is, and waits for the protocol to take the rest
+        self._failure: StreamReset | None = None  # the stream was reset, which waits likewise
         self._lost = False
         self._writing_paused = False
 
@@ -144,7 +146,7 @@ class StreamTransport(asyncio.Transport):
         if self._held_eof and not self._paused and not self._held:
             self._held_eof = False
             self._eof()
-        self._lost_if_finished()
+        self._lost_if_over()
         self._driver.wake()
 
     # --- the end ---------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class StreamTransport(asyncio.Transport):
             self._credit(unread)  # so that the peer sends more, if it has any, and is told
             self._driver.close(self.stream)
             if self.stream.ended or self.stream.outbound.fin_acked:
-                self._schedule_lost(None)
+                self._schedule_lost(self._failure)
 
     def abort(self) -> None:
         """Reset the stream."""
@@ -174,6 +176,26 @@ class StreamTransport(asyncio.Transport):
             self._driver.reset(self.stream, code, text)
             self._driver.forget(self.stream)
             self._schedule_lost(None)
+
+    def add(self, data: Buffer) -> None:
+        """Behind :meth:`reset_behind` with ``more``: something that the program said before its end."""
+        if not self._lost and not self._driver.write(self.stream, data):
+            self._writing_paused = True
+
+    def add_eof(self) -> None:
+        """The same: its end, behind all that it said."""
+        if not self._lost:
+            self._driver.write_eof(self.stream)
+
+    def reset_behind(self, code: str, text: str, *, more: bool = False) -> None:
+        """Take nothing more, and reset the stream once the peer has all that was written; ``connection_lost`` follows.
+
+        With ``more`` the rest of what the program said comes by :meth:`add`, and then another call without.
+        """
+        if not self._lost:
+            self._closing = True
+            self._held, self._held_eof, self._uncredited = None, False, 0
+            self._driver.reset_behind(self.stream, code, text, more=more)
 
     # --- called by the driver ----------------------------------------------------------------------
 
@@ -209,11 +231,26 @@ class StreamTransport(asyncio.Transport):
     def finished(self) -> None:
         """Both directions ended well. What is still held is handed over before the end of it all."""
         self._finished = True
-        self._lost_if_finished()
+        self._lost_if_over()
 
     def was_reset(self, code: str, text: str) -> None:
         """The stream was reset from elsewhere."""
-        self._schedule_lost(StreamReset.from_wire(code, text, "cancelled"))
+        error = StreamReset.from_wire(code, text, "cancelled")
+        if not self._held and not self._held_eof:
+            self._schedule_lost(error)
+        elif self._failure is None:
+            self._failure = error  # the program hears of it behind what it has yet to take
+            self._driver.wait_for_reader(self)
+            self.writing_resumed()  # what it writes goes nowhere
+
+    @property
+    def held(self) -> int:
+        """Bytes that the program has yet to take; 0 once it has lost the stream."""
+        return 0 if self._lost else sum(map(len, self._held or ())) + self._held_eof
+
+    def give_up(self) -> None:
+        """The program takes nothing: it is told of the reset without the rest."""
+        self._schedule_lost(self._failure)
 
     # --- inner -----------------------------------------------------------------------------------------
 
@@ -251,10 +288,10 @@ class StreamTransport(asyncio.Transport):
         if not keep_open and not self._finished:
             self.close()
 
-    def _lost_if_finished(self) -> None:
+    def _lost_if_over(self) -> None:
         """What was held is handed over before the end of it all."""
-        if self._finished and not self._held and not self._held_eof:
-            self._schedule_lost(None)
+        if (self._finished or self._failure is not None) and not self._held and not self._held_eof:
+            self._schedule_lost(self._failure)
 
     def _schedule_lost(self, error: Exception | None) -> None:
         if not self._lost:

@@ -25,10 +25,11 @@ _JOINED: Final = 2048
 class SocketWriter:
     """The one way to write to ``transport``, so that nothing overtakes what waits in it."""
 
-    __slots__ = ("_fd", "_transport", "_waits")
+    __slots__ = ("_fd", "_transport", "_waits", "error")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.error = 0  # the number of the first error that was not for want of room: the kernel says it only once
         sock = transport.get_extra_info("socket")
         plain = sock is not None and transport.get_extra_info("ssl_object") is None and hasattr(os, "writev")
         self._fd = sock.fileno() if plain else -1
@@ -39,7 +40,10 @@ class SocketWriter:
         if not self._waits and not self._transport.is_closing():
             try:
                 sent = os.write(self._fd, data)
-            except OSError:  # no room, or the transport is to meet the same error
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:  # the transport meets the same one, or what is left of it
+                self.error = self.error or error.errno or 0
                 sent = 0
             if sent != len(data):
                 self._waits = True
@@ -59,8 +63,9 @@ class SocketWriter:
                 sent = os.writev(self._fd, parts)
             except BlockingIOError:
                 sent = 0
-            except OSError:
+            except OSError as error:
                 self._fd = -1  # the transport meets the same error, and ends for it
+                self.error = self.error or error.errno or 0
                 sent = 0
             self._waits = sent != size
             if not self._waits:

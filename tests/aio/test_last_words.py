@@ -1,0 +1,235 @@
+"""A program that ends in the middle: what it had said is read at the other end, and then comes the reset."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+
+import pytest
+
+from kdispatch_protocol.aio import last_words
+from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch_protocol.streams import Stream
+from tests.aio.ends import Connect, Ends
+from tests.aio.sockets import tcp_pair
+from tests.aio.twin import SCALED, SERVICE, Program, Twin, settle, twin, until
+from tests.net.tcp import Tcp
+
+
+def _both(ends: Ends, which: str) -> tuple[Tcp, Tcp]:
+    return (ends.client, ends.service) if which == "client" else (ends.service, ends.client)
+
+
+async def _heard(tcp: Tcp) -> tuple[bytes, str]:
+    """All that arrives, and how it ended."""
+    data = bytearray()
+    try:
+        async with asyncio.timeout(10):
+            while chunk := await tcp.receive():
+                data += chunk
+    except ConnectionError:
+        return bytes(data), "reset"
+    return bytes(data), "end"
+
+
+async def _upload(tcp: Tcp) -> None:
+    with contextlib.suppress(ConnectionError):
+        await tcp.send_forever(bytes(65536), 50_000_000)
+
+
+async def _gone(pair: Twin) -> None:
+    await until(lambda: not (pair.host.streams or pair.client.streams or pair.host.pipes or pair.client.pipes))
+
+
+@pytest.mark.parametrize("which", ["client", "service"])
+async def test_an_answer_before_the_request_is_read(pair: Twin, connect: Connect, which: str) -> None:
+    """A program that answers, and closes while the other one still sends, is heard each time."""
+    for _ in range(10):
+        ends = await connect()
+        one, other = _both(ends, which)
+        uploading = asyncio.create_task(_upload(other))
+        await one.receive_exactly(100_000)
+        await one.send(b"too large")
+        one.close()
+        assert await _heard(other) in {(b"too large", "reset"), (b"too large", "end")}
+        await uploading
+        await _gone(pair)
+
+
+@pytest.mark.parametrize("which", ["client", "service"])
+async def test_a_write_that_fails_first(pair: Twin, connect: Connect, which: str) -> None:
+    """Words that wait unread in our kernel, when a write shows that the connection is gone, arrive before the reset."""
+    ends = await connect()
+    one, other = _both(ends, which)
+    pipe = ends.client_pipe if which == "client" else ends.host_pipe
+    await other.send(b"unread")
+    await until(lambda: pipe.stream is not None and pipe.stream.stream.inbound.received == 6)
+    pipe.pause_socket()  # the loop reads nothing of it before it writes
+    await one.send(b"last words")
+    one.close()
+    await other.send(b"more")
+    assert await _heard(other) == (b"last words", "reset")
+    await _gone(pair)
+
+
+async def test_an_end_and_then_a_failed_write(pair: Twin, connect: Connect) -> None:
+    """Where the program had ended its side before, that end arrives behind its words."""
+    ends = await connect()
+    ends.host_pipe.pause_socket()
+    await ends.service.send(b"bye")
+    ends.service.close()
+    await ends.client.send(b"x")
+    await asyncio.sleep(0.02)
+    await ends.client.send(b"y")
+    assert await _heard(ends.client) == (b"bye", "end")
+    ends.client.close()
+    await _gone(pair)
+
+
+async def test_more_than_the_stream_takes_at_once(pair: Twin, connect: Connect) -> None:
+    """Words that wait because the stream took no more are read on as the other program takes them, to the last."""
+    ends = await connect()
+    said = bytes(range(256)) * 8000  # 2 MB, more than a window and what is kept unsent
+    await ends.client.send(b"unread")
+    await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
+    sending = asyncio.create_task(ends.service.send(said))
+    await asyncio.sleep(0.2)
+    reading = asyncio.create_task(_heard(ends.client))
+    await sending
+    ends.service.reset()
+    data, how = await reading
+    assert how == "reset"
+    assert data == said[: len(data)] and len(data) > 500_000  # a reset throws away what our kernel had no room for
+    await _gone(pair)
+
+
+async def test_a_lost_session_takes_no_last_words_along(pair: Twin, connect: Connect) -> None:
+    """What a program said while its session was away arrives once there is another, and then the reset."""
+    ends = await connect()
+    await ends.client.send(b"unread")
+    await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
+    pair.host.abort()
+    await settle()
+    await ends.service.send(b"last words")
+    ends.service.close()
+    await settle()
+    assert pair.host.streams == 1, "it waits for a session"
+    pair.connect(pair.host)
+    assert await _heard(ends.client) == (b"last words", "reset")
+    await _gone(pair)
+
+
+async def test_a_slow_reader_hears_all_before_the_reset(pair: Twin, connect: Connect) -> None:
+    """A program that reads late finds all that was said, and only then the reset."""
+    ends = await connect()
+    await ends.client.send(b"unread")
+    await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
+    said = bytes(200_000)
+    await ends.service.send(said)
+    await until(lambda: ends.client_pipe.stream is not None and ends.client_pipe.stream.stream.inbound.received > 0)
+    ends.service.reset()
+    await until(lambda: not pair.client.streams)
+    await asyncio.sleep(0.3)
+    data, how = await _heard(ends.client)
+    assert (len(data), how) == (len(said), "reset")
+    await _gone(pair)
+
+
+async def test_a_program_that_is_busy_sending(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another machine that reads only when it has sent everything gets rid of it, and then reads the answer."""
+    monkeypatch.setattr(last_words, "_is_this_machine", lambda _: False)
+    ends = await connect()
+    sending = asyncio.create_task(ends.client.send_forever(bytes(65536), 3_000_000))
+    await ends.service.receive_exactly(1000)
+    await ends.service.send(b"too large")
+    ends.service.close()
+    await sending
+    assert await _heard(ends.client) == (b"too large", "reset")
+    await _gone(pair)
+
+
+async def test_a_program_that_sends_for_ever(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that another machine's program gets is bounded, however much it sends."""
+    monkeypatch.setattr(last_words, "_is_this_machine", lambda _: False)
+    monkeypatch.setattr(last_words, "_PATIENCE", 0.3)
+    ends = await connect()
+    sending = asyncio.create_task(ends.client.send_forever(bytes(65536)))
+    await ends.service.receive_exactly(1000)
+    await ends.service.send(b"too large")
+    ends.service.close()
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(sending, 5)
+    await _gone(pair)
+
+
+async def test_real_aborts_are_fast(pair: Twin, connect: Connect) -> None:
+    """A reset by a program that said nothing, or nothing lately, is one at the other end at once."""
+    ends = await connect()
+    began = time.monotonic()
+    ends.service.reset()
+    assert await _heard(ends.client) == (b"", "reset")
+    assert time.monotonic() - began < last_words._LOOK_EVERY
+    await _gone(pair)
+
+
+async def test_a_program_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead connection's program never reads is kept for a bounded time, and in all for so many bytes."""
+    monkeypatch.setattr(last_words, "_LOOK_EVERY", 0.01)
+    async with twin(replace(SCALED, last_words=0.2)) as pair:
+        client, host = await pair.stream()
+        client.transport.pause_reading()
+        host.transport.write(b"x" * 1000)
+        await until(lambda: client.transport.held == 1000)
+        host.transport.reset("cancelled", "")
+        await settle()
+        assert "lost" not in client.told
+        assert await client.code() == "cancelled"
+        assert client.transport.held == 0
+
+    async with twin(replace(SCALED, credit=100_000)) as pair:
+        held = []
+        for _ in range(5):
+            client, host = await pair.stream()
+            client.transport.pause_reading()
+            host.transport.write(b"x" * 30_000)
+            await until(lambda: client.transport.held == 30_000)  # noqa: B023 - called in this turn
+            host.transport.reset("cancelled", "")
+            await settle()
+            held.append(client)
+        assert [client.told[-1] == "lost" for client in held] == [True, True, False, False, False]
+
+
+async def test_a_transport_that_closes(pair: Twin) -> None:
+    """A program of the library that writes and closes, while its peer still sends, is heard before the reset."""
+    answered = Program()
+
+    def serve(stream: Stream) -> None:
+        transport = pair.host.accept(stream, answered)
+        transport.write(b"too large" * 100_000)
+        transport.close()
+
+    pair.serve = serve
+    client = Program()
+    transport = pair.client.open(SERVICE, client)
+    transport.write(bytes(100_000))
+    assert await client.code() == "cancelled"
+    assert client.received == b"too large" * 100_000
+
+
+async def test_words_before_the_stream_is_open(pair: Twin) -> None:
+    """A program that says something and drops its connection before a host has it is heard there all the same."""
+    program, agent = await tcp_pair()
+    await program.send(b"a line for a log")
+    program.reset()
+
+    def made(pipe: Pipe) -> None:
+        pair.client.open(SERVICE, pipe.remote)
+
+    pipe = Pipe(pair.client, on_local=made)
+    await pair.client.loop.create_connection(lambda: pipe.local, sock=agent)
+    await until(lambda: pair.served)
+    assert await pair.served[0].code() == "cancelled"
+    assert pair.served[0].received == b"a line for a log"
+    await _gone(pair)

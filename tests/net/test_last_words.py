@@ -1,0 +1,187 @@
+"""Servers that answer before they have read the request, through real agents: the answer arrives, as over plain TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from tests.docs.examples import free_ports
+from tests.net.harness import MIB, Network, sizes
+
+pytestmark = pytest.mark.slow
+
+_BODY: Final = bytes(4 * MIB)
+_BANNER: Final = b"\x04\x10#08004Too many connections"
+
+_TEMPORARY: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+class _TooLarge(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.send_error(413)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def _http_server() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _TooLarge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def _accepting(handle: Callable[[socket.socket], None]) -> Iterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=_handle, args=(sock,), daemon=True).start()
+
+    def _handle(sock: socket.socket) -> None:
+        with sock:
+            handle(sock)
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _say_and_close(sock: socket.socket) -> None:
+    """As MySQL does at its limit: it reads nothing."""
+    sock.sendall(_BANNER)
+
+
+def _say_and_reset(sock: socket.socket) -> None:
+    """Read a part, answer, and drop the connection as hard as that goes."""
+    sock.recv(1000)
+    sock.sendall(_BANNER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@contextmanager
+def _nginx(network: Network) -> Iterator[int]:
+    program = shutil.which("nginx")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    [typed] = free_ports(1)
+    port = int(typed)
+    folder = network.folder
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in _TEMPORARY)
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr crit; events {{}}\n"
+        f"http {{ access_log off; {temporary}\n"
+        f"server {{ listen 127.0.0.1:{port}; client_max_body_size 1k; lingering_close off; }} }}\n"
+    )
+    running = network.program("nginx", program, "-e", "stderr", "-p", str(folder), "-c", str(config))
+    for _ in range(500):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            break
+        time.sleep(0.02)
+    try:
+        yield port
+    finally:
+        running.stop()
+
+
+def _upload(port: int) -> bytes:
+    """Send a request as long as that goes, then read: what a careful HTTP client does."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(head + _BODY)
+        return _rest(sock)
+
+
+def _rest(sock: socket.socket) -> bytes:
+    data = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while chunk := sock.recv(65536):
+            data += chunk
+    return bytes(data)
+
+
+async def _count(port: int, times: int, answer: bytes) -> int:
+    """How many of so many uploads, four at a time, get the answer."""
+    got = 0
+    for _ in range(times // 4):
+        answers = await asyncio.gather(*(asyncio.to_thread(_upload, port) for _ in range(4)))
+        got += sum(answer in data for data in answers)
+    return got
+
+
+@pytest.mark.parametrize("times", sizes(12, 40))
+@pytest.mark.parametrize("kind", ["http.server", "banner", "reset", "nginx"])
+async def test_answers_before_the_request_is_read(network: Network, kind: str, times: int) -> None:
+    """Each upload to a server that answers early and closes gets the answer; plain TCP is the ruler."""
+    servers = {
+        "http.server": (_http_server(), b" 413 "),
+        "banner": (_accepting(_say_and_close), _BANNER),
+        "reset": (_accepting(_say_and_reset), _BANNER),
+        "nginx": (_nginx(network), b" 413 "),
+    }
+    running, answer = servers[kind]
+    name = await network.service()
+    with running as port:
+        await network.host(name, port)
+        _, through = await network.connect(name)
+        tunnel, plain = await _count(through, times, answer), await _count(port, times, answer)
+    print(f"{kind}: {tunnel} of {times} answers through the tunnel, {plain} of {times} without it")
+    assert tunnel == times
+
+
+@pytest.mark.parametrize("times", sizes(12, 40))
+async def test_last_words_of_a_client(network: Network, times: int) -> None:
+    """Each client that says something and drops its connection, while the service still sends, is heard."""
+    heard = Counter[bytes]()
+
+    def serve(sock: socket.socket) -> None:
+        sock.settimeout(30)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(_BODY)
+        heard[_rest(sock)] += 1
+
+    def talk(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+            sock.recv(1000)
+            sock.sendall(b"QUIT, and no thanks")
+
+    name = await network.service()
+    with _accepting(serve) as port:
+        await network.host(name, port)
+        _, through = await network.connect(name)
+        for _ in range(times):
+            await asyncio.to_thread(talk, through)
+        async with asyncio.timeout(20):
+            while heard.total() < times:  # noqa: ASYNC110 - threads count
+                await asyncio.sleep(0.02)
+    assert heard == {b"QUIT, and no thanks": times}

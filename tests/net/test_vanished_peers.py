@@ -1,0 +1,144 @@
+"""A program whose machine vanishes, in a network namespace of its own: its connection does not stay for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kdispatch.client import Client, LocalListener
+from kdispatch.host import Host, LocalPort
+from kdispatch.network.dialer import Dialer
+from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.aio import sockets
+from tests.net.harness import eventually
+from tests.net.loop_stack import running_stack
+from tests.net.tcp import Tcp, echo, service
+
+pytestmark = [pytest.mark.slow, pytest.mark.accept]
+
+_HERE: Final = "198.18.17.1"
+_THERE: Final = "198.18.17.2"
+
+_CLIENT: Final = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
+    sock.sendall(b"hello")
+    assert sock.recv(5) == b"hello"
+    print("talks", flush=True)
+    time.sleep(60)
+"""
+_SERVER: Final = """
+import socket, sys, time
+with socket.create_server((sys.argv[1], 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    sock, _ = listener.accept()
+    with sock:
+        while data := sock.recv(100):
+            sock.sendall(data)
+"""
+
+
+class _Away:
+    """Another machine, of which the network can go away."""
+
+    def __init__(self) -> None:
+        self.name = f"kd{secrets.token_hex(4)}"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def make(self) -> None:
+        end, other = f"{self.name}a", f"{self.name}b"
+        _ip("netns", "add", self.name)
+        _ip("link", "add", end, "type", "veth", "peer", "name", other)
+        _ip("link", "set", other, "netns", self.name)
+        _ip("addr", "add", f"{_HERE}/30", "dev", end)
+        _ip("link", "set", end, "up")
+        _ip("-n", self.name, "addr", "add", f"{_THERE}/30", "dev", other)
+        _ip("-n", self.name, "link", "set", other, "up")
+
+    def run(self, code: str, *arguments: str) -> subprocess.Popen[str]:
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-c", code, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        return process
+
+    def vanish(self) -> None:
+        """Nothing comes from it any more, and nobody is told: packets to it are dropped where it was."""
+        _ip("-n", self.name, "addr", "flush", "dev", f"{self.name}b")
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        subprocess.run(["ip", "link", "del", f"{self.name}a"], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Away]:
+    if shutil.which("ip") is None or not hasattr(os, "geteuid") or os.geteuid():
+        pytest.skip("needs ip of iproute2, and root")
+    monkeypatch.setattr(sockets, "KEEP_IDLE", 1)
+    monkeypatch.setattr(sockets, "KEEP_INTERVAL", 1)
+    monkeypatch.setattr(sockets, "KEEP_COUNT", 2)
+    other = _Away()
+    try:
+        try:
+            other.make()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        yield other
+    finally:
+        other.end()
+
+
+async def test_a_vanished_client(tmp_path: Path, away: _Away) -> None:
+    """The machine of a connected program is gone: within the time of the keep-alives so is its stream."""
+    async with service(echo) as running, running_stack(tmp_path) as stack:
+        await stack.host(running.port)
+        client = Client(Dialer(RelayUrl.parse(stack.url)))
+        listener = LocalListener(client, stack.service)
+        await listener.listen(_HERE, 0)
+        with contextlib.closing(listener):
+            await client.uplink.start(5)
+            listener.serve()
+            program = away.run(_CLIENT, _HERE, str(listener.port))
+            assert program.stdout is not None
+            assert await asyncio.to_thread(program.stdout.readline) == "talks\n"
+            assert client.driver.streams == 1
+            away.vanish()
+            await eventually(lambda: (client.driver.streams, running.open), (0, 0), wait=15)
+            await client.stop()
+
+
+async def test_a_vanished_service(tmp_path: Path, away: _Away) -> None:
+    """The machine of the service is gone: within the time of the keep-alives its clients are reset."""
+    program = away.run(_SERVER, _THERE)
+    assert program.stdout is not None
+    port = int(await asyncio.to_thread(program.stdout.readline))
+    async with running_stack(tmp_path) as stack:
+        local = LocalPort(_THERE, port)
+        host = Host(Dialer(RelayUrl.parse(stack.url)), stack.service, stack.token, local)
+        local.host = host
+        await host.start(5)
+        _, reached = await stack.client()
+        async with await Tcp.connect(reached) as tcp:
+            await tcp.send(b"hello")
+            assert await tcp.receive_exactly(5) == b"hello"
+            away.vanish()
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(tcp.receive(), 15)
+        await host.stop()
