@@ -34,6 +34,9 @@ class _Owner:
     def link_violated(self, code: str, text: str) -> None:
         raise AssertionError(code)
 
+    def link_idle(self, count: int, now: float) -> None:
+        pass
+
     def link_read(self) -> None:
         pass
 

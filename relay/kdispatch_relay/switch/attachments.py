@@ -108,11 +108,15 @@ class Attachments:
 
     def begin(
         self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool], now: float
-    ) -> None:  # fmt: skip
-        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may."""
+    ) -> tuple[int, int]:  # fmt: skip
+        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may.
+
+        Returns how many of its streams were taken, and how many were refused.
+        """
         attach = Attach.parse(payload)
         rests = None if attach.token is None else token_digest(attach.token)
         groups: dict[tuple[str, str], list[Half]] = {}
+        refused = 0
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
@@ -120,14 +124,17 @@ class Attachments:
                 self._give_up_open(other, entry.uuid)
             half = Half(session, entry.number, entry, rests)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
+                refused += 1
                 self._answer(half, "busy", "This session has as many streams as it may.")
             elif not session.failures.peek(now):
+                refused += 1
                 self._answer(half, "rate_limited", "Too many requests of this session, or of its address, failed.")
             else:
                 session.halves[half.number] = half
                 groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
+        return len(attach.streams) - refused, refused
 
     def begun_anew(self, session: Session, uuid: str, now: float) -> None:
         """A client opens a stream, maybe again: of what it began in a session that is lost nothing was sent."""
@@ -197,6 +204,7 @@ class Attachments:
         asked.session.look_ups -= 1
         for half in asked.alive():
             asked.session.failures.take(now)
+            asked.session.effort.look_up_failed()
             self._refuse(half, code, text)
             other = self._waiting.get(half.wanted)
             if asked.role == "host" and other is not None and other.fits(half):

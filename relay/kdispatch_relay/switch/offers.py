@@ -43,11 +43,13 @@ class Offers:
             return
         session.outbox.send(reset_frame(number, *refusal))
 
-    def withdraw(self, session: Session, number: int) -> None:
-        """An agent's WITHDRAW."""
+    def withdraw(self, session: Session, number: int) -> bool:
+        """An agent's WITHDRAW; returns whether there was such an offer."""
+        there = number in session.offers
         host = session.offers.pop(number, None)
         if host is not None and host.session is session:
             self._registry.remove(host)
+        return there
 
     def allowed(self, asked: AskOffer, terms: Terms, now: float) -> Host | None:
         """List the host; opens that waited for one go on. Returns it if it was not listed before."""
@@ -97,6 +99,7 @@ class Offers:
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         """The agent may not host it. That counts: names and tokens are not to be guessed."""
         asked.session.failures.take(now)
+        asked.session.effort.look_up_failed()
         if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:
             asked.session.outbox.send(reset_frame(asked.number, code, text))
             self._touched.add(asked.session)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_relay.switch.asks import Asks
 from kdispatch_relay.switch.budget import Bucket, Chances, Joined, ProcessBudget
+from kdispatch_relay.switch.effort import Effort, Source
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
     from kdispatch_relay.switch.registry import Host
     from kdispatch_relay.switch.routes import Leg
 
-__all__ = ["Session"]
+__all__ = ["Session", "Shared"]
 
 # What a frame that waits costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
 _FRAME_COST = 256
+
+
+class Shared(Chances, Source, Protocol):
+    """What all sessions of a source have in common: how often things may fail, and what they may ask."""
 
 
 class Session:
@@ -33,6 +38,7 @@ class Session:
         "connects",
         "credit",
         "doomed",
+        "effort",
         "ended",
         "failures",
         "flush",
@@ -59,7 +65,7 @@ class Session:
     )
 
     def __init__(
-        self, limits: Limits, budget: ProcessBudget, source: str, now: float, shared: Chances | None = None
+        self, limits: Limits, budget: ProcessBudget, source: str, now: float, shared: Shared | None = None
     ) -> None:  # fmt: skip
         self.limits = limits
         self.budget = budget
@@ -87,6 +93,7 @@ class Session:
         self.ended = False
         own = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
         self.failures: Chances = own if shared is None else Joined(own, shared)
+        self.effort = Effort(limits, shared)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
         self.asks = Bucket(limits.asks_rate, limits.asks_burst, now)
         self.asked = Asks(limits.attach_batch)  # what other agents' halves want to know of this one
