@@ -80,6 +80,7 @@ class Limits:
     open_wait_lost: float = 3.0  #: after a host's session broke without WITHDRAW likewise
     open_wait: float = 30.0  #: what a program's connection waits for a relay and a host in all, relay's waits included
     grace: float = 120.0  #: a detached stream waits this long for its peer
+    attach_wait: float = 150.0  #: the relay keeps an ATTACH for so long, more than a grace; then GONE asks for it anew
     tombstone_extra: float = 60.0  #: an ended stream is remembered for the grace, from its end or its loss, and this
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end

@@ -40,6 +40,9 @@ class _Owner:
     def link_read(self) -> None:
         pass
 
+    def link_unsent(self, size: int) -> None:
+        pass
+
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         return []
 

@@ -64,6 +64,9 @@ class _Owner:
     def link_read(self) -> None:
         pass
 
+    def link_unsent(self, size: int) -> None:
+        pass
+
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         return [self.to_send.pop(0)] if self.to_send else []
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.core import verdict
 from tests.core.world import Agent, End, World
 
 __all__ = ["CALM", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Storm", "play"]
@@ -54,6 +55,7 @@ def play(rng: random.Random, world: World, steps: int, storm: Storm) -> None:
         if rng.random() < rate:
             actions += _faults(rng, world, agent, storm)
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
+        verdict.check_held(world)
 
 
 def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: float) -> list[Action]:

@@ -15,6 +15,7 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.growth import Growth
+from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.replay import Outbound
@@ -25,6 +26,8 @@ from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
 from kdispatch_protocol.tombstones import Tombstones
 from kdispatch_protocol.windows import CreditBudget
+from kdispatch_relay.switch.attachments import Half
+from kdispatch_relay.switch.budget import Held
 from kdispatch_relay.switch.routes import Leg, Route
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
@@ -272,9 +275,42 @@ def relay_lets_data_overtake(patch: Patch) -> None:
     patch(Switch, "pass_on", pass_on)
 
 
+def a_half_is_not_given_back(patch: Patch) -> None:
+    """What a half holds is not counted off when it is dropped."""
+
+    def pop(self: Held[int, Any], key: int) -> None:
+        if isinstance(self[key], Half):
+            dict.__delitem__(self, key)
+        else:
+            right(self, key)
+
+    right = Held.__delitem__
+    patch(Held, "__delitem__", pop)
+
+
+def answers_are_not_counted(patch: Patch) -> None:
+    """Control frames that wait are not in the budget."""
+    patch(Session, "_hold_control", lambda self, size, frames: None)
+
+
+def early_is_counted_twice(patch: Patch) -> None:
+    """Early data is counted when it comes, and once more at each piece."""
+    right = Route.hold_early
+
+    def hold_early(self: Route, attempt: int, offset: int, payload: memoryview, limits: Limits) -> bool:
+        kept = right(self, attempt, offset, payload, limits)
+        self.client.session.hold(len(self.early))
+        return kept
+
+    patch(Route, "hold_early", hold_early)
+
+
 @pytest.mark.parametrize(
     ("mistake", "storm"),
     [
+        (a_half_is_not_given_back, LOSSES),
+        (answers_are_not_counted, CALM),
+        (early_is_counted_twice, CALM),
         (early_is_not_sent_again, CALM),
         (early_goes_to_any_try, CALM),
         (early_is_kept, CALM),

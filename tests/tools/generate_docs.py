@@ -76,6 +76,7 @@ _RELAY_LIMITS: Final = (
     "idle_burst",
     "storm_rate",
     "storm_burst",
+    "attach_wait",
     "credit",
     "message",
     "hello",

@@ -21,6 +21,7 @@ from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
+from kdispatch_protocol.timers import Timer, Timers
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
 from kdispatch_relay.switch.opens import Opens
@@ -43,6 +44,7 @@ class Half:
     number: int
     entry: AttachEntry
     rests: bytes | None  # the digest of the token that was shown with it
+    until: float  # then its agent is asked to attach anew
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -87,6 +89,7 @@ class Attachments:
         cut: Callable[[Session, str, str], None],
         opens: Opens,
         lost: Callable[[Leg, float], None],
+        timers: Timers,
     ) -> None:
         self.questions: list[AskAttach] = []
         self.reports: list[AttachRefused] = []
@@ -100,6 +103,9 @@ class Attachments:
         self._opens = opens
         self._waiting: dict[tuple[str, str, str], Half] = {}
         self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
+        self._timers = timers
+        self._all: dict[Half, None] = {}  # all of all sessions, in the order in which they are due
+        self._due: Timer | None = None  # when the first one is
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -122,7 +128,7 @@ class Attachments:
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
             for other in self._others_of_agent(session) if entry.opening else ():
                 self._give_up_open(other, entry.uuid)
-            half = Half(session, entry.number, entry, rests)
+            half = Half(session, entry.number, entry, rests, now + self._limits.attach_wait)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 refused += 1
                 self._answer(half, "busy", "This session has as many streams as it may.")
@@ -131,6 +137,9 @@ class Attachments:
                 self._answer(half, "rate_limited", "Too many requests of this session, or of its address, failed.")
             else:
                 session.halves[half.number] = half
+                self._all[half] = None
+                if self._due is None:
+                    self._due = self._timers.add(half.until, self._expire)
                 groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
@@ -261,6 +270,10 @@ class Attachments:
         """Forget a half; its agent knows, or is gone."""
         if half.session.halves.get(half.number) is half:
             del half.session.halves[half.number]
+            del self._all[half]
+            if self._due is not None and not self._all:
+                self._due.cancel()
+                self._due = None
         if self._waiting.get(half.key) is half:
             del self._waiting[half.key]
             waiting = self._by_peer[half.entry.peer]
@@ -270,6 +283,18 @@ class Attachments:
             peer = self._by_process.get(half.entry.peer)
             for session in peer.all_of_agent if peer is not None else ():
                 session.asked.discard(half)
+
+    def _expire(self, now: float) -> None:
+        """Halves wait for so long only: an agent that wants the stream still attaches anew, when its number is gone."""
+        self._due = None
+        while self._all:
+            half = next(iter(self._all))
+            if half.until > now:
+                self._due = self._timers.add(half.until, self._expire)
+                return
+            self.drop(half)
+            half.session.outbox.send(frames.frame(frames.GONE, half.number))
+            self._touched.add(half.session)
 
     # --- inner --------------------------------------------------------------------------------
 

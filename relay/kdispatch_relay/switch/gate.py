@@ -331,10 +331,15 @@ class _AgentLink:
         if self._unsettled:
             self._unsettled = False
             self._gate.settle()
+            self.session.note_partial(self.link.partial)
             effort = self.session.effort
             if effort.rest:
                 self.link.carrier.rest(effort.rest)
                 effort.rest = 0.0
+
+    def link_unsent(self, size: int) -> None:
+        """The socket does not take so many bytes."""
+        self.session.note_unsent(size)
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""

@@ -259,8 +259,10 @@ class Route:
         if not self.early:
             self.early = bytearray()
         self.early += payload
+        self.client.session.hold(len(payload))
         return True
 
     def drop_early(self) -> None:
         """The attempt failed: the client sends it again for the next one."""
+        self.client.session.hold(-len(self.early))
         self.early = b""

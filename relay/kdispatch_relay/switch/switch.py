@@ -8,6 +8,7 @@ questions of :meth:`Switch.take_questions`, and ends the sessions of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from kdispatch_protocol import frames
@@ -63,7 +64,7 @@ class Switch:
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
-            lost=self._leg_lost,
+            lost=self._leg_lost, timers=self.timers,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -101,6 +102,7 @@ class Switch:
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
         self._touched.discard(session)
+        session.let_go()
 
     def _take_back(self, session: Session, newer: Session, now: float) -> None:
         """The agent's move from ``session`` to a newer one failed: its hosts are here again."""
@@ -128,6 +130,8 @@ class Switch:
             self._touched.add(session)
         if effort.idle:
             self.settle_effort(session, now)
+        if self.budget.spent:
+            self._make_room()
 
     def _control_frame(  # noqa: PLR0917 - one frame's fields
         self, session: Session, type_: int, number: int, value: int, payload: memoryview, now: float
@@ -375,11 +379,27 @@ class Switch:
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
         elif self.budget.spent:
-            staying = [s for s in self.sessions if not s.doomed]
-            freed = sum(s.queued for s in self.sessions if s.doomed)
-            if staying and self.budget.queued - freed > self.budget.total:
-                longest = max(staying, key=lambda s: s.queued)
-                self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Memory is short: of the source that holds most the session that holds most goes, until there is room."""
+        budget = self.budget
+        staying = [session for session in self.sessions if not session.doomed]
+        over = budget.queued + budget.held - budget.total - sum(s.weight for s in self.sessions if s.doomed)
+        sources: Counter[str] = Counter()
+        for session in staying:
+            sources[session.source] += session.weight
+        while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
+            heaviest = max((s for s in staying if s.source == source and not s.doomed), key=lambda s: s.weight)
+            if 2 * heaviest.queued >= heaviest.weight:
+                why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            else:
+                why = ("busy", "The relay is short of memory, and this session makes it keep most.")
+            self.cut(heaviest, *why)
+            over -= heaviest.weight
+            sources[source] -= heaviest.weight
+            if all(s.doomed for s in staying if s.source == source):
+                del sources[source]
 
     def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
         """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""

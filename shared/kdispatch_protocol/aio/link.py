@@ -59,6 +59,10 @@ class LinkOwner(Protocol):
         """All frames of one read were handed over."""
         ...
 
+    def link_unsent(self, size: int) -> None:
+        """So many bytes were given to the socket that it does not take; 0 when it has taken all."""
+        ...
+
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch, about ``most`` bytes."""
         ...
@@ -118,6 +122,11 @@ class Link:
         """From now on the other end may say nothing for so long."""
         self._liveness.bear(seconds)
         self._arm()
+
+    @property
+    def partial(self) -> int:
+        """Bytes that are kept of a frame that is not whole."""
+        return self._frames.partial
 
     def wake(self) -> None:
         """There may be something to send: flush once in this turn of the loop."""
@@ -201,10 +210,12 @@ class Link:
         self._full_since = self._full_looked = now
         self._full_unsent = carrier.unsent
         self._pace.filled(carrier.given - self._full_unsent, now)
+        self._owner.link_unsent(self._full_unsent)
         self._arm()
 
     def carrier_drained(self) -> None:
         """The socket took everything."""
+        self._owner.link_unsent(0)
         self._pace.drained(self._loop.time())
         self._hold()
         self.flush()

@@ -65,6 +65,9 @@ class UplinkSession:
         """A read was worked on: its answers go out at once."""
         self._driver.flush()
 
+    def link_unsent(self, size: int) -> None:
+        """An agent keeps no account of it: its programs are paused."""
+
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""
         return self._driver.collect(self.session, most, now)
