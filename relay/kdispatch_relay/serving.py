@@ -13,6 +13,7 @@ from kdispatch_protocol.aio.logs import configure_logs
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.console import say
 from kdispatch_relay.listener import Port
+from kdispatch_relay.log_limits import limited_logs
 from kdispatch_relay.seams import Left
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
@@ -34,7 +35,7 @@ async def serve(settings: Settings) -> None:
     _raise_descriptors()
     stop = asyncio.Event()
     _set_on_signals(stop)
-    async with running_relay(settings, Gate, migrate_apart=True) as running:
+    async with limited_logs(), running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
         if running.certificates is not None:
             _read_again_on_hangup(running.certificates)

@@ -355,7 +355,7 @@ class _AgentLink:
         self.limits.end()
         self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
-            _log.warning("session ended: %s: %s (%s)", code, text, self.session)
+            _log.warning("session ended: %s: %s", code, text, extra=self._fields())
         elif self.session.process:
             _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
         self._gate.left(self, code)
