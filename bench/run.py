@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from bench import chains, machine, page, start
+from bench import chains, changes, machine, page, start
 from bench.chains import Chain
 from bench.sites import SITES
 from bench.table import Line, table
@@ -24,7 +24,7 @@ from bench.works import WORKS, Work, by_turns
 
 __all__: list[str] = []
 
-_NAMES: Final = [*dict.fromkeys(work.name for work in WORKS), "start", "memory"]
+_NAMES: Final = [*dict.fromkeys(work.name for work in WORKS), "start", "memory", "changes"]
 _NO_RULER: Final = """\
 **********************************************************************
 HAProxy is not installed, so there is NO RULER: kdispatch is measured
@@ -55,7 +55,7 @@ def main() -> int:
         for line in _measured(Path(folder), names, given, about):
             lines.append(line)
             print("  ".join(line.cells()), file=sys.stderr, flush=True)
-    shown = table(lines, {name: site.title for name, site in SITES.items()} | start.TITLES)
+    shown = table(lines, {name: site.title for name, site in SITES.items()} | start.TITLES | changes.TITLES)
     print("\n".join(f"{name}: {value}" for name, value in about.items()), f"\n{shown}", sep="\n")
     if given.json:
         found = {**about, "lines": [dataclasses.asdict(line) for line in lines]}
@@ -82,6 +82,8 @@ def _measured(folder: Path, names: list[str], given: argparse.Namespace, about: 
         yield from start.lines(folder / "start", rounds=given.rounds, plain=given.plain)
     if "memory" in names:
         yield from start.memory_lines(plain=given.plain)
+    if "changes" in names:
+        yield from changes.lines(rounds=given.rounds)
 
 
 def _lines(work: Work, service: int, ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int) -> list[Line]:

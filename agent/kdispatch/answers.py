@@ -17,6 +17,8 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from kdispatch.relay_url import RelayUrl
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.aio.descriptors import SHORT
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
 
@@ -181,6 +183,10 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
         return KdispatchError("tls_client_cert", f"{relay.authority} asks for a client certificate ({error.reason}).")
     if isinstance(error, ssl.SSLError):
         return not_a_relay(relay, f"it does not speak TLS as expected ({words})")
+    if error.errno in SHORT and not isinstance(error, socket.gaierror):
+        text = f"{relay.authority} was not asked: this machine has no room for one more connection ({words})."
+        hint = "Raise the limit of open files (ulimit -n, LimitNOFILE= in a unit), or end what uses it up."
+        return SetupError("relay_unreachable", text, hint=hint)
     if isinstance(error, socket.gaierror):
         return unreachable(relay, f"the name cannot be resolved ({words})")
     # By number: the race of addresses puts words of its own in place of the system's.

@@ -8,7 +8,6 @@ when it is up or has failed, and keeps no descriptor of the command.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -146,23 +145,20 @@ class Report:
         return True
 
 
-class BoundedLog(io.TextIOBase):
-    """Standard error on a log file that begins anew when it is full; the one before is kept."""
+class BoundedLog:
+    """Writes standard error to a log file that begins anew when it is full; the one before is kept."""
 
     def __init__(self, path: Path, most: int = LOG_BYTES, descriptor: int = 2) -> None:
         self._path = path
         self._most = most
         self._descriptor = descriptor
 
-    def write(self, text: str, /) -> int:
-        """Append to the log."""
-        data = text.encode("utf-8", "backslashreplace")
-        with contextlib.suppress(OSError):  # a full disk must not end the agent
+    def write(self, data: bytes) -> int:
+        """Append to the log, as :data:`kdispatch_protocol.aio.unblocked.Write` does. Raises ``OSError``."""
+        with contextlib.suppress(OSError):  # where no file can be made, the one that is open goes on
             if os.fstat(self._descriptor).st_size + len(data) > self._most:
                 self._begin_anew()
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        return len(text)
+        return os.write(self._descriptor, data)
 
     def _begin_anew(self) -> None:
         self._path.replace(self._path.with_suffix(".log.1"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from kdispatch.local_accept import Acceptor
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.service_query import ServiceQuery
@@ -153,37 +155,48 @@ class LocalListener:
         self.host: str | None = None  # the id of the one host that is asked
         self._client = client
         self._service = service
-        self._server: asyncio.Server | None = None
+        self._bound: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
+        self._taking: set[asyncio.Task[None]] = set()
         self.address = ""
         self.port = 0
 
     async def bind(self, address: str, port: int) -> None:
         """Take the port, without listening yet; raises ``port_in_use`` or ``bad_request``."""
-        loop, driver = asyncio.get_running_loop(), self._client.driver
         try:
-            self._server = await loop.create_server(
-                lambda: Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True).local,
-                address,
-                port,
-                backlog=_BACKLOG,
-                start_serving=False,
-            )
+            # For its sockets: which connections are accepted when is decided here.
+            server = await asyncio.get_running_loop().create_server(
+                asyncio.Protocol, address, port, start_serving=False
+            )  # fmt: skip
         except OSError as error:
             code = "port_in_use" if error.errno in _IN_USE else "bad_request"
             raise KdispatchError(code, f"{address}:{port} can't be listened on: {error.strerror or error}.") from error
-        for sock in self._server.sockets:
+        self._bound = [socket.fromfd(sock.fileno(), sock.family, sock.type) for sock in server.sockets]
+        server.close()
+        for sock in self._bound:
             reset_when_closed(sock)
-        self.address, self.port = self._server.sockets[0].getsockname()[:2]
+        self.address, self.port = self._bound[0].getsockname()[:2]
 
     async def listen(self) -> None:
         """Accept connections from now on."""
-        assert self._server is not None, "bind() comes first"
-        await self._server.start_serving()
+        assert self._bound, "bind() comes first"
+        for sock in self._bound:
+            sock.listen(_BACKLOG)
+            self._acceptors.append(Acceptor(sock, self._take, self._client.log))
 
     def close(self) -> None:
         """Accept no more."""
-        if self._server is not None:
-            self._server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for sock in self._bound:
+            sock.close()
+
+    def _take(self, sock: socket.socket) -> None:
+        driver = self._client.driver
+        pipe = Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True)
+        task = driver.loop.create_task(pipe.take(sock))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
 
     def _accepted(self, pipe: Pipe) -> None:
         try:

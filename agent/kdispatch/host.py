@@ -14,9 +14,11 @@ from kdispatch import local_port
 from kdispatch.local_dial import LocalDial, Target
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
+from kdispatch.setup_error import SetupError
 from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
 from kdispatch_protocol import events
+from kdispatch_protocol.aio.descriptors import is_ours
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
 from kdispatch_protocol.endpoint import host_id
@@ -196,6 +198,7 @@ class LocalPort:
         self._limits = limits
         self._failures = 0
         self._look_now = asyncio.Event()
+        self._short = False  # this machine could not connect, and that was told
 
     def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
         """Dial for a requested stream."""
@@ -228,6 +231,11 @@ class LocalPort:
             self._serve(driver, stream, dial)
 
     def _refused(self, driver: EndpointDriver, stream: Stream, error: OSError) -> None:
+        if is_ours(error):
+            # The service was not asked: it stays offered, and the relay may try another host.
+            self._tell_short(error)
+            driver.refuse(stream, "busy", f"The host's machine can't connect to the service: {_words(error)}.")
+            return
         self._refuse(driver, stream, "host_refused", f"The service refused: {error.strerror or error}.")
 
     def _refuse(self, driver: EndpointDriver, stream: Stream, code: str, text: str) -> None:
@@ -242,6 +250,9 @@ class LocalPort:
         assert host is not None
         assert sock is not None
         self._failures = 0
+        if self._short:
+            self._short = False
+            host.log.info(f"Connections to {self.address}:{self.port} can be made again.")
         reset_when_closed(sock)
         if stream.ended:
             dial.close()
@@ -256,6 +267,14 @@ class LocalPort:
             service = pipe.stream.stream.service
             host.log.debug("A connection ended.", service=service, host=host.id, **account(pipe), code=code)
 
+    def _tell_short(self, error: OSError) -> None:
+        if self.host is not None and not self._short:
+            self._short = True
+            text = (
+                f"This machine can't connect to {self.address}:{self.port}: {_words(error)}. The service stays offered."
+            )
+            self.host.log.warning(text, code="busy")
+
     def _failed(self) -> None:
         self._failures += 1
         if self._failures >= _FAILURES:
@@ -263,7 +282,13 @@ class LocalPort:
 
     async def check(self) -> None:
         """Raise ``local_port_closed`` unless the port is open."""
-        if not await local_port.is_open(self.address, self.port, self._limits.dial):
+        try:
+            is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
+        except OSError as error:
+            text = f"Whether anything listens on {self.address}:{self.port} can't be found out: {_words(error)}."
+            hint = "Check --address, and what this machine and process may have (ulimit -n)."
+            raise SetupError("local_port_closed", text, hint=hint) from error
+        if not is_open:
             raise KdispatchError("local_port_closed", f"Nothing listens on {self.address}:{self.port}.")
 
     async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
@@ -280,7 +305,11 @@ class LocalPort:
                 async with asyncio.timeout(pause):
                     await self._look_now.wait()
             self._look_now.clear()
-            is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
+            try:
+                is_open = await local_port.is_open(self.address, self.port, self._limits.dial)
+            except OSError as error:
+                self._tell_short(error)
+                continue
             if is_open and not listed:
                 listed, self._failures = True, 0
                 host.offer()
@@ -295,3 +324,7 @@ class LocalPort:
                     await host.drain(drain)
                     raise KdispatchError("local_port_closed", f"{closed} any more.")
                 host.log.warning(f"{closed}: the service is withdrawn until it is back.")
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)

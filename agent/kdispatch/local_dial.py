@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from typing import Any
 
 from aiohappyeyeballs import start_connection
 
 from kdispatch.operating_system import HERE
+from kdispatch_protocol.aio.descriptors import is_reserved
 
 __all__ = ["LocalDial", "Target"]
 
@@ -28,6 +30,9 @@ class Target:
         if self._place is None:
             return LocalDial(self, None)
         sock = socket.socket(self._family, socket.SOCK_STREAM)
+        if is_reserved(sock.fileno()):
+            sock.close()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             sock.settimeout(0)
             with contextlib.suppress(BlockingIOError, InterruptedError):

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from kdispatch_protocol.aio.descriptors import is_ours
+
 __all__ = ["LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "looks_open"]
 
 #: Seconds between looks that cost the service nothing, and between those that connect to it.
@@ -50,13 +52,18 @@ def _lists(table: Path, listeners: set[str]) -> bool:
 
 
 async def is_open(address: str, port: int, timeout: float) -> bool:
-    """Whether the port takes connections: by the kernel's table, or else by connecting once."""
+    """Whether the port takes connections: by the kernel's table, or else by connecting once.
+
+    Raises ``OSError`` where this machine could not ask: that says nothing of the port.
+    """
     if await look(address, port):
         return True
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(address, port)
-    except OSError:  # TimeoutError is one
+    except OSError as error:  # TimeoutError is one
+        if is_ours(error):
+            raise
         return False
     writer.close()
     with contextlib.suppress(OSError):

@@ -86,13 +86,57 @@ class Posix:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, act, number)
 
-    def ask_to_stop(self, pid: int) -> None:
-        """Let a process drain and end; raises ``ProcessLookupError`` where there is none."""
-        os.kill(pid, signal.SIGTERM)
+    def place(self) -> tuple[str, str, str, str]:
+        """What tells this place from others: machine, boot, pid namespace, network cards; empty where unknown."""
+        if sys.platform == "darwin":
+            return "", _told("sysctl", "-n", "kern.bootsessionuuid"), "", ""
+        namespace = ""
+        with contextlib.suppress(OSError):
+            namespace = str(Path("/proc/self/ns/pid").readlink())
+        return _text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), namespace, _network_cards()
 
-    def end_now(self, pid: int) -> None:
-        """End a process whatever it is doing; raises ``ProcessLookupError`` where there is none."""
-        os.kill(pid, signal.SIGKILL)
+    def process_started(self, pid: int) -> str | None:
+        """When a process began, in the system's own words; ``None`` where there is none, or the system doesn't say."""
+        if sys.platform == "darwin":
+            return _told("ps", "-o", "lstart=", "-p", str(pid)) or None
+        own = str(os.getpid())
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if str(pid) != own and str(Path("/proc/self").readlink()) != own:
+                return None  # /proc counts in another pid namespace: its numbers are other processes
+            stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
+            # Behind the command, which may hold anything: field 22 of proc(5), in ticks since the boot.
+            return str(int(stat.rpartition(")")[2].split()[19]))
+        return None
+
+    def ask_to_stop(self, pid: int, started: str | None) -> bool:
+        """Let the process drain and end that has this number and began then; whether there is such a one."""
+        return self._signal(pid, started, signal.SIGTERM)
+
+    def end_now(self, pid: int, started: str | None) -> bool:
+        """End it whatever it is doing; whether there is such a one."""
+        return self._signal(pid, started, signal.SIGKILL)
+
+    def _signal(self, pid: int, started: str | None, number: int) -> bool:
+        # The handle comes first: what it names stays the same process, and the number may be another's at any moment.
+        try:
+            handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        except ProcessLookupError:
+            return False
+        except OSError:  # an old kernel, or a sandbox that knows no such call
+            handle = None
+        try:
+            if started is None or self.process_started(pid) != started:
+                return False
+            if handle is None:
+                os.kill(pid, number)
+            else:
+                signal.pidfd_send_signal(handle, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return True
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The addresses of the proxies that the user's settings name for ``host``, by scheme; Linux has no such."""
@@ -147,16 +191,25 @@ class Windows:
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
         """asyncio's own handling of Ctrl-C stays: its loops take no handlers here."""
 
-    def ask_to_stop(self, pid: int) -> None:
-        """There is no asking: the process ends."""
-        self.end_now(pid)
+    def place(self) -> tuple[str, str, str, str]:
+        """The machine is known by its name alone."""
+        return "", "", "", ""
 
-    def end_now(self, pid: int) -> None:
-        """End a process whatever it is doing; raises ``ProcessLookupError`` where there is none."""
+    def process_started(self, pid: int) -> str | None:  # noqa: ARG002 - see ask_to_stop
+        """Python's library doesn't tell."""
+        return None
+
+    def ask_to_stop(self, pid: int, started: str | None) -> bool:
+        """There is no asking: the process ends."""
+        return self.end_now(pid, started)
+
+    def end_now(self, pid: int, started: str | None) -> bool:  # noqa: ARG002 - see process_started
+        """End the process. That it holds its record's lock, which others can't get here, is all that is known of it."""
         try:
             os.kill(pid, signal.SIGTERM)  # TerminateProcess, for every number that is no console event
-        except PermissionError:  # what Windows says of a process that has just ended
-            raise ProcessLookupError(pid) from None
+        except (ProcessLookupError, PermissionError):  # the latter is said of a process that has just ended
+            return False
+        return True
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The same, from the registry."""
@@ -165,6 +218,31 @@ class Windows:
     def system_trust(self) -> ssl.SSLContext | None:
         """The same."""
         return _system_trust()
+
+
+def _text(path: str) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text("ascii").strip()
+    return ""
+
+
+def _told(*command: str) -> str:
+    """What a program of the system says; empty where it fails."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # A command of ours; the locale is fixed because two of these texts are compared.
+        environment = {**os.environ, "LC_ALL": "C"}
+        return subprocess.run(  # noqa: S603
+            command, env=environment, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    return ""
+
+
+def _network_cards() -> str:
+    """The addresses of Linux' network cards, and not of bridges, tunnels and the like, which come and go."""
+    found = []
+    with contextlib.suppress(OSError):
+        found = [_text(f"{card}/address") for card in Path("/sys/class/net").iterdir() if (card / "device").exists()]
+    return " ".join(sorted(found))
 
 
 def _system_trust() -> ssl.SSLContext:

@@ -1,8 +1,13 @@
 """Which agents run here as this user: a record for each, in ``agents/`` of the state directory.
 
-An agent holds a lock on its record for as long as its process lives. Whoever
-gets that lock knows that the agent is gone, whatever has its pid by now; such
-records are removed when they are met. Logs stay, the newest hundred of them.
+An agent holds a lock on its record for as long as its process lives. A command
+that gets that lock knows that the agent is gone, whatever has its pid by now; it
+removes such records. Logs stay, the newest hundred of them.
+
+That holds on one machine. A record says where its process runs, because a state
+directory may be shared with other machines and containers, or be a copy. Records
+of another place, or of an unknown one, are left alone: nothing here tells whether
+their agents live, and their pids are other processes here.
 """
 
 from __future__ import annotations
@@ -20,24 +25,38 @@ from typing import Final, Self
 
 from kdispatch.control import bind
 from kdispatch.operating_system import HERE
+from kdispatch.places import Place
 from kdispatch.private_files import private_lock, writing
 from kdispatch.settings import state_directory
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["Ending", "Held", "Record", "agents_directory", "find", "hold", "living", "log_file", "new_id"]
+__all__ = [
+    "Ending",
+    "Held",
+    "Record",
+    "agents_directory",
+    "find",
+    "hold",
+    "living",
+    "log_file",
+    "new_id",
+    "record_file",
+]
 
 SCHEMA: Final = 1
 _VARIABLE: Final = "KDISPATCH_STATE_DIR"
 _PREFIX: Final = 4  # characters of an id that are enough, where no other begins with them
 _LOGS_KEPT: Final = 100  # of agents that are gone
+_ELSEWHERE_KEPT: Final = 100  # records of agents that are gone, in containers that are
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's.
 
-    ``control`` is the address of its control socket, as :mod:`kdispatch.control` has it.
+    ``control`` is the address of its control socket, as :mod:`kdispatch.control` has it. :func:`hold` writes
+    ``place`` and ``process_started``, which tell which process ``pid`` is; without them that is not known.
     """
 
     id: str
@@ -55,6 +74,20 @@ class Record:
     control_token: str | None = None
     pid: int = dataclasses.field(default_factory=os.getpid)
     started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
+    place: Place | None = None
+    process_started: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether ``pid`` is a process that this one can see and signal."""
+        return self.place is not None and self.place.counts_like(Place.here())
+
+    @property
+    def whereabouts(self) -> str:
+        """Where it runs, for people: ``runs on machine lab-2``."""
+        if self.place is None:
+            return "runs on a machine that its record does not name"
+        return f"runs {self.place.seen_from(Place.here())}"
 
     def encode(self) -> bytes:
         """The content of the record's file."""
@@ -66,6 +99,7 @@ class Record:
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             fields = json.loads(data)
             if fields.pop("schema", None) == SCHEMA:
+                fields["place"] = Place.read(fields.get("place"))
                 return cls(**fields)
         return None
 
@@ -83,6 +117,11 @@ def new_id() -> str:
 def log_file(agent: str) -> Path:
     """The log of an agent in the background."""
     return agents_directory() / f"{agent}.log"
+
+
+def record_file(agent: str) -> Path:
+    """The record of an agent."""
+    return _path(agents_directory(), agent)
 
 
 class Held:
@@ -122,8 +161,15 @@ def hold(record: Record) -> Held:
         try:
             HERE.try_lock(descriptor)  # nobody else can have it: the name is new
             control, address = bind(_control_path(path))
-            record = dataclasses.replace(record, control=address, control_token=secrets.token_urlsafe(32))
+            record = dataclasses.replace(
+                record,
+                control=address,
+                control_token=secrets.token_urlsafe(32),
+                place=Place.here(),
+                process_started=HERE.process_started(record.pid),
+            )
             _write(descriptor, record)
+            _forget_old_records(directory)
             _forget_old_logs(directory)
         except BaseException:
             os.close(descriptor)
@@ -135,20 +181,19 @@ def hold(record: Record) -> Held:
 
 
 def living() -> list[Record]:
-    """The agents that run, the oldest first. Records of others are removed."""
+    """The agents that run, the oldest first, and those of other places, which may run. Records of dead ones go."""
     if not agents_directory().is_dir():
         return []
     found = []
+    here = Place.here()
     with _locked() as directory, writing(directory, variable=_VARIABLE):
-        for path in directory.glob("*.json"):
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                if HERE.try_lock(descriptor):
-                    _forget(path)
-                elif record := Record.decode(os.read(descriptor, 1 << 16)):
-                    found.append(record)
-            finally:
-                os.close(descriptor)
+        for path, descriptor, record in _records(directory):
+            if record is None:
+                continue  # of another version
+            if _may_be_removed(record, here) and HERE.try_lock(descriptor):
+                _forget(path)
+            else:
+                found.append(record)
     return sorted(found, key=lambda record: (record.started, record.id))
 
 
@@ -180,7 +225,7 @@ def _one_of(names: set[str], name: str) -> None:
 
 
 class Ending:
-    """Tells when an agent's process is gone, by its lock. Make it before the agent is asked to end."""
+    """Tells by its lock when the process of an agent here is gone. Make it before the agent is asked to end."""
 
     def __init__(self, record: Record) -> None:
         self._path = _path(agents_directory(), record.id)
@@ -207,6 +252,39 @@ def _locked() -> Iterator[Path]:
     directory = agents_directory()
     with private_lock(directory, variable=_VARIABLE):
         yield directory
+
+
+def _records(directory: Path) -> Iterator[tuple[Path, int, Record | None]]:
+    """Every record, with an open file of it, which is closed at the next step."""
+    for path in directory.glob("*.json"):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:  # another machine does not wait for this one's lock
+            continue
+        try:
+            yield path, descriptor, Record.decode(os.read(descriptor, 1 << 16))
+        finally:
+            os.close(descriptor)
+
+
+def _may_be_removed(record: Record, here: Place) -> bool:
+    """Whether a free lock proves that the agent is gone: it ran here, or in another boot of this machine."""
+    return record.place is not None and (record.place.counts_like(here) or here.rebooted_from(record.place))
+
+
+def _forget_old_records(directory: Path) -> None:
+    """Remove the oldest records of containers that were killed: each start of one is another place.
+
+    This kernel ran them, so their free locks prove that they are gone.
+    """
+    here = Place.here()
+    gone = []
+    for path, descriptor, record in _records(directory):
+        place = None if record is None else record.place
+        if record is not None and place is not None and here.same_kernel(place) and HERE.try_lock(descriptor):
+            gone.append((record.started, path))
+    for _, path in sorted(gone, reverse=True)[_ELSEWHERE_KEPT:]:
+        _forget(path)
 
 
 def _path(directory: Path, agent: str) -> Path:

@@ -226,9 +226,9 @@ class Authority:
             raise KdispatchError("not_permitted", "This is an invitation to a service, and no code to sign up with.")
         return code
 
-    def forget(self) -> None:
-        """Something may have changed: what was looked up a moment ago does not count."""
-        self.repository.forget()
+    def forget(self, scope: str) -> None:
+        """Something of ``handle/name``, or of a handle, may have changed: what was looked up of it does not count."""
+        self.repository.forget(scope)
 
     def note(self, event: AuditEvent) -> None:
         """Something happened to a service, which is the event's subject: its owner may read it in the audit."""

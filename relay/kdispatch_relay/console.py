@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
+from kdispatch_protocol.aio.unblocked import leave
 from kdispatch_protocol.console import error_json, error_lines, escaped
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.shortage import shortage
 
 __all__ = ["errors_told", "say"]
 
 
 def say(text: str, *, err: bool = False) -> None:
     """One line; control characters are escaped, so a terminal never obeys them."""
-    typer.echo(escaped(text), err=err)
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{escaped(text)}\n")
+    stream.flush()
 
 
 @contextmanager
@@ -25,9 +30,12 @@ def errors_told(*, as_json: bool = False) -> Iterator[None]:
         yield
     except KdispatchError as error:
         row = error.info
+        hint = getattr(error, "hint", row.hint)  # some know better than the table
         if as_json:
-            typer.echo(error_json(error.text, code=error.code, hop=row.hop, hint=row.hint), err=True)
+            lines = [error_json(error.text, code=error.code, hop=row.hop, hint=hint)]
         else:
-            for line in error_lines(error.text, code=error.code, hop=row.hop, hint=row.hint):
-                typer.echo(line, err=True)
+            lines = [*error_lines(error.text, code=error.code, hop=row.hop, hint=hint)]
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        if error.__cause__ is not None and shortage(error.__cause__):
+            leave(row.exit or 1)
         raise typer.Exit(row.exit or 1) from None

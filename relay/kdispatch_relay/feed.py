@@ -53,8 +53,9 @@ class Feed:
 
     async def _look(self) -> None:
         self._live.expire(time.time())
-        for number, scope in await self._repository.changes.since(self._last):
-            self._last = number
+        changes = await self._repository.changes.since(self._last)
+        self._last = max((number for number, _ in changes), default=self._last)
+        for scope in dict.fromkeys(scope for _, scope in changes):  # each once, however often it changed
             self._live.recheck(scope)
 
     async def _write_used(self) -> None:

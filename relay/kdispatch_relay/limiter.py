@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,9 @@ from kdispatch_relay.problems import TryLaterError
 from kdispatch_relay.rates import Rates, Recent, whole_seconds
 from kdispatch_relay.settings import Settings
 
-__all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits"]
+__all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits", "Shares"]
+
+_log = logging.getLogger("kdispatch.relay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +65,39 @@ RATES: Final = (
 CAPS: Final[Mapping[str, str]] = {"source_sessions": "limit_source_sessions", "sessions": "limit_sessions"}
 
 _KEY: Final = 16  # bytes of a token's digest: as good as all of them
+_ROOM_AGAIN: Final = 0.9  # of all sessions: with fewer than that a relay is not full any more
 _FULL: Final = 10  # seconds after which there may be room for one more session; nobody can know
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Percents of an account's streams: of its public services, and of one source there of what the others leave.
+
+    0 is no limit, as it is for settings.
+    """
+
+    public: int = 0
+    source: int = 0
+
+    def public_of(self, streams: int) -> int:
+        """How many of so many streams public services may have: all but a part, yet one where there is one."""
+        return max(min(streams, 1), streams * self.public // 100) if self.public else streams
+
+    @property
+    def source_part(self) -> float:
+        """The part that one source may have of what the others leave."""
+        return self.source / 100 if self.source else 1.0
 
 
 class Limiter:
     """One relay's. ``accepted`` are digests of tokens that were good lately: those are looked up whoever shows them.
 
     A source is a group of :func:`~kdispatch_relay.sources.group_of`; an empty one is not known, and not limited.
-    ``descriptors`` is how many files this process may have open, if there is a bound. ``limited`` counts by kind what
-    was refused.
+    ``sessions`` is how many there may be in all, instead of the setting. ``limited`` counts by kind what was refused.
     """
 
     def __init__(
-        self, settings: Settings, accepted: Recent[bytes], clock: Callable[[], float], descriptors: int | None = None
+        self, settings: Settings, accepted: Recent[bytes], clock: Callable[[], float], sessions: int | None = None
     ) -> None:
         self.limited: Counter[str] = Counter()
         self._accepted = accepted
@@ -83,8 +106,10 @@ class Limiter:
             rate.kind: made for rate in RATES if (made := _made(rate, getattr(settings, rate.setting))) is not None
         }
         self._told = {rate.kind: rate.told for rate in RATES}
-        self._most = _most_sessions(settings.limit_sessions, descriptors)
+        self._most = settings.limit_sessions if sessions is None else sessions
+        self._refused = 0  # sessions that found no room since that was told
         self._most_of_source = settings.limit_source_sessions
+        self.shares: Final = Shares(settings.limit_public_streams, settings.limit_source_streams)
         self._sessions = 0
         self._sessions_of: dict[str, int] = {}
 
@@ -135,6 +160,9 @@ class Limiter:
         """One more session; raises ``busy``, or ``rate_limited`` where its source begins too many."""
         if self._most and self._sessions >= self._most:
             self.limited["sessions"] += 1
+            if not self._refused:
+                _log.warning("%d sessions are all that this relay takes: more are refused with 503", self._most)
+            self._refused += 1
             raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
         of_source = self._sessions_of.get(source, 0)
         if source and self._most_of_source and of_source >= self._most_of_source:
@@ -147,6 +175,9 @@ class Limiter:
     def end_session(self, source: str) -> None:
         """One less."""
         self._sessions -= 1
+        if self._refused and self._sessions < self._most * _ROOM_AGAIN:
+            _log.warning("there is room for sessions again; %d were refused", self._refused)
+            self._refused = 0
         left = self._sessions_of[source] - 1
         if left:
             self._sessions_of[source] = left
@@ -186,11 +217,11 @@ class SessionLimits:
     nothing is limited.
     """
 
-    __slots__ = ("_kept", "_limiter", "_source")
+    __slots__ = ("_kept", "_limiter", "source")
 
     def __init__(self, limiter: Limiter | None, source: str) -> None:
         self._limiter = limiter
-        self._source = source
+        self.source: Final = source
         self._kept = False
         if limiter is not None:
             limiter.begin_session(source)
@@ -210,36 +241,34 @@ class SessionLimits:
     def end(self) -> None:
         """The session is over."""
         if self._limiter is not None:
-            self._limiter.end_session(self._source)
+            self._limiter.end_session(self.source)
+
+    @property
+    def shares(self) -> Shares:
+        """See :class:`Shares`."""
+        return Shares() if self._limiter is None else self._limiter.shares
 
     def peek(self, now: float) -> bool:
         """Whether one more may fail."""
-        return self._limiter is None or self._limiter.may_fail(self._source, now)
+        return self._limiter is None or self._limiter.may_fail(self.source, now)
 
     def take(self, now: float) -> bool:
         """One more failed; returns whether it might."""
-        return self._limiter is None or self._limiter.failed(self._source, now)
+        return self._limiter is None or self._limiter.failed(self.source, now)
 
     def spend(self, kind: str, count: float, now: float) -> float:
         """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
-        return 0.0 if self._limiter is None else self._limiter.spend(kind, self._source, count, now)
+        return 0.0 if self._limiter is None else self._limiter.spend(kind, self.source, count, now)
 
     def give_back(self, kind: str, count: float) -> None:
         """So many of those that were taken did not count."""
         if self._limiter is not None:
-            self._limiter.give_back(kind, self._source, count)
+            self._limiter.give_back(kind, self.source, count)
 
     def authenticating(self, token: str | None) -> AbstractContextManager[None]:
         """See :meth:`Limiter.authenticating`."""
-        return nullcontext() if self._limiter is None else self._limiter.authenticating(self._source, token)
+        return nullcontext() if self._limiter is None else self._limiter.authenticating(self.source, token)
 
 
 def _made(rate: Rate, count: int) -> Rates[object] | None:
     return Rates(count / rate.seconds, max(1.0, count * rate.at_once - rate.less)) if count else None
-
-
-def _most_sessions(setting: int, descriptors: int | None) -> int:
-    """A quarter of the descriptors is for connections that are no sessions yet, and for the database."""
-    if not setting or descriptors is None:
-        return setting
-    return min(setting, descriptors * 3 // 4)

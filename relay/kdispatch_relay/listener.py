@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -33,11 +34,14 @@ _DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
 _AT_ONCE: Final = 100  # connections that are accepted before others have their turn
 _REST: Final = 0.05  # seconds before more are accepted where there was no descriptor for the next one
 _PATIENCE: Final = 1.0  # seconds that a connection has before it makes room for others: honest ones need less
+_TELL_EVERY: Final = 60.0  # seconds between two lines about that
 _ROOM: Final = 32  # connections that make room for it and those behind it
 # Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
 _QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
 _HANDSHAKES_MOST: Final = 5.0
+
+_log = logging.getLogger("kdispatch.relay")
 
 #: Errors by which the system says that it has no room for one more connection.
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -70,6 +74,7 @@ class Listener:
         self._taking: set[asyncio.Task[None]] = set()
         self._others = False  # another relay gets what comes
         self._watched = True  # what comes is taken at once
+        self._tell_again = 0.0  # when it is told once more that there is no room
 
     @classmethod
     async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
@@ -163,9 +168,14 @@ class Listener:
         try:
             for accepted, peer in islice(_accepted(sock, full=True), _AT_ONCE):
                 self._take(accepted, peer)
-        except OSError:
+        except OSError as error:
             # As long as one waits the loop would come back at once.
             loop = asyncio.get_running_loop()
+            if loop.time() >= self._tell_again:
+                self._tell_again = loop.time() + _TELL_EVERY
+                _log.warning(
+                    "new connections wait: %s; a higher limit (ulimit -n) allows more", error.strerror or error
+                )
             loop.remove_reader(sock)
             loop.call_later(_REST, self._ready_again, sock)
             self._make_room()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
 
+from kdispatch_protocol.aio.descriptors import limit
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER
 from kdispatch_relay.app import make_app
@@ -20,6 +22,7 @@ from kdispatch_relay.http_connection import HttpConnections, http_options
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.listener import Listener, Port
 from kdispatch_relay.operator_token import operator_digest
+from kdispatch_relay.room import Room
 from kdispatch_relay.screen import Screen
 from kdispatch_relay.seams import Left, TunnelGate
 from kdispatch_relay.settings import Settings
@@ -98,8 +101,9 @@ async def running_relay(
     database = Database(settings.database, wait=settings.database_wait, migrate_apart=migrate_apart)
     authority = Authority(Repository(database), sign_up=settings.sign_up)
     gate = make_gate(authority)
-    arrivals = Arrivals(settings.trusted_proxies, limits)
-    limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, _descriptors())
+    room = Room.of(limit(), settings.limit_sessions, limits.arrivals)
+    arrivals = Arrivals(settings.trusted_proxies, replace(limits, arrivals=room.arrivals))
+    limiter = Limiter(settings, authority.accepted, asyncio.get_running_loop().time, room.sessions)
     app = make_app(authority, gate, arrivals, limiter, operator=operator, audit_days=settings.audit_days)
     runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN)
     connections = Connections(runner, _SHUTDOWN)
@@ -127,13 +131,3 @@ async def _certificates(settings: Settings) -> Certificates | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return await asyncio.to_thread(Certificates, settings.tls_cert, settings.tls_key)
-
-
-def _descriptors() -> int | None:
-    """How many files this process may have open, if that is bounded."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from types import FrameType
 from typing import Final
 
+from kdispatch_protocol.aio.descriptors import raise_limit
 from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.console import say
 from kdispatch_relay.listener import Port
@@ -22,6 +23,8 @@ from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 
+_LAST_WORDS: Final = 0.2  # seconds for the log of a relay that is to end at once
+
 _AT_THE_PORT: Final = {
     Port.TAKEN: "Another relay gets all new connections.",
     Port.KEPT: "New connections wait for the next relay.",
@@ -31,8 +34,9 @@ _AT_THE_PORT: Final = {
 
 async def serve(settings: Settings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
+    unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
-    _raise_descriptors()
+    raise_limit()
     stop = asyncio.Event()
     _set_on_signals(stop)
     async with limited_logs(), running_relay(settings, Gate, migrate_apart=True) as running:
@@ -107,17 +111,6 @@ def _figures(left: Left) -> dict[str, object]:
     return {"hosts": left.hosts, "clients": left.clients, "streams": left.streams}
 
 
-def _raise_descriptors() -> None:
-    """Allow as many open files as the system lets this process have: each session is one, and the default is 1,024."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _read_again_on_hangup(certificates: Certificates) -> None:
     if not hasattr(signal, "SIGHUP"):  # on Windows
         return
@@ -135,6 +128,7 @@ def _set_on_signals(stop: asyncio.Event) -> None:
         if had:
             # A second one ends the process at once. Not by the default from the first one on: Python would lose, with
             # a traceback, the second of two that come at the same moment.
+            finish_output(_LAST_WORDS)
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         had = True

@@ -12,12 +12,22 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.sources import Networks, networks
 
-__all__ = ["LIMITS", "LOG_FORMATS", "SETTINGS", "SIGN_UP", "Settings", "environment_name", "host_of", "is_loopback"]
+__all__ = [
+    "LIMITS",
+    "LOG_FORMATS",
+    "SETTINGS",
+    "SIGN_UP",
+    "Settings",
+    "environment_name",
+    "host_of",
+    "is_loopback",
+]
 
 
 LOG_FORMATS: Final = ("text", "json")
 SIGN_UP: Final = ("open", "code", "closed")
 
+_PERCENTS: Final = ("limit_public_streams", "limit_source_streams")  # of the limits
 _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 
 
@@ -107,6 +117,15 @@ class Settings:
         metadata={"help": "Sessions of all, but never more than three quarters of the file descriptors; or off."},
     )
 
+    limit_public_streams: int = field(
+        default=75,
+        metadata={"help": "Percent of an account's streams that its public services may have together; or off."},
+    )
+    limit_source_streams: int = field(
+        default=50,
+        metadata={"help": "Percent of those, as far as other sources leave them, that one source may have; or off."},
+    )
+
     operator_token_file: Path | None = field(
         default=None,
         metadata={"help": "File with the token by which the operator may ask for the state from other machines."},
@@ -131,6 +150,9 @@ class Settings:
         for name in LIMITS:
             if getattr(self, name) < 0:
                 raise KdispatchError("bad_request", f"--{name.replace('_', '-')} must be 0, off, or more than 0.")
+        for name in _PERCENTS:
+            if getattr(self, name) > 100:
+                raise KdispatchError("bad_request", f"--{name.replace('_', '-')} is a percentage: at most 100.")
         if self.drain_time < 0:
             raise KdispatchError("bad_request", "The drain time must be 0 seconds or more.")
         self.check_address(self.address[0], self.listen)
@@ -170,7 +192,7 @@ class Settings:
         return host, int(port)
 
 
-#: The settings that are numbers of things, where 0 is none.
+#: The settings that are numbers of things, or percents, where 0 is none.
 LIMITS: Final = tuple(item.name for item in fields(Settings) if item.name.startswith("limit_"))
 
 #: Every setting by its name. ``default`` and ``metadata["help"]`` describe it.

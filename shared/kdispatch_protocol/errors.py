@@ -119,7 +119,7 @@ _TABLE: Final = (
     Code("busy", _RELAY, 503, 1, "A limit is reached; nothing more is taken on for now.",
          "Try again shortly."),
     Code("storage_unavailable", _RELAY, 503, 1, "The relay's database does not answer.",
-         "Running streams go on; try again shortly."),
+         "Running streams go on. Try again; if it stays so, the relay's operator has to look at it."),
     Code("version_unsupported", _UP, 426, 1, "Agent and relay have no protocol version in common.",
          "Upgrade the older of the two."),
     Code("internal_error", _RELAY, 500, 1, "The relay met a defect of its own.",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kdispatch.places import Place
 from kdispatch.slots import SECRET_BYTES, Slot, take_slot
 from kdispatch_protocol.errors import KdispatchError
 
@@ -128,3 +132,96 @@ def test_as_many_as_there_are(held: list[Slot], monkeypatch: pytest.MonkeyPatch)
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert take_slot("host", "ann/web", _RELAY) is None
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def _as_if(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
+    """From now on this process runs in another place."""
+    other = dataclasses.replace(Place.here(), **changed)
+    monkeypatch.setattr("kdispatch.slots.Place.here", lambda: other)
+
+
+def test_a_copy_has_no_predecessors(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copied state directory, on this machine or another, ends nobody's session, and is its own from then on."""
+    first = _take(held)
+    shutil.copytree(state, state.parent / "copy", copy_function=shutil.copy2)
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state.parent / "copy"))
+    second = _take(held)
+    assert second.identity.predecessors == ()
+    assert second.told is not None and "an agent on this machine wrote its slots" in second.told
+    _release(held, second)
+    third = _take(held)
+    assert (third.identity.predecessors, third.told) == ((second.identity.secret,), None)
+    monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state))
+    _release(held, first)
+    assert _take(held).identity.predecessors == (first.identity.secret,)
+
+
+def test_another_machine_keeps_its_slot(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where locks don't reach from one machine to the other each has slots of its own, and says so once."""
+    first = _take(held)
+    _release(held, first)  # as a lock that is held on another machine looks on some file systems
+    with monkeypatch.context() as there:
+        _as_if(there, name="lab-2", machine="ab", boot="b", processes="pid:[1]")
+        second = _take(held)
+        assert second.identity.predecessors == () and second.told is not None
+        _release(held, second)
+        third = _take(held)
+        assert (third.identity.predecessors, third.told) == ((second.identity.secret,), None)
+        _release(held, third)
+    again = _take(held)
+    assert (again.identity.predecessors, again.told) == ((first.identity.secret,), None)
+    assert len(list((state / "slots").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "known"),
+    [
+        ({"boot": "next"}, True),  # a reboot
+        ({"name": "c2", "machine": "ab", "processes": "pid:[1]"}, True),  # a container's successor: the same kernel
+        ({"boot": "next", "hardware": "cd"}, False),  # a clone with its own network card
+        ({"boot": "next", "machine": "ab"}, False),
+        ({"boot": "next", "name": "lab-2"}, False),
+    ],
+    ids=["reboot", "next container", "clone", "another machine id", "another name"],
+)
+def test_who_is_a_successor(
+    held: list[Slot], monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], known: bool
+) -> None:
+    """The next process on this kernel is, and so is one after a reboot; a clone of the machine is none."""
+    first = _take(held)
+    _release(held, first)
+    _as_if(monkeypatch, **changed)
+    assert _take(held).identity.predecessors == ((first.identity.secret,) if known else ())
+
+
+def test_too_many_machines(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where other machines have all slots, one of them loses what it knew, and nobody becomes its successor."""
+    monkeypatch.setattr("kdispatch.slots._SLOTS", 2)
+    for number in range(5):
+        with monkeypatch.context() as there:
+            _as_if(there, name=f"lab-{number}", machine=f"{number}", boot=f"{number}")
+            slot = _take(held)
+            assert slot.identity.predecessors == ()
+            _release(held, slot)
+
+
+@pytest.mark.parametrize("lost", ["inode", "place"])
+def test_a_slot_of_an_unknown_place(held: list[Slot], state: Path, lost: str) -> None:
+    """What does not say where it was written has no predecessors."""
+    _release(held, _take(held))
+    [path] = (state / "slots").iterdir()
+    content = json.loads(path.read_text())
+    (content["file"] if lost == "inode" else content).pop(lost)
+    path.write_text(json.dumps(content))
+    assert _take(held).identity.predecessors == ()
+
+
+def test_a_restarted_container(held: list[Slot], state: Path) -> None:
+    """A file system that was mounted again has another device number; the file is the same one."""
+    first = _take(held)
+    _release(held, first)
+    [path] = (state / "slots").iterdir()
+    content = json.loads(path.read_text())
+    content["file"]["device"] += 1
+    path.write_text(json.dumps(content))
+    assert _take(held).identity.predecessors == (first.identity.secret,)

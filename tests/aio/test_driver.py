@@ -15,6 +15,7 @@ from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.streams import Stream
+from kdispatch_relay.switch.revocations import doubt
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SERVICE, Program, Twin, memory_pair, running_gate, settle, twin, until
 
@@ -91,7 +92,7 @@ async def test_failure_behind_accept(pair: Twin) -> None:
 async def test_stop_ends_pending_opens(pair: Twin) -> None:
     """An open that waits for an answer is reset when the agent ends."""
     pair.store.answering.clear()
-    pair.gate.switch.registry.entry(SERVICE).terms = None  # the answer is not known already
+    doubt(pair.gate.switch, SERVICE)  # the answer is not known already
     waiting, unsent = Program(), Program()
     pair.client.open(SERVICE, waiting)
     await until(lambda: pair.store.asked == 2)

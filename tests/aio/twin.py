@@ -197,7 +197,7 @@ class Yes(Authority):
             raise self.error
         return Grant(ServiceRecord(service=service, access="public"))
 
-    def forget(self) -> None:
+    def forget(self, scope: str) -> None:
         """Nothing is kept."""
 
     def note(self, event: AuditEvent) -> None:

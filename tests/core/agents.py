@@ -21,7 +21,7 @@ def revoke_service(switch: Switch, service: str) -> None:
     """What happens when a service is deleted: everything is asked for again, and nothing may stay."""
     doubt(switch, service)
     why = ("unknown_service", "The service was deleted.")
-    revoke(switch, service, dict.fromkeys(claims(switch, service), why), 0.0)
+    revoke(switch, dict.fromkeys(claims(switch, service), why), 0.0)
 
 
 class Relay:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tests.core import verdict
 from tests.core.world import Agent, End, World
 
-__all__ = ["CALM", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Storm", "play"]
+__all__ = ["CALM", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Action", "Storm", "play"]
 
 #: A weight, and what then happens.
 Action = tuple[float, Callable[[], None]]
@@ -38,8 +38,15 @@ TRUSTY = Storm(agents=False, jumps=False)
 STORM = Storm()
 
 
-def play(rng: random.Random, world: World, steps: int, storm: Storm) -> None:
-    """Let ``steps`` random things happen."""
+def play(
+    rng: random.Random,
+    world: World,
+    steps: int,
+    storm: Storm,
+    *,
+    also: Callable[[Agent], list[Action]] = lambda _: [],
+) -> None:
+    """Let ``steps`` random things happen, those of ``also`` among them; each relay's books are right behind each."""
     if rng.random() < 0.9:
         world.warm_up()
     for _ in range(rng.choice((0, 0, 1, 3))):  # often there are streams that are open before anything goes wrong
@@ -54,8 +61,10 @@ def play(rng: random.Random, world: World, steps: int, storm: Storm) -> None:
             actions += _program_actions(rng, world, agent, rng.choice(list(agent.ends.values())), resets=storm.resets)
         if rng.random() < rate:
             actions += _faults(rng, world, agent, storm)
+        actions += also(agent)
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
         verdict.check_held(world)
+        world.check_books()
 
 
 def _session_actions(rng: random.Random, world: World, agent: Agent, refusing: float) -> list[Action]:

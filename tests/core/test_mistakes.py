@@ -16,7 +16,7 @@ from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import AttachEntry
+from kdispatch_protocol.messages import AttachEntry, reset_frame
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.replay import Outbound
 from kdispatch_protocol.resume import Resumption
@@ -26,17 +26,21 @@ from kdispatch_protocol.streams import Stream
 from kdispatch_protocol.table import StreamTable
 from kdispatch_protocol.tombstones import Tombstones
 from kdispatch_protocol.windows import CreditBudget
+from kdispatch_relay.switch import revocations
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.budget import Held
-from kdispatch_relay.switch.routes import Leg, Route
+from kdispatch_relay.switch.claims import Account, Claims, Doubts
+from kdispatch_relay.switch.offers import Offers
+from kdispatch_relay.switch.registry import LiveOffer
+from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
-from tests.core import test_paths
+from tests.core import grants, test_paths
 from tests.core.storms import CALM, LOSSES, PLANNED, TRUSTY, Storm
 from tests.core.test_two_ends import run
 from tests.core.test_windows import Credit
 
-Patch = Callable[[type, str, object], None]
+Patch = Callable[[Any, str, object], None]
 
 
 def early_is_not_sent_again(patch: Patch) -> None:
@@ -303,6 +307,81 @@ def early_is_counted_twice(patch: Patch) -> None:
         return kept
 
     patch(Route, "hold_early", hold_early)
+
+
+def one_token_ends_all_offers(patch: Patch) -> None:
+    """The mistake of issue 17, A1: every number of the host is reset, and the host stays listed by one of them."""
+
+    def end_offer(switch: Switch, offer: LiveOffer, code: str, text: str) -> None:
+        numbers = [(one.session, one.number) for one in offer.host.offers]
+        switch.registry.remove(offer)
+        for session, number in numbers:
+            del session.offers[number]
+            session.outbox.send(reset_frame(number, code, text))
+            switch.touch(session)
+
+    patch(revocations, "_end_offer", end_offer)
+
+
+def a_lost_session_leaves_a_ghost(patch: Patch) -> None:
+    """A session takes along one offer of each host, though its process made several there."""
+    right = Offers.session_lost
+
+    def session_lost(self: Offers, session: Session, now: float) -> None:
+        by_host = {offer.host: number for number, offer in session.offers.items() if offer is not None}
+        session.offers = {number: session.offers[number] for number in by_host.values()}
+        right(self, session, now)
+
+    patch(Offers, "session_lost", session_lost)
+
+
+def an_ended_stream_stays_indexed(patch: Patch) -> None:
+    right = Claims.free
+
+    def free(self: Claims, thing: LiveOffer | Leg | Half) -> None:
+        if not (isinstance(thing, Leg) and thing.route.state is RouteState.OPEN):
+            right(self, thing)
+
+    patch(Claims, "free", free)
+
+
+def a_late_answer_counts(patch: Patch) -> None:
+    """What the store said before a change is believed after it."""
+    patch(Doubts, "add", lambda self, scope: None)
+
+
+def a_place_is_not_given_back(patch: Patch) -> None:
+    """A stream that finished well goes on counting among those of its source."""
+    right = Account.remove
+
+    def remove(self: Account, source: str, *, public: bool) -> None:
+        before = dict(self.of_source)
+        right(self, source, public=public)
+        self.of_source = before
+
+    patch(Account, "remove", remove)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        one_token_ends_all_offers,
+        a_lost_session_leaves_a_ghost,
+        an_ended_stream_stays_indexed,
+        a_late_answer_counts,
+        a_place_is_not_given_back,
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_planted_mistakes_in_the_books_are_found(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None]
+) -> None:
+    """Registry and indexes are watched after every step: each of these mistakes is found within 400 worlds."""
+    mistake(monkeypatch.setattr)
+    with pytest.raises(AssertionError) as found:  # noqa: PT012 - whichever check sees it first
+        for seed in range(400):
+            grants.run(seed)
+    print(f"{mistake.__name__}: seed {seed}: {found.value!r}")
 
 
 @pytest.mark.parametrize(

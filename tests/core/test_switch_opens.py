@@ -158,6 +158,7 @@ def test_without_a_host_an_open_waits_for_one_to_come_back() -> None:
     host.lose()
     assert code_of([said for said in client.hear() if said[0] == "RESET"]) == "host_timeout"
     client.open(3)
+    relay.answer()
     assert client.names() == []
     relay.wait(3.1)
     assert code_of(client.hear()) == "no_live_host"

@@ -13,7 +13,8 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Reset, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
-from kdispatch_relay.switch.registry import Host, Registry
+from kdispatch_relay.switch.claims import Claim, Doubts
+from kdispatch_relay.switch.registry import Host, LiveOffer, Registry
 from kdispatch_relay.switch.routes import Leg, Route
 from kdispatch_relay.switch.sessions import Session
 
@@ -390,14 +391,18 @@ def test_bucket_never_gives_more(waits: list[float], rate: float, burst: int) ->
 def registry_of(count: int, seed: int = 7) -> tuple[Registry, list[Host]]:
     """So many live hosts of one service, each of a session of its own."""
     registry = Registry(random.Random(seed).randrange, LIMITS, 0.0)
-    hosts = [host(f"{n:032x}") for n in range(count)]
-    for listed in hosts:
-        registry.add(listed)
-    return registry, hosts
+    return registry, [add(registry, f"{n:032x}") for n in range(count)]
 
 
-def host(id_: str, owner: Session | None = None, service: str = SERVICE) -> Host:
-    return Host(id_, service, owner or session(), since=0, labels={}, digest="", rests=None)
+def add(registry: Registry, id_: str) -> Host:
+    """The host, with one more offer, in a session of its own."""
+    host = registry.known(id_, SERVICE)
+    registry.add(LiveOffer(host, session(), 1, labels={}, digest=""), None, 0.0)
+    return host
+
+
+def remove(registry: Registry, host: Host) -> None:
+    registry.remove(host.offers[-1])
 
 
 def chi_square(registry: Registry, live: list[Host], tried: set[str]) -> float:
@@ -441,7 +446,7 @@ def test_pick_nobody() -> None:
     assert registry.pick(SERVICE, set(), None) is None
     for one in hosts:
         one.session.stalled = False
-        registry.remove(one)
+        remove(registry, one)
     assert registry.pick(SERVICE, set(), None) is None
 
 
@@ -455,22 +460,19 @@ def test_pick_by_pin() -> None:
     pinned.session.stalled = True
     assert registry.pick(SERVICE, set(), pinned.id) is None
     pinned.session.stalled = False
-    registry.remove(pinned)
+    remove(registry, pinned)
     assert registry.pick(SERVICE, set(), pinned.id) is None
 
 
 def test_a_host_listed_again() -> None:
-    """A host of the same id replaces the older one; removing the older one then changes nothing."""
+    """A host with several offers is listed once, until the last of them is removed."""
     registry, hosts = registry_of(2)
-    again = host(hosts[0].id)
-    registry.add(again)
-    assert registry.hosts_of(SERVICE) == [hosts[1], again]
-    registry.remove(hosts[0])
-    assert registry.hosts_of(SERVICE) == [hosts[1], again]
-    registry.remove(again)
-    registry.remove(again)
-    registry.remove(host("ff" * 16, service="ada/none"))
-    assert registry.hosts_of(SERVICE) == [hosts[1]]
+    again = add(registry, hosts[0].id)
+    assert again is hosts[0] and registry.hosts_of(SERVICE) == hosts and len(registry) == 2
+    remove(registry, again)
+    assert registry.hosts_of(SERVICE) == hosts and registry.host(again.id) is again
+    remove(registry, again)
+    assert registry.hosts_of(SERVICE) == [hosts[1]] and registry.host(again.id) is None and len(registry) == 1
 
 
 def test_opens_wait_after_the_start() -> None:
@@ -480,32 +482,43 @@ def test_opens_wait_after_the_start() -> None:
 
 def test_opens_wait_for_a_lost_host() -> None:
     """For 3 s after a host's session broke an open waits; a withdrawn host is not waited for."""
-    registry, hosts = registry_of(2)
-    registry.remove(hosts[0])
+    registry, hosts = registry_of(1)
+    remove(registry, hosts[0])
     assert registry.wait_until(SERVICE) == 10  # the start's
-    registry.lost(hosts[1], 50.0)
+    registry.lost(SERVICE, 50.0)
     assert registry.wait_until(SERVICE) == 53
-    assert registry.hosts_of(SERVICE) == []
+
+
+def test_lost_hosts_are_forgotten() -> None:
+    """Of services whose hosts were lost long ago nothing is kept, however many there are."""
+    registry, _ = registry_of(0)
+    for number in range(1000):
+        registry.lost(f"ann/s{number}", float(number))
+    assert len(registry._lost) < 10
 
 
 def test_forgetting() -> None:
-    """A service's entry goes once it has no host, no waiting open and nothing to wait for."""
+    """A service's entry, and its account's, go with the last thing that rests on it."""
     registry, (listed,) = registry_of(1)
-    registry.forget(SERVICE, 1e6)
-    assert registry.hosts_of(SERVICE) == [listed]
-    registry.lost(listed, 50.0)
-    registry.forget(SERVICE, 53.0)
+    leg = Route(session(), 1, OPEN).client
+    leg.ground = registry.rest(leg, Claim(SERVICE, "client", None))
     entry = registry.get(SERVICE)
-    assert entry is not None
-    waiting = Route(session(), 1, OPEN)
-    entry.waiting[waiting] = None
-    registry.forget(SERVICE, 60.0)
-    assert registry.get(SERVICE) is entry
-    entry.waiting.clear()
-    registry.forget(SERVICE, 60.0)
-    registry.forget(SERVICE, 60.0)
-    assert registry.get(SERVICE) is None
-    assert registry.hosts_of(SERVICE) == []
+    remove(registry, listed)
+    assert registry.get(SERVICE) is entry and [*registry.within("ada")] == [entry] == [*registry.within(SERVICE)]
+    registry.free(leg)
+    registry.free(leg)
+    assert registry.get(SERVICE) is None and not registry.within("ada") and not registry._accounts
+
+
+def test_doubts_are_of_one_handle() -> None:
+    """A change counts for look-ups of its own handle; of a handle where nothing is looked up nothing is kept."""
+    doubts = Doubts()
+    with doubts.watching("ann/web") as ann, doubts.watching("bob/web") as bob, doubts.watching("ann/ssh") as also:
+        doubts.add("ann/other")
+        doubts.add("ann")
+        doubts.add("eve")
+        assert ann is also and (ann.version, bob.version) == (2, 0) and len(doubts) == 2
+    assert len(doubts) == 0
 
 
 def test_one_late_frame_after_a_rest_is_not_marked() -> None:

@@ -27,6 +27,7 @@ from kdispatch_protocol.streams import Stream
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 from tests.core.connection import Connection
+from tests.core.ledger import check_books
 from tests.core.wire import is_alone
 
 #: Everything small, so that every bound is met in a few steps.
@@ -154,7 +155,7 @@ class World:
     def connect(self, agent: Agent) -> None:
         """An agent without a connection gets one."""
         if agent.connection is None:
-            session = self.switch.connect(agent.name, self.now)
+            session = self.switch.connect(agent.name, self.now, group=agent.name)
             agent.connection = Connection(self.switch, session, agent.endpoint.connect(), self.chance)
             agent.endpoint.table.sink = lambda stream, data: self._data_arrived(agent, stream, data)
 
@@ -426,6 +427,11 @@ class World:
                     self.answer_dial(agent, accept=True)
             while self.questions:
                 self.answer_question()
+
+    def check_books(self) -> None:
+        """What each relay's tables say is so."""
+        for relay in self.relays:
+            check_books(relay)
 
     # --- what the ends report -----------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class Usage:
 class Process:
     """A running program; what it prints goes to two files. What it reads is the file ``given``, or nothing.
 
-    It inherits the descriptors ``kept``, under their numbers.
+    It inherits the descriptors ``kept``, under their numbers. ``errors_to`` gets its standard error in place of a file.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Process:
         environment: dict[str, str] | None = None,
         given: Path = Path(os.devnull),
         kept: tuple[int, ...] = (),
+        errors_to: int | None = None,
     ) -> None:
         self.name = name
         self._files = (folder / f"{name}.out", folder / f"{name}.err")
@@ -110,7 +111,7 @@ class Process:
                 command,
                 stdin=stdin,
                 stdout=out,
-                stderr=err,
+                stderr=err if errors_to is None else errors_to,
                 env={**os.environ, **(environment or {})},
                 pass_fds=kept,
             )

@@ -9,8 +9,9 @@ import gc
 import json
 import logging
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Protocol, Self
 
 import pytest
@@ -68,11 +69,17 @@ class _Agent:
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, relay: HasPort, secret: bytes = b"\x11" * 32, *, hello: bool = True, quiet: bool = False
+        cls,
+        relay: HasPort,
+        secret: bytes = b"\x11" * 32,
+        *,
+        hello: bool = True,
+        quiet: bool = False,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncIterator[Self]:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         try:
-            writer.write(_request(_UPGRADE))
+            writer.write(_request({**_UPGRADE, **headers}))
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
             agent = cls(reader, writer, secret)
             if hello:

@@ -37,7 +37,7 @@ class _Store:
         self.asked = 0
         self.go = asyncio.Event()
 
-    def forget(self) -> None:
+    def forget(self, scope: str) -> None:
         pass
 
     async def may_host(self, _service: str, _token: str) -> Grant:

@@ -20,16 +20,16 @@ async def test_head(api: Api) -> None:
 
 async def test_readiness_is_cheap(api: Api) -> None:
     """However many ask at once whether the relay is ready, the database is asked once."""
-    repository = api.relay.authority.repository
+    database = api.relay.authority.repository.database
     asked = 0
-    probe = repository.probe
+    probe = database.probe
 
-    async def counted() -> None:
+    async def counted(often: float) -> None:
         nonlocal asked
         asked += 1
-        await probe()
+        await probe(often)
 
-    repository.probe = counted  # type: ignore[method-assign]  # to count
+    database.probe = counted  # type: ignore[method-assign]  # to count
     answers = await asyncio.gather(*(api("GET", "/readyz") for _ in range(50)))
     assert {answer.status for answer in answers} == {200}
     assert asked == 1

@@ -27,7 +27,7 @@ class _Source:
         return found
 
     def kept(self) -> Kept[str, int]:
-        return Kept(Batches(self.fetch), lambda: self.now)
+        return Kept(Batches(self.fetch), lambda key, _: key, lambda: self.now)
 
 
 async def test_for_a_second() -> None:
@@ -49,15 +49,15 @@ async def test_a_change() -> None:
     kept = source.kept()
     assert await kept.get("one") == 1
     source.values["one"] = 2
-    kept.clear()
+    kept.forget("one")
     assert await kept.get("one") == 2
-    kept.clear()
+    kept.forget("one")
     source.go.clear()
     late = asyncio.create_task(kept.get("one"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     source.values["one"] = 3
-    kept.clear()
+    kept.forget("one")
     source.go.set()
     assert await late == 2
     assert await kept.get("one") == 3
@@ -72,3 +72,38 @@ async def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in source.values:
         await kept.get(name)
     assert len(kept._values) <= 10
+
+
+async def test_a_change_of_another_handle() -> None:
+    """What another handle's change does costs nobody a look-up: not what is kept, nor what is under way."""
+    source = _Source()
+    kept = source.kept()
+    assert await kept.get("one") == 1
+    kept.forget("two")
+    assert await kept.get("one") == 1 and source.asked == 1
+    kept.forget("one")
+    source.go.clear()
+    late = asyncio.create_task(kept.get("one"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    kept.forget("two")
+    source.go.set()
+    assert await late == 1 and await kept.get("one") == 1 and source.asked == 2
+    assert not kept._changed
+
+
+async def test_the_memory_of_changes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where very many handles change during one look-up, what it found counts for its asker and is not kept."""
+    monkeypatch.setattr(module, "_MOST", 10)
+    source = _Source()
+    kept = source.kept()
+    source.go.clear()
+    late = asyncio.create_task(kept.get("one"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    kept.forget("one")
+    for number in range(100):
+        kept.forget(f"n{number}")
+        assert len(kept._changed) <= 10
+    source.go.set()
+    assert await late == 1 and kept.kept("one") is None

@@ -87,6 +87,21 @@ def empty(request: pytest.FixtureRequest, location: str) -> str:
     return server.new()
 
 
+@ON_POSTGRES
+async def test_a_server_that_became_read_only(empty: str) -> None:
+    """A standby's PostgreSQL, or one whose transactions are read-only, keeps no change: the relay is not ready."""
+    async with opened(empty) as store:
+        await store.database.probe(0.0)
+        async with store.database.write() as connection:
+            name = (await connection.execute(text("SELECT current_database()"))).scalar_one()
+            await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        await store.database.close()  # the next connections are new ones, as behind a failover
+        with pytest.raises(KdispatchError, match="storage_unavailable"):
+            await store.database.probe(0.0)
+        async with store.database.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+
 @pytest.mark.slow
 @BOTH_STORES
 async def test_an_older_database_is_brought_up_to_date(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import re
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
@@ -16,9 +18,12 @@ from sqlalchemy import Connection, select, update
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.engines import writing_engine
+from kdispatch_relay.store.failures import explain
 from kdispatch_relay.store.location import database_url
 from kdispatch_relay.store.models import Admin, Base
+from kdispatch_relay.store.place import FileMovedError
 from tests.relay.support import Api, relay_api
+from tests.relay.test_serve import refused
 
 
 @asynccontextmanager
@@ -159,6 +164,48 @@ async def test_not_a_database(tmp_path: Path) -> None:
         async with opened(file):
             pass
     assert file.read_text().startswith("somebody's diary")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "said", "tried"),
+    [
+        ("damage", "malformed", "Restore a backup"),
+        ("other", "not a database", "Restore a backup"),
+        ("folder", "unable to open|Is a directory", "Check --database"),
+    ],
+)
+def test_what_is_wrong_at_the_start(tmp_path: Path, harm: str, said: str, tried: str) -> None:
+    """A relay that can't use its database ends with 1, says why, and what its operator can do."""
+    file = tmp_path / "relay.db"
+    if harm == "folder":
+        file.mkdir()
+    elif harm == "other":
+        file.write_text("somebody's diary\n" * 1000)
+    else:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num)")
+        pages = file.read_bytes()
+        file.write_bytes(pages[:100] + b"\xff" * (len(pages) - 100))
+    ended = refused(tmp_path, "--listen", "127.0.0.1:0", "--database", str(file))
+    first, _, hint = ended.stderr.splitlines()
+    assert ended.returncode == 1 and re.search(said, first), first
+    assert first.endswith("[storage_unavailable]") and hint.startswith(f"  try:   {tried}")
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        (sqlite3.OperationalError("database is locked"), "does not answer"),
+        (OSError(errno.ENOSPC, "full"), "no room"),
+        (OSError(errno.EROFS, "read-only"), "can't be written"),
+        (FileMovedError("moved"), "not in its place"),
+        (TimeoutError(), "does not answer"),
+    ],
+)
+def test_what_is_wrong_is_told_without_a_path(reason: Exception, text: str) -> None:
+    """What strangers are told of a database's fault names its kind and no place."""
+    assert text in explain(reason).text
 
 
 async def test_migrations_make_the_models(tmp_path: Path) -> None:

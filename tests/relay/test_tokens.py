@@ -70,7 +70,7 @@ async def test_a_revoked_token(api: Api, ann: str) -> None:
     """It is told ``revoked`` from then on, the switch hears of it, and it stays listed as such."""
     token = await made(api, ann, **{"for": "connect"}, service="web")
     assert await code(api, ann, f"{TOKENS}/{token['id']}", method="DELETE") is None
-    assert "recheck ann" in api.gate.calls
+    assert "recheck ann/web" in api.gate.calls
     assert await code(api, ann, WEB, token["token"]) == "revoked"
     assert await code(api, ann, f"{TOKENS}/{token['id']}", method="DELETE") == "unknown_token"
     [one] = [one for one in (await api("GET", f"{TOKENS}?service=web", ann)).body["tokens"] if one["id"] == token["id"]]

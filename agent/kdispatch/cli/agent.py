@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final
@@ -29,7 +30,7 @@ from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.cli.running import Access, Resets, Start, detach, show
 from kdispatch.control import ask
 from kdispatch.operating_system import HERE
-from kdispatch.records import Ending, Record, find, living
+from kdispatch.records import Ending, Record, find, living, record_file
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import setting_of
 from kdispatch.setup_error import SetupError
@@ -246,12 +247,21 @@ def stop(
 ) -> None:
     """End agents that run here, in the background or not; running connections may end first."""
     output = Output(quiet=quiet, json=json)
-    meant = find(living(), agent)
+    found = find(living(), agent)
+    meant = [record for record in found if record.is_here]
+    elsewhere = [record for record in found if record not in meant]
+    if not meant:
+        raise _is_elsewhere(elsewhere)
+    for record in elsewhere:
+        output.warn(f"Agent {record.id} {record.whereabouts}, and is left alone.", "unknown_agent")
     left = _end(meant, now=now)
     stopped = [record for record in meant if record not in left]
     if stopped or not left:
         output.result(
-            {"stopped": [{name: getattr(record, name) for name in _STOPPED} for record in stopped]},
+            {
+                "stopped": [{name: getattr(record, name) for name in _STOPPED} for record in stopped],
+                "elsewhere": [record.id for record in elsewhere],
+            },
             quiet=[record.id for record in stopped],
             plain=[f"stopped {record.id}: {record.kind} of {record.service}" for record in stopped],
         )
@@ -259,6 +269,17 @@ def stop(
         ids = " ".join(record.id for record in left)
         text = f"{ids} did not end in time: connections still run, or the process does not answer."
         raise SetupError("busy", text, hint=f"Wait, or end it at once: kdispatch agent stop --now {left[0].id}")
+
+
+def _is_elsewhere(records: list[Record]) -> SetupError:
+    """Why none of these is asked or signalled: their pids mean other processes here."""
+    which = "; ".join(f"{record.id} {record.whereabouts}" for record in records)
+    files = " ".join(shlex.quote(str(record_file(record.id))) for record in records)
+    return SetupError(
+        "unknown_agent",
+        f"No such agent runs here, but the state directory has records of others: {which}.",
+        hint=f"Stop it there: kdispatch agent stop {records[0].id}; if that machine is gone for good: rm {files}",
+    )
 
 
 _STOPPED: Final = ("id", "kind", "service", "host", "address", "port", "pid", "log")
@@ -276,12 +297,14 @@ def _end(meant: list[Record], *, now: bool) -> list[Record]:
         left = [record for record in meant if not endings[record.id].gone()]
         if now:
             left = _wait(left, endings, _LAST_WORDS if heard else 0)
+        stop = HERE.end_now if now else HERE.ask_to_stop
+        asked = set(heard)
         for record in left:
             # Where no socket answers the system does.
-            if now or not (record.draining or record.id in heard):
-                with contextlib.suppress(ProcessLookupError):
-                    (HERE.end_now if now else HERE.ask_to_stop)(record.pid)
-        return _wait(left, endings, _PATIENCE + (0 if now else max(record.drain_time for record in meant)))
+            if (now or not (record.draining or record.id in heard)) and stop(record.pid, record.process_started):
+                asked.add(record.id)
+        drain = max((r.drain_time for r in left if r.draining or r.id in asked), default=0.0)
+        return _wait(left, endings, _PATIENCE + (0 if now else drain))
     finally:
         for ending in endings.values():
             ending.close()

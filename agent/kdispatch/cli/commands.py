@@ -7,6 +7,7 @@ called, the HTTP client and asyncio inside the commands that use them.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import sys
@@ -21,6 +22,7 @@ from kdispatch.cli.main import print_version
 from kdispatch.cli.output import INTERRUPTED, Output
 from kdispatch.settings import environment_switch
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 
 __all__ = ["app", "run_command"]
 
@@ -34,6 +36,8 @@ _HELP: Final = {
     "invite": "Invite others to host a service or to connect to it, and accept invitations.",
     "relay": "Run a relay: the server between hosts and clients.",
 }
+#: Errors of a write to something that has no name: standard output.
+_UNWRITTEN: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 #: Groups of kdispatch itself: each is a module of that name here.
 _OWN: Final = ("agent", "service", "token", "invite")
 
@@ -102,6 +106,13 @@ def run_command(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
+            return output.unwritten(error)  # of help, and of other packages' results
+        if text := shortage(error):
+            from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
+
+            output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
+            leave(1)
         return _missing_package(arguments, error, output) or _defect(error, output)
     return status if isinstance(status, int) else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from kdispatch.operating_system import HERE
 
@@ -15,6 +15,7 @@ __all__ = ["LAST_WORDS", "Interruption"]
 
 #: Seconds that an agent has, once it is to end at once, to tell its streams' other ends.
 LAST_WORDS: Final = 2.0
+_FLUSH: Final = 0.2  # seconds for what was said last, where standard error takes it
 
 
 class Interruption:
@@ -50,9 +51,9 @@ class Interruption:
         self._signals.append(number)
         if self.at_once:
             if not self._drains or len(self._signals) > 2:
-                # Whatever is being done, the person wants out now; stdout was flushed by each write.
-                os._exit(128 + number)
-            self._task.get_loop().call_later(LAST_WORDS, os._exit, 128 + number)
+                # Whatever is being done, the person wants out now.
+                _exit(128 + number)
+            self._task.get_loop().call_later(LAST_WORDS, _exit, 128 + number)
         self._task.cancel()
 
     def drain(self) -> None:
@@ -65,3 +66,10 @@ class Interruption:
         self.drain()
         if not self.at_once:
             self.ask()
+
+
+def _exit(status: int) -> NoReturn:
+    from kdispatch_protocol.aio.unblocked import finish_output  # noqa: PLC0415 - most commands run no agent
+
+    finish_output(_FLUSH)
+    os._exit(status)

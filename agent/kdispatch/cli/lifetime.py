@@ -26,7 +26,7 @@ Claim = Callable[[], Awaitable[None]]
 _ROUND_TRIP_WAIT: Final = 0.5
 
 #: Fields of a record that concern only those who read records.
-_INNER: Final = frozenset({"draining", "drain_time", "control", "control_token"})
+_INNER: Final = frozenset({"draining", "drain_time", "control", "control_token", "place", "process_started"})
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -93,6 +93,8 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
 
     with tolerant():
         slot = await asyncio.to_thread(take_slot, start.kind, access.service, str(access.relay))
+    if slot is not None and slot.told is not None:
+        log.info(slot.told)
     try:
         yield Identity() if slot is None else slot.identity, claim
     finally:

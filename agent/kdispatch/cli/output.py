@@ -40,22 +40,34 @@ class Output:
 
     def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:
         """Print the command's result on stdout: ``data`` as JSON, or the ``quiet`` lines, or the ``plain`` ones."""
-        if self.json:
-            _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}, default=moment))
-        else:
-            _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
+        try:
+            if self.json:
+                _write(sys.stdout, json.dumps({"schema": SCHEMA, **data}, default=moment))
+            else:
+                _write(sys.stdout, *map(escaped, quiet if self.quiet else plain))
+        except OSError as error:
+            raise SystemExit(self.unwritten(error)) from None
+
+    def unwritten(self, error: OSError) -> int:
+        """Standard output does not take the result: say so, but for a reader that left; returns the exit status."""
+        _drop(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        hint = "Look at where standard output goes. What the command was to do is done."
+        self.error(f"The result can't be written: {error.strerror or error}.", code=None, hop="you", hint=hint)
+        return 1
 
     def note(self, *lines: str) -> None:
         """Tell a person something on stderr; nothing with --quiet or --json."""
         if not (self.quiet or self.json):
-            _write(sys.stderr, *map(escaped, lines))
+            _say(*map(escaped, lines))
 
     def warn(self, text: str, code: str | None = None) -> None:
         """One line on stderr in every mode: something went wrong, and the command goes on."""
         if self.json:
-            _write(sys.stderr, json.dumps({"schema": SCHEMA, "warning": {"code": code, "text": text}}))
+            _say(json.dumps({"schema": SCHEMA, "warning": {"code": code, "text": text}}))
         else:
-            _write(sys.stderr, escaped(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
+            _say(escaped(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
 
     def failed(self, error: KdispatchError) -> int:
         """Print what failed, at which hop and what to try; return the exit status."""
@@ -64,15 +76,15 @@ class Output:
         hint = error.hint if isinstance(error, SetupError) else row.hint
         self.error(error.text, code=error.code, hop="you" if local else row.hop, hint=hint)
         if environment_switch("KDISPATCH_DEBUG"):
-            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+            _say("".join(traceback.format_exception(error)).rstrip())
         return row.exit or 1
 
     def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
         """Print an error that may have no code of the table (``None``): then it is this program's own."""
         if self.json:
-            _write(sys.stderr, error_json(text, code=code, hop=hop, hint=hint))
+            _say(error_json(text, code=code, hop=hop, hint=hint))
         else:
-            _write(sys.stderr, *error_lines(text, code=code, hop=hop, hint=hint))
+            _say(*error_lines(text, code=code, hop=hop, hint=hint))
 
 
 def run_async(
@@ -145,13 +157,20 @@ def _known_cause(error: BaseException) -> KdispatchError | None:
 def _write(stream: TextIO | None, *lines: str) -> None:
     if stream is None or not lines:  # None: the descriptor was closed before the start
         return
+    stream.write("".join(f"{line}\n" for line in lines))
+    stream.flush()
+
+
+def _say(*lines: str) -> None:
+    """Messages: where these can't be written nobody can be told so."""
     try:
-        stream.write("".join(f"{line}\n" for line in lines))
-        stream.flush()
-    except BrokenPipeError:
-        # Nobody reads any more. What is still buffered must not raise again at the interpreter's end.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-        if stream is sys.stdout:
-            raise SystemExit(_PIPE_CLOSED) from None
+        _write(sys.stderr, *lines)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """What the stream still holds must not raise again at the interpreter's end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

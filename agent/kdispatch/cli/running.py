@@ -119,18 +119,27 @@ class Start:
 
     def log(self, settings: Settings) -> RunningLog:
         """Where the running agent's messages go."""
-        stream: Any = background.BoundedLog(records.log_file(self.background)) if self.background else None
-        return agent_log(settings.log_format, verbose=self.verbose, quiet=self.quiet, stream=stream)
+        file = background.BoundedLog(records.log_file(self.background)) if self.background else None
+        return agent_log(settings.log_format, verbose=self.verbose, quiet=self.quiet, file=file)
 
 
-def agent_log(log_format: str, *, verbose: bool = False, quiet: bool = False, stream: Any = None) -> RunningLog:
-    """Set logs up and return an agent's; ``quiet`` leaves warnings."""
+def agent_log(
+    log_format: str, *, verbose: bool = False, quiet: bool = False, file: background.BoundedLog | None = None
+) -> RunningLog:
+    """Set logs up and return an agent's; ``quiet`` leaves warnings.
+
+    From now on no output of this process blocks, and it may have as many files open as the system lets it have.
+    """
     # Only where an agent runs: it takes as long as a short command.
     import structlog  # noqa: PLC0415
 
+    from kdispatch_protocol.aio.descriptors import raise_limit  # noqa: PLC0415
     from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415
+    from kdispatch_protocol.aio.unblocked import unblock_output  # noqa: PLC0415
 
-    configure_logs(log_format, verbose=verbose, stream=stream)
+    raise_limit()
+    unblock_output(file.write if file is not None else None)
+    configure_logs(log_format, verbose=verbose)
     if quiet:
         logging.getLogger("kdispatch").setLevel(logging.WARNING)
     log: RunningLog = structlog.get_logger("kdispatch.agent").bind()  # once; the proxy would bind at each call

@@ -26,6 +26,7 @@ _ANSWERS: Final = 2.0
 _EVERY: Final = 1.0  # seconds between two looks
 _NONE: Final = "No agent runs here as this user."
 _SILENT: Final = "not answering"
+_ELSEWHERE: Final = "elsewhere"
 
 #: Of a record, what a status begins with; the rest is the agent's answer, or nothing.
 _RECORDED: Final = ("id", "kind", "relay", "pid", "started", "log")
@@ -63,8 +64,10 @@ def status(
 def look(seconds: float) -> list[dict[str, Any]]:
     """All agents of this user, the oldest first, each as it says itself in time."""
     records = living()
-    said = ask(records, seconds, command="status")
-    if len(said) < len(records):
+    # Elsewhere nobody is asked: the address of a control socket may be another program's here.
+    asked = [record for record in records if record.is_here]
+    said = ask(asked, seconds, command="status")
+    if len(said) < len(asked):
         still = {record.id for record in living()}
         records = [record for record in records if record.id in said or record.id in still]
     return [_merged(record, said.get(record.id, {}).get("agent")) for record in records]
@@ -72,9 +75,13 @@ def look(seconds: float) -> list[dict[str, Any]]:
 
 def _merged(record: Record, said: Mapping[str, Any] | None) -> dict[str, Any]:
     recorded = {name: getattr(record, name) for name in _RECORDED}
+    recorded |= {"machine": None if record.place is None else record.place.name, "whereabouts": None}
     if said is None:
         place = {"service": record.service, "host": record.host, "address": record.address, "port": record.port}
-        return {**recorded, **_UNKNOWN, "services": [{**place, "offered": None}]}
+        unknown = {**_UNKNOWN, "services": [{**place, "offered": None}]}
+        if not record.is_here:
+            unknown |= {"state": _ELSEWHERE, "whereabouts": record.whereabouts}
+        return {**recorded, **unknown}
     return {**recorded, **said}
 
 

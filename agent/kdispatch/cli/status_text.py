@@ -57,6 +57,9 @@ def _agent(agent: Mapping[str, Any], streams: int | None) -> Iterator[str]:
 
 def _session(agent: Mapping[str, Any]) -> Iterator[str]:
     """State, and what belongs to it."""
+    if agent["stream_count"] is None and agent["whereabouts"] is not None:
+        yield f"{agent['state']}: {agent['whereabouts']}, if it runs"
+        return
     if agent["stream_count"] is None:
         yield f"{agent['state']}: process {agent['pid']} says nothing"
         return

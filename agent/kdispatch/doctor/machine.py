@@ -79,10 +79,13 @@ def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
 
 async def check_port(address: str, port: int) -> list[Finding]:
     """Whether the service that is to be offered listens."""
-    if await is_open(address, port, _PORT_SECONDS):
-        return [ok("local port", f"something listens on {address}:{port}")]
-    row = CODES["local_port_closed"]
     text = f"Nothing listens on {address}:{port}."
+    try:
+        if await is_open(address, port, _PORT_SECONDS):
+            return [ok("local port", f"something listens on {address}:{port}")]
+    except OSError as error:
+        text = f"Whether anything listens on {address}:{port} can't be found out: {error.strerror or error}."
+    row = CODES["local_port_closed"]
     return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
 
 

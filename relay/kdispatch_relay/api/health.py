@@ -1,4 +1,4 @@
-"""``/healthz``: the process lives. ``/readyz``: the database can be read and written."""
+"""``/healthz``: the process lives. ``/readyz``: what is written to the database would be kept."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ ROUTES: Final = (
         handler=readyz,
         section=Section.HEALTH,
         who="anybody",
-        does="the database can be read and written",
+        does="a change would be kept",
         text="""\
-Answers 200 when the database can be read and written, within 2 seconds; the answer may be 1 second old.
+Answers 200 when a change would be kept: a commit has reached the database within 2 seconds, its file is still the one
+at its path, other programs may open that, and its disk has room. The relay commits for this once in 2 seconds at most,
+however many ask, and its answer may be 1 second old; it answers within 2 seconds. `detail` says what is wrong.
 Streams that are open, and new ones to public services, may well work while this is red.""",
         answer=Health,
         errors={"storage_unavailable": ""},

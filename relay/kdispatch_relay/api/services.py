@@ -106,6 +106,10 @@ async def delete_service(call: Call) -> None:
     """Delete one of one's own services; what rests on it ends at once."""
     owner = await call.authority.owner(call.token, call.path["handle"], "service.delete")
     if not await call.repository.services.delete(owner, check_name(call.path["name"]), source=call.source):
+        if call.live.hosts_of(
+            call.service
+        ):  # the answer of a DELETE before was lost, and so was its word to the switch
+            call.live.recheck(call.service)
         raise KdispatchError("unknown_service")
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.audit import OPERATOR, Audit
-from kdispatch_relay.store.changes import Changes
+from kdispatch_relay.store.changes import Changes, Taking
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.invites import spend
 from kdispatch_relay.store.models import Admin, Service, Token
@@ -84,35 +84,48 @@ class Accounts:
 
     async def suspend(self, handle: str, reason: str | None = None) -> bool:
         """Take everything of an admin out of use; returns whether there is one of this handle."""
-        async with self._changes.taking(handle) as connection:
-            values = {"suspended_at": int(time.time()), "suspended_for": reason}
-            return await self._update(connection, handle, values, "admin.suspend", {"reason": reason} if reason else {})
+        detail = {"reason": reason} if reason else {}
+        async with self._changes.taking(handle) as taking:
+            since = await self._find(taking.connection, handle, Admin.suspended_at)
+            if since is None or since[0] is None:
+                values = {"suspended_at": int(time.time()), "suspended_for": reason}
+            else:  # nothing runs any more; there may be another reason
+                taking.nothing()
+                values = {"suspended_for": reason}
+            return await self._update(taking, handle, values, "admin.suspend", detail)
 
     async def resume(self, handle: str) -> bool:
         """The opposite of :meth:`suspend`."""
-        async with self._changes.taking(handle) as connection:
-            return await self._update(
-                connection, handle, {"suspended_at": None, "suspended_for": None}, "admin.resume", {}
-            )
+        async with self._changes.taking(handle) as taking:
+            return await self._update(taking, handle, {"suspended_at": None, "suspended_for": None}, "admin.resume", {})
 
     async def set_quotas(self, handle: str, quotas: Mapping[str, int | None]) -> bool:
         """Set those that are named; ``None`` is the relay's default. What there is already stays."""
         values = {f"max_{name}": value for name, value in quotas.items()}
-        async with self._changes.taking(handle) as connection:
-            return await self._update(connection, handle, values, "admin.quota", quotas)
+        async with self._changes.taking(handle) as taking:
+            return await self._update(taking, handle, values, "admin.quota", quotas)
 
     async def _update(
         self,
-        connection: AsyncConnection,
+        taking: Taking,
         handle: str,
         values: Mapping[str, int | str | None],
         action: str,
         detail: Mapping[str, object],
     ) -> bool:
+        """Set what is not so already; returns whether there is an admin of this handle."""
+        connection = taking.connection
+        before = await self._find(connection, handle, *(getattr(Admin, name) for name in values))
+        if before is None or tuple(before) == tuple(values.values()):
+            taking.nothing()
+            return before is not None
         query = update(Admin).where(Admin.handle == handle).values(values).returning(Admin.id)
-        found = (await connection.execute(query)).scalar_one_or_none()
-        if found is None:
-            return False
+        found = (await connection.execute(query)).scalar_one()
         event = AuditEvent(actor=OPERATOR, action=action, subject=handle, source="", detail=detail)
         await self._audit.add(connection, found, event)
         return True
+
+    @staticmethod
+    async def _find(connection: AsyncConnection, handle: str, *columns: Any) -> Row[Any] | None:
+        query = select(*columns).where(Admin.handle == handle).with_for_update(key_share=True)
+        return (await connection.execute(query)).one_or_none()

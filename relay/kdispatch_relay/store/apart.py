@@ -8,13 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from typing import Any, Final
 
+from kdispatch_protocol.aio.unblocked import leave
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
+from kdispatch_relay.store.failures import StorageError
 
 __all__ = ["answer", "upgrade_apart"]
+
+_log = logging.getLogger(__name__)
+
+_LAST_LINE: Final = 300  # characters of what a child said last
+_BY_HAND: Final = "See all it says with 'kdispatch relay migrate'."
 
 #: The child finds modules where its parent does, whatever brought these there, and never in the current folder.
 _CHILD: Final = """
@@ -32,29 +41,34 @@ async def upgrade_apart(url: str, wait: float) -> tuple[str | None, str | None]:
     The child's errors are raised here with their codes; ``OSError`` where there can't be one.
     """
     task = json.dumps({"url": url, "wait": wait, "path": sys.path})
-    # Its stderr is ours: a defect's traceback belongs where the relay's own would be.
+    pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", _CHILD, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, "-P", "-c", _CHILD, stdin=pipe, stdout=pipe, stderr=pipe
+    )  # fmt: skip
     try:
-        out, _ = await child.communicate(f"{task}\n".encode())
+        out, err = await child.communicate(f"{task}\n".encode())
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         await child.wait()
         raise
-    return _revisions(out, child.returncode)
+    return _revisions(out, err, child.returncode)
 
 
-def _revisions(out: bytes, status: int | None) -> tuple[str | None, str | None]:
+def _revisions(out: bytes, err: bytes, status: int | None) -> tuple[str | None, str | None]:
     told: dict[str, Any] = {}
     with contextlib.suppress(ValueError, TypeError):
         told.update(json.loads(out))
     if told.get("code") in CODES:
-        raise KdispatchError(told["code"], told["text"])
+        error = KdispatchError(told["code"], told["text"])
+        raise StorageError(error.text, str(told["hint"])) if told.get("hint") else error
     if status != 0 or not {"before", "after"} <= told.keys():
-        text = f"The process that brings the database up to date failed with status {status}."
-        raise KdispatchError("storage_unavailable", text)
+        lines = err.decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        _log.debug("the process that brings the database up to date said: %s", "\n".join(lines))
+        how = f"was ended by signal {-status}" if status is not None and status < 0 else f"failed with status {status}"
+        text = f"The process that brings the database up to date {how}: {last[:_LAST_LINE]}."
+        raise StorageError(text, f"{_BY_HAND} {SHORTAGE_HINT}")
     return told["before"], told["after"]
 
 
@@ -68,8 +82,13 @@ def answer(url: str, wait: float) -> None:
         before, after = asyncio.run(_upgrade(url, wait))
         told = {"before": before, "after": after}
     except KdispatchError as error:
-        told = {"code": error.code, "text": error.text}
+        told = {"code": error.code, "text": error.text, "hint": getattr(error, "hint", None)}
+    except Exception as error:
+        if (text := shortage(error)) is None:
+            raise  # its traceback's last line is told
+        told = {"code": "storage_unavailable", "text": text, "hint": SHORTAGE_HINT}
     sys.stdout.write(json.dumps(told) + "\n")
+    leave(0)  # threads that a failed start has left would keep it
 
 
 async def _upgrade(url: str, wait: float) -> tuple[str | None, str | None]:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Final
 
+from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.apart import upgrade_apart
 from kdispatch_relay.store.engines import driver_errors, reading_engine, writing_engine
+from kdispatch_relay.store.failures import StorageError, explain
 from kdispatch_relay.store.location import database_url, prepare_file
+from kdispatch_relay.store.models import Relay
+from kdispatch_relay.store.place import OpenFiles, identity
 from kdispatch_relay.store.upgrade import upgrade_tables
 
 __all__ = ["Database"]
+
+_FILES: Final = "kdispatch files"  # where a connection keeps which ones it has open
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +53,22 @@ class Database:
             PoolTimeoutError,
             sqlite3.Error,
             OSError,
+            MemoryError,
             *driver_errors(self._url),
         )
         self._failing: set[str] = set()
+        self._written = -math.inf  # when something was committed last
+        sqlite = self._url.get_backend_name() == "sqlite"
+        self._file = Path(self._url.database or "") if sqlite else None
+        self._found = (0, 0)  # which file that was when it was opened
+        self._open: OpenFiles | None = None  # the files of the connection that wrote last
 
     async def start(self) -> tuple[str | None, str | None]:
         """Make the file where there is none, and the tables up to date; returns the revisions before and after."""
         with self._translated("open"):
-            if self._url.get_backend_name() == "sqlite":
-                await asyncio.to_thread(prepare_file, Path(self._url.database or ""), self._wait)
+            if self._file is not None:
+                await asyncio.to_thread(prepare_file, self._file, self._wait)
+                self._found = await asyncio.to_thread(identity, self._file)
             migrating = writing_engine(self._url, self._wait, foreign_keys=False)
             try:
                 async with migrating.begin() as connection:
@@ -83,11 +98,41 @@ class Database:
         Read what you change ``with_for_update(key_share=True)``: SQLite holds the write lock anyway, PostgreSQL needs
         it. Lock a service before its invitations, these before tokens, and the admin last: PostgreSQL ends one of two
         that wait for each other. ``key_share`` lets in others that only refer to the row.
-        ``IntegrityError`` passes through, for the caller to say which rule was broken.
+        ``IntegrityError`` passes through, for the caller to say which rule was broken. What would be lost because the
+        file at the path is another one than that which is open is not committed.
         """
         with self._translated("write"):
             async with self._writers.begin() as connection:
+                files = await self._files(connection)
                 yield connection
+                if files is not None:
+                    await asyncio.to_thread(files.check)
+            self._written = time.monotonic()
+
+    async def probe(self, often: float) -> None:
+        """Return when a write would be kept at this moment, with a commit unless one was within ``often`` seconds.
+
+        The commit changes nothing that anybody reads.
+        """
+        if "write" in self._failing or time.monotonic() - self._written >= often:
+            async with self.write() as connection:
+                await self._check_usable()
+                await _touch(connection)
+        else:
+            with self._translated("write"):
+                await self._check_usable()
+
+    async def _check_usable(self) -> None:
+        if self._open is not None:
+            await asyncio.to_thread(self._open.check_usable)
+
+    async def _files(self, connection: AsyncConnection) -> OpenFiles | None:
+        """The files that this connection has open; ``None`` where the database is a server."""
+        if self._file is not None:
+            if _FILES not in connection.info:
+                connection.info[_FILES] = await asyncio.to_thread(OpenFiles, self._file, self._found)
+            self._open = connection.info[_FILES]
+        return self._open
 
     @contextmanager
     def _translated(self, work: str) -> Iterator[None]:
@@ -97,13 +142,27 @@ class Database:
             raise
         except self._errors as error:
             reason = getattr(error, "orig", None) or error
+            failure = explain(reason)
             if work == "open":  # at the start, where somebody is there to read it
-                raise KdispatchError("storage_unavailable", f"The database can't be opened: {reason}.") from error
+                hint = failure.hint if failure.known else "Check --database, and the file or the server that it names."
+                raise StorageError(
+                    f"The database can't be opened: {str(reason) or failure.text.rstrip('.')}.", hint
+                ) from error
             # The first failure is worth a line; one for each request would only fill the log.
             if work not in self._failing:
                 _log.warning("can't %s the database: %s", work, reason)
             self._failing.add(work)
-            raise KdispatchError("storage_unavailable") from error
+            raise failure from error
         if work in self._failing:
             self._failing.remove(work)
             _log.warning("can %s the database again", work)
+
+
+async def _touch(connection: AsyncConnection) -> None:
+    """Change what nobody reads, so that the commit writes to the disk."""
+    if connection.dialect.name == "sqlite":
+        # A number in the file's header, of which SQLite itself makes no use. SQLite writes no row that stays as it is.
+        number = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+        await connection.exec_driver_sql(f"PRAGMA user_version = {(number + 1) % 2**31}")
+    else:
+        await connection.execute(update(Relay).values(relay_id=Relay.relay_id))

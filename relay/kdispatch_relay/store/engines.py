@@ -8,6 +8,7 @@ and a writer takes the file's write lock before it reads (``BEGIN IMMEDIATE``).
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -82,6 +83,12 @@ def _engine(url: URL, wait: float, *, size: int, **options: object) -> AsyncEngi
 
 
 def _set_pragmas(engine: AsyncEngine, wait: float, **pragmas: str) -> None:
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def open_existing(_dialect: object, _entry: object, arguments: list[str], options: dict[str, object]) -> None:
+        # Where the file was moved away SQLite would make an empty one, which a restart would take for the database.
+        arguments[0] = f"{Path(arguments[0]).as_uri()}?mode=rw"
+        options["uri"] = True
+
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         connection.isolation_level = None

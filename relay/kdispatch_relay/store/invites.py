@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_protocol.errors import KdispatchError
@@ -118,25 +118,25 @@ class Invites:
         return await self._list(Invite.purpose == "sign-up")
 
     async def revoke(self, owner: Identity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
-        """End an invitation to ``owner``'s service ``name``, and maybe the tokens made from it; is there one?"""
+        """End an invitation to ``owner``'s service ``name``, and maybe the tokens made from it; is there one?
+
+        Nothing that runs rests on an invitation itself: relays have to hear only of tokens.
+        """
         service = f"{owner.handle}/{name}"
-        async with self._changes.taking(service) as connection:
+        async with self._changes.taking(service) as taking:
+            connection = taking.connection
             service_id = await id_of(connection, owner, name)
-            query = (
-                update(Invite)
-                .where(Invite.service_id == service_id, Invite.token_id == invite_id)
-                .values(revoked_at=int(time.time()))
-                .returning(Invite.id)
-            )
-            found = (await connection.execute(query)).scalar_one_or_none()
-            if found is None:
-                return False
+            found, was_revoked = await _end(connection, Invite.service_id == service_id, invite_id)
             ended = 0
-            if tokens:
+            if tokens and found is not None:
                 which = (Token.invite_id == found) & Token.revoked_at.is_(None)
                 await lock_tokens(connection, which)
                 made = update(Token).where(which).values(revoked_at=int(time.time()))
                 ended = (await connection.execute(made)).rowcount
+            if not ended:
+                taking.nothing()
+            if found is None or (was_revoked and not ended):
+                return found is not None
             event = AuditEvent(
                 actor=owner.actor,
                 action="invite.revoke",
@@ -150,14 +150,9 @@ class Invites:
     async def revoke_code(self, code_id: str) -> bool:
         """End a code to sign up with; returns whether there is one."""
         async with self._database.write() as connection:
-            query = (
-                update(Invite)
-                .where(Invite.purpose == "sign-up", Invite.token_id == code_id)
-                .values(revoked_at=int(time.time()))
-                .returning(Invite.id)
-            )
-            if (await connection.execute(query)).scalar_one_or_none() is None:
-                return False
+            found, was_revoked = await _end(connection, Invite.purpose == "sign-up", code_id)
+            if found is None or was_revoked:
+                return found is not None
             event = AuditEvent(actor=OPERATOR, action="code.revoke", subject="", source="", detail={"code": code_id})
             await self._audit.add(connection, None, event)
         return True
@@ -172,7 +167,7 @@ class Invites:
                 .where(Invite.token_id == invite.id)
             )
             invite_id, service_id, admin_id = (await connection.execute(query)).one()
-            await place_for_token(connection, admin_id)
+            await place_for_token(connection, admin_id, invited=True)
             kind = KINDS[invite.purpose]
             values = {"digest": token.digest, "token_id": token.id, "kind": kind, "name": token.name}
             await connection.execute(
@@ -202,6 +197,17 @@ class Invites:
         async with self._database.read() as connection:
             rows = await connection.execute(query)
             return [_record(row) for row in rows]
+
+
+async def _end(connection: AsyncConnection, which: ColumnElement[bool], code_id: str) -> tuple[int | None, bool]:
+    """Revoke an invitation; returns its row, if there is one, and whether it was revoked before."""
+    query = select(Invite.id, Invite.revoked_at).where(which, Invite.token_id == code_id)
+    row = (await connection.execute(query.with_for_update(key_share=True))).one_or_none()
+    if row is None:
+        return None, False
+    if row.revoked_at is None:
+        await connection.execute(update(Invite).where(Invite.id == row.id).values(revoked_at=int(time.time())))
+    return row.id, row.revoked_at is not None
 
 
 def _new(code: NewToken, service: str | None, purpose: str, uses: int) -> InviteRecord:

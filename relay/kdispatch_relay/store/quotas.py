@@ -20,6 +20,9 @@ COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
 
 
 _DEFAULTS: Final = Quotas()
+#: Of an account's tokens so many may come from invitations. The holders of a code of many uses decide how often it is
+#: used, and the owner must be able to make a token nevertheless.
+_INVITED_PERCENT: Final = 75
 
 
 def quotas_of(*own: int | None) -> Quotas:
@@ -45,11 +48,15 @@ async def place_for_service(connection: AsyncConnection, admin_id: int) -> None:
     _check((await connection.execute(count)).scalar_one(), allowed, "services")
 
 
-async def place_for_token(connection: AsyncConnection, admin_id: int) -> None:
-    """Raise ``quota_exceeded`` where the admin has as many tokens as it may."""
+async def place_for_token(connection: AsyncConnection, admin_id: int, *, invited: bool = False) -> None:
+    """Raise ``quota_exceeded`` where the admin has as many tokens as it may, or as it may have from invitations."""
     allowed = (await _quotas(connection, admin_id)).tokens
     count = select(func.count()).select_from(Token).where(Token.admin_id == admin_id, counted_tokens())
     _check((await connection.execute(count)).scalar_one(), allowed, "tokens")
+    if invited:
+        of_invites = count.where(Token.invite_id.is_not(None))
+        most = max(min(allowed, 1), allowed * _INVITED_PERCENT // 100)
+        _check((await connection.execute(of_invites)).scalar_one(), most, "tokens from invitations")
 
 
 async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:

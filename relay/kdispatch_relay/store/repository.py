@@ -54,16 +54,17 @@ class Repository:
         self.services = Services(*parts)
         self.tokens = Tokens(*parts)
         self.invites = Invites(*parts)
-        self._identities = Kept(Batches(self._find_identities))
-        self._services = Kept(Batches(self._find_services))
-        self._names = Kept(Batches(self._find_names))
+        self._identities = Kept(Batches(self._find_identities), lambda _, identity: identity.handle)
+        self._services = Kept(Batches(self._find_services), lambda key, _: key[0])
+        self._names = Kept(Batches(self._find_names), lambda _, __: "")  # nobody renames a token
         self.changes.forget = self.forget
         self._used: dict[str, int] = {}  # when tokens were last used, by their ids, if that is not stored yet
 
-    def forget(self) -> None:
-        """Something has changed: look everything up anew."""
-        for kept in (self._identities, self._services, self._names):
-            kept.clear()
+    def forget(self, scope: str) -> None:
+        """Something of ``handle/name``, or of a handle, has changed: look up anew what is of this handle."""
+        handle = scope.partition("/")[0]
+        for kept in (self._identities, self._services):
+            kept.forget(handle)
 
     async def identity(self, digest: bytes) -> Identity | None:
         """Whom the token with this digest stands for, or stood for."""
@@ -96,11 +97,6 @@ class Repository:
         """The relay's id, of 32 hexadecimal digits: one for all processes that use this database, now and later."""
         async with self.database.read() as connection:
             return str((await connection.execute(select(Relay.relay_id))).scalar_one())
-
-    async def probe(self) -> None:
-        """Return when the database can be read and written at this moment; changes nothing."""
-        async with self.database.write() as connection:
-            await connection.execute(select(Admin.id).limit(1))
 
     async def write_used(self) -> None:
         """Store when tokens were last used; what can't be stored waits for the next time."""

@@ -61,27 +61,32 @@ class Services:
     async def change(self, owner: Identity, name: str, values: Mapping[str, Any], *, source: str) -> bool:
         """Set ``access``, ``pins`` or both; returns whether there is such a service."""
         service = f"{owner.handle}/{name}"
-        async with self._changes.taking(service) as connection:
-            found = await id_of(connection, owner, name)
-            if found is not None:
-                await connection.execute(update(Service).where(Service.id == found).values(values))
-                event = _event(owner, "service.change", service, source, **values)
-                await self._audit.add(connection, owner.admin_id, event)
-        return found is not None
+        async with self._changes.taking(service) as taking:
+            found = await id_of(taking.connection, owner, name)
+            if found is None or not await self._differs(taking.connection, found, values):
+                taking.nothing()
+                return found is not None
+            await taking.connection.execute(update(Service).where(Service.id == found).values(values))
+            event = _event(owner, "service.change", service, source, **values)
+            await self._audit.add(taking.connection, owner.admin_id, event)
+        return True
 
     async def delete(self, owner: Identity, name: str, *, source: str) -> bool:
         """Delete a service of ``owner`` with its tokens and invitations; returns whether there was one."""
         service = f"{owner.handle}/{name}"
-        async with self._changes.taking(service) as connection:
+        async with self._changes.taking(service) as taking:
+            connection = taking.connection
             found = await id_of(connection, owner, name)
-            if found is not None:
-                await lock_tokens(connection, Token.service_id == found)
-                await connection.execute(delete(Token).where(Token.service_id == found))
-                await connection.execute(delete(Invite).where(Invite.service_id == found))
-                await connection.execute(delete(Service).where(Service.id == found))
-                event = _event(owner, "service.delete", service, source)
-                await self._audit.add(connection, owner.admin_id, event)
-        return found is not None
+            if found is None:
+                taking.nothing()
+                return False
+            await lock_tokens(connection, Token.service_id == found)
+            await connection.execute(delete(Token).where(Token.service_id == found))
+            await connection.execute(delete(Invite).where(Invite.service_id == found))
+            await connection.execute(delete(Service).where(Service.id == found))
+            event = _event(owner, "service.delete", service, source)
+            await self._audit.add(connection, owner.admin_id, event)
+        return True
 
     async def rotate(self, owner: Identity, name: str, token: NewToken, *, old_until: int | None, source: str) -> bool:
         """Give a service a new token of its own. The old one ends at ``old_until``, or now.
@@ -89,15 +94,18 @@ class Services:
         Returns whether there is such a service.
         """
         service = f"{owner.handle}/{name}"
-        async with self._changes.taking(service) as connection:
+        async with self._changes.taking(service) as taking:
+            connection = taking.connection
             found = await id_of(connection, owner, name)
-            if found is not None:
-                await self._end_own(connection, found, old_until)
-                await self._add_own(connection, owner, found, token)
-                detail: dict[str, Any] = {"token": token.id} | ({"old_until": old_until} if old_until else {})
-                event = _event(owner, "service.rotate", service, source, **detail)
-                await self._audit.add(connection, owner.admin_id, event)
-        return found is not None
+            if found is None:
+                taking.nothing()
+                return False
+            await self._end_own(connection, found, old_until)
+            await self._add_own(connection, owner, found, token)
+            detail: dict[str, Any] = {"token": token.id} | ({"old_until": old_until} if old_until else {})
+            event = _event(owner, "service.rotate", service, source, **detail)
+            await self._audit.add(connection, owner.admin_id, event)
+        return True
 
     async def of(self, owner: Identity) -> list[ServiceRecord]:
         """All services of one admin, by name."""
@@ -110,6 +118,12 @@ class Services:
         async with self._database.read() as connection:
             rows = await connection.execute(query)
             return [ServiceRecord(f"{row.handle}/{row.name}", row.access, row.pins) for row in rows]
+
+    @staticmethod
+    async def _differs(connection: AsyncConnection, service_id: int, values: Mapping[str, Any]) -> bool:
+        """Whether the service has anything else than ``values``."""
+        query = select(*(getattr(Service, name) for name in values)).where(Service.id == service_id)
+        return tuple((await connection.execute(query)).one()) != tuple(values.values())
 
     async def _end_own(self, connection: AsyncConnection, service_id: int, until: int | None) -> None:
         now = int(time.time())

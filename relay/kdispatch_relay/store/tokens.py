@@ -117,8 +117,8 @@ class Tokens:
 
     async def revoke(self, owner: Identity, token_id: str, *, source: str) -> bool:
         """Revoke one of ``owner``'s tokens; returns whether there was such a valid one. Raises ``last_token``."""
-        async with self._changes.taking(owner.handle) as connection:
-            now = int(time.time())
+        async with self._changes.taking(owner.handle) as taking:
+            connection, now = taking.connection, int(time.time())
             query = (
                 select(Token.digest, Token.kind, Token.expires_at, Token.name, Service.name)
                 .outerjoin(Service, Service.id == Token.service_id)
@@ -127,8 +127,11 @@ class Tokens:
             )
             row = (await connection.execute(query)).one_or_none()
             if row is None:
+                taking.nothing()
                 return False
             digest, kind, expires, name, service = row
+            if service is not None:  # nothing of another service rests on it
+                taking.scope = f"{owner.handle}/{service}"
             if kind == "adm" and expires is None:
                 await self._check_another(connection, owner, digest)
             await connection.execute(update(Token).where(Token.digest == digest).values(revoked_at=now))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any, Final
@@ -12,8 +13,9 @@ from typing import Any, Final
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
-from kdispatch_relay.limiter import SessionLimits
+from kdispatch_relay.limiter import SessionLimits, Shares
 from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.switch.claims import handle_of
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
 from kdispatch_relay.switch.routes import Route
@@ -51,7 +53,9 @@ class Access:
         self._loop = asyncio.get_running_loop()
         self._work: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._until: dict[str, int] = {}  # when the first token that something of a service rests on expires
+        # When the first token that something of a service rests on expires, by handle and service.
+        self._until: dict[str, dict[str, int]] = {}
+        self._rechecks: dict[str, bool] = {}  # scopes that are asked again, and whether they are to be once more
 
     def ask(self, question: Question) -> None:
         """Find the answer to one of the switch's questions."""
@@ -59,15 +63,24 @@ class Access:
 
     def recheck(self, scope: str) -> None:
         """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
-        self._authority.forget()
+        self._authority.forget(scope)
         doubt(self._switch, scope)
-        self._do(self._recheck(scope))
+        if scope in self._rechecks:  # of changes that come faster than the store answers, the last one counts
+            self._rechecks[scope] = True
+        else:
+            self._rechecks[scope] = False
+            self._do(self._recheck(scope))
 
     def expire(self, now: float) -> None:
         """Ask again where a token that something rests on has expired by now, in unix seconds."""
-        for service in [service for service, until in self._until.items() if until <= now]:
-            del self._until[service]
+        expired = [service for services in self._until.values() for service, until in services.items() if until <= now]
+        for service in expired:
             self.recheck(service)
+
+    async def rechecked(self) -> None:
+        """Return when nothing is asked again any more."""
+        while self._rechecks:
+            await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
 
     async def close(self) -> None:
         """Wait for what is under way. It is not cancelled: a look-up that is cut off loses its connection."""
@@ -87,13 +100,17 @@ class Access:
         switch = self._switch
         try:
             grant = await self._look_up(question)
+            limits = self._limits_of(question.session)
+            terms = _terms(grant, Shares() if limits is None else limits.shares)
             if isinstance(question, AskOffer):
-                if switch.offers.allowed(question, _terms(grant), self._loop.time()) is not None:
+                if switch.offers.allowed(question, terms, self._loop.time()):
                     self._note_host(question, grant)
             elif isinstance(question, AskAttach):
+                if limits is not None:  # else its session is over
+                    switch.registry.learn(question.service, terms)
                 switch.attachments.allowed(question, self._loop.time())
             else:
-                switch.opens.allowed(question.route, _terms(grant), self._loop.time())
+                switch.opens.allowed(question.route, terms, self._loop.time())
         except KdispatchError as error:
             self._refuse(question, error.code, error.text)
         except Exception:  # noqa: BLE001
@@ -104,22 +121,23 @@ class Access:
 
     async def _look_up(self, question: Question) -> Grant:
         """What is granted, if the question's answer is yes; raises what makes it a no."""
-        while True:
-            before = self._switch.revocations
-            try:
-                limits = self._limits_of(question.session)
-                with nullcontext() if limits is None else limits.authenticating(question.token):
-                    grant = await self._ask_store(question)
-            except KdispatchError as error:
-                if not isinstance(question, AskAttach) or error.code not in _PASSING_FOR_STREAMS:
-                    raise
-                if not any(question.alive()):
-                    raise KdispatchError("cancelled") from error
-                await asyncio.sleep(_ASK_AGAIN)
-                continue
-            if self._switch.revocations == before:
-                return grant
-            # Something was taken from somebody meanwhile, and the answer may be from before.
+        with self._switch.doubts.watching(question.service) as watched:
+            while True:
+                before = watched.version
+                try:
+                    limits = self._limits_of(question.session)
+                    with nullcontext() if limits is None else limits.authenticating(question.token):
+                        grant = await self._ask_store(question)
+                except KdispatchError as error:
+                    if not isinstance(question, AskAttach) or error.code not in _PASSING_FOR_STREAMS:
+                        raise
+                    if not any(question.alive()):
+                        raise KdispatchError("cancelled") from error
+                    await asyncio.sleep(_ASK_AGAIN)
+                    continue
+                if watched.version == before:
+                    return grant
+                # Something of its account was taken back meanwhile, and the answer may be from before.
 
     async def _ask_store(self, question: Question) -> Grant:
         if isinstance(question, AskOffer):
@@ -131,23 +149,53 @@ class Access:
         may = self._authority.may_host if role == "host" else self._authority.may_open
         grant = await may(service, token)
         if grant.expires is not None:
-            self._until[service] = min(self._until.get(service, grant.expires), grant.expires)
+            services = self._until.setdefault(handle_of(service), {})
+            services[service] = min(services.get(service, grant.expires), grant.expires)
         return grant
 
     # --- asking again -------------------------------------------------------------------------
 
     async def _recheck(self, scope: str) -> None:
+        try:
+            while True:
+                self._rechecks[scope] = False
+                self._forget_expiries(scope)
+                await self._ask_again(scope)
+                if not self._rechecks[scope]:
+                    break
+        finally:
+            del self._rechecks[scope]
+
+    def _forget_expiries(self, scope: str) -> None:
+        """What is asked again says anew when it expires."""
+        handle = handle_of(scope)
+        services = self._until.get(handle, {})
+        services.pop(scope, None)
+        if scope == handle or not services:
+            self._until.pop(handle, None)
+
+    async def _ask_again(self, scope: str) -> None:
         """End what may not go on. While the store does not answer it does go on."""
-        left = list(claims(self._switch, scope))
+        left = await self._without_public(claims(self._switch, scope))
         while left and not self._closing:
             answers = await asyncio.gather(*map(self._refusal, left))
             refused = {claim: why for claim, why in zip(left, answers, strict=True) if why and why[0] not in _PASSING}
             if refused:
-                revoke(self._switch, scope, refused, self._loop.time())
+                revoke(self._switch, refused, self._loop.time())
                 self._settle()
+            if self._rechecks[scope]:
+                return  # all is asked again from the beginning
             left = [claim for claim, why in zip(left, answers, strict=True) if why and why[0] in _PASSING]
             if left:
                 await asyncio.sleep(_ASK_AGAIN)
+
+    async def _without_public(self, asked: set[Claim]) -> list[Claim]:
+        """Leave out the clients of public services: of a thousand tokens that they show there none is looked at."""
+        clients = Counter(claim.service for claim in asked if claim.role == "client")
+        several = [service for service, count in clients.items() if count > 1]
+        answers = await asyncio.gather(*(self._refusal(Claim(service, "client", None)) for service in several))
+        public = {service for service, why in zip(several, answers, strict=True) if why is None}
+        return [claim for claim in asked if claim.role != "client" or claim.service not in public]
 
     async def _refusal(self, claim: Claim) -> tuple[str, str] | None:
         """Why a claim does not hold, if it does not."""
@@ -173,7 +221,7 @@ class Access:
             session, service = route.client.session, route.message.service
             entry = self._switch.registry.get(service)
             public = entry is not None and entry.terms is not None and entry.terms.public
-            actor = "anybody" if public or route.rests is None else f"token {token_id(route.rests)}"
+            actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
             self._note("connect", service, actor, session)
         connected.clear()
 
@@ -198,6 +246,13 @@ class Access:
             self._switch.opens.refused(question.route, code, text, now)
 
 
-def _terms(grant: Grant) -> Terms:
+def _terms(grant: Grant, shares: Shares) -> Terms:
     quotas = grant.service.quotas
-    return Terms(grant.public, grant.service.pins, hosts=quotas.hosts, streams=quotas.streams)
+    return Terms(
+        grant.public,
+        grant.service.pins,
+        hosts=quotas.hosts,
+        streams=quotas.streams,
+        public_streams=shares.public_of(quotas.streams),
+        source_part=shares.source_part,
+    )

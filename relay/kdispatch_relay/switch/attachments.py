@@ -23,6 +23,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_protocol.timers import Timer, Timers
 from kdispatch_protocol.tokens import token_digest
+from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
@@ -43,8 +44,8 @@ class Half:
     session: Session
     number: int
     entry: AttachEntry
-    rests: bytes | None  # the digest of the token that was shown with it
     until: float  # then its agent is asked to attach anew
+    ground: Ground | None = None  # with all that rests on the token that was shown with it
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -128,7 +129,7 @@ class Attachments:
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
             for other in self._others_of_agent(session) if entry.opening else ():
                 self._give_up_open(other, entry.uuid)
-            half = Half(session, entry.number, entry, rests, now + self._limits.attach_wait)
+            half = Half(session, entry.number, entry, now + self._limits.attach_wait)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 refused += 1
                 self._answer(half, "busy", "This session has as many streams as it may.")
@@ -140,6 +141,7 @@ class Attachments:
                 self._all[half] = None
                 if self._due is None:
                     self._due = self._timers.add(half.until, self._expire)
+                half.ground = self._registry.rest(half, Claim(entry.service, entry.role, rests))
                 groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
@@ -274,6 +276,7 @@ class Attachments:
             if self._due is not None and not self._all:
                 self._due.cancel()
                 self._due = None
+            self._registry.free(half)
         if self._waiting.get(half.key) is half:
             del self._waiting[half.key]
             waiting = self._by_peer[half.entry.peer]
@@ -337,23 +340,25 @@ class Attachments:
         self._touched.add(session)
 
     def _join(self, one: Half, two: Half, now: float) -> None:
-        self.drop(one)
-        self.drop(two)
-        self._leave(one, two, now)
-        self._leave(two, one, now)
         client, host = (one, two) if one.entry.role == "client" else (two, one)
         message = Open(service=host.entry.service, uuid=host.entry.uuid, limit=host.entry.limit)
         route = Route(client.session, client.number, message)
         route.state = RouteState.OPEN
         route.began = now
-        route.rests, route.rests_host = client.rests, host.rests
-        route.usage = self._registry.usage(message.service)  # no quota ends a stream that goes on
-        route.usage.streams += 1
         route.host = Leg(host.session, host.number, route, 0)
+        for leg, half in ((route.client, client), (route.host, host)):
+            assert half.ground is not None
+            leg.ground = half.ground.also(leg)
+        assert route.client.ground is not None
+        self.drop(one)
+        self.drop(two)
+        self._leave(one, two, now)
+        self._leave(two, one, now)
+        entry = route.client.ground.entry  # no quota ends a stream that goes on
+        self._opens.count(route, entry.account, public=entry.terms is not None and entry.terms.public)
         route.client.peer, route.host.peer = route.host, route.client
-        route.host_entry = self._registry.host(host_id(host.session.process, host.entry.service))
-        if route.host_entry is not None:
-            route.host_entry.streams += 1
+        route.host_entry = self._registry.known(host_id(host.session.process, message.service), message.service)
+        route.host_entry.streams += 1
         client.session.streams_opened += 1
         for leg, own, other in ((route.client, client, host), (route.host, host, client)):
             leg.limit = other.entry.limit

@@ -258,7 +258,7 @@ class _AgentLink:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.limits = limits or SessionLimits(None, "")
-        self.session = gate.switch.connect(source, self._loop.time(), self.limits)
+        self.session = gate.switch.connect(source, self._loop.time(), self.limits, group=self.limits.source)
         self._unsettled = False  # the switch was told something in this read
         self._passed = False  # and was asked to pass something on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)

@@ -27,6 +27,11 @@ class AskOffer:
     offer: Offer
 
     @property
+    def service(self) -> str:
+        """The service offered."""
+        return self.offer.service
+
+    @property
     def token(self) -> str | None:
         """What the host rests on."""
         return self.offer.token

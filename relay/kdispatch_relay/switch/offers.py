@@ -9,7 +9,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer, Offered, reset_frame
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.registry import Host, Registry, Terms
+from kdispatch_relay.switch.registry import LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Offers"]
@@ -46,55 +46,45 @@ class Offers:
     def withdraw(self, session: Session, number: int) -> bool:
         """An agent's WITHDRAW; returns whether there was such an offer."""
         there = number in session.offers
-        host = session.offers.pop(number, None)
-        if host is not None and host.session is session:
-            self._registry.remove(host)
+        live = session.offers.pop(number, None)
+        if live is not None:
+            self._registry.remove(live)
         return there
 
-    def allowed(self, asked: AskOffer, terms: Terms, now: float) -> Host | None:
-        """List the host; opens that waited for one go on. Returns it if it was not listed before."""
+    def session_lost(self, session: Session, now: float) -> None:
+        """Its offers go with it; a process that was moving from another session is reached there again."""
+        lost = [offer for offer in session.offers.values() if offer is not None]
+        session.offers.clear()
+        for offer in lost:
+            self._registry.remove(offer)
+        for host in {offer.host: None for offer in lost}:
+            if host.offers:
+                self._appeared(host.service, now)
+            else:
+                self._registry.lost(host.service, now)
+
+    def allowed(self, asked: AskOffer, terms: Terms, now: float) -> bool:
+        """The offer is live; opens that waited for a host go on. Returns whether its host was not listed before."""
         session, offer = asked.session, asked.offer
         if session.ended or asked.number not in session.offers:
-            return None
+            return False
         if self._registry.is_withdrawn(offer.host):  # while the store was asked
             self.refused(asked, *_WITHDRAWN, now=now)
-            return None
-        host = self._registry.host(offer.host)
-        if host is None and self._registry.usage(offer.service).hosts >= terms.hosts:
-            self._registry.leave(offer.service)
+            return False
+        is_new = self._registry.host(offer.host) is None
+        if is_new and self._registry.account(offer.service).hosts >= terms.hosts:
             self.refused(asked, "quota_exceeded", "The service's owner has as many live hosts as it may.", now=now)
-            return None
-        rests = None if offer.token is None else token_digest(offer.token)
-        listed = None
-        if host is not None and host.session is not session and host.session in set(session.all_of_agent):
-            # The same host, which has moved.
-            host.session, host.labels, host.digest, host.rests = session, offer.labels, offer.digest, rests
-        else:
-            host = listed = self._listed(session, offer, rests, now)
-        session.offers[asked.number] = host
-        self._registry.entry(offer.service).terms = terms
+            return False
+        host = self._registry.known(offer.host, offer.service)
+        live = LiveOffer(host, session, asked.number, offer.labels, offer.digest)
+        self._registry.add(live, None if offer.token is None else token_digest(offer.token), now)
+        self._registry.learn(offer.service, terms)
+        session.offers[asked.number] = live
         payload = Offered(host=offer.host).encode()
         session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
         self._touched.add(session)
         self._appeared(offer.service, now)
-        return listed
-
-    def _listed(self, session: Session, offer: Offer, rests: bytes | None, now: float) -> Host:
-        host = Host(
-            id=offer.host,
-            service=offer.service,
-            session=session,
-            since=now,
-            labels=offer.labels,
-            digest=offer.digest,
-            rests=rests,
-        )
-        for leg in session.legs.values():
-            if leg.is_hosts(offer.service):  # its process attached this stream before it offered
-                leg.route.host_entry = host
-                host.streams += 1
-        self._registry.add(host)
-        return host
+        return is_new
 
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         """The agent may not host it. That counts: names and tokens are not to be guessed."""

@@ -17,6 +17,8 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open, Opened, Reset, Trying, reset_frame
 from kdispatch_protocol.streams import stream_key
 from kdispatch_protocol.timers import Timers
+from kdispatch_protocol.tokens import token_digest
+from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
@@ -89,7 +91,9 @@ class Opens:
         session.unanswered += 1
         session.streams_opened += 1
         route.deadline = now + self._limits.open_total
+        rests = None if message.token is None else token_digest(message.token)
         entry = self._registry.get(message.service)
+        route.client.ground = self._registry.rest(route.client, Claim(message.service, "client", rests))
         if entry is not None and entry.terms is not None and entry.terms.public:
             self._admit(route, entry.terms, now)
         else:
@@ -98,20 +102,25 @@ class Opens:
     def allowed(self, route: Route, terms: Terms, now: float) -> None:
         """The service exists and the client may open it."""
         if route.state is RouteState.ASKING and self.alive(route):
-            self._registry.entry(route.message.service).terms = terms
+            self._registry.learn(route.message.service, terms)
             self._admit(route, terms, now)
 
     def _admit(self, route: Route, terms: Terms, now: float) -> None:
-        usage = self._registry.usage(route.message.service)
+        assert route.client.ground is not None
+        account = route.client.ground.entry.account
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
-        elif usage.streams >= terms.streams:
-            self._registry.leave(route.message.service)
-            self.refuse(route, "quota_exceeded", "The service's owner has as many open streams as it may.")
+        elif full := account.refusal(terms, route.client.session.group):
+            self.refuse(route, *full)
         else:
-            route.usage = usage
-            usage.streams += 1
+            self.count(route, account, public=terms.public)
             self._next_try(route, now)
+
+    @staticmethod
+    def count(route: Route, account: Account, *, public: bool) -> None:
+        """A stream counts among its owner's, until it is released."""
+        route.account, route.public = account, public
+        account.add(route.client.session.group, public=public)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
         """The client may not open the service, or there is none. That counts: names are not to be guessed."""
@@ -228,6 +237,7 @@ class Opens:
             if leg is not None:
                 leg.leave()
                 leg.drop_data()
+                self._registry.free(leg)
         self._release(route)
 
     def _report(self, route: Route, code: str) -> None:
@@ -262,7 +272,6 @@ class Opens:
         else:
             route.client.session.failures.take(now)
             self.refuse(route, *route.refusal)
-            self._registry.forget(message.service, now)
 
     def _ask(self, route: Route, host: Host, now: float) -> None:
         message = route.message
@@ -271,9 +280,9 @@ class Opens:
         route.tried += (host.id,)
         route.state = RouteState.TRYING
         route.host_entry = host
-        route.rests_host = host.rests
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
+        leg.ground = host.ground.also(leg)
         session.legs[leg.number] = leg
         secret = message.secret
         forwarded = Open(
@@ -305,7 +314,9 @@ class Opens:
     def _wait(self, route: Route) -> None:
         service = route.message.service
         route.state = RouteState.WAITING
-        self._registry.entry(service).waiting[route] = None
+        entry = self._registry.get(service)
+        assert entry is not None  # its client's leg rests there
+        entry.waiting[route] = None
         until = min(route.deadline, self._registry.wait_until(service))
         route.set_timer(self._timers.add(until, lambda when: self._next_try(route, when)))
 
@@ -316,17 +327,17 @@ class Opens:
                 entry.waiting.pop(route, None)
 
     def _release(self, route: Route) -> None:
-        if route.usage is not None:
-            route.usage.streams -= 1
-            route.usage = None
-            self._registry.leave(route.message.service)
+        if route.account is not None:
+            route.account.remove(route.client.session.group, public=route.public)
+            route.account = None
 
     def _uncount(self, route: Route) -> None:
         if route.host_entry is not None:
-            route.host_entry.streams -= 1
+            self._registry.carried(route.host_entry)
             route.host_entry = None
 
     def _drop_leg(self, leg: Leg) -> None:
         leg.leave()
         leg.drop_queue()
+        self._registry.free(leg)
         self._touched.add(leg.session)

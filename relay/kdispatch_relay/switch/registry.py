@@ -1,123 +1,154 @@
-"""Who is live: the hosts of each service, in memory and nowhere else."""
+"""Who is live: the offers of each process, and the hosts that they make, in memory and nowhere else."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdispatch_protocol.limits import Limits
+from kdispatch_relay.switch.claims import Claim, Claims, Ground, Terms
 
 if TYPE_CHECKING:
-    from kdispatch_relay.switch.routes import Route
     from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["Host", "Registry", "ServiceHosts", "Terms", "Usage", "is_within"]
+__all__ = ["Host", "LiveOffer", "Registry", "Terms"]
 
 # Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first; a process that lost its RESET
 # comes back within seconds, long before so many others were withdrawn.
 _WITHDRAWN = 10_000
+# Services of which a host was lost, looked at for each one that is added: more than it adds.
+_SWEPT = 2
+
+
+@dataclass(slots=True, eq=False)
+class LiveOffer:
+    """An offer that the store has allowed: one number of one session."""
+
+    host: Host
+    session: Session
+    number: int
+    labels: dict[str, str]
+    digest: str  # of the host's own hst_ token, SHA-256 in hex
+    ground: Ground | None = None  # set when it is added
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Of two offers of a process the one in the newer session comes first, and there the later one."""
+        return self.session.rank, self.number
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """One process that offers one service."""
+    """One process that serves one service: its live offers, and what it carries.
+
+    It is listed as long as it has an offer, and known as long as it carries a stream. Opens go to the newest offer.
+    """
 
     id: str
     service: str
-    session: Session
-    since: float  # the caller's clock, seconds
-    labels: dict[str, str]
-    digest: str  # of its own hst_ token, SHA-256 in hex
-    rests: bytes | None  # the digest of the token that its offer showed
+    since: float = 0.0  # when it was listed; the caller's clock, seconds
     streams: int = 0
+    offers: list[LiveOffer] = field(default_factory=list)  # the newest last
+
+    @property
+    def session(self) -> Session:
+        """Where it is reached."""
+        return self.offers[-1].session
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What its operator calls it."""
+        return self.offers[-1].labels
+
+    @property
+    def digest(self) -> str:
+        """Of its own token, SHA-256 in hex."""
+        return self.offers[-1].digest
+
+    @property
+    def ground(self) -> Ground:
+        """With all that rests on the token that its newest offer showed."""
+        ground = self.offers[-1].ground
+        assert ground is not None
+        return ground
+
+    @property
+    def rests(self) -> bytes | None:
+        """The digest of that token."""
+        return self.ground.claim.token
+
+    def add(self, offer: LiveOffer) -> None:
+        """One more offer."""
+        bisect.insort(self.offers, offer, key=lambda one: one.rank)
+
+    def remove(self, offer: LiveOffer) -> None:
+        """One less."""
+        self.offers.remove(offer)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for a service: whether everybody may connect, whether clients may choose a host.
-
-    ``hosts`` and ``streams``: how many its owner may have at once, of all services together.
-    """
-
-    public: bool
-    pins: bool = False
-    hosts: int = 1 << 30
-    streams: int = 1 << 30
-
-
-@dataclass(slots=True)
-class Usage:
-    """What one owner has at this moment."""
-
-    hosts: int = 0
-    streams: int = 0
-
-
-@dataclass(slots=True)
-class ServiceHosts:
-    """The live hosts of one service, and the opens that wait for one."""
-
-    terms: Terms | None = None  # known once somebody was authorised for it
-    hosts: dict[str, Host] = field(default_factory=dict)  # by host id
-    order: list[Host] = field(default_factory=list)  # the same, for a choice by index
-    wait_until: float = 0.0  # opens wait until then for a host to come back
-    waiting: dict[Route, None] = field(default_factory=dict)
-
-
-def is_within(service: str, scope: str) -> bool:
-    """Whether ``scope`` is this service, or the handle that it belongs to."""
-    return service == scope or service.startswith(f"{scope}/")
-
-
-class Registry:
+class Registry(Claims):
     """Plain bookkeeping; ``choose(n)`` gives a uniform number below ``n``."""
 
     def __init__(self, choose: Callable[[int], int], limits: Limits, now: float) -> None:
+        super().__init__()
         self._choose = choose
         self._limits = limits
         self._started = now
-        self._services: dict[str, ServiceHosts] = {}
-        self._hosts: dict[str, Host] = {}  # by id
+        self._hosts: dict[str, Host] = {}  # by id: those that are listed, and those that carry something
+        self._listed = 0
         self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
-        self._usages: dict[str, Usage] = {}  # by handle
+        self._lost: dict[str, float] = {}  # services, and until when opens wait for a host; the oldest first
 
     def __len__(self) -> int:
         """How many hosts are listed, over all services."""
-        return len(self._hosts)
+        return self._listed
 
-    def get(self, service: str) -> ServiceHosts | None:
-        """The entry of a service that has, or lately had, hosts or waiting opens."""
-        return self._services.get(service)
+    def add(self, offer: LiveOffer, rests: bytes | None, now: float) -> None:
+        """An offer is live, on the token with the digest ``rests``. With its first one a host is listed."""
+        host = offer.host
+        offer.ground = self.rest(offer, Claim(host.service, "host", rests))
+        entry = offer.ground.entry
+        if not host.offers:
+            host.since = now
+            entry.hosts.append(host)
+            entry.account.hosts += 1
+            self._listed += 1
+        host.add(offer)
 
-    def entry(self, service: str) -> ServiceHosts:
-        """The entry of a service, made if need be. Only for one that exists: names come from strangers."""
-        return self._services.setdefault(service, ServiceHosts())
-
-    def add(self, host: Host) -> None:
-        """List a host; an older one of the same id, of the same process, is replaced."""
-        entry = self.entry(host.service)
-        older = entry.hosts.get(host.id)
-        if older is not None:
-            self.remove(older)
-        entry.hosts[host.id] = host
-        entry.order.append(host)
-        self._hosts[host.id] = host
-        self.usage(host.service).hosts += 1
-
-    def remove(self, host: Host) -> None:
-        """Take a host off the list, if it is still the one that is listed."""
-        entry = self._services.get(host.service)
-        if entry is not None and entry.hosts.get(host.id) is host:
-            del entry.hosts[host.id]
-            entry.order.remove(host)
-            del self._hosts[host.id]
-            self.usage(host.service).hosts -= 1
-            self.leave(host.service)
+    def remove(self, offer: LiveOffer) -> None:
+        """A live offer is no more. With its last one a host leaves the list."""
+        host, ground = offer.host, offer.ground
+        assert ground is not None
+        host.remove(offer)
+        if not host.offers:
+            ground.entry.hosts.remove(host)
+            ground.entry.account.hosts -= 1
+            self._listed -= 1
+            self._let_go(host)
+        self.free(offer)
 
     def host(self, host_id: str) -> Host | None:
         """The live host of this id."""
-        return self._hosts.get(host_id)
+        host = self._hosts.get(host_id)
+        return host if host is not None and host.offers else None
+
+    def known(self, host_id: str, service: str) -> Host:
+        """The host of this id, which is about to offer or to carry ``service``."""
+        host = self._hosts.get(host_id)
+        if host is None:
+            host = self._hosts[host_id] = Host(host_id, service)
+        return host
+
+    def carried(self, host: Host) -> None:
+        """A host carries one stream less."""
+        host.streams -= 1
+        self._let_go(host)
+
+    def _let_go(self, host: Host) -> None:
+        if not host.offers and not host.streams:
+            del self._hosts[host.id]
 
     def withdraw(self, host_id: str) -> None:
         """Refuse this host from now on: a RESET can be lost with its session, and the agent would offer again."""
@@ -129,61 +160,35 @@ class Registry:
         """Whether the host was withdrawn, and not so many others since."""
         return host_id in self._withdrawn
 
-    def lost(self, host: Host, now: float) -> None:
+    def lost(self, service: str, now: float) -> None:
         """A host's session broke without a WITHDRAW: it may well come back."""
-        if self._hosts.get(host.id) is host:
-            self.remove(host)
-            self.entry(host.service).wait_until = now + self._limits.open_wait_lost
+        for _ in range(_SWEPT):
+            oldest = next(iter(self._lost), None)
+            if oldest is not None and self._lost[oldest] < now:
+                del self._lost[oldest]
+        self._lost.pop(service, None)
+        self._lost[service] = now + self._limits.open_wait_lost
 
     def wait_until(self, service: str) -> float:
         """Until when an OPEN that finds no host should wait."""
-        return max(self.entry(service).wait_until, self._started + self._limits.open_wait_start)
+        return max(self._lost.get(service, 0.0), self._started + self._limits.open_wait_start)
 
     def pick(self, service: str, tried: Collection[str], pin: str | None) -> Host | None:
         """A uniformly random live host that was not tried yet and does answer; ``pin`` allows only one."""
-        entry = self._services.get(service)
-        if entry is None or not entry.order:
+        entry = self.get(service)
+        if entry is None or not entry.hosts:
             return None
         if pin is None and not tried:
-            count = len(entry.order)
-            host = entry.order[self._choose(count) if count > 1 else 0]  # a choice of one is none: randomness costs
+            count = len(entry.hosts)
+            host = entry.hosts[self._choose(count) if count > 1 else 0]  # a choice of one is none: randomness costs
             if not host.session.stalled:
                 return host
         candidates = [
-            host for host in entry.order if host.id not in tried and not host.session.stalled and pin in {None, host.id}
+            host for host in entry.hosts if host.id not in tried and not host.session.stalled and pin in {None, host.id}
         ]
         return candidates[self._choose(len(candidates))] if candidates else None
 
-    def forget(self, service: str, now: float) -> None:
-        """Drop a service's entry once it says nothing any more."""
-        entry = self._services.get(service)
-        if entry is not None and not entry.hosts and not entry.waiting and entry.wait_until < now:
-            del self._services[service]
-
-    def drop(self, service: str) -> None:
-        """Forget a service that may be no more, unless it still has hosts or waiting opens."""
-        entry = self._services.get(service)
-        if entry is not None and not entry.hosts and not entry.waiting:
-            del self._services[service]
-
-    def usage(self, service: str) -> Usage:
-        """What the owner of ``handle/name`` has; only for a service that exists: names come from strangers."""
-        return self._usages.setdefault(service.partition("/")[0], Usage())
-
-    def leave(self, service: str) -> None:
-        """Forget what the owner of ``handle/name`` has, where it is nothing."""
-        handle = service.partition("/")[0]
-        usage = self._usages.get(handle)
-        if usage is not None and not usage.hosts and not usage.streams:
-            del self._usages[handle]
-
-    def doubt(self, scope: str) -> None:
-        """Whatever is known of the terms of ``handle/name``, or of all services of a handle, may be wrong now."""
-        for service, entry in self._services.items():
-            if is_within(service, scope):
-                entry.terms = None
-
     def hosts_of(self, service: str) -> list[Host]:
         """The live hosts of a service."""
-        entry = self._services.get(service)
-        return list(entry.order) if entry else []
+        entry = self.get(service)
+        return list(entry.hosts) if entry else []

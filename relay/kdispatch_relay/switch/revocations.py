@@ -7,13 +7,13 @@ suspended), the switch only learns where: a service, or all of an account. :func
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from kdispatch_protocol.messages import reset_frame
 from kdispatch_relay.switch.attachments import Half
-from kdispatch_relay.switch.registry import Host, is_within
-from kdispatch_relay.switch.routes import Route, RouteState
+from kdispatch_relay.switch.claims import Claim
+from kdispatch_relay.switch.registry import Host, LiveOffer
+from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Claim", "claims", "doubt", "revoke", "withdraw_host"]
@@ -22,111 +22,55 @@ _HOST_GONE = "The host may not offer the service any more."
 _CLIENT_GONE = "The client may not use the service any more."
 
 #: Claims that do not hold, each with the code and the text of the look-up that said so.
-Refused = Mapping["Claim", tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What an offer, an end of a stream, or a half rests on: the right of a token, or of nobody's, to a service."""
-
-    service: str
-    role: str  # "host" or "client"
-    token: bytes | None  # its digest
+Refused = Mapping[Claim, tuple[str, str]]
 
 
 def doubt(switch: Switch, scope: str) -> None:
     """Something of ``handle/name``, or of all of a handle, may be no more: what was looked up before does not count."""
-    switch.revocations += 1
-    switch.registry.doubt(scope)
+    switch.doubts.add(scope)
+    for entry in switch.registry.within(scope):
+        entry.terms = None
 
 
 def claims(switch: Switch, scope: str) -> set[Claim]:
     """On what everything within ``scope`` rests."""
-    found = {_of_host(host) for host in _hosts(switch, scope)}
-    for route in _routes(switch, scope):
-        found.add(_of_client(route))
-        if route.host is not None:
-            found.add(_of_routes_host(route))
-    return found | {_of_half(half) for half in _halves(switch, scope)}
+    return {claim for entry in switch.registry.within(scope) for claim in entry.grounds}
 
 
-def revoke(switch: Switch, scope: str, refused: Refused, now: float) -> None:
+def revoke(switch: Switch, refused: Refused, now: float) -> None:
     """End what rests on one of these. Offers first: nothing is to be tried with a host that goes."""
-    for host in list(_hosts(switch, scope)):
-        if why := refused.get(_of_host(host)):
-            _end_offers(switch, host, "revoked", why[1])
-    for route in list(_routes(switch, scope)):
-        if why := refused.get(_of_client(route)):
-            _end_route(switch, route, *why)
-        elif route.host is not None and (why := refused.get(_of_routes_host(route))):
-            _end_leg_of_host(switch, route, why[1], now)
-    for half in list(_halves(switch, scope)):
-        if why := refused.get(_of_half(half)):
-            switch.attachments.revoked(half, why[1])
-    for service in {claim.service for claim in refused}:
-        switch.registry.drop(service)
+    doomed = [(thing, why) for claim, why in refused.items() for thing in switch.registry.things(claim)]
+    for thing, (_, text) in doomed:
+        if isinstance(thing, LiveOffer):
+            _end_offer(switch, thing, "revoked", text)
+    legs = [(thing, why) for thing, why in doomed if isinstance(thing, Leg)]
+    for leg, (code, text) in legs:
+        if leg is leg.route.client:
+            _end_route(switch, leg.route, code, text)
+    for leg, (_, text) in legs:
+        if leg is leg.route.host and switch.registry.holds(leg):
+            _end_leg_of_host(switch, leg.route, text, now)
+    for thing, (_, text) in doomed:
+        if isinstance(thing, Half):
+            switch.attachments.revoked(thing, text)
 
 
 def withdraw_host(switch: Switch, host: Host) -> None:
     """Take a host off the list for good: it gets no new streams, and running ones go on."""
     switch.registry.withdraw(host.id)
-    _end_offers(switch, host, "withdrawn", "This host was withdrawn.")
-
-
-# --- what there is, and on what it rests ---------------------------------------------------------
-
-
-def _hosts(switch: Switch, scope: str) -> dict[Host, None]:
-    return {
-        host: None
-        for session in switch.sessions
-        for host in session.offers.values()
-        if host is not None and is_within(host.service, scope)
-    }
-
-
-def _routes(switch: Switch, scope: str) -> dict[Route, None]:
-    return {
-        leg.route: None
-        for session in switch.sessions
-        for leg in session.legs.values()
-        if is_within(leg.route.message.service, scope)
-    }
-
-
-def _halves(switch: Switch, scope: str) -> Iterator[Half]:
-    for session in switch.sessions:
-        yield from (half for half in session.halves.values() if is_within(half.entry.service, scope))
-
-
-def _of_host(host: Host) -> Claim:
-    return Claim(host.service, "host", host.rests)
-
-
-def _of_client(route: Route) -> Claim:
-    return Claim(route.message.service, "client", route.rests)
-
-
-def _of_routes_host(route: Route) -> Claim:
-    return Claim(route.message.service, "host", route.rests_host)
-
-
-def _of_half(half: Half) -> Claim:
-    return Claim(half.entry.service, half.entry.role, half.rests)
+    for offer in list(host.offers):
+        _end_offer(switch, offer, "withdrawn", "This host was withdrawn.")
 
 
 # --- ending it ---------------------------------------------------------------------------------
 
 
-def _end_offers(switch: Switch, host: Host, code: str, text: str) -> None:
-    switch.registry.remove(host)
-    # An offer that was replaced, by a second one of the same service or in a newer session, is still a number.
-    for session in switch.by_process[host.session.process].all_of_agent:
-        numbers = [number for number, other in session.offers.items() if other is not None and other.id == host.id]
-        for number in numbers:
-            del session.offers[number]
-            session.outbox.send(reset_frame(number, code, text))
-        switch.touch(session)
+def _end_offer(switch: Switch, offer: LiveOffer, code: str, text: str) -> None:
+    switch.registry.remove(offer)
+    session = offer.session
+    del session.offers[offer.number]
+    session.outbox.send(reset_frame(offer.number, code, text))
+    switch.touch(session)
 
 
 def _end_route(switch: Switch, route: Route, code: str, text: str) -> None:

@@ -13,12 +13,15 @@ class Roster:
     def __init__(self) -> None:
         self.newest: dict[str, Session] = {}  # of each process
         self.sessions: set[Session] = set()
+        self._greeted = 0
 
     def enter(self, session: Session, *, moves: bool) -> list[Session]:
         """A process has greeted in this session; returns those that it replaces.
 
         Where it moves, the one before stays; one that is left is enough.
         """
+        self._greeted += 1
+        session.rank = self._greeted
         before = self.newest.get(session.process)
         if before is not None and moves and not before.doomed:
             session.older = before

@@ -16,10 +16,10 @@ from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Open
 from kdispatch_protocol.timers import Timer
-from kdispatch_protocol.tokens import token_digest
 
 if TYPE_CHECKING:
-    from kdispatch_relay.switch.registry import Host, Usage
+    from kdispatch_relay.switch.claims import Account, Ground
+    from kdispatch_relay.switch.registry import Host
     from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Leg", "Route", "RouteState"]
@@ -52,6 +52,7 @@ class Leg:
         "deficit",
         "fin_acked",
         "fin_passed",
+        "ground",
         "late_since",
         "limit",
         "next",
@@ -69,6 +70,7 @@ class Leg:
         self.number = number
         self.route = route
         self.peer: Leg | None = None  # the other leg, once a host has opened
+        self.ground: Ground | None = None  # with all that rests on the token that was shown at this end
         self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
         self.next = 0  # the offset that this agent's next byte has
         self.acked = 0  # below this its peer has said that all has arrived: it need not be sent again
@@ -82,6 +84,11 @@ class Leg:
         self.late_since: float | None = None  # since when its frames wait too long
         self._late_last = 0.0
         self._ack: tuple[int, int, bool] | None = None
+
+    @property
+    def rests(self) -> bytes | None:
+        """The digest of the token that was shown at this end, be it over or not."""
+        return None if self.ground is None else self.ground.claim.token
 
     def forward(self, type_: int, flags: int, value: int, payload: Buffer, now: float) -> None:
         """Queue a frame of the stream's data towards this leg's agent."""
@@ -142,11 +149,6 @@ class Leg:
         """Whether it is the client's leg of this stream, and no host has opened it yet."""
         route = self.route
         return route.client is self and route.message.uuid == uuid and route.state is not RouteState.OPEN
-
-    def is_hosts(self, service: str) -> bool:
-        """Whether it is the host's leg of a running stream of the service."""
-        route = self.route
-        return route.host is self and route.state is RouteState.OPEN and route.message.service == service
 
     # --- a source of the session's outbox --------------------------------------------------
 
@@ -210,6 +212,7 @@ class Route:
     """A stream at the relay, from the client's OPEN to its end."""
 
     __slots__ = (
+        "account",
         "attempt",
         "began",
         "client",
@@ -218,13 +221,11 @@ class Route:
         "host",
         "host_entry",
         "message",
+        "public",
         "refusal",
-        "rests",
-        "rests_host",
         "state",
         "timer",
         "tried",
-        "usage",
     )
 
     def __init__(self, session: Session, number: int, message: Open) -> None:
@@ -240,9 +241,8 @@ class Route:
         self.tried: tuple[str, ...] = ()  # host ids
         self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
         self.early: bytes | bytearray = b""  # held until this attempt's host has opened
-        self.rests = None if message.token is None else token_digest(message.token)  # the token that its client showed
-        self.rests_host: bytes | None = None  # likewise its host's
-        self.usage: Usage | None = None  # where it counts
+        self.account: Account | None = None  # where it counts
+        self.public = False  # whether among the streams of public services
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""

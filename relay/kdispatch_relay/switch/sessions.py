@@ -14,7 +14,7 @@ from kdispatch_relay.switch.effort import Effort, Source
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
-    from kdispatch_relay.switch.registry import Host
+    from kdispatch_relay.switch.registry import LiveOffer
     from kdispatch_relay.switch.routes import Leg
 
 __all__ = ["Session", "Shared"]
@@ -22,10 +22,11 @@ __all__ = ["Session", "Shared"]
 # What a frame that waits costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
 _FRAME_COST = 256
 # What a session makes the relay keep, in bytes, measured: a leg with its share of the route and its timer; a half with
-# its entry and its places in three tables; an offer, or a question about one, beside its labels and its token.
-_LEG = 1024
-_HALF = 1280
-_OFFER = 1024
+# its entry and its places in three tables; an offer beside its labels. Each may be the only one of a service, whose
+# entry, ground and account are 1.5 KiB.
+_LEG = 2560
+_HALF = 2816
+_OFFER = 2560
 _LABEL = 120
 # An offer that is looked up may have all the labels and the token that its frame has room for.
 _ASKED_OFFER = 8 * 1024
@@ -58,6 +59,7 @@ class Session:
         "failures",
         "flush",
         "gones",
+        "group",
         "halves",
         "held",
         "highest_number",
@@ -71,6 +73,7 @@ class Session:
         "process",
         "queued",
         "quiet",
+        "rank",
         "resets",
         "send_data",
         "source",
@@ -81,11 +84,19 @@ class Session:
     )
 
     def __init__(
-        self, limits: Limits, budget: ProcessBudget, source: str, now: float, shared: Shared | None = None
-    ) -> None:  # fmt: skip
+        self,
+        limits: Limits,
+        budget: ProcessBudget,
+        source: str,
+        now: float,
+        shared: Shared | None = None,
+        *,
+        group: str = "",
+    ) -> None:
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
+        self.group = group  # what counts as one source; empty where that is not known
         #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The gate
         #: sets it.
         self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's
@@ -94,6 +105,7 @@ class Session:
         self.connects: set[str] | None = None  # services that its agent has opened streams of
         self.quiet = False  # it carries nothing, and may be silent for longer
         self.older: Session | None = None  # of the same agent, which is moving from there to here
+        self.rank = 0  # of two sessions of a process the one that greeted later has the higher one
         self.credit = 0  # granted by WELCOME, bytes
         self.held = 0  # bytes, beside the data that waits for it, that it makes the relay keep
         self._gone = False  # nothing is counted any more
@@ -102,10 +114,10 @@ class Session:
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
-        self.halves: dict[int, Half] = Held(
-            self.hold, lambda _: _HALF
-        )  # streams that this agent attached, and their other end not yet
-        self.offers: dict[int, Host | None] = Held(self.hold, _weigh_offer)  # None while the offer is looked up
+        #: Streams that this agent attached, and their other end not yet.
+        self.halves: dict[int, Half] = Held(self.hold, lambda _: _HALF)
+        #: ``None`` while the offer is looked up.
+        self.offers: dict[int, LiveOffer | None] = Held(self.hold, _weigh_offer)
         self.queued = 0  # bytes of data that wait for this agent
         self.unanswered = 0
         self.streams_opened = 0  # legs that this agent opened and that are alive
@@ -192,7 +204,7 @@ class Session:
         return self.queued > self.credit + len(self.legs) * self.limits.window_floor
 
 
-def _weigh_offer(host: Host | None) -> int:
-    if host is None:
+def _weigh_offer(offer: LiveOffer | None) -> int:
+    if offer is None:
         return _ASKED_OFFER
-    return _OFFER + sum(_LABEL + len(key) + len(value) for key, value in host.labels.items())
+    return _OFFER + sum(_LABEL + len(key) + len(value) for key, value in offer.labels.items())

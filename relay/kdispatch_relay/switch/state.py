@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.seams import ClientView, LongestQueue, RelayState
-from kdispatch_relay.switch.routes import RouteState
+from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 
@@ -47,12 +47,12 @@ def clients_of(switch: Switch, service: str, started: float) -> list[ClientView]
     entry = switch.registry.get(service)
     public = entry is not None and entry.terms is not None and entry.terms.public
     views: dict[tuple[str, str, bytes | None], list[float]] = {}
-    for session in switch.sessions:
-        for leg in session.legs.values():
-            route = leg.route
-            if route.client is leg and route.state is RouteState.OPEN and route.message.service == service:
-                key = (session.process, session.source, None if public else route.rests)
-                views.setdefault(key, []).append(route.began)
+    for claim in entry.grounds if entry is not None else ():
+        for thing in switch.registry.things(claim):
+            if isinstance(thing, Leg) and thing is thing.route.client and thing.route.state is RouteState.OPEN:
+                session = thing.session
+                key = (session.process, session.source, None if public else claim.token)
+                views.setdefault(key, []).append(thing.route.began)
     return [
         ClientView(
             agent=process,

@@ -20,6 +20,7 @@ from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcom
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.claims import Doubts
 from kdispatch_relay.switch.intents import AskOffer, Cut, said_by_agent
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
@@ -59,7 +60,7 @@ class Switch:
         self.sessions = self._roster.sessions
         self._touched: set[Session] = set()
         self._cuts: list[Cut] = []
-        self.revocations = 0  # changes of who may do what: look-ups from before do not hold
+        self.doubts = Doubts()
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
         self.attachments = Attachments(
@@ -79,9 +80,9 @@ class Switch:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float, shared: Shared | None = None) -> Session:
-        """A carrier is up; the agent's HELLO comes next. ``shared`` is what all sessions of its source have."""
-        return Session(self.limits, self.budget, source, now, shared)
+    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> Session:
+        """A carrier is up; the agent's HELLO comes next. ``shared`` is what all sessions of its ``group`` have."""
+        return Session(self.limits, self.budget, source, now, shared, group=group)
 
     def disconnect(self, session: Session, now: float) -> None:
         """The carrier is gone, or is about to be closed. Calling it again changes nothing."""
@@ -89,12 +90,7 @@ class Switch:
             return
         session.ended = True
         older = self._roster.leave(session)
-        if older is not None:
-            self._take_back(older, session, now)
-        for host in session.offers.values():
-            if host is not None and host.session is session:
-                self.registry.lost(host, now)
-        session.offers.clear()
+        self.offers.session_lost(session, now)
         self.attachments.session_lost(session)
         if older is not None:
             self.attachments.newest(older)
@@ -103,13 +99,6 @@ class Switch:
                 self._leg_lost(leg, now)
         self._touched.discard(session)
         session.let_go()
-
-    def _take_back(self, session: Session, newer: Session, now: float) -> None:
-        """The agent's move from ``session`` to a newer one failed: its hosts are here again."""
-        for host in session.offers.values():
-            if host is not None and host.session is newer:
-                host.session = session
-                self.opens.host_appeared(host.service, now)
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
@@ -419,9 +408,8 @@ class Switch:
     def _heard_again(self, session: Session, now: float) -> None:
         """A host that let an OPEN time out may be asked again; somebody may be waiting for it."""
         session.stalled = False
-        for host in session.offers.values():
-            if host is not None:
-                self.opens.host_appeared(host.service, now)
+        for service in {offer.host.service: None for offer in session.offers.values() if offer is not None}:
+            self.opens.host_appeared(service, now)
 
     def _violated(self, leg: Leg, code: str, now: float) -> None:
         """An agent broke a rule of one stream: both ends hear of it, the session goes on."""

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from kdispatch_protocol.aio.unblocked import UnblockedStream
 from kdispatch_protocol.console import escaped
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import redacted
@@ -45,7 +46,7 @@ def configure_logs(
         structlog.stdlib.ExtraAdder(),
     ]
     render: structlog.typing.Processor = structlog.processors.JSONRenderer() if log_format == "json" else _text
-    handler = logging.StreamHandler(stream)
+    handler = _Unblocked(stream) if isinstance(stream, UnblockedStream) else logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
@@ -72,6 +73,30 @@ def configure_logs(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class _Unblocked(logging.Handler):
+    """Hands records to a place, which tells in the log's own form how many lines it dropped."""
+
+    def __init__(self, stream: UnblockedStream) -> None:
+        super().__init__()
+        self._stream = stream
+        stream.place.told = self._left_out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._stream.place.full:  # a dropped record is not formatted: a log that hangs costs the loop nothing
+            self._stream.place.drop(1)
+            return
+        try:
+            self._stream.write(f"{self.format(record)}\n")
+        except Exception:  # noqa: BLE001 - whatever the record holds: logging's way to tell of it
+            self.handleError(record)
+
+    def _left_out(self, lines: int) -> str:
+        text = f"{lines} lines were left out here: what the log goes to did not take them."
+        record = logging.LogRecord("kdispatch.log", logging.WARNING, __file__, 0, text, None, None)
+        record.lines = lines
+        return f"{self.format(record)}\n"
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kdispatch.cli.output import Output, choose_loop, run_async
 from kdispatch.settings import SetupError
 from kdispatch_protocol.errors import KdispatchError
+from tests.guards.environment import inherited
 
 DRAINING = """
 import asyncio, sys
@@ -146,3 +149,21 @@ def test_the_loop_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDISPATCH_NO_UVLOOP", "0")
     loop = choose_loop()()
     loop.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["--version", "--help", "status", "relay --help", "agent stop nobody"])
+def test_output_that_takes_nothing(command: str, tmp_path: Path) -> None:
+    """A full disk below standard output is told in three lines; one below standard error changes no status."""
+    whole = [str(Path(sys.executable).with_name("kdispatch")), *command.split()]
+    environment = {**inherited(), "KDISPATCH_STATE_DIR": str(tmp_path), "KDISPATCH_CONFIG_DIR": str(tmp_path)}
+    good = subprocess.run(whole, capture_output=True, env=environment, check=False)
+    with Path("/dev/full").open("w") as full:
+        mute = subprocess.run(whole, stdout=subprocess.DEVNULL, stderr=full, env=environment, check=False)
+        ended = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert mute.returncode == good.returncode
+    if good.stdout:
+        first, *more = ended.stderr.splitlines()
+        assert (ended.returncode, first) == (1, "kdispatch: The result can't be written: No space left on device.")
+        assert len(more) == 2

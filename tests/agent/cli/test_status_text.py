@@ -21,6 +21,7 @@ STREAM: dict[str, Any] = {
 }  # fmt: skip
 AGENT: dict[str, Any] = {
     "id": "aaaabbbbcccc", "kind": "connect", "relay": "https://r.example", "pid": 7, "started": "", "log": None,
+    "machine": "lab-1", "whereabouts": None,
     "state": "connected", "connected_for": 61.0, "round_trip": 0.0123, "unanswered": 0.2, "next_try": None,
     "idle_limit": None, "age_limit": None, "last_error": None, "drains_for": None, "stream_count": 0, "streams": [],
     "services": [{"service": "ann/web", "host": None, "address": "127.0.0.1", "port": 9090, "offered": None}],
@@ -88,6 +89,10 @@ def test_every_agent_is_seen(height: int, rows: int) -> None:
         (
             {"last_error": {"code": "no_live_host", "text": "Nobody.", "ago": 7300.0}},
             "  error    2 h ago: Nobody. [no_live_host]",
+        ),
+        (
+            {"state": "elsewhere", "whereabouts": "runs on machine lab-2", "stream_count": None, "round_trip": None},
+            "  relay    https://r.example, elsewhere: runs on machine lab-2, if it runs",
         ),
         (
             {"state": "not answering", "stream_count": None, "round_trip": None},

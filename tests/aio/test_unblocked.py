@@ -1,0 +1,339 @@
+"""What a process writes never blocks it, wherever that goes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kdispatch_protocol.aio import unblocked
+from kdispatch_protocol.aio.unblocked import Place
+from tests.guards.environment import inherited
+
+LEFT_OUT = re.compile(r"(\d+) lines were left out here")
+
+
+class Slow:
+    """A place that takes ``most`` bytes at a time, and nothing while it is stopped or fails."""
+
+    def __init__(self, most: int = 1 << 20) -> None:
+        self.most = most
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.error: int | None = None
+        self.taken = b""
+        self.nothing = 0  # so often it says that it takes nothing at the moment
+
+    def __call__(self, data: bytes) -> int | None:
+        self.goes_on.wait()
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        if self.nothing:
+            self.nothing -= 1
+            return None
+        self.taken += data[: self.most]
+        return min(self.most, len(data))
+
+    @property
+    def lines(self) -> list[str]:
+        return self.taken.decode().splitlines()
+
+
+def test_lines_keep_their_order() -> None:
+    """All lines arrive whole and in order, however little the place takes at a time."""
+    slow = Slow(most=7)
+    slow.nothing = 2
+    place = Place(slow)
+    for number in range(500):
+        place.put(f"line {number}\n".encode())
+    assert place.finish(5)
+    assert slow.lines == [f"line {number}" for number in range(500)]
+
+
+def test_a_place_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines for a place that hangs are dropped and counted; the count stands where they were missing."""
+    monkeypatch.setattr(unblocked, "_MOST", 1000)
+    monkeypatch.setattr(unblocked, "_LINE", 0)
+    slow = Slow()
+    place = Place(slow)
+    slow.goes_on.clear()
+    for number in range(1000):
+        place.put(f"line {number:04}\n".encode())
+    assert not place.finish(0.05)
+    slow.goes_on.set()
+    assert place.finish(5)
+    place.put(b"later\n")
+    assert place.finish(5)
+    *kept, told, last = slow.lines
+    assert kept == [f"line {number:04}" for number in range(len(kept))] and 50 < len(kept) < 120
+    found = LEFT_OUT.match(told)
+    assert found and int(found[1]) == 1000 - len(kept)
+    assert last == "later"
+
+
+def test_the_count_stands_between_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written again after a gap stands behind the number of lines that the gap has."""
+    monkeypatch.setattr(unblocked, "_MOST", 100)
+    monkeypatch.setattr(unblocked, "_LINE", 0)
+    slow = Slow()
+    place = Place(slow)
+    slow.goes_on.clear()
+    place.put(b"a" * 89 + b"\n")
+    for _ in range(7):
+        place.put(b"b" * 39 + b"\n")
+    slow.goes_on.set()
+    assert place.finish(5)
+    place.put(b"c\n")
+    assert place.finish(5)
+    assert slow.lines[1:] == ["7 lines were left out here: nothing took them.", "c"]
+
+
+def test_the_count_stands_where_lines_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put behind a gap, while others still wait, stands behind the gap's count."""
+    monkeypatch.setattr(unblocked, "_MOST", 100)
+    monkeypatch.setattr(unblocked, "_LINE", 0)
+    monkeypatch.setattr(unblocked, "_AT_ONCE", 1)
+    steps, taken = threading.Semaphore(0), bytearray()
+
+    def step(data: bytes) -> int:
+        steps.acquire()
+        taken.extend(data)
+        return len(data)
+
+    place = Place(step)
+    for letter in (b"a", b"b", b"c", b"d"):  # the third has no room
+        place.put(letter * 44 + b"\n")
+    steps.release()
+    deadline = time.monotonic() + 5
+    while place.full and time.monotonic() < deadline:
+        time.sleep(0.001)
+    place.put(b"e\n")
+    steps.release(10)
+    assert place.finish(5)
+    lines = taken.decode().splitlines()
+    assert [line[0] for line in lines] == ["a", "b", "2", "e"]
+
+
+def test_a_place_that_refuses() -> None:
+    """Lines that a full disk refuses are counted, and told when it takes lines again; a torn line is ended first."""
+    slow = Slow(most=4)
+    place = Place(slow)
+    place.put(b"one\n")
+    assert place.finish(5)
+    slow.error = errno.ENOSPC
+    for number in range(30):
+        place.put(f"lost {number}\n".encode())
+        assert place.finish(5)
+    slow.error = None
+    place.put(b"two\n")
+    assert place.finish(5)
+    assert slow.lines == ["one", "30 lines were left out here: nothing took them.", "two"]
+
+
+def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses a thread the lines are counted, and the next line tries again."""
+    slow = Slow()
+    place = Place(slow)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        place.put(b"one\n")
+    place.put(b"two\n")
+    assert place.finish(5)
+    assert slow.lines == ["1 lines were left out here: nothing took them.", "two"]
+
+
+# --- real places ------------------------------------------------------------------------------------
+
+#: Writes a great deal to both streams in every way there is, then says on descriptor 3 that its loop still turns.
+TALKING = """
+import asyncio, logging, os, sys, time, warnings
+from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_protocol.aio.unblocked import unblock_output
+
+async def main():
+    unblock_output()
+    configure_logs(sys.argv[1], verbose=True)
+    loop, late = asyncio.get_running_loop(), 0.0
+    for number in range(3000):
+        began = time.perf_counter()
+        logging.getLogger("kdispatch.agent").debug("A connection ended.", extra={"number": number, "text": "x" * 200})
+        print("reached", number, flush=True)
+        if number % 500 == 0:
+            warnings.warn(f"warning {number}")
+            loop.call_exception_handler({"message": "task failed", "exception": ValueError("x" * 500)})
+        late = max(late, time.perf_counter() - began)
+        await asyncio.sleep(0)
+    os.write(3, f"alive {late:.3f}\\n".encode())
+    await loop.run_in_executor(None, os.read, 4, 1)
+    logging.getLogger("kdispatch.agent").warning("the last one")
+    if sys.argv[2:]:
+        raise RuntimeError("the end")
+asyncio.run(main())
+"""
+
+
+class Talker:
+    """A process that talks to ``place``, both its standard output and its standard error."""
+
+    def __init__(self, place: int, log_format: str = "text", *more: str) -> None:
+        self._said, said = os.pipe()
+        told, self._told = os.pipe()
+        script = f"import os; os.dup2({said}, 30); os.dup2({told}, 4); os.dup2(30, 3)\n{TALKING}"
+        command = [sys.executable, "-c", script, log_format, *more]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=place, stderr=place, pass_fds=(said, told), env=inherited()
+        )
+        os.close(said)
+        os.close(told)
+
+    def is_alive(self) -> float:
+        """Wait until it has said all; returns the longest time that a turn of its loop took."""
+        with os.fdopen(self._said) as said:
+            return float(said.readline().split()[1])
+
+    def goes_on(self) -> None:
+        os.write(self._told, b"x")
+        os.close(self._told)
+
+    def ended(self) -> tuple[int, float]:
+        """Its status, and the seconds to its end."""
+        began = time.monotonic()
+        return self.process.wait(10), time.monotonic() - began
+
+
+@contextlib.contextmanager
+def talker(place: int, log_format: str = "text", *more: str) -> Iterator[Talker]:
+    one = Talker(place, log_format, *more)
+    try:
+        yield one
+    finally:
+        one.process.kill()
+        one.process.wait()
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    try:
+        yield reader, writer
+    finally:
+        for descriptor in (reader, writer):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def read_all(reader: int) -> str:
+    with open(reader, errors="replace", closefd=False) as file:
+        return file.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("fails",)])
+def test_a_pipe_that_nobody_reads(more: tuple[str, ...]) -> None:
+    """A process whose standard error nobody reads goes on, and ends within the time for its last words."""
+    with pipe() as (_reader, writer), talker(writer, "text", *more) as talking:
+        assert talking.is_alive() < 1.0
+        talking.goes_on()
+        status, seconds = talking.ended()
+    assert (status, seconds < 5.0) == (len(more), True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_pipe_that_is_read_again(log_format: str) -> None:
+    """The log tells in its own form how many lines are missing, and goes on; what is said last is there."""
+    with pipe() as (reader, writer), talker(writer, log_format, "fails") as talking:
+        os.close(writer)
+        talking.is_alive()
+        said: list[str] = []
+        thread = threading.Thread(target=lambda: said.append(read_all(reader)))
+        thread.start()
+        time.sleep(0.3)
+        talking.goes_on()
+        status, _ = talking.ended()
+        thread.join(10)
+    assert status == 1
+    text = said[0]
+    (missing,) = LEFT_OUT.findall(text)
+    # A record, a line of standard output, and now and then several lines of a warning or a traceback.
+    there = text.count("A connection ended.") + text.count("reached ")
+    assert there < 6000 <= there + int(missing) < 6100
+    assert text.index("left out") < text.index("the last one") < text.index("RuntimeError: the end")
+    if log_format == "json":
+        assert f'"lines": {missing}' in text
+
+
+@pytest.mark.slow
+def test_a_fifo() -> None:
+    """A FIFO that somebody holds open and never reads is the same."""
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))
+    path = folder / f"kdispatch-fifo-{os.getpid()}"
+    os.mkfifo(path)
+    try:
+        both = os.open(path, os.O_RDWR)
+        with talker(both) as talking:
+            assert talking.is_alive() < 1.0
+            talking.goes_on()
+            assert talking.ended()[0] == 0
+        os.close(both)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_was_stopped() -> None:
+    """Ctrl-S stops no process; Ctrl-Q shows the number of lines. The terminal's descriptor stays a blocking one."""
+    ours, theirs = pty.openpty()
+    try:
+        termios.tcflow(theirs, termios.TCOOFF)
+        with talker(theirs) as talking:
+            assert talking.is_alive() < 1.0
+            assert not fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK
+            termios.tcflow(theirs, termios.TCOON)
+            shown = _shown(ours, lambda text: "left out here" in text)
+            talking.goes_on()
+            shown += _shown(ours, lambda text: "the last one" in text)
+            assert talking.ended()[0] == 0
+        assert len(LEFT_OUT.findall(shown)) == 1
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def _shown(terminal: int, enough: Callable[[str], bool]) -> str:
+    text = ""
+    while not enough(text):
+        text += os.read(terminal, 65536).decode(errors="replace")
+    return text
+
+
+@pytest.mark.slow
+def test_standard_error_that_is_gone() -> None:
+    """A reader that left, and a full device, stop nothing and leave no traceback."""
+    with pipe() as (reader, writer), talker(writer) as talking:
+        os.close(reader)
+        talking.is_alive()
+        talking.goes_on()
+        assert talking.ended()[0] == 0
+    full = os.open("/dev/full", os.O_WRONLY)
+    with talker(full) as talking:
+        talking.is_alive()
+        talking.goes_on()
+        assert talking.ended()[0] == 0
+    os.close(full)

@@ -1,0 +1,190 @@
+"""The relay's switch: the registry holds exactly the live, authorised offers, however many a process makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.frames import frame
+from kdispatch_protocol.messages import Hello, Offer, Reset
+from kdispatch_protocol.tokens import token_digest
+from kdispatch_relay.switch.intents import AskOffer
+from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.revocations import Claim, doubt, revoke, withdraw_host
+from tests.core.agents import SERVICE, Peer, Relay, Said
+from tests.core.ledger import check_books
+
+WHY = ("revoked", "The token was revoked.")
+
+
+def codes(said: Said) -> list[tuple[int, str]]:
+    return sorted((number, Reset.parse(payload).code) for name, number, _, payload in said if name == "RESET")
+
+
+def taken_back(relay: Relay, token: str) -> None:
+    doubt(relay.switch, SERVICE)
+    revoke(relay.switch, {Claim(SERVICE, "host", token_digest(token)): WHY}, relay.now)
+    check_books(relay.switch)
+
+
+def listed(relay: Relay) -> list[Peer | object]:
+    check_books(relay.switch)
+    return [host.session for host in relay.switch.registry.hosts_of(SERVICE)]
+
+
+def moved(relay: Relay, number: int) -> Peer:
+    """The next session of the process, which is moving to it."""
+    peer = Peer(relay, number)
+    hello = Hello(versions=[1], secret=peer.secret.hex(), mode="move")
+    peer.say(frame(frames.HELLO, payload=hello.encode()))
+    peer.hear()
+    return peer
+
+
+def is_reached(relay: Relay, host: Peer) -> bool:
+    """Whether an OPEN gets to the host, in this session."""
+    client = relay.agent(99)
+    client.open()
+    relay.answer()
+    heard = [name for name in host.names() if name == "OPEN"]
+    client.lose()
+    return bool(heard)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_each_token_ends_its_own_offer(first: str) -> None:
+    """One token ends the offer that rests on it; with the other one's the host is gone, and nothing is left."""
+    relay = Relay()
+    host = relay.agent(1)
+    host.offer(1, "a")
+    host.offer(3, "b")
+    host.hear()
+    second = "b" if first == "a" else "a"
+    numbers = {"a": 1, "b": 3}
+    taken_back(relay, first)
+    assert codes(host.hear()) == [(numbers[first], "revoked")]
+    assert listed(relay) == [host.session] and is_reached(relay, host)
+    taken_back(relay, second)
+    assert (numbers[second], "revoked") in codes(host.hear())
+    assert listed(relay) == [] and not is_reached(relay, host)
+    host.lose()
+    assert relay.switch.registry.host(host_id(host.process, SERVICE)) is None
+
+
+def test_a_host_is_shown_by_its_newest_offer() -> None:
+    """Token, labels and digest are those of the newest offer, and of the one before when that one ends."""
+    relay = Relay()
+    host = relay.agent(1)
+    for number, token in ((1, "a"), (3, "b")):
+        offer = Offer(
+            service=SERVICE, host=host_id(host.process, SERVICE), digest=f"{number:02x}" * 32, token=token,
+            labels={"is": token},
+        )  # fmt: skip
+        host.say(frame(frames.OFFER, number, payload=offer.encode()))
+        relay.answer()
+    [shown] = relay.switch.registry.hosts_of(SERVICE)
+    assert (shown.rests, shown.labels, shown.digest) == (token_digest("b"), {"is": "b"}, "03" * 32)
+    host.say(frame(frames.WITHDRAW, 3))
+    [shown] = relay.switch.registry.hosts_of(SERVICE)
+    assert (shown.rests, shown.labels, shown.digest) == (token_digest("a"), {"is": "a"}, "01" * 32)
+    assert is_reached(relay, host)
+
+
+@pytest.mark.parametrize("order", [(1, 3), (3, 1)])
+def test_a_host_is_listed_until_its_last_offer_is_withdrawn(order: tuple[int, int]) -> None:
+    """WITHDRAW ends one number; the host leaves the list with the last one, and its quota is free again."""
+    relay = Relay()
+    relay.terms = Terms(public=True, hosts=1)
+    host = relay.agent(1)
+    host.offer(1)
+    host.offer(3)
+    host.say(frame(frames.WITHDRAW, order[0]))
+    assert listed(relay) == [host.session]
+    host.say(frame(frames.WITHDRAW, order[1]))
+    assert listed(relay) == []
+    other = relay.agent(2)
+    other.offer()
+    assert listed(relay) == [other.session]
+
+
+@pytest.mark.parametrize("how", ["revoked", "withdrawn", "lost"])
+def test_the_older_session_stands_in_again(how: str) -> None:
+    """While a process moves, its newer offer may end alone: the host is reached in the older session then."""
+    relay = Relay()
+    old = relay.agent(1)
+    old.offer(1, "a")
+    new = moved(relay, 1)
+    new.offer(1, "b")
+    assert listed(relay) == [new.session]
+    if how == "revoked":
+        taken_back(relay, "b")
+    elif how == "withdrawn":
+        new.say(frame(frames.WITHDRAW, 1))
+    else:
+        new.lose()
+    assert listed(relay) == [old.session] and is_reached(relay, old)
+
+
+def test_an_older_session_does_not_come_first() -> None:
+    """An offer in the session that is being left, allowed late or made late, does not take the newer one's place."""
+    relay = Relay()
+    old = relay.agent(1)
+    answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
+    old.offer(1, "a")
+    late = relay.switch.take_questions()
+    relay.answer = answer  # type: ignore[method-assign]
+    new = moved(relay, 1)
+    new.offer(1, "b")
+    relay.switch.offers.questions += [question for question in late if isinstance(question, AskOffer)]
+    relay.answer()
+    old.offer(3, "c")
+    assert listed(relay) == [new.session] and is_reached(relay, new)
+    taken_back(relay, "b")
+    assert listed(relay) == [old.session]
+
+
+def test_an_offer_whose_session_ends_while_it_is_looked_up() -> None:
+    """The late answer lists nobody."""
+    relay = Relay()
+    host = relay.agent(1)
+    answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
+    host.offer()
+    host.lose()
+    relay.answer = answer  # type: ignore[method-assign]
+    relay.answer()
+    assert listed(relay) == []
+
+
+def test_streams_are_counted_over_all_offers() -> None:
+    """A host that is listed by another offer has the streams that it had; one that comes back, those that go on."""
+    relay = Relay()
+    host, client = relay.agent(1), relay.agent(2)
+    host.offer(1, "a")
+    client.open()
+    host.opened(2)
+    host.offer(3, "a")
+    host.say(frame(frames.WITHDRAW, 1))
+    assert [one.streams for one in relay.switch.registry.hosts_of(SERVICE)] == [1]
+    host.say(frame(frames.WITHDRAW, 3))
+    assert listed(relay) == []
+    host.offer(5, "a")
+    check_books(relay.switch)
+    assert [one.streams for one in relay.switch.registry.hosts_of(SERVICE)] == [1]
+
+
+def test_a_withdrawn_host_leaves_by_all_its_numbers() -> None:
+    """The operator's or the owner's word ends each offer of the process, in each of its sessions."""
+    relay = Relay()
+    old = relay.agent(1)
+    old.offer(1, "a")
+    old.offer(3, "b")
+    new = moved(relay, 1)
+    new.offer(1, "a")
+    for peer in (old, new):
+        peer.hear()
+    [host] = relay.switch.registry.hosts_of(SERVICE)
+    withdraw_host(relay.switch, host)
+    assert codes(old.hear()) == [(1, "withdrawn"), (3, "withdrawn")]
+    assert codes(new.hear()) == [(1, "withdrawn")]
+    assert listed(relay) == [] and not old.session.offers and not new.session.offers
