@@ -47,6 +47,14 @@ RATES: Final = (
          told="Too many requests came with this token"),
     Rate(kind="failed_opens", setting="limit_failed_opens", per="source", seconds=1, at_once=5.0,
          told="Too many opens and offers of your address failed"),
+    # 2,000 sessions that ping once in 5 s are 400 a second. At once they may be as many as those of two sessions: ten
+    # that flood are found within 40 ms of the relay's time.
+    Rate(kind="idle_frames", setting="limit_idle_frames", per="source", seconds=1, at_once=5.0,
+         told="Too many frames of this session, or of its address, were for nothing"),
+    # Twice what a busy agent opens. No relay opens so many a second: one costs it and the agents 1.8 ms, if it comes to
+    # a stream. Beyond it sessions are read slower.
+    Rate(kind="asking", setting="limit_asking", per="source", seconds=1, at_once=0.2,
+         told="This session asked too much for too long"),
     # All that it may have can come back at once, as they do when a relay was restarted, and once more.
     Rate(kind="upgrades", setting="limit_source_sessions", per="source", seconds=10, at_once=2.0,
          told="Too many sessions began from your address"),
@@ -112,11 +120,11 @@ class Limiter:
         if wait:
             raise self._too_many(kind, wait)
 
-    def give_back(self, kind: str, key: object) -> None:
-        """The last one came to nothing."""
+    def give_back(self, kind: str, key: object, count: float = 1.0) -> None:
+        """The last one, or so many, came to nothing."""
         rates = self._rates.get(kind)
         if rates is not None and key:
-            rates.give_back(key)
+            rates.give_back(key, count)
 
     def request(self, source: str, token: str | None) -> None:
         """A request of the REST API; raises ``rate_limited``."""
@@ -189,6 +197,11 @@ class Limiter:
         rates = self._rates.get("failed_opens")
         return rates is None or not source or not rates.take(source, now)
 
+    def spend(self, kind: str, source: str, count: float, now: float) -> float:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
+        rates = self._rates.get(kind)
+        return 0.0 if rates is None or not source else rates.spend(source, count, now)
+
     def _too_many(self, kind: str, wait: float) -> TryLaterError:
         self.limited[kind] += 1
         seconds = whole_seconds(wait)
@@ -242,6 +255,15 @@ class SessionLimits:
     def take(self, now: float) -> bool:
         """One more failed; returns whether it might."""
         return self._limiter is None or self._limiter.failed(self.source, now)
+
+    def spend(self, kind: str, count: float, now: float) -> float:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
+        return 0.0 if self._limiter is None else self._limiter.spend(kind, self.source, count, now)
+
+    def give_back(self, kind: str, count: float) -> None:
+        """So many of those that were taken did not count."""
+        if self._limiter is not None:
+            self._limiter.give_back(kind, self.source, count)
 
     def authenticating(self, token: str | None) -> AbstractContextManager[None]:
         """See :meth:`Limiter.authenticating`."""

@@ -20,6 +20,7 @@ MOST_KEYS: Final = 65_536  # entries of some 250 bytes: such a table has 17 MB a
 
 _SWEPT: Final = 2  # entries looked at by each take: more than it adds
 _CANDIDATES: Final = 8  # of which one goes at the cap
+_OVERDRAWN: Final = 1.0  # seconds' worth that may be taken beyond what is there
 _ROUNDING: Final = 1e-6  # seconds; sums of times are not exact
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -62,14 +63,29 @@ class Rates(Generic[_Key]):
             self._sweep(now)
             full = self._full.get(key)
             if full is None and len(self._full) >= self._most:
-                del self._full[min(islice(self._full, _CANDIDATES), key=self._full.__getitem__)]
+                self._make_room()
             self._full[key] = max(now, full or now) + self._step
         return wait
 
-    def give_back(self, key: _Key) -> None:
+    def spend(self, key: _Key, count: float, now: float) -> float:
+        """Take so many, be they there or not; returns the seconds until the bucket is not overdrawn any more.
+
+        What is overdrawn is bounded: by a second's worth.
+        """
+        self._sweep(now)
+        full = self._full.get(key)
+        if full is None and len(self._full) >= self._most:
+            self._make_room()
+        self._full[key] = full = min(max(now, full or now) + count * self._step, now + self._span + _OVERDRAWN)
+        return max(0.0, full - self._span - now)
+
+    def give_back(self, key: _Key, count: float = 1.0) -> None:
         """What was taken did not count."""
         if key in self._full:
-            self._full[key] -= self._step
+            self._full[key] -= count * self._step
+
+    def _make_room(self) -> None:
+        del self._full[min(islice(self._full, _CANDIDATES), key=self._full.__getitem__)]
 
     def _sweep(self, now: float) -> None:
         for key in list(islice(self._full, _SWEPT)):

@@ -15,6 +15,7 @@ from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
 from kdispatch_relay.certificates import Certificates
 from kdispatch_relay.console import say
 from kdispatch_relay.listener import Port
+from kdispatch_relay.log_limits import limited_logs
 from kdispatch_relay.seams import Left
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
@@ -49,7 +50,7 @@ async def serve(settings: Settings) -> None:
             _log.info("SIGHUP: the relay has no certificate of its own to read again, and goes on.")
 
     _on_hangup(hung_up)
-    async with running_relay(settings, Gate, migrate_apart=True) as running:
+    async with limited_logs(), running_relay(settings, Gate, migrate_apart=True) as running:
         told = _Told(settings)
         certificates = running.certificates
         told.listening(running.url)

@@ -99,6 +99,16 @@ class Settings:
         default=400,
         metadata={"help": "OPENs, OFFERs and ATTACHes of a source that may fail a second; five times at once; or off."},
     )
+    limit_idle_frames: int = field(
+        default=4_000,
+        metadata={"help": "Frames of one source that change nothing, as PINGs, a second; five times at once; or off."},
+    )
+    limit_asking: int = field(
+        default=4_000,
+        metadata={
+            "help": "OPENs, OFFERs and ATTACHes of a source a second; beyond it the relay reads them slower; or off."
+        },
+    )
     limit_source_sessions: int = field(
         default=2_000, metadata={"help": "Sessions that one source may have, and begin in 10 s; or off."}
     )

@@ -151,6 +151,11 @@ class FrameReader:
         self._stream = 0  # its stream
         self._value = 0  # and the offset of its next byte
 
+    @property
+    def partial(self) -> int:
+        """Bytes that are kept of a frame that is not whole."""
+        return len(self._held)
+
     def receive(self, piece: Buffer, *, ends: bool) -> list[Frame]:
         """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
         view = memoryview(piece)

@@ -62,6 +62,12 @@ class Limits:
     asks_rate: float = 100.0  #: ATTACHes of a session for which the other end has to be asked, a second
     asks_burst: float = 6000.0  #: and at once: all its streams in a new session; beyond that the session ends
     look_ups: int = 512  #: look-ups into the store that one session's ATTACHes may have under way
+    # An agent pings once in 5 s. What is under way for a stream when its other end is lost may be some thousand frames.
+    idle_rate: float = 500.0  #: frames of a session that change nothing, a second: PINGs, what is for no stream
+    idle_burst: float = 10_000.0  #: and at once; beyond that the session ends
+    # Counted while its source asks faster than it may: all that a session can attach, in OPENs' worth, and once more.
+    storm_rate: float = 50.0  #: OPENs, OFFERs and ATTACHes of a session beyond its source's rate, a second
+    storm_burst: float = 5120.0  #: and at once; beyond that the session ends
     gone_rate: float = 10.0  #: GONEs a second that answer DATA of an unknown stream
     attach_batch: int = 64  #: streams in one ATTACH: at 440 bytes each they fit into 32 KiB
     tombstones: int = 100_000  #: ended streams that a process remembers; the oldest go first
@@ -74,6 +80,7 @@ class Limits:
     open_wait_lost: float = 3.0  #: after a host's session broke without WITHDRAW likewise
     open_wait: float = 30.0  #: what a program's connection waits for a relay and a host in all, relay's waits included
     grace: float = 120.0  #: a detached stream waits this long for its peer
+    attach_wait: float = 150.0  #: the relay keeps an ATTACH for so long, more than a grace; then GONE asks for it anew
     tombstone_extra: float = 60.0  #: an ended stream is remembered for the grace, from its end or its loss, and this
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end

@@ -10,6 +10,7 @@ whose batches are small, quanta are small as well.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from kdispatch_protocol.frames import Buffer
@@ -47,9 +48,11 @@ class Outbox:
     Something waits where ``control``, ``acks`` or ``ring`` is not empty. The fast paths look at the three themselves.
     """
 
-    __slots__ = ("_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow")
+    __slots__ = ("_hold", "_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, hold: Callable[[int, int], None] | None = None) -> None:
+        """``hold`` hears of the bytes and the number of control frames that begin, or cease, to wait here."""
+        self._hold = hold
         self._quantum = limits.quantum
         self._quantum_least = limits.batch_min // 4
         self.control: deque[bytes] = deque()
@@ -66,6 +69,8 @@ class Outbox:
         """Queue one whole control frame; they keep their order and go before all data."""
         self.control.append(frame)
         self.control_size += len(frame)
+        if self._hold is not None:
+            self._hold(len(frame), 1)
 
     def acknowledge(self, stream: Acknowledger) -> None:
         """An ACK of this stream is due."""
@@ -97,13 +102,7 @@ class Outbox:
     def collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch of whole frames, about ``most`` bytes; empty when there is nothing to send."""
         parts: list[Buffer] = []
-        size = 0
-        control = self.control
-        while control and size < most:
-            frame = control.popleft()
-            parts.append(frame)
-            size += len(frame)
-        self.control_size -= size
+        size = self._collect_control(parts, most) if self.control else 0
         if self._soon:
             self.hurry()
         acks = self.acks
@@ -137,3 +136,15 @@ class Outbox:
                 ring.rotate(-1)
             # else the batch is full in the middle of its turn: it goes on with it in the next one
         return parts
+
+    def _collect_control(self, parts: list[Buffer], most: int) -> int:
+        size = 0
+        control = self.control
+        while control and size < most:
+            frame = control.popleft()
+            parts.append(frame)
+            size += len(frame)
+        self.control_size -= size
+        if self._hold is not None:
+            self._hold(-size, -len(parts))
+        return size

@@ -128,6 +128,7 @@ class WebSocketReader:
         "_mask",
         "_size",
         "closing",
+        "idle",
         "max_message",
         "pings",
         "server",
@@ -138,6 +139,7 @@ class WebSocketReader:
         self.max_message = max_message
         self.closing: Closing | None = None
         self.pings: list[bytes] = []
+        self.idle = 0  #: frames that brought no byte of a message; who looks at it sets it back
         self._head = b""  # the beginning of a frame whose head is incomplete
         self._first = 0  # the first byte of the frame whose payload is under way
         self._left = 0  # bytes of its payload that are still to come
@@ -234,6 +236,8 @@ class WebSocketReader:
             self._control_arrived()
         elif self._first & 0x80:
             pieces.append((b"", True))
+        else:
+            self.idle += 1
 
     def _head_allowed(self, first: int, second: int) -> bool:
         """Check a frame's first two bytes; a violation is recorded in ``closing``."""
@@ -260,6 +264,7 @@ class WebSocketReader:
 
     def _control_arrived(self) -> None:
         payload, self._control = self._control, b""
+        self.idle += 1
         opcode = self._first & 0x0F
         if opcode == PING:
             self.pings.append(payload)

@@ -34,7 +34,13 @@ class _Owner:
     def link_violated(self, code: str, text: str) -> None:
         raise AssertionError(code)
 
+    def link_idle(self, count: int, now: float) -> None:
+        pass
+
     def link_read(self) -> None:
+        pass
+
+    def link_unsent(self, size: int) -> None:
         pass
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:

@@ -58,7 +58,13 @@ class _Owner:
     def link_violated(self, code: str, text: str) -> None:
         self.link.close(code, text)
 
+    def link_idle(self, count: int, now: float) -> None:
+        pass
+
     def link_read(self) -> None:
+        pass
+
+    def link_unsent(self, size: int) -> None:
         pass
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
@@ -78,6 +84,9 @@ class _Owner:
         if ends:
             self.messages.append(self._under_way)
             self._under_way = b""
+
+    def carrier_idle(self, count: int) -> None:
+        pass
 
     def bytes_received(self) -> None:
         pass

@@ -78,6 +78,7 @@ class MemoryTransport(asyncio.Transport):
         self._marks = (16 * 1024, 64 * 1024)
         self._full = False
         self._closing = False
+        self._unread: bytearray | None = None  # what arrived while reading was paused
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
@@ -86,7 +87,16 @@ class MemoryTransport(asyncio.Transport):
         self._protocol = protocol
 
     def is_reading(self) -> bool:
-        return True
+        return self._unread is None
+
+    def pause_reading(self) -> None:
+        if self._unread is None:
+            self._unread = bytearray()
+
+    def resume_reading(self) -> None:
+        unread, self._unread = self._unread, None
+        if unread:
+            self.arrives(bytes(unread))
 
     def get_write_buffer_size(self) -> int:
         return len(self._waits)
@@ -133,6 +143,9 @@ class MemoryTransport(asyncio.Transport):
         protocol = self._protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             while data:
+                if self._unread is not None:
+                    self._unread += data
+                    return
                 room = memoryview(protocol.get_buffer(-1))
                 count = min(len(room), len(data))
                 room[:count] = data[:count]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.core import verdict
 from tests.core.world import Agent, End, World
 
 __all__ = ["CALM", "LAST_WORDS", "LOSSES", "PLANNED", "STORM", "TRUSTY", "Action", "Storm", "play"]
@@ -65,6 +66,7 @@ def play(
             actions += _faults(rng, world, agent, storm)
         actions += also(agent)
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
+        verdict.check_held(world)
         world.check_books()
 
 

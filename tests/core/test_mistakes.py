@@ -16,6 +16,7 @@ from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.farewells import Farewells
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.growth import Growth
+from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import AttachEntry, reset_frame
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_protocol.replay import Outbound
@@ -28,6 +29,7 @@ from kdispatch_protocol.tombstones import Tombstones
 from kdispatch_protocol.windows import CreditBudget
 from kdispatch_relay.switch import revocations
 from kdispatch_relay.switch.attachments import Half
+from kdispatch_relay.switch.budget import Held
 from kdispatch_relay.switch.claims import Account, Claims, Doubts
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.registry import LiveOffer
@@ -295,6 +297,36 @@ def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
     patch(Stream, "said", property(lambda self: self.outbound.base == self.outbound.end))
 
 
+def a_half_is_not_given_back(patch: Patch) -> None:
+    """What a half holds is not counted off when it is dropped."""
+
+    def pop(self: Held[int, Any], key: int) -> None:
+        if isinstance(self[key], Half):
+            dict.__delitem__(self, key)
+        else:
+            right(self, key)
+
+    right = Held.__delitem__
+    patch(Held, "__delitem__", pop)
+
+
+def answers_are_not_counted(patch: Patch) -> None:
+    """Control frames that wait are not in the budget."""
+    patch(Session, "_hold_control", lambda self, size, frames: None)
+
+
+def early_is_counted_twice(patch: Patch) -> None:
+    """Early data is counted when it comes, and once more at each piece."""
+    right = Route.hold_early
+
+    def hold_early(self: Route, attempt: int, offset: int, payload: memoryview, limits: Limits) -> bool:
+        kept = right(self, attempt, offset, payload, limits)
+        self.client.session.hold(len(self.early))
+        return kept
+
+    patch(Route, "hold_early", hold_early)
+
+
 def one_token_ends_all_offers(patch: Patch) -> None:
     """The mistake of issue 17, A1: every number of the host is reset, and the host stays listed by one of them."""
 
@@ -373,6 +405,9 @@ def test_planted_mistakes_in_the_books_are_found(
 @pytest.mark.parametrize(
     ("mistake", "storm"),
     [
+        (a_half_is_not_given_back, LOSSES),
+        (answers_are_not_counted, CALM),
+        (early_is_counted_twice, CALM),
         (early_is_not_sent_again, CALM),
         (early_goes_to_any_try, CALM),
         (early_is_kept, CALM),

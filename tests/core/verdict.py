@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 from kdispatch_protocol.states import END_STATES
+from kdispatch_relay.switch import sessions
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import Switch
 from tests.core.world import PARTING, SERVICE, Agent, End, World
 
-__all__ = ["check", "quiesce"]
+__all__ = ["check", "check_held", "held", "quiesce"]
 
 #: What may end a stream that both ends knew, beside a program: an end that was killed, or a wait that was too long.
 _EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
+
+
+def check_held(world: World) -> None:
+    """The budget says what a full count of everything finds, and that is within it. Holds after each step."""
+    for relay in world.relays:
+        connected = {
+            connection.session
+            for agent in world.agents
+            for connection in agent.connections
+            if connection.relay is relay and connection.relay_side
+        }
+        for session in relay.sessions | connected:
+            assert session.held == held(session), f"{session} holds {held(session)}, and is counted as {session.held}"
+        _check_budget(relay, relay.sessions | connected)
+
+
+def _check_budget(relay: Switch, connected: set[Session]) -> None:
+    budget = relay.budget
+    assert budget.held == sum(map(held, connected)), "what sessions hold is not what the budget says"
+    assert budget.queued == sum(map(_queued, connected)), "what waits is not what the budget says"
+    assert budget.queued + budget.held <= budget.total
+
+
+def held(session: Session) -> int:
+    """A full count of what a session makes the relay keep, beside data that waits for it."""
+    legs = len(session.legs) * sessions._LEG
+    early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
+    halves = len(session.halves) * sessions._HALF
+    offers = sum(map(sessions._weigh_offer, session.offers.values()))
+    control = sum(len(frame) + sessions._CONTROL for frame in session.outbox.control)
+    return legs + early + halves + offers + control + session._partial + session._unsent
+
+
+def _queued(session: Session) -> int:
+    waiting = [item for leg in session.legs.values() for item in leg._queue or ()]
+    return sum(len(item[3]) + sessions._FRAME_COST for item in waiting)
 
 
 def quiesce(world: World) -> None:

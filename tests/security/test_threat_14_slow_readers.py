@@ -48,7 +48,9 @@ async def test_credit_is_enforced(folder: Path) -> None:
 
 async def test_who_never_reads_is_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An agent that asks and never reads is cut when too many answers wait for it."""
-    async with site(folder, Limits(control=20_000)) as relay, Agent.of(relay) as agent:
+    many = 1e9  # frames for nothing: another limit ends a session sooner for these
+    limits = Limits(control=20_000, idle_rate=many, idle_burst=many)
+    async with site(folder, limits) as relay, Agent.of(relay) as agent:
         agent._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport
         loop = asyncio.get_running_loop()
         until = loop.time() + 3

@@ -21,6 +21,7 @@ from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Open, Reset, reset_frame
+from kdispatch_protocol.timers import Timer, Timers
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
@@ -43,6 +44,7 @@ class Half:
     session: Session
     number: int
     entry: AttachEntry
+    until: float  # then its agent is asked to attach anew
     ground: Ground | None = None  # with all that rests on the token that was shown with it
 
     @property
@@ -88,6 +90,7 @@ class Attachments:
         cut: Callable[[Session, str, str], None],
         opens: Opens,
         lost: Callable[[Leg, float], None],
+        timers: Timers,
     ) -> None:
         self.questions: list[AskAttach] = []
         self.reports: list[AttachRefused] = []
@@ -101,6 +104,9 @@ class Attachments:
         self._opens = opens
         self._waiting: dict[tuple[str, str, str], Half] = {}
         self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
+        self._timers = timers
+        self._all: dict[Half, None] = {}  # all of all sessions, in the order in which they are due
+        self._due: Timer | None = None  # when the first one is
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -109,27 +115,37 @@ class Attachments:
 
     def begin(
         self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool], now: float
-    ) -> None:  # fmt: skip
-        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may."""
+    ) -> tuple[int, int]:  # fmt: skip
+        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may.
+
+        Returns how many of its streams were taken, and how many were refused.
+        """
         attach = Attach.parse(payload)
         rests = None if attach.token is None else token_digest(attach.token)
         groups: dict[tuple[str, str], list[Half]] = {}
+        refused = 0
         for entry in attach.entries():
             if entry.number is None or not is_new(session, entry.number):
                 raise RemoteProtocolError("An ATTACH with a wrong number.")
             for other in self._others_of_agent(session) if entry.opening else ():
                 self._give_up_open(other, entry.uuid)
-            half = Half(session, entry.number, entry)
+            half = Half(session, entry.number, entry, now + self._limits.attach_wait)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
+                refused += 1
                 self._answer(half, "busy", "This session has as many streams as it may.")
             elif not session.failures.peek(now):
+                refused += 1
                 self._answer(half, "rate_limited", "Too many requests of this session, or of its address, failed.")
             else:
                 session.halves[half.number] = half
+                self._all[half] = None
+                if self._due is None:
+                    self._due = self._timers.add(half.until, self._expire)
                 half.ground = self._registry.rest(half, Claim(entry.service, entry.role, rests))
                 groups.setdefault((entry.service, entry.role), []).append(half)
         for (service, role), halves in groups.items():
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
+        return len(attach.streams) - refused, refused
 
     def begun_anew(self, session: Session, uuid: str, now: float) -> None:
         """A client opens a stream, maybe again: of what it began in a session that is lost nothing was sent."""
@@ -199,6 +215,7 @@ class Attachments:
         asked.session.look_ups -= 1
         for half in asked.alive():
             asked.session.failures.take(now)
+            asked.session.effort.look_up_failed()
             self._refuse(half, code, text)
             other = self._waiting.get(half.wanted)
             if asked.role == "host" and other is not None and other.fits(half):
@@ -255,6 +272,10 @@ class Attachments:
         """Forget a half; its agent knows, or is gone."""
         if half.session.halves.get(half.number) is half:
             del half.session.halves[half.number]
+            del self._all[half]
+            if self._due is not None and not self._all:
+                self._due.cancel()
+                self._due = None
             self._registry.free(half)
         if self._waiting.get(half.key) is half:
             del self._waiting[half.key]
@@ -265,6 +286,18 @@ class Attachments:
             peer = self._by_process.get(half.entry.peer)
             for session in peer.all_of_agent if peer is not None else ():
                 session.asked.discard(half)
+
+    def _expire(self, now: float) -> None:
+        """Halves wait for so long only: an agent that wants the stream still attaches anew, when its number is gone."""
+        self._due = None
+        while self._all:
+            half = next(iter(self._all))
+            if half.until > now:
+                self._due = self._timers.add(half.until, self._expire)
+                return
+            self.drop(half)
+            half.session.outbox.send(frames.frame(frames.GONE, half.number))
+            self._touched.add(half.session)
 
     # --- inner --------------------------------------------------------------------------------
 

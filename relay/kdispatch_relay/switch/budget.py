@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
 
-__all__ = ["Bucket", "Chances", "Joined", "ProcessBudget"]
+__all__ = ["Bucket", "Chances", "Held", "Joined", "ProcessBudget"]
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class ProcessBudget:
-    """The bytes that wait in all queues together; ``total`` is the most there may be."""
+    """The bytes that all sessions together make the process keep; ``total`` is the most there may be."""
 
-    __slots__ = ("marks", "queued", "total")
+    __slots__ = ("held", "marks", "queued", "total")
 
     def __init__(self, total: int) -> None:
         self.total: Final = total
-        self.queued = 0
+        self.queued = 0  # data that waits to go out
+        self.held = 0  # all else: streams, halves, offers, answers, what is incomplete, what a socket does not take
         self.marks = 0  # DATA frames that were marked so far
 
     @property
     def tight(self) -> bool:
         """Above half: every DATA is marked, and new sessions get less credit."""
-        return self.queued * 2 > self.total
+        return (self.queued + self.held) * 2 > self.total
 
     @property
     def spent(self) -> bool:
-        """Above all of it: the longest queues are cut, and OPEN answers ``busy``."""
-        return self.queued > self.total
+        """Above all of it: those sessions are cut that hold most, and OPEN answers ``busy``."""
+        return self.queued + self.held > self.total
+
+
+class Held(dict[_Key, _Value]):
+    """A table of a session's whose entries count in the process's budget: ``hold`` hears of what comes and goes."""
+
+    __slots__ = ("_hold", "_weigh")
+
+    def __init__(self, hold: Callable[[int], None], weigh: Callable[[_Value], int]) -> None:
+        super().__init__()
+        self._hold = hold
+        self._weigh = weigh
+
+    def __setitem__(self, key: _Key, value: _Value) -> None:
+        before = self._weigh(self[key]) if key in self else 0
+        super().__setitem__(key, value)
+        self._hold(self._weigh(value) - before)
+
+    def __delitem__(self, key: _Key) -> None:
+        size = self._weigh(self[key])
+        super().__delitem__(key)
+        self._hold(-size)
+
+    def pop(self, key: _Key, *default: Any) -> Any:
+        """As a dict's."""
+        if key in self:
+            self._hold(-self._weigh(self[key]))
+        return super().pop(key, *default)
+
+    def clear(self) -> None:
+        """As a dict's."""
+        self._hold(-sum(map(self._weigh, self.values())))
+        super().clear()
+
+    def _changed_otherwise(self, *_: object, **__: object) -> Any:
+        raise TypeError("what a session holds is counted entry by entry")
+
+    popitem = update = setdefault = __ior__ = _changed_otherwise  # nobody calls them
 
 
 class Bucket:

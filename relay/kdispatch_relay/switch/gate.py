@@ -275,7 +275,9 @@ class _AgentLink:
         self._unsettled = False  # the switch was told something in this read
         self._passed = False  # and was asked to pass something on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
-        self.link = Link(self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE)
+        self.link = Link(
+            self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs
+        )
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
         self._arrival = arrival  # as long as there was no HELLO
@@ -330,12 +332,27 @@ class _AgentLink:
         self.cut(code, text)
         self._gate.settle()  # the link reads no more, so nobody else will
 
+    def link_idle(self, count: int, now: float) -> None:
+        """WebSocket frames without a message."""
+        self._unsettled = True
+        self.session.effort.idle += count
+        self._gate.switch.settle_effort(self.session, now)
+
     def link_read(self) -> None:
         """A read was worked on: send what it caused, to whomever."""
         self._passed = False
         if self._unsettled:
             self._unsettled = False
             self._gate.settle()
+            self.session.note_partial(self.link.partial)
+            effort = self.session.effort
+            if effort.rest:
+                self.link.carrier.rest(effort.rest)
+                effort.rest = 0.0
+
+    def link_unsent(self, size: int) -> None:
+        """The socket does not take so many bytes."""
+        self.session.note_unsent(size)
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""
@@ -351,7 +368,7 @@ class _AgentLink:
         self.limits.end()
         self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
-            _log.warning("session ended: %s: %s (%s)", code, text, self.session)
+            _log.warning("session ended: %s: %s", code, text, extra=self._fields())
         elif self.session.process:
             _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
         self._gate.left(self, code)

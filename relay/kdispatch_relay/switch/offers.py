@@ -43,11 +43,13 @@ class Offers:
             return
         session.outbox.send(reset_frame(number, *refusal))
 
-    def withdraw(self, session: Session, number: int) -> None:
-        """An agent's WITHDRAW."""
+    def withdraw(self, session: Session, number: int) -> bool:
+        """An agent's WITHDRAW; returns whether there was such an offer."""
+        there = number in session.offers
         live = session.offers.pop(number, None)
         if live is not None:
             self._registry.remove(live)
+        return there
 
     def session_lost(self, session: Session, now: float) -> None:
         """Its offers go with it; a process that was moving from another session is reached there again."""
@@ -87,6 +89,7 @@ class Offers:
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         """The agent may not host it. That counts: names and tokens are not to be guessed."""
         asked.session.failures.take(now)
+        asked.session.effort.look_up_failed()
         if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:
             asked.session.outbox.send(reset_frame(asked.number, code, text))
             self._touched.add(asked.session)

@@ -62,6 +62,7 @@ class Leg:
         "resumed",
         "route",
         "session",
+        "spoke",
     )
 
     def __init__(self, session: Session, number: int, route: Route, limit: int) -> None:
@@ -76,6 +77,7 @@ class Leg:
         self.resumed = False  # the next DATA may begin later: its first under this number
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer
+        self.spoke = False  # an ACK of this agent was here: the first one need not say anything new
         self.deficit = 0
         self.queued = False
         self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes
@@ -137,6 +139,7 @@ class Leg:
     def leave(self) -> None:
         """Its number is of the past at its session."""
         session, route = self.session, self.route
+        session.effort.leg_ended()
         session.legs.pop(self.number, None)
         stream = (route.message.uuid, "client" if route.client is self else "host")
         if session.streams.get(stream) is self:
@@ -256,8 +259,10 @@ class Route:
         if not self.early:
             self.early = bytearray()
         self.early += payload
+        self.client.session.hold(len(payload))
         return True
 
     def drop_early(self) -> None:
         """The attempt failed: the client sends it again for the next one."""
+        self.client.session.hold(-len(self.early))
         self.early = b""

@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.outbox import Outbox
 from kdispatch_relay.switch.asks import Asks
-from kdispatch_relay.switch.budget import Bucket, Chances, Joined, ProcessBudget
+from kdispatch_relay.switch.budget import Bucket, Chances, Held, Joined, ProcessBudget
+from kdispatch_relay.switch.effort import Effort, Source
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
     from kdispatch_relay.switch.registry import LiveOffer
     from kdispatch_relay.switch.routes import Leg
 
-__all__ = ["Session"]
+__all__ = ["Session", "Shared"]
 
 # What a frame that waits costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
 _FRAME_COST = 256
+# What a session makes the relay keep, in bytes, measured: a leg with its share of the route and its timer; a half with
+# its entry and its places in three tables; an offer beside its labels. Each may be the only one of a service, whose
+# entry, ground and account are 1.5 KiB.
+_LEG = 2560
+_HALF = 2816
+_OFFER = 2560
+_LABEL = 120
+# An offer that is looked up may have all the labels and the token that its frame has room for.
+_ASKED_OFFER = 8 * 1024
+# A control frame that waits, beside its bytes.
+_CONTROL = 64
+# Names of services that an agent has opened: beyond so many they are forgotten, and each is noted in the audit again.
+_CONNECTS = 1024
+
+
+class Shared(Chances, Source, Protocol):
+    """What all sessions of a source have in common: how often things may fail, and what they may ask."""
 
 
 class Session:
     """State only; the switch acts on it. ``process`` is empty until HELLO."""
 
     __slots__ = (
+        "_gone",
         "_next_number",
+        "_partial",
+        "_unsent",
         "asked",
         "asks",
         "budget",
         "connects",
         "credit",
         "doomed",
+        "effort",
         "ended",
         "failures",
         "flush",
         "gones",
         "group",
         "halves",
+        "held",
         "highest_number",
         "legs",
         "limits",
@@ -66,7 +89,7 @@ class Session:
         budget: ProcessBudget,
         source: str,
         now: float,
-        shared: Chances | None = None,
+        shared: Shared | None = None,
         *,
         group: str = "",
     ) -> None:
@@ -84,12 +107,17 @@ class Session:
         self.older: Session | None = None  # of the same agent, which is moving from there to here
         self.rank = 0  # of two sessions of a process the one that greeted later has the higher one
         self.credit = 0  # granted by WELCOME, bytes
-        self.outbox = Outbox(limits)
+        self.held = 0  # bytes, beside the data that waits for it, that it makes the relay keep
+        self._gone = False  # nothing is counted any more
+        self._partial = self._unsent = 0  # as they were noted last
+        self.outbox = Outbox(limits, self._hold_control)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
-        self.legs: dict[int, Leg] = {}
+        self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
-        self.halves: dict[int, Half] = {}  # streams that this agent attached, and their other end not yet
-        self.offers: dict[int, LiveOffer | None] = {}  # None while the offer is looked up
+        #: Streams that this agent attached, and their other end not yet.
+        self.halves: dict[int, Half] = Held(self.hold, lambda _: _HALF)
+        #: ``None`` while the offer is looked up.
+        self.offers: dict[int, LiveOffer | None] = Held(self.hold, _weigh_offer)
         self.queued = 0  # bytes of data that wait for this agent
         self.unanswered = 0
         self.streams_opened = 0  # legs that this agent opened and that are alive
@@ -98,6 +126,7 @@ class Session:
         self.ended = False
         own = Bucket(limits.failed_opens_rate, limits.failed_opens_burst, now)
         self.failures: Chances = own if shared is None else Joined(own, shared)
+        self.effort = Effort(limits, shared)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
         self.asks = Bucket(limits.asks_rate, limits.asks_burst, now)
         self.asked = Asks(limits.attach_batch)  # what other agents' halves want to know of this one
@@ -120,6 +149,8 @@ class Session:
             self.connects = set()
         if service in self.connects:
             return False
+        if len(self.connects) >= _CONNECTS:
+            self.connects.clear()
         self.connects.add(service)
         return True
 
@@ -132,6 +163,35 @@ class Session:
         self._next_number += 2
         return number
 
+    @property
+    def weight(self) -> int:
+        """Bytes of all that the relay keeps because of it."""
+        return self.queued + self.held
+
+    def hold(self, size: int) -> None:
+        """Count bytes that it begins, or ceases, to make the relay keep, beside data that waits for it."""
+        if not self._gone:
+            self.held += size
+            self.budget.held += size
+
+    def _hold_control(self, size: int, frames: int) -> None:
+        self.hold(size + frames * _CONTROL)
+
+    def note_partial(self, size: int) -> None:
+        """So much of a frame is here that is not whole."""
+        self.hold(size - self._partial)
+        self._partial = size
+
+    def note_unsent(self, size: int) -> None:
+        """Its socket does not take so much of what was given to it."""
+        self.hold(size - self._unsent)
+        self._unsent = size
+
+    def let_go(self) -> None:
+        """It is over: what is left of it goes with its connection, and is nobody's any more."""
+        self.hold(-self.held)
+        self._gone = True
+
     def add_queued(self, size: int, frames: int) -> None:
         """Count bytes and frames that begin, or cease, to wait for this agent."""
         self.queued += size
@@ -142,3 +202,9 @@ class Session:
     def overdrawn(self) -> bool:
         """More waits than the agent may have granted: its budget, and the floor for every stream."""
         return self.queued > self.credit + len(self.legs) * self.limits.window_floor
+
+
+def _weigh_offer(offer: LiveOffer | None) -> int:
+    if offer is None:
+        return _ASKED_OFFER
+    return _OFFER + sum(_LABEL + len(key) + len(value) for key, value in offer.labels.items())

@@ -8,6 +8,7 @@ questions of :meth:`Switch.take_questions`, and ends the sessions of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from kdispatch_protocol import frames
@@ -18,7 +19,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcome, reset_frame
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
-from kdispatch_relay.switch.budget import Chances, ProcessBudget
+from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
 from kdispatch_relay.switch.intents import AskOffer, Cut, said_by_agent
 from kdispatch_relay.switch.offers import Offers
@@ -26,7 +27,7 @@ from kdispatch_relay.switch.opens import AskOpen, Opens
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.roster import Roster
 from kdispatch_relay.switch.routes import Leg, RouteState
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import Session, Shared
 
 __all__ = ["AskAttach", "AskOffer", "AskOpen", "Cut", "Question", "Switch"]
 
@@ -64,14 +65,14 @@ class Switch:
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
-            lost=self._leg_lost,
+            lost=self._leg_lost, timers=self.timers,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
             frames.WITHDRAW: self._withdraw,
             frames.OPEN: self._open,
             frames.PING: self._ping,
-            frames.PONG: self._ignore,
+            frames.PONG: self._pong,
             frames.RESET: self._reset,
             frames.ATTACH: self._attach,
             frames.GONE: self._gone,
@@ -79,8 +80,8 @@ class Switch:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float, shared: Chances | None = None, *, group: str = "") -> Session:
-        """A carrier is up; the agent's HELLO comes next. ``shared`` is how often things of its ``group`` may fail."""
+    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> Session:
+        """A carrier is up; the agent's HELLO comes next. ``shared`` is what all sessions of its ``group`` have."""
         return Session(self.limits, self.budget, source, now, shared, group=group)
 
     def disconnect(self, session: Session, now: float) -> None:
@@ -97,34 +98,55 @@ class Switch:
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
                 self._leg_lost(leg, now)
         self._touched.discard(session)
+        session.let_go()
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
-        legs = session.legs
+        legs, effort = session.legs, session.effort
         for type_, flags, number, value, payload in received:
-            if session.ended:
+            if session.ended or effort.why:
                 return
-            if type_ == frames.DATA:
-                leg = legs.get(number)
-                if leg is not None:
-                    self._data(leg, flags, value, payload, now)
-                elif number not in session.halves and session.gones.take(now):
-                    session.outbox.send(frames.frame(frames.GONE, number))
-            elif not session.process:
-                self._hello(session, type_, payload)
-            elif type_ in _OF_STREAMS:
-                leg = legs.get(number)
-                if leg is not None:
-                    self._stream_frame(leg, type_, flags, value, payload, now)
+            leg = legs.get(number)
+            if type_ == frames.DATA and leg is not None:
+                self._data(leg, flags, value, payload, now)
+            elif type_ in _OF_STREAMS and leg is not None:
+                self._stream_frame(leg, type_, flags, value, payload, now)
             else:
-                handler = self._handlers.get(type_)
-                if handler is None:
-                    raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
-                handler(session, number, value, payload, now)
+                self._control_frame(session, type_, number, value, payload, now)
         if session.outbox:
             self._touched.add(session)
+        if effort.idle:
+            self.settle_effort(session, now)
+        if self.budget.spent:
+            self._make_room()
+
+    def _control_frame(  # noqa: PLR0917 - one frame's fields
+        self, session: Session, type_: int, number: int, value: int, payload: memoryview, now: float
+    ) -> None:
+        """A frame that is not of a stream which is there: each counts."""
+        effort = session.effort
+        if type_ == frames.DATA:
+            effort.idle += 1
+            if number not in session.halves and session.gones.take(now):
+                session.outbox.send(frames.frame(frames.GONE, number))
+        elif not session.process:
+            self._hello(session, type_, payload)
+        elif type_ in _OF_STREAMS:
+            effort.idle += 1
+        else:
+            handler = self._handlers.get(type_)
+            if handler is None:
+                raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
+            handler(session, number, value, payload, now)
+        if effort.idle >= _SETTLED or effort.asks:
+            self.settle_effort(session, now)
+
+    def settle_effort(self, session: Session, now: float) -> None:
+        """Cut a session that made the relay do too much for nothing."""
+        if not session.effort.settle(now):
+            self.cut(session, "rate_limited", session.effort.why)
 
     def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
         """The fast path: hand a DATA that came alone straight to its peer's socket, if nothing waits before it.
@@ -224,20 +246,28 @@ class Switch:
         offer = Offer.parse(payload)
         if not self._new_number(session, number) or offer.host != host_id(session.process, offer.service):
             raise RemoteProtocolError("An OFFER with a wrong number or host id.")
+        session.effort.asks += _OFFER
         self.offers.begin(session, number, offer, now)
 
     def _withdraw(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        self.offers.withdraw(session, number)
+        if not self.offers.withdraw(session, number):
+            session.effort.idle += 1
 
     def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        message = Open.parse(payload)
         if not self._new_number(session, number):
             raise RemoteProtocolError("An OPEN with a wrong number.")
+        session.effort.asks += 1
+        if self.opens.refuses(session, number, now):
+            session.effort.refused += 1
+            return
+        message = Open.parse(payload)
         self.attachments.begun_anew(session, message.uuid, now)
         self.opens.begin(session, number, message, now)
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        self.attachments.begin(session, payload, self._new_number, now)
+        taken, refused = self.attachments.begin(session, payload, self._new_number, now)
+        session.effort.asks += (taken + refused) * _ENTRY
+        session.effort.refused += refused * _ENTRY
 
     def _new_number(self, session: Session, number: int) -> bool:
         """Agents' numbers are odd, and go up: none is used twice in a session, and none at all in a quiet one."""
@@ -246,25 +276,31 @@ class Switch:
         return fresh
 
     def _ping(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.effort.idle += 1
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
-    def _ignore(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """PONG says no more than that it came."""
+    def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        """It says no more than that it came."""
+        session.effort.idle += 1
 
     def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         """An agent does not trust its number any more: it attaches anew, and so shall the other end."""
         leg = session.legs.get(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
             self._leg_lost(leg, now)
+        else:
+            session.effort.idle += 1
 
     def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
         if number == 0:
+            session.effort.asks += _ENTRY
             self.attachments.refused_by_peer(session, reset)
         leg, half = session.legs.get(number), session.halves.get(number)
         if half is not None:
             self.attachments.given_up(half)
         if leg is None:
+            session.effort.idle += _RESET if half is None and number else 0
             return
         route = leg.route
         if route.state is RouteState.OPEN:
@@ -304,7 +340,9 @@ class Switch:
         elif type_ == frames.FIN:
             if value > leg.limit and not leg.resumed:  # behind an ATTACH all may be there that an older limit allowed
                 code = "credit_exceeded"
-            elif not leg.fin_passed:  # a repeated one says nothing new
+            elif leg.fin_passed:  # a repeated one says nothing new
+                leg.session.effort.idle += 1
+            else:
                 leg.fin_passed = True
                 leg.peer.forward(type_, 0, value, b"", now)
                 self._touched.add(leg.peer.session)
@@ -314,6 +352,9 @@ class Switch:
             self._violated(leg, code, now)
 
     def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
+        if received <= peer.acked and limit <= peer.limit and leg.spoke and not (fin and not peer.fin_acked):
+            leg.session.effort.idle += 1
+        leg.spoke = True
         peer.acked = max(peer.acked, received)
         peer.forward_ack(received, limit, fin=fin)
         self._touched.add(peer.session)
@@ -327,11 +368,27 @@ class Switch:
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
         elif self.budget.spent:
-            staying = [s for s in self.sessions if not s.doomed]
-            freed = sum(s.queued for s in self.sessions if s.doomed)
-            if staying and self.budget.queued - freed > self.budget.total:
-                longest = max(staying, key=lambda s: s.queued)
-                self.cut(longest, "slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Memory is short: of the source that holds most the session that holds most goes, until there is room."""
+        budget = self.budget
+        staying = [session for session in self.sessions if not session.doomed]
+        over = budget.queued + budget.held - budget.total - sum(s.weight for s in self.sessions if s.doomed)
+        sources: Counter[str] = Counter()
+        for session in staying:
+            sources[session.source] += session.weight
+        while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
+            heaviest = max((s for s in staying if s.source == source and not s.doomed), key=lambda s: s.weight)
+            if 2 * heaviest.queued >= heaviest.weight:
+                why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            else:
+                why = ("busy", "The relay is short of memory, and this session makes it keep most.")
+            self.cut(heaviest, *why)
+            over -= heaviest.weight
+            sources[source] -= heaviest.weight
+            if all(s.doomed for s in staying if s.source == source):
+                del sources[source]
 
     def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
         """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""
@@ -344,6 +401,8 @@ class Switch:
         elif end > leg.next:
             leg.resumed = False
             return True
+        else:
+            leg.session.effort.idle += 1
         return False
 
     def _heard_again(self, session: Session, now: float) -> None:
@@ -385,4 +444,11 @@ class Switch:
             self.opens.cancel(leg)
 
 
+# Frames for nothing are settled this many at a time, within what came at once.
+_SETTLED = 256
+# What frames cost beside an OPEN, measured: a look-up, and a row of the audit; a stream of an ATTACH.
+_OFFER = 4.0
+_ENTRY = 0.5
+# A RESET of nothing has JSON to be read: it costs as much as so many PINGs.
+_RESET = 4
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})

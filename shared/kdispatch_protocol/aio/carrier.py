@@ -2,15 +2,17 @@
 
 The upgrade was done by somebody else; a carrier is then set as the transport's
 protocol. It reads into one buffer that all carriers of a loop share (one for
-each would be 512 KiB per idle session), and never pauses reading: what may wait
-is bounded by credit, not by silence towards everybody.
+each would be 512 KiB per idle session). It never pauses reading because
+somebody else does not read: what may wait is bounded by credit. A server's
+carrier pauses for its loop's sake: after each full read others have their turn,
+and reads are small while a session carries nothing, or many small frames.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final, Protocol
 
 from websockets.speedups import apply_mask
@@ -26,6 +28,13 @@ __all__ = ["Carrier", "CarrierOwner", "read_buffer"]
 # What one read of a session takes at most. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.7 and 2.3 CPU seconds
 # a GB), and small frames among it are found that much sooner.
 _READ_SIZE: Final = 512 * 1024
+# A server's least read: of frames of 20 bytes these are 400, and less than a millisecond. libuv reads up to 32 times
+# for one socket before another has its turn, so a server pauses after each read that is full.
+_LEAST_READ: Final = 8 * 1024
+# A read with more than a frame for so many bytes is dense: the next one is small again.
+_DENSE: Final = 1024
+# Behind our close frame the other end may go on sending: so many seconds lie between full reads of that.
+_DISCARD_REST: Final = 0.020
 _KEPT: Final = 8 * 1024 * 1024
 # After our close frame the other end gets this long to answer it, in seconds.
 _CLOSE_PATIENCE: Final = 2.0
@@ -67,6 +76,10 @@ class CarrierOwner(Protocol):
         """All pieces of one read were handed over."""
         ...
 
+    def carrier_idle(self, count: int) -> None:
+        """So many WebSocket frames, or reads, brought no byte of a message."""
+        ...
+
     def carrier_takes(self, size: int) -> bool:
         """Whether so many bytes may be sent at once, as far as the owner is asked."""
         ...
@@ -95,10 +108,24 @@ class Carrier(asyncio.BufferedProtocol):
     ``pass_on`` in one step (:meth:`buffer_updated`), and such a DATA is sent in one (:meth:`send_data`).
     """
 
-    def __init__(self, owner: CarrierOwner, *, server: bool, buffer: memoryview, max_message: int) -> None:
+    def __init__(
+        self,
+        owner: CarrierOwner,
+        *,
+        server: bool,
+        buffer: memoryview,
+        max_message: int,
+        carries: Sized | None = None,
+    ) -> None:
+        """``carries`` is what a server's session carries: as long as it is empty, reads are small. Agents give none."""
         self._owner: CarrierOwner = owner
         self._server = server
         self._shared = buffer
+        self._carries: Sized = (None,) if carries is None else carries
+        self._paces = carries is not None
+        self._least = buffer[:_LEAST_READ]
+        self._view = self._least if self._paces else buffer  # where a session that carries something reads to
+        self._rest: asyncio.Handle | None = None  # ends the pause of reading
         self._reader = WebSocketReader(server=server, max_message=max_message)
         self._transport: asyncio.Transport | None = None
         self._writer: SocketWriter | None = None
@@ -111,6 +138,7 @@ class Carrier(asyncio.BufferedProtocol):
         self.heard: float | None = None  #: when bytes arrived last; who looks at it sets it back
         self.arrived: float | None = None  #: when a piece of a message did, likewise
         self.sent: float | None = None  #: when a client sent a message last, likewise
+        self.found = 0  #: frames found in this read; the owner counts them
         #: Takes the flags, stream, offset and payload of a DATA that came alone, and returns whether it did; if not,
         #: nothing was done, and the DATA goes to the owner. A client's payload is in memory that is reused.
         self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
@@ -146,6 +174,23 @@ class Carrier(asyncio.BufferedProtocol):
     def limit_messages(self, size: int) -> None:
         """From now on take messages of up to ``size`` bytes."""
         self._reader.max_message = size
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so many seconds, or until the loop's next turn."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._rest is not None:
+            self._rest.cancel()
+        else:
+            transport.pause_reading()
+        loop = asyncio.get_running_loop()
+        self._rest = loop.call_later(seconds, self._rested) if seconds else loop.call_soon(self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def send(self, parts: list[Buffer]) -> None:
         """Send one binary message made of ``parts``, which may be reused afterwards."""
@@ -222,7 +267,7 @@ class Carrier(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where to read to."""
-        return self._shared
+        return self._view if self._carries else self._least
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes are there."""
@@ -230,6 +275,8 @@ class Carrier(asyncio.BufferedProtocol):
         if message is None:
             if self._reader.closing is None:
                 self._read(self._shared[:nbytes])
+            if nbytes >= _LEAST_READ and self._paces:
+                self._give_turn(nbytes)
             return
         self.heard = self.arrived = self._time()
         size = len(message) - 16
@@ -241,14 +288,31 @@ class Carrier(asyncio.BufferedProtocol):
         self._owner.piece_received(message, ends=True)
         self._owner.bytes_received()
 
+    def _give_turn(self, size: int) -> None:
+        """Choose the next read's size, and let others have their turn behind a full read."""
+        full = size == len(self.get_buffer(-1))
+        if size < self.found * _DENSE:
+            self._view = self._least
+        elif full and len(self._view) < len(self._shared):
+            self._view = self._shared[: 2 * len(self._view)]
+        if full and self._rest is None:
+            self.rest(_DISCARD_REST if self._silent else 0.0)
+
     def _read(self, data: Buffer) -> None:
         reader = self._reader
         self.heard = self._time()
+        self.found = 0
         piece = None
         for piece, ends in reader.receive_data(data):
             self._owner.piece_received(piece, ends=ends)
         if piece is not None:
             self.arrived = self.heard
+        elif not reader.idle:
+            reader.idle = 1  # not even a whole head: bytes that dribble
+        if reader.idle:
+            idle, reader.idle = reader.idle, 0
+            self.found += idle
+            self._owner.carrier_idle(idle)
         if reader.pings:
             # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
             if not self.full:
@@ -279,7 +343,8 @@ class Carrier(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        if self._killer is not None:
-            self._killer.cancel()
+        for handle in (self._killer, self._rest):
+            if handle is not None:
+                handle.cancel()
         self._transport = self._writer = None
         self._owner.carrier_lost(self._reader.closing, exc)

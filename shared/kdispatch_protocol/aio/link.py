@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sized
 from typing import Final, Protocol
 
 from kdispatch_protocol.aio.alarm import Alarm
@@ -50,8 +51,16 @@ class LinkOwner(Protocol):
         """The other end broke the protocol: close the link."""
         ...
 
+    def link_idle(self, count: int, now: float) -> None:
+        """So many WebSocket frames, reads or pieces of messages brought nothing that is whole."""
+        ...
+
     def link_read(self) -> None:
         """All frames of one read were handed over."""
+        ...
+
+    def link_unsent(self, size: int) -> None:
+        """So many bytes were given to the socket that it does not take; 0 when it has taken all."""
         ...
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
@@ -79,8 +88,12 @@ class Link:
         buffer: memoryview,
         max_message: int,
         ping: float | None = None,
+        carries: Sized | None = None,
     ) -> None:
-        """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits."""
+        """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits.
+
+        ``carries`` is what a relay's session carries, see :class:`Carrier`.
+        """
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -101,7 +114,7 @@ class Link:
         self._full_unsent = 0
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
-        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message)
+        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message, carries=carries)
         self.carrier.pass_on = owner.link_pass_on
         self._arm()
 
@@ -109,6 +122,11 @@ class Link:
         """From now on the other end may say nothing for so long."""
         self._liveness.bear(seconds)
         self._arm()
+
+    @property
+    def partial(self) -> int:
+        """Bytes that are kept of a frame that is not whole."""
+        return self._frames.partial
 
     def wake(self) -> None:
         """There may be something to send: flush once in this turn of the loop."""
@@ -163,9 +181,18 @@ class Link:
         try:
             received = self._frames.receive(piece, ends=ends)
             if received:
+                self.carrier.found += len(received)
                 self._owner.link_frames(received, self._loop.time())
+            else:
+                self.carrier.found += 1
+                self._owner.link_idle(1, self._loop.time())
         except RemoteProtocolError as error:
             self._owner.link_violated(error.code, error.text)
+
+    def carrier_idle(self, count: int) -> None:
+        """WebSocket frames, or a read, brought no byte of a message."""
+        if self._verdict is None:
+            self._owner.link_idle(count, self._loop.time())
 
     def bytes_received(self) -> None:
         """All of one read was handed over."""
@@ -183,10 +210,12 @@ class Link:
         self._full_since = self._full_looked = now
         self._full_unsent = carrier.unsent
         self._pace.filled(carrier.given - self._full_unsent, now)
+        self._owner.link_unsent(self._full_unsent)
         self._arm()
 
     def carrier_drained(self) -> None:
         """The socket took everything."""
+        self._owner.link_unsent(0)
         self._pace.drained(self._loop.time())
         self._hold()
         self.flush()

@@ -58,9 +58,15 @@ class UplinkSession:
         """The relay broke the protocol."""
         self.close(code, text)
 
+    def link_idle(self, count: int, now: float) -> None:
+        """What a relay sends for nothing costs its own session only."""
+
     def link_read(self) -> None:
         """A read was worked on: its answers go out at once."""
         self._driver.flush()
+
+    def link_unsent(self, size: int) -> None:
+        """An agent keeps no account of it: its programs are paused."""
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch."""

@@ -1,0 +1,192 @@
+"""How much of one session a relay works on in one turn of its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kdispatch_protocol.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.frames import DATA, PING, Buffer, frame
+from kdispatch_protocol.limits import KIB
+from kdispatch_protocol.websocket import Closing
+from tests.core.wire import ws_frame
+
+
+class _Owner:
+    """Counts what arrives, and in which turn of the loop."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.of_turn: dict[int, int] = {}  # bytes of messages
+        self.idle = 0
+        self.carrier: Carrier | None = None
+        self.frames = 1  # in each piece
+
+    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+        assert self.carrier is not None
+        self.carrier.found += self.frames
+        self.of_turn[self.turn] = self.of_turn.get(self.turn, 0) + len(piece)
+
+    def bytes_received(self) -> None: ...
+
+    def carrier_idle(self, count: int) -> None:
+        self.idle += count
+
+    def carrier_takes(self, size: int) -> bool:
+        return True
+
+    def carrier_filled(self) -> None: ...
+
+    def carrier_drained(self) -> None: ...
+
+    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None: ...
+
+    def count_turns(self) -> None:
+        """Call itself in each turn."""
+        self.turn += 1
+        asyncio.get_running_loop().call_soon(self.count_turns)
+
+
+@asynccontextmanager
+async def _flooded(carries: list[int], wire: bytes, owner: _Owner) -> AsyncIterator[Carrier]:
+    """A server's carrier whose other end has sent all of ``wire``, as far as the kernel takes it, before it reads."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # uvloop makes no TCP transport of a pair
+        theirs = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
+    loop = asyncio.get_running_loop()
+    carrier = owner.carrier = Carrier(owner, server=True, buffer=read_buffer(), max_message=256 * KIB, carries=carries)
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    carrier.attach(transport)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < len(wire):
+            sent += theirs.send(wire[sent:])
+    loop.call_soon(owner.count_turns)
+    try:
+        yield carrier
+    finally:
+        carrier.abort()
+        theirs.close()
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[None, None, None]], None]:
+    """Run on one of the event loops."""
+    maker = None
+    if request.param == "uvloop":
+        maker = pytest.importorskip("uvloop").new_event_loop
+
+    def on_loop(work: Coroutine[None, None, None]) -> None:
+        with asyncio.Runner(loop_factory=maker or asyncio.SelectorEventLoop) as runner:
+            runner.run(work)
+
+    return on_loop
+
+
+_PINGS = ws_frame(0x82, frame(PING) * 100, masked=True) * 400  # 800 KB
+_BULK = ws_frame(0x82, frame(DATA, 1, 0, bytes(64 * KIB)), masked=True) * 48  # 3 MB
+
+
+def test_a_session_without_streams(run: Callable[[Coroutine[None, None, None]], None]) -> None:
+    """Of a session that carries nothing a turn of the loop reads 8 KiB, however much is there."""
+
+    async def check() -> None:
+        owner = _Owner()
+        async with _flooded([], _PINGS, owner):
+            async with asyncio.timeout(10):
+                while sum(owner.of_turn.values()) < 100 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+        assert max(owner.of_turn.values()) <= 8 * KIB
+
+    run(check())
+
+
+def test_a_session_of_bulk(run: Callable[[Coroutine[None, None, None]], None]) -> None:
+    """Of bulk a turn reads up to 512 KiB, once the first reads had large frames, and no more."""
+
+    async def check() -> None:
+        owner = _Owner()
+        async with _flooded([1], _BULK, owner) as carrier:
+            async with asyncio.timeout(10):
+                while sum(owner.of_turn.values()) < 1000 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+            assert len(carrier.get_buffer(-1)) == 512 * KIB
+        assert max(owner.of_turn.values()) <= 512 * KIB
+
+    run(check())
+
+
+def test_dense_reads_are_small_again(run: Callable[[Coroutine[None, None, None]], None]) -> None:
+    """Behind bulk a read of many small frames makes the next ones small, though streams are there."""
+
+    async def check() -> None:
+        owner = _Owner()
+        async with _flooded([1], _BULK, owner) as carrier:
+            async with asyncio.timeout(10):
+                while len(carrier.get_buffer(-1)) < 64 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+                owner.frames = 1000
+                while len(carrier.get_buffer(-1)) > 8 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+
+    run(check())
+
+
+def test_nothing_is_left_behind_streams(run: Callable[[Coroutine[None, None, None]], None]) -> None:
+    """When a session carries nothing any more its reads are small at once."""
+
+    async def check() -> None:
+        owner = _Owner()
+        carries = [1]
+        async with _flooded(carries, _BULK, owner) as carrier:
+            async with asyncio.timeout(10):
+                while len(carrier.get_buffer(-1)) < 64 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+            carries.clear()
+            assert len(carrier.get_buffer(-1)) == 8 * KIB
+
+    run(check())
+
+
+async def test_a_rest() -> None:
+    """A carrier that rests reads nothing for so long, and then goes on."""
+    owner = _Owner()
+    async with _flooded([], _PINGS, owner) as carrier:
+        await asyncio.sleep(0)
+        carrier.rest(0.1)
+        await asyncio.sleep(0.02)
+        before = sum(owner.of_turn.values())
+        await asyncio.sleep(0.04)
+        assert sum(owner.of_turn.values()) == before
+        async with asyncio.timeout(5):
+            while sum(owner.of_turn.values()) == before:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        ws_frame(0x89, b"", masked=True) * 500,
+        ws_frame(0x8A, b"x", masked=True) * 500,
+        ws_frame(0x02, b"", masked=True) + ws_frame(0x00, b"", masked=True) * 499,
+    ],
+    ids=["pings", "pongs", "empty fragments"],
+)
+async def test_frames_without_a_message(wire: bytes) -> None:
+    """The owner hears how many WebSocket frames brought no byte of a message."""
+    owner = _Owner()
+    async with _flooded([], wire, owner):
+        async with asyncio.timeout(5):
+            while owner.idle < 500:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.001)
+    assert owner.idle == 500

@@ -1,0 +1,345 @@
+"""What sessions make a relay keep: each kind is counted, bounded by something else, or gone by the end of the read."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.frames import decode, frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
+from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
+from tests.core.verdict import held
+
+ROOT: Final = Path(__file__).parents[2]
+_FILES: Final = [
+    *sorted((ROOT / "relay" / "kdispatch_relay" / "switch").glob("*.py")),
+    *(ROOT / "relay" / "kdispatch_relay" / name for name in ("arrivals.py", "limiter.py", "rates.py")),
+    *(
+        ROOT / "shared" / "kdispatch_protocol" / name
+        for name in ("frames.py", "outbox.py", "timers.py", "websocket.py", "aio/carrier.py", "aio/link.py")
+    ),
+]
+
+#: In the process's budget: of these the largest go first when it is spent.
+COUNTED: Final = {
+    "FrameReader._held": "Session.note_partial",
+    "Leg._queue": "Session.add_queued",
+    "Outbox.control": "Session._hold_control",
+    "Route.early": "Session.hold",
+    "Session.halves": "Held",
+    "Session.legs": "Held",
+    "Session.offers": "Held",
+}
+#: Another view of what is counted, with what it takes in the cost of an entry.
+SHARED: Final = {
+    "Asks._halves": "halves",
+    "AskAttach.halves": "halves",
+    "Account.of_source": "legs",
+    "Account.services": "legs, halves and offers: each may have a service and a handle of its own",
+    "Claims._accounts": "legs, halves and offers",
+    "Claims._services": "legs, halves and offers",
+    "Doubts._of": "questions: of halves, legs and offers",
+    "Ground.things": "legs, halves and offers",
+    "Host.offers": "offers",
+    "LiveOffer.labels": "offers",
+    "ServiceHosts.grounds": "legs, halves and offers",
+    "Access._work": "questions: of halves, legs and offers",
+    "Attachments._all": "halves",
+    "Attachments._by_peer": "halves",
+    "Attachments._waiting": "halves",
+    "Leg._ack": "legs",
+    "Outbox._soon": "legs",
+    "Outbox.acks": "legs",
+    "Outbox.ring": "legs",
+    "Registry._hosts": "offers",
+    "Route.tried": "legs: a try each, and there are three",
+    "ServiceHosts.hosts": "offers",
+    "ServiceHosts.waiting": "legs",
+    "Session.streams": "legs",
+    "Timers._heap": "legs, and once as many that were cancelled",
+}
+#: Bounded by a number that has nothing to do with what a session asks.
+BOUNDED: Final = {
+    "Access._rechecks": "services that exist and were changed",
+    "Registry._lost": "services that exist, for as long as opens wait for a host to come back",
+    "Access._until": "services that exist",
+    "Arrivals._all": "Limits.arrivals",
+    "Arrivals._deadlines": "Limits.arrivals",
+    "Arrivals._groups": "Limits.arrivals",
+    "Arrivals._idle": "Limits.arrivals",
+    "Arrivals._resting": "Limits.arrivals",
+    "Arrivals.refused": "codes",
+    "Attachments.restarted": "four of each session",
+    "Carrier._masks": "64",
+    "Drain._told_clients": "--limit-sessions",
+    "Drain._told_hosts": "--limit-sessions",
+    "Gate._cuts": "codes",
+    "Gate._links": "--limit-sessions",
+    "Limiter._rates": "kinds",
+    "Limiter._sessions_of": "--limit-sessions",
+    "Limiter._told": "kinds",
+    "Limiter.limited": "kinds",
+    "Link._verdict": "one",
+    "Rates._full": "MOST_KEYS",
+    "Recent._keys": "its own bound",
+    "Registry._withdrawn": "10,000",
+    "Roster.newest": "--limit-sessions",
+    "Roster.sessions": "--limit-sessions",
+    "Session.connects": "1,024 names",
+    "Session.predecessors": "four",
+    "Switch._handlers": "types of frames",
+    "WebSocketReader._control": "125 bytes",
+    "WebSocketReader._head": "14 bytes",
+    "WebSocketReader._mask": "4 bytes",
+}
+#: Empty again when a read was worked on.
+TRANSIENT: Final = {
+    "Attachments.questions",
+    "Attachments.reports",
+    "Claim.token",
+    "Offers.questions",
+    "Opens.connected",
+    "Opens.questions",
+    "Opens.reports",
+    "Switch._cuts",
+    "Switch._touched",
+    "WebSocketReader.pings",
+}
+
+_CONTAINERS: Final = frozenset({
+    "Counter", "Held", "OrderedDict", "bytearray", "bytes", "deque", "dict", "frozenset", "list", "set", "tuple",
+})  # fmt: skip
+
+
+def _names(node: ast.AST | None) -> set[str]:
+    return set() if node is None else {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
+
+
+def _is_container(annotation: ast.AST | None, value: ast.AST | None) -> bool:
+    literal = isinstance(value, ast.Dict | ast.List | ast.Set | ast.DictComp | ast.ListComp | ast.SetComp)
+    empty = isinstance(value, ast.Constant) and isinstance(value.value, bytes)
+    called = isinstance(value, ast.Call) and bool(_names(value.func) & _CONTAINERS)
+    return literal or empty or called or bool(_names(annotation) & _CONTAINERS)
+
+
+def _containers(path: Path) -> set[str]:
+    """Each attribute of a class in which something can be kept."""
+    found = set()
+    for cls in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)):
+        for node in ast.walk(cls):
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
+                name = target.attr
+            elif isinstance(target, ast.Name) and node in cls.body and target.id != "__slots__":
+                name = target.id
+            else:
+                continue
+            if _is_container(node.annotation if isinstance(node, ast.AnnAssign) else None, node.value):
+                found.add(f"{cls.name}.{name}")
+    return found
+
+
+def test_every_kind_is_known() -> None:
+    """Whatever can keep something in the relay's switch is counted, bounded or transient; a new one has to be named."""
+    found = set().union(*map(_containers, _FILES))
+    known = [*COUNTED, *SHARED, *BOUNDED, *TRANSIENT]
+    assert len(known) == len(set(known))
+    assert found - set(known) == set(), "nobody has said what bounds these"
+    assert set(known) - found == set(), "these are no more"
+
+
+# --- what is counted, kind by kind --------------------------------------------------------------------
+
+_SERVICE: Final = "ann/web"
+
+
+class Relay:
+    """A switch with little memory; the store says yes."""
+
+    def __init__(self, memory: int = 1 << 20, limits: Limits | None = None) -> None:
+        self.now = 100.0
+        self.switch = Switch("00" * 16, lambda _: 0, 0.0, limits=limits or Limits(), memory=memory)
+        self.cuts: list[tuple[Session, str]] = []
+
+    def agent(self, number: int, source: str = "192.0.2.1") -> Session:
+        session = self.switch.connect(source, self.now)
+        self.hear(session, frame(frames.HELLO, payload=Hello(versions=[1], secret=number.to_bytes(32).hex()).encode()))
+        self.sent(session)
+        return session
+
+    def hear(self, session: Session, *message: bytes) -> None:
+        switch = self.switch
+        switch.receive_frames(session, decode(b"".join(message)), self.now)
+        for question in switch.take_questions():
+            if isinstance(question, AskOffer):
+                switch.offers.allowed(question, Terms(public=True), self.now)
+            elif isinstance(question, AskAttach):
+                switch.attachments.allowed(question, self.now)
+            else:
+                switch.opens.allowed(question.route, Terms(public=True), self.now)
+        switch.take_touched()
+        for cut in switch.take_cuts():
+            self.cuts.append((cut.session, cut.code))
+            switch.disconnect(cut.session, self.now)
+
+    def sent(self, session: Session) -> list[int]:
+        """What waits for an agent goes out; returns the types."""
+        said = b""
+        while parts := session.outbox.collect(1 << 16, self.now):
+            said += b"".join(parts)
+        return [type_ for type_, *_ in decode(said)] if said else []
+
+    def host(self, number: int, **labels: str) -> Session:
+        session = self.agent(number)
+        offer = Offer(
+            service=_SERVICE, host=host_id(session.process, _SERVICE), digest="00" * 32, token="t", labels=labels
+        )
+        self.hear(session, frame(frames.OFFER, 1, payload=offer.encode()))
+        return session
+
+
+def _attach(numbers: range) -> bytes:
+    entries = [
+        AttachEntry(
+            uuid=f"{number:032x}", service=_SERVICE, role="client", peer="77" * 16, number=number, received=0,
+            limit=65536, attach=1, proof="00" * 32,
+        )
+        for number in numbers
+    ]  # fmt: skip
+    return frame(frames.ATTACH, payload=Attach.of(entries).encode())
+
+
+def _open(number: int) -> bytes:
+    return frame(frames.OPEN, number, payload=Open(service=_SERVICE, uuid=f"{number:032x}", limit=65536).encode())
+
+
+def test_each_kind_counts_and_is_given_back() -> None:
+    """Offers, opens, early data, answers, halves, parts of frames and full sockets count, and nothing stays counted."""
+    relay = Relay()
+    host, client = relay.host(1, zone="north"), relay.agent(2)
+    assert host.held == held(host) > 1000
+    seen = [client.held]
+    early = frame(frames.EARLY, 1, frames.early_value(1, 0), bytes(5000))
+    for message in (_open(1), early, frame(frames.PING) * 50, _attach(range(3, 43, 2))):
+        relay.hear(client, message)
+        assert client.held == held(client)
+        seen.append(client.held)
+    client.note_partial(10_000)
+    client.note_unsent(50_000)
+    seen.append(client.held)
+    assert all(after > before for before, after in itertools.pairwise(seen))
+    assert seen[-1] > 80_000
+    client.note_partial(0)
+    client.note_unsent(0)
+    relay.sent(client)
+    relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=65536, attempt=1).encode()))
+    assert relay.switch.budget.held == held(client) + held(host)
+    for session in (client, host):
+        relay.switch.disconnect(session, relay.now)
+        session.note_unsent(1000)  # its connection is closed later, and nobody counts it any more
+    assert (relay.switch.budget.held, relay.switch.budget.queued) == (0, 0)
+
+
+def test_the_largest_of_the_largest_source_goes() -> None:
+    """When memory is short, of the source that holds most the session that holds most is cut; others are not hurt."""
+    relay = Relay(memory=4 << 20)
+    relay.host(1)
+    honest = [relay.agent(10 + number, f"198.51.100.{number}") for number in range(5)]
+    for session in honest:
+        relay.hear(session, _attach(range(1, 65, 2)))
+    greedy = [relay.agent(100 + number) for number in range(4)]
+    number = 1
+    while len(relay.cuts) < 2 and number < 20_000:
+        for index, session in enumerate(greedy):
+            if not session.ended:
+                relay.hear(session, _attach(range(number, number + 64 - 16 * index, 2)))
+        number += 64
+    assert [code for _, code in relay.cuts] == ["busy", "busy"]
+    assert [session for session, _ in relay.cuts] == greedy[:2]
+    assert not any(session.ended for session in honest)
+    assert relay.switch.budget.held <= relay.switch.budget.total
+
+
+def test_many_small_sessions_of_one_source() -> None:
+    """A source that holds most in many small sessions loses them before an honest one that is larger than each."""
+    relay = Relay(memory=2 << 20)
+    relay.host(1)
+    honest = relay.agent(9, "198.51.100.1")
+    for start in range(1, 400, 64):
+        relay.hear(honest, _attach(range(start, start + 64, 2)))
+    for number in range(100, 300):
+        relay.hear(relay.agent(number), _attach(range(1, 33, 2)))
+    assert relay.cuts and {session.source for session, _ in relay.cuts} == {"192.0.2.1"}
+    assert not honest.ended
+
+
+@pytest.mark.parametrize("kind", ["halves", "answers", "early data", "parts of frames", "unsent"])
+def test_the_budget_holds_whatever_fills_it(kind: str) -> None:
+    """Sessions that fill the budget by one kind are cut, and what they held is free again."""
+    relay = Relay(memory=1 << 20, limits=Limits(idle_burst=1e9, control=1 << 30))
+    relay.host(1)
+    for number in range(2, 60):
+        session = relay.agent(number)
+        for at in range(1, 512, 64):
+            if session.ended:
+                break
+            if kind == "halves":
+                relay.hear(session, _attach(range(at, at + 64, 2)))
+            elif kind == "answers":
+                relay.hear(session, frame(frames.PING) * 400)
+            elif kind == "early data":
+                early = frame(frames.EARLY, at, frames.early_value(1, 0), bytes(16_000))
+                relay.hear(session, _open(at), early)
+            elif kind == "parts of frames":
+                session.note_partial(at * 60)
+                relay.hear(session, frame(frames.PING))
+            else:
+                session.note_unsent(at * 400)
+                relay.hear(session, frame(frames.PING))
+        assert relay.switch.budget.held <= relay.switch.budget.total
+    assert relay.cuts and {code for _, code in relay.cuts} == {"busy"}
+
+
+def test_a_half_has_a_deadline() -> None:
+    """A half whose other end does not come is asked for anew by GONE, and kept no longer."""
+    relay = Relay()
+    relay.host(1)
+    client = relay.agent(2)
+    relay.hear(client, _attach(range(1, 41, 2)))
+    relay.now += 60
+    relay.hear(client, _attach(range(41, 61, 2)))
+    relay.sent(client)
+    deadline = relay.switch.next_deadline()
+    assert deadline == 100.0 + Limits().attach_wait
+    relay.now = deadline
+    relay.switch.handle_timeout(relay.now)
+    assert relay.sent(client) == [frames.GONE] * 20
+    assert len(client.halves) == 10
+    relay.hear(client, _attach(range(101, 141, 2)))  # an honest agent says it again
+    assert len(client.halves) == 30
+    relay.now += 60
+    relay.switch.handle_timeout(relay.now)
+    assert len(client.halves) == 20
+    relay.switch.disconnect(client, relay.now)
+    assert relay.switch.next_deadline() is None
+    assert Limits().attach_wait > Limits().grace  # who waits as long as agents do never hears of it
+
+
+def test_names_of_services_are_forgotten() -> None:
+    """An agent that opens streams of ever more services makes the relay remember no more than 1,024 of them."""
+    session = Relay().agent(1)
+    for number in range(3000):
+        assert session.is_first_of(f"ann/s{number}")
+        assert not session.is_first_of(f"ann/s{number}")
+    assert session.connects is not None and len(session.connects) <= 1024
