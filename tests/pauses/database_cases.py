@@ -338,6 +338,7 @@ CASES: Final = [
         script(_REDIS_PY),
         ("redis-server",),
         good=_counted,
+        counts=True,
         helps="`socket_timeout=150`, or `retry=None` where a write must not run twice",
         version=("pip", "redis"),
     ),
@@ -350,6 +351,7 @@ CASES: Final = [
         begun="begins",
         after=1.0,
         good=_counted,
+        counts=True,
         version=("pip", "redis"),
     ),
     Case(

@@ -344,6 +344,7 @@ CASES: Final = [
         lambda s: _mosquitto_pub(s, 0),
         ("mosquitto", "mosquitto_pub"),
         good=_all_lines,
+        counts=True,
         helps="`-q 1 -c -i ID`, and `-k 150`",
         version=("mosquitto_pub", "--version"),
     ),
@@ -354,6 +355,7 @@ CASES: Final = [
         lambda s: _mosquitto_pub(s, 1),
         ("mosquitto", "mosquitto_pub"),
         good=_all_lines,
+        counts=True,
         version=("mosquitto_pub", "--version"),
     ),
     Case(
@@ -363,6 +365,7 @@ CASES: Final = [
         script(_PAHO),
         ("mosquitto",),
         good=_all_lines,
+        counts=True,
         version=("pip", "paho-mqtt"),
     ),
     Case(

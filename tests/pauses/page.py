@@ -19,7 +19,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "programs.md"
 _BEGIN: Final = "<!-- begin: pauses, written by python -m tests.pauses.run --page -->"
 _END: Final = "<!-- end: pauses -->"
 
-#: By case: ``doing``, ``version``, ``helps``, and ``pauses``: for each pause's seconds what came of it.
+#: By case: ``doing``, ``version``, and ``pauses``: for each pause's seconds what came of it.
 Record = dict[str, dict[str, Any]]
 
 
@@ -41,18 +41,15 @@ def read() -> Record:
     return record
 
 
-def add(cases: list[Case], outcomes: list[Outcome], python: str) -> None:
-    """Put the outcomes into the record, in the place of older ones of the same program and pause."""
+def add(case: Case, outcome: Outcome, python: str) -> None:
+    """Put the outcome into the record, in the place of an older one of the same program and pause."""
     record = read()
-    for case in cases:
-        mine = [outcome for outcome in outcomes if outcome.case == case.name]
-        if not mine:
-            continue
-        entry = record.setdefault(case.name, {"pauses": {}})
-        entry |= {"doing": case.doing, "version": version(case, python), "helps": case.helps}
-        for outcome in mine:
-            told = asdict(outcome)
-            entry["pauses"][f"{outcome.pause:g}"] = {key: told[key] for key in ("survived", "status", "after", "words")}
+    entry = record.setdefault(case.name, {"pauses": {}})
+    entry |= {"doing": case.doing, "version": version(case, python)}
+    told = asdict(outcome)
+    entry["pauses"][f"{outcome.pause:g}"] = {
+        key: told[key] for key in ("survived", "status", "after", "words", "wrong")
+    }
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -87,7 +84,7 @@ def _cell(told: dict[str, Any] | None) -> str:
         return "-"
     if told["survived"]:
         return "goes on"
-    if told["status"] == 0:
+    if told["wrong"] and told["status"] is not None:
         return "**wrong**"
     return f"ends after {told['after']:.0f} s" if told["status"] is not None else "waits for ever"
 

@@ -1,12 +1,9 @@
-"""One program at a time through a real tunnel, and a pause of its host agent by SIGSTOP.
-
-The stopped agent is what a program sees of a lost network: connections stay, nothing arrives, and everything arrives
-afterwards. The pause is exact, where an outage of the relay would add the agents' time until they are back.
-"""
+"""One program at a time through a real tunnel whose client agent loses its network for a while."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,10 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from tests.demo.processes import KDISPATCH, Program, Programs
+from tests.faults.proxy import FaultProxy, fault_proxy
 from tests.programs.install import find
 
 __all__ = ["Case", "Outcome", "Site", "measure", "script"]
 
+_BACK: Final = 20.0  # seconds for the agent to be back, and for what a program left behind to arrive
 _PATIENCE: Final = 150.0  # seconds that a program may take after the pause: longer than any time-out of interest
 
 
@@ -92,6 +91,7 @@ class Case:
     begun: str = ""  #: a line of the program's after which the pause begins; else ``after`` alone counts
     after: float = 2.0  #: seconds from there to the pause
     good: Good = _fine  #: what is wrong with the result although the status was 0, or nothing
+    counts: bool = False  #: ``good`` compares what was done with what was told: also after a failure
     version: tuple[str, ...] = ()  #: a command that prints the version, or ``pip`` and a package
     helps: str = ""  #: the setting that makes it wait, for the page
 
@@ -106,9 +106,10 @@ class Outcome:
     status: int | None
     after: float  #: seconds from the beginning of the pause to the program's end
     words: str  #: the program's last line, or what is wrong with its result
+    wrong: bool  #: whether its result is not what it says, whatever its status
 
 
-async def measure(case: Case, pause: float, folder: Path, python: str) -> Outcome:
+async def measure(case: Case, pause: float, folder: Path, relay_port: int, python: str) -> Outcome:
     """Run a case with one pause in its own ``folder``; raises where its set-up fails."""
     environment = {
         "KDISPATCH_CONFIG_DIR": str(folder.parent / "config"),
@@ -126,12 +127,20 @@ async def measure(case: Case, pause: float, folder: Path, python: str) -> Outcom
             raise RuntimeError(made.err)
         host = await programs.start("host", KDISPATCH, "agent", "host", name, "--port", str(port))
         await host.says("is offered as")
-        client = await programs.start("client", KDISPATCH, "agent", "connect", name, "--port", "0")
-        site.port = int(await client.says(r"is reached by [^ ]*?:(\d+)"))
-        return await _paused(case, pause, site, host)
+        async with fault_proxy(relay_port) as network:
+            way = ("--relay", network.url)
+            client = await programs.start("client", KDISPATCH, "agent", "connect", name, "--port", "0", *way)
+            site.port = int(await client.says(r"is reached by [^ ]*?:(\d+)"))
+            try:
+                return await _paused(case, pause, site, network)
+            finally:
+                await programs.run(KDISPATCH, "service", "delete", folder.name, "--yes")  # an account may have 100
+                for program in programs.started:  # servers have children
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(program.process.pid, signal.SIGKILL)
 
 
-async def _paused(case: Case, pause: float, site: Site, host: Program) -> Outcome:
+async def _paused(case: Case, pause: float, site: Site, network: FaultProxy) -> Outcome:
     command = case.command(site)
     program = await site.programs.start(case.name.replace("/", "-"), find(command[0]), *command[1:], cwd=site.folder)
     if case.begun:
@@ -140,23 +149,23 @@ async def _paused(case: Case, pause: float, site: Site, host: Program) -> Outcom
     if _status(program) is not None:
         raise RuntimeError(f"{case.name} ended before the pause: {program.log.read_text(errors='replace')[-300:]}")
     began = time.monotonic()
-    host.process.send_signal(signal.SIGSTOP)
+    network.lose()
     ends = asyncio.create_task(program.process.wait())
-    try:
-        await asyncio.wait([ends], timeout=pause)
-        ended_in_pause = ends.done()
-        in_pause = time.monotonic() - began
-        if ended_in_pause:  # whoever serves must not find a dead peer before its time
-            await asyncio.sleep(max(0.0, pause - in_pause))
-    finally:
-        host.process.send_signal(signal.SIGCONT)
-    await asyncio.wait([ends], timeout=_PATIENCE)
-    took = in_pause if ended_in_pause else time.monotonic() - began
+    await asyncio.wait([ends], timeout=pause)
+    took = time.monotonic() - began
+    if ends.done():  # what is told of the server's side must not be earlier than the network's return
+        await asyncio.sleep(max(0.0, pause - took))
+    network.away = False
+    if not ends.done():
+        await asyncio.wait([ends], timeout=_PATIENCE)
+        took = time.monotonic() - began
+    else:
+        await asyncio.sleep(_BACK)
     status = _status(program)
     text = program.log.read_text(errors="replace")
-    wrong = "it still waits" if status is None else "" if status else case.good(site, text)
+    wrong = "it still waits" if status is None else "" if status and not case.counts else case.good(site, text)
     words = wrong or _last(text)
-    return Outcome(case.name, pause, status == 0 and not wrong, status, round(took, 1), words)
+    return Outcome(case.name, pause, status == 0 and not wrong, status, round(took, 1), words, bool(wrong))
 
 
 def _status(program: Program) -> int | None:

@@ -16,18 +16,21 @@ from tests.pauses.catalogue import CASES
 from tests.pauses.rig import Case, Outcome, measure
 from tests.programs.install import find
 
-__all__ = ["main"]
+__all__ = ["main", "measure_all"]
 
 _PAUSES: Final = (20.0, 45.0, 90.0, 115.0)
 
 
-async def _one(case: Case, pause: float, folder: Path, python: str, gate: asyncio.Semaphore) -> Outcome | str:
+async def _one(
+    case: Case, pause: float, folder: Path, relay_port: int, python: str, gate: asyncio.Semaphore, record: bool
+) -> Outcome | str:
+    """Measure, and keep the outcome at once: a run over all programs takes half an hour."""
     async with gate:
         slug = "".join(c if c.isalnum() else "-" for c in case.name.lower()).strip("-")
         own = folder / f"{slug}-{pause:.0f}"
         own.mkdir()
         try:
-            outcome = await measure(case, pause, own, python)
+            outcome = await measure(case, pause, own, relay_port, python)
         except Exception as error:  # noqa: BLE001 - the set-up of one of fifty servers may fail in any way
             text = f"FAILED {case.name} {pause:g}: {type(error).__name__}: {error}"
             print(text, flush=True)
@@ -37,10 +40,15 @@ async def _one(case: Case, pause: float, folder: Path, python: str, gate: asynci
         f"status {outcome.status}, {outcome.after} s: {outcome.words}",
         flush=True,
     )
+    if record:
+        page.add(case, outcome, python)
     return outcome
 
 
-async def _all(cases: list[Case], pauses: list[float], folder: Path, python: str, at_once: int) -> list[Outcome | str]:
+async def measure_all(
+    cases: list[Case], pauses: list[float], folder: Path, python: str, at_once: int, record: bool = False
+) -> list[Outcome | str]:
+    """Run every case with every pause below ``folder``; returns the outcomes, and why a set-up failed."""
     environment = {"KDISPATCH_CONFIG_DIR": str(folder / "config"), "KDISPATCH_STATE_DIR": str(folder / "state")}
     async with Programs(folder / "relay", environment) as programs:
         listen = ["--listen", "127.0.0.1:0", "--database", str(folder / "relay.db")]
@@ -50,7 +58,8 @@ async def _all(cases: list[Case], pauses: list[float], folder: Path, python: str
         if signed_up.status:
             raise RuntimeError(signed_up.err)
         gate = asyncio.Semaphore(at_once)
-        each = (_one(case, pause, folder, python, gate) for pause in pauses for case in cases)
+        port = int(url.rpartition(":")[2])
+        each = (_one(case, pause, folder, port, python, gate, record) for pause in pauses for case in cases)
         return await asyncio.gather(*each)
 
 
@@ -75,14 +84,13 @@ def main() -> int:
     folder.chmod(0o755)  # servers that give up root enter it
     (folder / "relay").mkdir()
     try:
-        outcomes = asyncio.run(_all(cases, pauses, folder, options.python, options.at_once))
+        outcomes = asyncio.run(measure_all(cases, pauses, folder, options.python, options.at_once, options.record))
     finally:
         if options.keep:
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
     if options.record:
-        page.add(cases, [outcome for outcome in outcomes if isinstance(outcome, Outcome)], options.python)
         page.write_page(CASES)
     return any(isinstance(outcome, str) for outcome in outcomes)
 
