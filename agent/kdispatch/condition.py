@@ -86,6 +86,10 @@ class Condition:
         finally:
             self.next_try = None
 
+    def tries_at(self, moment: float | None) -> None:
+        """The next try comes at this moment; ``None`` while one is under way."""
+        self.next_try = moment
+
     # --- the round trip --------------------------------------------------------------------------
 
     async def measure(self, wait: float) -> None:

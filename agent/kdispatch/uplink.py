@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from kdispatch.backoff import Backoff
+from kdispatch.backoff import HURRY, Backoff
 from kdispatch.condition import Condition
 from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.network.path_limits import PathLimits, Paths
 from kdispatch.network.upgrade import Refusal
+from kdispatch.redial import redial
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch_protocol import events
@@ -40,6 +42,8 @@ _RARE: Final = 60.0
 _ATTEMPTS: Final = 60.0
 #: Seconds that the relay has to close its side of a session that was left.
 _CLOSING: Final = 3.0
+#: Seconds for a session to be of use: one that a relay ends sooner, with nothing carried, is no reason to hurry back.
+_WORKED: Final = 1.0
 
 
 class Uplink:
@@ -67,6 +71,8 @@ class Uplink:
         self._log = log
         self._limits = limits
         self._backoff = Backoff()
+        self._away_since = -math.inf  # when the last session that was of use was lost
+        self._lost_at = 0.0  # when the last one was
         self._paths = Paths(limits)
         self._path: dict[UplinkSession, PathLimits] = {}  # of the newest session, and of the one that it follows
         self._welcomed: asyncio.Future[str] | None = None  # the relay's id
@@ -133,29 +139,37 @@ class Uplink:
 
     async def _connect(self) -> UplinkSession:
         """One try: connect, upgrade, HELLO, WELCOME. Returns the session once it is ready."""
-        session = None
+        return await self._begin(await self._upgraded())
+
+    async def _upgraded(self) -> Upgraded:
         try:
             async with asyncio.timeout(self._limits.handshake):
-                try:
-                    upgraded = await self.dialer.upgrade()
-                except ValueError as error:  # of a library, for bytes that it can't read: no reason to end
-                    text = f"{self.dialer.relay.authority}: What it answers can't be read."
-                    raise KdispatchError("not_a_relay", text) from error
-                path, now = self._find_path(upgraded), self.driver.loop.time()
-                session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
-                self._welcomed = asyncio.get_running_loop().create_future()
-                waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                return await self.dialer.upgrade()
+        except ValueError as error:  # of a library, for bytes that it can't read: no reason to end
+            text = f"{self.dialer.relay.authority}: What it answers can't be read."
+            raise KdispatchError("not_a_relay", text) from error
         except TimeoutError:
-            if session is not None:
-                session.abort()
-            raise KdispatchError(
-                "relay_unreachable", f"{self.dialer.relay.authority} did not answer in time."
-            ) from None
+            raise self._no_answer() from None
+
+    def _no_answer(self) -> KdispatchError:
+        return KdispatchError("relay_unreachable", f"{self.dialer.relay.authority} did not answer in time.")
+
+    async def _begin(self, upgraded: Upgraded) -> UplinkSession:
+        """Say HELLO over a new connection. Returns the session once the relay has welcomed it."""
+        path, now = self._find_path(upgraded), self.driver.loop.time()
+        session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
+        self._welcomed = asyncio.get_running_loop().create_future()
+        waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
+        try:
+            done, _ = await asyncio.wait(
+                waiting, timeout=self._limits.handshake / 2, return_when=asyncio.FIRST_COMPLETED
+            )
         except asyncio.CancelledError:
-            if session is not None:
-                session.abort()
+            session.abort()
             raise
+        if not done:
+            session.abort()
+            raise self._no_answer()
         if session.lost.done():
             code, text = session.lost.result()
             raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
@@ -188,7 +202,7 @@ class Uplink:
     async def _keep_session(self, session: UplinkSession) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            began, carried = loop.time(), self.driver.carried
             newer = await self._move(session) if await self._time_to_go(session) else None
             if newer is not None:
                 self._paths.over(self._path.pop(session), session.link.course, said=True)
@@ -202,7 +216,7 @@ class Uplink:
             farewell = _farewell(session)
             if farewell is not None and _is_final(farewell, connected_before=False):
                 raise farewell
-            self._backoff.session_lasted(loop.time() - began)
+            self._note_end(loop.time() - began, self.driver.carried - carried)
             text = farewell.text if farewell else text
             self.condition.failed(farewell.code if farewell else code or "relay_unreachable", text)
             waiting = self.driver.waiting
@@ -214,26 +228,61 @@ class Uplink:
             session = await self._reconnect()
             self._log.info("The session with the relay is back.")
 
+    def _note_end(self, lasted: float, carried: int) -> None:
+        """A session was lost that lasted so many seconds, and carried so many bytes of programs."""
+        self._backoff.session_ended(lasted, carried)
+        self._lost_at = self.driver.loop.time()
+        if lasted >= _WORKED or carried:
+            self._away_since = self._lost_at
+
     async def _reconnect(self) -> UplinkSession:
-        pause = self._backoff.next_wait()
+        pause = self._next_wait()
         while True:
-            with self.condition.waiting(pause):
-                await asyncio.sleep(pause)
+            upgraded = await redial(
+                self._upgraded,
+                pause=pause,
+                failed=self._try_failed,
+                silence=lambda: self._backoff.silence(self._away),
+                waits=self.condition.tries_at,
+                let_go=lambda late: late.transport.abort(),
+            )
             try:
-                return await self._connect()
+                return await self._begin(upgraded)
             except KdispatchError as error:
-                self._paths.unreachable()
-                self.condition.failed(error.code, error.text)
-                if _is_final(error, connected_before=True):
-                    raise
-                pause = self._pause_after(error, self._backoff)
+                pause = self._try_failed(error)
+
+    def _try_failed(self, error: KdispatchError) -> float:
+        """Seconds until the next try; raises where none is of use."""
+        self._paths.unreachable()
+        self.condition.failed(error.code, error.text)
+        if _is_final(error, connected_before=True):
+            raise error
+        return self._next_wait(error)
+
+    @property
+    def _away(self) -> float:
+        """Seconds without a session that is of use."""
+        return self.driver.loop.time() - self._away_since
+
+    def _next_wait(self, error: KdispatchError | None = None) -> float:
+        """Seconds until the next try for a session, after one was lost or a try failed."""
+        left = self._lost_at + self._limits.grace - self.driver.loop.time() if self.driver.waiting else math.inf
+        return self._pause_after(error, self._backoff, self._away, left)
 
     @staticmethod
-    def _pause_after(error: KdispatchError, backoff: Backoff) -> float:
+    def _pause_after(
+        error: KdispatchError | None, backoff: Backoff, away: float = math.inf, left: float = math.inf
+    ) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
-        if error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final):
+        if error is not None and error.code == "proxy_auth":  # each try counts against the account's lock
+            return backoff.next_wait(_RARE)
+        if (
+            away >= HURRY
+            and error is not None
+            and (error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final))
+        ):
             at_least = _RARE
-        return backoff.next_wait(at_least)
+        return backoff.next_wait(at_least, away=away, left=left)
 
     # --- planned moves ------------------------------------------------------------------------
 

@@ -46,6 +46,12 @@ class Resumption:
         self._table = table
         self.tombstones = Tombstones(table.limits)
         self._sweeping: Timer | None = None
+        self._carried = 0  # bytes of the streams that have ended
+
+    @property
+    def carried(self) -> int:
+        """Bytes that programs have got across since this process began, both ways: received, or acknowledged."""
+        return self._carried + sum(stream.carried for stream in self._table.by_uuid.values())
 
     # --- losing a leg -------------------------------------------------------------------
 
@@ -299,6 +305,7 @@ class Resumption:
     def remember(self, stream: Stream, code: str) -> None:
         """The stream ended; whoever asks for it later is told how."""
         table = self._table
+        self._carried += stream.carried
         heard = stream.inbound.received > 0
         since = table.now if stream.grace is None else stream.detached_at
         self.tombstones.add(stream.uuid, code, stream.peer, since, heard=heard)

@@ -139,6 +139,11 @@ class Stream:
         return self.state not in {State.OPENING, State.TRYING}
 
     @property
+    def carried(self) -> int:
+        """Bytes that have got across, both ways: received in order, or acknowledged by the peer."""
+        return self.inbound.received + self.outbound.base
+
+    @property
     def movable(self) -> bool:
         """Whether the two ends know that it is open, and may take it to another session."""
         return self.leg is Leg.ATTACHING or (self.leg is Leg.JOINED and self.confirmed and self.resumable)

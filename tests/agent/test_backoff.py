@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -58,16 +59,76 @@ def test_what_was_asked_for_comes_on_top() -> None:
     assert max(waits) - min(waits) > 0.4
 
 
-def test_stable_session_begins_anew() -> None:
-    """A session that lasted resets the count; one that broke at once does not."""
-    after_short: list[float] = []
-    after_long: list[float] = []
-    for waits, lasted in ((after_short, 1.0), (after_long, 60.0)):
-        for _ in range(200):
-            backoff = Backoff()
-            for _ in range(8):
-                backoff.next_wait()
-            backoff.session_lasted(lasted)
-            waits.append(backoff.next_wait())
-    assert max(after_long) <= 0.5
-    assert max(after_short) > 10
+def _waits(after: Callable[[Backoff], None], tries: int = 8, **now: float) -> list[float]:
+    """What 400 agents wait whose tries failed so often before ``after`` happened."""
+    waits = []
+    for _ in range(400):
+        backoff = Backoff()
+        for _ in range(tries):
+            backoff.next_wait()
+        after(backoff)
+        waits.append(backoff.next_wait(**now))
+    return waits
+
+
+@pytest.mark.parametrize(("lasted", "carried"), [(60.0, 0), (1.0, 1)])
+def test_a_session_of_use_begins_anew(lasted: float, carried: int) -> None:
+    """A session that lasted, or that carried a byte of a program, resets the count."""
+    assert max(_waits(lambda backoff: backoff.session_ended(lasted, carried))) <= 0.5
+
+
+def test_a_session_that_broke_at_once() -> None:
+    """A session that was short and carried nothing leaves the count as it was: no relay makes an agent spin."""
+    assert max(_waits(lambda backoff: backoff.session_ended(1.0, 0))) > 10
+
+
+def test_a_link_that_cuts_what_has_carried_much() -> None:
+    """Behind a short session that moved many bytes the next try follows at once, once; then the spread counts again."""
+    backoff = Backoff()
+    backoff.spread = 2.0
+    backoff.session_ended(0.5, 1 << 20)
+    assert backoff.next_wait() <= 0.1
+    later = list[float]()
+    for _ in range(100):
+        backoff.session_ended(0.5, 1 << 20)
+        backoff.next_wait()
+        later.append(backoff.next_wait())
+    assert max(later) > 1.5
+    # A relay that ends takes all of its agents' sessions along, and most of those are old.
+    assert max(_waits(lambda one: one.session_ended(60.0, 1 << 20))) > 0.4
+
+
+def test_a_service_that_is_away_is_tried_for_often() -> None:
+    """Up to 100 s after the loss no wait is longer than 4 s, and half of each is fixed; then they are as ever."""
+    soon = _waits(lambda _: None, away=30.0)
+    assert min(soon) >= 2.0 and 3.8 < max(soon) <= 4.0
+    assert max(_waits(lambda _: None, away=101.0)) > 13
+
+
+def test_a_large_fleet_takes_its_time() -> None:
+    """Where a relay has many agents, they hurry only as far as it can bear."""
+
+    def many(backoff: Backoff) -> None:
+        backoff.spread = 6.0
+
+    assert 11.0 < max(_waits(many, away=30.0)) <= 12.0
+
+
+@pytest.mark.parametrize("left", [100.0, 19.0, 5.0, 2.0])
+def test_streams_that_can_wait_only_so_long(left: float) -> None:
+    """No wait takes more than half of the time that streams still have, or than the spread."""
+    waits = _waits(lambda _: None, away=110.0, left=left)
+    assert max(waits) <= min(15.0, max(0.5, left / 2))
+
+
+def test_what_a_relay_asks_for_is_obeyed_within_the_grace() -> None:
+    """A wait that the relay asked for is kept, unless streams would end in it: then half of their time is."""
+    kept = _waits(lambda _: None, at_least=30.0, away=10.0, left=100.0)
+    assert min(kept) >= 30.0 and max(kept) <= 34.0
+    cut = _waits(lambda _: None, at_least=200.0, away=10.0, left=100.0)
+    assert min(cut) >= 50.0 and max(cut) <= 54.0
+    left, tries = 120.0, 0
+    backoff = Backoff()
+    while (left := left - backoff.next_wait(300.0, away=120.0 - left, left=left)) > 0:
+        tries += 1
+    assert 1 <= tries <= 8

@@ -320,3 +320,20 @@ def test_predecessors_are_named_in_every_hello() -> None:
         [(_, _, _, _, payload)] = frames.decode(message)
         assert json.loads(bytes(payload))["predecessors"] == ["01" * 32]
         endpoint.disconnect(session, 0.0)
+
+
+def test_what_a_session_carried_is_known() -> None:
+    """Bytes that arrived in order, or were acknowledged, count as carried, and still do when their stream has ended."""
+    talk = Conversation()
+    stream = client(talk)
+    carried = talk.table.resumption
+    talk.table.write(stream, b"0123456789")
+    talk.said()
+    assert carried.carried == 0
+    talk.hear(frames.ack_frame(stream.number, 4, 65536, fin=False))
+    talk.hear(frame(frames.DATA, stream.number, 0, b"hello"))
+    assert carried.carried == 9
+    lose(talk)
+    assert carried.carried == 9
+    talk.table.reset(stream, "cancelled")
+    assert carried.carried == 9

@@ -62,6 +62,19 @@ def test_two_halves_become_a_stream() -> None:
     assert client.hear() == [("DATA", 5, 3, b"x")]
 
 
+def test_a_half_waits_as_long_as_a_grace() -> None:
+    """A half whose peer comes 119 s later is still there for it: the relay must not be what ends the grace."""
+    relay = Relay()
+    client = relay.agent(2)
+    attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
+    for _ in range(119):
+        relay.wait(1.0)
+    host = relay.agent(1)
+    attach(host, entry(host, "host", client.process, 7))
+    assert told(host.hear())[-1:] == [("client", client.process, 7)]
+    assert told(client.hear()) == [("host", host.process, 5)]
+
+
 def test_nobody_is_asked_before_it_is_here() -> None:
     """A half waits for a process that has no session, and that process is asked right behind its WELCOME."""
     relay = Relay()

@@ -309,12 +309,12 @@ DEFENCES: Final = (
     ),
     _off(
         17,
-        "every wait has full jitter",
+        "every wait has jitter",
         "test_threat_17_stampede.py::test_a_thousand_come_back_spread_out",
         (
             "agent/kdispatch/backoff.py",
-            "random.uniform(0, max(most, min(self.spread, _MOST)))",
-            "max(most, min(self.spread, _MOST))",
+            "random.uniform(least, max(doubled, min(self.spread, _MOST)))",
+            "max(doubled, min(self.spread, _MOST))",
         ),
     ),
     _off(
@@ -323,8 +323,8 @@ DEFENCES: Final = (
         "test_threat_17_stampede.py::test_a_relay_that_closes",
         (
             "agent/kdispatch/backoff.py",
-            "return at_least + random.uniform(0, max(most, min(self.spread, _MOST)))",
-            "return at_least + random.uniform(0, min(most, 0.01))",
+            "return at_least + random.uniform(least, max(doubled, min(self.spread, _MOST)))",
+            "return at_least + random.uniform(0, min(doubled, 0.01))",
         ),
     ),
     _off(

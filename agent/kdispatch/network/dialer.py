@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeVar, cast
 from aiohappyeyeballs import start_connection
 
 from kdispatch.answers import connection_error, unreachable
+from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy, find_proxy
 from kdispatch.network.through import EYEBALLS, connect_through
 from kdispatch.network.trust import Trust, certificate_error
@@ -59,6 +60,7 @@ class Dialer:
         self._no_proxy = no_proxy
         self._trust = trust
         self._ids: dict[RelayUrl, str] = {}  # by which URL which relay was met
+        self._names = Names()
         self._tls: ssl.SSLContext | None = None
 
     @classmethod
@@ -101,11 +103,11 @@ class Dialer:
         """The same by one certain URL."""
         proxy = self.proxy(relay)
         try:
-            sock = await _way_to(proxy, relay)
+            sock = await self._way_to(proxy, relay)
             transport, protocol = await self._speaking(relay, sock, make)
         except ssl.SSLCertVerificationError as error:
             self._tls = None  # whoever mends it may do so in a file that was read
-            connect = partial(_way_to, proxy, relay)
+            connect = partial(self._way_to, proxy, relay)
             refused = await certificate_error(relay.authority, self._trust, self._server_name(relay), error, connect)
             raise _by_way_of(proxy, refused) from error
         except OSError as error:
@@ -115,6 +117,12 @@ class Dialer:
         except _Cut as error:
             raise _by_way_of(proxy, error) from error.__cause__
         return relay, transport, protocol
+
+    async def _way_to(self, proxy: Proxy | None, relay: RelayUrl) -> socket.socket:
+        """A connected socket whose next byte is the relay's."""
+        if proxy is None:
+            return await _connected(relay, self._names)
+        return await connect_through(proxy, relay.host, relay.port, self._names)
 
     async def _speaking(
         self, relay: RelayUrl, sock: socket.socket, make: Callable[[RelayUrl], _P]
@@ -208,15 +216,9 @@ class _Cut(KdispatchError):  # noqa: N818 - it becomes an error's text, with wha
         super().__init__("relay_unreachable", f"{relay.authority} can't be reached: TCP works, but {why}.")
 
 
-async def _way_to(proxy: Proxy | None, relay: RelayUrl) -> socket.socket:
-    """A connected socket whose next byte is the relay's."""
-    return await (_connected(relay) if proxy is None else connect_through(proxy, relay.host, relay.port))
-
-
-async def _connected(relay: RelayUrl) -> socket.socket:
+async def _connected(relay: RelayUrl, names: Names) -> socket.socket:
     try:
-        async with asyncio.timeout(_STEP):
-            addresses = await asyncio.get_running_loop().getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+        addresses = await names.addresses(relay.host, relay.port, _STEP)
     except TimeoutError as error:
         raise unreachable(relay, f"no answer to the look-up of its name within {_STEP:g} s") from error
     try:

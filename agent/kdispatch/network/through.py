@@ -17,6 +17,7 @@ from aiohappyeyeballs import start_connection
 
 from kdispatch.answers import passing
 from kdispatch.network.challenges import Challenge, authorization, challenges, chosen
+from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
@@ -39,14 +40,16 @@ _REASON: Final = 80  # characters that are shown
 _SOCKS_REFUSALS: Final = frozenset({2, 7, 8})
 
 
-async def connect_through(proxy: Proxy, host: str, port: int) -> socket.socket:
+async def connect_through(proxy: Proxy, host: str, port: int, names: Names | None = None) -> socket.socket:
     """A connected, non-blocking socket whose next byte is the relay's; it is the caller's to close.
+
+    ``names`` resolves the proxy's own name.
 
     Raises ``KdispatchError``: ``proxy_unreachable``, ``proxy_auth``, ``proxy_refused``, or ``relay_unreachable`` where
     the proxy says that it can't reach the relay.
     """
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    way = _Way(proxy, target)
+    way = _Way(proxy, target, names or Names())
     try:
         async with asyncio.timeout(_SECONDS):
             return await (_by_socks(way, host, port) if proxy.scheme == "socks5" else _by_http(way))
@@ -62,6 +65,7 @@ class _Way:
 
     proxy: Proxy
     target: str
+    names: Names
 
     @property
     def _name(self) -> str:
@@ -101,7 +105,7 @@ async def _reached(way: _Way) -> socket.socket:
     """A connection to the proxy itself."""
     host, port = way.proxy.host, way.proxy.port
     try:
-        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = await way.names.addresses(host, port, _SECONDS)
         return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS)
     except OSError as error:
         raise way.broken(error) from error

@@ -118,6 +118,11 @@ class EndpointDriver:
         return len(self._table.by_uuid)
 
     @property
+    def carried(self) -> int:
+        """Bytes of programs that have got across, both ways, since this process began."""
+        return self._table.resumption.carried
+
+    @property
     def waiting(self) -> int:
         """How many running streams wait for a session, theirs or their peers', to be back."""
         return sum(stream.grace is not None for stream in self._table.by_uuid.values())
