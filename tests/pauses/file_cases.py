@@ -112,6 +112,7 @@ import sys, time, paramiko
 client = paramiko.SSHClient()
 client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
 client.connect("127.0.0.1", int(sys.argv[1]), key_filename=sys.argv[2])
+print("connected", flush=True)
 for number in range(30):
     _, out, _ = client.exec_command("echo there")
     if out.read() != b"there\\n": sys.exit("no answer")
@@ -290,7 +291,9 @@ CASES: Final = [
         after=3.0,
         version=("borg", "--version"),
     ),
-    Case("paramiko", "a command each 0.2 s", _sshd, _paramiko, ("sshd",), version=("pip", "paramiko")),
+    Case(
+        "paramiko", "a command each 0.2 s", _sshd, _paramiko, ("sshd",), begun="connected", version=("pip", "paramiko")
+    ),
     Case(
         "git",
         "clone of 400 MB",
