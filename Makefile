@@ -19,7 +19,7 @@ ROUNDS ?= 3
 # make fuzz: how many inputs.
 RUNS   ?= 1000000
 
-.PHONY: help demo test programs check style types core accept chaos soak fuzz matrix bench profile docs clean
+.PHONY: help demo test programs check style types core accept chaos soak fuzz matrix bench pauses profile docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ matrix: $(STAMP)  ## the tests on each Python that is here, with and without uvl
 $(EXTRA): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' || echo 'SKIP: pip could not get py-spy'
 	@touch $@
+
+# The clients' libraries have an environment of their own: the product needs none of them.
+pauses: $(STAMP)  ## what fifty programs do in a pause, half an hour; ONLY="psql;redis-py" picks some; see docs/programs.md
+	@$(PYTHON) -m venv $(VENV)-pauses
+	@$(VENV)-pauses/bin/python -m pip install --quiet --disable-pip-version-check -r tests/pauses/requirements.txt
+	@$(BIN)/python -m tests.pauses.run --python $(VENV)-pauses/bin/python --record $(if $(ONLY),--only "$(ONLY)")
 
 bench: $(EXTRA)  ## how fast, beside three HAProxy; ONLY=bulk,rtt,... SECS=5 ROUNDS=3 PLAIN=1 JSON=file PAGE=1
 	@$(BIN)/python -m bench.run --secs $(SECS) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) $(if $(PLAIN),--plain) \

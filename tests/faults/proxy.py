@@ -193,6 +193,7 @@ class FaultProxy:
         self.port = 0
         self.tunnels = 0  # how many there have been
         self.strikes = 0  # cuts that found their byte
+        self.away = False  # resets what comes, as a network that is away
         self._to = to
         self._wires: list[_Wire] = []
         self._waiting: deque[tuple[Cut, asyncio.Future[None]]] = deque()
@@ -217,6 +218,11 @@ class FaultProxy:
         for wire in self._wires:
             wire.end()
 
+    def lose(self) -> None:
+        """Reset what there is, and what comes until ``away`` is false again."""
+        self.away = True
+        self.cut_now()
+
     def tunnel(self, wire: _Wire) -> None:
         """A connection turned out to be a tunnel."""
         self.tunnels += 1
@@ -228,6 +234,9 @@ class FaultProxy:
 
     async def carry(self, agent: Tcp) -> None:
         """One connection, from its beginning to its end."""
+        if self.away:
+            agent.reset()
+            return
         try:
             relay = await Tcp.connect(self._to)
         except OSError:
