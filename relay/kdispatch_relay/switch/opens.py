@@ -156,7 +156,9 @@ class Opens:
             leg.next += len(payload)
             leg.peer.forward(frames.DATA, 0, offset, bytes(payload), now)
             self._touched.add(leg.peer.session)
-        elif route.state is RouteState.TRYING and not route.hold_early(attempt, offset, payload, self._limits):
+        elif route.state is not RouteState.TRYING or attempt != route.attempt:
+            leg.session.effort.idle += 1  # of a try that is over
+        elif not route.hold_early(attempt, offset, payload, self._limits):
             return "protocol_error"
         return ""
 

@@ -59,6 +59,7 @@ class Leg:
         "number",
         "peer",
         "queued",
+        "reached",
         "resumed",
         "route",
         "session",
@@ -78,6 +79,7 @@ class Leg:
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer
         self.spoke = False  # an ACK of this agent was here: the first one need not say anything new
+        self.reached = 0  # the peer's ``next`` at this agent's last ACK
         self.deficit = 0
         self.queued = False
         self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes

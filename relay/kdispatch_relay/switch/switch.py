@@ -117,7 +117,7 @@ class Switch:
                 self._control_frame(session, type_, number, value, payload, now)
         if session.outbox:
             self._touched.add(session)
-        if effort.idle:
+        if effort.idle or effort.asks:
             self.settle_effort(session, now)
         if self.budget.spent:
             self._make_room()
@@ -354,7 +354,10 @@ class Switch:
     def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
         if received <= peer.acked and limit <= peer.limit and leg.spoke and not (fin and not peer.fin_acked):
             leg.session.effort.idle += 1
+        elif peer.next == leg.reached and leg.spoke:
+            leg.session.effort.asks += _ACK
         leg.spoke = True
+        leg.reached = peer.next
         peer.acked = max(peer.acked, received)
         peer.forward_ack(received, limit, fin=fin)
         self._touched.add(peer.session)
@@ -449,6 +452,8 @@ _SETTLED = 256
 # What frames cost beside an OPEN, measured: a look-up, and a row of the audit; a stream of an ATTACH.
 _OFFER = 4.0
 _ENTRY = 0.5
+# An ACK that only grants more: programs that read slowly what has long arrived cause ten a second for each stream.
+_ACK = 0.25
 # A RESET of nothing has JSON to be read: it costs as much as so many PINGs.
 _RESET = 4
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})
