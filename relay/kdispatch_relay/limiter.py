@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -202,6 +203,10 @@ class Limiter:
         rates = self._rates.get(kind)
         return 0.0 if rates is None or not source else rates.spend(source, count, now)
 
+    def exceeded(self, kind: str, count: float) -> None:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.exceeded`."""
+        self.limited[kind] += math.ceil(count)
+
     def _too_many(self, kind: str, wait: float) -> TryLaterError:
         self.limited[kind] += 1
         seconds = whole_seconds(wait)
@@ -259,6 +264,11 @@ class SessionLimits:
     def spend(self, kind: str, count: float, now: float) -> float:
         """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
         return 0.0 if self._limiter is None else self._limiter.spend(kind, self.source, count, now)
+
+    def exceeded(self, kind: str, count: float) -> None:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.exceeded`."""
+        if self._limiter is not None:
+            self._limiter.exceeded(kind, count)
 
     def give_back(self, kind: str, count: float) -> None:
         """So many of those that were taken did not count."""

@@ -123,6 +123,7 @@ def test_frames_for_nothing(for_nothing: bytes) -> None:
         assert not relay.cuts
     relay.hear(flooding, for_nothing * 500)
     assert [(cut.session, cut.code) for cut in relay.cuts] == [(flooding, "rate_limited")]
+    assert relay.limiter.limited["idle_frames"] > 0
     before = len(relay.out[flooding])
     relay.hear(flooding, frame(frames.PING) * 500)
     assert len(relay.out[flooding]) == before  # it is not worked for any more
@@ -203,6 +204,7 @@ def test_opens_that_are_refused() -> None:
         relay.now += 0.00001
         assert relay.rested - before <= 1.0
     assert [cut.code for cut in relay.cuts] == ["rate_limited"]
+    assert relay.limiter.limited["asking"] > 0
     assert relay.rested > 1.0
 
 

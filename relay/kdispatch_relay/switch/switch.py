@@ -453,7 +453,7 @@ _SETTLED = 256
 _OFFER = 4.0
 _ENTRY = 0.5
 # An ACK that only grants more: programs that read slowly what has long arrived cause ten a second for each stream.
-_ACK = 0.25
+_ACK = 0.1
 # A RESET of nothing has JSON to be read: it costs as much as so many PINGs.
 _RESET = 4
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})
