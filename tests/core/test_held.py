@@ -25,7 +25,15 @@ _FILES: Final = [
     *(ROOT / "relay" / "kdispatch_relay" / name for name in ("arrivals.py", "limiter.py", "rates.py")),
     *(
         ROOT / "shared" / "kdispatch_protocol" / name
-        for name in ("frames.py", "outbox.py", "timers.py", "websocket.py", "aio/carrier.py", "aio/link.py")
+        for name in (
+            "frames.py",
+            "outbox.py",
+            "timers.py",
+            "websocket.py",
+            "aio/carrier.py",
+            "aio/link.py",
+            "aio/turns.py",
+        )
     ),
 ]
 
@@ -97,6 +105,7 @@ BOUNDED: Final = {
     "Session.connects": "1,024 names",
     "Session.predecessors": "four",
     "Switch._handlers": "types of frames",
+    "Turns._waiting": "--limit-sessions",
     "WebSocketReader._control": "125 bytes",
     "WebSocketReader._head": "14 bytes",
     "WebSocketReader._mask": "4 bytes",
