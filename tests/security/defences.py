@@ -56,6 +56,7 @@ class Defence:
 _RELAY: Final = "relay/kdispatch_relay"
 _AUTH: Final = f"{_RELAY}/auth.py"
 _SWITCH: Final = f"{_RELAY}/switch/switch.py"
+_PASSING: Final = f"{_RELAY}/switch/passing.py"
 _CORE: Final = "shared/kdispatch_protocol"
 _SECRET: Final = "            session.process = process_id(bytes.fromhex(hello.secret))"
 _HIDDEN: Final = (
@@ -276,8 +277,8 @@ DEFENCES: Final = (
             "if value != leg.next or end > leg.limit or send_data is None",
             "if value != leg.next or send_data is None",
         ),
-        (_SWITCH, "if peer is None or value != leg.next or end > leg.limit:", "if peer is None or value != leg.next:"),
-        (_SWITCH, '        elif end > leg.limit:\n            self._violated(leg, "credit_exceeded", now)\n', ""),
+        (_PASSING, "if peer is None or value != leg.next or end > leg.limit:", "if peer is None or value != leg.next:"),
+        (_PASSING, '        elif end > leg.limit:\n            self._violated(leg, "credit_exceeded", now)\n', ""),
     ),
     _off(
         14,
