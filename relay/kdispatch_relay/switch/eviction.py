@@ -19,11 +19,11 @@ def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
     over = budget.queued + budget.held - budget.total - sum(s.weight for s in sessions if s.doomed)
     sources: Counter[str] = Counter()
     for session in staying:
-        sources[session.source] += session.weight
+        sources[session.group or session.source] += session.weight
     cuts: list[Cut] = []
     going: set[Session] = set()
     while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
-        left = [session for session in staying if session.source == source and session not in going]
+        left = [session for session in staying if (session.group or session.source) == source and session not in going]
         heaviest = max(left, key=lambda session: session.weight)
         if 2 * heaviest.queued >= heaviest.weight:
             why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")

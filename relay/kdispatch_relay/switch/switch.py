@@ -324,6 +324,8 @@ class Switch:
             self._make_room()
 
     def _make_room(self) -> None:
+        if self._cuts:  # those who go take what they hold with them when the read was worked on
+            return
         for cut in make_room(self.sessions, self.budget):
             self.cut(cut.session, cut.code, cut.text)
 
