@@ -74,6 +74,7 @@ SHARED: Final = {
     "Route.tried": "legs: a try each, and there are three",
     "ServiceHosts.hosts": "offers",
     "ServiceHosts.waiting": "legs",
+    "Session.asking": "legs",
     "Session.streams": "legs",
     "Timers._heap": "legs, and once as many that were cancelled",
 }

@@ -9,7 +9,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer, Offered, reset_frame
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.registry import LiveOffer, Registry, Terms
+from kdispatch_relay.switch.registry import Host, LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Offers"]
@@ -21,7 +21,7 @@ class Offers:
     """``touched`` are the sessions to which something is to be sent; ``appeared`` hears of a service's new host."""
 
     def __init__(
-        self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[str, float], None]
+        self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[Host, float], None]
     ) -> None:
         self.questions: list[AskOffer] = []
         self._registry = registry
@@ -59,7 +59,7 @@ class Offers:
             self._registry.remove(offer)
         for host in {offer.host: None for offer in lost}:
             if host.offers:
-                self._appeared(host.service, now)
+                self._appeared(host, now)
             else:
                 self._registry.lost(host.service, now)
 
@@ -83,7 +83,7 @@ class Offers:
         payload = Offered(host=offer.host).encode()
         session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
         self._touched.add(session)
-        self._appeared(offer.service, now)
+        self._appeared(host, now)
         return is_new
 
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:

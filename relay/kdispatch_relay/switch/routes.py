@@ -143,14 +143,16 @@ class Leg:
         session, route = self.session, self.route
         session.effort.leg_ended()
         session.legs.pop(self.number, None)
+        self.answered()
         stream = (route.message.uuid, "client" if route.client is self else "host")
         if session.streams.get(stream) is self:
             del session.streams[stream]
 
-    def is_asking(self, uuid: str) -> bool:
-        """Whether it is the client's leg of this stream, and no host has opened it yet."""
-        route = self.route
-        return route.client is self and route.message.uuid == uuid and route.state is not RouteState.OPEN
+    def answered(self) -> None:
+        """It is not the client's leg of a stream that no host has opened yet, or not any more."""
+        asking, uuid = self.session.asking, self.route.message.uuid
+        if asking.get(uuid) is self:
+            del asking[uuid]
 
     # --- a source of the session's outbox --------------------------------------------------
 

@@ -49,6 +49,7 @@ class Session:
         "_partial",
         "_unsent",
         "asked",
+        "asking",
         "asks",
         "budget",
         "connects",
@@ -113,6 +114,7 @@ class Session:
         self.outbox = Outbox(limits, self._hold_control)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
+        self.asking: dict[str, Leg] = {}  # its legs of streams that no host has opened yet, by uuid
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
         #: Streams that this agent attached, and their other end not yet.
         self.halves: dict[int, Half] = Held(self.hold, lambda _: _HALF)

@@ -332,8 +332,8 @@ class Switch:
     def _heard_again(self, session: Session, now: float) -> None:
         """A host that let an OPEN time out may be asked again; somebody may be waiting for it."""
         session.stalled = False
-        for service in {offer.host.service: None for offer in session.offers.values() if offer is not None}:
-            self.opens.host_appeared(service, now)
+        for host in {offer.host: None for offer in session.offers.values() if offer is not None}:
+            self.opens.host_appeared(host, now)
 
 
 # Frames for nothing are settled this many at a time, within what came at once.
