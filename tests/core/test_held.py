@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,9 @@ from kdispatch_protocol.frames import decode, frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
 from kdispatch_relay.switch import switch as switch_module
+from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.eviction import make_room
+from kdispatch_relay.switch.intents import Cut
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
@@ -315,8 +318,13 @@ def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, _open(1))
     relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=2 << 20, attempt=1).encode()))
-    looked = []
-    monkeypatch.setattr(switch_module, "make_room", lambda *args: looked.append(1) or make_room(*args))
+    looked: list[ProcessBudget] = []
+
+    def look(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
+        looked.append(budget)
+        return make_room(sessions, budget)
+
+    monkeypatch.setattr(switch_module, "make_room", look)
     message = b"".join(frame(frames.DATA, 1, at * 8192, bytes(8192)) for at in range(150))
     relay.switch.receive_frames(client, decode(message), relay.now)
     assert [cut.code for cut in relay.switch.take_cuts()] == ["slow_consumer"]

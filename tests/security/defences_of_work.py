@@ -56,7 +56,11 @@ OF_WORK: Final = (
             "if session.unanswered >= self._limits.opens or session.streams_opened >= self._limits.streams_client:",
             "if False:",
         ),
-        (f"{_RELAY}/switch/offers.py", "if len(session.offers) >= self._limits.offers:", "if False:"),
+        (
+            f"{_RELAY}/switch/offers.py",
+            "if max(len(session.offers), session.offers_asked) >= self._limits.offers:",
+            "if False:",
+        ),
     ),
     off(
         13,
