@@ -162,7 +162,7 @@ class Limiter:
         if self._most and self._sessions >= self._most:
             self.limited["sessions"] += 1
             if not self._refused:
-                _log.warning("%d sessions are all that this relay takes: more are refused with 503", self._most)
+                _log.warning("%d sessions are all that this relay takes: more are refused with 503.", self._most)
             self._refused += 1
             raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
         of_source = self._sessions_of.get(source, 0)
