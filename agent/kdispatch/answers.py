@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -33,8 +34,10 @@ __all__ = [
     "connection_error",
     "content_of",
     "count",
+    "drop_interim",
     "first_of_each",
     "flag",
+    "head_of",
     "is_http",
     "no_http",
     "not_a_relay",
@@ -54,6 +57,9 @@ DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
 #: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
 OLD_HTTP: Final = b"HTTP/1.0 "
 NEW_HTTP: Final = b"HTTP/1.1 "
+
+#: RFC 9110, 15.2; 101 is an answer.
+_INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}(?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
 
 #: Why there is no answer where a connection was closed in its middle, or before it.
 ENDED: Final = "the connection ended before the answer did"
@@ -192,6 +198,22 @@ def service_path(service: str) -> str:
 def not_a_relay(relay: RelayUrl, why: str) -> KdispatchError:
     """Something answers at the address, and it is no relay."""
     return KdispatchError("not_a_relay", f"{relay} is no kdispatch relay: {why}.")
+
+
+def head_of(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers of an answer's head, of each name the first; raises ``not_a_relay`` where it is none."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    protocol, _, rest = first.partition(" ")
+    if not protocol.startswith("HTTP/1.") or not rest[:3].isdecimal():
+        raise no_http(relay)
+    headers = (line.partition(":") for line in lines if ":" in line)
+    return int(rest[:3]), first_of_each((name.strip(), value.strip()) for name, _, value in headers)
+
+
+def drop_interim(received: bytearray) -> None:
+    """Remove the whole heads, of 1xx, behind which an answer is yet to come."""
+    while interim := _INTERIM.match(received):
+        del received[: interim.end()]
 
 
 def is_http(first: bytes | bytearray) -> bool:

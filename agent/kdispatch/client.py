@@ -158,7 +158,6 @@ class LocalListener:
         self._client = client
         self._service = service
         self._acceptors: list[Acceptor] = []
-        self._taking: set[asyncio.Task[None]] = set()
         self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
         self.address = ""
         self.port = 0
@@ -190,9 +189,7 @@ class LocalListener:
     def _take(self, sock: socket.socket) -> None:
         driver = self._client.driver
         pipe = Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True)
-        task = driver.loop.create_task(pipe.take(sock))
-        self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
+        pipe.take(sock)
 
     def _accepted(self, pipe: Pipe) -> None:
         if self._waiting is not None:

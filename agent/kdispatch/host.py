@@ -76,7 +76,6 @@ class Host:
         self._offer = Offer(service=service, host=self.id, digest=token_digest(self.withdraw_token).hex(), token=token)
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._dials: dict[Stream, asyncio.Task[None]] = {}
-        self._beginnings: set[asyncio.Task[None]] = set()
 
     @property
     def listed(self) -> bool:
@@ -147,7 +146,7 @@ class Host:
         """End the session and every stream."""
         for task in self._dials.values():
             task.cancel()
-        await asyncio.gather(*self._dials.values(), *self._beginnings, return_exceptions=True)
+        await asyncio.gather(*self._dials.values(), return_exceptions=True)
         if self._refused.done():
             self._refused.exception()  # seen, or of no interest any more
         await self.uplink.stop()
@@ -156,11 +155,6 @@ class Host:
         """Let ``work`` decide over a requested stream; it is cancelled when the client gives up."""
         self._dials[stream] = work
         work.add_done_callback(lambda _: self._dials.pop(stream, None))
-
-    def keep(self, work: asyncio.Task[None]) -> None:
-        """Let ``work``, which takes a few turns of the loop, end before this host does."""
-        self._beginnings.add(work)
-        work.add_done_callback(self._beginnings.discard)
 
     def _event(self, event: Event) -> None:
         match event:
@@ -264,7 +258,7 @@ class LocalPort:
             return
         pipe = Pipe(driver, on_end=self._ended, resets=True)
         driver.accept(stream, pipe.remote)
-        host.keep(driver.loop.create_task(pipe.take(sock)))
+        pipe.take(sock)
 
     def _ended(self, pipe: Pipe, code: str) -> None:
         host = self.host

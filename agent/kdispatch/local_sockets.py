@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from kdispatch.addresses import place
 from kdispatch.operating_system import HERE
+from kdispatch.setup_error import SetupError
 from kdispatch_protocol.aio.pipe import reset_when_closed
 from kdispatch_protocol.aio.sockets import cannot_listen, watch_peer
 from kdispatch_protocol.errors import KdispatchError
@@ -61,7 +62,9 @@ async def listening(address: str, port: int) -> list[socket.socket]:
         )  # fmt: skip
     except OSError as error:
         text = f"{place(address, port)} can't be listened on: {reason(error)}."
-        raise KdispatchError("bad_request", text) from error
+        raise SetupError(
+            "bad_request", text, hint="Check --address: it is a name or an address, without a port."
+        ) from error
     where: list[_Where] = list(dict.fromkeys((info[0], info[4]) for info in infos))
     for last in range(_TRIES - 1, -1, -1):
         try:

@@ -7,6 +7,7 @@ that was given or nowhere.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import Callable
 from types import TracebackType
@@ -81,6 +82,8 @@ __all__ = [
 ANSWER_BYTES: Final = 4 * 1024 * 1024  #: twice the largest page, of 200 hosts with 16 labels; more is no relay's answer
 
 _MOST: Final = 1000  # entries of a page, the largest that relays give
+#: A connection that was there, and is closed by the other end.
+_BROKEN: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
 _FIRST: Final = 16  #: bytes of an answer that show what is spoken
 
 #: As relays and agents make them: in an address nothing else may stand in its place.
@@ -287,7 +290,8 @@ class RestClient:
         if isinstance(error, TimeoutError):
             limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
             return unreachable(self._relay, f"no answer within {limit:g} s")
-        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
+        broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError)
+        if broken or (isinstance(error, OSError) and error.errno in _BROKEN):
             return unreachable(self._relay, ENDED)
         return connection_error(self._relay, error) if isinstance(error, OSError) else no_http(self._relay)
 

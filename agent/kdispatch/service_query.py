@@ -8,6 +8,7 @@ who waits for a host asks often.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
@@ -28,6 +29,7 @@ from kdispatch.answers import (
     ServiceInfo,
     connection_error,
     content_of,
+    drop_interim,
     first_of_each,
     is_http,
     no_http,
@@ -170,6 +172,8 @@ class _Connection(asyncio.Protocol):
             return
         fed = len(self._received) if len(self._received) >= len(OLD_HTTP) else 0
         self._received += data
+        if not fed:
+            drop_interim(self._received)
         if len(self._received) > ANSWER_BYTES:
             self._fail(not_a_relay(self.relay, "its answer has no end"))
             return
@@ -197,7 +201,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.over = True
-        self._fail(connection_error(self.relay, exc) if isinstance(exc, OSError) else unreachable(self.relay, ENDED))
+        self._fail(
+            connection_error(self.relay, exc) if isinstance(exc, ssl.SSLError) else unreachable(self.relay, ENDED)
+        )
 
     def _answered(self, outcome: Exception) -> None:
         assert self._answer is not None

@@ -138,9 +138,9 @@ async def test_a_vanished_service_is_looked_for(monkeypatch: pytest.MonkeyPatch)
     seen: list[list[int]] = []
     take = Pipe.take
 
-    async def taken(self: Pipe, sock: socket.socket) -> None:
+    def taken(self: Pipe, sock: socket.socket) -> None:
         seen.append(watches(sock))
-        await take(self, sock)
+        take(self, sock)
 
     monkeypatch.setattr(Pipe, "take", taken)
     async with service(echo) as running, _offered(LocalPort("127.0.0.1", running.port)) as (host, _):

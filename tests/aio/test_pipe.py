@@ -278,7 +278,7 @@ async def test_a_stream_before_its_socket(pair: Twin) -> None:
     source.stream.write_eof()
     await until(lambda: pair.host.streams == 1)
     await settle()
-    await host_pipe.take(at_host)
+    host_pipe.take(at_host)
     async with service, asyncio.timeout(5):
         assert await service.receive_all() == b"early words"
         service.finish()
@@ -294,7 +294,7 @@ async def test_a_stream_that_is_reset_before_its_socket(pair: Twin) -> None:
     source.stream.abort()
     await until(lambda: not pair.host.streams)
     await settle()
-    await host_pipe.take(at_host)
+    host_pipe.take(at_host)
     async with service:
         await _is_reset(service)
     await _all_gone(pair)

@@ -243,6 +243,14 @@ async def test_what_a_box_makes_of_frames(behind: bytes) -> None:
     assert (error.info.hop, error.info.exit) == ("you -> relay", _EXIT)
 
 
+def _head(size: int) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
+def _away() -> bytes:
+    return b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"
+
+
 #: Of each that answers everything so: the code, and what is said.
 _ALL: Final[Mapping[str, tuple[bytes | None, str, str]]] = {
     "ssh": (b"SSH-2.0-OpenSSH_9.2p1\r\n", "not_a_relay", "does not speak HTTP as expected, but SSH."),
@@ -251,13 +259,22 @@ _ALL: Final[Mapping[str, tuple[bytes | None, str, str]]] = {
     "mail": (b"220 mail.example ESMTP\r\n", "not_a_relay", "but what mail and file servers do."),
     "http/3": (b"HTTP/3 400 No\r\n\r\n", "not_a_relay", "does not speak HTTP as expected."),
     "bytes": (b"\x00\x01\x02\x03\x04", "not_a_relay", "does not speak HTTP as expected."),
+    "nothing": (None, "relay_unreachable", "can't be reached: the connection ended before the answer did."),
+    "half a head": (
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Ty",
+        "relay_unreachable",
+        "the connection ended before the answer did.",
+    ),
+    "half a page": (_head(1000) + b"close", "relay_unreachable", "the connection ended before the answer did."),
+    "a large page": (_head(100_000) + bytes(100_000), "captive_portal", "A web page is there, and no relay (200)."),
+    "interim": (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2000 + _away(), "relay_unreachable", "away (503)."),
 }
 
 
 @pytest.mark.parametrize("asks", [_starts, _lists, _looks_up])
 @pytest.mark.parametrize("name", _ALL)
 async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awaitable[KdispatchError]]) -> None:
-    """A server that speaks no HTTP is named at once, by the same sentence to agents, commands and doctor."""
+    """What answers strangely is named at once, by the same sentence to agents, commands and doctor."""
     answer, code, words = _ALL[name]
     async with service(_Box(all_=answer)) as running:
         url = f"http://127.0.0.1:{running.port}"

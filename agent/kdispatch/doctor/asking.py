@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from kdispatch.answers import connection_error, is_http, no_http, not_a_relay, unreachable
+from kdispatch.answers import ENDED, connection_error, head_of, is_http, no_http, unreachable
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch.spoiled import author, missing_of, passed_by
@@ -33,6 +33,7 @@ _BODY_MAX: Final = 64 * 1024
 _BODY_SECONDS: Final = 2.0
 _MORE_SECONDS: Final = 0.2
 _FIRST_MORE: Final = 16  # bytes
+_NO_BODY: Final = frozenset({101, 204, 304})
 _DIGITS: Final = 10  # of a length: more is none
 
 
@@ -91,15 +92,17 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
             first = await reader.readexactly(_FIRST)
             if not is_http(first):
                 raise no_http(relay, first + await _more(reader))
-            status, headers = _head(relay, first + await reader.readuntil(b"\r\n\r\n"))
+            status, headers = head_of(relay, first + await reader.readuntil(b"\r\n\r\n"))
+            while 100 <= status < 200 and status != 101:  # RFC 9110, 15.2: the answer is yet to come
+                status, headers = head_of(relay, await reader.readuntil(b"\r\n\r\n"))
             seconds = loop.time() - began
-            body = b"" if status == 101 else await _body(reader, headers)
+            body = b"" if status in _NO_BODY else await _body(reader, headers)
     except TimeoutError as error:
         raise unreachable(relay, f"it takes the connection, but says nothing within {_SECONDS:g} s") from error
     except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise unreachable(relay, "it closes the connection in place of an answer") from error
+        raise unreachable(relay, ENDED) from error
     except asyncio.LimitOverrunError as error:
-        raise not_a_relay(relay, "its answer has no end") from error
+        raise no_http(relay) from error
     except OSError as error:  # of TLS: some servers refuse a client only behind the handshake
         raise connection_error(relay, error) from error
     finally:
@@ -120,19 +123,6 @@ def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _head(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
-    first, *lines = head.decode("latin-1").split("\r\n")
-    protocol, _, rest = first.partition(" ")
-    if not protocol.startswith("HTTP/1.") or not rest[:3].isdecimal():
-        raise not_a_relay(relay, "it does not speak HTTP as expected")
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers.setdefault(name.strip().lower(), value.strip())
-    return int(rest[:3]), headers
-
-
 async def _more(reader: asyncio.StreamReader) -> bytes:
     """What else has come, or comes at once."""
     with contextlib.suppress(TimeoutError):
@@ -150,6 +140,8 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
         async with asyncio.timeout(_BODY_SECONDS):
             while len(body) < size and (piece := await reader.read(size - len(body))):
                 body += piece
+            if length.isdecimal() and len(body) < size:
+                raise asyncio.IncompleteReadError(body, size)
     return body
 
 

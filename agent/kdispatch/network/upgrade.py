@@ -9,21 +9,25 @@ import ssl
 from typing import Final, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from kdispatch.answers import (
     DETAIL_CHARACTERS,
+    ENDED,
     NEW_HTTP,
     OLD_HTTP,
     connection_error,
+    drop_interim,
     first_of_each,
+    head_of,
     is_http,
     no_http,
     not_a_relay,
     passing,
     strange,
+    unreachable,
 )
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError
@@ -61,6 +65,7 @@ class Handshake(asyncio.Protocol):
         self._relay = relay
         self._http = ClientProtocol(parse_uri(relay.tunnel), subprotocols=[_SUBPROTOCOL], max_size=None)
         self._received = bytearray()
+        self._head = b""
         self._refusing = False  # the answer is not an upgrade: all of it goes to the HTTP parser as it comes
         self._transport: asyncio.Transport | None = None
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -78,6 +83,10 @@ class Handshake(asyncio.Protocol):
         if self.done.done():
             return
         self._received += data
+        if not self._refusing:
+            drop_interim(self._received)
+        if not self._received:
+            return
         if not is_http(self._received):
             self._fail(no_http(self._relay, bytes(self._received)))
             return
@@ -85,7 +94,7 @@ class Handshake(asyncio.Protocol):
             end = self._received.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._received) > _HEAD_MAX:
-                    self._fail(not_a_relay(self._relay, "its answer has no end"))
+                    self._fail(no_http(self._relay))
                 return
             head, rest = bytes(self._received[: end + 4]), bytes(self._received[end + 4 :])
             if head.startswith(OLD_HTTP):
@@ -94,25 +103,27 @@ class Handshake(asyncio.Protocol):
                 self._http.receive_data(head)
                 self._upgraded(rest)
                 return
-            self._refusing, data = True, head + rest
+            self._refusing, self._head, data = True, head, head + rest
         self._http.receive_data(data)
-        if self._http.handshake_exc is not None or len(self._received) > _BODY_MAX:
+        if self._http.handshake_exc is not None:
             self._refused()
+        elif len(self._received) > _BODY_MAX:  # no relay says so much
+            self._fail(strange(self._relay, *head_of(self._relay, self._head)))
 
     def eof_received(self) -> None:
         """What has come is all of the answer."""
-        if self._received and not self.done.done():
-            if not self._refusing:
-                self._http.receive_data(bytes(self._received))
-            self._refused()
+        if self._refusing and not self.done.done():
+            self._http.receive_eof()
+            if isinstance(self._http.handshake_exc, InvalidStatus):
+                self._refused()
+        self._fail(unreachable(self._relay, ENDED))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more comes."""
         if isinstance(exc, ssl.SSLError):
             self._fail(connection_error(self._relay, exc))
             return
-        text = f"{self._relay.authority} closed the connection during the handshake{f': {exc}' if exc else ''}."
-        self._fail(KdispatchError("relay_unreachable", text))
+        self._fail(unreachable(self._relay, ENDED))
 
     def _upgraded(self, rest: bytes) -> None:
         assert self._transport is not None
@@ -132,12 +143,9 @@ class Handshake(asyncio.Protocol):
 
     def _refused(self) -> None:
         """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
-        if self._http.handshake_exc is None:
-            self._http.receive_eof()
         refusal = self._http.handshake_exc
         if not isinstance(refusal, InvalidStatus):
-            detail = str(refusal) if isinstance(refusal, InvalidHandshake) else "it does not speak HTTP"
-            self._fail(not_a_relay(self._relay, detail))
+            self._fail(no_http(self._relay))
             return
         response = refusal.response
         status = response.status_code

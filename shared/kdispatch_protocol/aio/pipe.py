@@ -11,8 +11,8 @@ import asyncio
 import functools
 import socket
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kdispatch_protocol.aio.last_words import Parting, Remains, copy_of
 from kdispatch_protocol.aio.transport import StreamTransport
@@ -109,19 +109,28 @@ class Pipe:
         elif self.stream is not None:
             self.stream.resume_reading()
 
-    async def take(self, sock: socket.socket) -> None:
+    def take(self, sock: socket.socket) -> None:
         """Run over a connected socket."""
         self._sock = sock
+        making = self.driver.loop.create_connection(lambda: self.local, sock=sock)
         try:
-            transport, _ = await self.driver.loop.create_connection(lambda: self.local, sock=sock)
+            # A task of its own costs as much as the connection. All that this waits for is a turn of the loop.
+            turn = making.send(None)
         except OSError:  # macOS: the other end has reset it already
             sock.close()
             self.local_lost()
-            return
+        else:
+            turn.add_done_callback(functools.partial(self._taken, making))
+
+    def _taken(self, making: Coroutine[Any, Any, tuple[asyncio.BaseTransport, object]], _: object) -> None:
+        try:
+            making.send(None)
+        except StopIteration as done:
+            transport = cast("asyncio.Transport", done.value[0])
         # A cast: uvloop's transports are none of asyncio's classes.
         if transport.is_closing() and not isinstance(cast("object", transport), asyncio.Transport):
             # It has closed the descriptor, before it knew of the object that would close it once more.
-            sock.detach()
+            cast("socket.socket", self._sock).detach()
 
     def local_said(self, data: bytes) -> None:
         """Bytes of the local program, or its end where there are none."""
