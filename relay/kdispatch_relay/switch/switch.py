@@ -106,17 +106,21 @@ class Switch:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
-        legs, effort, passing = session.legs, session.effort, self.passing
+        leg_of, pass_data, effort = session.legs.get, self.passing.data, session.effort
+        if effort.why:
+            return
         for type_, flags, number, value, payload in received:
-            if session.ended or effort.why:
+            if session.ended:
                 return
-            leg = legs.get(number)
+            leg = leg_of(number)
             if type_ == frames.DATA and leg is not None:
-                passing.data(leg, flags, value, payload, now)
+                pass_data(leg, flags, value, payload, now)
             elif type_ in _OF_STREAMS and leg is not None:
-                passing.frame(leg, type_, flags, value, payload, now)
+                self.passing.frame(leg, type_, flags, value, payload, now)
             else:
                 self._control_frame(session, type_, number, value, payload, now)
+                if effort.why:
+                    return
         if session.outbox:
             self._touched.add(session)
         if effort.idle or effort.asks:
