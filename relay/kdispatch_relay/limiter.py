@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -161,7 +162,7 @@ class Limiter:
         if self._most and self._sessions >= self._most:
             self.limited["sessions"] += 1
             if not self._refused:
-                _log.warning("%d sessions are all that this relay takes: more are refused with 503", self._most)
+                _log.warning("%d sessions are all that this relay takes: more are refused with 503.", self._most)
             self._refused += 1
             raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
         of_source = self._sessions_of.get(source, 0)
@@ -201,6 +202,10 @@ class Limiter:
         """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
         rates = self._rates.get(kind)
         return 0.0 if rates is None or not source else rates.spend(source, count, now)
+
+    def exceeded(self, kind: str, count: float) -> None:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.exceeded`."""
+        self.limited[kind] += math.ceil(count)
 
     def _too_many(self, kind: str, wait: float) -> TryLaterError:
         self.limited[kind] += 1
@@ -259,6 +264,11 @@ class SessionLimits:
     def spend(self, kind: str, count: float, now: float) -> float:
         """See :meth:`~kdispatch_relay.switch.effort.Source.spend`."""
         return 0.0 if self._limiter is None else self._limiter.spend(kind, self.source, count, now)
+
+    def exceeded(self, kind: str, count: float) -> None:
+        """See :meth:`~kdispatch_relay.switch.effort.Source.exceeded`."""
+        if self._limiter is not None:
+            self._limiter.exceeded(kind, count)
 
     def give_back(self, kind: str, count: float) -> None:
         """So many of those that were taken did not count."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from kdispatch_protocol.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.aio.turns import Turns
 from kdispatch_protocol.frames import DATA, PING, Buffer, frame
 from kdispatch_protocol.limits import KIB
 from kdispatch_protocol.websocket import Closing
@@ -20,8 +23,10 @@ from tests.core.wire import ws_frame
 class _Owner:
     """Counts what arrives, and in which turn of the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: _Owner | None = None) -> None:
+        """``counts`` is the owner whose turns are counted, if not this one."""
         self.turn = 0
+        self._counts = counts or self
         self.of_turn: dict[int, int] = {}  # bytes of messages
         self.idle = 0
         self.carrier: Carrier | None = None
@@ -30,7 +35,8 @@ class _Owner:
     def piece_received(self, piece: Buffer, *, ends: bool) -> None:
         assert self.carrier is not None
         self.carrier.found += self.frames
-        self.of_turn[self.turn] = self.of_turn.get(self.turn, 0) + len(piece)
+        turn = self._counts.turn
+        self.of_turn[turn] = self.of_turn.get(turn, 0) + len(piece)
 
     def bytes_received(self) -> None: ...
 
@@ -53,7 +59,9 @@ class _Owner:
 
 
 @asynccontextmanager
-async def _flooded(carries: list[int], wire: bytes, owner: _Owner) -> AsyncIterator[Carrier]:
+async def _flooded(
+    carries: list[int], wire: bytes, owner: _Owner, turns: Turns | None = None, source: str = ""
+) -> AsyncIterator[Carrier]:
     """A server's carrier whose other end has sent all of ``wire``, as far as the kernel takes it, before it reads."""
     with socket.create_server(("127.0.0.1", 0)) as listening:  # uvloop makes no TCP transport of a pair
         theirs = socket.create_connection(listening.getsockname())
@@ -63,7 +71,10 @@ async def _flooded(carries: list[int], wire: bytes, owner: _Owner) -> AsyncItera
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
     loop = asyncio.get_running_loop()
-    carrier = owner.carrier = Carrier(owner, server=True, buffer=read_buffer(), max_message=256 * KIB, carries=carries)
+    carrier = owner.carrier = Carrier(
+        owner, server=True, buffer=read_buffer(), max_message=256 * KIB, carries=carries,
+        turn=None if turns is None else functools.partial(turns.take, source),
+    )  # fmt: skip
     transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
     carrier.attach(transport)
     sent = 0
@@ -154,6 +165,30 @@ def test_nothing_is_left_behind_streams(run: Callable[[Coroutine[None, None, Non
                     await asyncio.sleep(0)
             carries.clear()
             assert len(carrier.get_buffer(-1)) == 8 * KIB
+
+    run(check())
+
+
+def test_many_sessions_of_many_frames(run: Callable[[Coroutine[None, None, None]], None]) -> None:
+    """Of all sessions that bring many small frames one reads in each turn, and five of a source gain little by it."""
+
+    async def check() -> None:
+        turns = Turns()
+        first = _Owner()
+        owners = [first, *(_Owner(first) for _ in range(5))]
+        sources = ["a", "b", "b", "b", "b", "b"]
+        async with AsyncExitStack() as stack:
+            for owner, source in zip(owners, sources, strict=True):
+                owner.frames = 1000
+                await stack.enter_async_context(_flooded([1], _PINGS, owner, turns, source))
+            async with asyncio.timeout(20):
+                while sum(owners[0].of_turn.values()) < 100 * KIB:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+            read = [sum(owner.of_turn.values()) for owner in owners]
+            of_turn = Counter(turn for owner in owners for turn in owner.of_turn)
+        started = sorted(of_turn)[len(of_turn) // 3]  # at first each has a read that is not known to be dense
+        assert max(count for turn, count in of_turn.items() if turn > started) == 1
+        assert sum(read[1:]) < 2 * read[0] + 5 * 8 * KIB  # a session comes back a turn after its own
 
     run(check())
 

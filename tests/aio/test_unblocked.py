@@ -142,8 +142,9 @@ def test_a_place_that_refuses() -> None:
     assert slow.lines == ["one", "30 lines were left out here: nothing took them.", "two"]
 
 
-def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system refuses a thread the lines are counted, and the next line tries again."""
+@pytest.mark.parametrize("later", [True, False])
+def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -> None:
+    """Where the system refuses a thread the lines wait for one, and at the end for none: then they are written."""
     slow = Slow()
     place = Place(slow)
 
@@ -153,9 +154,14 @@ def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         place.put(b"one\n")
-    place.put(b"two\n")
+        assert slow.lines == []
+        place.put(b"two\n")
+        if not later:
+            assert place.finish(5)
+            assert slow.lines == ["one", "two"]
+    place.put(b"three\n")
     assert place.finish(5)
-    assert slow.lines == ["1 lines were left out here: nothing took them.", "two"]
+    assert slow.lines == ["one", "two", "three"]
 
 
 # --- real places ------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def test_frames_for_nothing(for_nothing: bytes) -> None:
         assert not relay.cuts
     relay.hear(flooding, for_nothing * 500)
     assert [(cut.session, cut.code) for cut in relay.cuts] == [(flooding, "rate_limited")]
+    assert relay.limiter.limited["idle_frames"] > 0
     before = len(relay.out[flooding])
     relay.hear(flooding, frame(frames.PING) * 500)
     assert len(relay.out[flooding]) == before  # it is not worked for any more
@@ -145,6 +146,34 @@ def test_repeats_of_a_live_stream(repeated: str) -> None:
     for _ in range(24):
         relay.hear(client, again * 500)
     assert [(cut.session, cut.code) for cut in relay.cuts] == [(client, "rate_limited")]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_early_data_of_a_try_that_is_over(opened: bool) -> None:
+    """EARLY of another try than the present one is for nothing, whether its stream is open or not."""
+    relay = Relay()
+    host, client = relay.host(1), relay.agent(2)
+    relay.hear(client, opening(1))
+    if opened:
+        relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=65536, attempt=1).encode()))
+    for _ in range(24):
+        relay.hear(client, frame(frames.EARLY, 1, 9 << 48, b"x") * 500)
+    assert [(cut.session, cut.code) for cut in relay.cuts] == [(client, "rate_limited")]
+
+
+def test_limits_that_rise_without_data() -> None:
+    """A session that grants ever more on a stream that carries nothing is read slower, and ends."""
+    relay = Relay()
+    host, client = relay.host(1), relay.agent(2)
+    relay.hear(client, opening(1))
+    relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=65536, attempt=1).encode()))
+    for limit in range(65_537, 500_000, 500):
+        if relay.cuts:
+            break
+        relay.hear(client, b"".join(frames.ack_frame(1, 0, limit + step, fin=False) for step in range(500)))
+        relay.now += 0.003
+    assert [(cut.session, cut.code) for cut in relay.cuts] == [(client, "rate_limited")]
+    assert relay.rested > 1.0
 
 
 def test_many_sessions_of_one_source() -> None:
@@ -175,6 +204,7 @@ def test_opens_that_are_refused() -> None:
         relay.now += 0.00001
         assert relay.rested - before <= 1.0
     assert [cut.code for cut in relay.cuts] == ["rate_limited"]
+    assert relay.limiter.limited["asking"] > 0
     assert relay.rested > 1.0
 
 
@@ -290,3 +320,19 @@ def test_limits_of_today_hold_together() -> None:
     limits = Limits()
     assert limits.streams_client + limits.streams_host == HELD
     assert limits.storm_burst >= (HELD + limits.opens) / 2 + 4 * limits.offers
+
+
+def test_readers_that_fall_behind() -> None:
+    """An agent whose 500 programs sip at what has long arrived tells of each sip, and is neither cut nor slowed."""
+    relay = Relay()
+    host, client = relay.host(1), relay.agent(2)
+    for stream in range(500):
+        relay.hear(client, opening(2 * stream + 1))
+        relay.hear(host, frame(frames.OPENED, 2 * stream + 2, payload=Opened(limit=65536, attempt=1).encode()))
+        relay.hear(host, frame(frames.DATA, 2 * stream + 2, 0, bytes(65536)))
+        relay.now += 1 / 1000
+    for sip in range(1, 101):
+        sips = (frames.ack_frame(2 * stream + 1, 65536, 65536 + 100 * sip, fin=False) for stream in range(500))
+        relay.hear(client, *sips)
+        relay.now += 0.100  # the delay of an ACK
+    assert not relay.cuts and not relay.rested

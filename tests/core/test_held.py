@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,10 @@ from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.frames import decode, frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
+from kdispatch_relay.switch import switch as switch_module
+from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.eviction import make_room
+from kdispatch_relay.switch.intents import Cut
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
@@ -25,7 +30,15 @@ _FILES: Final = [
     *(ROOT / "relay" / "kdispatch_relay" / name for name in ("arrivals.py", "limiter.py", "rates.py")),
     *(
         ROOT / "shared" / "kdispatch_protocol" / name
-        for name in ("frames.py", "outbox.py", "timers.py", "websocket.py", "aio/carrier.py", "aio/link.py")
+        for name in (
+            "frames.py",
+            "outbox.py",
+            "timers.py",
+            "websocket.py",
+            "aio/carrier.py",
+            "aio/link.py",
+            "aio/turns.py",
+        )
     ),
 ]
 
@@ -64,6 +77,7 @@ SHARED: Final = {
     "Route.tried": "legs: a try each, and there are three",
     "ServiceHosts.hosts": "offers",
     "ServiceHosts.waiting": "legs",
+    "Session.asking": "legs",
     "Session.streams": "legs",
     "Timers._heap": "legs, and once as many that were cancelled",
 }
@@ -97,6 +111,7 @@ BOUNDED: Final = {
     "Session.connects": "1,024 names",
     "Session.predecessors": "four",
     "Switch._handlers": "types of frames",
+    "Turns._waiting": "--limit-sessions",
     "WebSocketReader._control": "125 bytes",
     "WebSocketReader._head": "14 bytes",
     "WebSocketReader._mask": "4 bytes",
@@ -172,8 +187,8 @@ class Relay:
         self.switch = Switch("00" * 16, lambda _: 0, 0.0, limits=limits or Limits(), memory=memory)
         self.cuts: list[tuple[Session, str]] = []
 
-    def agent(self, number: int, source: str = "192.0.2.1") -> Session:
-        session = self.switch.connect(source, self.now)
+    def agent(self, number: int, source: str = "192.0.2.1", group: str = "") -> Session:
+        session = self.switch.connect(source, self.now, group=group)
         self.hear(session, frame(frames.HELLO, payload=Hello(versions=[1], secret=number.to_bytes(32).hex()).encode()))
         self.sent(session)
         return session
@@ -282,6 +297,38 @@ def test_many_small_sessions_of_one_source() -> None:
         relay.hear(relay.agent(number), _attach(range(1, 33, 2)))
     assert relay.cuts and {session.source for session, _ in relay.cuts} == {"192.0.2.1"}
     assert not honest.ended
+
+
+def test_many_addresses_of_one_source() -> None:
+    """The addresses of a network that counts as one source are one here as well."""
+    relay = Relay(memory=2 << 20)
+    relay.host(1)
+    honest = relay.agent(9, "198.51.100.1", "198.51.100.1")
+    for start in range(1, 400, 64):
+        relay.hear(honest, _attach(range(start, start + 64, 2)))
+    for number in range(100, 300):
+        relay.hear(relay.agent(number, f"2001:db8::{number}", "2001:db8::/64"), _attach(range(1, 33, 2)))
+    assert relay.cuts and {session.group for session, _ in relay.cuts} == {"2001:db8::/64"}
+    assert not honest.ended
+
+
+def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When memory ends within a read, sessions are looked through once, not for each of its frames."""
+    relay = Relay(memory=1 << 20)
+    host, client = relay.host(1), relay.agent(2)
+    relay.hear(client, _open(1))
+    relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=2 << 20, attempt=1).encode()))
+    looked: list[ProcessBudget] = []
+
+    def look(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
+        looked.append(budget)
+        return make_room(sessions, budget)
+
+    monkeypatch.setattr(switch_module, "make_room", look)
+    message = b"".join(frame(frames.DATA, 1, at * 8192, bytes(8192)) for at in range(150))
+    relay.switch.receive_frames(client, decode(message), relay.now)
+    assert [cut.code for cut in relay.switch.take_cuts()] == ["slow_consumer"]
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize("kind", ["halves", "answers", "early data", "parts of frames", "unsent"])

@@ -7,12 +7,13 @@ import pytest
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Hello, Offer, Reset
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, doubt, revoke, withdraw_host
-from tests.core.agents import SERVICE, Peer, Relay, Said
+from tests.core.agents import SERVICE, Peer, Relay, Said, code_of
 from tests.core.ledger import check_books
 
 WHY = ("revoked", "The token was revoked.")
@@ -188,3 +189,28 @@ def test_a_withdrawn_host_leaves_by_all_its_numbers() -> None:
     assert codes(old.hear()) == [(1, "withdrawn"), (3, "withdrawn")]
     assert codes(new.hear()) == [(1, "withdrawn")]
     assert listed(relay) == [] and not old.session.offers and not new.session.offers
+
+
+def test_offers_that_are_taken_back_before_their_answer() -> None:
+    """A session has at most so many offers looked up at a time, and they count until the store has answered."""
+
+    def back(peer: Peer, number: int) -> None:
+        offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32, token="t")
+        peer.say(frame(frames.OFFER, number, payload=offer.encode()), frame(frames.WITHDRAW, number))
+
+    relay = Relay(Limits(offers=3))
+    peer = relay.agent(1)
+    before = peer.session.held
+    for number in (1, 3, 5, 7):
+        back(peer, number)
+    assert len(relay.switch.take_questions()) == 3
+    assert code_of(peer.hear()) == "busy"
+    assert peer.session.held - before > 3 * 8000
+
+    again = relay.agent(2)
+    before = again.session.held
+    for number in range(1, 41, 2):
+        back(again, number)
+        relay.answer(known=number % 4 == 1)
+    assert "busy" not in str(again.hear())
+    assert again.session.held == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import NoReturn
 
 import pytest
 
@@ -11,8 +12,9 @@ from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import host_id
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Offer, Open, Opened, Reset, Trying
-from tests.core.agents import SERVICE, Relay, code_of, connected
+from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset, Trying
+from kdispatch_relay.switch.routes import Leg
+from tests.core.agents import SERVICE, Peer, Relay, code_of, connected
 
 
 def test_an_open_goes_to_the_host_without_the_clients_secrets() -> None:
@@ -314,3 +316,42 @@ def test_a_host_that_is_heard_again_gets_what_waits() -> None:
     assert host.names() == ["OPEN", "RESET", "PING"]
     host.say(frame(frames.PONG))
     assert host.names() == ["OPEN"]
+
+
+def test_a_host_wakes_those_who_may_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OPEN that waits for one host by its pin is not tried again for each other host that offers."""
+    relay = Relay(Limits())
+    gone, client = relay.agent(1, offers=True), relay.agent(2)
+    gone.lose()
+    client.open(pin=host_id(gone.process, SERVICE))
+    relay.answer()
+    client.hear()
+    tried = []
+    monkeypatch.setattr(relay.switch.registry, "pick", lambda *asked: tried.append(asked))
+    relay.agent(3, offers=True)
+    assert not tried
+    relay.agent(1, offers=True)
+    assert len(tried) == 1
+
+
+def test_opens_in_a_newer_session_look_at_no_other_stream() -> None:
+    """While an agent moves, an OPEN finds its stream in the older session without a look at all of them."""
+
+    class Unseen(dict[int, Leg]):
+        def values(self) -> NoReturn:
+            raise AssertionError("all streams were looked at")
+
+    relay = Relay()
+    host, older = relay.agent(1, offers=True), relay.agent(2)
+    older.open(1)
+    relay.answer()
+    assert [name for name, *_ in host.hear()] == ["OPEN"]
+    older.session.legs = Unseen(older.session.legs)
+    newer = Peer(relay, 2)
+    greeting = Hello(versions=[1], secret=newer.secret.hex(), mode="move")
+    newer.say(frame(frames.HELLO, payload=greeting.encode()))
+    newer.open(3)
+    relay.answer()
+    assert [name for name, *_ in host.hear()] == ["OPEN"]
+    newer.say(frame(frames.OPEN, 5, payload=Open(service=SERVICE, uuid=f"{1:032x}", limit=1000).encode()))
+    assert [name for name, *_ in host.hear()] == ["RESET", "OPEN"]  # the older try of the same stream is given up

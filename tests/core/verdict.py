@@ -41,6 +41,7 @@ def held(session: Session) -> int:
     early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
     halves = len(session.halves) * sessions._HALF
     offers = sum(map(sessions._weigh_offer, session.offers.values()))
+    offers += session.offers_asked * sessions._ASKED_OFFER
     control = sum(len(frame) + sessions._CONTROL for frame in session.outbox.control)
     return legs + early + halves + offers + control + session._partial + session._unsent
 

@@ -26,9 +26,9 @@ def percentile(times: list[float], share: float) -> float:
 class _Peer:
     """One agent."""
 
-    def __init__(self, port: int, secret: bytes) -> None:
+    def __init__(self, port: int, secret: bytes, *, tls: bool) -> None:
         self.process = process_id(secret)
-        self._sock = upgraded(port)
+        self._sock = upgraded(port, tls=tls)
         self._reader = WebSocketReader(server=False, max_message=1 << 20)
         self._message = bytearray()
         self._frames: list[Frame] = []
@@ -60,8 +60,8 @@ class _Peer:
 class EchoPair:
     """An open stream of a service, whose host sends back what comes."""
 
-    def __init__(self, port: int, service: str, token: str) -> None:
-        self._host, self._client = _Peer(port, b"h" * 32), _Peer(port, b"c" * 32)
+    def __init__(self, port: int, service: str, token: str, *, tls: bool = False) -> None:
+        self._host, self._client = (_Peer(port, secret * 32, tls=tls) for secret in (b"h", b"c"))
         identity = host_id(self._host.process, service)
         offer = Offer(service=service, host=identity, digest="00" * 32, token=token)
         self._host.send(frame(frames.OFFER, 1, payload=offer.encode()))

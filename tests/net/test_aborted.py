@@ -105,7 +105,9 @@ async def test_processes_forget_aborted_transfers(
         before = await counts_at_rest(processes)
         memory = [process.usage.anonymous for process in processes]
         await series.run(port, running, times)
-        await eventually(lambda: counts(processes), before)
+        await eventually(lambda: [opened for opened, _ in counts(processes)], [opened for opened, _ in before])
+        # A loop's pool may begin another thread for a look-up, and keeps it.
+        assert all(now <= then + 1 for (_, now), (_, then) in zip(counts(processes), before, strict=True))
         growth = [process.usage.anonymous - start for process, start in zip(processes, memory, strict=True)]
         print("growth of relay, host, client, KiB:", [size // KIB for size in growth])
         assert max(growth) < _LEAK

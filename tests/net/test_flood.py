@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from tests.net.echo_pair import EchoPair, percentile
 from tests.net.flood import KINDS
-from tests.net.harness import Network, Process, Relay
+from tests.net.harness import Network, Process, Relay, needs
+from tests.net.test_tls import restart_with_tls
 
 _SESSIONS: Final = 10
 
@@ -49,6 +51,25 @@ async def test_a_flood_is_cut(tmp_path: Path, own_relay: Relay, pair: EchoPair, 
         times += await asyncio.to_thread(pair.measure, 0.2)
     assert [one["code"] for one in await told] == ["rate_limited"] * _SESSIONS
     print(f"{kind}: p99 {percentile(times, 0.99) * 1000:.1f} ms, the last cut after {len(times)} echos")
+    assert percentile(times, 0.5) < 0.25, "the relay was deaf"
+    pair.close()
+
+
+@pytest.mark.slow
+@needs("openssl")
+@pytest.mark.parametrize("kind", ["ping", "single pings", "websocket ping"])
+async def test_a_flood_over_tls(tmp_path: Path, own_relay: Relay, network: Network, kind: str) -> None:
+    """The same over TLS, where what was decrypted is handed over in other pieces."""
+    service = await network.service()
+    await restart_with_tls(own_relay, network)
+    token = network.environment["KDISPATCH_TOKEN"]
+    pair = await asyncio.to_thread(functools.partial(EchoPair, own_relay.address.port, service, token, tls=True))
+    flood = await _flooding(tmp_path, own_relay, kind, 30, "--tls")
+    told = asyncio.create_task(_told(flood))
+    times: list[float] = []
+    while not told.done():
+        times += await asyncio.to_thread(pair.measure, 0.2)
+    assert [one["code"] for one in await told] == ["rate_limited"] * _SESSIONS
     assert percentile(times, 0.5) < 0.25, "the relay was deaf"
     pair.close()
 

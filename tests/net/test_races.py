@@ -26,6 +26,7 @@ from tests.relay.test_gate import _Agent as Agent
 MANY: Final = 50
 UNLIMITED: Final = (
     "sign-ups", "bad-tokens", "requests", "failed-opens", "source-sessions", "sessions",
+    "public-streams", "source-streams",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def _sign(relay: Relay, ca: Path, ca_key: Path) -> tuple[Path, Path]:
     return _certificate(relay.folder, "relay", *signed, "-addext", "subjectAltName=IP:127.0.0.1")
 
 
-async def _restart_with_tls(relay: Relay, network: Network) -> Path:
+async def restart_with_tls(relay: Relay, network: Network) -> Path:
     """From now on the relay has a certificate; returns that of the CA which signed it."""
     ca, ca_key = _certificate(
         relay.folder, "ca", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"
@@ -68,7 +68,7 @@ async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
     data = random.Random(10).randbytes(_SIZE)
     hashed = hashlib.sha256(data).digest()
     name = await network.service()
-    authority = await _restart_with_tls(own_relay, network)
+    authority = await restart_with_tls(own_relay, network)
     network.environment["SSL_CERT_FILE"] = str(authority)
     async with service(_echo_and_digest) as running:
         await network.host(name, running.port)
@@ -87,7 +87,7 @@ async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
 async def test_a_new_certificate_under_running_streams(own_relay: Relay, network: Network) -> None:
     """New connections get the new certificate, by SIGHUP at once and otherwise in seconds; streams notice nothing."""
     name = await network.service()
-    authority = await _restart_with_tls(own_relay, network)
+    authority = await restart_with_tls(own_relay, network)
     network.environment["SSL_CERT_FILE"] = str(authority)
     place = own_relay.url.rpartition(":")[2]
 
@@ -119,7 +119,7 @@ async def test_a_new_certificate_under_running_streams(own_relay: Relay, network
 async def test_unknown_authority_ends_the_start(own_relay: Relay, network: Network) -> None:
     """Without the CA neither agent goes on: exit 6, and the code of the reason."""
     name = await network.service()
-    await _restart_with_tls(own_relay, network)
+    await restart_with_tls(own_relay, network)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connect = network.agent("connect", "connect", name)
         host = network.agent("host", "host", name, "--port", str(listener.getsockname()[1]))

@@ -31,7 +31,8 @@ def version(case: Case, python: str) -> str:
         code = f"import importlib.metadata as m; print(m.version({case.version[1]!r}))"
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     told = subprocess.run([find(case.version[0]), *case.version[1:]], capture_output=True, text=True, check=False)
-    found = re.search(r"\d+\.\d[\w.]*", told.stdout + told.stderr)
+    # MariaDB's clients tell their own number first, and then that of the release.
+    found = re.search(r"(?<=Distrib )[\d.]+", told.stdout) or re.search(r"\d+\.\d[\w.]*", told.stdout + told.stderr)
     return found[0].rstrip(".") if found else ""
 
 

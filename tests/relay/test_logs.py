@@ -61,7 +61,10 @@ async def test_streams_and_sessions(caplog: pytest.LogCaptureFixture, verbose: b
 def test_json_log(tmp_path: Path) -> None:
     """In the JSON form everything on stderr is one record a line, the one that tells the address too."""
     with serving(tmp_path, "--listen", "127.0.0.1:0", "-v", KDISPATCH_SERVE_LOG_FORMAT="json") as (process, line):
+        assert process.stderr is not None
         record = json.loads(line)
+        while "url" not in record:  # more is told of itself with -v
+            record = json.loads(process.stderr.readline())
         assert record["event"] == f"kdispatch relay listening on {record['url']}"
         with urlopen(f"{record['url']}/healthz", timeout=5) as answer:
             assert answer.status == 200

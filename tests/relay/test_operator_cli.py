@@ -216,6 +216,7 @@ def test_no_database(tmp_path: Path, run: Run) -> None:
     """Where there is no database none is made."""
     status, _, err = run("list", database=str(tmp_path / "none.db"))
     assert (status, "There is no database" in err, (tmp_path / "none.db").exists()) == (1, True, False)
+    assert "Running streams" not in err
 
 
 # --- long lists -----------------------------------------------------------------------------------

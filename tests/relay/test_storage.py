@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select, update
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.engines import writing_engine
-from kdispatch_relay.store.failures import explain
+from kdispatch_relay.store.failures import StorageError, explain
 from kdispatch_relay.store.location import database_url
 from kdispatch_relay.store.models import Admin, Base
 from kdispatch_relay.store.place import FileMovedError
@@ -154,6 +154,7 @@ async def test_tables_of_a_newer_version(tmp_path: Path) -> None:
         async with opened(file):
             pass
     assert caught.value.code == "storage_unavailable"
+    assert isinstance(caught.value, StorageError) and "the version that wrote it" in caught.value.hint
 
 
 async def test_not_a_database(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import frame
-from tests.security.site import Agent, Caller, answer, carried, made, offers, site
+from tests.security.site import Agent, Caller, answer, carried, made, offers, opens, site
 
 
 @pytest.mark.parametrize("whose", ["client", "host"])
@@ -48,6 +48,27 @@ async def test_what_runs_ends(folder: Path, whose: str, where: str) -> None:
         client.send(frame(frames.PING))
         await client.next(frames.PONG)
         assert not [one for one in host.frames if one[0] == frames.DATA]
+
+
+async def test_a_service_offered_twice(folder: Path) -> None:
+    """A process that offered a service with two tokens, and lost both one after the other, is not listed any more."""
+    async with (
+        site(folder) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, b"\x11" * 32) as host,
+        Agent.of(relay, b"\x22" * 32) as client,
+    ):
+        admin = await caller.admin("ann")
+        await made(caller, "/services", admin, name="web", access="public")
+        wish = {"for": "host", "service": "web"}
+        tokens = [await made(caller, "/tokens", admin, name=name, **wish) for name in ("a", "b")]
+        for number, token in ((1, tokens[0]), (3, tokens[1])):
+            assert await offers(host, number, "ann/web", token["token"]) == "OFFERED"
+        for number, token, listed in ((1, tokens[0], 1), (3, tokens[1], 0)):
+            assert (await caller("DELETE", f"/api/v1/tokens/{token['id']}", admin)).status == 204
+            assert await answer(host, number) == "revoked"
+            assert len(relay.relay.gate.hosts_of("ann/web")) == listed
+        assert await opens(client, 1, "ann/web") != "TRYING"
 
 
 async def test_a_token_that_expires(folder: Path) -> None:

@@ -102,6 +102,27 @@ async def test_an_account(folder: Path) -> None:
         assert "Retry-After" in refused.headers
 
 
+async def test_strangers_at_a_public_service(folder: Path) -> None:
+    """One source that opens all the streams it can of a public service leaves some to the owner's private one."""
+    async with (
+        site(folder, limit_public_streams=75, limit_source_streams=50) as relay,
+        Caller.of(relay) as caller,
+        Agent.of(relay, _SECRETS[0]) as host,
+        Agent.of(relay, _SECRETS[1]) as stranger,
+        Agent.of(relay, _SECRETS[2]) as owner,
+    ):
+        admin = await caller.admin()
+        await relay.relay.authority.repository.accounts.set_quotas("ann", {"streams": 16})
+        await made(caller, "/services", admin, name="open", access="public")
+        await made(caller, "/services", admin, name="own", access="token")
+        assert await offers(host, 1, "ann/open", admin) == "OFFERED"
+        assert await offers(host, 3, "ann/own", admin) == "OFFERED"
+        told = [await opens(stranger, 2 * n + 1, "ann/open") for n in range(20)]
+        assert await opens(owner, 1, "ann/own", admin) == "TRYING"
+        assert 0 < told.count("TRYING") < 16
+        assert told[-1] in {"busy", "quota_exceeded"}
+
+
 async def test_everything_comes_back(folder: Path) -> None:
     """When many sessions and their streams have gone, descriptors and tables are as before."""
     async with site(folder) as relay, Caller.of(relay) as caller:

@@ -118,7 +118,7 @@ async def test_the_supervisor_is_told(tmp_path: Path) -> None:
         process = Process("notifying", command, tmp_path, {"NOTIFY_SOCKET": supervisor.getsockname()})
         try:
             assert await asyncio.to_thread(supervisor.recv, 64) == b"READY=1"
-            assert "listening on" in process.text
+            await process.says("listening on")
             process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(supervisor.recv, 64) == b"STOPPING=1"
             assert await process.ended() == 0

@@ -13,6 +13,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.failures import StorageError
 
 __all__ = ["check_there", "database_url", "prepare_file"]
 
@@ -56,7 +57,8 @@ def check_there(text: str) -> None:
     """Raise ``storage_unavailable`` where a file is meant that there is not: whoever looks into one makes none."""
     url = database_url(text)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise KdispatchError("storage_unavailable", f"There is no database {url.database}; see --database.")
+        text = f"There is no database {url.database}."
+        raise StorageError(text, "Give the relay's own path as --database, as the user that the relay runs as.")
 
 
 def prepare_file(path: Path, wait: float) -> None:

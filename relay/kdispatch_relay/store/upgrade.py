@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, column, func, inspect, select, table
 
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay.store.failures import StorageError
 
 __all__ = ["upgrade_tables"]
 
@@ -51,4 +51,5 @@ def _run_migrations(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         text = "The database was written by another version of kdispatch, and this one does not know its tables."
-        raise KdispatchError("storage_unavailable", text) from error
+        hint = "Start the version that wrote it, or a newer one; or restore a backup of before."
+        raise StorageError(text, hint) from error

@@ -157,7 +157,8 @@ class Attachments:
 
     def _give_up_open(self, other: Session, uuid: str) -> None:
         """A client asks the one host that may have its early data: no further one must get it from another session."""
-        for leg in [leg for leg in other.legs.values() if leg.is_asking(uuid)]:
+        leg = other.asking.get(uuid)
+        if leg is not None:
             self._opens.cancel(leg)
 
     def _others_of_agent(self, session: Session) -> list[Session]:

@@ -42,6 +42,10 @@ class Source(Protocol):
         """Take so many, be they there or not; returns the seconds until the bucket is not overdrawn any more."""
         ...
 
+    def exceeded(self, kind: str, count: float) -> None:
+        """So many were beyond what the session or the source may: for the operator's figures."""
+        ...
+
     def give_back(self, kind: str, count: float) -> None:
         """So many of those that were taken did not count."""
         ...
@@ -92,7 +96,7 @@ class Effort:
         wait = 0.0 if self._source is None else self._source.spend(IDLE, count, now)
         if used > 1 or (wait and used > _PART):
             self.why = "Too many frames of this session, or of its address, were for nothing."
-        self._pause(wait)
+        self._beyond(IDLE, count, wait)
 
     def _settle_asks(self, count: float, refused: float, now: float) -> None:
         wait = 0.0 if self._source is None else self._source.spend(ASKS, count, now)
@@ -102,7 +106,9 @@ class Effort:
         self._asks = max(self._asks, now) + (count + _REFUSED * refused) / limits.storm_rate
         if (self._asks - now) * limits.storm_rate > limits.storm_burst:
             self.why = "This session asked too much for too long."
-        self._pause(wait)
+        self._beyond(ASKS, count, wait)
 
-    def _pause(self, wait: float) -> None:
+    def _beyond(self, kind: str, count: float, wait: float) -> None:
+        if self._source is not None and (wait or self.why):
+            self._source.exceeded(kind, count)
         self.rest = max(self.rest, min(wait, _LONGEST_REST))

@@ -20,6 +20,7 @@ from kdispatch_protocol.aio.alarm import Alarm
 from kdispatch_protocol.aio.carrier import read_buffer
 from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.aio.sockets import tune_session_socket
+from kdispatch_protocol.aio.turns import Turns
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
@@ -68,6 +69,7 @@ class Gate:
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._timed_out)
         self.buffer = read_buffer()
+        self.turns = Turns()
         self._began = time.time()
         self._started = self._began - self._loop.time()  # monotonic times become unix seconds
         self.switch = Switch(
@@ -276,8 +278,9 @@ class _AgentLink:
         self._passed = False  # and was asked to pass something on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
         self.link = Link(
-            self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs
-        )
+            self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs,
+            turn=functools.partial(gate.turns.take, self.limits.source or source),
+        )  # fmt: skip
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
         self._arrival = arrival  # as long as there was no HELLO

@@ -9,7 +9,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer, Offered, reset_frame
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.registry import LiveOffer, Registry, Terms
+from kdispatch_relay.switch.registry import Host, LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Offers"]
@@ -21,7 +21,7 @@ class Offers:
     """``touched`` are the sessions to which something is to be sent; ``appeared`` hears of a service's new host."""
 
     def __init__(
-        self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[str, float], None]
+        self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[Host, float], None]
     ) -> None:
         self.questions: list[AskOffer] = []
         self._registry = registry
@@ -31,7 +31,7 @@ class Offers:
 
     def begin(self, session: Session, number: int, offer: Offer, now: float) -> None:
         """An agent's OFFER."""
-        if len(session.offers) >= self._limits.offers:
+        if max(len(session.offers), session.offers_asked) >= self._limits.offers:
             refusal = ("busy", "This session offers as many services as it may.")
         elif not session.failures.peek(now):
             refusal = ("rate_limited", "Too many offers of this session, or of its address, failed.")
@@ -39,6 +39,7 @@ class Offers:
             refusal = _WITHDRAWN
         else:
             session.offers[number] = None
+            session.ask_offer(1)
             self.questions.append(AskOffer(session, number, offer))
             return
         session.outbox.send(reset_frame(number, *refusal))
@@ -59,21 +60,22 @@ class Offers:
             self._registry.remove(offer)
         for host in {offer.host: None for offer in lost}:
             if host.offers:
-                self._appeared(host.service, now)
+                self._appeared(host, now)
             else:
                 self._registry.lost(host.service, now)
 
     def allowed(self, asked: AskOffer, terms: Terms, now: float) -> bool:
         """The offer is live; opens that waited for a host go on. Returns whether its host was not listed before."""
         session, offer = asked.session, asked.offer
+        session.ask_offer(-1)
         if session.ended or asked.number not in session.offers:
             return False
         if self._registry.is_withdrawn(offer.host):  # while the store was asked
-            self.refused(asked, *_WITHDRAWN, now=now)
+            self._refuse(asked, *_WITHDRAWN, now=now)
             return False
         is_new = self._registry.host(offer.host) is None
         if is_new and self._registry.account(offer.service).hosts >= terms.hosts:
-            self.refused(asked, "quota_exceeded", "The service's owner has as many live hosts as it may.", now=now)
+            self._refuse(asked, "quota_exceeded", "The service's owner has as many live hosts as it may.", now=now)
             return False
         host = self._registry.known(offer.host, offer.service)
         live = LiveOffer(host, session, asked.number, offer.labels, offer.digest)
@@ -83,11 +85,15 @@ class Offers:
         payload = Offered(host=offer.host).encode()
         session.outbox.send(frames.frame(frames.OFFERED, asked.number, payload=payload))
         self._touched.add(session)
-        self._appeared(offer.service, now)
+        self._appeared(host, now)
         return is_new
 
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         """The agent may not host it. That counts: names and tokens are not to be guessed."""
+        asked.session.ask_offer(-1)
+        self._refuse(asked, code, text, now=now)
+
+    def _refuse(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
         asked.session.failures.take(now)
         asked.session.effort.look_up_failed()
         if not asked.session.ended and asked.session.offers.pop(asked.number, None) is None:

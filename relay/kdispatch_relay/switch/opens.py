@@ -87,7 +87,7 @@ class Opens:
         """A client's OPEN that is not refused unseen."""
         route = Route(session, number, message)
         route.began = now
-        session.legs[number] = route.client
+        session.legs[number] = session.asking[message.uuid] = route.client
         session.unanswered += 1
         session.streams_opened += 1
         route.deadline = now + self._limits.open_total
@@ -140,10 +140,11 @@ class Opens:
         """Whether its client still waits."""
         return route.client.session.legs.get(route.client.number) is route.client
 
-    def host_appeared(self, service: str, now: float) -> None:
-        """A host was listed: opens that wait for one go on."""
-        entry = self._registry.get(service)
-        for route in list(entry.waiting) if entry else []:
+    def host_appeared(self, host: Host, now: float) -> None:
+        """A host was listed: opens that wait for one, or for this one, go on."""
+        entry = self._registry.get(host.service)
+        waiting = entry.waiting if entry else ()
+        for route in [route for route in waiting if route.message.pin in {None, host.id}]:
             self._next_try(route, now)
 
     def early(self, leg: Leg, value: int, payload: memoryview, now: float) -> str:
@@ -156,7 +157,9 @@ class Opens:
             leg.next += len(payload)
             leg.peer.forward(frames.DATA, 0, offset, bytes(payload), now)
             self._touched.add(leg.peer.session)
-        elif route.state is RouteState.TRYING and not route.hold_early(attempt, offset, payload, self._limits):
+        elif route.state is not RouteState.TRYING or attempt != route.attempt:
+            leg.session.effort.idle += 1  # of a try that is over
+        elif not route.hold_early(attempt, offset, payload, self._limits):
             return "protocol_error"
         return ""
 
@@ -173,6 +176,7 @@ class Opens:
         route.set_timer(None)
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
+        client.answered()
         client.session.streams[route.message.uuid, "client"] = client
         if client.session.is_first_of(route.message.service):
             self.connected.append(route)

@@ -59,6 +59,7 @@ class Leg:
         "number",
         "peer",
         "queued",
+        "reached",
         "resumed",
         "route",
         "session",
@@ -78,6 +79,7 @@ class Leg:
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer
         self.spoke = False  # an ACK of this agent was here: the first one need not say anything new
+        self.reached = 0  # the peer's ``next`` at this agent's last ACK
         self.deficit = 0
         self.queued = False
         self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes
@@ -141,14 +143,16 @@ class Leg:
         session, route = self.session, self.route
         session.effort.leg_ended()
         session.legs.pop(self.number, None)
+        self.answered()
         stream = (route.message.uuid, "client" if route.client is self else "host")
         if session.streams.get(stream) is self:
             del session.streams[stream]
 
-    def is_asking(self, uuid: str) -> bool:
-        """Whether it is the client's leg of this stream, and no host has opened it yet."""
-        route = self.route
-        return route.client is self and route.message.uuid == uuid and route.state is not RouteState.OPEN
+    def answered(self) -> None:
+        """It is not the client's leg of a stream that no host has opened yet, or not any more."""
+        asking, uuid = self.session.asking, self.route.message.uuid
+        if asking.get(uuid) is self:
+            del asking[uuid]
 
     # --- a source of the session's outbox --------------------------------------------------
 

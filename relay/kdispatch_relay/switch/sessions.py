@@ -49,6 +49,7 @@ class Session:
         "_partial",
         "_unsent",
         "asked",
+        "asking",
         "asks",
         "budget",
         "connects",
@@ -67,6 +68,7 @@ class Session:
         "limits",
         "look_ups",
         "offers",
+        "offers_asked",
         "older",
         "outbox",
         "predecessors",
@@ -113,9 +115,11 @@ class Session:
         self.outbox = Outbox(limits, self._hold_control)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
+        self.asking: dict[str, Leg] = {}  # its legs of streams that no host has opened yet, by uuid
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
         #: Streams that this agent attached, and their other end not yet.
         self.halves: dict[int, Half] = Held(self.hold, lambda _: _HALF)
+        self.offers_asked = 0  # offers that are looked up, also those that were taken back meanwhile
         #: ``None`` while the offer is looked up.
         self.offers: dict[int, LiveOffer | None] = Held(self.hold, _weigh_offer)
         self.queued = 0  # bytes of data that wait for this agent
@@ -174,6 +178,11 @@ class Session:
             self.held += size
             self.budget.held += size
 
+    def ask_offer(self, count: int) -> None:
+        """So many more offers are looked up, or fewer."""
+        self.offers_asked += count
+        self.hold(count * _ASKED_OFFER)
+
     def _hold_control(self, size: int, frames: int) -> None:
         self.hold(size + frames * _CONTROL)
 
@@ -206,5 +215,5 @@ class Session:
 
 def _weigh_offer(offer: LiveOffer | None) -> int:
     if offer is None:
-        return _ASKED_OFFER
+        return 0  # it counts as long as it is looked up
     return _OFFER + sum(_LABEL + len(key) + len(value) for key, value in offer.labels.items())

@@ -8,7 +8,6 @@ questions of :meth:`Switch.take_questions`, and ends the sessions of
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from kdispatch_protocol import frames
@@ -16,17 +15,19 @@ from kdispatch_protocol.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcome, reset_frame
+from kdispatch_protocol.messages import QUIET, Hello, Offer, Open, Reset, Welcome
 from kdispatch_protocol.timers import Timers
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
+from kdispatch_relay.switch.eviction import make_room
 from kdispatch_relay.switch.intents import AskOffer, Cut, said_by_agent
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import AskOpen, Opens
+from kdispatch_relay.switch.passing import Passing
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.roster import Roster
-from kdispatch_relay.switch.routes import Leg, RouteState
+from kdispatch_relay.switch.routes import RouteState
 from kdispatch_relay.switch.sessions import Session, Shared
 
 __all__ = ["AskAttach", "AskOffer", "AskOpen", "Cut", "Question", "Switch"]
@@ -63,9 +64,10 @@ class Switch:
         self.doubts = Doubts()
         self.opens = Opens(self.registry, self.timers, limits, self._touched)
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
+        self.passing = Passing(self.opens, self._touched, self._forwarded)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
-            lost=self._leg_lost, timers=self.timers,
+            lost=self.passing.leg_lost, timers=self.timers,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -96,7 +98,7 @@ class Switch:
             self.attachments.newest(older)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
-                self._leg_lost(leg, now)
+                self.passing.leg_lost(leg, now)
         self._touched.discard(session)
         session.let_go()
 
@@ -104,20 +106,20 @@ class Switch:
         """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
-        legs, effort = session.legs, session.effort
+        legs, effort, passing = session.legs, session.effort, self.passing
         for type_, flags, number, value, payload in received:
             if session.ended or effort.why:
                 return
             leg = legs.get(number)
             if type_ == frames.DATA and leg is not None:
-                self._data(leg, flags, value, payload, now)
+                passing.data(leg, flags, value, payload, now)
             elif type_ in _OF_STREAMS and leg is not None:
-                self._stream_frame(leg, type_, flags, value, payload, now)
+                passing.frame(leg, type_, flags, value, payload, now)
             else:
                 self._control_frame(session, type_, number, value, payload, now)
         if session.outbox:
             self._touched.add(session)
-        if effort.idle:
+        if effort.idle or effort.asks:
             self.settle_effort(session, now)
         if self.budget.spent:
             self._make_room()
@@ -287,7 +289,7 @@ class Switch:
         """An agent does not trust its number any more: it attaches anew, and so shall the other end."""
         leg = session.legs.get(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
-            self._leg_lost(leg, now)
+            self.passing.leg_lost(leg, now)
         else:
             session.effort.idle += 1
 
@@ -304,7 +306,7 @@ class Switch:
             return
         route = leg.route
         if route.state is RouteState.OPEN:
-            self._reset_peer(leg, said_by_agent(reset.code), reset.text)
+            self.passing.reset_peer(leg, said_by_agent(reset.code), reset.text)
         elif leg is route.host:
             self.opens.host_failed(route, reset.code, reset.text, now)
         else:
@@ -312,56 +314,7 @@ class Switch:
                 self.cut(session, "rate_limited", "Too many streams were given up before they were answered.")
             self.opens.cancel(leg)
 
-    # --- frames of one stream -----------------------------------------------------------------------------
-
-    def _data(self, leg: Leg, flags: int, value: int, payload: memoryview, now: float) -> None:
-        """The fast path: check order and credit, pass on."""
-        end = value + len(payload)
-        peer = leg.peer
-        if peer is None or value != leg.next or end > leg.limit:
-            if not self._may_pass(leg, value, end, now):
-                return
-            assert leg.peer is not None
-            peer = leg.peer
-        leg.next = end
-        peer.forward(frames.DATA, flags, value, payload, now)
-        self._forwarded(peer.session)
-
-    def _stream_frame(  # noqa: PLR0917 - one frame's fields
-        self, leg: Leg, type_: int, flags: int, value: int, payload: memoryview, now: float
-    ) -> None:
-        code = ""
-        if type_ == frames.OPENED:
-            code = self.opens.opened(leg, payload, now)
-        elif type_ == frames.EARLY:
-            code = self.opens.early(leg, value, payload, now)
-        elif leg.peer is None:
-            code = "protocol_error"
-        elif type_ == frames.FIN:
-            if value > leg.limit and not leg.resumed:  # behind an ATTACH all may be there that an older limit allowed
-                code = "credit_exceeded"
-            elif leg.fin_passed:  # a repeated one says nothing new
-                leg.session.effort.idle += 1
-            else:
-                leg.fin_passed = True
-                leg.peer.forward(type_, 0, value, b"", now)
-                self._touched.add(leg.peer.session)
-        elif type_ == frames.ACK:
-            self._ack(leg, leg.peer, value, frames.ack_limit(payload), fin=bool(flags & frames.FIN_ARRIVED))
-        if code:
-            self._violated(leg, code, now)
-
-    def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
-        if received <= peer.acked and limit <= peer.limit and leg.spoke and not (fin and not peer.fin_acked):
-            leg.session.effort.idle += 1
-        leg.spoke = True
-        peer.acked = max(peer.acked, received)
-        peer.forward_ack(received, limit, fin=fin)
-        self._touched.add(peer.session)
-        if fin:
-            peer.fin_acked = True
-            if leg.fin_acked:  # both ends are known to both: nothing more will come
-                self.opens.finish(leg.route)
+    # --- what they cause ---------------------------------------------------------------------------------
 
     def _forwarded(self, session: Session) -> None:
         self._touched.add(session)
@@ -371,77 +324,16 @@ class Switch:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Memory is short: of the source that holds most the session that holds most goes, until there is room."""
-        budget = self.budget
-        staying = [session for session in self.sessions if not session.doomed]
-        over = budget.queued + budget.held - budget.total - sum(s.weight for s in self.sessions if s.doomed)
-        sources: Counter[str] = Counter()
-        for session in staying:
-            sources[session.source] += session.weight
-        while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
-            heaviest = max((s for s in staying if s.source == source and not s.doomed), key=lambda s: s.weight)
-            if 2 * heaviest.queued >= heaviest.weight:
-                why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
-            else:
-                why = ("busy", "The relay is short of memory, and this session makes it keep most.")
-            self.cut(heaviest, *why)
-            over -= heaviest.weight
-            sources[source] -= heaviest.weight
-            if all(s.doomed for s in staying if s.source == source):
-                del sources[source]
-
-    def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
-        """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""
-        if leg.peer is None:
-            self._violated(leg, "protocol_error", now)
-        elif end > leg.limit:
-            self._violated(leg, "credit_exceeded", now)
-        elif start > leg.next and not leg.resumed and start > leg.acked:
-            self._violated(leg, "offset_mismatch", now)
-        elif end > leg.next:
-            leg.resumed = False
-            return True
-        else:
-            leg.session.effort.idle += 1
-        return False
+        if self._cuts:  # those who go take what they hold with them when the read was worked on
+            return
+        for cut in make_room(self.sessions, self.budget):
+            self.cut(cut.session, cut.code, cut.text)
 
     def _heard_again(self, session: Session, now: float) -> None:
         """A host that let an OPEN time out may be asked again; somebody may be waiting for it."""
         session.stalled = False
-        for service in {offer.host.service: None for offer in session.offers.values() if offer is not None}:
-            self.opens.host_appeared(service, now)
-
-    def _violated(self, leg: Leg, code: str, now: float) -> None:
-        """An agent broke a rule of one stream: both ends hear of it, the session goes on."""
-        route = leg.route
-        text = "The relay saw a frame that breaks the stream's rules."
-        leg.session.outbox.send(reset_frame(leg.number, code, text))
-        self._touched.add(leg.session)
-        if route.state is RouteState.OPEN:
-            self._reset_peer(leg, code, text)
-        elif leg is route.host:
-            self.opens.host_failed(route, code, text, now)
-        else:
-            self.opens.cancel(leg)
-
-    def _reset_peer(self, leg: Leg, code: str, text: str) -> None:
-        peer = leg.peer
-        self.opens.close(leg.route, code)
-        if peer is not None:
-            peer.session.outbox.send(reset_frame(peer.number, code, text))
-            self._touched.add(peer.session)
-
-    def _leg_lost(self, leg: Leg, now: float) -> None:
-        """A leg's session is gone. The other end is told, so that it attaches the stream again."""
-        route, peer = leg.route, leg.peer
-        if route.state is RouteState.OPEN and peer is not None:
-            self.opens.forget(route)
-            peer.session.outbox.send(frames.frame(frames.GONE, peer.number))
-            self._touched.add(peer.session)
-        elif leg is route.host:
-            self.opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
-        else:
-            self.opens.cancel(leg)
+        for host in {offer.host: None for offer in session.offers.values() if offer is not None}:
+            self.opens.host_appeared(host, now)
 
 
 # Frames for nothing are settled this many at a time, within what came at once.

@@ -11,6 +11,7 @@ and reads are small while a session carries nothing, or many small frames.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Sized
 from typing import Final, Protocol
@@ -23,7 +24,7 @@ from kdispatch_protocol.aio.writer import SocketWriter
 from kdispatch_protocol.frames import DATA, HEADER, Buffer
 from kdispatch_protocol.websocket import Closing, WebSocketReader
 
-__all__ = ["Carrier", "CarrierOwner", "read_buffer"]
+__all__ = ["Cancellable", "Carrier", "CarrierOwner", "read_buffer"]
 
 # What one read of a session takes at most. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.7 and 2.3 CPU seconds
 # a GB), and small frames among it are found that much sooner.
@@ -31,8 +32,10 @@ _READ_SIZE: Final = 512 * 1024
 # A server's least read: of frames of 20 bytes these are 400, and less than a millisecond. libuv reads up to 32 times
 # for one socket before another has its turn, so a server pauses after each read that is full.
 _LEAST_READ: Final = 8 * 1024
-# A read with more than a frame for so many bytes is dense: the next one is small again.
+# A read with more than a frame for so many bytes is dense: the next one is small again, and waits for its turn. Above
+# so many frames it is a quarter as large: messages of one byte take 8 us each.
 _DENSE: Final = 1024
+_MANY: Final = 128
 # Behind our close frame the other end may go on sending: so many seconds lie between full reads of that.
 _DISCARD_REST: Final = 0.020
 _KEPT: Final = 8 * 1024 * 1024
@@ -63,6 +66,14 @@ def _keep_freed_memory() -> None:
     """
     block = bytearray(_KEPT)
     del block
+
+
+class Cancellable(Protocol):
+    """A call that is to come, and need not."""
+
+    def cancel(self) -> None:
+        """Let it not come."""
+        ...
 
 
 class CarrierOwner(Protocol):
@@ -116,16 +127,22 @@ class Carrier(asyncio.BufferedProtocol):
         buffer: memoryview,
         max_message: int,
         carries: Sized | None = None,
+        turn: Callable[[Callable[[], None]], Cancellable] | None = None,
     ) -> None:
-        """``carries`` is what a server's session carries: as long as it is empty, reads are small. Agents give none."""
+        """``carries`` is what a server's session carries: as long as it is empty, reads are small. Agents give none.
+
+        ``turn`` calls a function when a session of many small frames is to read again; if not given, in the next turn
+        of the loop.
+        """
         self._owner: CarrierOwner = owner
         self._server = server
         self._shared = buffer
         self._carries: Sized = (None,) if carries is None else carries
         self._paces = carries is not None
         self._least = buffer[:_LEAST_READ]
+        self._turn = turn
         self._view = self._least if self._paces else buffer  # where a session that carries something reads to
-        self._rest: asyncio.Handle | None = None  # ends the pause of reading
+        self._rest: Cancellable | None = None  # ends the pause of reading
         self._reader = WebSocketReader(server=server, max_message=max_message)
         self._transport: asyncio.Transport | None = None
         self._writer: SocketWriter | None = None
@@ -177,6 +194,10 @@ class Carrier(asyncio.BufferedProtocol):
 
     def rest(self, seconds: float) -> None:
         """Read nothing for so many seconds, or until the loop's next turn."""
+        loop = asyncio.get_running_loop()
+        self._pause(functools.partial(loop.call_later, seconds) if seconds else loop.call_soon)
+
+    def _pause(self, later: Callable[[Callable[[], None]], Cancellable]) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -184,8 +205,7 @@ class Carrier(asyncio.BufferedProtocol):
             self._rest.cancel()
         else:
             transport.pause_reading()
-        loop = asyncio.get_running_loop()
-        self._rest = loop.call_later(seconds, self._rested) if seconds else loop.call_soon(self._rested)
+        self._rest = later(self._rested)
 
     def _rested(self) -> None:
         self._rest = None
@@ -275,7 +295,7 @@ class Carrier(asyncio.BufferedProtocol):
         if message is None:
             if self._reader.closing is None:
                 self._read(self._shared[:nbytes])
-            if nbytes >= _LEAST_READ and self._paces:
+            if nbytes >= _LEAST_READ // 4 and self._paces:
                 self._give_turn(nbytes)
             return
         self.heard = self.arrived = self._time()
@@ -291,11 +311,16 @@ class Carrier(asyncio.BufferedProtocol):
     def _give_turn(self, size: int) -> None:
         """Choose the next read's size, and let others have their turn behind a full read."""
         full = size == len(self.get_buffer(-1))
-        if size < self.found * _DENSE:
-            self._view = self._least
+        dense = size < self.found * _DENSE
+        if dense:
+            self._view = self._least[: _LEAST_READ // 4] if self.found > _MANY else self._least
         elif full and len(self._view) < len(self._shared):
             self._view = self._shared[: 2 * len(self._view)]
-        if full and self._rest is None:
+        if not full or self._rest is not None:
+            return
+        if dense and self._turn is not None and not self._silent:
+            self._pause(self._turn)
+        else:
             self.rest(_DISCARD_REST if self._silent else 0.0)
 
     def _read(self, data: Buffer) -> None:

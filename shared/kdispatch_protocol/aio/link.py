@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Final, Protocol
 
 from kdispatch_protocol.aio.alarm import Alarm
-from kdispatch_protocol.aio.carrier import Carrier
+from kdispatch_protocol.aio.carrier import Cancellable, Carrier
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.limits import Limits
@@ -89,10 +89,11 @@ class Link:
         max_message: int,
         ping: float | None = None,
         carries: Sized | None = None,
+        turn: Callable[[Callable[[], None]], Cancellable] | None = None,
     ) -> None:
         """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits.
 
-        ``carries`` is what a relay's session carries, see :class:`Carrier`.
+        ``carries`` is what a relay's session carries, and ``turn`` says when it reads again: see :class:`Carrier`.
         """
         self._owner = owner
         self._limits = limits
@@ -114,7 +115,7 @@ class Link:
         self._full_unsent = 0
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
-        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message, carries=carries)
+        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message, carries=carries, turn=turn)
         self.carrier.pass_on = owner.link_pass_on
         self._arm()
 

@@ -66,7 +66,7 @@ class Place:
     def put(self, data: bytes) -> None:
         """Write whole lines soon, or count them as dropped. Never blocks, and never fails."""
         with self._lock:
-            if self.full or self._held + len(data) > _MOST or not self._running():
+            if self.full or self._held + len(data) > _MOST:
                 self._no_room += _lines(data)
                 return
             if self._no_room:
@@ -75,10 +75,20 @@ class Place:
                 self._no_room = 0
             self._held += len(data)
             self._queue.put(data)
+            self._running()
 
     def finish(self, seconds: float) -> bool:
-        """Wait until all of it is written, at most so long; returns whether it is."""
-        if self._thread is None:
+        """Wait until all of it is written, at most so long; returns whether it is.
+
+        Where the system has no thread for it, this writes by itself: the last words say what there is too little of.
+        """
+        if self._thread is None and not self._held:
+            return True
+        if not self._running():
+            with contextlib.suppress(Empty):
+                while isinstance(data := self._queue.get_nowait(), bytes):
+                    self._put_out(data)
+                    self._held -= len(data)
             return True
         done = threading.Event()
         self._queue.put(done)
@@ -88,12 +98,13 @@ class Place:
     # --- inner ----------------------------------------------------------------------------------
 
     def _running(self) -> bool:
+        """Start the thread, if there is none; returns whether there is one."""
         if self._thread is None:
             # A daemon: one that hangs in a write must not hold up the end of the process.
             thread = threading.Thread(target=self._run, name="kdispatch output", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system has no room for a thread; there may be some for the next line
+            except RuntimeError:  # the system has no room for a thread; there may be some at the next line
                 return False
             self._thread = thread
         return True

@@ -267,7 +267,7 @@ async def test_a_defect_is_one_line_unless_asked(kdispatch: Shell) -> None:
     )
     short, long = await asyncio.gather(python(kdispatch, script), python(kdispatch, script, KDISPATCH_DEBUG="1"))
     assert (short.status, long.status) == (1, 1)
-    assert short.err.splitlines()[0] == "kdispatch: This is a defect of kdispatch: ZeroDivisionError: oh"
+    assert short.err.splitlines()[0] == "kdispatch: This is a defect of kdispatch: ZeroDivisionError: oh."
     assert "KDISPATCH_DEBUG=1" in short.err
     assert "Traceback" not in short.err
     assert "Traceback (most recent call last)" in long.err

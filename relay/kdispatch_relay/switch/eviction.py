@@ -1,0 +1,38 @@
+"""Who goes when memory is short. Sans-I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from kdispatch_relay.switch.budget import ProcessBudget
+from kdispatch_relay.switch.intents import Cut
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["make_room"]
+
+
+def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
+    """Of the source that holds most the session that holds most goes, and so on, until there is room."""
+    sessions = list(sessions)
+    staying = [session for session in sessions if not session.doomed]
+    over = budget.queued + budget.held - budget.total - sum(s.weight for s in sessions if s.doomed)
+    sources: Counter[str] = Counter()
+    for session in staying:
+        sources[session.group or session.source] += session.weight
+    cuts: list[Cut] = []
+    going: set[Session] = set()
+    while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
+        left = [session for session in staying if (session.group or session.source) == source and session not in going]
+        heaviest = max(left, key=lambda session: session.weight)
+        if 2 * heaviest.queued >= heaviest.weight:
+            why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+        else:
+            why = ("busy", "The relay is short of memory, and this session makes it keep most.")
+        cuts.append(Cut(heaviest, *why))
+        going.add(heaviest)
+        over -= heaviest.weight
+        sources[source] -= heaviest.weight
+        if len(left) == 1:
+            del sources[source]
+    return cuts

@@ -1,0 +1,132 @@
+"""What goes from one end of a stream to the other: order and credit are checked, and frames passed on. Sans-I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdispatch_protocol import frames
+from kdispatch_protocol.messages import reset_frame
+from kdispatch_relay.switch.opens import Opens
+from kdispatch_relay.switch.routes import Leg, RouteState
+from kdispatch_relay.switch.sessions import Session
+
+__all__ = ["Passing"]
+
+# An ACK that only grants more costs so much beside an OPEN: programs that read slowly what has long arrived cause ten a
+# second for each stream.
+_ACK = 0.1
+
+
+class Passing:
+    """The frames of streams that are there. Frames to send go to the sessions' outboxes; those are in ``touched``.
+
+    ``forwarded`` hears of a session for which data waits now.
+    """
+
+    def __init__(self, opens: Opens, touched: set[Session], forwarded: Callable[[Session], None]) -> None:
+        self._opens = opens
+        self._touched = touched
+        self._forwarded = forwarded
+
+    def data(self, leg: Leg, flags: int, value: int, payload: memoryview, now: float) -> None:
+        """The fast path: check order and credit, pass on."""
+        end = value + len(payload)
+        peer = leg.peer
+        if peer is None or value != leg.next or end > leg.limit:
+            if not self._may_pass(leg, value, end, now):
+                return
+            assert leg.peer is not None
+            peer = leg.peer
+        leg.next = end
+        peer.forward(frames.DATA, flags, value, payload, now)
+        self._forwarded(peer.session)
+
+    def frame(  # noqa: PLR0917 - one frame's fields
+        self, leg: Leg, type_: int, flags: int, value: int, payload: memoryview, now: float
+    ) -> None:
+        """All else that names a stream: OPENED, EARLY, FIN and ACK."""
+        code = ""
+        if type_ == frames.OPENED:
+            code = self._opens.opened(leg, payload, now)
+        elif type_ == frames.EARLY:
+            code = self._opens.early(leg, value, payload, now)
+        elif leg.peer is None:
+            code = "protocol_error"
+        elif type_ == frames.FIN:
+            if value > leg.limit and not leg.resumed:  # behind an ATTACH all may be there that an older limit allowed
+                code = "credit_exceeded"
+            elif leg.fin_passed:  # a repeated one says nothing new
+                leg.session.effort.idle += 1
+            else:
+                leg.fin_passed = True
+                leg.peer.forward(type_, 0, value, b"", now)
+                self._touched.add(leg.peer.session)
+        elif type_ == frames.ACK:
+            self._ack(leg, leg.peer, value, frames.ack_limit(payload), fin=bool(flags & frames.FIN_ARRIVED))
+        if code:
+            self._violated(leg, code, now)
+
+    def reset_peer(self, leg: Leg, code: str, text: str) -> None:
+        """The stream is over, for the reason that one end gave; the other one is told."""
+        peer = leg.peer
+        self._opens.close(leg.route, code)
+        if peer is not None:
+            peer.session.outbox.send(reset_frame(peer.number, code, text))
+            self._touched.add(peer.session)
+
+    def leg_lost(self, leg: Leg, now: float) -> None:
+        """A leg's session is gone. The other end is told, so that it attaches the stream again."""
+        route, peer = leg.route, leg.peer
+        if route.state is RouteState.OPEN and peer is not None:
+            self._opens.forget(route)
+            peer.session.outbox.send(frames.frame(frames.GONE, peer.number))
+            self._touched.add(peer.session)
+        elif leg is route.host:
+            self._opens.host_failed(route, "host_timeout", "The host's session was lost.", now)
+        else:
+            self._opens.cancel(leg)
+
+    # --- inner ---------------------------------------------------------------------------------
+
+    def _ack(self, leg: Leg, peer: Leg, received: int, limit: int, *, fin: bool) -> None:
+        if received <= peer.acked and limit <= peer.limit and leg.spoke and not (fin and not peer.fin_acked):
+            leg.session.effort.idle += 1
+        elif peer.next == leg.reached and leg.spoke:
+            leg.session.effort.asks += _ACK
+        leg.spoke = True
+        leg.reached = peer.next
+        peer.acked = max(peer.acked, received)
+        peer.forward_ack(received, limit, fin=fin)
+        self._touched.add(peer.session)
+        if fin:
+            peer.fin_acked = True
+            if leg.fin_acked:  # both ends are known to both: nothing more will come
+                self._opens.finish(leg.route)
+
+    def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
+        """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""
+        if leg.peer is None:
+            self._violated(leg, "protocol_error", now)
+        elif end > leg.limit:
+            self._violated(leg, "credit_exceeded", now)
+        elif start > leg.next and not leg.resumed and start > leg.acked:
+            self._violated(leg, "offset_mismatch", now)
+        elif end > leg.next:
+            leg.resumed = False
+            return True
+        else:
+            leg.session.effort.idle += 1
+        return False
+
+    def _violated(self, leg: Leg, code: str, now: float) -> None:
+        """An agent broke a rule of one stream: both ends hear of it, the session goes on."""
+        route = leg.route
+        text = "The relay saw a frame that breaks the stream's rules."
+        leg.session.outbox.send(reset_frame(leg.number, code, text))
+        self._touched.add(leg.session)
+        if route.state is RouteState.OPEN:
+            self.reset_peer(leg, code, text)
+        elif leg is route.host:
+            self._opens.host_failed(route, code, text, now)
+        else:
+            self._opens.cancel(leg)
