@@ -100,10 +100,27 @@ def _is_connected(sock: socket.socket) -> bool:
             raise
     else:
         return True
+    if _has_words(sock):
+        return True
     status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if status:
         raise OSError(status, os.strerror(status))
     return False
+
+
+def _has_words(sock: socket.socket) -> bool:
+    """Whether a service has spoken, and reset the connection before anybody looked: what it said is to be read.
+
+    Raises how the connection failed, where the system says it here: it says so once.
+    """
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:  # what Linux doesn't say of one that is under way, and others do
+            return False
+        raise
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

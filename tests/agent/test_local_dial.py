@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from kdispatch.local_dial import Target
+from kdispatch.local_dial import LocalDial, Target
 from kdispatch.local_sockets import reason
+from kdispatch_protocol.aio.pipe import reset_when_closed
 
 
 @pytest.fixture
@@ -110,3 +111,34 @@ async def test_given_up(listener: socket.socket) -> None:
         assert not asyncio.get_running_loop().remove_writer(dial.sock)
         dial.close()
         assert dial.sock.fileno() == -1
+
+
+async def test_a_service_that_speaks_and_resets_at_once() -> None:
+    """A connection that was reset before anybody looked at it, with words that wait to be read, is one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.settimeout(0)
+        service, _ = listener.accept()
+        service.sendall(b"too many connections")
+        reset_when_closed(service)
+        service.close()
+        async with asyncio.timeout(2):
+            assert await LocalDial(Target("127.0.0.1", port), sock).finish() is sock
+    assert sock.recv(100) == b"too many connections"
+    with pytest.raises(ConnectionResetError):
+        sock.recv(100)
+    sock.close()
+
+
+async def test_a_service_that_resets_without_a_word() -> None:
+    """One that was reset with nothing to be read has failed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        sock.settimeout(0)
+        service, _ = listener.accept()
+        reset_when_closed(service)
+        service.close()
+        with pytest.raises(ConnectionResetError):
+            await LocalDial(Target(*listener.getsockname()), sock).finish()
+    sock.close()
