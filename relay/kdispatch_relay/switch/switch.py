@@ -119,7 +119,7 @@ class Switch:
                 self.passing.frame(leg, type_, flags, value, payload, now)
             else:
                 self._control_frame(session, type_, number, value, payload, now)
-                if effort.why:
+                if session.effort.why:  # this frame was one too many
                     return
         if session.outbox:
             self._touched.add(session)
