@@ -70,7 +70,7 @@ class Connector:
         except asyncio.CancelledError:
             transport.abort()
             raise
-        return reader, asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+        return reader, _Writer(transport, protocol, reader, asyncio.get_running_loop())
 
     async def start(self, wait: float = _WAIT) -> None:
         """Get the session; calling it again, or from several tasks at once, is harmless."""
@@ -158,6 +158,30 @@ class _Reader(asyncio.StreamReader):
             raise self._failure
 
 
+class _Writer(asyncio.StreamWriter):
+    """asyncio's writer, whose ``drain`` names the failure also where the connection is lost while it waits."""
+
+    def __init__(
+        self,
+        transport: asyncio.WriteTransport,
+        protocol: asyncio.BaseProtocol,
+        reader: _Reader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(transport, protocol, reader, loop)
+        self._hears = reader
+
+    async def drain(self) -> None:
+        """As asyncio's."""
+        try:
+            await super().drain()
+        except ConnectionResetError as error:
+            failure = self._hears.exception()
+            if failure is None or failure is error:
+                raise
+            raise failure from None
+
+
 _connectors: dict[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Connector]] = {}
 
 
@@ -224,7 +248,7 @@ class Server:
         reader = _Reader(limit=self._limit)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport = driver.accept(stream, protocol)
-        writer = asyncio.StreamWriter(transport, protocol, reader, driver.loop)
+        writer = _Writer(transport, protocol, reader, driver.loop)
         handled = self._connected(reader, writer)
         if inspect.isawaitable(handled):
             task = asyncio.ensure_future(_finish(handled, writer))

@@ -6,6 +6,7 @@ Each is the real program.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -211,7 +212,8 @@ class Haproxy(Edge):
 
     async def crash(self) -> None:
         for pid in self.workers:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a master ends the others with the first
+                os.kill(pid, signal.SIGKILL)
         await self.process.ended()  # a master gives up with its worker
         await asyncio.sleep(RESTART)
         await self.start()

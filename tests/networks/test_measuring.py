@@ -50,12 +50,18 @@ async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None
     assert (found.lived, found.silence) == (0.1, None)
 
 
-async def test_a_session_that_ends_under_the_flood(shared_relay: Relay) -> None:
-    """A measurement of speed that is cut short ends, and says so."""
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_session_that_ends_under_the_flood(
+    shared_relay: Relay, monkeypatch: pytest.MonkeyPatch, *, before: bool
+) -> None:
+    """A measurement of speed that is cut short ends, and says so, be it before the first PING."""
+    monkeypatch.setattr("kdispatch.doctor.limits._FLOOD_ALL", 1 << 20)  # for longer than the session lives
     async with middlebox(shared_relay.address.port, Rules(life=0.3)) as box:
         tunnel = _tunnel(box)
         session = await tunnel.open()
         try:
+            if before:
+                await session.over
             [finding] = await check_speed(session)
         finally:
             session.close()

@@ -143,7 +143,7 @@ async def check_speed(session: Session) -> list[Finding]:
     while session.answered - answered < sent and not session.over.done() and await session.hears(_ANSWER):
         pass
     count, seconds = session.answered - answered, loop.time() - began
-    if count < sent:
+    if count < sent or not sent:
         text = f"Of {sent} PINGs sent as fast as they go, {count} were answered."
         return [warns("speed", text, "Try again; then ask the network's owner.", code="relay_unreachable")]
     rate = 8 * _PING_BYTES * count / seconds / 1e6
