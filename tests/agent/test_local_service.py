@@ -83,10 +83,12 @@ async def test_a_service_at_the_other_address() -> None:
 async def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch, number: int, code: str) -> None:
     """A name that is unknown is said to be, at once; one that can't be looked up may be known a moment later."""
 
-    async def getaddrinfo(*_: object, **__: object) -> None:
+    async def refuse(*_: object, **__: object) -> None:
         raise socket.gaierror(number, "no")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
+    # uvloop's own create_connection does not look up by the loop's getaddrinfo.
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", refuse, raising=False)
     began = time.monotonic()
     with pytest.raises(KdispatchError, match="name") as caught:
         await LocalPort("db.example", 80).check(0.3)
