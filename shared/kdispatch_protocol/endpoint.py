@@ -348,9 +348,6 @@ class Endpoint:
         if stream.closing:
             if stream.farewell is None:
                 self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
-            if not stream.ended:
-                # Nobody takes it, and it is credited all the same: a peer's program may send all before it reads.
-                self.table.consumed(stream, len(payload) - known, now)
         elif known < len(payload):
             stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)

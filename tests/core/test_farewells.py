@@ -50,21 +50,3 @@ def test_a_program_that_said_nothing_is_reset_at_once() -> None:
         talk.hear(frames.ack_frame(1, len(said), 1000, fin=False))
         talk.table.farewells.begin(stream, "cancelled", "", talk.now)
         assert [reset_of(frame_) for frame_ in talk.said()] == ["cancelled"]
-
-
-def test_what_nobody_takes_stops_nobody() -> None:
-    """A peer whose program sends first and reads later may send all that it has: credit comes back for each byte."""
-    talk = Conversation()
-    stream = talk.client()
-    talk.table.write(stream, b"last words")
-    talk.names()
-    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
-    sent = 0
-    while sent < 4 * talk.table.limits.window:
-        size = min(stream.inbound.limit - sent, 60_000)
-        assert size > 0
-        talk.hear(frame(frames.DATA, 1, sent, bytes(size)))
-        sent += size
-        talk.wait(talk.table.limits.ack_delay)
-        assert set(talk.names()) <= {"ACK"}
-    assert not stream.ended

@@ -159,7 +159,9 @@ class StreamTransport(asyncio.Transport):
         """Send what waits and the end; ``connection_lost`` follows. What the peer still sends is refused."""
         if not self._closing and not self._lost:
             self._closing = True
-            self._drop_unread()
+            unread = self._uncredited + sum(map(len, self._held or ()))
+            self._held, self._held_eof, self._uncredited = None, False, 0
+            self._credit(unread)  # so that the peer sends more, if it has any, and is told
             self._driver.close(self.stream)
             if self.stream.ended or self.stream.outbound.fin_acked:
                 self._schedule_lost(self._failure)
@@ -192,7 +194,7 @@ class StreamTransport(asyncio.Transport):
         """
         if not self._lost:
             self._closing = True
-            self._drop_unread()
+            self._held, self._held_eof, self._uncredited = None, False, 0
             self._driver.reset_behind(self.stream, code, text, more=more)
 
     # --- called by the driver ----------------------------------------------------------------------
@@ -279,11 +281,6 @@ class StreamTransport(asyncio.Transport):
     def _credit(self, count: int) -> None:
         if count:
             self._driver.consumed(self.stream, count)
-
-    def _drop_unread(self) -> None:
-        unread = self._uncredited + sum(map(len, self._held or ()))
-        self._held, self._held_eof, self._uncredited = None, False, 0
-        self._credit(unread)  # so that the peer sends more, if it has any, and is told
 
     def _eof(self) -> None:
         protocol = cast("asyncio.Protocol", self._protocol)
