@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Final
 from tests.demo.processes import KDISPATCH, Program, Programs
 from tests.faults.proxy import FaultProxy, fault_proxy
 from tests.programs.install import find
+from tests.programs.tunnel import free_port
 
 __all__ = ["Case", "Outcome", "Site", "measure", "script"]
 
@@ -55,12 +55,7 @@ class Site:
         path.write_text(text)
         return str(path)
 
-    @staticmethod
-    def free_port() -> int:
-        """A port that was free a moment ago."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port: int = listener.getsockname()[1]
-            return port
+    free_port = staticmethod(free_port)
 
 
 def script(text: str) -> Callable[[Site], list[str]]:
