@@ -159,9 +159,7 @@ class StreamTransport(asyncio.Transport):
         """Send what waits and the end; ``connection_lost`` follows. What the peer still sends is refused."""
         if not self._closing and not self._lost:
             self._closing = True
-            unread = self._uncredited + sum(map(len, self._held or ()))
-            self._held, self._held_eof, self._uncredited = None, False, 0
-            self._credit(unread)  # so that the peer sends more, if it has any, and is told
+            self._drop_unread()
             self._driver.close(self.stream)
             if self.stream.ended or self.stream.outbound.fin_acked:
                 self._schedule_lost(self._failure)
@@ -194,7 +192,7 @@ class StreamTransport(asyncio.Transport):
         """
         if not self._lost:
             self._closing = True
-            self._held, self._held_eof, self._uncredited = None, False, 0
+            self._drop_unread()
             self._driver.reset_behind(self.stream, code, text, more=more)
 
     # --- called by the driver ----------------------------------------------------------------------
@@ -223,8 +221,12 @@ class StreamTransport(asyncio.Transport):
             self._schedule_lost(None)
 
     def writing_resumed(self) -> None:
-        """Few bytes wait again."""
-        if self._writing_paused and not self._lost:
+        """Few bytes wait again.
+
+        Nothing is told where the program wrote too much meanwhile: the event is outdated, and another one follows.
+        A program that resumed on the outdated one would never hear of the other.
+        """
+        if self._writing_paused and not self._lost and (self.stream.ended or not self.stream.writer_paused):
             self._writing_paused = False
             self._protocol.resume_writing()
 
@@ -281,6 +283,11 @@ class StreamTransport(asyncio.Transport):
     def _credit(self, count: int) -> None:
         if count:
             self._driver.consumed(self.stream, count)
+
+    def _drop_unread(self) -> None:
+        unread = self._uncredited + sum(map(len, self._held or ()))
+        self._held, self._held_eof, self._uncredited = None, False, 0
+        self._credit(unread)  # so that the peer sends more, if it has any, and is told
 
     def _eof(self) -> None:
         protocol = cast("asyncio.Protocol", self._protocol)
