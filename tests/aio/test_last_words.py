@@ -202,6 +202,23 @@ async def test_a_program_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPa
         assert [client.told[-1] == "lost" for client in held] == [True, True, False, False, False]
 
 
+async def test_a_program_that_sends_on_behind_a_reset() -> None:
+    """One that sends before it reads gets the last words behind a reset; one that sends for ever is reset."""
+    limits = replace(SCALED, dropped=200_000)
+    async with twin(limits) as pair:
+        client, host = await pair.stream()
+        client.transport.pause_reading()
+        host.transport.write(b"x" * 1000)
+        host.transport.reset_behind("cancelled", "")
+        await until(lambda: client.transport.stream.ended)
+        client.transport.write(bytes(limits.dropped))
+        await settle()
+        assert "lost" not in client.told and client.transport.held == 1000
+        client.transport.write(b"x")
+        await settle()
+        assert client.told[-1] == "lost"
+
+
 async def test_a_transport_that_closes(pair: Twin) -> None:
     """A program of the library that writes and closes, while its peer still sends, is heard before the reset."""
     answered = Program()

@@ -41,6 +41,7 @@ class StreamTransport(asyncio.Transport):
         "_lost",
         "_paused",
         "_protocol",
+        "_thrown_away",
         "_uncredited",
         "_views",
         "_writing_paused",
@@ -60,6 +61,7 @@ class StreamTransport(asyncio.Transport):
         self._closing = False
         self._finished = False  # the stream is, and waits for the protocol to take the rest
         self._failure: StreamReset | None = None  # the stream was reset, which waits likewise
+        self._thrown_away = 0  # bytes that the program wrote since then
         self._lost = False
         self._writing_paused = False
 
@@ -91,9 +93,14 @@ class StreamTransport(asyncio.Transport):
         """Queue bytes for the peer; the protocol is paused when too many wait."""
         if self._closing or self._lost or not data:
             return
-        if not self._driver.write(self.stream, data) and not self._writing_paused:
-            self._writing_paused = True
-            self._protocol.pause_writing()
+        if not self._driver.write(self.stream, data):
+            if not self._writing_paused:
+                self._writing_paused = True
+                self._protocol.pause_writing()
+        elif self._failure is not None:  # the program has yet to take the last words, and sends on into nothing
+            self._thrown_away += len(data)
+            if self._thrown_away > self.stream.limits.dropped:
+                self.give_up()
 
     def writelines(self, list_of_data: Any) -> None:
         """Queue several pieces of bytes."""
