@@ -52,6 +52,7 @@ __all__ = [
 
 CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
 TOTAL_SECONDS: Final = 30.0  #: one request with its answer
+_DIGITS: Final = 10  # of a number of seconds
 DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
 
 #: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
@@ -262,12 +263,21 @@ def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: A
     if code not in CODES:
         detail = f"{detail or 'The relay refused.'} (The relay calls it {code[:64]!r}.)"
         code = _BY_STATUS.get(status, "bad_request" if status < 500 else "internal_error")
-    detail = detail or CODES[code].meaning
-    if code == "rate_limited" and (wait := headers.get("retry-after", "")).isdecimal():
-        detail += f" The relay asks to wait {wait} s."
+    detail = with_wait(code, detail, headers)
     if status >= 500 and isinstance(request_id := answer.get("request_id"), str):
         detail += f" Request id: {request_id[:64]}."
     return KdispatchError(code, detail)
+
+
+def with_wait(code: str, detail: str, headers: Mapping[str, str]) -> str:
+    """What the relay says of itself, or else the code's meaning; of too many requests, how long it asks to wait."""
+    detail = detail or CODES[code].meaning
+    if code != "rate_limited":
+        return detail
+    wait = headers.get("retry-after", "")
+    if wait.isascii() and wait.isdecimal():
+        return f"{detail} The relay asks to wait {wait[:_DIGITS]} s."
+    return f"{detail} The relay does not say how long to wait."
 
 
 def first_of_each(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from kdispatch.answers import (
     passing,
     strange,
     unreachable,
+    with_wait,
 )
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError
@@ -153,7 +154,7 @@ class Handshake(asyncio.Protocol):
         problem = _problem(bytes(response.body or b""))
         after = _seconds(response.headers.get("Retry-After", ""))
         if problem is not None:
-            code, text = problem
+            code, text = problem[0], with_wait(*problem, headers)
             missing = missing_of(headers)
             if missing or code == "bad_request":  # which a relay says of nothing that an agent sends
                 self._fail(upgrade_lost(self._relay, missing, headers))

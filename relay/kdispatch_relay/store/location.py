@@ -36,8 +36,12 @@ def database_url(text: str) -> URL:
     if "://" not in text and text != ":memory:":
         try:
             return _file_url(Path(text).expanduser())
-        except (OSError, RuntimeError) as error:  # the current folder was deleted, or there is no such user
-            raise KdispatchError("bad_request", f"The database's path {text!r} leads nowhere: {error}.") from error
+        except OSError as error:
+            why = f"The database's path {text!r} leads nowhere: the current folder is gone."
+            raise KdispatchError("bad_request", why) from error
+        except RuntimeError as error:
+            why = f"The database's path {text!r} leads nowhere: the system knows no such user, or no home."
+            raise KdispatchError("bad_request", why) from error
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
