@@ -243,11 +243,9 @@ def _absolute(path: str, base: Path) -> str:
     """A file's name that stays the same wherever the process goes."""
     try:
         return str(base.absolute() / Path(path).expanduser()) if path else ""
-    except OSError as error:
-        text = f"{path!r} leads nowhere: the current directory is gone."
-        raise SetupError("bad_request", text, hint="Write a whole path.") from error
-    except RuntimeError as error:
-        text = f"{path!r} leads nowhere: the system knows no such user, or no home directory."
+    except (OSError, RuntimeError) as error:
+        why = "the current directory is gone" if isinstance(error, OSError) else "there is no such user, or no home"
+        text = f"{path!r} leads nowhere: {why}."
         raise SetupError("bad_request", text, hint="Write a whole path.") from error
 
 
