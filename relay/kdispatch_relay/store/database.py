@@ -110,17 +110,19 @@ class Database:
             self._written = time.monotonic()
 
     async def probe(self, often: float) -> None:
-        """Return when a write would be kept at this moment, with a commit unless one was within ``often`` seconds.
+        """Return when a write would be kept at this moment; it changes nothing that anybody reads.
 
-        The commit changes nothing that anybody reads.
+        It takes the write lock, which another program may hold. A page is written unless one was within ``often``
+        seconds.
         """
-        if "write" in self._failing or time.monotonic() - self._written >= often:
-            async with self.write() as connection:
-                await self._check_usable()
+        written = self._written
+        due = "write" in self._failing or time.monotonic() - written >= often
+        async with self.write() as connection:
+            await self._check_usable()
+            if due:
                 await _touch(connection)
-        else:
-            with self._translated("write"):
-                await self._check_usable()
+        if not due:  # a transaction that changes nothing proves nothing of the disk
+            self._written = written
 
     async def _check_usable(self) -> None:
         if self._open is not None:
