@@ -303,6 +303,9 @@ class Endpoint:
             table.resumption.move_refused(session, moving, reset.code, reset.text, now)
         elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
             table.resumption.attach_refused(stream, reset.code, reset.text, now)
+        elif stream is not None and stream.moves and not stream.confirmed:
+            # The relay takes back an OPEN whose client lost its session. The client asked for the stream elsewhere.
+            table.resumption.detach(stream, now)
         elif stream is not None:
             table.abort(stream, reset.code, reset.text)
 

@@ -11,7 +11,7 @@ from kdispatch_protocol import events, frames
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Attach, Open, Reset
+from kdispatch_protocol.messages import Attach, Open, Reset, reset_frame
 from kdispatch_protocol.states import Leg, State
 from kdispatch_protocol.streams import proof
 from kdispatch_protocol.tombstones import Tombstones
@@ -265,6 +265,25 @@ def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
     second = host(talk, 4)
     assert first.state is State.RESET
     assert talk.table.by_uuid[UUID] is second
+
+
+def test_a_reset_on_an_older_session_does_not_end_what_was_attached_anew() -> None:
+    """The relay takes an OPEN back whose client's session is lost, and the same client's question overtakes that."""
+    talk = Conversation(offer=True)
+    stream = host(talk)
+    older = talk.session
+    talk.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    talk.said()
+    hear(talk, entry(stream, number=None, opening=True))
+    [ours] = attached(talk.said())
+    newer, talk.session = talk.session, older
+    talk.hear(reset_frame(2, "cancelled", "The client's session was lost."))
+    assert talk.said() == []
+    talk.session = newer
+    hear(talk, entry(stream, number=ours.number, opening=True))
+    assert talk.names() == ["ACK"]
+    assert not stream.ended
 
 
 def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:

@@ -58,6 +58,7 @@ def test_nothing_is_lost_repeated_or_swapped(seed: int, hosts: int) -> None:
 @example(seed=948375718426085, hosts=1)  # a host whose session is lost, for the relay only, gets a stream anew
 @example(seed=40512, hosts=1)  # of two halves of one agent the later one counts, whichever comes first
 @example(seed=80994, hosts=1)  # a stream begun anew is not the one that is given up
+@example(seed=1381540, hosts=1)  # an OPEN that is taken back on an older session, behind the ATTACH on a newer one
 def test_an_open_stream_survives_lost_sessions_and_relays(seed: int, hosts: int) -> None:
     """Whatever connections are lost and relays are killed: each stream that was opened finishes, with all its bytes."""
     run(seed, LOSSES, hosts=hosts)

@@ -13,7 +13,7 @@ the ends check each other's proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol import frames
@@ -161,8 +161,10 @@ class Attachments:
         if leg is not None:
             self._opens.cancel(leg)
 
-    def _others_of_agent(self, session: Session) -> list[Session]:
+    def _others_of_agent(self, session: Session) -> Collection[Session]:
         newest = self._by_process[session.process]
+        if newest.older is None and newest is session:
+            return ()  # as nearly always: an open asks this
         return [other for other in newest.all_of_agent if other is not session]
 
     def _look_up(self, asked: AskAttach, now: float) -> None:

@@ -184,7 +184,10 @@ class Session:
         self.hold(count * _ASKED_OFFER)
 
     def _hold_control(self, size: int, frames: int) -> None:
-        self.hold(size + frames * _CONTROL)
+        if not self._gone:  # as hold(), with one call less: six of these belong to an open
+            size += frames * _CONTROL
+            self.held += size
+            self.budget.held += size
 
     def note_partial(self, size: int) -> None:
         """So much of a frame is here that is not whole."""
