@@ -244,6 +244,15 @@ def taken_apart(relay: RelayUrl, received: bytes) -> tuple[int, dict[str, str], 
     return *head_of(relay, head + end), body
 
 
+def unparsed(relay: RelayUrl, received: bytes) -> KdispatchError:
+    """What an answer is called that a parser refused, or of which no more is read; never a yes."""
+    try:
+        content_of(relay, *taken_apart(relay, received), done=True)
+    except KdispatchError as error:
+        return error
+    raise AssertionError("with done it always raises")
+
+
 def unpacked(headers: Mapping[str, str], body: bytes | bytearray) -> bytes | bytearray:
     """The body without the compression that something on the way added unasked; what can't be unpacked as it came."""
     if headers.get("content-encoding", "").lower() in _PACKED:

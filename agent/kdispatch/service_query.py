@@ -36,7 +36,7 @@ from kdispatch.answers import (
     read_service,
     service_path,
     shaped,
-    taken_apart,
+    unparsed,
     unreachable,
 )
 from kdispatch.listing import Listing, Page
@@ -176,7 +176,7 @@ class _Connection(asyncio.Protocol):
         if not fed:
             drop_interim(self._received)
         if len(self._received) > ANSWER_BYTES:
-            self._fail(self._unparsed())
+            self._fail(unparsed(self.relay, bytes(self._received)))
             return
         if not is_http(self._received):
             self._fail(no_http(self.relay, bytes(self._received)))
@@ -211,15 +211,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(outcome, InvalidStatus):
             self._answer.set_result(outcome.response)
         else:
-            self._fail(self._unparsed())
-
-    def _unparsed(self) -> KdispatchError:
-        try:
-            status, headers, body = taken_apart(self.relay, bytes(self._received))
-            content_of(self.relay, status, headers, body, done=True)
-        except KdispatchError as error:
-            return error
-        raise AssertionError("done: content_of always raises")
+            self._fail(unparsed(self.relay, bytes(self._received)))
 
     def _fail(self, error: KdispatchError) -> None:
         if self._answer is not None and not self._answer.done():
