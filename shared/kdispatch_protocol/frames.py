@@ -38,7 +38,6 @@ __all__ = [
 Buffer = bytes | bytearray | memoryview
 
 #: One decoded frame: type, flags, stream, value, payload. A plain tuple: it is made for every frame that passes.
-#: A DATA may stand for a part of the frame that was on the wire.
 Frame = tuple[int, int, int, int, memoryview]
 
 HEADER: Final = struct.Struct("!IIQ")
@@ -132,24 +131,17 @@ def ack_limit(payload: Buffer) -> int:
 
 
 class FrameReader:
-    """Pieces of messages in, frames out. Total: any bytes give frames or one ``RemoteProtocolError``.
+    """Pieces of messages in, whole frames out. Total: any bytes give frames or one ``RemoteProtocolError``.
 
-    DATA does not wait for its last byte: each piece is handed on as a DATA of its
-    own, and only the last one has the flag ``BLOCKED``. Frames of all other types
-    are put together, so at most 32 KiB wait here. After an error the session must
-    end; frames before it may have been acted on.
+    A frame waits for its last byte, so at most 128 KiB wait here. After an error the session must end.
     """
 
-    __slots__ = ("_begun", "_held", "_left", "_rule", "_stream", "_value", "_wanted")
+    __slots__ = ("_begun", "_held", "_wanted")
 
     def __init__(self) -> None:
         self._begun = False  # bytes of the message under way were here
-        self._held = bytearray()  # the beginning of a header, or of a header and a payload other than DATA's
-        self._wanted = 0  # how large it has to become
-        self._left = 0  # bytes of a DATA that are still to come
-        self._rule = 0  # that DATA's flags
-        self._stream = 0  # its stream
-        self._value = 0  # and the offset of its next byte
+        self._held = bytearray()  # the beginning of a frame
+        self._wanted = 0  # how large it has to become: a header, or a header and its payload
 
     @property
     def partial(self) -> int:
@@ -160,25 +152,19 @@ class FrameReader:
         """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
         view = memoryview(piece)
         size = len(view)
-        if ends and size >= 16 and not self._left and not self._held:
+        if ends and size >= 16 and not self._held:
             word, stream, value = HEADER.unpack_from(view)
             if size == 16 + (word & 0xFFFFFF):  # the message is one frame, as most are
                 self._begun = False
                 type_, flags = _checked(word, stream, value)
                 return [(type_, flags, stream, value, view[16:])]
         frames: list[Frame] = []
-        position = 0
-        if self._left:
-            position = min(size, self._left)
-            if position:
-                self._data(view[:position], frames)
-        elif self._held:
-            position = self._complete(view, frames)
+        position = self._complete(view, frames) if self._held else 0
         while position < size:
             position = self._take(view, position, size, frames)
         if not ends:
             self._begun = self._begun or size > 0
-        elif self._left or self._held:
+        elif self._held:
             raise RemoteProtocolError("A message ends within a frame.")
         elif not size and not self._begun:
             raise RemoteProtocolError("A message holds no frame.")
@@ -195,24 +181,11 @@ class FrameReader:
         word, stream, value = HEADER.unpack_from(view, position)
         type_, flags = _checked(word, stream, value)
         end: int = start + (word & 0xFFFFFF)
-        if end <= size:
-            frames.append((type_, flags, stream, value, view[start:end]))
-            return end
-        if type_ != DATA:
+        if end > size:
             self._hold(view[position:], end - position)
             return size
-        self._left, self._rule, self._stream, self._value = end - start, flags, stream, value
-        if start < size:
-            self._data(view[start:], frames)
-        return size
-
-    def _data(self, payload: memoryview, frames: list[Frame]) -> None:
-        """One more piece of a DATA."""
-        count = len(payload)
-        self._left -= count
-        flags = self._rule & ~BLOCKED if self._left else self._rule
-        frames.append((DATA, flags, self._stream, self._value, payload))
-        self._value += count
+        frames.append((type_, flags, stream, value, view[start:end]))
+        return end
 
     def _hold(self, beginning: memoryview, wanted: int) -> None:
         self._held += beginning
@@ -225,15 +198,8 @@ class FrameReader:
         held += view[:used]
         if len(held) == self._wanted == 16:
             word, stream, value = HEADER.unpack(held)
-            type_, flags = _checked(word, stream, value)
+            _checked(word, stream, value)
             length: int = word & 0xFFFFFF
-            if type_ == DATA:
-                held.clear()
-                self._left, self._rule, self._stream, self._value = length, flags, stream, value
-                rest = min(length, len(view) - used)
-                if rest:
-                    self._data(view[used : used + rest], frames)
-                return used + rest
             self._wanted += length
             rest = min(length, len(view) - used)
             held += view[used : used + rest]
@@ -241,8 +207,8 @@ class FrameReader:
         if len(held) == self._wanted:
             word, stream, value = HEADER.unpack_from(held)
             type_, flags = _checked(word, stream, value)
-            frames.append((type_, flags, stream, value, memoryview(bytes(held))[16:]))
-            held.clear()
+            frames.append((type_, flags, stream, value, memoryview(held)[16:]))
+            self._held = bytearray()
         return used
 
 

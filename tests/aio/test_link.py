@@ -384,6 +384,34 @@ async def test_loss_without_goodbye() -> None:
         assert await owner.link_over == ("", "The connection was closed.")
 
 
+#: A close frame "going away", as a server in between writes it into a tunnel that it is about to end.
+_GOING_AWAY = b"\x03\xe9"
+
+
+@pytest.mark.parametrize("server", [True, False])
+@pytest.mark.parametrize("behind", [0, 1, 1000, 40_000])
+@pytest.mark.parametrize("at", [1, 20, 5000, 30_000])
+async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behind: int) -> None:
+    """Caddy writes its close frame amid what it passes on, and may pass on more: no byte of that is taken for data."""
+    link, owner, _, other, _ = _link(Limits(), server=server)
+    sound = ws_frame(_BINARY, _data(b"sound"), masked=server)
+    other.write(sound)
+    await settle(2)
+    payload = random.Random(7).randbytes(20_000)
+    rest = b"".join(ws_frame(_BINARY, _data(payload), masked=server) for _ in range(4))
+    wire = rest[:at] + ws_frame(_CLOSE, _GOING_AWAY, masked=server) + rest[at : at + behind]
+    other.write(wire[: at // 2])
+    await settle(2)
+    other.write(wire[at // 2 :])
+    await settle(5)
+    other.close()
+    async with asyncio.timeout(3):
+        await owner.link_over
+    assert set(owner.messages) <= {b"sound", payload}
+    assert owner.messages[:1] == [b"sound"]
+    assert link.partial <= 20_016
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -394,12 +422,12 @@ async def test_loss_without_goodbye() -> None:
     ],
 )
 async def test_violation(data: bytes, code: int) -> None:
-    """A broken frame is answered by a close frame that says what was wrong; what came before it counts."""
+    """A broken frame is answered by a close frame that says what was wrong; what came in the same read is nothing."""
     _, owner, near, other, far = _link(Limits(), server=True)
     other.write(ws_frame(_BINARY, _data(b"good"), masked=True) + data + ws_frame(_BINARY, _data(b"more"), masked=True))
     await settle(5)
     assert far.reader.closing is not None and far.reader.closing.code == code
-    assert owner.messages == [b"good"]
+    assert owner.messages == []
     other.close()
     async with asyncio.timeout(1):
         assert (await owner.link_over)[0] == "protocol_error"

@@ -66,21 +66,8 @@ def read(reader: FrameReader, message: bytes, where: list[int]) -> list[Plain]:
 
 
 def check(received: list[Plain], whole: list[Frame]) -> None:
-    """The frames are those of ``whole``: DATA in as many parts as there were, anything else in one."""
-    waiting = iter(received)
-    for type_, flags, stream, value, payload in whole:
-        if type_ != frames.DATA:
-            assert next(waiting) == (type_, flags, stream, value, bytes(payload))
-            continue
-        done = 0
-        while done < len(payload):
-            part = next(waiting)
-            end = done + len(part[4])
-            early = flags & ~frames.BLOCKED if end < len(payload) else flags
-            assert part == (frames.DATA, early, stream, value + done, bytes(payload[done:end]))
-            assert part[4]
-            done = end
-    assert next(waiting, None) is None
+    """The frames are those of ``whole``, each in one, whatever the pieces were."""
+    assert received == plain(whole)
 
 
 def problem(reader: FrameReader, message: bytes, where: list[int]) -> tuple[str, str] | None:
@@ -180,18 +167,14 @@ def test_an_empty_message(pieces: int) -> None:
     assert refused(reader, b"", ends=True)
 
 
-@pytest.mark.parametrize("flags", range(4))
-def test_flags_of_parts(flags: int) -> None:
-    """Each part of a DATA is marked as the whole is; only the last one used up the limit."""
+def test_a_data_waits_for_its_last_byte() -> None:
+    """What follows a part of a DATA may be no byte of it: servers in between write close frames of their own there."""
     reader = FrameReader()
-    whole = frame(frames.DATA, 7, 100, b"abc", flags)
-    received = [f for n in range(len(whole)) for f in reader.receive(whole[n : n + 1], ends=n == len(whole) - 1)]
-    marked = flags & frames.MARKED
-    assert [(f[1], f[3], bytes(f[4])) for f in received] == [
-        (marked, 100, b"a"),
-        (marked, 101, b"b"),
-        (flags, 102, b"c"),
-    ]
+    whole = frame(frames.DATA, 7, 100, b"abc", frames.BLOCKED)
+    assert reader.receive(whole[:-1], ends=False) == []
+    assert reader.partial == len(whole) - 1
+    assert plain(reader.receive(whole[-1:], ends=True)) == [(frames.DATA, frames.BLOCKED, 7, 100, b"abc")]
+    assert reader.partial == 0
 
 
 def test_a_wrong_head_is_found_before_its_payload() -> None:
@@ -204,16 +187,14 @@ def test_a_wrong_head_is_found_before_its_payload() -> None:
 
 @pytest.mark.parametrize("step", [1000, 65_536])
 def test_memory_is_bounded(step: int) -> None:
-    """However long a message is, hardly more than the largest frame that is no DATA waits here."""
-    largest = frame(frames.ATTACH, 0, 0, b"a" * 32 * 1024)
-    data = frame(frames.DATA, 7, 0, b"d" * 128 * 1024)
-    message = (data + largest[:-1] + b"b") * 20
+    """However long a message is, hardly more than the largest frame waits here."""
+    message = (frame(frames.DATA, 7, 0, b"d" * 128 * 1024) + frame(frames.ATTACH, 0, 0, b"a" * 32 * 1024)) * 20
     reader = FrameReader()
     tracemalloc.start()
     try:
         for start in range(0, len(message), step):
             reader.receive(memoryview(message)[start : start + step], ends=False)
             held, _ = tracemalloc.get_traced_memory()
-            assert held < 72 * 1024  # a bytearray that grows takes an eighth more, and is copied meanwhile
+            assert held < 2 * 146 * 1024  # a bytearray that grows takes an eighth more, and is copied meanwhile
     finally:
         tracemalloc.stop()

@@ -63,6 +63,7 @@ SHARED: Final = {
     "Doubts._of": "questions: of halves, legs and offers",
     "Ground.things": "legs, halves and offers",
     "Host.offers": "offers",
+    "Link._received": "frames of one read, which are gone when it ends",
     "LiveOffer.labels": "offers",
     "ServiceHosts.grounds": "legs, halves and offers",
     "Access._work": "questions: of halves, legs and offers",

@@ -311,10 +311,18 @@ class _AgentLink:
 
     def link_frames(self, received: list[Frame], now: float) -> None:
         """Frames of the agent's."""
-        if len(received) == 1 and (not self._passed or len(received[0][4]) >= _LARGE):
+        # What is large goes on at once, frame by frame, and so does the first that comes alone.
+        place = 0
+        for type_, flags, number, value, payload in received:
+            if type_ != frames.DATA or (len(payload) < _LARGE and (self._passed or len(received) > 1)):
+                break
             self._passed = True
-            type_, flags, number, value, payload = received[0]
-            if type_ == frames.DATA and self.link_pass_on(flags, number, value, payload):
+            if not self.link_pass_on(flags, number, value, payload):
+                break
+            place += 1
+        if place:
+            received = received[place:]
+            if not received:
                 return
         self._unsettled = True
         greeted = bool(self.session.process)

@@ -328,7 +328,11 @@ class Carrier(asyncio.BufferedProtocol):
         self.heard = self._time()
         self.found = 0
         piece = None
-        for piece, ends in reader.receive_data(data):
+        pieces = reader.receive_data(data)
+        # Where bytes of a stranger's are in between, nothing of the read is what the other end sent. It sends it again.
+        if reader.closing is not None and not reader.closing.by_peer:
+            pieces = []
+        for piece, ends in pieces:
             self._owner.piece_received(piece, ends=ends)
         if piece is not None:
             self.arrived = self.heard

@@ -32,6 +32,8 @@ _DEAD: Final = ("", "Nothing was heard from the other end.")
 # every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
 _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
+# A smaller piece of a frame that is not whole is for nothing: at most two of them are at the edges of a read.
+_DRIBBLE: Final = 256
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
 
@@ -102,6 +104,7 @@ class Link:
         self._held = self._pace.batch  # bytes that the kernel may hold unsent
         now = self._loop.time()
         self._frames = FrameReader()
+        self._received: list[Frame] = []  # of this read
         ping = ping or limits.ping
         self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
         self._server = server
@@ -176,19 +179,21 @@ class Link:
     # --- the carrier's owner ------------------------------------------------------------------
 
     def piece_received(self, piece: Buffer, *, ends: bool) -> None:
-        """A piece of a message from the other end."""
+        """A piece of a message from the other end. Its frames wait until all of the read is known to be sound."""
         if self._verdict is not None:
             return
         try:
             received = self._frames.receive(piece, ends=ends)
-            if received:
-                self.carrier.found += len(received)
-                self._owner.link_frames(received, self._loop.time())
-            else:
-                self.carrier.found += 1
-                self._owner.link_idle(1, self._loop.time())
         except RemoteProtocolError as error:
+            self._received = []
             self._owner.link_violated(error.code, error.text)
+            return
+        if received:
+            self.carrier.found += len(received)
+            self._received = self._received + received if self._received else received
+        elif len(piece) < _DRIBBLE:
+            self.carrier.found += 1
+            self._owner.link_idle(1, self._loop.time())
 
     def carrier_idle(self, count: int) -> None:
         """WebSocket frames, or a read, brought no byte of a message."""
@@ -197,8 +202,16 @@ class Link:
 
     def bytes_received(self) -> None:
         """All of one read was handed over."""
-        if self._verdict is None:
-            self._owner.link_read()
+        received, self._received = self._received, []
+        if self._verdict is not None:
+            return
+        if received:
+            try:
+                self._owner.link_frames(received, self._loop.time())
+            except RemoteProtocolError as error:
+                self._owner.link_violated(error.code, error.text)
+                return
+        self._owner.link_read()
 
     def carrier_takes(self, size: int) -> bool:
         """To a slow socket goes at most a batch at once."""
