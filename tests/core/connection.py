@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 from kdispatch_protocol import websocket
+from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import DATA, Buffer, Frame, FrameReader, header
 from kdispatch_protocol.session import Session as AgentSession
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Connection"]
+
+
+#: First bytes with which a frame may begin.
+_OPCODES = [bytes((first | opcode,)) for first in (0, 0x80) for opcode in (0, 1, 2, 8, 9, 10)]
 
 
 class Wire:
@@ -22,6 +26,11 @@ class Wire:
         self.reader = websocket.WebSocketReader(server=to_server, max_message=256 * 1024)
         self.frames = FrameReader()
         self.eats = False  # a black hole
+        self.intruded = False  # bytes of a server in between are in it
+        self.spoiled = False  # and were found
+        self._memory = bytearray()  # of the last read
+        self._ends: list[int] = []  # where messages end, among all bytes that were ever sent
+        self._taken = 0  # bytes of them
         self._mask = b"\x1f\x2e\x3d\x4c" if to_server else None
 
     def put(self, parts: list[Buffer]) -> None:
@@ -29,18 +38,46 @@ class Wire:
             return
         payload = b"".join(websocket.mask_parts(parts, self._mask) if self._mask else parts)
         self.bytes += websocket.frame_head(websocket.BINARY, len(payload), self._mask) + payload
+        self._ends.append(self._taken + len(self.bytes))
 
-    def take(self, size: int) -> Iterator[list[Frame]]:
-        """Frames of the next bytes, in memory that is overwritten behind them: nobody may keep a view."""
-        memory = bytearray(self.bytes[:size])
+    def take(self, size: int) -> list[Frame]:
+        """Frames of one read, in memory that is overwritten before the next one. None, if the read breaks a rule."""
+        self._memory[:] = b"\xdb" * len(self._memory)
+        self._memory = bytearray(self.bytes[:size])
         del self.bytes[:size]
-        view = memoryview(memory)
+        self._taken += len(self._memory)
+        while self._ends and self._ends[0] <= self._taken:
+            del self._ends[0]
+        view = memoryview(self._memory)
         whole = self.reader.receive_whole(view, len(view))
-        for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
-            received = self.frames.receive(piece, ends=ends)
-            if received:
-                yield received
-        memory[:] = b"\xdb" * len(memory)
+        pieces = [(whole, True)] if whole is not None else self.reader.receive_data(view)
+        received: list[Frame] = []
+        try:
+            for piece, ends in pieces:
+                received += self.frames.receive(piece, ends=ends)
+        except RemoteProtocolError:
+            self.spoiled = True
+        closing = self.reader.closing
+        self.spoiled = self.spoiled or (closing is not None and not closing.by_peer)
+        return [] if self.spoiled else received
+
+    def intrude(self, place: int, *, more: bool) -> None:
+        """A server in between writes its close frame amid what it passes on, then ``more`` of that or nothing.
+
+        Two cases can't be told from what is right, and are left out: a place so near to a message's end that the close
+        frame stands for the rest of it, and a rest that looks like the head of the next one, as one in a hundred does.
+        """
+        close = websocket.close_payload(1001, "")
+        payload = b"".join(websocket.mask_parts([close], self._mask)) if self._mask else close
+        inserted = websocket.frame_head(websocket.CLOSE, len(close), self._mask) + payload
+        end = next((end - self._taken for end in self._ends if end - self._taken > place), place)
+        if end - place <= len(inserted):
+            place = end
+        rest = self.bytes[place:]
+        if not more or rest[-len(inserted) :][:1] in _OPCODES:
+            rest.clear()
+        self.bytes[place:] = inserted + rest
+        self.intruded = True
 
 
 class Connection:

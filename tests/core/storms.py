@@ -111,6 +111,7 @@ def _faults(rng: random.Random, world: World, agent: Agent, storm: Storm) -> lis
             (1, lambda: world.black_hole(agent)),
         ]
         actions += [(2, functools.partial(world.agent_notices, agent))]
+        actions += [(1, functools.partial(world.intrude, agent, other)) for other in agent.connections[-1:]]
         actions += [(2, functools.partial(world.cut, agent, other)) for other in agent.older]
         actions += [(1, functools.partial(world.agent_notices, agent, other)) for other in agent.older]
         actions += [(2, functools.partial(world.relay_notices, agent, other)) for other in agent.connections[:1]]

@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from kdispatch_protocol import frames
 from kdispatch_protocol.endpoint import Endpoint
 from kdispatch_protocol.farewells import Farewells
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import AttachEntry, reset_frame
@@ -302,6 +302,23 @@ def dropped_bytes_are_credited_for_ever(patch: Patch) -> None:
     patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consumed(stream, count, now))
 
 
+def data_does_not_wait_for_its_last_byte(patch: Patch) -> None:
+    hold = FrameReader._hold
+
+    def pieces(self: FrameReader, view: memoryview, position: int, size: int, found: list[Frame]) -> int:
+        word, number, value = frames.HEADER.unpack_from(view, position) if size - position > 16 else (0, 0, 0)
+        length = size - position - 16
+        if word >> 27 != frames.DATA or (word & 0xFFFFFF) <= length:
+            return take(self, view, position, size, found)
+        found.append((frames.DATA, word >> 24 & 3, number, value, view[position + 16 :]))
+        hold(self, memoryview(frames.header(frames.DATA, 0, number, value + length, (word & 0xFFFFFF) - length)), 16)
+        self._wanted += (word & 0xFFFFFF) - length
+        return size
+
+    take = FrameReader._take
+    patch(FrameReader, "_take", pieces)
+
+
 def a_half_is_not_given_back(patch: Patch) -> None:
     """What a half holds is not counted off when it is dropped."""
 
@@ -411,6 +428,7 @@ def test_planted_mistakes_in_the_books_are_found(
     ("mistake", "storm"),
     [
         (a_half_is_not_given_back, LOSSES),
+        (data_does_not_wait_for_its_last_byte, LOSSES),
         (answers_are_not_counted, CALM),
         (early_is_counted_twice, CALM),
         (early_is_not_sent_again, CALM),

@@ -163,6 +163,7 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert windows["grown"] > 20 and windows["shrunk"] > 2
 
     assert fast["agent"] > 40 and fast["relay"] > 25 and fast["receiver"] > 25
+    assert fast["intruded"] > 20 and fast["spoiled"] > 1
     assert moved["joined", False] > 3 and moved["joined", True] > 3 and moved["detached", False] > 1
     assert joined[True] > 75 and joined[False] > 1
     assert {"own", "resume_expired", "peer_restarted", "cancelled", "host_timeout", "unknown_stream"} <= set(ends)

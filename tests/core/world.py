@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.endpoint import Endpoint, host_id
+from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.messages import Offer
@@ -228,6 +229,21 @@ class World:
         if connection is not None:
             self.relay_notices(agent, connection)
 
+    def intrude(self, agent: Agent, connection: Connection) -> None:
+        """A server in between ends a connection, with a close frame of its own amid the bytes of either direction."""
+        for up, wire in ((True, connection.up), (False, connection.down)):
+            place = self.rng.randrange(len(wire.bytes) + 1)
+            if self.rng.random() < 0.7:
+                self.deliver(agent, place, up=up, only=connection)
+                place = 0
+            wire.intrude(place, more=self.rng.random() < 0.5)
+            self.fast["intruded"] += 1
+            self.deliver(agent, len(wire.bytes), up=up, only=connection)
+            self.fast["spoiled"] += wire.spoiled
+        if connection.agent_side:
+            self.agent_notices(agent, connection)
+        self.relay_notices(agent, connection)
+
     def black_hole(self, agent: Agent) -> None:
         """From now on a connection takes everything and delivers nothing."""
         if agent.connection is not None:
@@ -376,22 +392,28 @@ class World:
                         break
                     connection.down.put(parts)
 
-    def deliver(self, agent: Agent, size: int, *, up: bool) -> None:
+    def deliver(self, agent: Agent, size: int, *, up: bool, only: Connection | None = None) -> None:
         """Some bytes arrive at one side, unless it has given the connection up."""
-        for connection in agent.connections:
+        for connection in [only] if only is not None else agent.connections:
             wire = connection.up if up else connection.down
-            for received in wire.take(size):
-                if up and connection.relay_side:
-                    self._flush_relay()
-                    if is_alone(received) and connection.relay.pass_on(connection.session, *received[0][1:]):
-                        self.fast["relay"] += 1
-                    else:
-                        connection.relay.receive_frames(connection.session, received, self.now)
-                elif not up and connection.agent_side:
-                    if not self._taken(agent, connection.of_agent, received):
-                        agent.endpoint.receive_frames(connection.of_agent, received, self.now)
-                    self.settle(agent)
-            assert wire.reader.closing is None
+            received = wire.take(size)
+            try:
+                self._arrive(agent, connection, received, up=up)
+            except RemoteProtocolError:
+                assert wire.intruded
+            assert wire.intruded or (wire.reader.closing is None and not wire.spoiled)
+            self.settle(agent)
+
+    def _arrive(self, agent: Agent, connection: Connection, received: list[Frame], *, up: bool) -> None:
+        if received and up and connection.relay_side:
+            self._flush_relay()
+            if is_alone(received) and connection.relay.pass_on(connection.session, *received[0][1:]):
+                self.fast["relay"] += 1
+            else:
+                connection.relay.receive_frames(connection.session, received, self.now)
+        elif received and not up and connection.agent_side:
+            if not self._taken(agent, connection.of_agent, received):
+                agent.endpoint.receive_frames(connection.of_agent, received, self.now)
             self.settle(agent)
 
     def _taken(self, agent: Agent, session: Session, received: list[Frame]) -> bool:
