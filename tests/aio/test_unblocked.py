@@ -164,6 +164,26 @@ def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -
     assert slow.lines == ["one", "two", "three"]
 
 
+def test_places_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system numbers no pipes (Windows) what goes to one pipe never goes to the other."""
+    readers, streams = [], []
+    for _ in range(2):
+        reader, writer = os.pipe()
+        readers.append(reader)
+        streams.append(os.fdopen(writer, "w"))
+    monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0o010600, 0, 0, *(0,) * 7)))
+    made: dict[tuple[int, ...], Place] = {}
+    for stream, text in zip(streams, (b"to the first\n", b"to the second\n"), strict=True):
+        place = unblocked._place(stream, None, made)
+        place.put(text)
+        assert place.finish(5)
+    assert [os.read(reader, 100) for reader in readers] == [b"to the first\n", b"to the second\n"]
+    for stream in streams:
+        stream.close()
+    for reader in readers:
+        os.close(reader)
+
+
 # --- real places ------------------------------------------------------------------------------------
 
 #: Writes a great deal to both streams in every way there is, then says on descriptor 3 that its loop still turns.

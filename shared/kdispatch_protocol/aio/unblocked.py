@@ -215,7 +215,7 @@ def unblock_output(errors_to: Write | None = None) -> None:
     ``errors_to`` writes what goes to standard error, in place of its descriptor. Streams that are not the
     interpreter's own (a test's) stay as they are. Call :func:`finish_output` before ``os._exit``.
     """
-    made: dict[tuple[int, int], Place] = {}
+    made: dict[tuple[int, ...], Place] = {}
     for name in ("stderr", "stdout"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -244,10 +244,11 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, int], Place]) -> Place:
+def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, ...], Place]) -> Place:
     """The place that the stream leads to: one for both streams where they lead to the same, so lines keep order."""
     found = os.fstat(stream.fileno())
-    key = found.st_dev, found.st_ino
+    # Windows numbers files only: all its pipes and consoles are 0, and what is for one of them must not go to another.
+    key = (found.st_dev, found.st_ino) if found.st_ino else (stream.fileno(),)
     if key not in made:
         # Not by the buffer: at the end of the process its lock may be held by the thread that hangs.
         buffer = stream.buffer
