@@ -280,6 +280,10 @@ class Uplink:
         error: KdispatchError | None, backoff: Backoff, away: float = math.inf, left: float = math.inf
     ) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
+        if away < HURRY and error is not None and error.code == "relay_unreachable":
+            at_least = (
+                0.0  # a server in front names a fixed time (Varnish 5 s): it does not know when the relay is back
+            )
         if error is not None and error.code == "proxy_auth":  # each try counts against the account's lock
             return backoff.next_wait(_RARE)
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import random
 import socket
@@ -382,6 +383,25 @@ async def test_loss_without_goodbye() -> None:
     other.abort()
     async with asyncio.timeout(1):
         assert await owner.link_over == ("", "The connection was closed.")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "The connection was lost: Broken pipe."),
+        (
+            ConnectionResetError("Cannot write to a closing transport."),
+            "The connection was lost: Cannot write to a closing transport.",
+        ),
+        (ConnectionResetError(), "The connection was lost: ConnectionResetError."),
+    ],
+)
+async def test_loss_with_an_error(error: OSError, text: str) -> None:
+    """The system's reason stands in a sentence of its own, without its number."""
+    link, owner, _, _, _ = _link(Limits())
+    link.carrier.connection_lost(error)
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("", text)
 
 
 @pytest.mark.parametrize(
