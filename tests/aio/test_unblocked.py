@@ -363,3 +363,31 @@ def test_standard_error_that_is_gone() -> None:
         talking.goes_on()
         assert talking.ended()[0] == 0
     os.close(full)
+
+
+_RESULT = """
+import sys
+from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
+unblock_output()
+configure_logs()
+for _ in range(2):
+    print("the port")
+    finish_output()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [True, False])
+def test_a_result_that_is_lost(full: bool) -> None:
+    """A full disk behind standard output is told once in the log; a reader that left is not."""
+    reader, gone = os.pipe()
+    os.close(reader)
+    place = os.open("/dev/full", os.O_WRONLY) if full else os.dup(gone)
+    done = subprocess.run(
+        [sys.executable, "-c", _RESULT], stdout=place, stderr=subprocess.PIPE, text=True, env=inherited(), check=False
+    )
+    os.close(gone)
+    os.close(place)
+    told = done.stderr.count("The result can't be written: No space left on device. This process goes on.")
+    assert (done.returncode, told, done.stderr.count("\n")) == (0, int(full), int(full))
