@@ -283,9 +283,7 @@ class Uplink:
     ) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
         if away < HURRY and error is not None and error.code == "relay_unreachable":
-            at_least = (
-                0.0  # a server in front names a fixed time (Varnish 5 s): it does not know when the relay is back
-            )
+            at_least = 0.0  # of a server in front, which names a fixed time (Varnish: 5 s)
         if error is not None and error.code == "proxy_auth":  # each try counts against the account's lock
             return backoff.next_wait(_RARE)
         rare = error is not None and (error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final))

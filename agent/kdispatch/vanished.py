@@ -2,7 +2,7 @@
 
 Linux asks for no sign of life while it waits for an acknowledgement: it sends the bytes again, for 15 minutes.
 ``TCP_USER_TIMEOUT`` bounds that, and also ends a connection whose program has only stopped to read. So it is set
-while nothing is acknowledged, and taken back once something is.
+once the other kernel has answered nothing for longer than it can if it is there, and taken back when it answers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,17 +18,20 @@ from kdispatch_protocol.aio.driver import EndpointDriver
 
 __all__ = ["bound_silence", "watching_peers"]
 
-#: Seconds without an acknowledgement after which a connection ends: as long as keep-alives take.
-PATIENCE: Final = 120.0
+#: Seconds without any answer. The kernel sends again every 120 s at least, also to a program that reads nothing; the
+#: connection ends when it does so next.
+PATIENCE: Final = 125.0
 LOOK_EVERY: Final = 15.0  # seconds
 _AT_ONCE: Final = 200  # sockets that are looked at before others have their turn: 0.5 ms
-_PROBES: Final = 3  # unanswered questions for room; the kernel asks ever more seldom, at last every two minutes
 
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
-# Linux' struct tcp_info, of whose beginning each field is a byte.
-_RETRANSMITS: Final = 2
-_UNANSWERED: Final = 3
+# Where fields of Linux' struct tcp_info are. How often bytes were sent again, or room was asked for, since an answer:
+_SENT_AGAIN: Final = 2
+_ASKED: Final = 3
+_ASKED_IN_VAIN: Final = 3  # on one machine the answer comes before the kernel has counted the question
+_LAST_ANSWER: Final = struct.Struct("=I")  # milliseconds since
+_LAST_ANSWER_AT: Final = 56
 
 
 def bound_silence(sock: Any, seconds: float) -> None:
@@ -35,9 +39,11 @@ def bound_silence(sock: Any, seconds: float) -> None:
     if _TCP_INFO is None or _TCP_USER_TIMEOUT is None:
         return
     with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
-        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _UNANSWERED + 1)
-        silent = info[_RETRANSMITS] > 0 or info[_UNANSWERED] >= _PROBES
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(seconds * 1000) if silent else 0)
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_ANSWER_AT + _LAST_ANSWER.size)
+        waits = info[_SENT_AGAIN] > 0 or info[_ASKED] >= _ASKED_IN_VAIN
+        limit = int(seconds * 1000)
+        silent = waits and _LAST_ANSWER.unpack_from(info, _LAST_ANSWER_AT)[0] > limit
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit if silent else 0)
 
 
 @contextlib.contextmanager
