@@ -7,6 +7,8 @@ from tests.guards.plugin import (
     pytest_collection_finish,
     pytest_configure,
     pytest_runtest_protocol,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
 )
 
 __all__ = [
@@ -16,4 +18,6 @@ __all__ = [
     "pytest_collection_finish",
     "pytest_configure",
     "pytest_runtest_protocol",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
 ]

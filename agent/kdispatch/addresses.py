@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["bare", "place"]
+import socket
+from typing import Any
+
+__all__ = ["bare", "place", "written"]
 
 
 def bare(address: str) -> str:
@@ -13,3 +16,15 @@ def bare(address: str) -> str:
 def place(address: str, port: int) -> str:
     """Address and port as they are written together."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def written(address: tuple[Any, ...]) -> str:
+    """The host of a socket's address; a link-local one with its interface, without which nobody reaches it."""
+    host, _, *more = address
+    scope = more[1] if len(more) > 1 else 0
+    if not scope or "%" in host:
+        return str(host)
+    try:
+        return f"{host}%{socket.if_indextoname(scope)}"
+    except OSError:  # the interface has just gone
+        return f"{host}%{scope}"

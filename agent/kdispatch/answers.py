@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import ssl
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError, SetupError
-from kdispatch.spoiled import author, missing_of, token_lost
+from kdispatch.spoiled import author, missing_of, origin_added, token_lost
 from kdispatch_protocol.aio.descriptors import SHORT
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
@@ -52,6 +53,10 @@ __all__ = [
 
 CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
 TOTAL_SECONDS: Final = 30.0  #: one request with its answer
+_DIGITS: Final = 10  # of a number of seconds
+_PACKED: Final = frozenset({"gzip", "x-gzip", "deflate"})
+_ANY_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's form or zlib's
+_UNPACKED_MAX: Final = 4 * 1024 * 1024  # bytes: no answer of a relay has more
 DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
 
 #: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
@@ -73,6 +78,9 @@ _BY_STATUS: Final = {
     429: "rate_limited",
     503: "busy",
 }
+
+#: What relays say of a request with the Origin of a web page.
+_WEB_PAGE: Final = frozenset({"Web pages may not use this.", "Web pages may not open tunnels."})
 
 #: What relays say of a request without a token.
 _NO_TOKEN: Final = frozenset({"This needs a token.", "This needs the code of an invitation."})
@@ -130,17 +138,25 @@ def content_of(
 ) -> dict[str, Any]:
     """The object that a relay answers with; raises its problem, or what something in its place is taken for.
 
-    With ``done`` a relay would have answered nothing, and an object is no relay's either. ``token`` is what was shown.
+    With ``done`` a relay would have answered nothing, or otherwise, and an object is no relay's either. ``token`` is
+    what was shown.
     """
     try:
-        answer = json.loads(body)
+        answer = json.loads(unpacked(headers, body))
     except (ValueError, RecursionError):
         answer = None
     if not done and 200 <= status < 300 and isinstance(answer, dict):
         return answer
     if token is not None and _came_without_token(headers, answer):
         raise token_lost(relay, headers)
+    if isinstance(answer, dict) and is_web_pages(answer.get("code"), answer.get("detail")):
+        raise origin_added(relay, headers)
     raise _problem(relay, status, headers, answer)
+
+
+def is_web_pages(code: object, detail: object) -> bool:
+    """Whether a relay refuses because it saw an ``Origin`` header."""
+    return code == "not_permitted" and detail in _WEB_PAGE
 
 
 def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
@@ -151,12 +167,12 @@ def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
     return old or "Authorization" in missing_of(headers)
 
 
-def shaped(relay: RelayUrl, answer: Any, shape: Callable[[Any], _T]) -> _T:
-    """Take an answer apart by ``shape``; what does not fit is no relay's."""
+def shaped(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any, shape: Callable[[Any], _T]) -> _T:
+    """Take an answer apart by ``shape``; what does not fit is no relay's, and is called as any other stranger's."""
     try:
         return shape(answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise not_a_relay(relay, "its answer is not what a relay's would be") from error
+        raise not_a_relay(relay, _answered(status, headers)) from error
 
 
 def read_service(answer: Any) -> ServiceInfo:
@@ -201,13 +217,48 @@ def not_a_relay(relay: RelayUrl, why: str) -> KdispatchError:
 
 
 def head_of(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
-    """Status and headers of an answer's head, of each name the first; raises ``not_a_relay`` where it is none."""
+    """Status and headers of an answer's head, of each name the first; raises ``not_a_relay`` where it is none.
+
+    Lengths that contradict each other are left out.
+    """
     first, *lines = head.decode("latin-1").split("\r\n")
     protocol, _, rest = first.partition(" ")
     if not protocol.startswith("HTTP/1.") or not rest[:3].isdecimal():
         raise no_http(relay)
-    headers = (line.partition(":") for line in lines if ":" in line)
-    return int(rest[:3]), first_of_each((name.strip(), value.strip()) for name, _, value in headers)
+    split = (line.partition(":") for line in lines if ":" in line)
+    headers = [(name.strip(), value.strip()) for name, _, value in split]
+    found = first_of_each(headers)
+    if len({value for name, value in headers if name.lower() == "content-length"}) > 1:
+        del found["content-length"]
+    return int(rest[:3]), found
+
+
+def taken_apart(relay: RelayUrl, received: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and what there is of the body, of an answer that a parser refused; raises ``not_a_relay``.
+
+    A head says enough of who answers, whatever is wrong with the length that it tells.
+    """
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        raise no_http(relay, received)
+    return *head_of(relay, head + end), body
+
+
+def unparsed(relay: RelayUrl, received: bytes) -> KdispatchError:
+    """What an answer is called that a parser refused, or of which no more is read; never a yes."""
+    try:
+        content_of(relay, *taken_apart(relay, received), done=True)
+    except KdispatchError as error:
+        return error
+    raise AssertionError("with done it always raises")
+
+
+def unpacked(headers: Mapping[str, str], body: bytes | bytearray) -> bytes | bytearray:
+    """The body without the compression that something on the way added unasked; what can't be unpacked as it came."""
+    if headers.get("content-encoding", "").lower() in _PACKED:
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(_ANY_WINDOW).decompress(body, _UNPACKED_MAX)
+    return body
 
 
 def drop_interim(received: bytearray) -> None:
@@ -262,12 +313,21 @@ def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: A
     if code not in CODES:
         detail = f"{detail or 'The relay refused.'} (The relay calls it {code[:64]!r}.)"
         code = _BY_STATUS.get(status, "bad_request" if status < 500 else "internal_error")
-    detail = detail or CODES[code].meaning
-    if code == "rate_limited" and (wait := headers.get("retry-after", "")).isdecimal():
-        detail += f" The relay asks to wait {wait} s."
+    detail = with_wait(code, detail, headers)
     if status >= 500 and isinstance(request_id := answer.get("request_id"), str):
         detail += f" Request id: {request_id[:64]}."
     return KdispatchError(code, detail)
+
+
+def with_wait(code: str, detail: str, headers: Mapping[str, str]) -> str:
+    """What the relay says of itself, or else the code's meaning; of too many requests, how long it asks to wait."""
+    detail = detail or CODES[code].meaning
+    if code != "rate_limited":
+        return detail
+    wait = headers.get("retry-after", "")
+    if wait.isascii() and wait.isdecimal():
+        return f"{detail} The relay asks to wait {wait[:_DIGITS]} s."
+    return f"{detail} The relay does not say how long to wait."
 
 
 def first_of_each(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -293,8 +353,7 @@ def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> Kdispat
     if passing(status):
         text = f"{relay.authority} answers {status}, not from kdispatch itself{by}."
         return HintedError("relay_unreachable", text, hint=_OPERATOR)
-    kind = headers.get("content-type", "no type")[:80]
-    if 200 <= status < 300 and kind.lower().startswith("text/html"):
+    if 200 <= status < 300 and _kind(headers).lower().startswith("text/html"):
         return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}){by}.")
     if 300 <= status < 400:
         where = "elsewhere"
@@ -302,4 +361,12 @@ def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> Kdispat
             target = urlsplit(headers.get("location", ""))
             where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else where
         return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed{by}")
-    return not_a_relay(relay, f"it answers with status {status} and {kind}{by}")
+    return not_a_relay(relay, _answered(status, headers))
+
+
+def _answered(status: int, headers: Mapping[str, str]) -> str:
+    return f"it answers with status {status} and {_kind(headers)}{author(headers)}"
+
+
+def _kind(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "no type")[:80]

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from kdispatch.addresses import written
 from kdispatch.local_accept import Acceptor
 from kdispatch.local_dial import checked_address
 from kdispatch.local_sockets import listening
@@ -169,8 +170,8 @@ class LocalListener:
         Connections are taken from now on, and carried from :meth:`serve` on.
         """
         sockets = await listening(checked_address(address), port)
-        self.addresses = [sock.getsockname()[0] for sock in sockets]
-        self.address, self.port = sockets[0].getsockname()[:2]
+        self.addresses = [written(sock.getsockname()) for sock in sockets]
+        self.address, self.port = self.addresses[0], sockets[0].getsockname()[1]
         self._acceptors = [Acceptor(sock, self._take, self._client.log) for sock in sockets]
 
     def serve(self) -> None:

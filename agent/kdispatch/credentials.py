@@ -262,6 +262,8 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
     if token_file is not None:
         return _from_file(token_file)
     if token := os.environ.get("KDISPATCH_TOKEN"):
+        if not token.strip():
+            raise SetupError("token_refused", "KDISPATCH_TOKEN is blank.", hint="Write the whole token, or unset it.")
         return _well_formed(token, "KDISPATCH_TOKEN")
     return None
 

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from kdispatch.addresses import place, written
 from kdispatch.operating_system import HERE
 from kdispatch.running_log import RunningLog
 from kdispatch_protocol.aio.descriptors import SHORT, is_reserved
@@ -32,7 +33,8 @@ class Acceptor:
         self._accepted = accepted
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._where = "{}:{}".format(*sock.getsockname()[:2])
+        own = sock.getsockname()
+        self._where = place(written(own), own[1])
         self._low = False  # the newest connection has one of the last descriptors
         self._full = False  # connections wait, and that was told
         self._waiting: asyncio.TimerHandle | None = None

@@ -9,7 +9,7 @@ import re
 import socket
 from typing import Any, Final
 
-from kdispatch.addresses import place
+from kdispatch.addresses import place, written
 from kdispatch.operating_system import HERE
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.aio.pipe import reset_when_closed
@@ -88,7 +88,7 @@ def _listen_at_all(where: list[_Where]) -> list[socket.socket]:
                 continue
             for sock in made:
                 sock.close()
-            raise cannot_listen(place(host, number), error) from error
+            raise cannot_listen(place(written((host, number, *more)), number), error) from error
     return made
 
 

@@ -28,9 +28,10 @@ from kdispatch.answers import (
     first_of_each,
     is_http,
     no_http,
-    not_a_relay,
     service_path,
     shaped,
+    strange,
+    unparsed,
     unreachable,
 )
 from kdispatch.listing import Listing, Page
@@ -85,6 +86,7 @@ _MOST: Final = 1000  # entries of a page, the largest that relays give
 #: A connection that was there, and is closed by the other end.
 _BROKEN: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
 _FIRST: Final = 16  #: bytes of an answer that show what is spoken
+_HEAD_MAX: Final = 32 * 1024  #: bytes of an answer that are kept, to say who gave one that can't be read
 
 #: As relays and agents make them: in an address nothing else may stand in its place.
 _ID: Final = re.compile(r"[0-9a-f]{1,64}")
@@ -113,7 +115,12 @@ class RestClient:
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, connect=CONNECT_SECONDS),
-            headers={"User-Agent": f"kdispatch/{version()}", "Accept": "application/json"},
+            headers={
+                "User-Agent": f"kdispatch/{version()}",
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip, deflate",
+            },
+            auto_decompress=False,  # what is said to be packed, and is not, would be no answer at all
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -252,14 +259,21 @@ class RestClient:
     async def _ask(
         self, shape: Callable[[Any], _T], method: str, path: str, body: Any = None, *, token: str | None = None
     ) -> _T:
-        answer = await self._call(method, path, token or self.token, body)
-        return shaped(self._relay, answer, shape)
+        token = token or self.token
+        status, headers, content = await self._call(method, path, token, body)
+        answer = content_of(self._relay, status, headers, content, token=token)
+        return shaped(self._relay, status, headers, answer, shape)
 
     async def _tell(self, method: str, path: str) -> None:
-        await self._call(method, path, self.token, done=True)
+        """The answer is nothing, and 204 alone is a yes: no friendly stranger passes for it."""
+        status, headers, content = await self._call(method, path, self.token)
+        if status != 204:
+            content_of(self._relay, status, headers, content, done=True, token=self.token)
 
-    async def _call(self, method: str, path: str, token: str | None, body: Any = None, *, done: bool = False) -> Any:
-        """The answer's JSON; with ``done`` nothing, and 204 alone is a yes: no friendly stranger passes for it."""
+    async def _call(
+        self, method: str, path: str, token: str | None, body: Any = None
+    ) -> tuple[int, dict[str, str], bytearray]:
+        """Status, headers and body of the answer; raises ``KdispatchError`` where there is none to be read."""
         if self._session is None or self._connector is None:
             raise RuntimeError("a RestClient is used inside of 'async with'")
         try:
@@ -275,16 +289,14 @@ class RestClient:
                 async for chunk in response.content.iter_chunked(64 * 1024):
                     content += chunk
                     if len(content) > ANSWER_BYTES:
-                        raise not_a_relay(self._relay, "its answer has no end")
+                        raise strange(self._relay, response.status, first_of_each(response.headers.items()))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._translated(error) from error
-        if done and response.status == 204:
-            return None
-        headers = first_of_each(response.headers.items())
-        return content_of(self._relay, response.status, headers, content, done=done, token=token)
+        return response.status, first_of_each(response.headers.items()), content
 
     def _translated(self, error: Exception) -> KdispatchError:
-        first = self._connector.first if self._connector is not None else b""
+        assert self._connector is not None
+        first = self._connector.first
         if not is_http(first):
             return no_http(self._relay, first)
         if isinstance(error, TimeoutError):
@@ -293,7 +305,9 @@ class RestClient:
         broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError)
         if broken or (isinstance(error, OSError) and error.errno in _BROKEN):
             return unreachable(self._relay, ENDED)
-        return connection_error(self._relay, error) if isinstance(error, OSError) else no_http(self._relay)
+        if isinstance(error, OSError):
+            return connection_error(self._relay, error)
+        return unparsed(self._relay, self._connector.head)
 
 
 class _Listening(ResponseHandler):
@@ -302,6 +316,7 @@ class _Listening(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.first = b""
+        self.head = b""  # of the newest answer, and what came with it
 
     def data_received(self, data: bytes) -> None:
         if len(self.first) < _FIRST:
@@ -309,6 +324,10 @@ class _Listening(ResponseHandler):
             if not is_http(self.first) and self.transport is not None:
                 self.transport.abort()
                 return
+        if data.startswith(b"HTTP/1."):
+            self.head = b""
+        if len(self.head) < _HEAD_MAX and b"\r\n\r\n" not in self.head:
+            self.head += data[:_HEAD_MAX]
         super().data_received(data)
 
 
@@ -326,6 +345,11 @@ class _Connector(aiohttp.BaseConnector):
     def first(self) -> bytes:
         """What the newest connection's first answer begins with."""
         return self._newest.first if self._newest is not None else b""
+
+    @property
+    def head(self) -> bytes:
+        """The head of the newest connection's newest answer."""
+        return self._newest.head if self._newest is not None else b""
 
     def _make(self) -> _Listening:
         self._newest = _Listening(asyncio.get_running_loop())

@@ -33,10 +33,10 @@ from kdispatch.answers import (
     first_of_each,
     is_http,
     no_http,
-    not_a_relay,
     read_service,
     service_path,
     shaped,
+    unparsed,
     unreachable,
 )
 from kdispatch.listing import Listing, Page
@@ -97,8 +97,9 @@ class ServiceQuery:
         except BaseException:
             self._let_go()
             raise
-        headers = first_of_each(response.headers.raw_items())
-        return shaped(relay, content_of(relay, response.status_code, headers, response.body, token=self._token), shape)
+        status, headers = response.status_code, first_of_each(response.headers.raw_items())
+        answer = content_of(relay, status, headers, response.body or b"", token=self._token)
+        return shaped(relay, status, headers, answer, shape)
 
     async def _answer(self, path: str) -> tuple[RelayUrl, Response]:
         connection = self._connection
@@ -175,7 +176,7 @@ class _Connection(asyncio.Protocol):
         if not fed:
             drop_interim(self._received)
         if len(self._received) > ANSWER_BYTES:
-            self._fail(not_a_relay(self.relay, "its answer has no end"))
+            self._fail(unparsed(self.relay, bytes(self._received)))
             return
         if not is_http(self._received):
             self._fail(no_http(self.relay, bytes(self._received)))
@@ -210,7 +211,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(outcome, InvalidStatus):
             self._answer.set_result(outcome.response)
         else:
-            self._fail(no_http(self.relay, bytes(self._received)))
+            self._fail(unparsed(self.relay, bytes(self._received)))
 
     def _fail(self, error: KdispatchError) -> None:
         if self._answer is not None and not self._answer.done():

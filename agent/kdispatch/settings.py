@@ -222,12 +222,14 @@ def load_settings(**flags: str | bool | float | None) -> Settings:
     Raises :class:`SetupError` for a value of the wrong type, an unknown key or
     a file that can't be read.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
     environment: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         setting: Setting = field.metadata["setting"]
         if text := os.environ.get(setting.env, ""):
+            if not text.strip() and field.name not in given:
+                raise SetupError("bad_request", f"{setting.env} is blank.", hint=f"Write {setting.unit}, or unset it.")
             environment[field.name] = _from_text(field.default, setting.env, text)
-    given = {name: value for name, value in flags.items() if value is not None}
     directory = config_directory()
     values: dict[str, Any] = {}
     for layer, base in ((_read_file(directory / CONFIG_FILE), directory), (environment, Path()), (given, Path())):
@@ -241,8 +243,10 @@ def _absolute(path: str, base: Path) -> str:
     """A file's name that stays the same wherever the process goes."""
     try:
         return str(base.absolute() / Path(path).expanduser()) if path else ""
-    except (OSError, RuntimeError) as error:  # the current directory was deleted, or there is no such user
-        raise SetupError("bad_request", f"{path!r} leads nowhere: {error}.", hint="Write a whole path.") from error
+    except (OSError, RuntimeError) as error:
+        why = "the current directory is gone" if isinstance(error, OSError) else "there is no such user, or no home"
+        text = f"{path!r} leads nowhere: {why}."
+        raise SetupError("bad_request", text, hint="Write a whole path.") from error
 
 
 def _from_text(default: object, name: str, text: str) -> Any:
@@ -333,8 +337,12 @@ def _read_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError("bad_request", f"{path} cannot be read: {error}.", hint="Check the file.") from error
+    except UnicodeDecodeError as error:
+        text = f"{path} is not text in UTF-8: see its byte {error.start + 1}."
+        raise SetupError("bad_request", text, hint=f"Save {path} as UTF-8.") from error
+    except OSError as error:
+        text = f"{path} cannot be read: {error.strerror or error}."
+        raise SetupError("bad_request", text, hint="Check the file's owner and mode.") from error
     return _parse(path, text)
 
 
@@ -375,6 +383,8 @@ _KINDS: Final = {str: "a text", bool: "yes or no", int: "a number", float: "a nu
 
 
 def _switch(name: str, text: str) -> bool:
+    if not text.strip():
+        raise SetupError("bad_request", f"{name} is blank.", hint="Write 1 or 0, yes or no, or unset it.")
     try:
         return _SWITCH[text.strip().lower()]
     except KeyError:

@@ -12,7 +12,17 @@ from kdispatch.network.proxy import Proxy
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError
 
-__all__ = ["author", "frames_spoiled", "missing_of", "no_websocket", "owner", "passed_by", "token_lost", "upgrade_lost"]
+__all__ = [
+    "author",
+    "frames_spoiled",
+    "missing_of",
+    "no_websocket",
+    "origin_added",
+    "owner",
+    "passed_by",
+    "token_lost",
+    "upgrade_lost",
+]
 
 _RELAYS_OWN: Final = "aiohttp"  # in the name of the relay's own server
 _SHOWN: Final = 60  # characters of a header that names a program
@@ -68,6 +78,16 @@ def frames_spoiled(relay: RelayUrl, proxy: Proxy | None = None) -> HintedError:
         f"{relay}: What comes behind the upgrade can't be read. Something on the way changes it, or it is no relay's."
     )
     return HintedError("not_a_relay", text, hint=owner(relay, proxy) + _OR_THE_EDGE)
+
+
+def origin_added(relay: RelayUrl, headers: Mapping[str, str]) -> HintedError:
+    """The relay took the request for a web page's, which it refuses; agents and commands send no ``Origin``."""
+    text = (
+        f"The relay gets the request with an Origin header, as web pages send it: something on the way adds that"
+        f"{passed_by(headers)}."
+    )
+    hint = f"Let the server in front of the relay, or the proxy, add no Origin header to requests to {relay.authority}."
+    return HintedError("not_a_relay", text, hint=hint)
 
 
 def token_lost(relay: RelayUrl, headers: Mapping[str, str]) -> HintedError:

@@ -128,8 +128,8 @@ class Arrivals:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "requests come by a server on this machine that is no trusted proxy: all of them seem to come from "
-                "here, but for limits. Start the relay with --trusted-proxy %s",
+                "Requests come by a server on this machine that is no trusted proxy: all of them seem to come from "
+                "here, but for limits. Start the relay with --trusted-proxy %s.",
                 arrival.peer,
             )
         forwarded = headers.getall("X-Forwarded-For", [])

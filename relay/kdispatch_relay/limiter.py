@@ -177,7 +177,7 @@ class Limiter:
         """One less."""
         self._sessions -= 1
         if self._refused and self._sessions < self._most * _ROOM_AGAIN:
-            _log.warning("there is room for sessions again; %d were refused", self._refused)
+            _log.warning("There is room for sessions again: %d were refused.", self._refused)
             self._refused = 0
         left = self._sessions_of[source] - 1
         if left:

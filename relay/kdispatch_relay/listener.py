@@ -174,7 +174,7 @@ class Listener:
             if loop.time() >= self._tell_again:
                 self._tell_again = loop.time() + _TELL_EVERY
                 _log.warning(
-                    "new connections wait: %s; a higher limit (ulimit -n) allows more", error.strerror or error
+                    "New connections wait: %s. A higher limit (ulimit -n) allows more.", error.strerror or error
                 )
             loop.remove_reader(sock)
             loop.call_later(_REST, self._ready_again, sock)

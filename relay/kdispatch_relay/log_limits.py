@@ -105,7 +105,7 @@ class LogLimits(logging.Filter):
             of = f" of {sources:,} source{'' if sources == 1 else 's'}" if sources else ""
             lines = f"{count:,} line{'' if count == 1 else 's'}"
             fields = {"left_out": count, "sources": sources, "seconds": round(seconds)}
-            _log.warning("left out %s%s in %.0f s", lines, of, seconds, extra=fields)
+            _log.warning("Left out %s%s in %.0f s.", lines, of, seconds, extra=fields)
 
 
 def _kind(record: logging.LogRecord) -> str:

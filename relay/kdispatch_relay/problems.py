@@ -133,7 +133,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise  # an answer is on its way already, and a second one would corrupt it
         request_id = secrets.token_hex(8)
         resource = request.match_info.route.resource  # not the path itself, which the sender chose
-        _log.exception("request %s failed: %s %s", request_id, request.method, resource and resource.canonical)
+        _log.exception("Request %s failed: %s %s.", request_id, request.method, resource and resource.canonical)
         return problem_response("internal_error", request_id=request_id)
 
 

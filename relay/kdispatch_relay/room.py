@@ -48,8 +48,8 @@ class Room:
         if found != cls(sessions, arrivals):
             _log.log(
                 logging.WARNING if found.sessions < _SMALL else logging.DEBUG,
-                "this process may open %d files, so it takes %d sessions (of %d) and %d connections that are none yet "
-                "(of %d); a higher limit (LimitNOFILE=, ulimit -n) allows more",
+                "This process may open %d files, so it takes %d sessions (of %d) and %d connections that are none yet "
+                "(of %d). A higher limit (LimitNOFILE=, ulimit -n) allows more.",
                 descriptors, found.sessions, sessions, found.arrivals, arrivals,
             )  # fmt: skip
         return found

@@ -203,7 +203,8 @@ SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(
 def _refuse_blank(values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if isinstance(value, str | Path) and str(value) and not str(value).strip():
-            raise KdispatchError("bad_request", f"--{name.replace('_', '-')} is blank.")
+            text = f"--{name.replace('_', '-')} (or {environment_name(name)}) is blank."
+            raise KdispatchError("bad_request", text)
 
 
 def environment_name(name: str) -> str:

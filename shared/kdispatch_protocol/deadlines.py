@@ -31,9 +31,14 @@ class Deadlines:
 
     def linger(self, stream: Stream, now: float) -> None:
         """A closed stream waits for its peer's end, or for the peer to take what its program said before a reset."""
-        limits, base = self._table.limits, stream.outbound.base
-        when = now + (limits.linger if stream.farewell is None else limits.last_words)
-        stream.set_timer(self._table.timers.add(when, lambda later: self._linger_expired(stream, base, later)))
+        limits, base, farewell = self._table.limits, stream.outbound.base, stream.farewell
+        if farewell is None:
+            wait = limits.linger
+        elif stream.inbound.consumed < farewell.credited_to:
+            wait = limits.last_words
+        else:
+            wait = limits.last_chance
+        stream.set_timer(self._table.timers.add(now + wait, lambda later: self._linger_expired(stream, base, later)))
 
     def acknowledge(self, stream: Stream, now: float) -> None:
         """What arrived is to be acknowledged within the delay."""
@@ -86,6 +91,6 @@ class Deadlines:
         if stream.grace is not None or stream.outbound.base > base:
             self.linger(stream, now)
         elif stream.farewell is not None:
-            self._table.fail(stream, stream.farewell[0], "Not all that was said before this reset was taken in time.")
+            self._table.fail(stream, stream.farewell.code, "Not all that was said before this reset was taken in time.")
         else:
             self._table.fail(stream, "cancelled", "closed")

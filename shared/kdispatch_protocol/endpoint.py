@@ -351,6 +351,7 @@ class Endpoint:
         if stream.closing:
             if stream.farewell is None:
                 self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
+            self.table.farewells.dropped(stream, len(payload) - known, now)
         elif known < len(payload):
             stream.inbound.note(flags, len(payload) - known, now)
             self.table.deliver(stream, payload[known:] if known else payload)

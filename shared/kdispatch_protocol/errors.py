@@ -117,7 +117,7 @@ _TABLE: Final = (
          "Use the service's own token, or its owner's."),
     # --- load ----------------------------------------------------------------------------
     Code("rate_limited", _RELAY, 429, 1, "Too many requests in a short time.",
-         "Wait as long as the answer says, then try again."),
+         "Wait as long as the answer says, or a minute where it says nothing, then try again."),
     Code("quota_exceeded", _RELAY, 429, 1, "The account has as many of these as it may.",
          "Remove what is not needed, or ask the relay's operator for more."),
     Code("busy", _RELAY, 503, 1, "A limit is reached; nothing more is taken on for now.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdispatch_protocol.deadlines import Deadlines
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.streams import Farewell, Stream
 
 if TYPE_CHECKING:
     from kdispatch_protocol.table import StreamTable
@@ -35,7 +35,7 @@ class Farewells:
         self._table.now = now
         stream.unheard = more
         if stream.farewell is None:
-            stream.farewell = (code, text)
+            stream.farewell = Farewell(code, text, stream.inbound.consumed + self._table.limits.dropped)
             stream.closing = True
             if stream.opened:  # before that it has the deadline of its open
                 self._deadlines.linger(stream, now)
@@ -44,4 +44,16 @@ class Farewells:
     def look(self, stream: Stream) -> None:
         """Reset the stream if it waits for nothing any more: call it after each acknowledgement."""
         if stream.farewell is not None and stream.said:
-            self._table.fail(stream, *stream.farewell)
+            self._table.fail(stream, stream.farewell.code, stream.farewell.text)
+
+    def dropped(self, stream: Stream, count: int, now: float) -> None:
+        """So many bytes arrived behind the end of ``stream``'s program. They are credited, up to ``Limits.dropped``.
+
+        A peer's program may send everything before it reads; without credit it never gets to the last words. With
+        credit for every byte, a program that sends for ever would keep both agents and the relay busy meanwhile.
+        """
+        if stream.farewell is not None and not stream.ended:
+            left = stream.farewell.credited_to - stream.inbound.consumed
+            self._table.consumed(stream, min(count, max(left, 0)), now)
+            if 0 < left <= count:
+                self._deadlines.linger(stream, now)  # from now on it is a shorter one

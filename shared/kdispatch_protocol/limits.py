@@ -41,6 +41,7 @@ class Limits:
     credit: int = 64 * MIB  #: a session's budget: the sum of limit - received over its streams
     replay: int = 128 * MIB  #: bytes a process keeps for its peers' acknowledgement
     unsent: int = 256 * KIB  #: written but not sent, per stream, before the writer is paused
+    dropped: int = 64 * MIB  #: credited of what arrives behind a program's end: an upload of 64 MB gets to its answer
     ack_bytes: int = 1 * MIB  #: an ACK is due at min(window / 4, this) consumed
     ack_delay: float = 0.100  #: and this long after bytes that are not acknowledged
     ack_company: float = 0.004  #: an ACK of OPENED or of an end, for which no program waits, waits for other frames
@@ -85,6 +86,7 @@ class Limits:
     confirm: float = 30.0  #: an OPENED stream whose client says nothing is reset
     linger: float = 60.0  #: a closed transport waits this long for its peer's end
     last_words: float = 20.0  #: what a program said before a reset waits so long without a byte of it being taken
+    last_chance: float = 2.0  #: the same once its peer has sent more than `dropped`, and reads nothing meanwhile
     hello: float = 10.0  #: the relay's deadline from accept to a valid HELLO
     keep_alive: float = 150.0  #: an HTTP connection without a request: proxies keep theirs for up to 120 s
     handshake: float = 15.0  #: the agent's deadline for connect, TLS, upgrade and WELCOME

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import NamedTuple
 
 from kdispatch_protocol import frames
 from kdispatch_protocol.frames import Buffer
@@ -14,7 +15,7 @@ from kdispatch_protocol.states import END_STATES, SENDING, Input, Leg, State, ne
 from kdispatch_protocol.timers import Timer
 from kdispatch_protocol.windows import CreditBudget, Inbound
 
-__all__ = ["Stream", "proof", "stream_key"]
+__all__ = ["Farewell", "Stream", "proof", "stream_key"]
 
 
 def stream_key(secret: bytes, process: str) -> bytes:
@@ -25,6 +26,14 @@ def stream_key(secret: bytes, process: str) -> bytes:
 def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
     """What shows that an ATTACH comes from the stream's own end, and is none that was used before."""
     return hmac.new(key, f"{uuid} {role} {attach}".encode(), hashlib.sha256).hexdigest()
+
+
+class Farewell(NamedTuple):
+    """How a stream is reset once the peer has all that its program said."""
+
+    code: str
+    text: str
+    credited_to: int  # bytes of the peer's below this offset are credited, though no program takes them
 
 
 class Stream:
@@ -110,7 +119,7 @@ class Stream:
         self.host = ""  # host id, once the relay has named one
         self.confirmed = is_client  # a host's end: the client was heard after OPENED
         self.closing = False  # the program closed; data that still arrives is answered by a reset
-        self.farewell: tuple[str, str] | None = None  # how it is reset once the peer has all that its program said
+        self.farewell: Farewell | None = None  # its program has ended, and the peer lacks bytes of it
         self.unheard = False  # with a farewell: more of what the program said is yet to be written
         self.writer_paused = False
         self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few

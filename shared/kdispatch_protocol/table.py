@@ -307,7 +307,7 @@ class StreamTable:
     def end_acknowledged(self, stream: Stream) -> None:
         """The peer has all our bytes and our end."""
         if stream.farewell is not None:
-            self.fail(stream, *stream.farewell)
+            self.fail(stream, stream.farewell.code, stream.farewell.text)
             return
         stream.move(Input.FIN_ACKED)
         self.events.append(events.EndAcknowledged(stream))

@@ -20,7 +20,7 @@ from kdispatch.network import dialer, upgrade
 from kdispatch.network.dialer import Dialer
 from kdispatch.network.upgrade import Refusal
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.errors import CODES, KdispatchError
 from tests.net.black_hole import black_hole
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -187,6 +187,26 @@ async def test_final_refusal() -> None:
     error = await _error(_says(_problem("426 Upgrade Required", "version_unsupported")))
     assert isinstance(error, Refusal)
     assert (error.code, error.text, error.final) == ("version_unsupported", "What happened.", True)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (("Retry-After: 7",), "The relay asks to wait 7 s."),
+        (("Retry-After: Wed, 21 Oct 2026 07:28:00 GMT",), "The relay does not say how long to wait."),
+        ((), "The relay does not say how long to wait."),
+    ],
+)
+async def test_too_many(header: tuple[str, ...], says: str) -> None:
+    """The relay's own 429 says how long to wait, or that it does not know."""
+    error = await _error(_says(_problem("429 Slow", "rate_limited", *header)))
+    assert error.text == f"What happened. {says}"
+
+
+async def test_a_problem_without_a_text() -> None:
+    """A refusal without a sentence of its own has its code's."""
+    body = json.dumps({"code": "busy", "detail": None}).encode()
+    assert (await _error(_says(_http("503 Busy", body)))).text == CODES["busy"].meaning
 
 
 async def test_passing_refusal() -> None:

@@ -19,6 +19,7 @@ from kdispatch.doctor.redaction import clean
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.tokens import format_token
 from tests.docs.examples import free_ports
 
@@ -145,6 +146,18 @@ def test_secrets_are_taken_out(text: str) -> None:
     """Tokens, what stands before an @ in an address, header values, and what is known to be secret."""
     cleaned = clean(text, [_PASSWORD])
     assert _PASSWORD not in cleaned and _TOKEN not in cleaned and "[redacted]" in cleaned
+
+
+def test_an_example_is_no_secret() -> None:
+    """The hint of how a proxy's URL is written stays readable; a real URL with the same words does not."""
+    hint = CODES["proxy_auth"].hint
+    assert clean(hint) == hint
+    for address in (
+        "http://USER:PASSWORD@proxy:1",
+        "http://user:password@host:port",
+        "http://USER:PASSWORD@HOST:PORTx@p",
+    ):
+        assert clean(f"through {address} now").split("@")[0] == "through http://[redacted]"
 
 
 def test_a_bundle_has_no_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from dataclasses import replace
 
@@ -201,6 +202,23 @@ async def test_a_program_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPa
         assert [client.told[-1] == "lost" for client in held] == [True, True, False, False, False]
 
 
+async def test_a_program_that_sends_on_behind_a_reset() -> None:
+    """One that sends before it reads gets the last words behind a reset; one that sends for ever is reset."""
+    limits = replace(SCALED, dropped=200_000)
+    async with twin(limits) as pair:
+        client, host = await pair.stream()
+        client.transport.pause_reading()
+        host.transport.write(b"x" * 1000)
+        host.transport.reset_behind("cancelled", "")
+        await until(lambda: client.transport.stream.ended)
+        client.transport.write(bytes(limits.dropped))
+        await settle()
+        assert "lost" not in client.told and client.transport.held == 1000
+        client.transport.write(b"x")
+        await settle()
+        assert client.told[-1] == "lost"
+
+
 async def test_a_transport_that_closes(pair: Twin) -> None:
     """A program of the library that writes and closes, while its peer still sends, is heard before the reset."""
     answered = Program()
@@ -233,3 +251,96 @@ async def test_words_before_the_stream_is_open(pair: Twin) -> None:
     assert await pair.served[0].code() == "cancelled"
     assert pair.served[0].received == b"a line for a log"
     await _gone(pair)
+
+
+@pytest.mark.slow
+async def test_a_word_to_write_on_that_is_outdated(pair: Twin, connect: Connect) -> None:
+    """Words that wait in the kernel are read on, although the stream took more and became full again meanwhile."""
+    ends = await connect()
+    await ends.client.send(b"unread")
+    await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
+    sending = asyncio.create_task(ends.service.send_forever(bytes(65536)))
+    transport = ends.host_pipe.stream
+    await until(lambda: transport is not None and transport.stream.writer_paused)
+    await asyncio.sleep(0.2)  # the kernel becomes full as well
+    sending.cancel()
+    ends.service.reset()
+    assert transport is not None
+    await until(lambda: transport.stream.unheard and transport.stream.writer_paused)
+    transport.writing_resumed()  # said of the moment before
+    data, how = await _heard(ends.client)
+    assert len(data) > 500_000 and how == "reset"
+    assert not transport.stream.unheard, "what the kernel had was not read to its end"
+    await _gone(pair)
+
+
+class _Uploader(Program):
+    """It reads when it has written ``size`` bytes, or can write no more, and not before."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self._left = size
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.pause_reading()
+        self.transport.write(b"begin")
+
+    def go_on(self) -> None:
+        """Write as much as the stream takes now."""
+        while self._left > 0 and self.told[-1] != "pause" and not self.transport.stream.ended:
+            self.transport.write(bytes(65536))
+            self._left -= 65536
+        if self._left <= 0 or self.transport.stream.ended:
+            self.transport.resume_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.go_on()
+
+
+async def _answered(pair: Twin, which: str, how: str, size: float) -> tuple[_Uploader, Program]:
+    """A program that uploads ``size`` bytes, and one that has answered with 1 MB and closed, at the end ``which``."""
+    uploader, other = _Uploader(size), Program()
+    one, two = (other, uploader) if which == "client" else (uploader, other)
+
+    def serve(stream: Stream) -> None:
+        pair.host.accept(stream, two)
+
+    pair.serve = serve
+    pair.client.open(SERVICE, one)
+    await other.has(5)
+    other.transport.pause_reading()
+    uploader.go_on()
+    other.transport.write(bytes(1_000_000))
+    if how == "close":
+        other.transport.close()
+    else:
+        other.transport.reset_behind("cancelled", "")
+    return uploader, other
+
+
+@pytest.mark.parametrize("which", ["client", "service"])
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_an_upload_beside_a_large_answer(pair: Twin, which: str, how: str) -> None:
+    """A program that sends everything before it reads gets the whole answer of one that has closed meanwhile."""
+    uploader, _ = await _answered(pair, which, how, 5_000_000)
+    assert await uploader.code() == "cancelled"
+    assert len(uploader.received) == 1_000_000
+    await _gone(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["client", "service"])
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_an_upload_that_never_ends(which: str, how: str) -> None:
+    """One that sends for ever and never reads moves no more than the bound, and is reset in time."""
+    limits = replace(SCALED, dropped=1_000_000, last_chance=0.2)
+    async with twin(limits) as pair:
+        uploader, other = await _answered(pair, which, how, math.inf)
+        inbound = other.transport.stream.inbound
+        before, window = inbound.consumed, inbound.window
+        assert await uploader.code() == "cancelled"
+        assert inbound.consumed <= before + limits.dropped
+        assert inbound.received <= before + limits.dropped + window
+        await _gone(pair)

@@ -319,3 +319,15 @@ async def test_error_is_a_connection_reset(pair: Twin) -> None:
     host.transport.abort()
     error = await client.ended()
     assert isinstance(error, ConnectionResetError) and isinstance(error, StreamReset)
+
+
+async def test_an_outdated_word_to_write_on(pair: Twin) -> None:
+    """A program that wrote too much again, before it heard that it may write on, hears so when it may."""
+    client, host = await pair.stream()
+    host.transport.pause_reading()
+    while "pause" not in client.told:
+        client.transport.write(bytes(100_000))
+    client.transport.writing_resumed()  # said of the moment before
+    assert client.told[-1] == "pause"
+    host.transport.resume_reading()
+    await until(lambda: client.told[-1] == "resume")

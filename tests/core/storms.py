@@ -67,6 +67,7 @@ def play(
         actions += also(agent)
         rng.choices([act for _, act in actions], [weight for weight, _ in actions])[0]()
         verdict.check_held(world)
+        verdict.check_dropped(world)
         world.check_books()
 
 

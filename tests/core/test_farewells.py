@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kdispatch_protocol import events, frames
 from kdispatch_protocol.frames import frame
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.streams import Stream
 from tests.core.conversation import Conversation, reset_of
 
 
@@ -50,3 +52,74 @@ def test_a_program_that_said_nothing_is_reset_at_once() -> None:
         talk.hear(frames.ack_frame(1, len(said), 1000, fin=False))
         talk.table.farewells.begin(stream, "cancelled", "", talk.now)
         assert [reset_of(frame_) for frame_ in talk.said()] == ["cancelled"]
+
+
+def _sends_all_it_may(talk: Conversation, stream: Stream, most: int) -> int:
+    """The peer sends as far as its credit goes, at most so many bytes; returns how many."""
+    sent = stream.inbound.received
+    began = sent
+    while size := min(stream.inbound.limit - sent, 60_000, began + most - sent):
+        talk.hear(frame(frames.DATA, 1, sent, bytes(size)))
+        sent += size
+        talk.wait(talk.table.limits.ack_delay)
+        assert set(talk.names()) <= {"ACK"}
+    return sent - began
+
+
+def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
+    """A peer whose program sends before it reads is credited for what is dropped, and for no byte beyond the bound."""
+    talk = Conversation(limits=Limits(dropped=1_000_003))
+    stream = talk.client()
+    talk.table.write(stream, b"last words")
+    talk.names()
+    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    assert _sends_all_it_may(talk, stream, 1_000_003) == 1_000_003
+    _sends_all_it_may(talk, stream, 5_000_000)
+    assert stream.inbound.consumed == 1_000_003
+    assert stream.inbound.received == stream.inbound.limit == 1_000_003 + stream.inbound.window
+    assert not stream.ended
+    talk.hear(frames.ack_frame(1, 10, 1000, fin=False))
+    assert [reset_of(said) for said in talk.said()] == ["cancelled"]
+
+
+def test_a_sender_beyond_the_bound_is_reset_soon() -> None:
+    """One that has spent the bound and takes nothing is reset after seconds; one that takes bytes gets them all."""
+    talk = Conversation(limits=Limits(dropped=100_000))
+    stream = talk.client()
+    talk.table.write(stream, b"last words")
+    talk.names()
+    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    _sends_all_it_may(talk, stream, 99_999)
+    talk.wait(talk.table.limits.last_words - 10)
+    assert not stream.ended
+    _sends_all_it_may(talk, stream, 5_000_000)
+    for received in range(1, 5):
+        talk.hear(frames.ack_frame(1, received, 1000, fin=False))
+        talk.wait(talk.table.limits.last_chance)
+        assert not stream.ended
+    talk.wait(talk.table.limits.last_chance)
+    assert [reset_of(said) for said in talk.said()] == ["cancelled"]
+
+
+def test_a_close_is_bounded_alike() -> None:
+    """What arrives behind a close is credited up to the same bound, the first bytes included."""
+    talk = Conversation(limits=Limits(dropped=300_000))
+    stream = talk.client()
+    talk.table.write(stream, b"last words")
+    talk.table.close(stream, talk.now)
+    talk.names()
+    _sends_all_it_may(talk, stream, 5_000_000)
+    assert stream.inbound.consumed == 300_000
+    assert not stream.ended
+
+
+def test_two_programs_that_end_at_once() -> None:
+    """The last words that nobody takes are acknowledged all the same, so that neither end waits for the other."""
+    talk = Conversation(limits=Limits(dropped=0))
+    stream = talk.client()
+    talk.table.write(stream, b"last words")
+    talk.names()
+    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    talk.hear(frame(frames.DATA, 1, 0, b"its own"))
+    talk.wait(talk.table.limits.ack_delay)
+    assert [(name, value) for name, _, value, _ in talk.said()] == [("ACK", 7)]

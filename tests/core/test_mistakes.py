@@ -297,6 +297,11 @@ def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
     patch(Stream, "said", property(lambda self: self.outbound.base == self.outbound.end))
 
 
+def dropped_bytes_are_credited_for_ever(patch: Patch) -> None:
+    """The mistake that was reverted once: a sender that never ends is credited for each byte."""
+    patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consumed(stream, count, now))
+
+
 def a_half_is_not_given_back(patch: Patch) -> None:
     """What a half holds is not counted off when it is dropped."""
 
@@ -427,6 +432,7 @@ def test_planted_mistakes_in_the_books_are_found(
         (reset_overtakes_last_words, LAST_WORDS),
         (sent_last_words_count_as_there, LAST_WORDS),
         (an_end_behind_last_words_is_forgotten, LAST_WORDS),
+        (dropped_bytes_are_credited_for_ever, LAST_WORDS),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -233,6 +233,24 @@ def test_a_stream_that_is_attached_again_is_one_route() -> None:
     assert "GONE" not in client.names() + host.names()
 
 
+def test_a_half_whose_look_up_comes_behind_the_join_does_not_wait() -> None:
+    """The stream was attached anew meanwhile, and joined: nobody would answer the older half, for 150 s."""
+    relay = Relay()
+    host, client = relay.agent(1), relay.agent(2)
+    attach(client, entry(client, "client", host.process, 5), answer=False)
+    [late] = relay.switch.take_questions()
+    attach(client, entry(client, "client", host.process, 9, attach=2))
+    attach(host, entry(host, "host", client.process, 7))
+    assert told(client.hear()) == [("host", host.process, 9)]
+    assert isinstance(late, AskAttach)
+    relay.switch.attachments.allowed(late, relay.now)
+    assert len(relay.switch.attachments) == 0
+    assert not client.session.halves
+    host.hear()
+    client.say(frame(frames.DATA, 9, 10, b"abc"))
+    assert host.hear() == [("DATA", 7, 10, b"abc")]
+
+
 def test_ends_of_different_services_are_not_joined() -> None:
     """Each end was authorised for the service that it named, and for no other."""
     relay = Relay()

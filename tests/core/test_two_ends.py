@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kdispatch_protocol.farewells import Farewells
 from kdispatch_protocol.growth import Growth
 from kdispatch_protocol.messages import AttachEntry
 from kdispatch_protocol.resume import Resumption
@@ -103,6 +104,22 @@ def test_many_cases() -> None:
     seconds = time.monotonic() - began
     print(f"{RUNS:,} cases in {seconds:.0f} s, {RUNS / seconds:.0f} a second")
     assert seconds < RUNS / 20
+
+
+def test_a_world_drops_data_behind_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The property tests are about dropped bytes, too: they are credited, and more come than the bound lets be."""
+    met = Counter[bool]()
+    dropped = Farewells.dropped
+
+    def count(self: Farewells, stream: Stream, count: int, now: float) -> None:
+        if stream.farewell is not None and not stream.ended:
+            met[stream.farewell.credited_to - stream.inbound.consumed < count] += 1
+        dropped(self, stream, count, now)
+
+    monkeypatch.setattr(Farewells, "dropped", count)
+    for seed in range(200):
+        run(seed, LAST_WORDS, clients=2)
+    assert met[False] > 20 and met[True] > 2
 
 
 def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,16 @@ from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 from tests.core.world import PARTING, SERVICE, Agent, End, World
 
-__all__ = ["check", "check_held", "held", "quiesce"]
+__all__ = ["check", "check_dropped", "check_held", "held", "quiesce"]
 
 #: What may end a stream that both ends knew, beside a program: an end that was killed, or a wait that was too long.
 _EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
+
+
+def check_dropped(world: World) -> None:
+    """Behind the end of a program its peer is credited for no more than the bound. Holds after each step."""
+    for _, end in world.made:
+        assert end.stream.inbound.consumed <= end.most_credited, "what is dropped is credited without a bound"
 
 
 def check_held(world: World) -> None:

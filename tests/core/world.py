@@ -42,6 +42,7 @@ SMALL = Limits(
     unsent=512,
     replay=6000,
     ack_bytes=1024,
+    dropped=600,
     mark_wait=0.0005,
     mark_time=0.0,
     mark_round=0.02,
@@ -88,6 +89,7 @@ class End:
     finished: bool = False
     killed: bool = False  # its process was
     parting: bool = False  # it has ended: what it had written is to arrive, and then a reset
+    most_credited: int = 1 << 62  # of its peer's bytes, those that are dropped behind its end included
     last_word: str | None = None  # the text with which it was reset
 
     @property
@@ -345,6 +347,8 @@ class World:
         """A program ends, and takes nothing more: what it wrote is to arrive, and then a reset."""
         if not end.over and not end.stream.ended and not end.parting:
             end.parting = True
+            inbound = end.stream.inbound
+            end.most_credited = inbound.consumed + end.unread + self.limits.dropped
             agent.endpoint.table.farewells.begin(end.stream, "cancelled", PARTING, self.now)
             self.settle(agent)
 

@@ -7,8 +7,8 @@ from typing import Final
 
 __all__ = ["KEPT", "inherited"]
 
-#: How the run is made, which no test may drop: the event loop, and the guard against what blocks it.
-KEPT: Final = ("KDISPATCH_NO_UVLOOP", "KDISPATCH_GUARD")
+#: How the run is made, which no test may drop: the event loop, the guard against what blocks it, and the run's mark.
+KEPT: Final = ("KDISPATCH_NO_UVLOOP", "KDISPATCH_GUARD", "KDISPATCH_TEST_RUN")
 
 
 def inherited() -> dict[str, str]:

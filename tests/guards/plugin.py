@@ -1,4 +1,4 @@
-"""What every test is held to: no blocked event loop, no task left behind, no error that only a log shows.
+"""What every test is held to: no blocked event loop, no task or process left behind, no error that only a log shows.
 
 ``tests/conftest.py`` takes these fixtures and hooks; ``test_planted.py`` shows that each of them fails a test.
 """
@@ -19,6 +19,7 @@ from blockbuster import BlockBuster
 from pytest_asyncio import is_async_test
 
 from tests.guards.blocking import FOLDER, PRODUCT, SITE, make_guard
+from tests.guards.processes import Survivor, end_survivors, mark_run
 
 __all__ = [
     "guarded_test",
@@ -27,6 +28,8 @@ __all__ = [
     "pytest_collection_finish",
     "pytest_configure",
     "pytest_runtest_protocol",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
 ]
 
 _LOOP: Final = "KDISPATCH_TEST_LOOP"  # uvloop or asyncio; without it uvloop where it is installed, as for users
@@ -34,6 +37,8 @@ _ENDING: Final = 0.5  # seconds for tasks that were told to end, such as those o
 _GUARD: Final = pytest.StashKey[BlockBuster]()
 _FACTORY: Final = pytest.StashKey[Mapping[str, Callable[[], asyncio.AbstractEventLoop]]]()
 _FINDINGS: Final = pytest.StashKey[Path]()
+_RUN: Final = pytest.StashKey[str]()
+_SURVIVORS: Final = pytest.StashKey[list[Survivor]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # uvloop only logs what a signal's handler raises, so that a test would wait for ever.
         config.option.timeout_method = "thread"
     config.stash[_GUARD] = make_guard(*PRODUCT)
+    if not hasattr(config, "workerinput"):  # xdist's workers have their controller's mark
+        config.stash[_RUN] = mark_run()
 
 
 def _loop_factory() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -67,6 +74,24 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on the loop that is chosen for the run."""
     return config.stash[_FACTORY]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The run fails where a test left a process; last, when workers and the session's fixtures have ended."""
+    if _RUN not in session.config.stash:
+        return
+    session.config.stash[_SURVIVORS] = end_survivors(session.config.stash[_RUN])
+    if session.config.stash[_SURVIVORS] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Each process that was left, with the test that started it."""
+    if survivors := config.stash.get(_SURVIVORS, []):
+        terminalreporter.section("processes are left", red=True)
+        for survivor in survivors:
+            terminalreporter.write_line(f"{survivor.test} left process {survivor.pid}: {survivor.command}")
 
 
 def pytest_collection_finish() -> None:

@@ -69,6 +69,13 @@ async def test_it(tmp_path):
     script.write_text("import asyncio, time\\nasync def main():\\n    {call}\\nasyncio.run(main())")
     subprocess.run([sys.executable, str(script)], capture_output=True)
 """
+LEFT = """
+import os, sys
+
+def test_it():
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    {end}
+"""
 CASES = [
     pytest.param(
         BLOCKING.format(call=READ), BLOCKING.format(call="pass"), "Blocking call to time.sleep", id="blocking"
@@ -82,6 +89,12 @@ CASES = [
         PROCESS.format(call="await asyncio.sleep(0.01)"),
         "Blocking call to time.sleep",
         id="process",
+    ),
+    pytest.param(
+        LEFT.format(end="pass"),
+        LEFT.format(end="os.kill(pid, 15), os.waitpid(pid, 0)"),
+        "test_file.py::test_it (call) left process",
+        id="left",
     ),
 ]
 

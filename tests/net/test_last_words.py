@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import math
 import shutil
+import signal
 import socket
 import struct
 import threading
@@ -18,12 +20,16 @@ from typing import Final
 import pytest
 
 from tests.docs.examples import free_ports
-from tests.net.harness import MIB, Network, sizes
+from tests.net.harness import KIB, MIB, Network, Relay, sizes
 
 pytestmark = pytest.mark.slow
 
 _BODY: Final = bytes(4 * MIB)
 _BANNER: Final = b"\x04\x10#08004Too many connections"
+
+_ANSWER: Final = bytes(3_000_000)  # more than a window, less than the agent's kernel takes
+_UPLOAD: Final = 32_000_000
+_SOON: Final = 8.0  # seconds; an upload that gets no credit takes 40 of them
 
 _TEMPORARY: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
@@ -185,3 +191,102 @@ async def test_last_words_of_a_client(network: Network, times: int) -> None:
             while heard.total() < times:  # noqa: ASYNC110 - threads count
                 await asyncio.sleep(0.02)
     assert heard == {b"QUIT, and no thanks": times}
+
+
+class _Answering:
+    """A program that reads a little, answers, and closes when its answer is in the agent's kernel."""
+
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+
+    def __call__(self, sock: socket.socket) -> None:
+        sock.settimeout(30)
+        sock.recv(1000)
+        sock.sendall(_ANSWER)
+        time.sleep(0.5)
+        self.closing.set()
+
+
+def _send_and_read(sock: socket.socket, size: float, *, reads: bool = False) -> tuple[int, float]:
+    """Send ``size`` bytes, then read, or read meanwhile; returns what came, and the seconds behind it until the reset.
+
+    A program that reads only then is timed from the start.
+    """
+    sock.settimeout(60)
+    began = last = time.monotonic()
+    sent = received = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < size:
+            sent += sock.send(bytes(64 * KIB))
+            with contextlib.suppress(BlockingIOError):
+                while reads and (chunk := sock.recv(64 * KIB, socket.MSG_DONTWAIT)):
+                    received += len(chunk)
+                    last = time.monotonic()
+    received += len(_rest(sock))
+    return received, time.monotonic() - (last if reads else began)
+
+
+async def _beside(network: Network, *, client_closes: bool, size: float, reads: bool = False) -> tuple[int, float]:
+    """What :func:`_send_and_read` finds of a program whose peer, the client or the service, answers and closes."""
+    found: list[tuple[int, float]] = []
+    answering = _Answering()
+
+    def upload(sock: socket.socket) -> None:
+        found.append(_send_and_read(sock, size, reads=reads))
+
+    def connect(port: int, handle: Callable[[socket.socket], None]) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+            handle(sock)
+
+    name = await network.service()
+    with _accepting(upload if client_closes else answering) as port:
+        await network.host(name, port)
+        _, through = await network.connect(name)
+        await asyncio.to_thread(connect, through, answering if client_closes else upload)
+        async with asyncio.timeout(90):
+            while not found:  # noqa: ASYNC110 - a thread reports
+                await asyncio.sleep(0.01)
+    print(f"{found[0][0]} bytes of the answer, {found[0][1]:.2f} s")
+    return found[0]
+
+
+_WHO = pytest.mark.parametrize("client_closes", [False, True], ids=["service-closes", "client-closes"])
+
+
+@_WHO
+async def test_an_upload_before_the_answer_is_read(network: Network, *, client_closes: bool) -> None:
+    """A program that sends 32 MB before it reads gets the whole answer of one that has closed, and soon."""
+    received, seconds = await _beside(network, client_closes=client_closes, size=_UPLOAD)
+    assert received == len(_ANSWER)
+    assert seconds < _SOON
+
+
+@_WHO
+async def test_an_endless_sender_that_reads(network: Network, *, client_closes: bool) -> None:
+    """A program that sends for ever and reads gets the whole answer, and is reset soon behind it."""
+    received, seconds = await _beside(network, client_closes=client_closes, size=math.inf, reads=True)
+    assert received == len(_ANSWER)
+    assert seconds < _SOON
+
+
+@_WHO
+async def test_an_endless_sender_that_reads_nothing(network: Network, *, client_closes: bool) -> None:
+    """A program that sends for ever and reads nothing is reset soon."""
+    _, seconds = await _beside(network, client_closes=client_closes, size=math.inf)
+    assert seconds < _SOON
+
+
+async def test_a_relay_that_is_killed_behind_an_answer(network: Network, own_relay: Relay) -> None:
+    """The answer of a service that has closed arrives, although the relay is killed at that moment."""
+    answering = _Answering()
+    name = await network.service()
+    with _accepting(answering) as port:
+        await network.host(name, port)
+        _, through = await network.connect(name)
+        with socket.create_connection(("127.0.0.1", through), timeout=30) as sock:
+            uploading = asyncio.create_task(asyncio.to_thread(_send_and_read, sock, _UPLOAD))
+            await asyncio.to_thread(answering.closing.wait, 30)
+            own_relay.stop(signal.SIGKILL)
+            await own_relay.start()
+            received, _ = await uploading
+    assert received == len(_ANSWER)

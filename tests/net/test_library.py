@@ -295,3 +295,26 @@ async def test_last_words_of_a_handler(tmp_path: Path, *, fails: bool) -> None:
             else:
                 assert await reader.read(1) == b""
             writer.close()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["closes", "raises"])
+async def test_an_upload_before_the_answer_is_read(tmp_path: Path, *, fails: bool) -> None:
+    """A client that sends 32 MB before it reads gets the whole answer of a handler that has ended meanwhile."""
+    answer = bytes(3_000_000)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1000)
+        writer.write(answer)
+        if fails:
+            raise ConnectionError
+
+    async with running_stack(tmp_path) as stack, await _server(stack, connected), asyncio.timeout(15):
+        reader, writer = await kdispatch.open_connection(stack.service, relay=stack.url)
+        for _ in range(32):
+            writer.write(bytes(1_000_000))
+            await writer.drain()
+        received = 0
+        while received < len(answer):
+            received += len(await reader.read(64 * KIB)) or len(answer)
+        assert received == len(answer)
+        writer.close()

@@ -35,7 +35,8 @@ _REFUSAL: Final = (
 class Rules:
     """What a box does; 0 is not at all. Sizes are bytes, times are seconds.
 
-    ``strips``: the ``Upgrade`` header is left out of requests, ``strips_token`` ``Authorization``. ``refuses``: an
+    ``strips``: the ``Upgrade`` header is left out of requests, ``strips_token`` ``Authorization``. ``adds_origin``: a
+    web page's ``Origin`` is added to them. ``refuses``: an
     upgrade is answered by 400. ``buffers``: behind the heads of an upgrade nothing passes before so many bytes are
     there, either way, or the end of what is sent. ``idle``: a connection by which nothing came for so long is cut;
     with ``counts`` only ``up``, from the agent, or ``down`` counts. ``life``: each is, so long after its beginning.
@@ -44,6 +45,7 @@ class Rules:
 
     strips: bool = False
     strips_token: bool = False
+    adds_origin: bool = False
     refuses: bool = False
     buffers: int = 0
     idle: float = 0.0
@@ -155,6 +157,8 @@ class _Wire:
             lines = [line for line in lines if not line.lower().startswith((b"upgrade:", b"connection: upgrade"))]
         if self._rules.strips_token:
             lines = [line for line in lines if not line.lower().startswith(b"authorization:")]
+        if self._rules.adds_origin:
+            lines.insert(1, b"Origin: https://page.example")
         return b"\r\n".join(lines)
 
     async def _pass_on(self, relay: _End) -> None:

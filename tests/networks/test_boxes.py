@@ -318,22 +318,27 @@ async def test_no_token_was_shown(shared_relay: Relay) -> None:
     assert caught.value.code == "token_refused"
 
 
-@pytest.mark.parametrize("rules", [Rules(strips=True), Rules(strips_token=True)], ids=["upgrade", "token"])
+@pytest.mark.parametrize(
+    "rules",
+    [Rules(strips=True), Rules(strips_token=True), Rules(adds_origin=True)],
+    ids=["upgrade", "token", "origin"],
+)
 async def test_a_real_relay_behind_a_box(network: Network, rules: Rules) -> None:
-    """Behind a box that takes a header out, commands, agents and doctor name that header, the hop and the status."""
+    """Behind a box that takes a header out, or adds one, all that ask name that header, the hop and the status."""
     name = await network.service()
     async with service(echo) as local, middlebox(RelayUrl.parse(network.url).port, rules) as box:
         await network.host(name, local.port)
         network.environment["KDISPATCH_RELAY"] = box.url
-        if rules.strips:
+        programs = []
+        if rules.strips or rules.adds_origin:
             told = "without its Upgrade header: something on the way takes that out"
             programs = [
                 network.agent("host", "host", name, "--port", str(local.port)),
                 network.agent("connect", "connect", name),
             ]
-        else:
-            told = "The token did not arrive"
-            programs = [network.program("list", _KDISPATCH, "service", "list")]
+        if not rules.strips:
+            told = "with an Origin header" if rules.adds_origin else "The token did not arrive"
+            programs += [network.program("list", _KDISPATCH, "service", "list")]
         for program in programs:
             assert await program.ended() == _EXIT, program.text
             assert told in program.err and "you -> relay" in program.err

@@ -49,6 +49,7 @@ http_port 127.0.0.1:{port}
 http_access allow all
 cache deny all
 pid_filename none
+pinger_enable off
 access_log none
 cache_log {folder}/cache.log
 """
@@ -59,6 +60,7 @@ cache_peer 127.0.0.1 parent {relay} 0 no-query originserver
 http_access allow all
 cache deny all
 pid_filename none
+pinger_enable off
 access_log none
 cache_log {folder}/cache.log
 """

@@ -1,4 +1,4 @@
-"""What people are told are sentences: each message and each hint has its end."""
+"""What people are told are sentences: each message and each hint has its capital and its end."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ SOURCES: Final = sorted(
 #: Callables that tell people something, and which of their positional arguments is a sentence.
 _TELLING: Final = {
     "KdispatchError": 1, "SetupError": 1, "StreamReset": 1, "RemoteProtocolError": 0, "LocalProtocolError": 0,
-    "info": 0, "warning": 0, "error": 0, "warn": 0,
+    "info": 0, "warning": 0, "error": 0, "exception": 0, "log": 1, "warn": 0,
 }  # fmt: skip
-#: A log line that begins with a small letter is the name of what happened, with fields.
-_LOGS: Final = frozenset({"info", "warning", "error"})
+#: What stands behind "kdispatch: warning: " goes on with a small letter.
+_GO_ON: Final = frozenset({"warn"})
+#: Names, written with a small letter wherever they stand.
+_NAMES: Final = ("kdispatch ", "aiohttp ", "config_version ")
 #: The end of a text that another constant, or what a library says, goes on.
 _GOES_ON: Final = ("=", ": ", "%s", "%d")
 _ENDS: Final = (".", "!", "?", "…", ":")
 
 
 def _ends(node: ast.expr) -> Iterator[tuple[str, str]]:
-    """The first and the last characters of every text that an expression may be."""
+    """The start and the end of every text that an expression may be; no start where that is a value."""
     match node:
         case ast.Constant(value=str(text)):
-            yield text[:1], text[-40:]
+            yield text[:40], text[-40:]
         case ast.JoinedStr(values=[first, *_]) if isinstance(last := node.values[-1], ast.Constant):
-            yield (str(first.value)[:1] if isinstance(first, ast.Constant) else ""), str(last.value)[-40:]
+            yield (str(first.value)[:40] if isinstance(first, ast.Constant) else ""), str(last.value)[-40:]
         case ast.IfExp(body=body, orelse=other):
             yield from _ends(body)
             yield from _ends(other)
@@ -48,30 +50,37 @@ def _ends(node: ast.expr) -> Iterator[tuple[str, str]]:
             return
 
 
-def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """The ends of the texts in a file that are told, those of a local ``text`` as well."""
+def _texts(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Start and end of the texts in a file that are told, those of a local ``text`` as well."""
     for node in ast.walk(tree):
         found: list[tuple[str, str]] = []
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             place = _TELLING.get(name)
             if place is not None and len(node.args) > place:
-                found = [both for both in _ends(node.args[place]) if name not in _LOGS or not both[0].islower()]
+                found = [("" if name in _GO_ON else start, end) for start, end in _ends(node.args[place])]
         elif isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["text"]:
-            found = list(_ends(node.value))
+            found = [("", end) for _, end in _ends(node.value)]
         if isinstance(node, ast.Call | ast.Assign):
-            yield from ((node.lineno, end) for _, end in found if " " in end and not end.endswith(_GOES_ON))
+            yield from ((node.lineno, start, end) for start, end in found if " " in end)
 
 
-def _is_open(text: str) -> bool:
-    """Whether a sentence lacks its end; a quotation or a bracket may follow that."""
-    return not text.rstrip("'\")").endswith(_ENDS) and not text.endswith((".", ")."))
+def _is_open(start: str, end: str) -> bool:
+    """Whether a sentence lacks its capital or its end; a quotation or a bracket may follow that."""
+    if start[:1].islower() and not start.startswith(_NAMES):
+        return True
+    return not end.endswith(_GOES_ON) and not end.rstrip("'\")").endswith(_ENDS) and not end.endswith((".", ")."))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_messages_are_sentences(path: Path) -> None:
-    """Errors, warnings and what agents log end with a full stop."""
-    assert [f"{path.name}:{line}: {end!r}" for line, end in _texts(ast.parse(path.read_text())) if _is_open(end)] == []
+    """Errors, warnings and log lines begin with a capital and end with a full stop."""
+    found = [f"{path.name}:{line}: {start!r} … {end!r}" for line, start, end in _open(path.read_text())]
+    assert found == []
+
+
+def _open(source: str) -> list[tuple[int, str, str]]:
+    return [told for told in _texts(ast.parse(source)) if _is_open(*told[1:])]
 
 
 def test_the_look_finds_something() -> None:
@@ -82,16 +91,20 @@ raise SetupError("busy", f"{name} is not there", hint="x")
 text = "This is one" if a else f"{b} is the other"
 output.warn("others can see it")
 log.info(f"The relay is back")
+_log.exception("a look-up failed.")
+_log.log(logging.INFO, "this process may open %d files.", 7)
 """
     good = """
 raise KdispatchError("busy", f"{a}: {b}.")
 log.debug("stream ended")
-_log.warning("can't open: %s", reason)
+_log.warning("It can't open: %s", reason)
+output.warn("others can see it.")
+_log.info("kdispatch relay %s", what)
 text = f"{where} is open."
 text = "word"
 """
-    assert sorted(line for line, end in _texts(ast.parse(bad)) if _is_open(end)) == [2, 3, 4, 4, 5, 6]
-    assert [end for _, end in _texts(ast.parse(good)) if _is_open(end)] == []
+    assert sorted(line for line, *_ in _open(bad)) == [2, 3, 4, 4, 5, 6, 7, 8]
+    assert _open(good) == []
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda code: code.name)

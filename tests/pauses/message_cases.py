@@ -1,26 +1,14 @@
-"""Messages and devices: MQTT, AMQP, NATS, WebSocket, Modbus, OPC UA, serial lines, mail, directories."""
+"""Messages and devices: MQTT, AMQP, NATS, WebSocket, Modbus, OPC UA, serial lines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from tests.pauses.rig import Case, Site, script
+from tests.pauses.rig import Case, Site, script, served_by
 
 __all__ = ["CASES"]
-
-
-def _served_by(text: str) -> Callable[[Site], Awaitable[int]]:
-    """A server that is a script of the clients' Python."""
-
-    async def serve(site: Site) -> int:
-        port = site.free_port()
-        await site.serve("server", site.python, site.file("server.py", text), str(port), port=port)
-        return port
-
-    return serve
 
 
 async def _mosquitto(site: Site) -> int:
@@ -240,102 +228,6 @@ print(channel.queue_declare("q", passive=True).method.message_count)
 """
 
 
-async def _slapd(site: Site) -> int:
-    port = site.free_port()
-    (site.folder / "db").mkdir()
-    conf = site.file(
-        "slapd.conf",
-        "include /etc/ldap/schema/core.schema\nmodulepath /usr/lib/ldap\nmoduleload back_mdb\n"
-        f"pidfile {site.folder}/pid\ndatabase mdb\nsuffix dc=x\nrootdn cn=a,dc=x\nrootpw s\n"
-        f"directory {site.folder}/db\n",
-    )
-    await site.serve("slapd", "slapd", "-d", "0", "-f", conf, "-h", f"ldap://127.0.0.1:{port}/", port=port)
-    return port
-
-
-_LDAP3: Final = """
-import sys, time, ldap3
-connection = ldap3.Connection(ldap3.Server("127.0.0.1", int(sys.argv[1])), "cn=a,dc=x", "s", auto_bind=True)
-for number in range(60):
-    connection.search("", "(objectClass=*)", ldap3.BASE)
-    time.sleep(0.1)
-"""
-
-
-async def _dovecot(site: Site) -> int:
-    port = site.free_port()
-    mail = site.folder / "mail" / "cur"
-    for part in ("cur", "new", "tmp"):
-        (site.folder / "mail" / part).mkdir(parents=True)
-    for number in range(400):
-        (mail / f"{number}:2,S").write_text(f"From: a@example.org\r\nSubject: {number}\r\n\r\n" + "x" * 60 + "\r\n")
-    (site.folder / "pw").write_text("ann:{PLAIN}secret:1000:1000::/tmp\n")
-    conf = site.file(
-        "dovecot.conf",
-        f"base_dir = {site.folder}/run\nlog_path = /dev/stderr\nprotocols = imap\nssl = no\n"
-        f"mail_location = maildir:{site.folder}/mail\ndisable_plaintext_auth = no\n"
-        f"default_internal_user = dovecot\ndefault_login_user = dovenull\nfirst_valid_uid = 1\n"
-        f"passdb {{\n driver = passwd-file\n args = {site.folder}/pw\n}}\n"
-        f"userdb {{\n driver = static\n args = uid=mail gid=mail home={site.folder}/mail\n}}\n"
-        f"service imap-login {{\n inet_listener imap {{\n address = 127.0.0.1\n port = {port}\n }}\n"
-        f" inet_listener imaps {{\n port = 0\n }}\n}}\n",
-    )
-    await site.run("chown", "-R", "mail:mail", str(site.folder / "mail"))
-    await site.serve("dovecot", "dovecot", "-F", "-c", conf, port=port)
-    return port
-
-
-def _mbsync(site: Site) -> list[str]:
-    local = site.folder / "local"
-    local.mkdir()
-    conf = site.file(
-        "mbsyncrc",
-        f"IMAPStore r\nHost 127.0.0.1\nPort {site.port}\nUser ann\nPass secret\nSSLType None\nAuthMechs LOGIN\n\n"
-        f"MaildirStore l\nPath {local}/\nInbox {local}/inbox\n\n"
-        "Channel c\nFar :r:\nNear :l:\nPatterns INBOX\nCreate Near\n",
-    )
-    return ["bash", "-c", f"for n in $(seq 30); do mbsync -c {conf} c || exit; sleep 0.2; done"]
-
-
-_SMTP_SERVER: Final = """
-import sys, socketserver, time
-class Smtp(socketserver.StreamRequestHandler):
-    def handle(self):
-        say = lambda text: self.wfile.write(text + b"\\r\\n")
-        say(b"220 here")
-        data = False
-        for line in self.rfile:
-            if data:
-                if line == b".\\r\\n":
-                    data = False; time.sleep(6); say(b"250 taken")
-            elif line.upper().startswith(b"DATA"): data = True; say(b"354 go on")
-            elif line.upper().startswith(b"QUIT"): say(b"221 bye"); return
-            else: say(b"250 ok")
-class Server(socketserver.ThreadingTCPServer): allow_reuse_address = True
-Server(("127.0.0.1", int(sys.argv[1])), Smtp).serve_forever()
-"""
-
-
-def _swaks(site: Site) -> list[str]:
-    return [
-        "swaks",
-        "--server",
-        f"127.0.0.1:{site.port}",
-        "--to",
-        "a@example.org",
-        "--from",
-        "b@example.org",
-        "--helo",
-        "x",
-    ]
-
-
-def _msmtp(site: Site) -> list[str]:
-    message = site.file("message", "Subject: x\n\nx\n")
-    command = f"msmtp --host=127.0.0.1 --port={site.port} --from=b@example.org a@example.org < {message}"
-    return ["bash", "-c", command]
-
-
 CASES: Final = [
     Case(
         "mosquitto_pub -l, QoS 0",
@@ -379,16 +271,16 @@ CASES: Final = [
     Case(
         "websockets",
         "a message each 0.1 s",
-        _served_by(_WS_SERVER),
+        served_by(_WS_SERVER),
         script(_WS),
         helps="`ping_timeout=None` at both ends",
         version=("pip", "websockets"),
     ),
-    Case("grpcio", "a call of 6 s", _served_by(_GRPC_SERVER), script(_GRPC), version=("pip", "grpcio")),
+    Case("grpcio", "a call of 6 s", served_by(_GRPC_SERVER), script(_GRPC), version=("pip", "grpcio")),
     Case(
         "pymodbus",
         "a read each 0.1 s",
-        _served_by(_MODBUS_SERVER),
+        served_by(_MODBUS_SERVER),
         script(_PYMODBUS),
         helps="`ModbusTcpClient(timeout=150)`",
         version=("pip", "pymodbus"),
@@ -396,7 +288,7 @@ CASES: Final = [
     Case(
         "asyncua",
         "a read each 0.1 s",
-        _served_by(_OPCUA_SERVER),
+        served_by(_OPCUA_SERVER),
         script(_OPCUA),
         helps="`Client(timeout=150)`",
         version=("pip", "asyncua"),
@@ -404,7 +296,7 @@ CASES: Final = [
     Case(
         "pyserial socket://",
         "a question each 0.1 s, time-out 10 s",
-        _served_by(_ECHO),
+        served_by(_ECHO),
         script(_SERIAL),
         helps="a longer `timeout=`",
         version=("pip", "pyserial"),
@@ -412,12 +304,12 @@ CASES: Final = [
     Case(
         "RPyC",
         "a call of 6 s",
-        _served_by(_RPYC_SERVER),
+        served_by(_RPYC_SERVER),
         script(_RPYC),
         helps="`config={'sync_request_timeout': None}`",
         version=("pip", "rpyc"),
     ),
-    Case("pyzmq REQ", "a question each 0.1 s", _served_by(_ZMQ_SERVER), script(_ZMQ), version=("pip", "pyzmq")),
+    Case("pyzmq REQ", "a question each 0.1 s", served_by(_ZMQ_SERVER), script(_ZMQ), version=("pip", "pyzmq")),
     Case(
         "pika",
         "a message each 0.1 s",
@@ -426,31 +318,5 @@ CASES: Final = [
         ("rabbitmq-server",),
         helps="`heartbeat=300` at the client",
         version=("pip", "pika"),
-    ),
-    Case("ldap3", "a search each 0.1 s", _slapd, script(_LDAP3), ("slapd",), version=("pip", "ldap3")),
-    Case(
-        "mbsync",
-        "synchronises each 0.2 s",
-        _dovecot,
-        _mbsync,
-        ("mbsync", "dovecot"),
-        helps="`Timeout 150`",
-        version=("mbsync", "--version"),
-    ),
-    Case(
-        "swaks",
-        "waits for the last answer",
-        _served_by(_SMTP_SERVER),
-        _swaks,
-        ("swaks",),
-        version=("swaks", "--version"),
-    ),
-    Case(
-        "msmtp",
-        "waits for the last answer",
-        _served_by(_SMTP_SERVER),
-        _msmtp,
-        ("msmtp",),
-        version=("msmtp", "--version"),
     ),
 ]

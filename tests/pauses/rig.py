@@ -17,7 +17,7 @@ from tests.faults.proxy import FaultProxy, fault_proxy
 from tests.programs.install import find
 from tests.programs.tunnel import free_port
 
-__all__ = ["Case", "Outcome", "Site", "measure", "script"]
+__all__ = ["Case", "Outcome", "Site", "measure", "script", "served_by"]
 
 _BACK: Final = 20.0  # seconds for the agent to be back, and for what a program left behind to arrive
 _PATIENCE: Final = 150.0  # seconds that a program may take after the pause: longer than any time-out of interest
@@ -185,3 +185,14 @@ async def _listens(port: int, server: Program) -> None:
             writer.close()
             return
     raise RuntimeError(f"{server.name} does not listen: {server.log.read_text(errors='replace')[-500:]}")
+
+
+def served_by(text: str) -> Callable[[Site], Awaitable[int]]:
+    """A server that is a script of the clients' Python."""
+
+    async def serve(site: Site) -> int:
+        port = site.free_port()
+        await site.serve("server", site.python, site.file("server.py", text), str(port), port=port)
+        return port
+
+    return serve

@@ -329,7 +329,7 @@ async def test_failing_store(relay: Running, caplog: pytest.LogCaptureFixture) -
             agent.open(3)
             _, _, number, _, payload = await agent.next(frames.RESET)
             assert (number, Reset.parse(payload).code) == (3, "internal_error")
-        assert [record.message for record in caplog.records] == ["a look-up failed"] * 2
+        assert [record.message for record in caplog.records] == ["A look-up failed."] * 2
         relay.store.error = None
         assert (await agent.offer(5))[0] == frames.OFFERED
 

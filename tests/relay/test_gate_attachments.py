@@ -77,7 +77,9 @@ async def test_refusals_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with running_gate() as relay, _Agent.of(relay, b"\x11" * 32) as thief, _Agent.of(relay, b"\x22" * 32) as host:
         for code, level in (("bad_proof", logging.WARNING), ("unknown_stream", logging.DEBUG)):
             await _refuse(relay, thief, host, code)
-            record = next(r for r in caplog.records if r.getMessage() == "attach refused" and vars(r)["code"] == code)
+            record = next(
+                r for r in caplog.records if r.getMessage() == "An attach was refused." and vars(r)["code"] == code
+            )
             assert record.levelno == level
             assert (vars(record)["agent"], vars(record)["peer"]) == (thief.process, host.process)
 

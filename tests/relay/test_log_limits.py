@@ -31,7 +31,7 @@ class Log:
 
     def ended(self, code: str, source: str) -> None:
         """A session's end, as the gate writes it."""
-        self.write("session ended: %s: %s", code, "Why.", source=source)
+        self.write("A session ended: %s: %s", code, "Why.", source=source)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_one_source(log: Log) -> None:
     log.now = 60.0
     written = len(log.lines)
     log.limits.tell()
-    assert log.lines[written:] == [f"left out {5500 - written:,} lines of 1 source in 60 s"]
+    assert log.lines[written:] == [f"Left out {5500 - written:,} lines of 1 source in 60 s."]
     log.now = 120.0
     log.limits.tell()
     assert len(log.lines) == written + 1  # there is nothing to tell
@@ -61,7 +61,7 @@ def test_many_sources(log: Log) -> None:
         log.ended("protocol_error", f"192.0.2.{number % 200}")
     assert 20 <= len(log.lines) <= 25
     log.limits.tell()
-    assert "of 200 sources in 10 s" in log.lines[-1]
+    assert "of 200 sources in 10 s." in log.lines[-1]
 
 
 def test_the_first_of_each_kind_is_written(log: Log) -> None:
@@ -70,10 +70,10 @@ def test_the_first_of_each_kind_is_written(log: Log) -> None:
         log.ended("protocol_error", "192.0.2.1")
     before = len(log.lines)
     log.ended("slow_consumer", "192.0.2.1")
-    log.write("can't write the database: disk full", source="")
+    log.write("The relay can't write the database: disk full.", source="")
     log.write("Task exception was never retrieved", level=logging.ERROR, name="asyncio")
-    log.write("a look-up failed", level=logging.ERROR, exc_info=(KeyError, KeyError("x"), None))
-    log.write("a look-up failed", level=logging.ERROR, exc_info=(ValueError, ValueError("x"), None))
+    log.write("A look-up failed.", level=logging.ERROR, exc_info=(KeyError, KeyError("x"), None))
+    log.write("A look-up failed.", level=logging.ERROR, exc_info=(ValueError, ValueError("x"), None))
     assert len(log.lines) == before + 5
 
 

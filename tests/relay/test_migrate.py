@@ -63,4 +63,4 @@ def test_errors(tmp_path: Path) -> None:
     status, out, err = migrated(tmp_path, "--database", str(tmp_path / "folder"), "--json")
     error = json.loads(err)
     assert (status, out, error["schema"], error["error"]["code"]) == (1, "", 1, "storage_unavailable")
-    assert error["error"]["text"].startswith("The database can't be opened: ")
+    assert error["error"]["text"] == f"The database can't be opened: {tmp_path / 'folder'}: is a directory."

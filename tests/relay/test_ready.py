@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,18 @@ async def test_asking_writes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for _ in range(20):
             assert (await api("GET", "/readyz")).status == 200
         assert file.with_name("relay.db-wal").read_bytes() == before
+
+
+async def test_a_lock_behind_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is locked right after a commit is not ready, however little time has passed."""
+    monkeypatch.setattr(health, "_PROVED", 60.0)
+    async with relay_api(tmp_path / "relay.db", database_wait=0.05) as api:
+        await api.admin("ann")
+        assert (await api("GET", "/readyz")).status == 200
+        with closing(sqlite3.connect(api.file, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            assert (await api("GET", "/readyz")).status == 503
+        assert (await api("GET", "/readyz")).status == 200
 
 
 async def test_a_file_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,19 @@ async def test_sessions_of_one_source_leave_room(tmp_path: Path) -> None:
         assert await opened(two, 9, 1, "ann/own", ann) == [""]
         owner = await agent(4, "192.0.2.1")
         assert await opened(owner, 1, 1, "ann/own", ann) == [""]
+        assert relay.limited == {"source_streams": 3}
+
+
+async def test_what_is_kept_for_the_owner_is_counted(tmp_path: Path) -> None:
+    """Refusals by what all public services may have together count among the relay's limits."""
+    async with account(tmp_path) as (relay, _), AsyncExitStack() as ending:
+        told = []
+        for number in range(1, 16):
+            came = by(f"192.0.2.{number}")
+            agent = await ending.enter_async_context(_Agent.of(relay, bytes([number]) * 32, headers=came))
+            told += await opened(agent, 1, 1)
+        refused = told.count("quota_exceeded")
+        assert refused == 3 and relay.limited == {"public_streams": 3}
 
 
 async def test_tokens_from_invitations_leave_room(api: Api) -> None:

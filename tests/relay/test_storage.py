@@ -127,8 +127,8 @@ async def test_locked_database(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             assert len(caplog.records) == 1
         assert (await api("POST", "/api/v1/admins", json={"handle": "bob"})).status == 201
     assert [record.getMessage() for record in caplog.records if record.name.startswith("kdispatch")] == [
-        "can't write the database: database is locked",
-        "can write the database again",
+        "The relay can't write the database: database is locked.",
+        "The relay can write the database again.",
     ]
 
 
@@ -173,7 +173,7 @@ async def test_not_a_database(tmp_path: Path) -> None:
     [
         ("damage", "malformed", "Restore a backup"),
         ("other", "not a database", "Restore a backup"),
-        ("folder", "unable to open|Is a directory", "Check --database"),
+        ("folder", "unable to open|is a directory", "Check --database"),
     ],
 )
 def test_what_is_wrong_at_the_start(tmp_path: Path, harm: str, said: str, tried: str) -> None:

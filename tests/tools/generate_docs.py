@@ -163,6 +163,13 @@ def relay_rates() -> str:
         (f"`{kind}`", "source" if "source" in kind else "relay", _number(_count(name)), _flag(name), "`busy`")
         for kind, name in CAPS.items()
     ]
+    rows += [
+        (f"`{kind}`", per, f"{_count(name)} percent", _flag(name), f"`{code}`")
+        for kind, per, name, code in (
+            ("public_streams", "account", "limit_public_streams", "quota_exceeded"),
+            ("source_streams", "source at an account", "limit_source_streams", "busy"),
+        )
+    ]
     return table(("counted as", "of one", "default", "setting", "beyond"), rows)
 
 

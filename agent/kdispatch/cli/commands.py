@@ -124,7 +124,8 @@ def _unexpected(arguments: list[str], error: Exception, output: Output) -> int:
         leave(1)
     if isinstance(error, OSError) and not environment_switch("KDISPATCH_DEBUG"):
         hint = "Look at what it names. KDISPATCH_DEBUG=1 shows where it happens."
-        output.error(f"The system refused: {error}.", code=None, hop="you", hint=hint)
+        what = "" if error.filename is None else f" {error.filename}"
+        output.error(f"The system refused{what}: {error.strerror or error}.", code=None, hop="you", hint=hint)
         return 1
     return _missing_package(arguments, error, output) or _defect(error, output)
 

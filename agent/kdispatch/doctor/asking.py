@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from kdispatch.answers import ENDED, connection_error, head_of, is_http, no_http, unreachable
+from kdispatch.answers import ENDED, connection_error, head_of, is_http, no_http, unpacked, unreachable
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch.spoiled import author, missing_of, passed_by
@@ -108,7 +108,10 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
     finally:
         if transport is not None:
             transport.abort()
-    return Answer(status, headers, _code(body), seconds)
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        body = _unchunked(body)
+    code = None if 200 <= status < 300 else _code(unpacked(headers, body))  # a yes is no relay's
+    return Answer(status, headers, code, seconds)
 
 
 def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
@@ -145,11 +148,25 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
     return body
 
 
-def _code(body: bytes) -> str | None:
-    # A chunked body too: its one object is found between the first and the last brace.
-    text = body.decode(errors="replace")
+def _unchunked(body: bytes) -> bytes:
+    """What there is of a body that came in chunks (RFC 9112, 7.1), as far as they can be read."""
+    found = bytearray()
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        try:
+            count = int(size.partition(b";")[0], 16)
+        except ValueError:
+            break
+        if count <= 0:
+            break
+        found += rest[:count]
+        body = rest[count + 2 :]
+    return bytes(found)
+
+
+def _code(body: bytes | bytearray) -> str | None:
     try:
-        content = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        content = json.loads(body)
     except (ValueError, RecursionError):
         return None
     code = content.get("code") if isinstance(content, dict) else None

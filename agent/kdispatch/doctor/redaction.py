@@ -11,8 +11,8 @@ from kdispatch_protocol.tokens import redacted
 __all__ = ["clean", "without_credentials"]
 
 REDACTED: Final = "[redacted]"
-#: What stands before an ``@`` in an address; a password may hold anything but white space.
-_CREDENTIALS: Final = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>]*@")
+#: What stands before an ``@`` in an address; a password may hold anything but white space. A hint's example stays.
+_CREDENTIALS: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)(?!USER:PASSWORD@HOST:PORT(?:[\s,\"']|$))[^\s\"'<>]*@")
 _AUTHORIZATION: Final = re.compile(r"(?im)\b((?:proxy-)?authorization\"?\s*[:=]\s*\"?(?:[a-z]+ +)?)[^\s\"']+")
 #: A secret of fewer characters would be found in words that have nothing to do with it.
 _SHORT: Final = 4

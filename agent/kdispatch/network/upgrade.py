@@ -20,18 +20,20 @@ from kdispatch.answers import (
     OLD_HTTP,
     connection_error,
     drop_interim,
-    first_of_each,
-    head_of,
     is_http,
+    is_web_pages,
     no_http,
     not_a_relay,
     passing,
     strange,
+    taken_apart,
+    unpacked,
     unreachable,
+    with_wait,
 )
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError
-from kdispatch.spoiled import missing_of, upgrade_lost
+from kdispatch.spoiled import missing_of, origin_added, upgrade_lost
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Handshake", "NoUpgradeError", "Refusal"]
@@ -66,6 +68,7 @@ class Handshake(asyncio.Protocol):
         self._http = ClientProtocol(parse_uri(relay.tunnel), subprotocols=[_SUBPROTOCOL], max_size=None)
         self._received = bytearray()
         self._head = b""
+        self._behind = 0  # where the body begins
         self._refusing = False  # the answer is not an upgrade: all of it goes to the HTTP parser as it comes
         self._transport: asyncio.Transport | None = None
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -103,12 +106,10 @@ class Handshake(asyncio.Protocol):
                 self._http.receive_data(head)
                 self._upgraded(rest)
                 return
-            self._refusing, self._head, data = True, head, head + rest
+            self._refusing, self._head, self._behind, data = True, head, end + 4, head + rest
         self._http.receive_data(data)
-        if self._http.handshake_exc is not None:
+        if self._http.handshake_exc is not None or len(self._received) > _BODY_MAX:  # no relay says so much
             self._refused()
-        elif len(self._received) > _BODY_MAX:  # no relay says so much
-            self._fail(strange(self._relay, *head_of(self._relay, self._head)))
 
     def eof_received(self) -> None:
         """What has come is all of the answer."""
@@ -143,17 +144,21 @@ class Handshake(asyncio.Protocol):
 
     def _refused(self) -> None:
         """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
-        refusal = self._http.handshake_exc
-        if not isinstance(refusal, InvalidStatus):
-            self._fail(no_http(self._relay))
+        try:
+            status, headers, body = taken_apart(self._relay, self._head + self._received[self._behind :])
+        except KdispatchError as no_answer:
+            self._fail(no_answer)
             return
-        response = refusal.response
-        status = response.status_code
-        headers = first_of_each(response.headers.raw_items())
-        problem = _problem(bytes(response.body or b""))
-        after = _seconds(response.headers.get("Retry-After", ""))
+        if isinstance(refusal := self._http.handshake_exc, InvalidStatus):
+            body = bytes(refusal.response.body or b"")
+        # Whatever says yes here, and by whatever words, is no relay.
+        problem = None if 200 <= status < 300 else _problem(unpacked(headers, body))
+        after = _seconds(headers.get("retry-after", ""))
         if problem is not None:
-            code, text = problem
+            code, text = problem[0], with_wait(*problem, headers)
+            if is_web_pages(*problem):
+                self._fail(origin_added(self._relay, headers))
+                return
             missing = missing_of(headers)
             if missing or code == "bad_request":  # which a relay says of nothing that an agent sends
                 self._fail(upgrade_lost(self._relay, missing, headers))
@@ -176,7 +181,7 @@ class Handshake(asyncio.Protocol):
                 self._transport.abort()
 
 
-def _problem(body: bytes) -> tuple[str, str] | None:
+def _problem(body: bytes | bytearray) -> tuple[str, str] | None:
     """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(body)

@@ -55,9 +55,10 @@ ROUTES: Final = (
         who="anybody",
         does="a change would be kept",
         text="""\
-Answers 200 when a change would be kept: a commit has reached the database within 2 seconds, its file is still the one
-at its path, other programs may open that, and its disk has room. The relay commits for this once in 2 seconds at most,
-however many ask, and its answer may be 1 second old; it answers within 2 seconds. `detail` says what is wrong.
+Answers 200 when a change would be kept: a commit has reached the database within 2 seconds, nobody else holds its
+write lock, its file is still the one at its path, other programs may open that, and its disk has room. The relay
+commits for this once in 2 seconds at most, however many ask, and its answer may be 1 second old; it answers within
+2 seconds. `detail` says what is wrong.
 Streams that are open, and new ones to public services, may well work while this is red.""",
         answer=Health,
         errors={"storage_unavailable": ""},

@@ -65,7 +65,7 @@ def _revisions(out: bytes, err: bytes, status: int | None) -> tuple[str | None, 
     if status != 0 or not {"before", "after"} <= told.keys():
         lines = err.decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        _log.debug("the process that brings the database up to date said: %s", "\n".join(lines))
+        _log.debug("The process that brings the database up to date said: %s", "\n".join(lines))
         how = f"was ended by signal {-status}" if status is not None and status < 0 else f"failed with status {status}"
         text = f"The process that brings the database up to date {how}: {last[:_LAST_LINE]}."
         raise StorageError(text, f"{_BY_HAND} {SHORTAGE_HINT}")

@@ -68,7 +68,7 @@ class Audit:
                 if row.count == count:
                     self._waiting.pop(row, None)
         if self._lost:
-            _log.warning("the audit lacks %d hosts and clients: there were too many at once", self._lost)
+            _log.warning("The audit lacks %d hosts and clients: there were too many at once.", self._lost)
             self._lost = 0
 
     async def add(self, connection: AsyncConnection, admin_id: int | None, event: AuditEvent) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kdispatch_relay.store.apart import upgrade_apart
 from kdispatch_relay.store.engines import driver_errors, reading_engine, writing_engine
-from kdispatch_relay.store.failures import StorageError, explain
+from kdispatch_relay.store.failures import StorageError, explain, words
 from kdispatch_relay.store.location import database_url, prepare_file
 from kdispatch_relay.store.models import Relay
 from kdispatch_relay.store.place import OpenFiles, identity
@@ -110,17 +110,19 @@ class Database:
             self._written = time.monotonic()
 
     async def probe(self, often: float) -> None:
-        """Return when a write would be kept at this moment, with a commit unless one was within ``often`` seconds.
+        """Return when a write would be kept at this moment; it changes nothing that anybody reads.
 
-        The commit changes nothing that anybody reads.
+        It takes the write lock, which another program may hold. A page is written unless one was within ``often``
+        seconds.
         """
-        if "write" in self._failing or time.monotonic() - self._written >= often:
-            async with self.write() as connection:
-                await self._check_usable()
+        written = self._written
+        due = "write" in self._failing or time.monotonic() - written >= often
+        async with self.write() as connection:
+            await self._check_usable()
+            if due:
                 await _touch(connection)
-        else:
-            with self._translated("write"):
-                await self._check_usable()
+        if not due:  # a transaction that changes nothing proves nothing of the disk
+            self._written = written
 
     async def _check_usable(self) -> None:
         if self._open is not None:
@@ -145,17 +147,15 @@ class Database:
             failure = explain(reason)
             if work == "open":  # at the start, where somebody is there to read it
                 hint = failure.hint if failure.known else "Check --database, and the file or the server that it names."
-                raise StorageError(
-                    f"The database can't be opened: {str(reason) or failure.text.rstrip('.')}.", hint
-                ) from error
+                raise StorageError(f"The database can't be opened: {words(reason)}.", hint) from error
             # The first failure is worth a line; one for each request would only fill the log.
             if work not in self._failing:
-                _log.warning("can't %s the database: %s", work, reason)
+                _log.warning("The relay can't %s the database: %s.", work, words(reason))
             self._failing.add(work)
             raise failure from error
         if work in self._failing:
             self._failing.remove(work)
-            _log.warning("can %s the database again", work)
+            _log.warning("The relay can %s the database again.", work)
 
 
 async def _touch(connection: AsyncConnection) -> None:

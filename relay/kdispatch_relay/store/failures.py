@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
+import socket
 import sqlite3
 from typing import Final, NamedTuple
 
@@ -10,7 +13,7 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 from kdispatch_relay.store.place import FileMovedError
 
-__all__ = ["StorageError", "explain"]
+__all__ = ["StorageError", "explain", "words"]
 
 _BACKUP: Final = "Restore a backup, and keep the damaged file: see 'The database' in docs/operations.md."
 _ROOM: Final = "Make room on its disk."
@@ -54,6 +57,8 @@ _SYSTEM: Final = {
         (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT), _SQLITE[sqlite3.SQLITE_CANTOPEN]
     ),
 }
+#: The numbers in what asyncio says of several addresses.
+_NUMBERS: Final = re.compile(r"\[Errno (\d+)\]")
 _UNKNOWN: Final = _Cause(CODES["storage_unavailable"].meaning, CODES["storage_unavailable"].hint)
 
 
@@ -69,3 +74,15 @@ def explain(reason: BaseException) -> StorageError:
     elif isinstance(reason, OSError):
         cause = _SYSTEM.get(reason.errno or 0, _UNKNOWN)
     return StorageError(*cause, known=cause is not _UNKNOWN)
+
+
+def words(reason: BaseException) -> str:
+    """What a driver or the system said, for the operator: without numbers, and without the full stop."""
+    text = str(reason).strip()
+    if isinstance(reason, socket.gaierror):
+        text = f"the server's name can't be looked up ({reason.strerror})"
+    elif isinstance(reason, OSError):
+        numbers = [reason.errno] if reason.errno else [int(number) for number in _NUMBERS.findall(text)]
+        said = ", ".join(dict.fromkeys(os.strerror(number).lower() for number in numbers)) or text
+        text = f"{reason.filename}: {said}" if reason.filename is not None else said
+    return text.rstrip(".") or type(reason).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
@@ -14,8 +15,11 @@ from sqlalchemy.exc import ArgumentError
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store.failures import StorageError
+from kdispatch_relay.store.wal import is_damaged
 
 __all__ = ["check_there", "database_url", "prepare_file"]
+
+_log = logging.getLogger(__name__)
 
 _FORMS = "Give a file's path, sqlite:///FILE or postgresql://USER@HOST/NAME."
 _PRIVATE_FILE = 0o600
@@ -36,8 +40,12 @@ def database_url(text: str) -> URL:
     if "://" not in text and text != ":memory:":
         try:
             return _file_url(Path(text).expanduser())
-        except (OSError, RuntimeError) as error:  # the current folder was deleted, or there is no such user
-            raise KdispatchError("bad_request", f"The database's path {text!r} leads nowhere: {error}.") from error
+        except OSError as error:
+            why = f"The database's path {text!r} leads nowhere: the current folder is gone."
+            raise KdispatchError("bad_request", why) from error
+        except RuntimeError as error:
+            why = f"The database's path {text!r} leads nowhere: the system knows no such user, or no home."
+            raise KdispatchError("bad_request", why) from error
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -73,6 +81,13 @@ def prepare_file(path: Path, wait: float) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
     if path.stat().st_mode & 0o077:
         path.chmod(_PRIVATE_FILE)
+    log = path.with_name(f"{path.name}-wal")
+    if is_damaged(log):
+        _log.warning(
+            "The write-ahead log %s is damaged, so SQLite ignores it: the last changes of the database may be lost. "
+            "Compare it with a backup; see 'The database' in docs/operations.md.",
+            log,
+        )
     _switch_to_wal(path, wait)
 
 

@@ -115,7 +115,7 @@ class Access:
             self._refuse(question, error.code, error.text)
         except Exception:  # noqa: BLE001
             # A defect must not leave an agent without an answer.
-            _log.exception("a look-up failed")
+            _log.exception("A look-up failed.")
             self._refuse(question, "internal_error", "")
         self._settle()
 
@@ -204,7 +204,7 @@ class Access:
         except KdispatchError as error:
             return error.code, _GONE if error.code == "unknown_service" else error.text
         except Exception:  # noqa: BLE001 - a defect must not let what may be revoked go on for ever
-            _log.exception("a look-up failed")
+            _log.exception("A look-up failed.")
             return "storage_unavailable", ""
         return None
 

@@ -182,10 +182,14 @@ class Attachments:
         """The agent may: join the halves whose other end is here, and let the others wait."""
         asked.session.look_ups -= 1
         for half in asked.alive():
+            joined = self._joined_later(half)
+            if joined is not None:
+                self._replaced(half, joined.session)
+                continue
             older = self._waiting.get(half.key)
             if older is not None:
                 kept = max(half, older, key=lambda one: one.entry.attach)  # sessions overtake each other
-                self._replaced(half if kept is older else older, kept)
+                self._replaced(half if kept is older else older, kept.session)
                 if kept is older:
                     continue
             other = self._waiting.get(half.wanted)
@@ -196,9 +200,16 @@ class Attachments:
             else:
                 self._wait(half, now)
 
-    def _replaced(self, half: Half, by: Half) -> None:
+    @staticmethod
+    def _joined_later(half: Half) -> Leg | None:
+        """The leg of the same end, if that was attached after this half, and joined while the half was looked up."""
+        end = half.entry.uuid, half.entry.role
+        legs = (session.streams.get(end) for session in half.session.all_of_agent)
+        return next((leg for leg in legs if leg is not None and leg.attach > half.entry.attach), None)
+
+    def _replaced(self, half: Half, by: Session) -> None:
         self.drop(half)
-        if half.session is not by.session:  # which may be lost before this one, where nothing waits then
+        if half.session is not by:  # which may be lost before this one, where nothing waits then
             half.session.outbox.send(frames.frame(frames.GONE, half.number))
             self._touched.add(half.session)
 
@@ -367,6 +378,7 @@ class Attachments:
             leg.limit = other.entry.limit
             leg.next = other.entry.received
             leg.resumed = True
+            leg.attach = own.entry.attach
             leg.session.legs[leg.number] = leg
             leg.session.streams[own.entry.uuid, own.entry.role] = leg
             self._tell(leg.session, replace(other.entry, peer=other.session.process, number=own.number))

@@ -46,6 +46,14 @@ class Terms:
     source_part: float = 1.0
 
 
+class Full(NamedTuple):
+    """A refusal, and what it is counted as for the relay's operator; an account's own quota is its admin's affair."""
+
+    code: str
+    text: str
+    kind: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Account:
     """One handle: its services, and what they have together at this moment."""
@@ -56,23 +64,25 @@ class Account:
     public: int = 0  # streams that count as those of public services
     of_source: dict[str, int] = field(default_factory=dict)  # the same, by source
 
-    def refusal(self, terms: Terms, source: str) -> tuple[str, str] | None:
-        """The code and the sentence for one more stream of ``source``, where there is no place for it.
+    def refusal(self, terms: Terms, source: str) -> Full | None:
+        """Why there is no place for one more stream of ``source``, where there is none.
 
         Strangers may use what is public, so they leave a part to the services that are not, and to each other: one
         source may have a part of what the others leave, so that the next one finds some, too. Its first stream may take
         the last place. An empty source is not known. At other services clients show tokens, which the owner can revoke.
         """
         if self.streams >= terms.streams:
-            return "quota_exceeded", "The service's owner has as many open streams as it may."
+            return Full("quota_exceeded", "The service's owner has as many open streams as it may.")
         if not terms.public:
             return None
         left = terms.public_streams - self.public
         if left <= 0:
-            return "quota_exceeded", "The owner's public services have as many open streams together as they may."
+            text = "The owner's public services have as many open streams together as they may."
+            return Full("quota_exceeded", text, "public_streams")
         mine = self.of_source.get(source, 0)
         if source and mine and mine + 1 > terms.source_part * (left + mine):
-            return "busy", "Your address has as many open streams at this owner's public services as one address may."
+            text = "Your address has as many open streams at this owner's public services as one address may."
+            return Full("busy", text, "source_streams")
         return None
 
     def add(self, source: str, *, public: bool) -> None:

@@ -98,6 +98,11 @@ class Effort:
             self.why = "Too many frames of this session, or of its address, were for nothing."
         self._beyond(IDLE, count, wait)
 
+    def limited(self, kind: str) -> None:
+        """Something was refused by a limit that is counted elsewhere; an empty kind is nobody's figure."""
+        if kind and self._source is not None:
+            self._source.exceeded(kind, 1.0)
+
     def _settle_asks(self, count: float, refused: float, now: float) -> None:
         wait = 0.0 if self._source is None else self._source.spend(ASKS, count, now)
         if not wait:

@@ -255,7 +255,7 @@ class Gate:
             tell = refused.code == "bad_proof" and now >= self._warn_again
             if tell:
                 self._warn_again = now + _ATTEMPTS
-            _log.log(logging.WARNING if tell else logging.DEBUG, "attach refused", extra=asdict(refused))
+            _log.log(logging.WARNING if tell else logging.DEBUG, "An attach was refused.", extra=asdict(refused))
         reports.clear()
 
     def _timed_out(self) -> None:
@@ -371,7 +371,7 @@ class _AgentLink:
         self.limits.end()
         self.session.send_data = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
-            _log.warning("session ended: %s: %s", code, text, extra=self._fields())
+            _log.warning("A session ended: %s: %s", code, text, extra=self._fields())
         elif self.session.process:
             _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
         self._gate.left(self, code)

@@ -111,7 +111,8 @@ class Opens:
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
         elif full := account.refusal(terms, route.client.session.group):
-            self.refuse(route, *full)
+            route.client.session.effort.limited(full.kind)
+            self.refuse(route, full.code, full.text)
         else:
             self.count(route, account, public=terms.public)
             self._next_try(route, now)

@@ -49,6 +49,7 @@ class Leg:
         "_late_last",
         "_queue",
         "acked",
+        "attach",
         "deficit",
         "fin_acked",
         "fin_passed",
@@ -75,6 +76,7 @@ class Leg:
         self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
         self.next = 0  # the offset that this agent's next byte has
         self.acked = 0  # below this its peer has said that all has arrived: it need not be sent again
+        self.attach = 0  # of the entry that was joined here
         self.resumed = False  # the next DATA may begin later: its first under this number
         self.fin_passed = False  # this agent's FIN was passed on
         self.fin_acked = False  # and acknowledged by its peer

@@ -127,6 +127,7 @@ class Parting:
         self._unsent = 0
         self._moved_at = self._drained_at = 0.0
         self._heard = False
+        self._thrown_away = 0
 
     def begin(self) -> bool:
         """Begin; returns whether there is anything to wait for."""
@@ -138,9 +139,10 @@ class Parting:
         self._later()
         return True
 
-    def heard(self) -> None:
-        """The program still sends."""
+    def heard(self, count: int) -> None:
+        """The program still sends. One that has sent more than ``Limits.dropped`` is not going to read."""
         self._heard = True
+        self._thrown_away += count
 
     def cancel(self) -> None:
         """The connection is gone."""
@@ -163,7 +165,7 @@ class Parting:
             self._drained_at = self._drained_at or now
             over = not (self._heard and self._sent_lately()) or now - self._drained_at >= _PATIENCE
         self._heard = False
-        if over:
+        if over or self._thrown_away > self._limits.dropped:
             self._pipe.abort()
         else:
             self._later()

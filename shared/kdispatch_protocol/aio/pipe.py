@@ -136,7 +136,7 @@ class Pipe:
         """Bytes of the local program, or its end where there are none."""
         if self._parting is not None:
             if data:
-                self._parting.heard()  # and nobody else does
+                self._parting.heard(len(data))  # and nobody else does
         elif self.stream is None:
             # On uvloop a pause in connection_made comes too early to count: keep what a service says first.
             self._unclaimed += (data,)

@@ -41,6 +41,7 @@ class StreamTransport(asyncio.Transport):
         "_lost",
         "_paused",
         "_protocol",
+        "_thrown_away",
         "_uncredited",
         "_views",
         "_writing_paused",
@@ -60,6 +61,7 @@ class StreamTransport(asyncio.Transport):
         self._closing = False
         self._finished = False  # the stream is, and waits for the protocol to take the rest
         self._failure: StreamReset | None = None  # the stream was reset, which waits likewise
+        self._thrown_away = 0  # bytes that the program wrote since then
         self._lost = False
         self._writing_paused = False
 
@@ -91,9 +93,14 @@ class StreamTransport(asyncio.Transport):
         """Queue bytes for the peer; the protocol is paused when too many wait."""
         if self._closing or self._lost or not data:
             return
-        if not self._driver.write(self.stream, data) and not self._writing_paused:
-            self._writing_paused = True
-            self._protocol.pause_writing()
+        if not self._driver.write(self.stream, data):
+            if not self._writing_paused:
+                self._writing_paused = True
+                self._protocol.pause_writing()
+        elif self._failure is not None:  # the program has yet to take the last words, and sends on into nothing
+            self._thrown_away += len(data)
+            if self._thrown_away > self.stream.limits.dropped:
+                self.give_up()
 
     def writelines(self, list_of_data: Any) -> None:
         """Queue several pieces of bytes."""
@@ -159,9 +166,7 @@ class StreamTransport(asyncio.Transport):
         """Send what waits and the end; ``connection_lost`` follows. What the peer still sends is refused."""
         if not self._closing and not self._lost:
             self._closing = True
-            unread = self._uncredited + sum(map(len, self._held or ()))
-            self._held, self._held_eof, self._uncredited = None, False, 0
-            self._credit(unread)  # so that the peer sends more, if it has any, and is told
+            self._drop_unread()
             self._driver.close(self.stream)
             if self.stream.ended or self.stream.outbound.fin_acked:
                 self._schedule_lost(self._failure)
@@ -194,7 +199,7 @@ class StreamTransport(asyncio.Transport):
         """
         if not self._lost:
             self._closing = True
-            self._held, self._held_eof, self._uncredited = None, False, 0
+            self._drop_unread()
             self._driver.reset_behind(self.stream, code, text, more=more)
 
     # --- called by the driver ----------------------------------------------------------------------
@@ -223,8 +228,12 @@ class StreamTransport(asyncio.Transport):
             self._schedule_lost(None)
 
     def writing_resumed(self) -> None:
-        """Few bytes wait again."""
-        if self._writing_paused and not self._lost:
+        """Few bytes wait again.
+
+        Nothing is told where the program wrote too much meanwhile: the event is outdated, and another one follows.
+        A program that resumed on the outdated one would never hear of the other.
+        """
+        if self._writing_paused and not self._lost and (self.stream.ended or not self.stream.writer_paused):
             self._writing_paused = False
             self._protocol.resume_writing()
 
@@ -281,6 +290,11 @@ class StreamTransport(asyncio.Transport):
     def _credit(self, count: int) -> None:
         if count:
             self._driver.consumed(self.stream, count)
+
+    def _drop_unread(self) -> None:
+        unread = self._uncredited + sum(map(len, self._held or ()))
+        self._held, self._held_eof, self._uncredited = None, False, 0
+        self._credit(unread)  # so that the peer sends more, if it has any, and is told
 
     def _eof(self) -> None:
         protocol = cast("asyncio.Protocol", self._protocol)

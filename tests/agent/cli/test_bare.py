@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,11 @@ def test_blank_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("KDISPATCH_PROXY", "")
     settings.load_settings()
     monkeypatch.setenv("KDISPATCH_PROXY", " ")
-    with pytest.raises(SetupError, match="proxy is blank"):
+    with pytest.raises(SetupError, match=r"^KDISPATCH_PROXY is blank"):
         settings.load_settings()
+    with pytest.raises(SetupError, match=r"^proxy is blank"):
+        settings.load_settings(proxy=" ")
+    assert settings.load_settings(proxy="http://p:1").proxy == "http://p:1"
     monkeypatch.delenv("KDISPATCH_PROXY")
     (tmp_path / "config.toml").write_text('ca_file = ""\n')
     with pytest.raises(SetupError, match="ca_file is empty"):
@@ -165,6 +169,65 @@ def test_blank_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("KDISPATCH_STATE_DIR", " ")
     with pytest.raises(SetupError, match="KDISPATCH_STATE_DIR is blank"):
         settings.state_directory()
+
+
+@pytest.mark.parametrize("name", [settings.setting_of(field.name).env for field in fields(settings.Settings)])
+def test_blank_variables(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each setting's variable, where it is blank, ends a command with an error that names it."""
+    monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv(name, " ")
+    assert run_command(["whoami"]) == 2
+    assert capsys.readouterr().err.startswith(f"kdispatch: {name} is ")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("KDISPATCH_CONFIG_DIR", "whoami"),
+        ("KDISPATCH_STATE_DIR", "status"),
+        ("KDISPATCH_TOKEN", "whoami"),
+    ],
+)
+def test_blank_variables_that_are_no_settings(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """So does each of the others that a command needs."""
+    for variable in ("KDISPATCH_CONFIG_DIR", "KDISPATCH_STATE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("KDISPATCH_RELAY", "http://127.0.0.1:1")
+    monkeypatch.setenv(name, " ")
+    assert run_command([command]) != 0
+    assert capsys.readouterr().err.startswith(f"kdispatch: {name} is blank. [")
+
+
+@pytest.mark.parametrize("name", ["KDISPATCH_NO_UVLOOP", "KDISPATCH_DEBUG"])
+def test_blank_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do those that are 1 or 0."""
+    monkeypatch.setenv(name, " ")
+    with pytest.raises(SetupError, match=f"^{name} is blank"):
+        settings.environment_switch(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\xff", "is not text in UTF-8: see its byte 1."), (None, "cannot be read: Is a directory.")],
+    ids=["binary", "folder"],
+)
+def test_settings_file_of_no_use(
+    content: bytes | None, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the system says of config.toml is told without its number, and with one full stop."""
+    monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path))
+    file = tmp_path / "config.toml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(SetupError) as caught:
+        settings.load_settings()
+    assert caught.value.text == f"{file} {said}"
 
 
 @pytest.mark.slow
@@ -192,4 +255,4 @@ def test_what_the_system_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr("kdispatch.records.agents_directory", refuse)
     assert run_command(["status"]) == 1
-    assert capsys.readouterr().err.startswith("kdispatch: The system refused: [Errno 2] No usable temporary directory")
+    assert capsys.readouterr().err.startswith("kdispatch: The system refused: No usable temporary directory")
