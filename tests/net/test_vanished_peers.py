@@ -27,8 +27,9 @@ from tests.net.tcp import Tcp, echo, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.accept]
 
-_HERE: Final = "198.18.17.1"
-_THERE: Final = "198.18.17.2"
+_NETWORK: Final = f"198.18.{os.getpid() % 256}"  # of this worker's own: others run beside it
+_HERE: Final = f"{_NETWORK}.1"
+_THERE: Final = f"{_NETWORK}.2"
 
 _CLIENT: Final = """
 import socket, sys, time
