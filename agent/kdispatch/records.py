@@ -49,6 +49,9 @@ _VARIABLE: Final = "KDISPATCH_STATE_DIR"
 _PREFIX: Final = 4  # characters of an id that are enough, where no other begins with them
 _LOGS_KEPT: Final = 100  # of agents that are gone
 _ELSEWHERE_KEPT: Final = 100  # records of agents that are gone, in containers that are
+#: A record that has just gone (another machine does not wait for this one's lock), one that root wrote under sudo, and
+#: what is no record. None of them is a reason not to see the others.
+_NOT_OURS: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +104,13 @@ class Record:
             fields = json.loads(data)
             if fields.pop("schema", None) == SCHEMA:
                 fields["place"] = Place.read(fields.get("place"))
-                return cls(**fields)
+                # A newer version may write more fields; its agents can be stopped all the same.
+                return cls(**{name: value for name, value in fields.items() if name in _names(cls)})
         return None
+
+
+def _names(record: type[Record]) -> set[str]:
+    return {field.name for field in dataclasses.fields(record)}
 
 
 def agents_directory() -> Path:
@@ -140,7 +148,8 @@ class Held:
 
     def draining(self) -> None:
         """Note that the agent ends by itself, and need not be asked again."""
-        with contextlib.suppress(KdispatchError), _locked() as directory:
+        # Where it can't be noted, on a full disk for example, running connections are to end in peace all the same.
+        with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
             self._record = dataclasses.replace(self._record, draining=True)
             if _path(directory, self._record.id).exists():
                 _write(self._descriptor, self._record)
@@ -256,11 +265,11 @@ def _locked() -> Iterator[Path]:
 
 
 def _records(directory: Path) -> Iterator[tuple[Path, int, Record | None]]:
-    """Every record, with an open file of it, which is closed at the next step."""
+    """Every record of this user, with an open file of it, which is closed at the next step."""
     for path in directory.glob("*.json"):
         try:
             descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:  # another machine does not wait for this one's lock
+        except _NOT_OURS:
             continue
         try:
             yield path, descriptor, Record.decode(os.read(descriptor, 1 << 16))
@@ -303,9 +312,10 @@ def _forget(record: Path) -> None:
 
 
 def _write(descriptor: int, record: Record) -> None:
+    data = record.encode()
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, record.encode())
+    os.write(descriptor, data)  # first: what a full disk refuses leaves the record that is there
+    os.ftruncate(descriptor, len(data))
 
 
 def _forget_old_logs(directory: Path) -> None:

@@ -22,6 +22,7 @@ from kdispatch.redial import redial
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.slots import Identity
 from kdispatch.spoiled import frames_spoiled
+from kdispatch.vanished import watching_peers
 from kdispatch_protocol import events
 from kdispatch_protocol.aio.driver import EndpointDriver
 from kdispatch_protocol.aio.uplink_session import UplinkSession
@@ -197,7 +198,8 @@ class Uplink:
 
     async def _keep(self, session: UplinkSession) -> None:
         try:
-            await self._keep_session(session)
+            with watching_peers(self.driver):
+                await self._keep_session(session)
         except KdispatchError as error:
             self.driver.end_streams(error.code, error.text)  # no session will come for which they could wait
             raise
@@ -280,13 +282,12 @@ class Uplink:
         error: KdispatchError | None, backoff: Backoff, away: float = math.inf, left: float = math.inf
     ) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
+        if away < HURRY and error is not None and error.code == "relay_unreachable":
+            at_least = 0.0  # of a server in front, which names a fixed time (Varnish: 5 s)
         if error is not None and error.code == "proxy_auth":  # each try counts against the account's lock
             return backoff.next_wait(_RARE)
-        if (
-            away >= HURRY
-            and error is not None
-            and (error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final))
-        ):
+        rare = error is not None and (error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final))
+        if rare and away >= HURRY:
             at_least = _RARE
         return backoff.next_wait(at_least, away=away, left=left)
 

@@ -51,15 +51,19 @@ async def _hangs(back: float) -> None:
     await asyncio.sleep(60 if began < back else _DIAL)
 
 
-def _limits(seconds: int) -> Dial:
+def _limits(seconds: int, code: str = "rate_limited") -> Dial:
     """A relay that asks for so much patience while it is away."""
 
     async def dial(back: float) -> None:
         if asyncio.get_running_loop().time() < back:
-            raise Refusal("rate_limited", "", final=False, retry_after=seconds)
+            raise Refusal(code, "", final=False, retry_after=seconds)
         await asyncio.sleep(_DIAL)
 
     return dial
+
+
+#: Servers in front of a relay that is away, whose 503 has a fixed Retry-After: Varnish's has 5 s.
+_EDGES: Final = [_limits(5, "relay_unreachable"), _limits(300, "relay_unreachable")]
 
 
 @dataclass
@@ -129,14 +133,14 @@ def same_every_time() -> None:
     random.seed(17)
 
 
-@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, _limits(2)])
+@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, _limits(2), *_EDGES])
 def test_an_outage_just_below_the_grace(dial: Dial) -> None:
     """A relay that is back after 115 s finds both ends attached within the grace, in 95 of 100 tries at least."""
     in_time = sum(at <= _GRACE for at in _pairs(_returns(dial, 115.0, 2 * 400)))
     assert in_time >= 0.95 * 400, f"{in_time} of 400"
 
 
-@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs])
+@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, *_EDGES])
 @pytest.mark.parametrize("outage", [1.0, 5.0, 20.0, 30.0, 60.0, 90.0])
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_services_are_back_soon(dial: Dial, outage: float, waiting: int) -> None:
@@ -153,7 +157,7 @@ def test_a_thousand_do_not_come_at_once(outage: float) -> None:
     assert busiest <= (65 if outage else 130), busiest
 
 
-@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, _limits(60)])
+@pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, _limits(60), *_EDGES])
 def test_tries_of_an_outage(dial: Dial) -> None:
     """An agent whose relay stays away tries at most 40 times in the first minute, and 20 in any later one."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import random
 import socket
@@ -410,6 +411,25 @@ async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behin
     assert set(owner.messages) <= {b"sound", payload}
     assert owner.messages[:1] == [b"sound"]
     assert link.partial <= 20_016
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "The connection was lost: Broken pipe."),
+        (
+            ConnectionResetError("Cannot write to a closing transport."),
+            "The connection was lost: Cannot write to a closing transport.",
+        ),
+        (ConnectionResetError(), "The connection was lost: ConnectionResetError."),
+    ],
+)
+async def test_loss_with_an_error(error: OSError, text: str) -> None:
+    """The system's reason stands in a sentence of its own, without its number."""
+    link, owner, _, _, _ = _link(Limits())
+    link.carrier.connection_lost(error)
+    async with asyncio.timeout(1):
+        assert await owner.link_over == ("", text)
 
 
 @pytest.mark.parametrize(

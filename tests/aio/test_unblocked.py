@@ -164,6 +164,26 @@ def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -
     assert slow.lines == ["one", "two", "three"]
 
 
+def test_places_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system numbers no pipes (Windows) what goes to one pipe never goes to the other."""
+    readers, streams = [], []
+    for _ in range(2):
+        reader, writer = os.pipe()
+        readers.append(reader)
+        streams.append(os.fdopen(writer, "w"))
+    monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0o010600, 0, 0, *(0,) * 7)))
+    made: dict[tuple[int, ...], Place] = {}
+    for stream, text in zip(streams, (b"to the first\n", b"to the second\n"), strict=True):
+        place = unblocked._place(stream, None, made)
+        place.put(text)
+        assert place.finish(5)
+    assert [os.read(reader, 100) for reader in readers] == [b"to the first\n", b"to the second\n"]
+    for stream in streams:
+        stream.close()
+    for reader in readers:
+        os.close(reader)
+
+
 # --- real places ------------------------------------------------------------------------------------
 
 #: Writes a great deal to both streams in every way there is, then says on descriptor 3 that its loop still turns.
@@ -343,3 +363,31 @@ def test_standard_error_that_is_gone() -> None:
         talking.goes_on()
         assert talking.ended()[0] == 0
     os.close(full)
+
+
+_RESULT = """
+import sys
+from kdispatch_protocol.aio.logs import configure_logs
+from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
+unblock_output()
+configure_logs()
+for _ in range(2):
+    print("the port")
+    finish_output()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [True, False])
+def test_a_result_that_is_lost(full: bool) -> None:
+    """A full disk behind standard output is told once in the log; a reader that left is not."""
+    reader, gone = os.pipe()
+    os.close(reader)
+    place = os.open("/dev/full", os.O_WRONLY) if full else os.dup(gone)
+    done = subprocess.run(
+        [sys.executable, "-c", _RESULT], stdout=place, stderr=subprocess.PIPE, text=True, env=inherited(), check=False
+    )
+    os.close(gone)
+    os.close(place)
+    told = done.stderr.count("The result can't be written: No space left on device. This process goes on.")
+    assert (done.returncode, told, done.stderr.count("\n")) == (0, int(full), int(full))

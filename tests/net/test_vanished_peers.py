@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from kdispatch import vanished
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
 from kdispatch.network.dialer import Dialer
@@ -26,8 +27,9 @@ from tests.net.tcp import Tcp, echo, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.accept]
 
-_HERE: Final = "198.18.17.1"
-_THERE: Final = "198.18.17.2"
+_NETWORK: Final = f"198.18.{os.getpid() % 256}"  # of this worker's own: others run beside it
+_HERE: Final = f"{_NETWORK}.1"
+_THERE: Final = f"{_NETWORK}.2"
 
 _CLIENT: Final = """
 import socket, sys, time
@@ -36,6 +38,19 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
     assert sock.recv(5) == b"hello"
     print("talks", flush=True)
     time.sleep(60)
+"""
+#: Talks without a pause, or (with a third argument) reads nothing for so many seconds, and then all of it.
+_BUSY: Final = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
+    sock.sendall(b"hello")
+    assert sock.recv(5) == b"hello"
+    print("talks", flush=True)
+    time.sleep(float(sys.argv[3]))
+    size = 0
+    while data := sock.recv(65536):
+        size += len(data)
+    print(size, flush=True)
 """
 _SERVER: Final = """
 import socket, sys, time
@@ -120,6 +135,41 @@ async def test_a_vanished_client(tmp_path: Path, away: _Away) -> None:
             assert await asyncio.to_thread(program.stdout.readline) == "talks\n"
             assert client.driver.streams == 1
             away.vanish()
+            await eventually(lambda: (client.driver.streams, running.open), (0, 0), wait=15)
+            await client.stop()
+
+
+async def _pour(tcp: Tcp) -> None:
+    """Answer, and then send 8 MiB in small parts."""
+    await tcp.send(await tcp.receive_exactly(5))
+    for _ in range(2048):
+        await tcp.send(bytes(4096))
+        await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("stops", [0, 6])
+async def test_a_client_that_vanishes_amid_bytes(
+    tmp_path: Path, away: _Away, monkeypatch: pytest.MonkeyPatch, stops: float
+) -> None:
+    """A machine that vanishes amid a transfer is missed; a program that only stops to read gets all of it."""
+    monkeypatch.setattr(vanished, "PATIENCE", 4.0)  # more than the kernel waits between two questions by then
+    monkeypatch.setattr(vanished, "LOOK_EVERY", 0.1)
+    async with service(_pour) as running, running_stack(tmp_path) as stack:
+        await stack.host(running.port)
+        client = Client(Dialer(RelayUrl.parse(stack.url)))
+        listener = LocalListener(client, stack.service)
+        await listener.listen(_HERE, 0)
+        with contextlib.closing(listener):
+            await client.uplink.start(5)
+            listener.serve()
+            program = away.run(_BUSY, _HERE, str(listener.port), str(stops))
+            assert program.stdout is not None
+            assert await asyncio.to_thread(program.stdout.readline) == "talks\n"
+            if stops:
+                assert await asyncio.to_thread(program.stdout.readline) == f"{2048 * 4096}\n"
+            else:
+                await asyncio.sleep(0.5)
+                away.vanish()
             await eventually(lambda: (client.driver.streams, running.open), (0, 0), wait=15)
             await client.stop()
 

@@ -256,7 +256,7 @@ class Link:
         elif closing is not None:
             code, text = "", f"The other end closed the session: {closing.reason or closing.code}."
         else:
-            code, text = "", str(error) if error else "The connection was closed."
+            code, text = "", _lost(error)
         self._owner.link_lost(code, text)
 
     # --- time -------------------------------------------------------------------------------------
@@ -334,3 +334,11 @@ class Link:
             self._owner.link_ask()
             self.wake()
         self._arm()
+
+
+def _lost(error: Exception | None) -> str:
+    """How a connection ended, as a sentence. The system's errors have a number in their text, or no text at all."""
+    if error is None:
+        return "The connection was closed."
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"The connection was lost: {words.rstrip('.')}."

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -38,10 +39,14 @@ Write = Callable[[bytes], int | None]
 
 
 class Place:
-    """What one thread writes to, by ``write``. ``told`` makes a line of the number of lines that were dropped."""
+    """What one thread writes to, by ``write``. ``told`` makes a line of the number of lines that were dropped.
 
-    def __init__(self, write: Write) -> None:
+    ``refused`` hears, in that thread, the first error of a write.
+    """
+
+    def __init__(self, write: Write, refused: Callable[[Exception], None] | None = None) -> None:
         self.told: Callable[[int], str] = _told
+        self._on_refusal = refused
         self._write = write
         # Reentrant: a signal's handler, or the collector's, may write while this thread is in put().
         self._lock = threading.RLock()
@@ -159,7 +164,10 @@ class Place:
         while done < len(data):
             try:
                 count = self._write(bytes(view[done:]) if done else data)
-            except (OSError, ValueError):  # ValueError: of a stream that was closed
+            except (OSError, ValueError) as error:  # ValueError: of a stream that was closed
+                if self._on_refusal is not None:
+                    tell, self._on_refusal = self._on_refusal, None
+                    tell(error)
                 break
             if count is None:
                 time.sleep(_AGAIN)
@@ -215,7 +223,7 @@ def unblock_output(errors_to: Write | None = None) -> None:
     ``errors_to`` writes what goes to standard error, in place of its descriptor. Streams that are not the
     interpreter's own (a test's) stay as they are. Call :func:`finish_output` before ``os._exit``.
     """
-    made: dict[tuple[int, int], Place] = {}
+    made: dict[tuple[int, ...], Place] = {}
     for name in ("stderr", "stdout"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -244,15 +252,25 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, int], Place]) -> Place:
+def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, ...], Place]) -> Place:
     """The place that the stream leads to: one for both streams where they lead to the same, so lines keep order."""
     found = os.fstat(stream.fileno())
-    key = found.st_dev, found.st_ino
+    # Windows numbers files only: all its pipes and consoles are 0, and what is for one of them must not go to another.
+    key = (found.st_dev, found.st_ino) if found.st_ino else (stream.fileno(),)
     if key not in made:
         # Not by the buffer: at the end of the process its lock may be held by the thread that hangs.
         buffer = stream.buffer
-        made[key] = Place(write or getattr(buffer, "raw", buffer).write)
+        # Of standard error's own refusal there is nobody to tell.
+        refused = _tell_of_the_result if made else None
+        made[key] = Place(write or getattr(buffer, "raw", buffer).write, refused)
     return made[key]
+
+
+def _tell_of_the_result(error: Exception) -> None:
+    """Standard output does not take the result, and the log is elsewhere. A reader that left needs no word."""
+    if not isinstance(error, BrokenPipeError):
+        words = getattr(error, "strerror", None) or error
+        logging.getLogger("kdispatch.output").warning("The result can't be written: %s. This process goes on.", words)
 
 
 def _lines(data: bytes) -> int:
