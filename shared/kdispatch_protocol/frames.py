@@ -131,85 +131,51 @@ def ack_limit(payload: Buffer) -> int:
 
 
 class FrameReader:
-    """Pieces of messages in, whole frames out. Total: any bytes give frames or one ``RemoteProtocolError``.
+    """Pieces of messages in, frames of whole messages out. Total: any bytes give frames or one ``RemoteProtocolError``.
 
-    A frame waits for its last byte, so at most 128 KiB wait here. After an error the session must end.
+    A message waits for its last byte, so at most the largest one waits here. After an error the session must end.
     """
 
-    __slots__ = ("_begun", "_held", "_wanted")
+    __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._begun = False  # bytes of the message under way were here
-        self._held = bytearray()  # the beginning of a frame
-        self._wanted = 0  # how large it has to become: a header, or a header and its payload
+        self._held = bytearray()  # the beginning of a message
 
     @property
     def partial(self) -> int:
-        """Bytes that are kept of a frame that is not whole."""
+        """Bytes that are kept of a message that is not whole."""
         return len(self._held)
 
     def receive(self, piece: Buffer, *, ends: bool) -> list[Frame]:
         """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
-        view = memoryview(piece)
-        size = len(view)
-        if ends and size >= 16 and not self._held:
-            word, stream, value = HEADER.unpack_from(view)
-            if size == 16 + (word & 0xFFFFFF):  # the message is one frame, as most are
-                self._begun = False
-                type_, flags = _checked(word, stream, value)
-                return [(type_, flags, stream, value, view[16:])]
-        frames: list[Frame] = []
-        position = self._complete(view, frames) if self._held else 0
-        while position < size:
-            position = self._take(view, position, size, frames)
         if not ends:
-            self._begun = self._begun or size > 0
-        elif self._held:
-            raise RemoteProtocolError("A message ends within a frame.")
-        elif not size and not self._begun:
-            raise RemoteProtocolError("A message holds no frame.")
-        else:
-            self._begun = False
-        return frames
+            self._held += piece
+            return []
+        if self._held:
+            self._held += piece
+            piece, self._held = self._held, bytearray()
+        return decode(piece)
 
-    def _take(self, view: memoryview, position: int, size: int, frames: list[Frame]) -> int:
-        """Take the frame that begins at ``position``, as far as it is here; returns where the next one begins."""
+
+def decode(message: Buffer) -> list[Frame]:
+    """Cut one whole message into its frames."""
+    view = memoryview(message)
+    size = len(view)
+    frames: list[Frame] = []
+    position = 0
+    while position < size:
         start = position + 16
         if start > size:
-            self._hold(view[position:], 16)
-            return size
+            raise RemoteProtocolError("A message ends within a frame.")
         word, stream, value = HEADER.unpack_from(view, position)
         type_, flags = _checked(word, stream, value)
-        end: int = start + (word & 0xFFFFFF)
-        if end > size:
-            self._hold(view[position:], end - position)
-            return size
-        frames.append((type_, flags, stream, value, view[start:end]))
-        return end
-
-    def _hold(self, beginning: memoryview, wanted: int) -> None:
-        self._held += beginning
-        self._wanted = wanted
-
-    def _complete(self, view: memoryview, frames: list[Frame]) -> int:
-        """Go on with a frame that has begun; returns the bytes used."""
-        held = self._held
-        used = min(self._wanted - len(held), len(view))
-        held += view[:used]
-        if len(held) == self._wanted == 16:
-            word, stream, value = HEADER.unpack(held)
-            _checked(word, stream, value)
-            length: int = word & 0xFFFFFF
-            self._wanted += length
-            rest = min(length, len(view) - used)
-            held += view[used : used + rest]
-            used += rest
-        if len(held) == self._wanted:
-            word, stream, value = HEADER.unpack_from(held)
-            type_, flags = _checked(word, stream, value)
-            frames.append((type_, flags, stream, value, memoryview(held)[16:]))
-            self._held = bytearray()
-        return used
+        position = start + (word & 0xFFFFFF)
+        if position > size:
+            raise RemoteProtocolError("A message ends within a frame.")
+        frames.append((type_, flags, stream, value, view[start:position]))
+    if not frames:
+        raise RemoteProtocolError("A message holds no frame.")
+    return frames
 
 
 def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
@@ -225,11 +191,6 @@ def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
     if value > MAX_OFFSET and type_ not in {EARLY, PING, PONG}:
         raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's value is out of range.")
     return type_, flags
-
-
-def decode(message: Buffer) -> list[Frame]:
-    """Cut one whole message into its frames."""
-    return FrameReader().receive(message, ends=True)
 
 
 def early_value(attempt: int, offset: int) -> int:

