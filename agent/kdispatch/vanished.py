@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.aio.pipe import Pipe
 
 __all__ = ["bound_silence", "watching_peers"]
 
@@ -49,18 +50,30 @@ def bound_silence(sock: Any, seconds: float) -> None:
 @contextlib.contextmanager
 def watching_peers(driver: EndpointDriver) -> Iterator[None]:
     """Look at the driver's local connections meanwhile."""
-    task = asyncio.create_task(_watch(driver), name="kdispatch vanished peers")
+    watch = _Watch(driver)
     try:
         yield
     finally:
-        task.cancel()
+        watch.stop()
 
 
-async def _watch(driver: EndpointDriver) -> None:
-    while True:
-        await asyncio.sleep(LOOK_EVERY)
-        for number, pipe in enumerate(list(driver.pipes), 1):
+class _Watch:
+    """Looks at all pipes now and then, some at a time."""
+
+    def __init__(self, driver: EndpointDriver) -> None:
+        self._driver = driver
+        self._handle: asyncio.Handle = driver.loop.call_later(LOOK_EVERY, self._begin)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._handle.cancel()
+
+    def _begin(self) -> None:
+        self._look(list(self._driver.pipes))
+
+    def _look(self, pipes: list[Pipe]) -> None:
+        for pipe in pipes[:_AT_ONCE]:
             if pipe.socket is not None and (sock := pipe.socket.get_extra_info("socket")) is not None:
                 bound_silence(sock, PATIENCE)
-            if not number % _AT_ONCE:
-                await asyncio.sleep(0)
+        loop, rest = self._driver.loop, pipes[_AT_ONCE:]
+        self._handle = loop.call_soon(self._look, rest) if rest else loop.call_later(LOOK_EVERY, self._begin)

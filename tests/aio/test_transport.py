@@ -146,8 +146,10 @@ async def test_pause_in_the_same_breath(pair: Twin) -> None:
     pair.served[0].transport.write(b"y" * 500)
     await until(lambda: sipper.transport.stream.inbound.received == 1500)
     sipper.transport.resume_reading()  # hands over the second piece, for which it pauses again
+    await settle()
     assert sipper.transport.stream.inbound.consumed == 1000
     sipper.transport.resume_reading()
+    await settle()
     assert sipper.transport.stream.inbound.consumed == 1500
     assert sipper.received == b"x" * 1000 + b"y" * 500
 
@@ -198,6 +200,25 @@ class _Typed(Program):
     def data_received(self, data: bytes) -> None:
         self.kinds.add(type(data))
         super().data_received(data)
+
+
+async def test_a_reader_that_wants_more_than_its_limit(pair: Twin) -> None:
+    """What is held comes in a later turn: asyncio's StreamReader resumes before it waits, and would not be woken."""
+    client, host = await pair.stream()
+    size = 8 * _WINDOW
+    reader = asyncio.StreamReader(limit=1000)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    client.transport.set_protocol(protocol)
+    protocol.connection_made(client.transport)
+    sent = bytes(range(256)) * (size // 256)
+    host.transport.write(sent[:3000])
+    await until(lambda: not client.transport.is_reading())
+    host.transport.write(sent[3000:])
+    await until(lambda: client.transport.held > 0)
+    async with asyncio.timeout(5):
+        assert await reader.readexactly(size) == sent
+    host.transport.abort()
+    await until(client.transport.is_closing)
 
 
 @pytest.mark.parametrize(("takes_views", "kind"), [(True, memoryview), (False, bytes)])

@@ -140,10 +140,24 @@ class StreamTransport(asyncio.Transport):
         self._paused = True
 
     def resume_reading(self) -> None:
-        """Hand over what waits, and go on."""
+        """Hand over what waits, and go on; to a program's own protocol in a later turn of the loop.
+
+        asyncio's ``StreamReader`` resumes before it has anything to be woken by. If it paused again meanwhile, it would
+        wait for ever.
+        """
         if not self._paused or self._closing or self._lost:
             return
         self._paused = False
+        if self._views:
+            self._go_on()
+        else:
+            self._driver.loop.call_soon(self._go_on_later)
+
+    def _go_on_later(self) -> None:
+        if self.is_reading() and not self._lost:
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._credit(self._uncredited)
         self._uncredited = 0
         while self._held and not self._paused:
