@@ -227,8 +227,11 @@ class TrafficServer(Debian):
     async def reload(self) -> None:
         self.write()
         command = [find("traffic_ctl"), f"--run-root={self.folder}/runroot.yaml", "config", "reload"]
+        done = "remap.config finished loading"
+        before = self.said(done)
         reloading = Process("reload", command, self.folder)
         assert await reloading.ended(RELOADED) == 0, reloading.text
+        await eventually(lambda: self.said(done) > before, expected=True, wait=RELOADED)
 
     async def crash(self) -> None:
         await self.crash_workers()

@@ -13,7 +13,7 @@ from _pytest.mark import ParameterSet
 
 from tests.edges.asking import UPGRADE, ask, head
 from tests.edges.conftest import EdgeOf
-from tests.edges.more_servers import MORE, Stunnel
+from tests.edges.more_servers import MORE, Stunnel, Varnish
 from tests.edges.servers import EDGES, Caddy, Edge, Nginx
 from tests.edges.site import Site, site
 from tests.first_minutes.person import KDISPATCH, Person
@@ -24,7 +24,9 @@ from tests.upgrade.load import Echoes, Visits
 pytestmark = pytest.mark.slow
 
 #: As operators are told to start it; and short, because nobody is here who would have to wait.
-_OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost,127.0.0.1", "--drain-time", "2")
+_OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost,127.0.0.1", "--drain-time", "5")
+#: A header that names others to be left out.
+_NAMED: Final = ("Connection: X-Forwarded-For, Via",)
 
 
 def _kinds(small: type[Edge]) -> list[ParameterSet]:
@@ -81,8 +83,10 @@ async def _is_used(edge: Edge, bob: Person) -> None:
         assert (refused.status, refused.from_relay) == (status, True), refused.text
     if isinstance(edge, Stunnel):
         return  # to the relay everybody behind it is this machine, as docs/edges.md says
-    for forged in ((), ("X-Forwarded-For: 127.0.0.1",), ("Connection: X-Forwarded-For, Via",)):
-        assert (await ask(edge, head("GET", "/api/v1/relay/state", *forged))).status == 403
+    for forged in ((), ("X-Forwarded-For: 127.0.0.1",), _NAMED):
+        refused = await ask(edge, head("GET", "/api/v1/relay/state", *forged))
+        # Varnish itself refuses a second Connection header.
+        assert refused.status == (400 if isinstance(edge, Varnish) and forged == _NAMED else 403), forged
 
 
 async def _dies(here: Site, bob: Person) -> None:
@@ -91,8 +95,11 @@ async def _dies(here: Site, bob: Person) -> None:
     name = (await here.agents[0].says(r"is offered as (\S+)"))[1]
     here.relay.stop(signal.SIGKILL)
     away = await ask(here.edge, head("GET", "/api/v1/whoami"))
-    assert away.status in {502, 503}
-    assert not away.from_relay
+    if isinstance(here.edge, Stunnel):
+        assert away.text == "", away.text  # it knows nothing of HTTP, and closes
+    else:
+        assert away.status in {502, 503}
+        assert not away.from_relay
     beginner = here.network.agent("connect", "connect", name, "--wait", "30")
     # At once: the longer the relay is away, the longer agents wait between tries.
     ended, _ = await asyncio.gather(bob.runs("whoami"), beginner.says("Waiting for 30 s"))

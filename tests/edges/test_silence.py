@@ -43,6 +43,7 @@ class _Limit:
     short: str
     default: float | None = None
     cut: tuple[Mode, ...] = ("silent",)
+    whole: tuple[str, ...] = ()  # the directives, where ``written`` is a part of several
 
     def __str__(self) -> str:
         return f"{self.kind.name} {self.written.split('=')[0].split()[0]}"
@@ -54,7 +55,13 @@ _LIMITS: Final = (
     _Limit(Apache, "Timeout           120", "Timeout           2", 300),
     _Limit(Lighttpd, "server.max-read-idle  = 120", "server.max-read-idle = 2", 60, ("silent", "server")),
     _Limit(Lighttpd, "server.max-write-idle = 120", "server.max-write-idle = 2", 360, ("silent", "client")),
-    _Limit(Nghttpx, "end-read-timeout=2m", "end-read-timeout=2s", 60),
+    _Limit(
+        Nghttpx,
+        "end-read-timeout=2m",
+        "end-read-timeout=2s",
+        60,
+        whole=("frontend-read-timeout=2m", "backend-read-timeout=2m"),
+    ),
     _Limit(Squid, "read_timeout 2 minutes", "read_timeout 2 seconds", 900),
     _Limit(TrafficServer, "websocket.no_activity_timeout INT 120", "websocket.no_activity_timeout INT 2", 600),
     _Limit(TrafficServer, "websocket.active_timeout INT 0", "websocket.active_timeout INT 2", None, _MODES),
@@ -152,7 +159,8 @@ async def test_defaults(edge_of: EdgeOf) -> None:
     """Without its directive each server cuts after the seconds that docs/edges.md says."""
     waiting = [limit for limit in _LIMITS if limit.default is not None]
     async with service(_takes) as upstream:
-        edges = [edge_of(limit.kind, upstream.port, changes={limit.written: ""}) for limit in waiting]
+        absent = [dict.fromkeys(limit.whole or (limit.written,), "") for limit in waiting]
+        edges = [edge_of(limit.kind, upstream.port, changes=one) for limit, one in zip(waiting, absent, strict=True)]
         measured = await asyncio.gather(*(_measured(edge, _LONGEST) for edge in edges))
     for limit, lasted in zip(waiting, measured, strict=True):
         print(f"{limit}: " + ", ".join(f"{mode} {seconds:.0f} s" for mode, seconds in lasted.items()))
