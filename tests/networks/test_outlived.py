@@ -15,7 +15,8 @@ from tests.networks.site import Authority, Site
 from tests.networks.ways import agents
 
 _PAGE: Final = "<html><title>No</title></html>"
-_BACK: Final = 100.0  # seconds: such an agent tries again within 60 s and a part of its pause
+_BACK: Final = 20.0  # seconds: while connections wait, an agent tries again every few seconds
+_TRIES: Final = 12  # of two agents in somewhat more than 5 s
 
 
 async def _says(tcp: Tcp, word: bytes) -> bool:
@@ -35,7 +36,7 @@ async def _outlive(folder: Path, authority: Authority, pages: tuple[int, ...]) -
                 for status in pages:
                     caddy = await site.answers(status, _PAGE)
                     await eventually(lambda: caddy.log.count(f'"status":{status}') >= 2, expected=True, wait=40)  # noqa: B023
-                await asyncio.sleep(5)  # neither presses now
+                await asyncio.sleep(5)  # both go on trying, and do not press
                 tries = caddy.log.count(f'"status":{pages[-1]}')
                 await site.is_back()
                 began = time.monotonic()
@@ -45,7 +46,7 @@ async def _outlive(folder: Path, authority: Authority, pages: tuple[int, ...]) -
                         assert await _says(new, b"anew")
                 took = time.monotonic() - began
             assert (host.status, client.status) == (None, None)
-            assert tries == 2
+            assert 2 <= tries <= _TRIES
             return f"{' and '.join(map(str, pages))}: back after {took:.1f} s, {tries} tries of two agents meanwhile"
     finally:
         site.stop()
