@@ -49,7 +49,7 @@ def held(session: Session) -> int:
     offers = sum(map(sessions._weigh_offer, session.offers.values()))
     offers += session.offers_asked * sessions._ASKED_OFFER
     control = sum(len(frame) + sessions._CONTROL for frame in session.outbox.control)
-    return legs + early + halves + offers + control + session._partial + session._unsent
+    return legs + early + halves + offers + control + session.partial + session._unsent
 
 
 def _queued(session: Session) -> int:

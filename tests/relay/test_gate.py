@@ -92,7 +92,11 @@ class _Agent:
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
     def send(self, message: bytes) -> None:
-        self._writer.write(ws_frame(0x82, message, masked=True))
+        self.write(ws_frame(0x82, message, masked=True))
+
+    def write(self, data: bytes) -> None:
+        """Bytes of the connection, of which a message may be a part."""
+        self._writer.write(data)
 
     async def next(self, type_: int) -> Frame:
         """The next frame of this type; those before it are dropped."""
@@ -207,6 +211,19 @@ async def test_large_message_after_hello(relay: Running) -> None:
     async with _Agent.of(relay) as agent:
         agent.send(frame(frames.PING) * 10_000)
         await agent.next(frames.PONG)
+
+
+async def test_half_a_message_counts(relay: Running) -> None:
+    """What waits for the rest of its message counts among what its session holds; with the last of it that is over."""
+    async with _Agent.of(relay) as agent:
+        [session] = relay.gate.switch.sessions
+        before = session.held
+        whole = ws_frame(0x82, frame(frames.DATA, 7, 0, bytes(100 * KIB)), masked=True)
+        agent.write(whole[: 50 * KIB])
+        await until(lambda: session.held >= before + 50 * KIB - 100)
+        agent.write(whole[50 * KIB :])
+        await agent.next(frames.GONE)
+        assert session.held < before + KIB
 
 
 async def test_no_hello() -> None:

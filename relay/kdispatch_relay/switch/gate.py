@@ -352,10 +352,15 @@ class _AgentLink:
     def link_read(self) -> None:
         """A read was worked on: send what it caused, to whomever."""
         self._passed = False
+        switch, partial = self._gate.switch, self.link.partial
+        if partial != self.session.partial:
+            self.session.note_partial(partial)
+            if switch.budget.spent:
+                switch.make_room()
+                self._unsettled = True
         if self._unsettled:
             self._unsettled = False
             self._gate.settle()
-            self.session.note_partial(self.link.partial)
             effort = self.session.effort
             if effort.rest:
                 self.link.carrier.rest(effort.rest)

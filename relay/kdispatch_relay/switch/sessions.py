@@ -46,7 +46,6 @@ class Session:
     __slots__ = (
         "_gone",
         "_next_number",
-        "_partial",
         "_unsent",
         "asked",
         "asking",
@@ -71,6 +70,7 @@ class Session:
         "offers_asked",
         "older",
         "outbox",
+        "partial",
         "predecessors",
         "process",
         "queued",
@@ -111,7 +111,8 @@ class Session:
         self.credit = 0  # granted by WELCOME, bytes
         self.held = 0  # bytes, beside the data that waits for it, that it makes the relay keep
         self._gone = False  # nothing is counted any more
-        self._partial = self._unsent = 0  # as they were noted last
+        self.partial = 0  # bytes of a message that is not whole, as they were noted last
+        self._unsent = 0  # likewise
         self.outbox = Outbox(limits, self._hold_control)
         self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
@@ -190,9 +191,9 @@ class Session:
             self.budget.held += size
 
     def note_partial(self, size: int) -> None:
-        """So much of a frame is here that is not whole."""
-        self.hold(size - self._partial)
-        self._partial = size
+        """So much of a message is here that is not whole."""
+        self.hold(size - self.partial)
+        self.partial = size
 
     def note_unsent(self, size: int) -> None:
         """Its socket does not take so much of what was given to it."""

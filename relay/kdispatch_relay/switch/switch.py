@@ -128,7 +128,7 @@ class Switch:
         if effort.idle or effort.asks >= 1:
             self.settle_effort(session, now)
         if budget.queued + budget.held > budget.total:
-            self._make_room()
+            self.make_room()
 
     def _control_frame(  # noqa: PLR0917 - one frame's fields
         self, session: Session, type_: int, number: int, value: int, payload: memoryview, now: float
@@ -327,9 +327,10 @@ class Switch:
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
         elif self.budget.spent:
-            self._make_room()
+            self.make_room()
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
+        """The process's budget is spent: cut those sessions that hold most."""
         if self._cuts:  # those who go take what they hold with them when the read was worked on
             return
         for cut in make_room(self.sessions, self.budget):
