@@ -103,9 +103,8 @@ class Resumption:
         if stream.moves and session in stream.moves:
             _end_move(stream, session)
             if stream.leg is not Leg.NONE and stream.session is not session:
-                # The join may have been on its way: the older number is dead then, and nobody would say so.
-                if stream.leg is Leg.JOINED:
-                    stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
+                # A join may be on its way, there or here: the older number is dead then, and nobody would say so.
+                stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
                 self.detach(stream, now)
         if stream.session is not session or stream.leg is Leg.NONE:
             return True

@@ -286,6 +286,23 @@ def test_a_reset_on_an_older_session_does_not_end_what_was_attached_anew() -> No
     assert not stream.ended
 
 
+def test_an_older_entry_is_taken_back_when_a_newer_session_is_lost() -> None:
+    """Its join may be on its way: whoever was joined under it would wait for this end, and hear of nothing."""
+    talk = Conversation()
+    stream = client(talk)
+    talk.hear(frame(frames.GONE, stream.number))
+    [waiting] = attached(talk.said())
+    older = talk.session
+    talk.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    assert [one.uuid for one in attached(talk.said())] == [UUID]  # it moves
+    talk.lose()
+    talk.session = older
+    said = talk.said()
+    assert [(name, number) for name, number, *_ in said if name == "GONE"] == [("GONE", waiting.number)]
+    assert [one.attach for one in attached(said)] == [3]
+
+
 def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:
     """What was written before a close is still sent when the peer is back later than the linger allows."""
     talk = Conversation()

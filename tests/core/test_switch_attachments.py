@@ -180,6 +180,19 @@ def test_a_half_that_is_given_up() -> None:
     assert not client.session.halves
 
 
+def test_a_half_that_is_gone() -> None:
+    """GONE takes an entry back without a word to anybody: its stream goes on under another number."""
+    relay = Relay()
+    host, client = relay.agent(1), relay.agent(2)
+    attach(client, entry(client, "client", host.process, 5))
+    host.hear()
+    client.say(frame(frames.GONE, 5))
+    assert not client.session.halves and len(relay.switch.attachments) == 0
+    attach(host, entry(host, "host", client.process, 7))
+    assert client.names() == ["ATTACH"]  # it is asked, and not joined
+    assert host.hear() == []
+
+
 def test_who_may_not_any_more_is_told() -> None:
     """The store is asked once for each service and role of a batch, and its no ends those streams."""
     relay = Relay()

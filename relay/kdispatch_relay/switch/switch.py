@@ -293,9 +293,11 @@ class Switch:
 
     def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         """An agent does not trust its number any more: it attaches anew, and so shall the other end."""
-        leg = session.legs.get(number)
+        leg, half = session.legs.get(number), session.halves.get(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
             self.passing.leg_lost(leg, now)
+        elif half is not None:
+            self.attachments.drop(half)
         else:
             session.effort.idle += 1
 
