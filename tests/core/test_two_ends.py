@@ -119,7 +119,7 @@ def test_a_world_drops_data_behind_an_end(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Farewells, "dropped", count)
     for seed in range(200):
         run(seed, LAST_WORDS, clients=2)
-    assert met[False] > 20 and met[True] > 2
+    assert met[False] > 5 and met[True] > 5
 
 
 def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
