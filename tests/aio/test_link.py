@@ -62,6 +62,9 @@ class _Owner:
     def link_idle(self, count: int, now: float) -> None:
         pass
 
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        pass
+
     def link_read(self) -> None:
         pass
 

@@ -349,6 +349,11 @@ class _AgentLink:
         self.session.effort.idle += count
         self._gate.switch.settle_effort(self.session, now)
 
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        """Small pieces cost as much as frames do. Those of a stream's data are free, as frames of it are."""
+        if received[0][0] != frames.DATA or received[0][2] not in self.session.legs:
+            self.link_idle(count, now)
+
     def link_read(self) -> None:
         """A read was worked on: send what it caused, to whomever."""
         self._passed = False

@@ -32,7 +32,7 @@ _DEAD: Final = ("", "Nothing was heard from the other end.")
 # every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
 _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
-# A smaller piece of a message that is not whole is for nothing: at most two of them are at the edges of a read.
+# A smaller piece of a message that is not whole is one too many: at most two of them are at the edges of a read.
 _DRIBBLE: Final = 256
 # How often a full socket is looked at, as a part of the time after which it is cut.
 _LOOKS: Final = 4
@@ -54,7 +54,11 @@ class LinkOwner(Protocol):
         ...
 
     def link_idle(self, count: int, now: float) -> None:
-        """So many WebSocket frames, reads or pieces of messages brought nothing that is whole."""
+        """So many WebSocket frames, or reads, brought no byte of a message."""
+        ...
+
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        """The message of these frames, which come next, had so many small pieces beside its last one."""
         ...
 
     def link_read(self) -> None:
@@ -105,6 +109,7 @@ class Link:
         now = self._loop.time()
         self._frames = FrameReader()
         self._received: list[Frame] = []  # of this read
+        self._small = 0  # pieces of the message under way that brought hardly anything
         ping = ping or limits.ping
         self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
         self._server = server
@@ -188,12 +193,16 @@ class Link:
             self._received = []
             self._owner.link_violated(error.code, error.text)
             return
-        if received:
-            self.carrier.found += len(received)
-            self._received = self._received + received if self._received else received
-        elif len(piece) < _DRIBBLE:
-            self.carrier.found += 1
-            self._owner.link_idle(1, self._loop.time())
+        if not received:
+            if len(piece) < _DRIBBLE:
+                self.carrier.found += 1
+                self._small += 1
+            return
+        self.carrier.found += len(received)
+        if self._small:
+            count, self._small = self._small, 0
+            self._owner.link_pieces(count, received, self._loop.time())
+        self._received = self._received + received if self._received else received
 
     def carrier_idle(self, count: int) -> None:
         """WebSocket frames, or a read, brought no byte of a message."""

@@ -61,6 +61,9 @@ class UplinkSession:
     def link_idle(self, count: int, now: float) -> None:
         """What a relay sends for nothing costs its own session only."""
 
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        """Likewise."""
+
     def link_read(self) -> None:
         """A read was worked on: its answers go out at once."""
         self._driver.flush()
