@@ -23,7 +23,7 @@ __all__ = ["RELOADED", "RESTART", "UPSTREAM", "Edge", "children", "has_ipv6", "l
 
 _PAGE: Final = ROOT / "docs" / "operations.md"
 UPSTREAM: Final = "127.0.0.1:8443"  # as the configurations have it
-RELOADED: Final = 15.0  # seconds for a new configuration to be in force; it takes a tenth of one
+RELOADED: Final = 30.0  # seconds: varnishd compiles its configuration by a C compiler, on a machine that is busy
 RESTART: Final = 0.5  # seconds until a supervisor starts again what has ended
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
