@@ -1,14 +1,15 @@
-"""How many sockets a relay takes, so that descriptors are left for its database, its log and requests."""
+"""How many sockets a relay takes, so that descriptors are left for its database, its log and requests; and memory."""
 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
 
-__all__ = ["Room"]
+__all__ = ["Room", "queue_memory"]
 
 _log = logging.getLogger("kdispatch.relay")
 
@@ -53,3 +54,11 @@ class Room:
                 descriptors, found.sessions, sessions, found.arrivals, arrivals,
             )  # fmt: skip
         return found
+
+
+def queue_memory() -> int:
+    """Bytes that all queues together may hold: a quarter of the machine's memory, at most 1 GiB."""
+    try:
+        return min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    except (ValueError, OSError, AttributeError):
+        return 1 << 28

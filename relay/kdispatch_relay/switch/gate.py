@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import secrets
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from kdispatch_relay.auth import Authority
 from kdispatch_relay.handshake import take_over, upgrade_headers
 from kdispatch_relay.http_connection import COUNTED, SOURCE, hand_over
 from kdispatch_relay.limiter import SessionLimits
+from kdispatch_relay.room import queue_memory
 from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, RelayState
 from kdispatch_relay.switch.access import Access
 from kdispatch_relay.switch.drain import Drain
@@ -77,7 +77,7 @@ class Gate:
             secrets.randbelow,
             self._loop.time(),
             limits=limits,
-            memory=_queue_memory(),
+            memory=queue_memory(),
             program=f"kdispatch/{version()}",
         )
         self._links: dict[Session, _AgentLink] = {}
@@ -395,11 +395,3 @@ class _AgentLink:
         self._gate.left(self, code)
         if not self.over.done():
             self.over.set_result(None)
-
-
-def _queue_memory() -> int:
-    """Bytes that all queues together may hold: a quarter of the machine's memory, at most 1 GiB."""
-    try:
-        return min(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-    except (ValueError, OSError, AttributeError):
-        return 1 << 28
