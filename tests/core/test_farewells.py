@@ -66,13 +66,19 @@ def _sends_all_it_may(talk: Conversation, stream: Stream, most: int) -> int:
     return sent - began
 
 
-def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
-    """A peer whose program sends before it reads is credited for what is dropped, and for no byte beyond the bound."""
-    talk = Conversation(limits=Limits(dropped=1_000_003))
+def _parted(dropped: int) -> tuple[Conversation, Stream]:
+    """A client's program has ended behind ten bytes, and so many of its peer's are credited."""
+    talk = Conversation(limits=Limits(dropped=dropped))
     stream = talk.client()
     talk.table.write(stream, b"last words")
     talk.names()
     talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    return talk, stream
+
+
+def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
+    """A peer whose program sends before it reads is credited for what is dropped, and for no byte beyond the bound."""
+    talk, stream = _parted(1_000_003)
     assert _sends_all_it_may(talk, stream, 1_000_003) == 1_000_003
     _sends_all_it_may(talk, stream, 5_000_000)
     assert stream.inbound.consumed == 1_000_003
@@ -84,11 +90,7 @@ def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
 
 def test_a_sender_beyond_the_bound_is_reset_soon() -> None:
     """One that has spent the bound and takes nothing is reset after seconds; one that takes bytes gets them all."""
-    talk = Conversation(limits=Limits(dropped=100_000))
-    stream = talk.client()
-    talk.table.write(stream, b"last words")
-    talk.names()
-    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    talk, stream = _parted(100_000)
     _sends_all_it_may(talk, stream, 99_999)
     talk.wait(talk.table.limits.last_words - 10)
     assert not stream.ended
@@ -115,11 +117,7 @@ def test_a_close_is_bounded_alike() -> None:
 
 def test_two_programs_that_end_at_once() -> None:
     """The last words that nobody takes are acknowledged all the same, so that neither end waits for the other."""
-    talk = Conversation(limits=Limits(dropped=0))
-    stream = talk.client()
-    talk.table.write(stream, b"last words")
-    talk.names()
-    talk.table.farewells.begin(stream, "cancelled", "", talk.now)
+    talk, stream = _parted(0)
     talk.hear(frame(frames.DATA, 1, 0, b"its own"))
     talk.wait(talk.table.limits.ack_delay)
     assert [(name, value) for name, _, value, _ in talk.said()] == [("ACK", 7)]

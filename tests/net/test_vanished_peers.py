@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.aio import sockets
 from tests.net.harness import eventually
-from tests.net.loop_stack import running_stack
+from tests.net.loop_stack import Stack, running_stack
 from tests.net.tcp import Tcp, echo, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.accept]
@@ -120,16 +120,23 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Away]:
         other.end()
 
 
+@contextlib.asynccontextmanager
+async def _reaching(stack: Stack) -> AsyncIterator[tuple[Client, LocalListener]]:
+    """A client of the stack's service, and its port on the address that other machines reach."""
+    client = Client(Dialer(RelayUrl.parse(stack.url)))
+    listener = LocalListener(client, stack.service)
+    await listener.listen(_HERE, 0)
+    with contextlib.closing(listener):
+        await client.uplink.start(5)
+        listener.serve()
+        yield client, listener
+
+
 async def test_a_vanished_client(tmp_path: Path, away: _Away) -> None:
     """The machine of a connected program is gone: within the time of the keep-alives so is its stream."""
     async with service(echo) as running, running_stack(tmp_path) as stack:
         await stack.host(running.port)
-        client = Client(Dialer(RelayUrl.parse(stack.url)))
-        listener = LocalListener(client, stack.service)
-        await listener.listen(_HERE, 0)
-        with contextlib.closing(listener):
-            await client.uplink.start(5)
-            listener.serve()
+        async with _reaching(stack) as (client, listener):
             program = away.run(_CLIENT, _HERE, str(listener.port))
             assert program.stdout is not None
             assert await asyncio.to_thread(program.stdout.readline) == "talks\n"
@@ -156,12 +163,7 @@ async def test_a_client_that_vanishes_amid_bytes(
     monkeypatch.setattr(vanished, "LOOK_EVERY", 0.1)
     async with service(_pour) as running, running_stack(tmp_path) as stack:
         await stack.host(running.port)
-        client = Client(Dialer(RelayUrl.parse(stack.url)))
-        listener = LocalListener(client, stack.service)
-        await listener.listen(_HERE, 0)
-        with contextlib.closing(listener):
-            await client.uplink.start(5)
-            listener.serve()
+        async with _reaching(stack) as (client, listener):
             program = away.run(_BUSY, _HERE, str(listener.port), str(stops))
             assert program.stdout is not None
             assert await asyncio.to_thread(program.stdout.readline) == "talks\n"
