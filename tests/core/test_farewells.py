@@ -117,7 +117,7 @@ def test_a_close_is_bounded_alike() -> None:
 
 def test_two_programs_that_end_at_once() -> None:
     """The last words that nobody takes are acknowledged all the same, so that neither end waits for the other."""
-    talk, stream = _parted(0)
+    talk, _ = _parted(0)
     talk.hear(frame(frames.DATA, 1, 0, b"its own"))
     talk.wait(talk.table.limits.ack_delay)
     assert [(name, value) for name, _, value, _ in talk.said()] == [("ACK", 7)]
