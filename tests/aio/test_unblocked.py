@@ -8,6 +8,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -391,3 +392,28 @@ def test_a_result_that_is_lost(full: bool) -> None:
     os.close(place)
     told = done.stderr.count("The result can't be written: No space left on device. This process goes on.")
     assert (done.returncode, told, done.stderr.count("\n")) == (0, int(full), int(full))
+
+
+_ONE_LINE = """
+import sys, threading
+from kdispatch_protocol.aio.unblocked import unblock_output
+unblock_output()
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+print("listening")
+sys.stdin.read()
+"""
+
+
+def test_the_only_line() -> None:
+    """A line that no other follows is written, also where the system has no room for a thread any more."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _ONE_LINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=inherited()
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert select.select([process.stdout], [], [], 20)[0]
+            assert process.stdout.readline() == "listening\n"
+        finally:
+            process.stdin.close()

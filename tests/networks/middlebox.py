@@ -23,6 +23,7 @@ KIB: Final = 1024
 _CHUNK: Final = 64 * KIB
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD_MAX: Final = 64 * KIB
+_FLUSH: Final = 1.0  # seconds in which an end takes what was passed on before
 #: Who signs in an opened network, as a person would read it in the certificate.
 ISSUER: Final = "Example Corp Web Gateway"
 _REFUSAL: Final = (
@@ -94,7 +95,7 @@ class Middlebox:
         finally:
             self.cuts += wire.struck
             self._wires.discard(wire)
-            wire.end()
+            await wire.end()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +126,20 @@ class _Wire:
         self._upgrades = False  # the request asked for an upgrade
         self.struck = False
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Close both connections; what was passed on before still arrives, unless the rules cut."""
-        for end in (self._agent, self._relay):
-            if end is not None and self.struck:
-                end.writer.transport.abort()
-            elif end is not None:
-                end.writer.close()
+        writers = [end.writer for end in (self._agent, self._relay) if end is not None]
+        for writer in writers:
+            if self.struck:
+                writer.transport.abort()
+            else:
+                writer.close()
+        for writer in writers:
+            try:
+                async with asyncio.timeout(_FLUSH):
+                    await writer.wait_closed()
+            except (OSError, TimeoutError):  # the end is gone, or takes nothing
+                writer.transport.abort()
 
     async def carry(self, to: int, upstream: ssl.SSLContext | None) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -80,7 +80,7 @@ class Place:
                 self._no_room = 0
             self._held += len(data)
             self._queue.put(data)
-            self._running()
+            self.start()
 
     def finish(self, seconds: float) -> bool:
         """Wait until all of it is written, at most so long; returns whether it is.
@@ -89,7 +89,7 @@ class Place:
         """
         if self._thread is None and not self._held:
             return True
-        if not self._running():
+        if not self.start():
             with contextlib.suppress(Empty):
                 while isinstance(data := self._queue.get_nowait(), bytes):
                     self._put_out(data)
@@ -100,10 +100,11 @@ class Place:
         self._hurry.set()
         return done.wait(seconds)
 
-    # --- inner ----------------------------------------------------------------------------------
+    def start(self) -> bool:
+        """Start the thread, if there is none; returns whether there is one. Call this early.
 
-    def _running(self) -> bool:
-        """Start the thread, if there is none; returns whether there is one."""
+        A later line may find no room for a thread. It would wait for the next one, and there may be none.
+        """
         if self._thread is None:
             # A daemon: one that hangs in a write must not hold up the end of the process.
             thread = threading.Thread(target=self._run, name="kdispatch output", daemon=True)
@@ -113,6 +114,8 @@ class Place:
                 return False
             self._thread = thread
         return True
+
+    # --- inner ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         if hasattr(signal, "pthread_sigmask"):  # signals are the main thread's
@@ -233,7 +236,9 @@ def unblock_output(errors_to: Write | None = None) -> None:
         setattr(sys, name, UnblockedStream(_place(stream, own, made), stream))
     if not _places:
         atexit.register(finish_output)
-    _places.extend(made.values())
+    for place in made.values():
+        place.start()
+        _places.append(place)
 
 
 def finish_output(seconds: float = _AT_THE_END) -> None:
