@@ -25,6 +25,7 @@ from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.spoiled import owner
+from kdispatch_protocol.aio.handover import connection_over
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Way"]
@@ -181,7 +182,7 @@ class Way:
         async with asyncio.timeout(_SECONDS):
             if self.proxy is not None:
                 sock = await connect_through(self.proxy, self.relay.host, self.relay.port)
-                transport, _ = await loop.create_connection(make, sock=sock, ssl=context, server_hostname=name)
+                transport, _ = await connection_over(make, sock, ssl=context, server_hostname=name)
             else:
                 transport, _ = await loop.create_connection(
                     make, self.relay.host, self.relay.port, ssl=context, server_hostname=name

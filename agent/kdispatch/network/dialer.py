@@ -21,6 +21,7 @@ from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
+from kdispatch_protocol.aio.handover import connection_over
 from kdispatch_protocol.aio.sockets import tune_session_socket
 from kdispatch_protocol.errors import KdispatchError
 
@@ -128,9 +129,8 @@ class Dialer:
         self, relay: RelayUrl, sock: socket.socket, make: Callable[[RelayUrl], _P]
     ) -> tuple[asyncio.Transport, _P]:
         """Give a connected socket its protocol, behind TLS where the URL says so."""
-        loop = asyncio.get_running_loop()
         if not relay.secure:
-            return await loop.create_connection(lambda: make(relay), sock=sock)
+            return await connection_over(lambda: make(relay), sock)
         try:
             context = await self._context()
         except BaseException:
@@ -138,9 +138,9 @@ class Dialer:
             raise
         pinned = bool(self._trust.pins)
         try:
-            transport, protocol = await loop.create_connection(
+            transport, protocol = await connection_over(
                 asyncio.Protocol if pinned else lambda: make(relay),
-                sock=sock,
+                sock,
                 ssl=context,
                 server_hostname=self._server_name(relay),
                 ssl_handshake_timeout=_STEP,

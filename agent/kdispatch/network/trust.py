@@ -24,6 +24,7 @@ from kdispatch.operating_system import HERE
 from kdispatch.relay_url import is_host
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
+from kdispatch_protocol.aio.handover import connection_over
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.messages import printable
 
@@ -158,8 +159,7 @@ async def seen_certificate(sock: socket.socket, server_name: str) -> Certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock, ssl=context, server_hostname=server_name)
+    transport, _ = await connection_over(asyncio.Protocol, sock, ssl=context, server_hostname=server_name)
     try:
         der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     finally:

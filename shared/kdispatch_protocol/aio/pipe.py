@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from kdispatch_protocol.aio.handover import disown
 from kdispatch_protocol.aio.last_words import Parting, Remains, copy_of
 from kdispatch_protocol.aio.transport import StreamTransport
 from kdispatch_protocol.aio.writer import SocketWriter
@@ -127,10 +128,8 @@ class Pipe:
             making.send(None)
         except StopIteration as done:
             transport = cast("asyncio.Transport", done.value[0])
-        # A cast: uvloop's transports are none of asyncio's classes.
-        if transport.is_closing() and not isinstance(cast("object", transport), asyncio.Transport):
-            # It has closed the descriptor, before it knew of the object that would close it once more.
-            cast("socket.socket", self._sock).detach()
+        if transport.is_closing():  # not else: its options are set by the object
+            disown(cast("socket.socket", self._sock))
 
     def local_said(self, data: bytes) -> None:
         """Bytes of the local program, or its end where there are none."""
