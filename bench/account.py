@@ -10,7 +10,7 @@ import sys
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.rest.client import RestClient
 
 __all__: list[str] = []
 

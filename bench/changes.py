@@ -17,14 +17,14 @@ from typing import Final
 
 from bench.processes import PYTHON
 from bench.table import Line
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.messages import Hello, Offer, Open, Opened
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
+from kdispatch_relay.gate.access import Access
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
-from kdispatch_relay.switch.access import Access
 from kdispatch_relay.switch.claims import Terms
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskOffer, Switch

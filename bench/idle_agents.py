@@ -12,8 +12,8 @@ from typing import Final
 from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.streams import Stream
 
 __all__: list[str] = []
 

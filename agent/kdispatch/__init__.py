@@ -13,7 +13,7 @@ from kdispatch_protocol.errors import KdispatchError, StreamReset
 
 if TYPE_CHECKING:
     from kdispatch.library import Connector, Server, open_connection, start_server
-    from kdispatch.rest_client import RestClient
+    from kdispatch.rest.client import RestClient
 
 __all__ = [
     "Connector",
@@ -29,7 +29,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # On first use: `kdispatch --version` imports this package too, and must not wait for an HTTP client.
     if name == "RestClient":
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415
+        from kdispatch.rest.client import RestClient  # noqa: PLC0415
 
         return RestClient
     if name in __all__:

@@ -9,23 +9,23 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kdispatch.addresses import written
-from kdispatch.local_accept import Acceptor
-from kdispatch.local_dial import checked_address
-from kdispatch.local_sockets import listening
+from kdispatch.local.accept import Acceptor
+from kdispatch.local.dial import checked_address
+from kdispatch.local.pipe import Pipe, account
+from kdispatch.local.sockets import listening
+from kdispatch.machine.slots import Identity
 from kdispatch.network.dialer import Dialer
+from kdispatch.rest.service_query import ServiceQuery
 from kdispatch.running_log import SILENT, RunningLog
-from kdispatch.service_query import ServiceQuery
 from kdispatch.setup_error import SetupError
-from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
-from kdispatch_protocol import events
-from kdispatch_protocol.aio.pipe import Pipe, account
-from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError, StreamReset
-from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.names import split_service
-from kdispatch_protocol.streams import Stream
 
 __all__ = ["Client", "LocalListener"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kdispatch.network.path_limits import PathLimits
-from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 
 __all__ = ["Condition", "Failure"]
 

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from kdispatch.hidden_arguments import hide_argument
-from kdispatch.operating_system import HERE
+from kdispatch.machine.hidden_arguments import hide_argument
+from kdispatch.machine.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, config_directory, private_lock, write_private
 from kdispatch_protocol.errors import KdispatchError

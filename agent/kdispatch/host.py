@@ -11,28 +11,28 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from kdispatch import local_port
 from kdispatch.addresses import place
-from kdispatch.local_dial import LocalDial, Target, checked_address
-from kdispatch.local_sockets import is_unknown, reason
+from kdispatch.local import port as local_port
+from kdispatch.local.dial import LocalDial, Target, checked_address
+from kdispatch.local.pipe import Pipe, account, reset_when_closed
+from kdispatch.local.sockets import is_unknown, reason
+from kdispatch.machine.slots import Identity
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.setup_error import SetupError
-from kdispatch.slots import Identity
 from kdispatch.uplink import Uplink
-from kdispatch_protocol import events
-from kdispatch_protocol.aio.descriptors import is_ours
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.pipe import Pipe, account, reset_when_closed
-from kdispatch_protocol.aio.sockets import watch_peer
-from kdispatch_protocol.endpoint import host_id
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.endpoint import host_id
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import Offer
 from kdispatch_protocol.names import split_service
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.process.descriptors import is_ours
+from kdispatch_protocol.session.aio.sockets import watch_peer
 from kdispatch_protocol.tokens import format_token, token_digest
+from kdispatch_protocol.wire.messages import Offer
 
 __all__ = ["Host", "LocalPort"]
 

@@ -19,10 +19,10 @@ from kdispatch.credentials import Credentials
 from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
 from kdispatch.settings import load_settings
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.streams import Stream
 
 __all__ = ["Connector", "Server", "open_connection", "start_server"]
 

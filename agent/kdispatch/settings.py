@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from kdispatch.private_files import private_lock, write_private
+from kdispatch.machine.private_files import private_lock, write_private
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import SetupError
 

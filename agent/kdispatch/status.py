@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from kdispatch.local.pipe import Pipe
 from kdispatch.uplink import Uplink
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.pipe import Pipe
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.streams import Stream
 
 __all__ = ["agent_status", "running_streams"]
 

@@ -15,22 +15,22 @@ from typing import Any, Final
 
 from kdispatch.backoff import HURRY, Backoff
 from kdispatch.condition import Condition
+from kdispatch.local.vanished import watching_peers
+from kdispatch.machine.slots import Identity
 from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.network.path_limits import PathLimits, Paths
+from kdispatch.network.spoiled import frames_spoiled
 from kdispatch.network.upgrade import Refusal
 from kdispatch.redial import redial
 from kdispatch.running_log import SILENT, RunningLog
-from kdispatch.slots import Identity
-from kdispatch.spoiled import frames_spoiled
-from kdispatch.vanished import watching_peers
-from kdispatch_protocol import events
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.uplink_session import UplinkSession
-from kdispatch_protocol.endpoint import Endpoint
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.uplink_session import UplinkSession
+from kdispatch_protocol.endpoint.endpoint import Endpoint
+from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.messages import printable
+from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["Uplink"]
 

@@ -11,8 +11,8 @@ from kdispatch_relay.api.exchange import BODY_LIMIT
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, GATE, LIMITER, LIVE_HOSTS, OPERATOR, READINESS, REPOSITORY
 from kdispatch_relay.api.limits import limits
 from kdispatch_relay.api.routes import add_routes
-from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.door.arrivals import Arrivals
 from kdispatch_relay.feed import Feed
 from kdispatch_relay.health import Readiness
 from kdispatch_relay.limiter import Limiter

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdispatch_protocol.console import SCHEMA, escaped
-from kdispatch_relay import operator_cli
 from kdispatch_relay.console import errors_told
+from kdispatch_relay.operator import commands as operator_cli
 from kdispatch_relay.settings import SETTINGS, SIGN_UP, Settings, environment_name
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def state(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what the relay on this machine is doing, in figures."""
-    from kdispatch_relay.operator_view import lines, read_state  # noqa: PLC0415 - heavy
+    from kdispatch_relay.operator.view import lines, read_state  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=as_json):
         found = read_state(listen, tls_cert, operator_token_file)

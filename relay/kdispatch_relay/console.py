@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import typer
 
-from kdispatch_protocol.aio.unblocked import leave
 from kdispatch_protocol.console import error_json, error_lines, escaped
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.process.unblocked import leave
 from kdispatch_protocol.shortage import shortage
 
 __all__ = ["errors_told", "say"]

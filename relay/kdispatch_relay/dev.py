@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
-from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["relay_for_dev"]
 

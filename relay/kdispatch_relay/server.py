@@ -10,20 +10,20 @@ from typing import Final
 
 from aiohttp import web
 
-from kdispatch_protocol.aio.descriptors import limit
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.process.descriptors import limit
 from kdispatch_relay.api.keys import ARRIVALS, AUTHORITY, LIMITER
 from kdispatch_relay.app import make_app
-from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
-from kdispatch_relay.certificates import Certificates
-from kdispatch_relay.connections import Connections
-from kdispatch_relay.http_connection import HttpConnections, http_options
+from kdispatch_relay.door.arrivals import Arrivals
+from kdispatch_relay.door.certificates import Certificates
+from kdispatch_relay.door.connections import Connections
+from kdispatch_relay.door.http_connection import HttpConnections, http_options
+from kdispatch_relay.door.listener import Listener, Port
+from kdispatch_relay.door.screen import Screen
 from kdispatch_relay.limiter import Limiter
-from kdispatch_relay.listener import Listener, Port
-from kdispatch_relay.operator_token import operator_digest
+from kdispatch_relay.operator.token import operator_digest
 from kdispatch_relay.room import Room
-from kdispatch_relay.screen import Screen
 from kdispatch_relay.seams import Left, TunnelGate
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.database import Database

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from kdispatch_protocol.aio.descriptors import raise_limit
-from kdispatch_protocol.aio.logs import configure_logs
-from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
-from kdispatch_relay.certificates import Certificates
+from kdispatch_protocol.process.descriptors import raise_limit
+from kdispatch_protocol.process.logs import configure_logs
+from kdispatch_protocol.process.unblocked import finish_output, unblock_output
 from kdispatch_relay.console import say
-from kdispatch_relay.listener import Port
+from kdispatch_relay.door.certificates import Certificates
+from kdispatch_relay.door.listener import Port
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.log_limits import limited_logs
 from kdispatch_relay.seams import Left
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.supervisor import tell_supervisor
-from kdispatch_relay.switch.gate import Gate
 
 __all__ = ["serve"]
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from kdispatch import control, control_server
-from kdispatch.control import ask, bind
-from kdispatch.control_server import ControlServer
-from kdispatch.operating_system import Windows
+from kdispatch.machine import control, control_server
+from kdispatch.machine.control import ask, bind
+from kdispatch.machine.control_server import ControlServer
+from kdispatch.machine.operating_system import Windows
 
 TOKEN = "t" * 43
 

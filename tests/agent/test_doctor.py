@@ -11,11 +11,11 @@ from typing import Any, Final
 import pytest
 
 from kdispatch.credentials import Credentials
-from kdispatch.doctor.asking import Answer
 from kdispatch.doctor.bundle import write_bundle
 from kdispatch.doctor.findings import Finding, Level, exit_status, fails, ok, skipped, warns, worst
 from kdispatch.doctor.machine import check_config, check_credentials, check_descriptors, check_files, check_port
 from kdispatch.doctor.redaction import clean
+from kdispatch.network.asking import Answer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError

@@ -9,9 +9,9 @@ import pytest
 
 from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
-from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.streams import Stream
 from tests.aio.twin import SCALED, SERVICE, Running, running_gate, until
 
 

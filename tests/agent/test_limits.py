@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from kdispatch import local_port
-from kdispatch.answers import connection_error
 from kdispatch.host import LocalPort
-from kdispatch.local_accept import Acceptor
-from kdispatch.local_dial import Target
+from kdispatch.local import port as local_port
+from kdispatch.local.accept import Acceptor
+from kdispatch.local.dial import Target
+from kdispatch.network.answers import connection_error
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import SetupError
-from kdispatch_protocol.aio.descriptors import is_reserved, raise_limit
+from kdispatch_protocol.process.descriptors import is_reserved, raise_limit
 
 
 class Log:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kdispatch.local_dial import LocalDial, Target
-from kdispatch.local_sockets import reason
-from kdispatch_protocol.aio.pipe import reset_when_closed
+from kdispatch.local.dial import LocalDial, Target
+from kdispatch.local.pipe import reset_when_closed
+from kdispatch.local.sockets import reason
 
 
 @pytest.fixture

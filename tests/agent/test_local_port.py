@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdispatch import local_port
+from kdispatch.local import port as local_port
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has /proc/net/tcp")
 

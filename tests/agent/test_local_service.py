@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from kdispatch import local_port
 from kdispatch.client import Client
 from kdispatch.host import Host, LocalPort
+from kdispatch.local import port as local_port
+from kdispatch.local.pipe import Pipe
 from kdispatch.network.dialer import Dialer
-from kdispatch_protocol.aio.pipe import Pipe
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.test_local_sockets import WATCHED, watches
 from tests.aio.twin import SCALED, SERVICE, Program, running_gate, until

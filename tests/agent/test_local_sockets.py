@@ -14,10 +14,10 @@ import pytest
 from kdispatch import client as client_module
 from kdispatch.addresses import bare, place
 from kdispatch.client import Client, LocalListener
-from kdispatch.local_sockets import listening, reason
+from kdispatch.local.sockets import listening, reason
 from kdispatch.network.dialer import Dialer
-from kdispatch_protocol.aio import sockets as options
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.session.aio import sockets as options
 from tests.aio.twin import SCALED, SERVICE, Running, running_gate, until
 from tests.net.tcp import Tcp
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import kdispatch
-from kdispatch.operating_system import Posix, Windows
+from kdispatch.machine.operating_system import Posix, Windows
 
 PACKAGE = Path(kdispatch.__file__).parent
 

@@ -15,8 +15,8 @@ from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.network.upgrade import Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.uplink_session import UplinkSession
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.uplink_session import UplinkSession
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.played import played
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdispatch.network.path_limits import PathLimits, Paths
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.liveness import Course, Cut
+from kdispatch_protocol.session.liveness import Course, Cut
 
 HOUR = 3600.0
 HOME, OFFICE = "192.168.1.7", "10.1.2.3"

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import pytest
 
-from kdispatch import records
-from kdispatch.operating_system import HERE
-from kdispatch.places import Place
-from kdispatch.records import Record, hold, living
+from kdispatch.machine import records
+from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.places import Place
+from kdispatch.machine.records import Record, hold, living
 
 KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 AGENT: Final = "0123456789ab"
@@ -147,7 +147,7 @@ def test_a_signal_without_handles(innocent: subprocess.Popen[bytes], monkeypatch
 def test_when_a_process_began() -> None:
     """Two processes that began one after the other differ, and a process finds the same of itself as others do."""
     code = """if True:
-        import os; from kdispatch.operating_system import HERE
+        import os; from kdispatch.machine.operating_system import HERE
         print(HERE.process_started(os.getpid()), flush=True); input()"""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None

@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
+from kdispatch.machine.operating_system import Windows
 from kdispatch.network.proxy import Proxy, find_proxy
-from kdispatch.operating_system import Windows
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import SetupError
 

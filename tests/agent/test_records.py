@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch.records import Held, Record, hold, living
+from kdispatch.machine.records import Held, Record, hold, living
 
 
 @pytest.fixture(autouse=True)

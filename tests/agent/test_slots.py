@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch.places import Place
-from kdispatch.slots import SECRET_BYTES, Slot, take_slot
+from kdispatch.machine.places import Place
+from kdispatch.machine.slots import SECRET_BYTES, Slot, take_slot
 from kdispatch_protocol.errors import KdispatchError
 
 _RELAY = "https://relay.example"
@@ -111,7 +111,7 @@ def test_a_full_disk(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, data: bytes, offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("kdispatch.slots.os.pwrite", full)
+    monkeypatch.setattr("kdispatch.machine.slots.os.pwrite", full)
     with pytest.raises(KdispatchError, match="No space left"):
         slot.claim()
 
@@ -126,7 +126,7 @@ def test_a_state_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: p
 
 def test_as_many_as_there_are(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
     """When all slots are taken the agent does without one, and no file stays open for the try."""
-    monkeypatch.setattr("kdispatch.slots._SLOTS", 2)
+    monkeypatch.setattr("kdispatch.machine.slots._SLOTS", 2)
     _take(held)
     _take(held)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -137,7 +137,7 @@ def test_as_many_as_there_are(held: list[Slot], monkeypatch: pytest.MonkeyPatch)
 def _as_if(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
     """From now on this process runs in another place."""
     other = dataclasses.replace(Place.here(), **changed)
-    monkeypatch.setattr("kdispatch.slots.Place.here", lambda: other)
+    monkeypatch.setattr("kdispatch.machine.slots.Place.here", lambda: other)
 
 
 def test_a_copy_has_no_predecessors(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_who_is_a_successor(
 
 def test_too_many_machines(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where other machines have all slots, one of them loses what it knew, and nobody becomes its successor."""
-    monkeypatch.setattr("kdispatch.slots._SLOTS", 2)
+    monkeypatch.setattr("kdispatch.machine.slots._SLOTS", 2)
     for number in range(5):
         with monkeypatch.context() as there:
             _as_if(there, name=f"lab-{number}", machine=f"{number}", boot=f"{number}")

@@ -16,10 +16,10 @@ from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
 from kdispatch.status import agent_status
 from kdispatch.uplink import Uplink
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.streams import Stream
 from tests.aio.twin import SCALED, SERVICE, Program, Running, running_gate, until
 
 

@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from kdispatch.answers import strange
-from kdispatch.doctor.asking import Answer, ask
+from kdispatch.network.answers import strange
+from kdispatch.network.asking import Answer, ask
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import KdispatchError

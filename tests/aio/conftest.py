@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from kdispatch_protocol.aio.pipe import Pipe
-from kdispatch_protocol.streams import Stream
+from kdispatch.local.pipe import Pipe
+from kdispatch_protocol.endpoint.streams import Stream
 from tests.aio.ends import Connect, Ends
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SERVICE, Twin, twin, until

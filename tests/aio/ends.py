@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch.local.pipe import Pipe
 from tests.net.tcp import Tcp
 
 __all__ = ["Connect", "Ends"]

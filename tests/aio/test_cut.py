@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from kdispatch_protocol.aio.carrier import read_buffer
-from kdispatch_protocol.aio.link import Link
-from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.liveness import Course, Cut
+from kdispatch_protocol.session.aio.carrier import read_buffer
+from kdispatch_protocol.session.aio.link import Link
+from kdispatch_protocol.session.liveness import Course, Cut
+from kdispatch_protocol.wire.frames import Buffer, Frame
 from tests.net.way import way
 
 

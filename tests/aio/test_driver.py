@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from kdispatch.library import Connector
-from kdispatch_protocol.aio.alarm import Alarm
-from kdispatch_protocol.aio.pipe import Pipe
+from kdispatch.local.pipe import Pipe
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError, StreamReset
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.session.aio.alarm import Alarm
 from kdispatch_relay.switch.revocations import doubt
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SERVICE, Program, Twin, memory_pair, running_gate, settle, twin, until

@@ -11,8 +11,8 @@ from typing import Literal, cast
 
 import pytest
 
-from kdispatch_protocol.aio.handover import connection_over
-from kdispatch_protocol.aio.pipe import reset_when_closed
+from kdispatch.local.pipe import reset_when_closed
+from kdispatch_protocol.session.aio.handover import connection_over
 
 End = Literal["aborts", "closes", "writes"]
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from kdispatch_protocol.aio import last_words
-from kdispatch_protocol.aio.pipe import Pipe
-from kdispatch_protocol.streams import Stream
+from kdispatch.local import last_words
+from kdispatch.local.pipe import Pipe
+from kdispatch_protocol.endpoint.streams import Stream
 from tests.aio.ends import Connect, Ends
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SCALED, SERVICE, Program, Twin, settle, twin, until

@@ -12,16 +12,16 @@ import types
 
 import pytest
 
-from kdispatch_protocol import websocket
-from kdispatch_protocol.aio import carrier as carrier_module
-from kdispatch_protocol.aio import link as link_module
-from kdispatch_protocol.aio.carrier import Carrier, read_buffer
-from kdispatch_protocol.aio.link import Link
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import DATA, Buffer, Frame, frame
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.liveness import Cut
-from kdispatch_protocol.websocket import Closing, WebSocketReader
+from kdispatch_protocol.session.aio import carrier as carrier_module
+from kdispatch_protocol.session.aio import link as link_module
+from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.session.aio.link import Link
+from kdispatch_protocol.session.liveness import Cut
+from kdispatch_protocol.wire import websocket
+from kdispatch_protocol.wire.frames import DATA, Buffer, Frame, frame
+from kdispatch_protocol.wire.websocket import Closing, WebSocketReader
 from tests.aio.twin import MemoryTransport, memory_pair, settle, until
 from tests.core.wire import Messages, ws_frame
 
@@ -222,7 +222,7 @@ async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = types.SimpleNamespace(time=lambda: time.monotonic() + step)
     monkeypatch.setattr(link_module, "time", clock)
     monkeypatch.setattr(link_module, "_CLOCK_EVERY", 0.02)
-    monkeypatch.setattr("kdispatch_protocol.liveness._PROBE", 0.05)
+    monkeypatch.setattr("kdispatch_protocol.session.liveness._PROBE", 0.05)
     _, owner, _, other, _ = _link(Limits())
     await asyncio.sleep(0.05)
     assert owner.asked == 0

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from kdispatch_protocol.aio import pipe as pipe_module
-from kdispatch_protocol.aio.pipe import Pipe, reset_when_closed
-from kdispatch_protocol.streams import Stream
+from kdispatch.local import pipe as pipe_module
+from kdispatch.local.pipe import Pipe, reset_when_closed
+from kdispatch_protocol.endpoint.streams import Stream
 from tests.aio.ends import Connect, Ends
 from tests.aio.sockets import tcp_pair
 from tests.aio.twin import SERVICE, Twin, settle, until

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.aio.link import Link
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.session.aio.link import Link
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer
 from tests.aio.test_link import _CLOSE, _SLOW, _TICK, _link
 from tests.aio.twin import settle
 from tests.core.wire import ws_frame

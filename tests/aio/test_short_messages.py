@@ -7,9 +7,9 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.aio.carrier import Carrier, read_buffer
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import DATA, MAX_OFFSET, TYPE_NAMES, Buffer, Frame, FrameReader, frame
+from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.wire.frames import DATA, MAX_OFFSET, TYPE_NAMES, Buffer, Frame, FrameReader, frame
 from tests.aio.test_link import _Owner
 from tests.core.wire import ws_frame
 

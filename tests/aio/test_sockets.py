@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from kdispatch_protocol.aio.sockets import cannot_listen
+from kdispatch_protocol.session.aio.sockets import cannot_listen
 
 
 @pytest.mark.parametrize(

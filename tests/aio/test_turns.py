@@ -12,11 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from kdispatch_protocol.aio.carrier import Carrier, read_buffer
-from kdispatch_protocol.aio.turns import Turns
-from kdispatch_protocol.frames import DATA, PING, Buffer, frame
 from kdispatch_protocol.limits import KIB
-from kdispatch_protocol.websocket import Closing
+from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.session.aio.turns import Turns
+from kdispatch_protocol.wire.frames import DATA, PING, Buffer, frame
+from kdispatch_protocol.wire.websocket import Closing
 from tests.core.wire import ws_frame
 
 

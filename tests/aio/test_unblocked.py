@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol.aio import unblocked
-from kdispatch_protocol.aio.unblocked import Place
+from kdispatch_protocol.process import unblocked
+from kdispatch_protocol.process.unblocked import Place
 from tests.guards.environment import inherited
 
 LEFT_OUT = re.compile(r"(\d+) lines were left out here")
@@ -190,8 +190,8 @@ def test_places_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 #: Writes a great deal to both streams in every way there is, then says on descriptor 3 that its loop still turns.
 TALKING = """
 import asyncio, logging, os, sys, time, warnings
-from kdispatch_protocol.aio.logs import configure_logs
-from kdispatch_protocol.aio.unblocked import unblock_output
+from kdispatch_protocol.process.logs import configure_logs
+from kdispatch_protocol.process.unblocked import unblock_output
 
 async def main():
     unblock_output()
@@ -368,8 +368,8 @@ def test_standard_error_that_is_gone() -> None:
 
 _RESULT = """
 import sys
-from kdispatch_protocol.aio.logs import configure_logs
-from kdispatch_protocol.aio.unblocked import finish_output, unblock_output
+from kdispatch_protocol.process.logs import configure_logs
+from kdispatch_protocol.process.unblocked import finish_output, unblock_output
 unblock_output()
 configure_logs()
 for _ in range(2):
@@ -396,7 +396,7 @@ def test_a_result_that_is_lost(full: bool) -> None:
 
 _ONE_LINE = """
 import sys, threading
-from kdispatch_protocol.aio.unblocked import unblock_output
+from kdispatch_protocol.process.unblocked import unblock_output
 unblock_output()
 def refuse(thread):
     raise RuntimeError("can't start new thread")

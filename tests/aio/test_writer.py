@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol.aio.writer import SocketWriter
-from kdispatch_protocol.frames import Buffer
+from kdispatch_protocol.session.aio.writer import SocketWriter
+from kdispatch_protocol.wire.frames import Buffer
 from tests.aio.twin import until
 from tests.net.harness import needs
 

@@ -10,24 +10,24 @@ from typing import Any, Final
 from aiohttp import web
 
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol import events
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.aio.transport import StreamTransport
-from kdispatch_protocol.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import StreamReset
-from kdispatch_protocol.events import Event
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Offer
-from kdispatch_protocol.streams import Stream
-from kdispatch_relay.arrivals import Arrivals
+from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.auth import Authority, Grant
-from kdispatch_relay.http_connection import HttpConnections, http_options
-from kdispatch_relay.listener import Listener
+from kdispatch_relay.door.arrivals import Arrivals
+from kdispatch_relay.door.http_connection import HttpConnections, http_options
+from kdispatch_relay.door.listener import Listener
+from kdispatch_relay.door.screen import Screen
+from kdispatch_relay.gate.gate import Gate, _AgentLink
 from kdispatch_relay.problems import problems
-from kdispatch_relay.screen import Screen
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.records import AuditEvent, ServiceRecord
-from kdispatch_relay.switch.gate import Gate, _AgentLink
 
 __all__ = [
     "SCALED",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id, process_id
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke
 from kdispatch_relay.switch.sessions import Session

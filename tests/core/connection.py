@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from kdispatch_protocol import websocket
+from kdispatch_protocol.endpoint.session import Session as AgentSession
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import DATA, Buffer, Frame, FrameReader, header
-from kdispatch_protocol.session import Session as AgentSession
+from kdispatch_protocol.wire import websocket
+from kdispatch_protocol.wire.frames import DATA, Buffer, Frame, FrameReader, header
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
 

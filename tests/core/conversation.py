@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.endpoint import Endpoint, host_id, process_id
-from kdispatch_protocol.events import Event
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id, process_id
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Offer, Open, Opened, Reset, Trying, Welcome
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Offer, Open, Opened, Reset, Trying, Welcome
 
 SECRET = bytes(32)
 SERVICE = "ann/web"

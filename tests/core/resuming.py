@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Attach, AttachEntry, Open, Opened, Trying
-from kdispatch_protocol.streams import Stream, proof, stream_key
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.streams import Stream, proof, stream_key
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Opened, Trying
 from tests.core.conversation import SERVICE, WELCOME, Conversation
 
 SECRET = bytes(range(32))

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Attach, Hello, Open, Opened, Reset, Trying
-from kdispatch_protocol.states import Leg
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Attach, Hello, Open, Opened, Reset, Trying
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.routes import RouteState

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.messages import Goaway
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.seams import Left
 from kdispatch_relay.switch.drain import Drain
 from tests.core.agents import Peer, Relay, connected

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol import events, frames
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.states import State
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Goaway, Offer, Offered, Reset, Trying, Welcome
-from kdispatch_protocol.states import State
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Goaway, Offer, Offered, Reset, Trying, Welcome
 from tests.core.conversation import OFFER, SERVICE, WELCOME, Conversation, open_frame, reset_of
 
 

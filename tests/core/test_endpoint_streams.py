@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol import events, frames
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.states import State
 from kdispatch_protocol.errors import LocalProtocolError
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Opened, Reset, Trying
-from kdispatch_protocol.states import State
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Opened, Reset, Trying
 from tests.core.conversation import SERVICE, Conversation, reset_of
 
 

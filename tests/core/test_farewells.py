@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.core.conversation import Conversation, reset_of
 
 

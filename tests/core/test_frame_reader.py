@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import Frame, FrameReader, decode, frame
-from kdispatch_protocol.websocket import WebSocketReader
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Frame, FrameReader, decode, frame
+from kdispatch_protocol.wire.websocket import WebSocketReader
 from tests.core.wire import cut, ws_frame
 
 Plain = tuple[int, int, int, int, bytes]

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.wire import frames
 
 NUMBERS = {number: name for number, name in frames.TYPE_NAMES.items() if number <= frames.GOAWAY}
 U64 = (1 << 64) - 1

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.frames import BLOCKED, MARKED, frame
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.limits import KIB, MIB, Limits
-from kdispatch_protocol.messages import Opened, Trying
-from kdispatch_protocol.windows import CreditBudget, Inbound
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import BLOCKED, MARKED, frame
+from kdispatch_protocol.wire.messages import Opened, Trying
 from tests.core.conversation import SERVICE, WELCOME, Conversation, open_frame
 
 LIMITS = Limits(window_near=16 * MIB)  # how near the peer is has a test of its own

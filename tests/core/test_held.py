@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
-from kdispatch_protocol.frames import decode, frame
+from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import decode, frame
+from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
 from kdispatch_relay.switch import switch as switch_module
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.eviction import make_room
@@ -27,17 +27,20 @@ from tests.core.verdict import held
 ROOT: Final = Path(__file__).parents[2]
 _FILES: Final = [
     *sorted((ROOT / "relay" / "kdispatch_relay" / "switch").glob("*.py")),
-    *(ROOT / "relay" / "kdispatch_relay" / name for name in ("arrivals.py", "limiter.py", "rates.py")),
+    *(
+        ROOT / "relay" / "kdispatch_relay" / name
+        for name in ("gate/access.py", "gate/gate.py", "door/arrivals.py", "limiter.py", "rates.py")
+    ),
     *(
         ROOT / "shared" / "kdispatch_protocol" / name
         for name in (
-            "frames.py",
-            "outbox.py",
-            "timers.py",
-            "websocket.py",
-            "aio/carrier.py",
-            "aio/link.py",
-            "aio/turns.py",
+            "wire/frames.py",
+            "session/outbox.py",
+            "session/timers.py",
+            "wire/websocket.py",
+            "session/aio/carrier.py",
+            "session/aio/link.py",
+            "session/aio/turns.py",
         )
     ),
 ]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.limits import DEFAULT_LIMITS
-from kdispatch_protocol.liveness import Cut, Liveness, Verdict
+from kdispatch_protocol.session.liveness import Cut, Liveness, Verdict
 
 ALIVE, ASK, DEAD = Verdict.ALIVE, Verdict.ASK, Verdict.DEAD
 

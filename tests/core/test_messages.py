@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames, messages
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
-from kdispatch_protocol.frames import MAX_OFFSET
-from kdispatch_protocol.messages import (
+from kdispatch_protocol.wire import frames, messages
+from kdispatch_protocol.wire.frames import MAX_OFFSET
+from kdispatch_protocol.wire.messages import (
     Attach,
     AttachEntry,
     Goaway,

@@ -11,22 +11,22 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import Endpoint
-from kdispatch_protocol.farewells import Farewells
-from kdispatch_protocol.frames import Buffer, Frame, FrameReader
-from kdispatch_protocol.growth import Growth
+from kdispatch_protocol.endpoint.endpoint import Endpoint
+from kdispatch_protocol.endpoint.farewells import Farewells
+from kdispatch_protocol.endpoint.growth import Growth
+from kdispatch_protocol.endpoint.replay import Outbound
+from kdispatch_protocol.endpoint.resume import Resumption
+from kdispatch_protocol.endpoint.session import Session as AgentSession
+from kdispatch_protocol.endpoint.states import Leg as AgentLeg
+from kdispatch_protocol.endpoint.streams import Stream
+from kdispatch_protocol.endpoint.table import StreamTable
+from kdispatch_protocol.endpoint.tombstones import Tombstones
+from kdispatch_protocol.endpoint.windows import CreditBudget
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import AttachEntry, reset_frame
-from kdispatch_protocol.outbox import Outbox
-from kdispatch_protocol.replay import Outbound
-from kdispatch_protocol.resume import Resumption
-from kdispatch_protocol.session import Session as AgentSession
-from kdispatch_protocol.states import Leg as AgentLeg
-from kdispatch_protocol.streams import Stream
-from kdispatch_protocol.table import StreamTable
-from kdispatch_protocol.tombstones import Tombstones
-from kdispatch_protocol.windows import CreditBudget
+from kdispatch_protocol.session.outbox import Outbox
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer, Frame, FrameReader
+from kdispatch_protocol.wire.messages import AttachEntry, reset_frame
 from kdispatch_relay.switch import revocations
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.budget import Held

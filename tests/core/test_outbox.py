@@ -3,9 +3,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.outbox import Outbox
+from kdispatch_protocol.session.outbox import Outbox
+from kdispatch_protocol.wire.frames import Buffer
 
 QUANTUM = 1000
 LIMITS = Limits(quantum=QUANTUM)

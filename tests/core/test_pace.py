@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.limits import KIB, MIB, Limits
-from kdispatch_protocol.pace import Pace
+from kdispatch_protocol.session.pace import Pace
 
 LIMITS = Limits()
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import Buffer, Frame, decode, frame
+from kdispatch_protocol.endpoint.replay import Outbound
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Reset
-from kdispatch_protocol.replay import Outbound
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer, Frame, decode, frame
+from kdispatch_protocol.wire.messages import Reset
 from tests.core.agents import NO_WAIT, Peer, Relay, connected
 from tests.core.conversation import Conversation
 from tests.core.wire import is_alone

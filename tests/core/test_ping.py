@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.endpoint import Endpoint
-from kdispatch_protocol.frames import FrameReader
-from kdispatch_protocol.messages import Welcome
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.endpoint import Endpoint
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import FrameReader
+from kdispatch_protocol.wire.messages import Welcome
 
 
 def connected() -> Endpoint:

@@ -6,8 +6,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from kdispatch_protocol import frames, messages
-from kdispatch_protocol.states import TABLE, State
+from kdispatch_protocol.endpoint.states import TABLE, State
+from kdispatch_protocol.wire import frames, messages
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 _FLAGS = {"blocked": frames.BLOCKED, "marked": frames.MARKED, "fin": frames.FIN_ARRIVED}

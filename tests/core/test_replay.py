@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.errors import LocalProtocolError, RemoteProtocolError
-from kdispatch_protocol.frames import Buffer
-from kdispatch_protocol.replay import Outbound
+from kdispatch_protocol.wire.frames import Buffer
 
 KINDS: list[type[bytes | bytearray | memoryview]] = [bytes, bytearray, memoryview]
 SIZES = st.integers(0, 40) | st.sampled_from([1000, 1023, 1024, 1025, 2000, 16 * 1024, 16 * 1024 + 1, 70_000])

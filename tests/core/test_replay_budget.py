@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import events, frames
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.states import Leg
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
 from tests.core.conversation import SERVICE, Conversation
 from tests.core.resuming import entry, hear, host, lose
 from tests.core.world import SMALL

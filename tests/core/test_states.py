@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from kdispatch_protocol.endpoint.states import END_STATES, SENDING, TABLE, Input, State, next_state
 from kdispatch_protocol.errors import LocalProtocolError
-from kdispatch_protocol.states import END_STATES, SENDING, TABLE, Input, State, next_state
 
 
 def walk(*inputs: Input) -> State:

@@ -8,11 +8,11 @@ from typing import NoReturn
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Hello, Offer, Open, Opened, Reset, Trying
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset, Trying
 from kdispatch_relay.switch.routes import Leg
 from tests.core.agents import SERVICE, Peer, Relay, code_of, connected
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open, Reset, reset_frame
-from kdispatch_protocol.timers import Timers
+from kdispatch_protocol.session.timers import Timers
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer
+from kdispatch_protocol.wire.messages import Open, Reset, reset_frame
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
 from kdispatch_relay.switch.claims import Claim, Doubts
 from kdispatch_relay.switch.registry import Host, LiveOffer, Registry

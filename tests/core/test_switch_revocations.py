@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.switch import registry
 from kdispatch_relay.switch.revocations import withdraw_host
 from tests.core.agents import SERVICE, Peer, Relay, Said, connected, revoke_service

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Hello, Offer, Open, Reset
+from kdispatch_protocol.endpoint.endpoint import host_id
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Hello, Offer, Open, Reset
 from kdispatch_relay.limiter import Shares
 from kdispatch_relay.switch.claims import Account, Terms
 from tests.core.agents import Peer, Relay

@@ -6,7 +6,7 @@ import weakref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.timers import Timer, Timers
+from kdispatch_protocol.session.timers import Timer, Timers
 
 
 def run(timers: Timers, now: float) -> None:

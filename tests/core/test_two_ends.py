@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.farewells import Farewells
-from kdispatch_protocol.growth import Growth
-from kdispatch_protocol.messages import AttachEntry
-from kdispatch_protocol.resume import Resumption
-from kdispatch_protocol.session import Session
-from kdispatch_protocol.states import Leg
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.endpoint.farewells import Farewells
+from kdispatch_protocol.endpoint.growth import Growth
+from kdispatch_protocol.endpoint.resume import Resumption
+from kdispatch_protocol.endpoint.session import Session
+from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.streams import Stream
+from kdispatch_protocol.wire.messages import AttachEntry
 from tests.core import storms, verdict
 from tests.core.storms import CALM, LAST_WORDS, LOSSES, PLANNED, STORM, TRUSTY, Storm
 from tests.core.world import World

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side
 
-from kdispatch_protocol.websocket import (
+from kdispatch_protocol.wire.websocket import (
     BINARY,
     CLOSE,
     PING,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.websocket import BINARY, CLOSE, PING, WebSocketReader
+from kdispatch_protocol.wire.websocket import BINARY, CLOSE, PING, WebSocketReader
 from tests.core.wire import Messages, ws_frame
 
 FIN = 0x80

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from kdispatch_protocol import frames
+from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import KIB, MIB, Limits
-from kdispatch_protocol.windows import CreditBudget, Inbound
+from kdispatch_protocol.wire import frames
 
 # Small enough that every edge is near.
 TIGHT = Limits(window=256, window_max=1500, window_tight=64, window_floor=16, credit=1024, ack_bytes=100)

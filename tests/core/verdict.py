@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol.states import END_STATES
+from kdispatch_protocol.endpoint.states import END_STATES
 from kdispatch_relay.switch import sessions
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch

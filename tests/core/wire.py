@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from websockets.speedups import apply_mask
 
-from kdispatch_protocol.frames import DATA, Frame
-from kdispatch_protocol.websocket import WebSocketReader
+from kdispatch_protocol.wire.frames import DATA, Frame
+from kdispatch_protocol.wire.websocket import WebSocketReader
 
 KEY = b"\x01\x02\x03\x04"
 

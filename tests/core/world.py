@@ -17,14 +17,15 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kdispatch_protocol import events, frames
-from kdispatch_protocol.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint.session import Session
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import Buffer, Frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Offer
-from kdispatch_protocol.session import Session
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 from tests.core.connection import Connection

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol.websocket import BINARY, frame_head
+from kdispatch_protocol.wire.websocket import BINARY, frame_head
 from tests.faults.heads import Head, Heads
 from tests.faults.proxy import Cut, FaultProxy, Into, fault_proxy
 from tests.net.harness import KIB, eventually

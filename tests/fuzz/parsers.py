@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.frames import FrameReader
-from kdispatch_protocol.websocket import WebSocketReader, close_payload, frame_head, mask_parts
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import FrameReader
+from kdispatch_protocol.wire.websocket import WebSocketReader, close_payload, frame_head, mask_parts
 
 __all__ = ["Outcome", "check", "seeds", "spoiled"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 #: What atheris instruments: it has to import them first.
-_PARSERS: Final = ("kdispatch_protocol.frames", "kdispatch_protocol.websocket")
+_PARSERS: Final = ("kdispatch_protocol.wire.frames", "kdispatch_protocol.wire.websocket")
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import websocket
-from kdispatch_protocol.frames import Frame, FrameReader
+from kdispatch_protocol.wire import websocket
+from kdispatch_protocol.wire.frames import Frame, FrameReader
 from tests.fuzz import parsers
 
 _SEEDS = parsers.seeds()

@@ -44,11 +44,16 @@ ALLOWED: Final = (
     Allowed("", "kdispatch/credentials.py", "_read", "before an agent carries anything"),
     Allowed("", "kdispatch/credentials.py", "given_token", "before an agent carries anything"),
     Allowed(
-        "", "kdispatch/private_files.py", "private_lock", "sign-up and its like carry nothing; agents use a thread"
+        "",
+        "kdispatch/machine/private_files.py",
+        "private_lock",
+        "sign-up and its like carry nothing; agents use a thread",
     ),
-    Allowed("", "kdispatch/private_files.py", "write_private", "sign-up and its like carry nothing"),
+    Allowed("", "kdispatch/machine/private_files.py", "write_private", "sign-up and its like carry nothing"),
     Allowed("os.stat", "asyncio/streams.py", "start_unix_server", "uvloop's look at its own socket, once at a start"),
-    Allowed("", "kdispatch/control_server.py", "__aexit__", "on Python 3.13 uvloop removes its socket at the end"),
+    Allowed(
+        "", "kdispatch/machine/control_server.py", "__aexit__", "on Python 3.13 uvloop removes its socket at the end"
+    ),
     Allowed("", "importlib/metadata/__init__.py", "version", "the package's own version, once at a start"),
     Allowed("", "kdispatch/cli/account.py", "main", "a short command's loop serves nobody else"),
     Allowed("", "kdispatch/cli/login.py", "main", "a short command's loop serves nobody else"),

@@ -13,9 +13,9 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from kdispatch_protocol.frames import WELCOME, frame
-from kdispatch_protocol.messages import Welcome
-from kdispatch_protocol.websocket import BINARY, frame_head
+from kdispatch_protocol.wire.frames import WELCOME, frame
+from kdispatch_protocol.wire.messages import Welcome
+from kdispatch_protocol.wire.websocket import BINARY, frame_head
 from tests.net.tcp import Tcp
 
 __all__ = ["Answer", "Asked", "close", "refuse", "upgrade", "welcome"]

@@ -16,10 +16,10 @@ from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
-from kdispatch_protocol import events
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.events import Event
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.streams import Stream
 
 __all__: list[str] = []
 

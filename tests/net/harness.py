@@ -24,7 +24,7 @@ from _pytest.mark import ParameterSet
 from kdispatch.network.dialer import Dialer
 from kdispatch.network.trust import Trust
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.rest.client import RestClient
 
 __all__ = [
     "KIB",

@@ -12,12 +12,12 @@ from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort, Serve
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
-from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch.rest.client import RestClient
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
-from kdispatch_relay.switch.gate import Gate
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Stack", "running_stack"]

@@ -16,8 +16,8 @@ from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
-from kdispatch_protocol.aio.driver import EndpointDriver
-from kdispatch_protocol.streams import Stream
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.streams import Stream
 
 __all__: list[str] = []
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Hello
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Hello
 from tests.net.flood import message, upgraded
 from tests.net.harness import Relay
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdispatch.relay_url import RelayUrl
+from kdispatch_protocol.endpoint.session import Session
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
-from kdispatch_protocol.session import Session
 from tests.net.harness import sizes
 from tests.net.loop_stack import Stack, running_stack
 from tests.net.stuffed import stuffed

@@ -18,9 +18,9 @@ from typing import Final
 import pytest
 
 from kdispatch.host import LocalPort
-from kdispatch_protocol.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.streams import Stream
 from tests.net.harness import Network, eventually, sizes
 from tests.net.loop_stack import running_stack
 from tests.net.tcp import Service, Tcp, echo, service

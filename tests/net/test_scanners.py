@@ -17,9 +17,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.core.wire import ws_frame
 from tests.net.harness import Process, Relay, sizes
 from tests.net.scanners import NAME, cpu_seconds, ruler, scan

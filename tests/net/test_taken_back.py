@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import kdispatch
-from kdispatch.rest_client import CreatedToken
+from kdispatch.rest.client import CreatedToken
 from tests.net.harness import _KDISPATCH, Network, Process, Relay, eventually
 from tests.net.tcp import Tcp, echo, service
 

@@ -19,7 +19,7 @@ import pytest
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.rest.client import RestClient
 from tests.net.harness import Network, Relay, eventually
 from tests.net.tcp import Tcp, echo, service
 

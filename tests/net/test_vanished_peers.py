@@ -15,12 +15,12 @@ from typing import Final
 
 import pytest
 
-from kdispatch import vanished
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
+from kdispatch.local import vanished
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol.aio import sockets
+from kdispatch_protocol.session.aio import sockets
 from tests.net.harness import eventually
 from tests.net.loop_stack import Stack, running_stack
 from tests.net.tcp import Tcp, echo, service

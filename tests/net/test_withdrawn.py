@@ -13,9 +13,10 @@ from kdispatch.host import Host
 from kdispatch.library import Server
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch_protocol import events, frames
+from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Reset
 from tests.net.harness import eventually
 from tests.net.loop_stack import Stack, running_stack
 from tests.net.tcp import Tcp, echo, service

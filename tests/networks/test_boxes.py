@@ -19,8 +19,8 @@ from websockets.utils import accept_key
 from kdispatch.doctor.examination import Wishes, examine
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
-from kdispatch.service_query import ServiceQuery
+from kdispatch.rest.client import RestClient
+from kdispatch.rest.service_query import ServiceQuery
 from kdispatch.settings import Settings
 from kdispatch.setup_error import HintedError
 from kdispatch.uplink import Uplink

@@ -11,7 +11,7 @@ from kdispatch.doctor.session import Session
 from kdispatch.doctor.tunnel import Tunnel
 from kdispatch.doctor.way import Way
 from kdispatch.settings import Settings
-from kdispatch_protocol.messages import QUIET
+from kdispatch_protocol.wire.messages import QUIET
 from tests.net.harness import Relay
 from tests.networks.middlebox import Middlebox, Rules, middlebox
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch.answers import _OPERATOR
+from kdispatch.network.answers import _OPERATOR
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.tokens import format_token
 from tests.net.harness import Network

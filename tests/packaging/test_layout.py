@@ -23,8 +23,8 @@ ALLOWED: Final[dict[str, set[str]]] = {
 NOT_IN_A_CORE: Final = {"asyncio", "socket", "ssl", "time", "datetime", "random", "secrets", "threading", "aiohttp"}
 SWITCH: Final = PACKAGES["kdispatch_relay"] / "switch"
 CORE: Final = [
-    *(path for path in PACKAGES["kdispatch_protocol"].rglob("*.py") if "aio" not in path.parts),
-    *(path for path in SWITCH.glob("*.py") if path.name not in {"access.py", "gate.py"}),
+    *(path for path in PACKAGES["kdispatch_protocol"].rglob("*.py") if not {"aio", "process"} & {*path.parts}),
+    *SWITCH.glob("*.py"),
 ]
 
 

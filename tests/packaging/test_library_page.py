@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 import kdispatch
-from kdispatch import rest_client
+from kdispatch.rest import client as rest_client
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
 CLASSES: Final = (kdispatch.Connector, kdispatch.Server, kdispatch.RestClient)

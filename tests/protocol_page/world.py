@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import aiohttp
 
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
-from kdispatch_relay.switch.gate import Gate
 from tests.guards.environment import inherited
 
 from .codec import WAIT, Session, Type, message

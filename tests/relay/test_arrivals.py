@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from kdispatch_protocol.limits import Limits
-from kdispatch_relay.arrivals import Arrival, Arrivals
+from kdispatch_relay.door.arrivals import Arrival, Arrivals
 from kdispatch_relay.sources import networks
 from tests.aio.twin import until
 

@@ -17,8 +17,8 @@ import trustme
 
 from kdispatch.network.certificate import Certificate
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_relay import certificates
-from kdispatch_relay.certificates import Certificates
+from kdispatch_relay.door import certificates
+from kdispatch_relay.door.certificates import Certificates
 
 _LOOK = 0.05
 

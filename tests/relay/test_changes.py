@@ -17,10 +17,10 @@ import pytest
 from bench.changes import Crowd
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
+from kdispatch_relay.gate.access import Access
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.records import NewToken
 from kdispatch_relay.store.repository import Repository
-from kdispatch_relay.switch.access import Access
 from tests.relay.support import Api
 
 WEB = "/api/v1/services/ann/web"

@@ -15,13 +15,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
-from kdispatch_relay.listener import Listener
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_relay.door.listener import Listener
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
-from kdispatch_relay.switch.gate import Gate
 from tests.aio.twin import until
 from tests.core.wire import ws_frame
 from tests.relay.support import relay_api

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdispatch_protocol.limits import Limits
-from kdispatch_relay import arrivals
+from kdispatch_relay.door import arrivals
 from tests.aio.twin import until
 from tests.relay.support import relay_api
 from tests.relay.test_door import HEAD, SHORT, Visitor, relay_with

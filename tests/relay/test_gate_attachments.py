@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Attach, AttachEntry, Reset
-from kdispatch_relay.switch import access
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Attach, AttachEntry, Reset
+from kdispatch_relay.gate import access
 from tests.aio.twin import SERVICE, Running, running_gate, until
 from tests.relay.test_gate import _Agent
 

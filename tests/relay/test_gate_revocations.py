@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.auth import Grant, ServiceRecord
 from tests.aio.twin import SERVICE, Running, running_gate, until
 from tests.relay.test_gate import _Agent, _carried

@@ -10,10 +10,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Reset
-from kdispatch_relay.listener import Port
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Reset
+from kdispatch_relay.door.listener import Port
 from kdispatch_relay.seams import Left
 from kdispatch_relay.serving import _Told
 from kdispatch_relay.settings import Settings

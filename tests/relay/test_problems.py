@@ -11,7 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api import exchange
-from kdispatch_relay.handshake import upgrade_headers
+from kdispatch_relay.gate.handshake import upgrade_headers
 from kdispatch_relay.problems import SpoiledError
 from tests.relay.support import Api
 

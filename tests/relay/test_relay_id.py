@@ -13,9 +13,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Hello, Welcome
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Hello, Welcome
 from kdispatch_relay.store import upgrade
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Reset
-from kdispatch_relay.operator_token import read_operator_token
-from kdispatch_relay.operator_view import lines, read_state
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Reset
+from kdispatch_relay.operator.token import read_operator_token
+from kdispatch_relay.operator.view import lines, read_state
 from kdispatch_relay.settings import is_loopback
 from tests.aio.twin import running_gate, until
 from tests.core.agents import Relay, connected

@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.rest.client import RestClient
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.shortage import shortage
 from kdispatch_relay.limiter import Limiter

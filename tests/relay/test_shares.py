@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Offer, Open, Reset
+from kdispatch_protocol.endpoint.endpoint import host_id
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Offer, Open, Reset
 from tests.relay.support import Api
 from tests.relay.test_gate import _Agent
 from tests.relay.test_limits import Caller, Site, by, site

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Opened
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Opened
 from tests.aio.twin import running_gate
 from tests.core.wire import ws_frame
 from tests.relay.test_gate import _Agent

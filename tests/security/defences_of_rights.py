@@ -36,7 +36,7 @@ OF_RIGHTS: Final = (
         "an agent refuses services that it did not offer",
         "test_threat_01_open_proxy.py::test_an_agent_serves_what_it_offered",
         (
-            f"{_CORE}/endpoint.py",
+            f"{_CORE}/endpoint/endpoint.py",
             "        if offer is None:\n            table.reset(",
             "        if False:\n            table.reset(",
         ),
@@ -52,7 +52,7 @@ OF_RIGHTS: Final = (
         "an agent refuses services that it did not offer",
         "test_threat_03_hostile_relay.py",
         (
-            f"{_CORE}/endpoint.py",
+            f"{_CORE}/endpoint/endpoint.py",
             "        if offer is None:\n            table.reset(",
             "        if False:\n            table.reset(",
         ),
@@ -79,7 +79,7 @@ OF_RIGHTS: Final = (
         5,
         "a token among the arguments is overwritten there",
         "test_threat_05_tokens_in_logs.py::test_an_argument_is_hidden",
-        ("agent/kdispatch/hidden_arguments.py", 'memory.write(b"x" * len(hidden))', "pass"),
+        ("agent/kdispatch/machine/hidden_arguments.py", 'memory.write(b"x" * len(hidden))', "pass"),
     ),
     off(
         6,
@@ -111,7 +111,7 @@ OF_RIGHTS: Final = (
         8,
         "after a change everything that runs is asked for again",
         "test_threat_08_still_connected.py::test_what_runs_ends",
-        (f"{_RELAY}/switch/access.py", "        self._do(self._recheck(scope))", "        pass"),
+        (f"{_RELAY}/gate/access.py", "        self._do(self._recheck(scope))", "        pass"),
     ),
     off(
         8,
@@ -139,8 +139,8 @@ OF_RIGHTS: Final = (
         9,
         "an Origin is refused, at the door and at the upgrade",
         "test_threat_09_web_pages.py::test_any_origin_is_refused",
-        (f"{_RELAY}/screen.py", "if hdrs.ORIGIN in request.headers:", "if False:"),
-        (f"{_RELAY}/handshake.py", "if hdrs.ORIGIN in headers:", "if False:"),
+        (f"{_RELAY}/door/screen.py", "if hdrs.ORIGIN in request.headers:", "if False:"),
+        (f"{_RELAY}/gate/handshake.py", "if hdrs.ORIGIN in headers:", "if False:"),
     ),
     off(
         10,
@@ -158,7 +158,7 @@ OF_RIGHTS: Final = (
         11,
         "only a trusted proxy is believed",
         "test_threat_11_forged_forwarding.py::test_direct",
-        (f"{_RELAY}/arrivals.py", "if not (arrival.trusted and forwarded):", "if not forwarded:"),
+        (f"{_RELAY}/door/arrivals.py", "if not (arrival.trusted and forwarded):", "if not forwarded:"),
         (f"{_RELAY}/sources.py", "while hops and is_trusted(source, trusted) and (hop", "while hops and (hop"),
     ),
     off(

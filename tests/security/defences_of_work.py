@@ -21,7 +21,7 @@ OF_WORK: Final = (
         "one deadline from accept to HELLO",
         "test_threat_12_slow_handshakes.py",
         (
-            f"{_RELAY}/arrivals.py",
+            f"{_RELAY}/door/arrivals.py",
             "        self._idle[arrival] = None\n        self._alarm.set(deadline)",
             "        self._idle[arrival] = None",
         ),
@@ -42,7 +42,7 @@ OF_WORK: Final = (
         "connections before HELLO make room for new ones",
         "test_threat_13_exhaustion.py::test_connections_before_hello",
         (
-            f"{_RELAY}/arrivals.py",
+            f"{_RELAY}/door/arrivals.py",
             "return len(self._all) < self._limits.arrivals or self.make_room()",
             "return True",
         ),
@@ -115,20 +115,20 @@ OF_WORK: Final = (
         15,
         "a message's length is bounded by its head alone",
         "test_threat_15_hostile_frames.py::test_a_violation_ends_its_session",
-        (f"{_CORE}/websocket.py", "if self._size > self.max_message:", "if False:"),
+        (f"{_CORE}/wire/websocket.py", "if self._size > self.max_message:", "if False:"),
     ),
     off(
         15,
         "no compression, no reserved bit",
         "test_threat_15_hostile_frames.py::test_a_violation_ends_its_session",
-        (f"{_CORE}/websocket.py", "if first & 0x70:", "if False:"),
+        (f"{_CORE}/wire/websocket.py", "if first & 0x70:", "if False:"),
     ),
     off(
         16,
         "an ATTACH has its peer's proof",
         "test_threat_16_impersonation.py::test_only_its_own_peer_takes_a_stream_up",
         (
-            f"{_CORE}/resume.py",
+            f"{_CORE}/endpoint/resume.py",
             "return hmac.compare_digest(expected, entry.proof) and entry.service == stream.service",
             "return bool(expected) and entry.service == stream.service",
         ),
@@ -177,7 +177,7 @@ OF_WORK: Final = (
         18,
         "the subprotocol names the protocol's version",
         "test_threat_18_version_skew.py::test_the_subprotocol",
-        (f"{_RELAY}/handshake.py", "if SUBPROTOCOL not in offered:", "if False:"),
+        (f"{_RELAY}/gate/handshake.py", "if SUBPROTOCOL not in offered:", "if False:"),
     ),
     off(
         18,
@@ -215,14 +215,14 @@ OF_WORK: Final = (
         20,
         "control characters in logs are escaped",
         "test_threat_20_log_injection.py::test_raw_clients",
-        (f"{_CORE}/aio/logs.py", '    line = escaped(line, block=True).replace("\\n", "\\\\n")\n', ""),
+        (f"{_CORE}/process/logs.py", '    line = escaped(line, block=True).replace("\\n", "\\\\n")\n', ""),
     ),
     off(
         20,
         "what a relay says is made plain, and escaped once more",
         "test_threat_20_log_injection.py::test_a_hostile_relays_words",
         (
-            f"{_CORE}/messages.py",
+            f"{_CORE}/wire/messages.py",
             'return "".join(c if c.isprintable() else "?" for c in text[:most])',
             "return text[:most]",
         ),
@@ -243,7 +243,7 @@ OF_WORK: Final = (
         "what runs does not end for it",
         "test_threat_21_database_away.py::test_a_database_that_is_gone",
         (
-            f"{_RELAY}/switch/access.py",
+            f"{_RELAY}/gate/access.py",
             '_PASSING: Final = frozenset({"storage_unavailable", "busy"})',
             "_PASSING: Final = frozenset[str]()",
         ),

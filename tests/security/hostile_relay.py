@@ -7,10 +7,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Offer, Offered, Reset, Welcome
-from kdispatch_protocol.websocket import BINARY, WebSocketReader, frame_head
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Offer, Offered, Reset, Welcome
+from kdispatch_protocol.wire.websocket import BINARY, WebSocketReader, frame_head
 from tests.core.wire import Messages
 from tests.net.false_relays import upgrade
 from tests.net.tcp import Tcp, service

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 import aiohttp
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.endpoint import host_id
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS
-from kdispatch_protocol.messages import Attach, AttachEntry, Offer, Open, Reset
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Attach, AttachEntry, Offer, Open, Reset
 from kdispatch_relay.api.route import Route
 from kdispatch_relay.server import RunningRelay
 from kdispatch_relay.settings import LIMITS

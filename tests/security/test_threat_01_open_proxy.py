@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol import frames
+from kdispatch_protocol.wire import frames
 from tests.core.conversation import Conversation, open_frame, reset_of
 from tests.security.site import Agent, Caller, made, offers, opens, site
 

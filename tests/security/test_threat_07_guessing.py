@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.messages import Reset
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Reset
 from tests.net.harness import sizes
 from tests.relay.support import Answer
 from tests.security.site import Agent, Caller, made, opens, site

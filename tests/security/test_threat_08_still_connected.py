@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.security.site import Agent, Caller, answer, carried, made, offers, opens, site
 
 

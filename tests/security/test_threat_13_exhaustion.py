@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.aio.twin import until
 from tests.net.harness import Usage
 from tests.relay.test_door import Visitor

@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
 from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.net.harness import KIB, MIB, Network, Relay, sizes
 from tests.net.tcp import Tcp, service
 from tests.security.site import Agent, Caller, answer, carried, made, offers, site

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.core.wire import ws_frame
 from tests.fuzz import parsers
 from tests.net.harness import sizes

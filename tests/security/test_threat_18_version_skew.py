@@ -10,10 +10,10 @@ import pytest
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.uplink import Uplink
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.frames import frame
-from kdispatch_protocol.messages import Goaway, Hello, Welcome
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.messages import Goaway, Hello, Welcome
 from tests.net.false_relays import Asked, refuse
 from tests.net.tcp import service
 from tests.security.site import Agent, Caller, site

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.aio.logs import configure_logs
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.process.logs import configure_logs
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.first_minutes.watch import token_of
 from tests.net.harness import Network
 from tests.net.tcp import echo, service

@@ -7,8 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import frame
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import frame
 from tests.security.site import Agent, Caller, carried, made, offers, site
 
 

@@ -18,7 +18,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
-    from kdispatch.rest_client import RestClient
+    from kdispatch.rest.client import RestClient
 
 __all__ = ["Caller", "app"]
 
@@ -63,7 +63,7 @@ class Caller:
     def rest(self, token: str | None = None) -> RestClient:
         """The relay's REST API, for ``token``; to be used as an asynchronous context manager."""
         from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
-        from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+        from kdispatch.rest.client import RestClient  # noqa: PLC0415 - heavy
 
         return RestClient(Dialer.of(self.settings), token=token)
 

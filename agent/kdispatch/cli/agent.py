@@ -29,9 +29,9 @@ from kdispatch.cli.options import (
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.cli.running import Access, Resets, Start, detach, show
-from kdispatch.control import ask
-from kdispatch.operating_system import HERE
-from kdispatch.records import Ending, Record, find, living, record_file
+from kdispatch.machine.control import ask
+from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.records import Ending, Record, find, living, record_file
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import setting_of
 from kdispatch.setup_error import SetupError

@@ -16,8 +16,8 @@ from kdispatch.cli.output import Output, run_async, table
 from kdispatch.cli.reach import Reach, reaches_relay
 
 if TYPE_CHECKING:
-    from kdispatch.rest_answers import AuditEvent
-    from kdispatch.rest_client import RestClient
+    from kdispatch.rest.answers import AuditEvent
+    from kdispatch.rest.client import RestClient
 
 __all__ = ["app"]
 

@@ -118,7 +118,7 @@ def _unexpected(arguments: list[str], error: Exception, output: Output) -> int:
     if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
         return output.unwritten(error)  # of help, and of other packages' results
     if text := shortage(error):
-        from kdispatch_protocol.aio.unblocked import leave  # noqa: PLC0415 - most commands run no agent
+        from kdispatch_protocol.process.unblocked import leave  # noqa: PLC0415 - most commands run no agent
 
         output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
         leave(1)

@@ -98,7 +98,7 @@ async def _sign_up(url: RelayUrl) -> tuple[str, str]:
     import asyncio  # noqa: PLC0415 - see run_async
 
     from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
-    from kdispatch.rest_client import RestClient  # noqa: PLC0415 - heavy
+    from kdispatch.rest.client import RestClient  # noqa: PLC0415 - heavy
 
     async with RestClient(Dialer(url)) as rest:
         signed = await rest.sign_up("dev")

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from kdispatch.operating_system import HERE
+from kdispatch.machine.operating_system import HERE
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,7 +72,7 @@ class Interruption:
 
 
 def _exit(status: int) -> NoReturn:
-    from kdispatch_protocol.aio.unblocked import finish_output  # noqa: PLC0415 - most commands run no agent
+    from kdispatch_protocol.process.unblocked import finish_output  # noqa: PLC0415 - most commands run no agent
 
     finish_output(_FLUSH)
     os._exit(status)

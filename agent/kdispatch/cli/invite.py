@@ -17,7 +17,7 @@ from kdispatch.cli.reach import Reach, reaches_relay
 from kdispatch.credentials import given_code
 
 if TYPE_CHECKING:
-    from kdispatch.rest_answers import AcceptedInvite, CreatedInvite, InviteInfo
+    from kdispatch.rest.answers import AcceptedInvite, CreatedInvite, InviteInfo
 
 __all__ = ["app"]
 

@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from kdispatch import records
 from kdispatch.cli.interruption import Interruption
 from kdispatch.cli.running import Access, Start
-from kdispatch.records import Held, Record
+from kdispatch.machine import records
+from kdispatch.machine.records import Held, Record
 from kdispatch.running_log import RunningLog
 from kdispatch.setup_error import SetupError
 
 if TYPE_CHECKING:
-    from kdispatch.slots import Identity, Slot
+    from kdispatch.machine.slots import Identity, Slot
     from kdispatch.uplink import Uplink
 
 __all__ = ["Life", "in_slot", "recorded", "until_interrupted"]
@@ -75,7 +75,7 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
     """
     import asyncio  # noqa: PLC0415 - help and completion do without
 
-    from kdispatch.slots import Identity, take_slot  # noqa: PLC0415
+    from kdispatch.machine.slots import Identity, take_slot  # noqa: PLC0415
 
     @contextlib.contextmanager
     def tolerant() -> Iterator[None]:
@@ -142,7 +142,7 @@ async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[t
 def _control(life: Life, held: Held | None) -> contextlib.AbstractAsyncContextManager[object]:
     if held is None:
         return contextlib.nullcontext()
-    from kdispatch.control_server import ControlServer  # noqa: PLC0415 - only where an agent runs
+    from kdispatch.machine.control_server import ControlServer  # noqa: PLC0415 - only where an agent runs
 
     return ControlServer(held.control, held.control_token, {"status": life.status, "stop": life.stop})
 

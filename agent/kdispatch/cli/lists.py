@@ -10,7 +10,7 @@ from kdispatch.cli.output import Output
 from kdispatch_protocol.console import JsonList
 
 if TYPE_CHECKING:
-    from kdispatch.listing import Listing
+    from kdispatch.rest.listing import Listing
 
 __all__ = ["print_list"]
 

@@ -15,7 +15,7 @@ from kdispatch.cli.output import Output, Table, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
 
 if TYPE_CHECKING:
-    from kdispatch.rest_answers import HostInfo, TokenName
+    from kdispatch.rest.answers import HostInfo, TokenName
 
 __all__ = ["app"]
 

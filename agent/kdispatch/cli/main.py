@@ -22,7 +22,7 @@ def run() -> int:
         print_version()
         return 0
     from kdispatch.cli.commands import run_command  # noqa: PLC0415
-    from kdispatch.operating_system import HERE  # noqa: PLC0415
+    from kdispatch.machine.operating_system import HERE  # noqa: PLC0415
 
     HERE.heed_interrupts()
     return run_command(arguments)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from kdispatch.cli.options import from_setting
-from kdispatch.hidden_arguments import hide_password
+from kdispatch.machine.hidden_arguments import hide_password
 from kdispatch.settings import NETWORK, SetupError
 
 __all__ = ["NAMED", "REACHED", "Reach", "names_relay", "reaches_relay"]

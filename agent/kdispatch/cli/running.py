@@ -7,10 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kdispatch import addresses, background, records
+from kdispatch import addresses
 from kdispatch.cli.output import Output
 from kdispatch.cli.reach import Reach
 from kdispatch.credentials import Credentials
+from kdispatch.machine import background, records
 from kdispatch.relay_url import RelayUrl
 from kdispatch.running_log import RunningLog
 from kdispatch.settings import Settings, load_settings
@@ -133,9 +134,9 @@ def agent_log(
     # Only where an agent runs: it takes as long as a short command.
     import structlog  # noqa: PLC0415
 
-    from kdispatch_protocol.aio.descriptors import raise_limit  # noqa: PLC0415
-    from kdispatch_protocol.aio.logs import configure_logs  # noqa: PLC0415
-    from kdispatch_protocol.aio.unblocked import unblock_output  # noqa: PLC0415
+    from kdispatch_protocol.process.descriptors import raise_limit  # noqa: PLC0415
+    from kdispatch_protocol.process.logs import configure_logs  # noqa: PLC0415
+    from kdispatch_protocol.process.unblocked import unblock_output  # noqa: PLC0415
 
     raise_limit()
     unblock_output(file.write if file is not None else None)

@@ -29,8 +29,8 @@ from kdispatch.settings import SetupError
 from kdispatch_protocol.names import check_name
 
 if TYPE_CHECKING:
-    from kdispatch.answers import ServiceInfo
-    from kdispatch.rest_answers import CreatedService, RotatedService
+    from kdispatch.network.answers import ServiceInfo
+    from kdispatch.rest.answers import CreatedService, RotatedService
 
 __all__ = ["app"]
 

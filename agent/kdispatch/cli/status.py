@@ -13,8 +13,8 @@ from kdispatch.cli.options import Json, Quiet
 from kdispatch.cli.output import Output
 from kdispatch.cli.screen import Screen
 from kdispatch.cli.status_text import described, fitting, summary
-from kdispatch.control import ask
-from kdispatch.records import Record, living
+from kdispatch.machine.control import ask
+from kdispatch.machine.records import Record, living
 from kdispatch_protocol.console import escaped
 
 __all__ = ["app"]

@@ -19,7 +19,7 @@ from kdispatch.settings import SetupError
 from kdispatch_protocol.tokens import token_digest, token_id
 
 if TYPE_CHECKING:
-    from kdispatch.rest_answers import CreatedToken, TokenInfo
+    from kdispatch.rest.answers import CreatedToken, TokenInfo
 
 __all__ = ["app"]
 

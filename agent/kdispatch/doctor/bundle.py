@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from kdispatch.credentials import CREDENTIALS_FILE
 from kdispatch.doctor.findings import Finding
 from kdispatch.doctor.redaction import clean, without_credentials
-from kdispatch.records import agents_directory
+from kdispatch.machine.records import agents_directory
 from kdispatch.settings import ENVIRONMENT, Settings, config_directory, setting_of, version
 from kdispatch.setup_error import SetupError
 

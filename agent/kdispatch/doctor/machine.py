@@ -11,9 +11,9 @@ from typing import Any, Final
 from kdispatch.addresses import place
 from kdispatch.credentials import CREDENTIALS_FILE, Credentials
 from kdispatch.doctor.findings import Finding, failed, fails, ok, warns
-from kdispatch.local_port import is_open
-from kdispatch.local_sockets import reason
-from kdispatch.operating_system import HERE
+from kdispatch.local.port import is_open
+from kdispatch.local.sockets import reason
+from kdispatch.machine.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import CONFIG_FILE, Settings, config_directory, state_directory
 from kdispatch_protocol.errors import CODES, KdispatchError

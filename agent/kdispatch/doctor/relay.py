@@ -8,7 +8,7 @@ from kdispatch.credentials import Credentials
 from kdispatch.doctor.findings import Finding, failed, ok, warns
 from kdispatch.doctor.way import Way
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
+from kdispatch.rest.client import RestClient
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["check_service", "check_token"]

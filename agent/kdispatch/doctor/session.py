@@ -12,11 +12,11 @@ from websockets.speedups import apply_mask
 
 from kdispatch.network.dialer import Upgraded
 from kdispatch.settings import version
-from kdispatch_protocol import frames
 from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
-from kdispatch_protocol.frames import FrameReader
-from kdispatch_protocol.messages import QUIET, Goaway, Hello, Welcome
-from kdispatch_protocol.websocket import BINARY, CLOSE, WebSocketReader, close_payload, frame_head
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import FrameReader
+from kdispatch_protocol.wire.messages import QUIET, Goaway, Hello, Welcome
+from kdispatch_protocol.wire.websocket import BINARY, CLOSE, WebSocketReader, close_payload, frame_head
 
 __all__ = ["QUIET", "Session"]
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Final
 
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
-from kdispatch.doctor.no_upgrade import explain
 from kdispatch.doctor.session import QUIET, Session
 from kdispatch.doctor.way import Way
+from kdispatch.network.no_upgrade import explain
+from kdispatch.network.spoiled import frames_spoiled
 from kdispatch.setup_error import HintedError
-from kdispatch.spoiled import frames_spoiled
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.messages import Welcome
+from kdispatch_protocol.wire.messages import Welcome
 
 __all__ = ["Tunnel"]
 

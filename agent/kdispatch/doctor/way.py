@@ -15,18 +15,18 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from kdispatch.answers import strange
-from kdispatch.doctor.asking import Answer, ask
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
+from kdispatch.network.answers import strange
+from kdispatch.network.asking import Answer, ask
 from kdispatch.network.certificate import Certificate
 from kdispatch.network.dialer import Dialer
 from kdispatch.network.proxy import Proxy
+from kdispatch.network.spoiled import owner
 from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
-from kdispatch.spoiled import owner
-from kdispatch_protocol.aio.handover import connection_over
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.session.aio.handover import connection_over
 
 __all__ = ["Way"]
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from aiohappyeyeballs import start_connection
 
-from kdispatch.answers import connection_error, unreachable
+from kdispatch.network.answers import connection_error, unreachable
 from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy, find_proxy
 from kdispatch.network.through import EYEBALLS, connect_through
@@ -21,9 +21,9 @@ from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
-from kdispatch_protocol.aio.handover import connection_over
-from kdispatch_protocol.aio.sockets import tune_session_socket
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.session.aio.handover import connection_over
+from kdispatch_protocol.session.aio.sockets import tune_session_socket
 
 __all__ = ["Dialer", "Upgraded"]
 
@@ -175,7 +175,7 @@ class Dialer:
     async def explained(self, error: KdispatchError) -> KdispatchError:
         """The error of an upgrade that failed, or of several URLs' one; or what a plain request finds out about it."""
         # Not at the top: only a start that fails needs it, and it needs what is here.
-        from kdispatch.doctor.no_upgrade import explain_start  # noqa: PLC0415
+        from kdispatch.network.no_upgrade import explain_start  # noqa: PLC0415
 
         relay = self.relay
 

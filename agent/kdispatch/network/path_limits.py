@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Final
 
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.liveness import Course, Cut
+from kdispatch_protocol.session.liveness import Course, Cut
 
 __all__ = ["PathLimits", "Paths"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote
 
-from kdispatch.operating_system import HERE
+from kdispatch.machine.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import SetupError
 

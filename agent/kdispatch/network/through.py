@@ -15,13 +15,13 @@ from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
 
-from kdispatch.answers import passing
+from kdispatch.network.answers import passing
 from kdispatch.network.challenges import Challenge, authorization, challenges, chosen
 from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.messages import printable
+from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["EYEBALLS", "connect_through"]
 

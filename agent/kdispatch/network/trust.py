@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+from kdispatch.machine.operating_system import HERE
 from kdispatch.network.certificate import Certificate
-from kdispatch.operating_system import HERE
 from kdispatch.relay_url import is_host
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
-from kdispatch_protocol.aio.handover import connection_over
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.messages import printable
+from kdispatch_protocol.session.aio.handover import connection_over
+from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["Trust", "certificate_error", "seen_certificate"]
 

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from kdispatch.answers import (
+from kdispatch.network.answers import (
     DETAIL_CHARACTERS,
     ENDED,
     NEW_HTTP,
@@ -31,9 +31,9 @@ from kdispatch.answers import (
     unreachable,
     with_wait,
 )
+from kdispatch.network.spoiled import missing_of, origin_added, upgrade_lost
 from kdispatch.relay_url import RelayUrl
 from kdispatch.setup_error import HintedError
-from kdispatch.spoiled import missing_of, origin_added, upgrade_lost
 from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["Handshake", "NoUpgradeError", "Refusal"]

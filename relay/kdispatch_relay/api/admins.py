@@ -9,8 +9,8 @@ from pydantic import Field
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body, Instant, Name, instant_if
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken
 
 __all__ = ["ROUTES"]

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import DIGITS, Answer, Body, Given, Instant, Name, Number, instant
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.paths import PREFIX
 
 __all__ = ["ROUTES"]
 

@@ -13,7 +13,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.api.fields import Answer, Body
 from kdispatch_relay.api.keys import AUTHORITY, LIVE_HOSTS, REPOSITORY
 from kdispatch_relay.auth import Authority
-from kdispatch_relay.http_connection import SOURCE
+from kdispatch_relay.door.http_connection import SOURCE
 from kdispatch_relay.seams import LiveHosts
 from kdispatch_relay.store.repository import Repository
 

@@ -17,8 +17,8 @@ from kdispatch_protocol.tokens import token_digest, token_kind
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant, instant
 from kdispatch_relay.api.pages import NEXT, ByAgent, ByHost, page_of
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import AuditEvent
 
 __all__ = ["ROUTES"]

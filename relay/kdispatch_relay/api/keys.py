@@ -6,8 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
-from kdispatch_relay.arrivals import Arrivals
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.door.arrivals import Arrivals
 from kdispatch_relay.health import Readiness
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.seams import LiveHosts, TunnelGate

@@ -8,9 +8,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from kdispatch_relay.api.keys import LIMITER
-from kdispatch_relay.api.paths import PREFIX
-from kdispatch_relay.http_connection import COUNTED
-from kdispatch_relay.screen import TUNNEL
+from kdispatch_relay.door.http_connection import COUNTED
+from kdispatch_relay.door.screen import TUNNEL
+from kdispatch_relay.paths import PREFIX
 
 __all__ = ["limits"]
 

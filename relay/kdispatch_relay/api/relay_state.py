@@ -15,8 +15,8 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant
 from kdispatch_relay.api.keys import ARRIVALS, LIMITER, OPERATOR
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.settings import is_loopback
 from kdispatch_relay.sources import is_passed_on
 from kdispatch_relay.version import version

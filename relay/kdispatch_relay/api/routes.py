@@ -12,8 +12,8 @@ from aiohttp import web
 from kdispatch_relay.api import admins, audit, health, hosts, invites, relay_state, services, tokens, tunnel
 from kdispatch_relay.api.exchange import Call, respond
 from kdispatch_relay.api.openapi import Description, document
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.version import version
 
 __all__ = ["ROUTES", "add_routes"]

@@ -12,9 +12,9 @@ from kdispatch_protocol.names import check_name
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant_if, seconds_from_now
 from kdispatch_relay.api.pages import NEXT, ByName, page_of
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
 from kdispatch_relay.auth import ServiceRecord
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken
 from kdispatch_relay.store.services import OWN_TOKENS
 

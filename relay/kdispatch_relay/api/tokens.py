@@ -23,8 +23,8 @@ from kdispatch_relay.api.fields import (
     seconds_from_now,
 )
 from kdispatch_relay.api.pages import NEXT, NewestFirst, page_of
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken, TokenRecord
 from kdispatch_relay.store.services import ENDED_TOKENS
 

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.keys import GATE
-from kdispatch_relay.api.paths import PREFIX
 from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.paths import PREFIX
 
 __all__ = ["ROUTES"]
 

@@ -13,8 +13,8 @@ import signal
 import sys
 from typing import Any, Final
 
-from kdispatch_protocol.aio.unblocked import leave
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.process.unblocked import leave
 from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 from kdispatch_relay.store.failures import StorageError
 

@@ -6,9 +6,9 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import Buffer
-from kdispatch_protocol.messages import Attach
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer
+from kdispatch_protocol.wire.messages import Attach
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.messages import Goaway
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.seams import Left
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch

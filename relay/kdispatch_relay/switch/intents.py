@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdispatch_protocol.messages import Offer
+from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded", "said_by_agent"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdispatch_protocol import frames
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Offer, Offered, reset_frame
 from kdispatch_protocol.tokens import token_digest
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Offer, Offered, reset_frame
 from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Host, LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import Session

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.messages import reset_frame
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import reset_frame
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdispatch_protocol.messages import reset_frame
+from kdispatch_protocol.wire.messages import reset_frame
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.claims import Claim
 from kdispatch_relay.switch.registry import Host, LiveOffer

@@ -11,11 +11,11 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol import frames
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.messages import Open
-from kdispatch_protocol.timers import Timer
+from kdispatch_protocol.session.timers import Timer
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer
+from kdispatch_protocol.wire.messages import Open
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.claims import Account, Ground

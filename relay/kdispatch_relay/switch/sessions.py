@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from kdispatch_protocol.frames import Buffer
 from kdispatch_protocol.limits import Limits
-from kdispatch_protocol.outbox import Outbox
+from kdispatch_protocol.session.outbox import Outbox
+from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_relay.switch.asks import Asks
 from kdispatch_relay.switch.budget import Bucket, Chances, Held, Joined, ProcessBudget
 from kdispatch_relay.switch.effort import Effort, Source

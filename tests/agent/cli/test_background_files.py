@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch import records
-from kdispatch.background import BackgroundFailed, BoundedLog, start
-from kdispatch.records import Ending, Record, find, hold, living
+from kdispatch.machine import records
+from kdispatch.machine.background import BackgroundFailed, BoundedLog, start
+from kdispatch.machine.records import Ending, Record, find, hold, living
 from kdispatch_protocol.errors import KdispatchError
 
 ONE = Record(

@@ -14,8 +14,8 @@ import pytest
 from kdispatch import settings
 from kdispatch.cli.commands import run_command
 from kdispatch.host import LocalPort
-from kdispatch.operating_system import HERE
-from kdispatch.private_files import make_private, private_lock
+from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.private_files import make_private, private_lock
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 from tests.guards.environment import inherited
@@ -253,6 +253,6 @@ def test_what_the_system_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def refuse() -> Path:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
-    monkeypatch.setattr("kdispatch.records.agents_directory", refuse)
+    monkeypatch.setattr("kdispatch.machine.records.agents_directory", refuse)
     assert run_command(["status"]) == 1
     assert capsys.readouterr().err.startswith("kdispatch: The system refused: No usable temporary directory")

@@ -9,11 +9,11 @@ import pytest
 from aiohttp import web
 
 from kdispatch.cli.output import Table
-from kdispatch.listing import Listing
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient
-from kdispatch.service_query import ServiceQuery
+from kdispatch.rest.client import RestClient
+from kdispatch.rest.listing import Listing
+from kdispatch.rest.service_query import ServiceQuery
 from kdispatch_protocol.console import JsonList
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.cli.fake_relay import FakeRelay, Shell, new_token
@@ -116,7 +116,7 @@ async def test_a_relay_without_pages(relay: FakeRelay, what: str) -> None:
 
 async def test_a_list_without_an_end(relay: FakeRelay, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes on for ever is no relay's list."""
-    monkeypatch.setattr("kdispatch.listing._MOST_PAGES", 20)
+    monkeypatch.setattr("kdispatch.rest.listing._MOST_PAGES", 20)
     relay.instead = paged = Paged(endless=True)
     async with RestClient(relay.url, token=new_token("adm")) as client:
         with pytest.raises(KdispatchError, match="not_a_relay"):

@@ -15,7 +15,7 @@ from tests.agent.cli.test_settings import write
 _HIDES = """
 import sys
 from pathlib import Path
-from kdispatch.hidden_arguments import hide_argument, hide_password
+from kdispatch.machine.hidden_arguments import hide_argument, hide_password
 assert (hide_password if "://" in sys.argv[2] else hide_argument)(sys.argv[2])
 print(Path("/proc/self/cmdline").read_bytes().decode().replace("\\0", " "), end="")
 """

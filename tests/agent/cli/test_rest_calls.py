@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from aiohttp import web
 
-from kdispatch.rest_client import (
+from kdispatch.rest.client import (
     AcceptedInvite,
     AuditEvent,
     AuditPage,

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from aiohttp import web
 
-from kdispatch.rest_client import (
+from kdispatch.rest.client import (
     AcceptedInvite,
     CreatedInvite,
     CreatedService,
@@ -255,7 +255,7 @@ async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code:
 
 async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay: FakeRelay) -> None:
     """No answer within the total time is relay_unreachable and says how long was waited."""
-    monkeypatch.setattr("kdispatch.rest_client.TOTAL_SECONDS", 0.1)
+    monkeypatch.setattr("kdispatch.rest.client.TOTAL_SECONDS", 0.1)
     over = asyncio.Event()
 
     async def wait(request: web.Request) -> web.Response:

@@ -19,8 +19,8 @@ import pytest
 from kdispatch.client import Client
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
-from kdispatch.rest_client import RestClient, ServiceInfo
-from kdispatch.service_query import ServiceQuery
+from kdispatch.rest.client import RestClient, ServiceInfo
+from kdispatch.rest.service_query import ServiceQuery
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.cli.fake_relay import FakeRelay, new_token
 
@@ -198,7 +198,7 @@ async def test_the_same_for_tls(unknown_authority: ssl.SSLContext) -> None:
 
 async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer within the total time is relay_unreachable and says how long was waited."""
-    monkeypatch.setattr("kdispatch.service_query.TOTAL_SECONDS", 0.1)
+    monkeypatch.setattr("kdispatch.rest.service_query.TOTAL_SECONDS", 0.1)
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

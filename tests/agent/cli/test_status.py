@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kdispatch import records
 from kdispatch.cli import status
 from kdispatch.cli.status import look
+from kdispatch.machine import records
 from tests.agent.cli.test_background_files import ONE
 
 

@@ -1,0 +1,1 @@
+"""Local programs and services: their sockets, and the pipes that tie them to streams."""

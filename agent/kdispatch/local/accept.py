@@ -1,0 +1,111 @@
+"""Accepts connections of local programs, and pauses where this process or its machine has no room for one more.
+
+The servers of event loops do not: asyncio's tries again a thousand times in a turn, and writes a line into the log for
+each; uvloop's accepts the connection and closes it, so that the program takes its service for one that hangs up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from kdispatch.addresses import place, written
+from kdispatch.machine.operating_system import HERE
+from kdispatch.running_log import RunningLog
+from kdispatch_protocol.process.descriptors import SHORT, is_reserved
+
+__all__ = ["Acceptor"]
+
+_AT_ONCE: Final = 100  # connections that are accepted before others have their turn
+_PAUSE: Final = 0.25  # seconds without room before another look
+
+
+class Acceptor:
+    """Hands each connection of a listening socket, which it owns, to ``accepted``. Call :meth:`close` in the end."""
+
+    def __init__(self, sock: socket.socket, accepted: Callable[[socket.socket], None], log: RunningLog) -> None:
+        sock.setblocking(False)  # noqa: FBT003 - it takes no keywords
+        self._socket = sock
+        self._accepted = accepted
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        own = sock.getsockname()
+        self._where = place(written(own), own[1])
+        self._low = False  # the newest connection has one of the last descriptors
+        self._full = False  # connections wait, and that was told
+        self._waiting: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None  # where the event loop watches no sockets
+        self._watch()
+
+    def close(self) -> None:
+        """Accept no more. Harmless when called again."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        elif self._task is not None:
+            self._task.cancel()
+        elif self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def _watch(self) -> None:
+        self._waiting = None
+        if HERE.waits_for_sockets:
+            self._loop.add_reader(self._socket, self._ready)
+        elif self._task is None:
+            self._task = self._loop.create_task(self._accept(), name="kdispatch listener")
+
+    def _ready(self) -> None:
+        try:
+            for _ in range(_AT_ONCE):
+                self._check_room()
+                self._take(self._socket.accept()[0])
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            pass  # there is none, or not any more
+        except OSError as error:
+            self._pause(error)
+
+    def _check_room(self) -> None:
+        if self._low:
+            descriptor = os.dup(self._socket.fileno())
+            os.close(descriptor)
+            if is_reserved(descriptor):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._low = False
+
+    def _take(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)  # noqa: FBT003 - it takes no keywords
+        self._low = is_reserved(accepted.fileno())
+        if self._full:
+            self._full = False
+            self._log.info(f"Connections to {self._where} are taken again.")
+        self._accepted(accepted)
+
+    def _pause(self, error: OSError) -> None:
+        # As long as one waits the loop would come back at once.
+        self._loop.remove_reader(self._socket)
+        self._waiting = self._loop.call_later(_PAUSE, self._watch)
+        self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._full:
+            self._full = True
+            text = f"New connections to {self._where} wait: {error.strerror or error}."
+            if error.errno in SHORT:
+                text += " They are taken when others have ended; a higher limit (ulimit -n) allows more at a time."
+            self._log.warning(text, code="busy")
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = await self._loop.sock_accept(self._socket)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._tell(error)
+                await asyncio.sleep(_PAUSE)
+                continue
+            self._take(accepted)

@@ -1,0 +1,145 @@
+"""Connections to the local service: at once where the kernel has one at once, which on loopback is nearly always."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import Any
+
+from aiohappyeyeballs import start_connection
+
+from kdispatch.local.port import LOCALHOST
+from kdispatch.machine.operating_system import HERE
+from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.process.descriptors import is_reserved
+
+__all__ = ["LocalDial", "Target", "checked_address"]
+
+
+def checked_address(address: str) -> str:
+    """A local address as it was typed; raises ``bad_request`` for what can't be one. The system takes "" for all."""
+    if not address.strip() or not address.isprintable():
+        raise KdispatchError("bad_request", f"The local address is {address!r}: write a name or an address.")
+    return address
+
+
+class Target:
+    """Where to connect to."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self.address = address
+        self.port = port
+        self._places = _numeric(address, port)
+
+    def begin(self) -> LocalDial:
+        """Begin to connect; raises ``OSError`` when that failed already, the first one of several addresses."""
+        if not self._places:
+            return LocalDial(self, None)
+        failed: OSError | None = None
+        for family, place in self._places:
+            try:
+                return self._begin(family, place)
+            except OSError as error:
+                failed = failed or error
+        assert failed is not None, "there is a place, and it failed"
+        raise failed
+
+    def _begin(self, family: int, place: Any) -> LocalDial:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        if is_reserved(sock.fileno()):
+            sock.close()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        try:
+            sock.settimeout(0)
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                sock.connect(place)
+            # A listener of this machine has completed the handshake by now, or its kernel has refused it: there is
+            # no need for a task, nor for the loop to say so in a later turn.
+            return LocalDial(self, sock, there=_is_connected(sock))
+        except BaseException:
+            sock.close()
+            raise
+
+
+class LocalDial:
+    """One connection under way; ``there``: it is done. Whoever has it closes ``sock``, or hands it on."""
+
+    def __init__(self, target: Target, sock: socket.socket | None, *, there: bool = False) -> None:
+        self._target = target
+        self.sock = sock
+        self.there = there
+
+    async def finish(self) -> socket.socket:
+        """Wait for the connection; raises ``OSError``. The caller bounds the time."""
+        loop = asyncio.get_running_loop()
+        target = self._target
+        if self.sock is None:
+            infos = await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
+            self.sock = await start_connection(infos)
+        elif not self.there:
+            while not _is_connected(self.sock):
+                await _writable(loop, self.sock)
+        self.there = True
+        return self.sock
+
+    def close(self) -> None:
+        """Give it up."""
+        if self.sock is not None:
+            self.sock.close()
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether a connection that was begun is there; raises ``OSError`` when it failed."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+    else:
+        return True
+    if _has_words(sock):
+        return True
+    status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if status:
+        raise OSError(status, os.strerror(status))
+    return False
+
+
+def _has_words(sock: socket.socket) -> bool:
+    """Whether a service has spoken, and reset the connection before anybody looked: what it said is to be read.
+
+    Raises how the connection failed, where the system says it here: it says so once.
+    """
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:  # what Linux doesn't say of one that is under way, and others do
+            return False
+        raise
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    future: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, lambda: None if future.done() else future.set_result(None))
+    try:
+        await future
+    finally:
+        loop.remove_writer(sock)
+
+
+def _numeric(address: str, port: int) -> list[tuple[int, Any]]:
+    """Families and socket addresses of ``address`` if they need no look-up, and the loop can wait for sockets."""
+    if not HERE.waits_for_sockets:
+        return []
+    places: list[tuple[int, Any]] = []
+    for one in LOCALHOST if address == "localhost" else (address,):
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                socket.inet_pton(family, one)
+                places.append((family, (one, port)))
+    return places

@@ -1,0 +1,196 @@
+"""Ends that lose nothing: what a program said before its connection broke, and what it is told before a reset.
+
+A program that has an answer ready and no use for the rest of the request sends the one and closes on the other. Its
+kernel then resets the connection, and the answer is still in ours: :class:`Remains` reads it. At the other end the
+answer has to be read before the reset, which some kernels let throw unread bytes away: :class:`Parting` waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.limits import Limits
+
+if TYPE_CHECKING:
+    from kdispatch.local.pipe import Pipe
+
+__all__ = ["Parting", "Remains", "copy_of"]
+
+#: Seconds between looks at a program that is to be reset, and for how long one on another machine may go on sending.
+#: One that uploads before it reads, at 10 MB/s, gets rid of 20 MB so; each byte is thrown away.
+_LOOK_EVERY: Final = 0.1
+_PATIENCE: Final = 2.0
+#: Milliseconds after which a program that runs has read what its kernel has.
+_OLD: Final = 1000
+#: Bytes of one read.
+_READ_SIZE: Final = 128 * 1024
+# Linux (tcp.h): where struct tcp_info has the milliseconds since bytes were sent last.
+_LAST_SENT: Final = 44
+# Linux and macOS: how many bytes the kernel holds that the other end has not acknowledged.
+_TIOCOUTQ: Final = {"linux": 0x5411, "darwin": 0x40047473}.get(sys.platform)
+
+
+def copy_of(transport: asyncio.Transport) -> socket.socket | None:
+    """A socket of our own for a connection whose transport is about to close its; ``None`` where that can't be had."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform == "win32":  # Windows drops unread bytes with the connection
+        return None
+    try:
+        copy = socket.socket(fileno=os.dup(sock.fileno()))
+        copy.settimeout(0)
+    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
+        return None
+    return copy
+
+
+def _is_this_machine(sock: socket.socket) -> bool:
+    """Whether the program at the other end of ``sock`` has the same kernel."""
+    other = sock.getpeername()[0]
+    return other == sock.getsockname()[0] or ipaddress.ip_address(other).is_loopback
+
+
+class Remains:
+    """What the kernel still has of a program whose connection broke; it goes to the stream as that takes it.
+
+    ``broke`` is the error number with which the connection failed first, 0 if nobody was told yet. ``over`` is called
+    when everything is handed over.
+    """
+
+    __slots__ = ("_broke", "_over", "_room", "_sock", "_stream")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        stream: StreamTransport,
+        broke: int,
+        *,
+        room: Callable[[], int],
+        over: Callable[[], None],
+    ) -> None:
+        self._sock: socket.socket | None = sock
+        self._stream = stream
+        self._broke = broke
+        self._room = room
+        self._over = over
+
+    def read(self) -> None:
+        """Hand over what the stream takes now; call it again when it takes more."""
+        while self._sock is not None and not self._stream.stream.writer_paused:
+            try:
+                data = self._sock.recv(min(self._room(), _READ_SIZE))
+            except OSError:  # the reset itself, or a connection that is none yet
+                self._end(well=False)
+            else:
+                if data:
+                    self._stream.add(data)
+                else:
+                    # A reset that was told already, to a failed write, reads as an end. Linux said EPIPE then where
+                    # there was a real one before it.
+                    self._end(well=not self._broke or (self._broke == errno.EPIPE and sys.platform == "linux"))
+
+    def close(self) -> None:
+        """Nobody takes the rest."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+            self._over()
+
+    def _end(self, *, well: bool) -> None:
+        if well:
+            self._stream.add_eof()
+        self.close()
+
+
+class Parting:
+    """A program that is to be reset: first it gets what it was sent, and time to read it.
+
+    What it still says is thrown away meanwhile: a program that is busy sending would not read else.
+    """
+
+    def __init__(self, pipe: Pipe, transport: asyncio.Transport, limits: Limits) -> None:
+        self._pipe = pipe
+        self._transport = transport
+        self._sock: socket.socket | None = transport.get_extra_info("socket")
+        self._limits = limits
+        self._loop = pipe.driver.loop
+        self._handle: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._moved_at = self._drained_at = 0.0
+        self._heard = False
+        self._thrown_away = 0
+
+    def begin(self) -> bool:
+        """Begin; returns whether there is anything to wait for."""
+        self._unsent = self._waiting()
+        if not self._unsent and not self._sent_lately():
+            return False
+        self._moved_at = self._loop.time()
+        self._transport.resume_reading()
+        self._later()
+        return True
+
+    def heard(self, count: int) -> None:
+        """The program still sends. One that has sent more than ``Limits.dropped`` is not going to read."""
+        self._heard = True
+        self._thrown_away += count
+
+    def cancel(self) -> None:
+        """The connection is gone."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _later(self) -> None:
+        self._handle = self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        unsent = self._waiting()
+        if unsent < self._unsent:
+            self._moved_at = now
+        self._unsent = unsent
+        if unsent:
+            self._drained_at = 0.0
+            over = now - self._moved_at >= self._limits.last_words
+        else:
+            self._drained_at = self._drained_at or now
+            over = not (self._heard and self._sent_lately()) or now - self._drained_at >= _PATIENCE
+        self._heard = False
+        if over or self._thrown_away > self._limits.dropped:
+            self._pipe.abort()
+        else:
+            self._later()
+
+    def _waiting(self) -> int:
+        """Bytes that the program's kernel does not have yet."""
+        size = self._transport.get_write_buffer_size()
+        if self._sock is not None and _TIOCOUTQ is not None:
+            import fcntl  # noqa: PLC0415 - there is none on Windows
+
+            with contextlib.suppress(OSError, ValueError):
+                size += struct.unpack("i", fcntl.ioctl(self._sock.fileno(), _TIOCOUTQ, bytes(4)))[0]
+        return size
+
+    def _sent_lately(self) -> bool:
+        """Whether the program may not have read yet what it was sent."""
+        stream = self._pipe.stream
+        if stream is None or not stream.stream.inbound.received:
+            return False
+        if self._sock is None or sys.platform != "linux":
+            return True
+        try:
+            if _is_this_machine(self._sock):
+                return False  # a reset leaves what is unread to be read
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
+            return bool(struct.unpack_from("I", info, _LAST_SENT)[0] < _OLD)
+        except (OSError, ValueError, struct.error):
+            return True

@@ -1,0 +1,79 @@
+"""Local programs whose machine vanishes while bytes for it are under way, which TCP's keep-alives do not find out.
+
+Linux asks for no sign of life while it waits for an acknowledgement: it sends the bytes again, for 15 minutes.
+``TCP_USER_TIMEOUT`` bounds that, and also ends a connection whose program has only stopped to read. So it is set
+once the other kernel has answered nothing for longer than it can if it is there, and taken back when it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kdispatch.local.pipe import Pipe
+from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+
+__all__ = ["bound_silence", "watching_peers"]
+
+#: Seconds without any answer. The kernel sends again every 120 s at least, also to a program that reads nothing; the
+#: connection ends when it does so next.
+PATIENCE: Final = 125.0
+LOOK_EVERY: Final = 15.0  # seconds
+_AT_ONCE: Final = 200  # sockets that are looked at before others have their turn: 0.5 ms
+
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
+# Where fields of Linux' struct tcp_info are. How often bytes were sent again, or room was asked for, since an answer:
+_SENT_AGAIN: Final = 2
+_ASKED: Final = 3
+_ASKED_IN_VAIN: Final = 3  # on one machine the answer comes before the kernel has counted the question
+_LAST_ANSWER: Final = struct.Struct("=I")  # milliseconds since
+_LAST_ANSWER_AT: Final = 56
+
+
+def bound_silence(sock: Any, seconds: float) -> None:
+    """Let the kernel end the connection once it has had no answer for so long, if it waits for one now."""
+    if _TCP_INFO is None or _TCP_USER_TIMEOUT is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_ANSWER_AT + _LAST_ANSWER.size)
+        waits = info[_SENT_AGAIN] > 0 or info[_ASKED] >= _ASKED_IN_VAIN
+        limit = int(seconds * 1000)
+        silent = waits and _LAST_ANSWER.unpack_from(info, _LAST_ANSWER_AT)[0] > limit
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit if silent else 0)
+
+
+@contextlib.contextmanager
+def watching_peers(driver: EndpointDriver) -> Iterator[None]:
+    """Look at the driver's local connections meanwhile."""
+    watch = _Watch(driver)
+    try:
+        yield
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """Looks at all pipes now and then, some at a time."""
+
+    def __init__(self, driver: EndpointDriver) -> None:
+        self._driver = driver
+        self._handle: asyncio.Handle = driver.loop.call_later(LOOK_EVERY, self._begin)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._handle.cancel()
+
+    def _begin(self) -> None:
+        self._look(list(self._driver.pipes))
+
+    def _look(self, pipes: list[Pipe]) -> None:
+        for pipe in pipes[:_AT_ONCE]:
+            if pipe.socket is not None and (sock := pipe.socket.get_extra_info("socket")) is not None:
+                bound_silence(sock, PATIENCE)
+        loop, rest = self._driver.loop, pipes[_AT_ONCE:]
+        self._handle = loop.call_soon(self._look, rest) if rest else loop.call_later(LOOK_EVERY, self._begin)

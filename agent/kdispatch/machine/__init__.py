@@ -1,0 +1,1 @@
+"""This machine: the operating system, files that only the user may read, records of running agents."""

@@ -1,0 +1,167 @@
+"""An agent in a process of its own, which outlives the command that starts it and its terminal.
+
+The command hands the token over by a pipe: no argument or variable of the new
+process holds one. The new process says one line of JSON on its standard output
+when it is up or has failed, and keeps no descriptor of the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.private_files import make_private, writing
+from kdispatch.machine.records import agents_directory, log_file, new_id
+
+__all__ = ["BackgroundFailed", "BoundedLog", "Report", "read_token", "start"]
+
+#: Bytes of a log before it becomes ``.log.1`` and a new one begins.
+LOG_BYTES: Final = 4 * 1024 * 1024
+_TAIL_LINES: Final = 5
+_TAIL_BYTES: Final = 4096
+_END_WAIT: Final = 5.0  # seconds for a process that was asked to end before it was up
+_TOKEN_LINE: Final = 4096
+
+
+class BackgroundFailed(Exception):  # noqa: N818 - it carries an error that was told elsewhere
+    """The agent did not come up: ``error`` is as commands print it, ``status`` is what its process ended with."""
+
+    def __init__(self, error: Mapping[str, Any], status: int) -> None:
+        super().__init__(error["text"])
+        self.error = error
+        self.status = status
+
+
+def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Start ``kdispatch agent ARGUMENTS`` in the background, with these variables; returns its result when it is up.
+
+    Raises :class:`BackgroundFailed`, and ``SetupError`` where its log can't be written.
+    """
+    agent = new_id()
+    log = log_file(agent)
+    directory = agents_directory()
+    make_private(directory, variable="KDISPATCH_STATE_DIR")
+    with writing(directory, variable="KDISPATCH_STATE_DIR"):
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    # -P: what lies in the current directory is not imported.
+    command = [sys.executable, "-P", "-m", "kdispatch", "agent", *arguments, "--background", agent]
+    environment = {name: value for name, value in os.environ.items() if name != "KDISPATCH_TOKEN"}
+    environment |= variables
+    pipe = subprocess.PIPE
+    try:
+        # The command is ours; what a person typed in it are values of options.
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=pipe, stdout=pipe, stderr=descriptor, env=environment, **HERE.spawn_options()
+        )
+    finally:
+        os.close(descriptor)
+    try:
+        said = _ask(process, token)
+    except BaseException:  # Ctrl-C above all: nobody would know of the agent
+        _end(process)
+        log.unlink(missing_ok=True)
+        raise
+    if "result" in said:
+        # Without waiting: it is meant to go on.
+        process.returncode = 0
+        result: dict[str, Any] = said["result"]
+        return result
+    status = process.wait()
+    if "error" in said:
+        log.unlink(missing_ok=True)  # all it has is said
+        raise BackgroundFailed(said["error"], status if status > 0 else 1)
+    text = f"The agent ended at once (status {status}). Its log ends with: {_tail(log) or 'nothing'}"
+    error = {"code": None, "text": text, "hop": "you", "hint": f"See {log}"}
+    raise BackgroundFailed(error, status if status > 0 else 1)
+
+
+def _ask(process: subprocess.Popen[bytes], token: str | None) -> dict[str, Any]:
+    """Hand the token over, and wait for the one line; empty when the process ended without it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(f"{token or ''}\n".encode())
+        with contextlib.suppress(ValueError):
+            said = json.loads(process.stdout.readline())
+            return said if isinstance(said, dict) else {}
+    return {}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_WAIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in lines[-_TAIL_LINES:])
+    return ""
+
+
+# --- in the new process ----------------------------------------------------------------------------
+
+
+def read_token() -> str | None:
+    """The token that the starting command handed over."""
+    return sys.stdin.readline(_TOKEN_LINE).strip() or None
+
+
+class Report:
+    """The one line to the command that started this process."""
+
+    def __init__(self) -> None:
+        self.sent = False
+
+    def send(self, what: str, data: Mapping[str, Any]) -> bool:
+        """Say it, unless something was said; whether the command heard it. Then nothing ties this process to it."""
+        if self.sent:
+            return True
+        self.sent = True
+        line = json.dumps({what: data}).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(1, line) :]
+        except OSError:  # the command is gone
+            return False
+        finally:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
+            os.close(null)
+        return True
+
+
+class BoundedLog:
+    """Writes standard error to a log file that begins anew when it is full; the one before is kept."""
+
+    def __init__(self, path: Path, most: int = LOG_BYTES, descriptor: int = 2) -> None:
+        self._path = path
+        self._most = most
+        self._descriptor = descriptor
+
+    def write(self, data: bytes) -> int:
+        """Append to the log, as :data:`kdispatch_protocol.process.unblocked.Write` does. Raises ``OSError``."""
+        with contextlib.suppress(OSError):  # where no file can be made, the one that is open goes on
+            if os.fstat(self._descriptor).st_size + len(data) > self._most:
+                self._begin_anew()
+        return os.write(self._descriptor, data)
+
+    def _begin_anew(self) -> None:
+        self._path.replace(self._path.with_suffix(".log.1"))
+        fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(fresh, self._descriptor)  # tracebacks of the interpreter go there, too
+        os.close(fresh)

@@ -1,0 +1,93 @@
+"""Directories and files of this user alone, written whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from kdispatch.machine.operating_system import HERE
+from kdispatch.setup_error import SetupError
+
+__all__ = ["make_private", "private_lock", "write_private", "writing"]
+
+LOCK_FILE: Final = "lock"
+#: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
+LOCK_WAIT: Final = 10.0
+#: What locking fails with where a file system knows no locks, or its server does not answer for them.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
+_CONFIGURATION: Final = "KDISPATCH_CONFIG_DIR"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace ``path`` whole or not at all, readable by its owner only, and on the disk on return."""
+    # A configuration that is a symbolic link stays one: its target is replaced.
+    target = Path(os.path.realpath(path))
+    make_private(target.parent)
+    with writing(target.parent):
+        # mkstemp gives mode 0600 from the first moment on.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        HERE.sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
+    """Hold ``directory``'s lock against other processes and threads; raises :class:`SetupError` after ten seconds.
+
+    ``variable`` is the one that names the directory.
+    """
+    make_private(directory, variable=variable)
+    path = directory / LOCK_FILE
+    deadline = time.monotonic() + LOCK_WAIT
+    with writing(directory, variable=variable):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _locked(descriptor, directory, variable):
+            if time.monotonic() > deadline:
+                text = f"Another process has held {path} for {LOCK_WAIT:g} s."
+                raise SetupError("busy", text, hint=f"See which one: fuser {path}")
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)  # which ends the lock
+
+
+def make_private(directory: Path, *, variable: str = _CONFIGURATION) -> None:
+    """Make the directory where it is missing, for its owner only."""
+    with writing(directory, variable=variable):
+        # One by one: mkdir gives the parents that it makes the umask's mode, which may let everybody write.
+        for missing in [one for one in (directory, *directory.parents) if not one.exists()][::-1]:
+            missing.mkdir(mode=0o700, exist_ok=True)
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+@contextlib.contextmanager
+def writing(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
+    """Tell of a failure to write below the directory as a :class:`SetupError`."""
+    try:
+        yield
+    except OSError as error:
+        what, hint = f"{directory} cannot be written: {error.strerror or error}.", "Check its owner and mode, or name"
+        if error.errno in _NO_LOCKS:
+            what, hint = f"The file system of {directory} has no locks: {error.strerror or error}.", "Name"
+        raise SetupError("bad_request", what, hint=f"{hint} another directory in {variable}.") from error
+
+
+def _locked(descriptor: int, directory: Path, variable: str) -> bool:
+    with writing(directory, variable=variable):
+        return HERE.try_lock(descriptor)

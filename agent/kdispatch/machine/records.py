@@ -1,0 +1,326 @@
+"""Which agents run here as this user: a record for each, in ``agents/`` of the state directory.
+
+An agent holds a lock on its record for as long as its process lives. A command
+that gets that lock knows that the agent is gone, whatever has its pid by now; it
+removes such records. Logs stay, the newest hundred of them.
+
+That holds on one machine. A record says where its process runs, because a state
+directory may be shared with other machines and containers, or be a copy. Records
+of another place, or of an unknown one, are left alone: nothing here tells whether
+their agents live, and their pids are other processes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from kdispatch.machine.control import bind
+from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.places import Place
+from kdispatch.machine.private_files import private_lock, writing
+from kdispatch.settings import state_directory
+from kdispatch.setup_error import SetupError
+from kdispatch_protocol.errors import KdispatchError
+
+__all__ = [
+    "Ending",
+    "Held",
+    "Record",
+    "agents_directory",
+    "find",
+    "hold",
+    "living",
+    "log_file",
+    "new_id",
+    "record_file",
+]
+
+SCHEMA: Final = 1
+_VARIABLE: Final = "KDISPATCH_STATE_DIR"
+_PREFIX: Final = 4  # characters of an id that are enough, where no other begins with them
+_LOGS_KEPT: Final = 100  # of agents that are gone
+_ELSEWHERE_KEPT: Final = 100  # records of agents that are gone, in containers that are
+#: A record that has just gone (another machine does not wait for this one's lock), one that root wrote under sudo, and
+#: what is no record. None of them is a reason not to see the others.
+_NOT_OURS: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's.
+
+    ``control`` is the address of its control socket, as :mod:`kdispatch.machine.control` has it. :func:`hold` writes
+    ``place`` and ``process_started``, which tell which process ``pid`` is; without them that is not known.
+    """
+
+    id: str
+    kind: str
+    service: str
+    address: str
+    port: int
+    relay: str
+    drain_time: float
+    host: str | None = None
+    log: str | None = None
+    withdraw_token: str | None = None
+    draining: bool = False
+    control: str | None = None
+    control_token: str | None = None
+    pid: int = dataclasses.field(default_factory=os.getpid)
+    started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
+    place: Place | None = None
+    process_started: str | None = None
+    addresses: list[str] | None = None  # all that a client listens on
+
+    @property
+    def is_here(self) -> bool:
+        """Whether ``pid`` is a process that this one can see and signal."""
+        return self.place is not None and self.place.counts_like(Place.here())
+
+    @property
+    def whereabouts(self) -> str:
+        """Where it runs, for people: ``runs on machine lab-2``."""
+        if self.place is None:
+            return "runs on a machine that its record does not name"
+        return f"runs {self.place.seen_from(Place.here())}"
+
+    def encode(self) -> bytes:
+        """The content of the record's file."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self | None:
+        """The record in a file's content; ``None`` for what this version can't read."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            fields = json.loads(data)
+            if fields.pop("schema", None) == SCHEMA:
+                fields["place"] = Place.read(fields.get("place"))
+                # A newer version may write more fields; its agents can be stopped all the same.
+                return cls(**{name: value for name, value in fields.items() if name in _names(cls)})
+        return None
+
+
+def _names(record: type[Record]) -> set[str]:
+    return {field.name for field in dataclasses.fields(record)}
+
+
+def agents_directory() -> Path:
+    """Where records and logs are; it may not exist yet."""
+    return state_directory() / "agents"
+
+
+def new_id() -> str:
+    """An agent's id: it names the record and the log on this machine, and nothing else."""
+    return secrets.token_hex(6)
+
+
+def log_file(agent: str) -> Path:
+    """The log of an agent in the background."""
+    return agents_directory() / f"{agent}.log"
+
+
+def record_file(agent: str) -> Path:
+    """The record of an agent."""
+    return _path(agents_directory(), agent)
+
+
+class Held:
+    """This process's own record, until the process ends."""
+
+    def __init__(self, record: Record, descriptor: int, control: socket.socket) -> None:
+        self._record = record
+        self._descriptor = descriptor  # stays open to the very end: its lock is the proof of life
+        self.control = control
+
+    @property
+    def control_token(self) -> str:
+        """What a request at the control socket has to show."""
+        return self._record.control_token or ""
+
+    def draining(self) -> None:
+        """Note that the agent ends by itself, and need not be asked again."""
+        # Where it can't be noted, on a full disk for example, running connections are to end in peace all the same.
+        with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
+            self._record = dataclasses.replace(self._record, draining=True)
+            if _path(directory, self._record.id).exists():
+                _write(self._descriptor, self._record)
+
+    def remove(self) -> None:
+        """The agent ends now. The lock goes with the process."""
+        self.control.close()
+        with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
+            _forget(_path(directory, self._record.id))
+
+
+def hold(record: Record) -> Held:
+    """Write this process's record and hold it, with a control socket; raises ``SetupError`` where there can be none."""
+    with _locked() as directory, writing(directory, variable=_VARIABLE):
+        path = _path(directory, record.id)
+        # Before the socket: whoever finds the record of a dead agent removes both.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        control: socket.socket | None = None
+        try:
+            HERE.try_lock(descriptor)  # nobody else can have it: the name is new
+            control, address = bind(_control_path(path))
+            record = dataclasses.replace(
+                record,
+                control=address,
+                control_token=secrets.token_urlsafe(32),
+                place=Place.here(),
+                process_started=HERE.process_started(record.pid),
+            )
+            _write(descriptor, record)
+            _forget_old_records(directory)
+            _forget_old_logs(directory)
+        except BaseException:
+            os.close(descriptor)
+            if control is not None:
+                control.close()
+            _forget(path)
+            raise
+    return Held(record, descriptor, control)
+
+
+def living() -> list[Record]:
+    """The agents that run, the oldest first, and those of other places, which may run. Records of dead ones go."""
+    if not agents_directory().is_dir():
+        return []
+    found = []
+    here = Place.here()
+    with _locked() as directory, writing(directory, variable=_VARIABLE):
+        for path, descriptor, record in _records(directory):
+            if record is None:
+                continue  # of another version
+            if _may_be_removed(record, here) and HERE.try_lock(descriptor):
+                _forget(path)
+            else:
+                found.append(record)
+    return sorted(found, key=lambda record: (record.started, record.id))
+
+
+def find(records: Sequence[Record], name: str) -> list[Record]:
+    """Those meant by ``name``: an agent's or host's id or its beginning, HANDLE/NAME, or NAME.
+
+    A whole id goes before a service, and a service before a beginning. Raises
+    ``unknown_agent``, and ``bad_request`` for what may mean several things.
+    """
+    if whole := [record for record in records if name in {record.id, record.host}]:
+        return whole
+    if "/" in name:
+        named = [record for record in records if record.service == name]
+    else:
+        named = [record for record in records if record.service.partition("/")[2] == name]
+        _one_of({record.service for record in named}, name)
+    if not named and len(name) >= _PREFIX:
+        named = [r for r in records if r.id.startswith(name) or (r.host or "").startswith(name)]
+        _one_of({record.id for record in named}, name)
+    if not named:
+        raise KdispatchError("unknown_agent", f"No agent {name!r} runs here as this user.")
+    return named
+
+
+def _one_of(names: set[str], name: str) -> None:
+    if len(names) > 1:
+        text = f"{name!r} may mean {' or '.join(sorted(names))}."
+        raise SetupError("bad_request", text, hint="Write the one that is meant in full.")
+
+
+class Ending:
+    """Tells by its lock when the process of an agent here is gone. Make it before the agent is asked to end."""
+
+    def __init__(self, record: Record) -> None:
+        self._path = _path(agents_directory(), record.id)
+        self._descriptor: int | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._descriptor = os.open(self._path, os.O_RDWR)
+
+    def gone(self) -> bool:
+        """Whether the process is gone; its record is then, too."""
+        if self._descriptor is not None and HERE.try_lock(self._descriptor):
+            self.close()
+            _forget(self._path)
+        return self._descriptor is None
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[Path]:
+    directory = agents_directory()
+    with private_lock(directory, variable=_VARIABLE):
+        yield directory
+
+
+def _records(directory: Path) -> Iterator[tuple[Path, int, Record | None]]:
+    """Every record of this user, with an open file of it, which is closed at the next step."""
+    for path in directory.glob("*.json"):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except _NOT_OURS:
+            continue
+        try:
+            yield path, descriptor, Record.decode(os.read(descriptor, 1 << 16))
+        finally:
+            os.close(descriptor)
+
+
+def _may_be_removed(record: Record, here: Place) -> bool:
+    """Whether a free lock proves that the agent is gone: it ran here, or in another boot of this machine."""
+    return record.place is not None and (record.place.counts_like(here) or here.rebooted_from(record.place))
+
+
+def _forget_old_records(directory: Path) -> None:
+    """Remove the oldest records of containers that were killed: each start of one is another place.
+
+    This kernel ran them, so their free locks prove that they are gone.
+    """
+    here = Place.here()
+    gone = []
+    for path, descriptor, record in _records(directory):
+        place = None if record is None else record.place
+        if record is not None and place is not None and here.same_kernel(place) and HERE.try_lock(descriptor):
+            gone.append((record.started, path))
+    for _, path in sorted(gone, reverse=True)[_ELSEWHERE_KEPT:]:
+        _forget(path)
+
+
+def _path(directory: Path, agent: str) -> Path:
+    return directory / f"{agent}.json"
+
+
+def _control_path(record: Path) -> Path:
+    return record.with_suffix(".sock")
+
+
+def _forget(record: Path) -> None:
+    """Remove what stands for an agent that is gone; the record last, by which the rest is found."""
+    _control_path(record).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
+
+
+def _write(descriptor: int, record: Record) -> None:
+    data = record.encode()
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, data)  # first: what a full disk refuses leaves the record that is there
+    os.ftruncate(descriptor, len(data))
+
+
+def _forget_old_logs(directory: Path) -> None:
+    logs = [path for path in directory.glob("*.log") if not path.with_suffix(".json").exists()]
+    logs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in logs[_LOGS_KEPT:]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".log.1").unlink(missing_ok=True)

@@ -1,0 +1,173 @@
+"""One HTTP request on a connection of its own, whose whole answer is looked at: head, and who may have written it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from kdispatch.network.answers import ENDED, connection_error, head_of, is_http, no_http, unpacked, unreachable
+from kdispatch.network.spoiled import author, missing_of, passed_by
+from kdispatch.relay_url import RelayUrl
+from kdispatch.settings import version
+from kdispatch_protocol.errors import CODES
+
+__all__ = ["Answer", "Connect", "ask"]
+
+#: Makes a connection with the protocol that the function makes; raises ``KdispatchError`` or ``OSError``.
+Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport]]
+
+_SECONDS: Final = 15.0
+_SHOWN: Final = 60  # characters of a media type
+_FIRST: Final = 5  # bytes: what shows whether it is HTTP, and less than any answer has
+_HEAD_MAX: Final = 32 * 1024
+_BODY_MAX: Final = 64 * 1024
+_BODY_SECONDS: Final = 2.0
+_MORE_SECONDS: Final = 0.2
+_FIRST_MORE: Final = 16  # bytes
+_NO_BODY: Final = frozenset({101, 204, 304})
+_DIGITS: Final = 10  # of a length: more is none
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers (names in lower case), the problem's code where a relay wrote it, and the seconds it took."""
+
+    status: int
+    headers: Mapping[str, str]
+    code: str | None
+    seconds: float
+
+    @property
+    def missing(self) -> list[str]:
+        """Headers that the relay did not get."""
+        return missing_of(self.headers) if self.code is not None else []
+
+    @property
+    def author(self) -> str:
+        """Who says to have written it, and passed it on, in brackets; empty where nobody does."""
+        return author(self.headers)
+
+    @property
+    def passed_by(self) -> str:
+        """The same of who passed on what the relay wrote."""
+        return passed_by(self.headers)
+
+    @property
+    def kind(self) -> str:
+        """The media type."""
+        return self.headers.get("content-type", "no type").partition(";")[0][:_SHOWN]
+
+    def ahead(self, now: datetime) -> float | None:
+        """How many seconds this machine's clock is ahead of the one that dated the answer."""
+        try:
+            date = parsedate_to_datetime(self.headers["date"])
+            # To half a second: the header has whole ones.
+            return (now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() - 0.5
+        except (KeyError, ValueError, OverflowError):
+            return None
+
+
+async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> Answer:
+    """Ask for the tunnel's address without a token: a relay refuses, unless an upgrade is asked for.
+
+    Raises ``KdispatchError`` with a code of the network.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_HEAD_MAX)
+    transport: asyncio.Transport | None = None
+    try:
+        async with asyncio.timeout(_SECONDS):
+            transport = await connect(lambda: asyncio.StreamReaderProtocol(reader))
+            began = loop.time()
+            transport.write(_request(relay, upgrade=upgrade))
+            first = await reader.readexactly(_FIRST)
+            if not is_http(first):
+                raise no_http(relay, first + await _more(reader))
+            status, headers = head_of(relay, first + await reader.readuntil(b"\r\n\r\n"))
+            while 100 <= status < 200 and status != 101:  # RFC 9110, 15.2: the answer is yet to come
+                status, headers = head_of(relay, await reader.readuntil(b"\r\n\r\n"))
+            seconds = loop.time() - began
+            body = b"" if status in _NO_BODY else await _body(reader, headers)
+    except TimeoutError as error:
+        raise unreachable(relay, f"it takes the connection, but says nothing within {_SECONDS:g} s") from error
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise unreachable(relay, ENDED) from error
+    except asyncio.LimitOverrunError as error:
+        raise no_http(relay) from error
+    except OSError as error:  # of TLS: some servers refuse a client only behind the handshake
+        raise connection_error(relay, error) from error
+    finally:
+        if transport is not None:
+            transport.abort()
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        body = _unchunked(body)
+    code = None if 200 <= status < 300 else _code(unpacked(headers, body))  # a yes is no relay's
+    return Answer(status, headers, code, seconds)
+
+
+def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
+    url = urlsplit(relay.rest("/tunnel"))
+    lines = [f"GET {url.path} HTTP/1.1", f"Host: {url.netloc}", f"User-Agent: kdispatch-doctor/{version()}"]
+    if upgrade:
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        lines += ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Protocol: kdispatch.1"]
+    else:
+        lines += ["Connection: close"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def _more(reader: asyncio.StreamReader) -> bytes:
+    """What else has come, or comes at once."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_MORE_SECONDS):
+            return await reader.read(_FIRST_MORE)
+    return b""
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    length = headers.get("content-length", "")
+    size = min(int(length), _BODY_MAX) if length.isdecimal() and len(length) < _DIGITS else _BODY_MAX
+    body = b""
+    # Its end may not show: of a connection that is kept, with a length that is told otherwise.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_SECONDS):
+            while len(body) < size and (piece := await reader.read(size - len(body))):
+                body += piece
+            if length.isdecimal() and len(body) < size:
+                raise asyncio.IncompleteReadError(body, size)
+    return body
+
+
+def _unchunked(body: bytes) -> bytes:
+    """What there is of a body that came in chunks (RFC 9112, 7.1), as far as they can be read."""
+    found = bytearray()
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        try:
+            count = int(size.partition(b";")[0], 16)
+        except ValueError:
+            break
+        if count <= 0:
+            break
+        found += rest[:count]
+        body = rest[count + 2 :]
+    return bytes(found)
+
+
+def _code(body: bytes | bytearray) -> str | None:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    code = content.get("code") if isinstance(content, dict) else None
+    return code if isinstance(code, str) and code in CODES else None

@@ -1,0 +1,1 @@
+"""The client of the relay's REST API."""

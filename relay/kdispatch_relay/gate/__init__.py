@@ -1,0 +1,1 @@
+"""The input and output around the switch: upgrades, access, the sessions' links."""

@@ -1,1 +1,0 @@
-"""The asyncio side of the protocol: carriers, links and transports."""

@@ -1,0 +1,1 @@
+"""An agent's end of sessions and streams, sans-I/O."""

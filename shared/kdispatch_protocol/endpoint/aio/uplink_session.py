@@ -1,0 +1,87 @@
+"""One session of an agent's endpoint on an event loop: the owner of its link."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING
+
+from kdispatch_protocol.session.aio.link import Link
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer, Frame
+
+if TYPE_CHECKING:
+    from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+
+__all__ = ["UplinkSession"]
+
+
+class UplinkSession:
+    """Carries one session of ``driver``'s endpoint over an upgraded connection.
+
+    ``lost`` tells how it ended: code and text. ``left`` is set when the agent has gone over to a newer one, and no
+    stream is left here.
+    """
+
+    __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
+
+    def __init__(self, driver: EndpointDriver, ping: float | None) -> None:
+        limits = driver.endpoint.limits
+        self._driver = driver
+        self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
+        self.left = asyncio.Event()
+        self.session = driver.endpoint.connect()
+        self.link_pass_on = functools.partial(driver.pass_on, self.session)
+        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message, ping=ping)
+        self.session.send_data = self.link.carrier.send_data
+
+    def start(self, transport: asyncio.Transport, early: bytes) -> None:
+        """Take over the connection, with what was read of it already."""
+        self.link.carrier.attach(transport, early)
+        self.link.wake()
+
+    def close(self, code: str = "", text: str = "") -> None:
+        """End the session in order."""
+        self.link.close(code, text)
+
+    def abort(self) -> None:
+        """End it at once; another may follow."""
+        self.link.abort("cancelled", "The session was given up.")
+
+    # --- the link's owner ---------------------------------------------------------------------
+
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames of the relay's."""
+        self._driver.frames_arrived(self.session, received, now)
+
+    def link_violated(self, code: str, text: str) -> None:
+        """The relay broke the protocol."""
+        self.close(code, text)
+
+    def link_idle(self, count: int, now: float) -> None:
+        """What a relay sends for nothing costs its own session only."""
+
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        """Likewise."""
+
+    def link_read(self) -> None:
+        """A read was worked on: its answers go out at once."""
+        self._driver.flush()
+
+    def link_unsent(self, size: int) -> None:
+        """An agent keeps no account of it: its programs are paused."""
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch."""
+        return self._driver.collect(self.session, most, now)
+
+    def link_ask(self) -> None:
+        """Ask the relay whether it is there."""
+        self.session.outbox.send(frames.frame(frames.PING))
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The session is over."""
+        self.session.send_data = None
+        self._driver.session_lost(self.session, text)
+        if not self.lost.done():
+            self.lost.set_result((code, text))

@@ -1,0 +1,407 @@
+"""An agent's end of a session: what arrives from the relay, and what it does to the streams.
+
+Sans-I/O. The driver feeds :meth:`Endpoint.receive_frames` what the session's
+carrier received, sends what :meth:`Endpoint.data_to_send` gives, calls
+:meth:`Endpoint.handle_timeout` at :meth:`Endpoint.next_deadline`, and after each
+of these acts on :meth:`Endpoint.take_events`. Time is an argument, in seconds
+of any clock that never goes back. What a program does with its streams is in
+``Endpoint.table``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.session import Session
+from kdispatch_protocol.endpoint.states import Input, Leg, State
+from kdispatch_protocol.endpoint.streams import Stream
+from kdispatch_protocol.endpoint.table import StreamTable
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.messages import (
+    Attach,
+    Goaway,
+    Hello,
+    Offer,
+    Open,
+    Opened,
+    Reset,
+    Trying,
+    Welcome,
+    printable,
+)
+
+__all__ = ["VERSIONS", "Endpoint", "host_id", "process_id"]
+
+#: Protocol versions this code speaks.
+VERSIONS: Final = (1,)
+
+#: The value of the PING that asks whether a session which is left is quiet: no clock shows it.
+_QUIET: Final = (1 << 64) - 1
+
+_BEFORE_WELCOME: Final = frozenset({frames.WELCOME, frames.GOAWAY, frames.PING, frames.PONG})
+
+
+def process_id(secret: bytes) -> str:
+    """What others see of a process: the first 16 bytes of its secret's SHA-256, in hex."""
+    return hashlib.sha256(secret).digest()[:16].hex()
+
+
+def host_id(process: str, service: str) -> str:
+    """The id of a process as a host of one service: the same after every reconnect."""
+    return hashlib.sha256(f"kdispatch host {process} {service}".encode()).digest()[:16].hex()
+
+
+# More than 25 methods: one for each type of frame, each short.
+class Endpoint:
+    """One agent process: its streams, its offers, and its session; two while it moves."""
+
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        agent: str = "",
+        limits: Limits = DEFAULT_LIMITS,
+        predecessors: Sequence[bytes] = (),
+    ) -> None:
+        """``predecessors`` are the secrets of processes that ended and that this one stands in for."""
+        self.secret = secret
+        self._predecessors = [old.hex() for old in predecessors]
+        self._greeted = False  # a relay's WELCOME was here: later sessions replace it
+        self.process = process_id(secret)
+        self.limits = limits
+        self.table = StreamTable(limits)
+        self._agent = agent
+        self._offers: dict[str, Offer] = {}  # by service
+        self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
+            frames.WELCOME: self._welcome,
+            frames.OFFERED: self._offered,
+            frames.OPEN: self._open,
+            frames.ATTACH: self._attach,
+            frames.RESET: self._reset,
+            frames.PING: self._ping,
+            frames.PONG: self._pong,
+            frames.GOAWAY: self._goaway,
+        }
+        # For a stream that is in the table; frames for any other number are late ones, and dropped.
+        self._stream_handlers: dict[int, Callable[[Stream, int, int, memoryview, float], None]] = {
+            frames.TRYING: self._trying,
+            frames.OPENED: self._opened,
+            frames.DATA: self._data,
+            frames.ACK: self._ack,
+            frames.FIN: self._fin,
+            frames.GONE: self._gone,
+        }
+
+    # --- the session ------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """There is a session in which the relay's WELCOME arrived."""
+        return self.table.session.ready
+
+    def connect(self) -> Session:
+        """A carrier is up: queue HELLO in a new session. Nothing else goes out in it before the relay's WELCOME.
+
+        Where there is one already, the agent moves: streams go over to the new one as soon as it is ready.
+        """
+        moves = any(other.ready for other in self.table.sessions)
+        session = self.table.start_session()
+        hello = Hello(
+            versions=list(VERSIONS),
+            secret=self.secret.hex(),
+            mode="move" if moves else "replace" if self._greeted else "new",
+            predecessors=self._predecessors,
+            agent=self._agent,
+        )
+        session.outbox.send(frames.frame(frames.HELLO, payload=hello.encode()))
+        return session
+
+    def disconnect(self, session: Session, now: float, text: str = "The session with the relay was lost.") -> None:
+        """The carrier is gone. Its streams go on in another session, or wait for the next one."""
+        self.table.end_session(session, text, now)
+
+    def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
+        """Frames from the session's carrier, whose payloads may be reused afterwards.
+
+        On ``RemoteProtocolError`` close the session with its code.
+        """
+        table = self.table
+        table.now = now
+        for type_, flags, number, value, payload in received:
+            handler = self._stream_handlers.get(type_)
+            if handler is not None and session.ready:
+                stream = session.by_number.get(number)
+                if stream is not None:
+                    try:
+                        handler(stream, flags, value, payload, now)
+                    except RemoteProtocolError as error:  # a rule of this one stream; the others go on
+                        table.fail(stream, error.code, error.text)
+                elif type_ == frames.GONE and number in session.moving:
+                    table.resumption.move_gone(session, session.moving[number])
+                continue
+            general = self._handlers.get(type_)
+            if general is None or not (session.ready or type_ in _BEFORE_WELCOME):
+                raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
+            general(session, number, value, payload, now)
+        table.resume_writers()
+
+    def data_to_send(self, session: Session, most: int, now: float) -> list[Buffer]:
+        """The session's next batch of frames for one message, about ``most`` bytes; empty when there is nothing."""
+        parts = session.outbox.collect(most, now)
+        self.table.resume_writers()
+        return parts
+
+    def ping(self, value: int) -> None:
+        """Ask the relay to say ``value``, neither 0 nor the largest; PongReceived follows, if there is a session."""
+        if self.ready:
+            self.table.session.outbox.send(frames.frame(frames.PING, value=value))
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        taken = self.table.events
+        self.table.events = []
+        return taken
+
+    def next_deadline(self) -> float | None:
+        """When :meth:`handle_timeout` must be called at the latest."""
+        return self.table.timers.next_deadline()
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        self.table.now = now
+        for call in self.table.timers.due(now):
+            call(now)
+
+    def give_up(self, service: str, code: str, text: str) -> None:
+        """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
+        streams = self.table.by_uuid.values()
+        for stream in [stream for stream in streams if stream.is_client and stream.service == service]:
+            self.table.fail(stream, code, text)
+
+    @property
+    def offering(self) -> bool:
+        """Whether it is to serve anything."""
+        return bool(self._offers)
+
+    # --- offers ---------------------------------------------------------------------------------
+
+    def offer(self, offer: Offer) -> None:
+        """Serve this service, in this session and the next ones, until withdrawn."""
+        if offer.service not in self._offers:
+            self._offers[offer.service] = offer
+            for session in self.table.sessions:
+                if session.ready:
+                    self._send_offer(session, offer)
+
+    def withdraw(self, service: str) -> None:
+        """Take no new streams for it; running ones go on."""
+        self._offers.pop(service, None)
+        for session in self.table.sessions:
+            for number in [number for number, name in session.offers.items() if name == service]:
+                del session.offers[number]
+                session.offered.discard(number)
+                session.outbox.send(frames.frame(frames.WITHDRAW, number))
+
+    def leave(self, session: Session) -> None:
+        """Move away from an older session for good: it is ``quiet`` once the relay asks nothing of it any more.
+
+        That begins when the newest session stands in for it, with every service offered there.
+        """
+        session.leaving = True
+        self._hush()
+
+    def _hush(self) -> None:
+        newest = self.table.session
+        if len(newest.offered) < len(newest.offers):
+            return
+        for session in self.table.sessions:
+            if session.leaving and session is not newest:
+                session.leaving = False
+                for number in session.offers:
+                    session.outbox.send(frames.frame(frames.WITHDRAW, number))
+                session.outbox.send(frames.frame(frames.PING, value=_QUIET))
+
+    @staticmethod
+    def _send_offer(session: Session, offer: Offer) -> None:
+        number = session.take_number()
+        session.offers[number] = offer.service
+        session.outbox.send(frames.frame(frames.OFFER, number, payload=offer.encode()))
+
+    # --- frames of the session --------------------------------------------------------------------
+
+    def _welcome(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        welcome = Welcome.parse(payload)
+        if session.ready or welcome.version not in VERSIONS:
+            raise RemoteProtocolError("A second WELCOME, or one of an unknown version.")
+        table = self.table
+        table.session = session
+        session.ready = True
+        table.budget.total = welcome.credit
+        session.max_opens = min(welcome.opens, self.limits.opens)
+        self._greeted = True
+        table.events.append(events.SessionReady(welcome))
+        table.resumption.session_ready()  # before offers, so that a host is asked for nothing while it comes back
+        for offer in self._offers.values():
+            self._send_offer(session, offer)
+        table.send_waiting()
+
+    def _offered(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        service = session.offers.get(number)
+        if service is not None:
+            session.offered.add(number)
+            self.table.events.append(events.Offered(service))
+            self._hush()
+
+    def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        message = Open.parse(payload)
+        table = self.table
+        if number % 2 or number in session.by_number:
+            raise RemoteProtocolError("An OPEN whose number is not a new one of the relay's.")
+        # Interned: streams by the thousand have the same service and the same peer.
+        service, peer = sys.intern(message.service), sys.intern(message.process or "")
+        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session)
+        stream.number = number
+        stream.attempt = message.attempt or 1
+        stream.peer = peer
+        stream.key = bytes.fromhex(message.key or "")
+        stream.outbound.limit = message.limit
+        offer = self._offers.get(message.service)
+        if offer is not None:
+            stream.token = offer.token
+        older = table.by_uuid.get(message.uuid)
+        if older is not None and self._was_begun_anew(older, stream):
+            table.fail(older, "cancelled", "The client opened the stream anew.")
+            older = None
+        if offer is None:
+            table.reset(stream, "unknown_service", "This host does not offer that service.")
+        elif older is not None:
+            table.reset(stream, "bad_request", "This stream exists already.")
+        elif len(session.by_number) >= self.limits.streams_host:
+            table.reset(stream, "busy", "This host carries as many streams as it may.")
+        else:
+            table.add(stream)
+            table.events.append(events.StreamRequested(stream))
+
+    @staticmethod
+    def _was_begun_anew(older: Stream, newer: Stream) -> bool:
+        """Whether a client that had sent nothing lost its session, and opens a stream again that is waiting here."""
+        mine = not older.is_client and older.peer == newer.peer
+        elsewhere = older.session is not newer.session and not older.confirmed  # and its session is lost, maybe
+        return mine and (older.leg is not Leg.JOINED or elsewhere) and not older.inbound.received
+
+    def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        for entry in Attach.parse(payload).entries():
+            self.table.resumption.peer_attached(session, entry, now)
+
+    def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        reset = Reset.parse(payload)
+        table = self.table
+        stream = session.by_number.get(number)
+        moving = session.moving.get(number)
+        service = session.offers.pop(number, None)
+        if service is not None:
+            session.offered.discard(number)
+            self._offers.pop(service, None)
+            table.events.append(events.OfferRefused(service, reset.code, printable(reset.text)))
+        elif moving is not None:
+            table.resumption.move_refused(session, moving, reset.code, reset.text, now)
+        elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
+            table.resumption.attach_refused(stream, reset.code, reset.text, now)
+        elif stream is not None and stream.moves and not stream.confirmed:
+            # The relay takes back an OPEN whose client lost its session. The client asked for the stream elsewhere.
+            table.resumption.detach(stream, now)
+        elif stream is not None:
+            table.abort(stream, reset.code, reset.text)
+
+    def _ping(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.outbox.send(frames.frame(frames.PONG, value=value))
+
+    def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        if value == _QUIET:  # the one behind the WITHDRAWs of a session that is left
+            session.quiet = True
+        elif value:  # that it arrived is all that others say
+            self.table.events.append(events.PongReceived(value))
+
+    def _goaway(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+        session.goaway = goaway = Goaway.parse(payload)
+        self.table.events.append(events.SessionRefused(goaway))
+
+    # --- frames of one stream -----------------------------------------------------------------------
+
+    def _trying(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        trying = Trying.parse(payload)
+        if not stream.is_client or stream.leg is not Leg.ASKED:
+            raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
+        stream.move(Input.TRIED)
+        stream.attempt = trying.attempt
+        stream.peer = sys.intern(trying.process)
+        stream.host = sys.intern(trying.host)
+        stream.outbound.restart()  # the relay dropped what was meant for the host before
+        self.table.activate(stream)
+
+    def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        opened = Opened.parse(payload)
+        if stream.leg is not Leg.ASKED or stream.state is not State.TRYING or opened.attempt != stream.attempt:
+            raise RemoteProtocolError("An OPENED for a stream that is not being opened.")
+        if opened.limit < self.limits.early:
+            raise RemoteProtocolError("The first limit is below the floor.")
+        stream.outbound.limit = opened.limit
+        self.table.opened(stream)
+
+    def _data(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        if stream.leg is not Leg.JOINED or not stream.confirmed:
+            self._must_be_open(stream)
+        known = stream.inbound.accept(value, len(payload))
+        if stream.closing:
+            if stream.farewell is None:
+                self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
+            self.table.farewells.dropped(stream, len(payload) - known, now)
+        elif known < len(payload):
+            stream.inbound.note(flags, len(payload) - known, now)
+            self.table.deliver(stream, payload[known:] if known else payload)
+            # The acknowledgement waits for `consumed`, or for the delay.
+            if stream.ack_timer is None:
+                self.table.acknowledge_later(stream, now)
+
+    def _ack(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        self._must_be_open(stream)
+        fin = bool(flags & frames.FIN_ARRIVED)
+        out = stream.outbound
+        acknowledged_before = out.fin_acked
+        self.table.acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
+        if fin and not acknowledged_before:
+            self.table.end_acknowledged(stream)
+        else:
+            self.table.activate(stream)
+        if stream.farewell is not None:
+            self.table.farewells.look(stream)
+
+    def _fin(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        self._must_be_open(stream)
+        if stream.farewell is not None:
+            return  # the program did not get all of it: the stream ends by a reset, and never as finished
+        known = stream.inbound.finished
+        stream.inbound.finish(value)
+        self.table.acknowledge_soon(stream)
+        if not known:
+            stream.move(Input.FIN_ARRIVED)
+            self.table.events.append(events.EndReceived(stream))
+            self.table.if_finished(stream)
+
+    def _gone(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+        if stream.leg is Leg.ASKED:
+            raise RemoteProtocolError("A GONE for a stream that is not open yet.")
+        self.table.resumption.gone(stream, now)
+
+    def _must_be_open(self, stream: Stream) -> None:
+        if stream.leg is not Leg.JOINED:
+            raise RemoteProtocolError("A frame for a stream that is not open, or not attached again.")
+        self.table.confirm(stream)

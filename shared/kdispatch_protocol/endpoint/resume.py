@@ -1,0 +1,336 @@
+"""How a stream goes on when a leg of it is lost, or moves to another session: one mechanism, ATTACH.
+
+A stream is *detached* from the moment at which its own session ends, or the
+relay says that the peer's did (GONE), until both ends have attached again. Each
+end says ATTACH under a new number, with what it has received and what it will
+take; the relay brings the two together and gives each the other's. Then each
+sends again what the other lacks. Numbers of before are dead.
+
+A stream that *moves* attaches in the newer session before its leg is given up,
+and so does its peer when the relay asks it. Both use the old numbers until the
+other's ATTACH is here; so nothing waits longer than that takes.
+
+While it is detached a stream keeps what its program writes, up to the usual
+bounds, and reads nothing. A grace bounds the wait; what ended meanwhile is
+told from a tombstone when the peer asks.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.session import Session
+from kdispatch_protocol.endpoint.states import Leg, State
+from kdispatch_protocol.endpoint.streams import Stream
+from kdispatch_protocol.endpoint.tombstones import Tombstones
+from kdispatch_protocol.errors import CODES, RemoteProtocolError
+from kdispatch_protocol.session.timers import Timer
+from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.messages import Attach, AttachEntry, Reset, reset_frame
+
+if TYPE_CHECKING:
+    from kdispatch_protocol.endpoint.table import StreamTable
+
+__all__ = ["Resumption"]
+
+#: Tombstones are swept at most once in so many seconds.
+_SWEEP = 1.0
+
+
+class Resumption:
+    """The part of a process's stream table that detaches streams and attaches them again."""
+
+    def __init__(self, table: StreamTable) -> None:
+        self._table = table
+        self.tombstones = Tombstones(table.limits)
+        self._sweeping: Timer | None = None
+        self._carried = 0  # bytes of the streams that have ended
+
+    @property
+    def carried(self) -> int:
+        """Bytes that programs have got across since this process began, both ways: received, or acknowledged."""
+        return self._carried + sum(stream.carried for stream in self._table.by_uuid.values())
+
+    # --- losing a leg -------------------------------------------------------------------
+
+    def detach(self, stream: Stream, now: float) -> None:
+        """Its leg is gone: nothing passes until both ends have attached, which it may have said already."""
+        table = self._table
+        stream.session.drop(stream)
+        self._promote(stream)
+        if stream.leg is Leg.NONE:
+            stream.inbound.release()  # what the peer may send is said anew, in the ATTACH
+        if stream.grace is None and stream.opened:
+            stream.detached_at = now
+            stream.set_grace(table.timers.add(self._grace_ends(stream), lambda _: self._grace_expired(stream)))
+
+    def expires(self, stream: Stream) -> float | None:
+        """When this end gives a detached stream up, else ``None``. The peer counts for itself."""
+        return None if stream.grace is None else self._grace_ends(stream)
+
+    def _grace_ends(self, stream: Stream) -> float:
+        return stream.detached_at + self._table.limits.grace
+
+    @staticmethod
+    def _promote(stream: Stream) -> None:
+        """A stream without a leg has it where it attached first, if it did."""
+        if stream.moves:
+            session, number = next(iter(stream.moves.items()))
+            _end_move(stream, session)
+            session.carry(stream, number, Leg.ATTACHING)
+
+    def gone(self, stream: Stream, now: float) -> None:
+        """The relay says that the other leg is lost."""
+        if not stream.resumable:
+            self._table.fail(stream, "resume_expired", "The other end's session was lost.")
+            return
+        self.detach(stream, now)
+        self.go_on([stream])
+
+    def move_gone(self, session: Session, stream: Stream) -> None:
+        """The relay does not know the number of a move any more."""
+        _end_move(stream, session)
+        self.move(stream)
+
+    def session_lost(self, stream: Stream, session: Session, text: str, now: float) -> bool:
+        """One of our sessions ended; returns whether that is all done, or the stream has to be begun anew.
+
+        A client that has sent nothing may simply ask again. One that has sent early data must ask the
+        very host that may have it, and that host alone.
+        """
+        if stream.moves and session in stream.moves:
+            _end_move(stream, session)
+            if stream.leg is not Leg.NONE and stream.session is not session:
+                # A join may be on its way, there or here: the older number is dead then, and nobody would say so.
+                stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
+                self.detach(stream, now)
+        if stream.session is not session or stream.leg is Leg.NONE:
+            return True
+        if not stream.opened and (not stream.is_client or stream.outbound.sent == 0):
+            return False
+        if not stream.resumable:
+            code = "resume_expired" if stream.opened else "open_interrupted"
+            self._table.abort(stream, code, text)
+            return True
+        self.detach(stream, now)
+        return True
+
+    def _grace_expired(self, stream: Stream) -> None:
+        self._table.fail(stream, "resume_expired", "The connection could not go on in time.")
+
+    # --- our ATTACH ---------------------------------------------------------------------
+
+    def go_on(self, streams: Iterable[Stream] | None = None) -> None:
+        """Attach those of ``streams``, or of all, that are detached, in the newest session that is ready."""
+        some = self._table.by_uuid.values() if streams is None else streams
+        if self._table.session.ready:
+            self._attach([stream for stream in some if stream.leg is Leg.NONE and stream.peer])
+
+    def session_ready(self) -> None:
+        """A new session can carry streams: attach all that can be, before anything else is said."""
+        streams = list(self._table.by_uuid.values())
+        self._attach([s for s in streams if (s.leg is Leg.NONE and s.peer) or self._should_move(s)])
+
+    def move(self, stream: Stream) -> None:
+        """If there is a newer session by now, take the stream there."""
+        if self._should_move(stream):
+            self._attach([stream])
+
+    def _should_move(self, stream: Stream) -> bool:
+        newest = self._table.session
+        return (
+            newest.ready and stream.session is not newest and stream.movable and newest not in (stream.moves or ())
+        )  # fmt: skip
+
+    def _attach(self, streams: list[Stream]) -> None:
+        # The relay asks its store once for each service of an ATTACH.
+        groups: dict[tuple[str | None, str], list[Stream]] = {}
+        for stream in streams:
+            groups.setdefault((stream.token, stream.service), []).append(stream)
+        size = self._table.limits.attach_batch
+        for (token, _), group in groups.items():
+            for start in range(0, len(group), size):
+                attach = Attach.of([self._entry(stream) for stream in group[start : start + size]], token)
+                self._table.session.outbox.send(frames.frame(frames.ATTACH, payload=attach.encode()))
+
+    def _entry(self, stream: Stream) -> AttachEntry:
+        session = self._table.session
+        number = session.take_number()
+        if stream.leg is Leg.NONE:
+            session.carry(stream, number, Leg.ATTACHING)
+        else:
+            if stream.moves is None:
+                stream.moves = {}
+            stream.moves[session] = number
+            session.moving[number] = stream
+        stream.attach += 1
+        inbound = stream.inbound
+        return AttachEntry(
+            uuid=stream.uuid,
+            service=stream.service,
+            role=stream.role,
+            peer=stream.peer,
+            number=number,
+            received=inbound.received,
+            limit=inbound.grant(),
+            fin=inbound.finished,
+            opening=not stream.opened,
+            attach=stream.attach,
+            proof=stream.prove(stream.role, stream.attach),
+        )
+
+    # --- the peer's ATTACH --------------------------------------------------------------
+
+    def peer_attached(self, session: Session, entry: AttachEntry, now: float) -> None:
+        """A peer's ATTACH: under our own number it joins the stream, without one it asks us to attach as well."""
+        stream = self._table.by_uuid.get(entry.uuid)
+        if stream is None:
+            self._refuse(session, entry, self.tombstones.answer(entry.uuid, entry.peer, now, opening=entry.opening))
+        elif stream.peer != entry.peer or stream.role == entry.role:
+            self._refuse(session, entry, "unknown_stream")  # an end that the stream is not, or no longer, bound to
+        elif stream.leg is Leg.ASKED:
+            if stream.session is session:
+                self._refuse(session, entry, "unknown_stream")
+            # Else that host's OPENED is on its way in the older session, and the stream moves as soon as it is here.
+        elif entry.number is None:
+            self._asked_to_attach(session, stream, entry)
+        elif session.moving.get(entry.number) is stream or (
+            stream.leg is Leg.ATTACHING and session.by_number.get(entry.number) is stream
+        ):
+            self._join(session, stream, entry, now)
+
+    def _asked_to_attach(self, session: Session, stream: Stream, entry: AttachEntry) -> None:
+        """Attach, and keep the leg until the join: the peer may be moving. In the newest session only.
+
+        In an older one both ends could come to have the stream there and in the newer, in different orders.
+        """
+        if not self._is_of_peer(stream, entry):
+            self._refuse(session, entry, "bad_proof")
+            return
+        if entry.attach <= stream.peer_attach:
+            return  # it was brought together with ours in another session while the question was on its way
+        attaching = stream.leg is Leg.ATTACHING and stream.session is session
+        if session is self._table.session and not attaching and session not in (stream.moves or ()):
+            self._attach([stream])
+
+    def _join(self, session: Session, stream: Stream, entry: AttachEntry, now: float) -> None:
+        number = entry.number or 0
+        moved = session.moving.get(number) is stream
+        authentic = self._is_of_peer(stream, entry)
+        if not authentic or entry.attach <= stream.peer_attach:
+            # Not the peer, or not its last word: it is told, and the stream goes on waiting for the true one.
+            session.outbox.send(reset_frame(number, "bad_proof", CODES["bad_proof"].meaning))
+            if not authentic:
+                self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
+            if moved:
+                _end_move(stream, session)
+            else:
+                self.detach(stream, now)
+            if self._table.session is session:
+                self._attach([stream])
+            return
+        out = stream.outbound
+        had_fin = out.fin_acked
+        try:
+            freed = self._rewound(stream, entry)
+        except RemoteProtocolError as error:
+            self._table.fail(stream, error.code, error.text)
+            return
+        stream.peer_attach = entry.attach
+        if moved:
+            self._switch(stream, session, number)
+        stream.leg = Leg.JOINED
+        stream.set_grace(None)
+        self._table.acknowledged(stream, freed)
+        self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
+        self._table.farewells.look(stream)
+
+    @staticmethod
+    def _switch(stream: Stream, session: Session, number: int) -> None:
+        """The stream leaves its number, and what it attached before this: frames under those are of the past."""
+        stream.session.drop(stream)
+        for older in list(stream.moves or ()):
+            _end_move(stream, older)
+            if older is session:
+                break
+        session.carry(stream, number, Leg.JOINED)
+
+    @staticmethod
+    def _rewound(stream: Stream, entry: AttachEntry) -> int:
+        """Go back to what the peer has; returns the bytes freed, and raises what can't be true."""
+        if entry.fin and stream.state not in {State.LOCAL_FIN, State.LOCAL_DONE, State.LAST_ACK}:
+            raise RemoteProtocolError("An end that was never sent is said to be there.", "offset_mismatch")
+        return stream.outbound.attach(entry.received, entry.limit, fin=entry.fin)
+
+    @staticmethod
+    def _is_of_peer(stream: Stream, entry: AttachEntry) -> bool:
+        """Whether the stream's own other end said it, for this stream and service, now or before."""
+        expected = stream.prove(entry.role, entry.attach)
+        return hmac.compare_digest(expected, entry.proof) and entry.service == stream.service
+
+    def _refuse(self, session: Session, entry: AttachEntry, code: str) -> None:
+        if entry.number is not None:
+            # Brought together under a number of ours that is dead by now: whoever is to hear of it will ask again.
+            return
+        reset = Reset(code=code, text=CODES[code].meaning, uuid=entry.uuid, process=entry.peer)
+        session.outbox.send(frames.frame(frames.RESET, payload=reset.encode()))
+        self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, code))
+
+    # --- the end ------------------------------------------------------------------------
+
+    def move_refused(self, session: Session, stream: Stream, code: str, text: str, now: float) -> None:
+        """RESET came under the number of a move: a joined stream stays where it is, and tries again when it must."""
+        _end_move(stream, session)
+        if stream.leg is not Leg.JOINED:
+            self.attach_refused(stream, code, text, now)
+
+    def attach_refused(self, stream: Stream, code: str, text: str, now: float) -> None:
+        """RESET came in the place of the peer's ATTACH."""
+        table = self._table
+        if code == "closed" and stream.state is State.LAST_ACK:
+            table.acknowledged(stream, stream.outbound.clear())
+            table.end_acknowledged(stream)  # the peer had all of it, and only its last ACK was lost
+        elif stream.moves and stream.leg is Leg.ATTACHING:
+            stream.session.drop(stream)
+            self._promote(stream)
+        elif stream.opened:
+            table.abort(stream, "offset_mismatch" if code == "closed" else code, text)
+        elif code == "unknown_stream" and now < stream.open_until:
+            table.open_again(stream, now)  # nothing of it was delivered there
+        else:
+            table.abort(stream, "open_interrupted" if code in {"peer_restarted", "closed"} else code, text)
+
+    def end_moves(self, stream: Stream, code: str) -> None:
+        """The stream ended: whoever waits for it where it was about to go has to hear so."""
+        for session, number in list((stream.moves or {}).items()):
+            session.outbox.send(reset_frame(number, code, ""))
+            _end_move(stream, session)
+
+    def remember(self, stream: Stream, code: str) -> None:
+        """The stream ended; whoever asks for it later is told how."""
+        table = self._table
+        self._carried += stream.carried
+        heard = stream.inbound.received > 0
+        since = table.now if stream.grace is None else stream.detached_at
+        self.tombstones.add(stream.uuid, code, stream.peer, since, heard=heard)
+        if self._sweeping is None:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        deadline = self.tombstones.next_deadline()
+        self._sweeping = self._table.timers.add(deadline + _SWEEP, self._sweep) if deadline is not None else None
+
+    def _sweep(self, now: float) -> None:
+        self.tombstones.purge(now)
+        self._sweep_later()
+
+
+def _end_move(stream: Stream, session: Session) -> None:
+    """The stream's number of a move to this session is of the past."""
+    assert stream.moves is not None
+    del session.moving[stream.moves.pop(session)]
+    if not stream.moves:
+        stream.moves = None

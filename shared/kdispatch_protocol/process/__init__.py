@@ -1,0 +1,1 @@
+"""What each process of kdispatch has: its output, its log, its descriptors."""

@@ -1,0 +1,1 @@
+"""A session on an event loop: its socket, its link, its alarm."""

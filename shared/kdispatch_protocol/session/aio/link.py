@@ -1,0 +1,353 @@
+"""One session's driver, the same at both ends: a carrier, its batches, its liveness.
+
+Everything happens in callbacks of the event loop: no task, no queue and no
+await for a frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sized
+from typing import Final, Protocol
+
+from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.session.aio.alarm import Alarm
+from kdispatch_protocol.session.aio.carrier import Cancellable, Carrier
+from kdispatch_protocol.session.liveness import Course, Cut, Liveness, Verdict
+from kdispatch_protocol.session.pace import Pace
+from kdispatch_protocol.wire.frames import Buffer, Frame, FrameReader
+from kdispatch_protocol.wire.websocket import Closing
+
+__all__ = ["Link", "LinkOwner"]
+
+# A flush hands at most this many batches to the socket before other sessions get their turn.
+_BATCHES: Final = 8
+# Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
+_NORMAL: Final = 1000
+_POLICY: Final = 1008
+_DEAD: Final = ("", "Nothing was heard from the other end.")
+# An agent's machine may sleep, and its monotonic clock with it: then only the wall clock tells, which is looked at
+# every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
+_CLOCK_EVERY: Final = 5.0
+_CLOCK_STEP: Final = 2.0
+# A smaller piece of a message that is not whole is one too many: at most two of them are at the edges of a read.
+_DRIBBLE: Final = 256
+# How often a full socket is looked at, as a part of the time after which it is cut.
+_LOOKS: Final = 4
+
+
+class LinkOwner(Protocol):
+    """What a session belongs to. ``collect`` gives the next batch of frames, empty when there is nothing to send."""
+
+    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+        """A DATA that is all of a read: pass it on at once, or return that nothing was done, and it is a frame."""
+        ...
+
+    def link_frames(self, received: list[Frame], now: float) -> None:
+        """Frames, whose payloads may be reused afterwards."""
+        ...
+
+    def link_violated(self, code: str, text: str) -> None:
+        """The other end broke the protocol: close the link."""
+        ...
+
+    def link_idle(self, count: int, now: float) -> None:
+        """So many WebSocket frames, or reads, brought no byte of a message."""
+        ...
+
+    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
+        """The message of these frames, which come next, had so many small pieces beside its last one."""
+        ...
+
+    def link_read(self) -> None:
+        """All frames of one read were handed over."""
+        ...
+
+    def link_unsent(self, size: int) -> None:
+        """So many bytes were given to the socket that it does not take; 0 when it has taken all."""
+        ...
+
+    def link_collect(self, most: int, now: float) -> list[Buffer]:
+        """The next batch, about ``most`` bytes."""
+        ...
+
+    def link_ask(self) -> None:
+        """Queue a PING: the other end was silent."""
+        ...
+
+    def link_lost(self, code: str, text: str) -> None:
+        """The session is over. Called once; ``code`` is empty where there is none."""
+        ...
+
+
+class Link:
+    """A session's carrier, and what keeps it fair and alive."""
+
+    def __init__(
+        self,
+        owner: LinkOwner,
+        limits: Limits,
+        *,
+        server: bool,
+        buffer: memoryview,
+        max_message: int,
+        ping: float | None = None,
+        carries: Sized | None = None,
+        turn: Callable[[Callable[[], None]], Cancellable] | None = None,
+    ) -> None:
+        """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits.
+
+        ``carries`` is what a relay's session carries, and ``turn`` says when it reads again: see :class:`Carrier`.
+        """
+        self._owner = owner
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(limits)
+        self._held = self._pace.batch  # bytes that the kernel may hold unsent
+        now = self._loop.time()
+        self._frames = FrameReader()
+        self._received: list[Frame] = []  # of this read
+        self._small = 0  # pieces of the message under way that brought hardly anything
+        ping = ping or limits.ping
+        self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
+        self._server = server
+        self._began = self._looked = now
+        self._ended: Course | None = None
+        self._wall = time.time() - now  # what the wall clock says beyond the monotonic one
+        self._wake_handle: asyncio.Handle | None = None
+        self._alarm = Alarm(self._loop, self._look)
+        self._full_since = now
+        self._full_looked = now
+        self._full_unsent = 0
+        self._verdict: tuple[str, str] | None = None  # why this end closed the session
+        self._over = False
+        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message, carries=carries, turn=turn)
+        self.carrier.pass_on = owner.link_pass_on
+        self._arm()
+
+    def bear_silence(self, seconds: float) -> None:
+        """From now on the other end may say nothing for so long."""
+        self._liveness.bear(seconds)
+        self._arm()
+
+    @property
+    def partial(self) -> int:
+        """Bytes that are kept of a message that is not whole."""
+        return self._frames.partial
+
+    def wake(self) -> None:
+        """There may be something to send: flush once in this turn of the loop."""
+        if self._wake_handle is None and not self._over:
+            self._wake_handle = self._loop.call_soon(self._woken)
+
+    def _woken(self) -> None:
+        self._wake_handle = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes, now."""
+        carrier = self.carrier
+        now = self._loop.time()
+        for _ in range(_BATCHES):
+            if carrier.full or not carrier.open:
+                return
+            parts = self._owner.link_collect(self._pace.batch, now)
+            if not parts:
+                return
+            carrier.send(parts)
+        if not carrier.full:
+            self._pace.never_full()
+            self._hold()
+        self.wake()
+
+    def close(self, code: str, text: str = "") -> None:
+        """End the session in order: what is queued goes first, then a close frame with the code.
+
+        To a full socket that is one batch, whose beginning is all that is not data.
+        """
+        if self._verdict is None:
+            self._verdict = (code, text)
+            if not self.carrier.full:
+                self.flush()
+            elif parts := self._owner.link_collect(self._pace.batch, self._loop.time()):
+                self.carrier.send(parts)
+            self.carrier.close(_POLICY if code else _NORMAL, code)
+
+    def abort(self, code: str, text: str) -> None:
+        """End it at once: nothing can be said any more."""
+        if self._verdict is None:
+            self._verdict = (code, text)
+        self.carrier.abort()
+
+    # --- the carrier's owner ------------------------------------------------------------------
+
+    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+        """A piece of a message from the other end. Its frames wait until all of the read is known to be sound."""
+        if self._verdict is not None:
+            return
+        try:
+            received = self._frames.receive(piece, ends=ends)
+        except RemoteProtocolError as error:
+            self._received = []
+            self._owner.link_violated(error.code, error.text)
+            return
+        if not received:
+            if len(piece) < _DRIBBLE:
+                self.carrier.found += 1
+                self._small += 1
+            return
+        self.carrier.found += len(received)
+        if self._small:
+            count, self._small = self._small, 0
+            self._owner.link_pieces(count, received, self._loop.time())
+        self._received = self._received + received if self._received else received
+
+    def carrier_idle(self, count: int) -> None:
+        """WebSocket frames, or a read, brought no byte of a message."""
+        if self._verdict is None:
+            self._owner.link_idle(count, self._loop.time())
+
+    def bytes_received(self) -> None:
+        """All of one read was handed over."""
+        received, self._received = self._received, []
+        if self._verdict is not None:
+            return
+        if received:
+            try:
+                self._owner.link_frames(received, self._loop.time())
+            except RemoteProtocolError as error:
+                self._owner.link_violated(error.code, error.text)
+                return
+        self._owner.link_read()
+
+    def carrier_takes(self, size: int) -> bool:
+        """To a slow socket goes at most a batch at once."""
+        return size <= self._pace.batch
+
+    def carrier_filled(self) -> None:
+        """The socket takes no more for now: how fast is it, and when is it too slow?"""
+        carrier = self.carrier
+        now = self._loop.time()
+        self._full_since = self._full_looked = now
+        self._full_unsent = carrier.unsent
+        self._pace.filled(carrier.given - self._full_unsent, now)
+        self._owner.link_unsent(self._full_unsent)
+        self._arm()
+
+    def carrier_drained(self) -> None:
+        """The socket took everything."""
+        self._owner.link_unsent(0)
+        self._pace.drained(self._loop.time())
+        self._hold()
+        self.flush()
+
+    def _hold(self) -> None:
+        """What waits in the kernel is out of every control frame's way: let it be no more than a batch."""
+        batch = self._pace.batch
+        if 4 * abs(batch - self._held) > self._held:  # a small change is not worth a system call
+            self._held = batch
+            self.carrier.hold_unsent(batch)
+
+    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+        """The connection is gone."""
+        self._over = True
+        if not self._server:
+            self._ended = self._look_back(closing, error)
+        self._alarm.cancel()
+        if self._wake_handle is not None:
+            self._wake_handle.cancel()
+        if self._verdict is not None:
+            code, text = self._verdict
+        elif closing is not None and not closing.by_peer:
+            code, text = "protocol_error", closing.reason
+        elif closing is not None:
+            code, text = "", f"The other end closed the session: {closing.reason or closing.code}."
+        else:
+            code, text = "", _lost(error)
+        self._owner.link_lost(code, text)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    @property
+    def course(self) -> Course:
+        """How an agent's session went, or goes."""
+        return self._ended or Course(self._loop.time() - self._began, self._liveness.survived, 0.0, None)
+
+    def _look_back(self, closing: Closing | None, error: Exception | None) -> Course:
+        now = self._loop.time()
+        stood_still = now - self._looked > _CLOCK_EVERY + _CLOCK_STEP or self._clock_stepped(now)
+        self._note_messages()
+        live = self._liveness
+        cut = None
+        if self._verdict == _DEAD:
+            cut = Cut.UNANSWERED
+        elif self._verdict is None and closing is None and (error is None or isinstance(error, ConnectionError)):
+            cut = Cut.CLOSED  # not for errors such as "no route to host": those are the network's own
+        if stood_still or live.unsure:
+            cut = None
+        return Course(now - self._began, live.survived, 0.0 if cut is None else live.silence(now, cut), cut)
+
+    def _note_messages(self) -> None:
+        carrier = self.carrier
+        self._liveness.passed(carrier.arrived, carrier.sent)
+        carrier.arrived = carrier.sent = None
+
+    def _arm(self) -> None:
+        """Look again when the other end's silence, or a full socket, is to be judged."""
+        if self._over:
+            return
+        self._alarm.set(self._liveness.next_deadline())
+        if not self._server:
+            self._alarm.set(self._loop.time() + _CLOCK_EVERY)
+        if self.carrier.full:
+            self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
+
+    def _clock_stepped(self, now: float) -> bool:
+        """Whether the wall clock jumped against the monotonic one: this machine slept, or somebody set its clock."""
+        before, self._wall = self._wall, time.time() - now
+        return not self._server and abs(self._wall - before) > _CLOCK_STEP
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        # What waits to be read is read before a verdict: the judge comes behind it in the loop's next turn.
+        self._loop.call_soon(self._judge, now)
+
+    def _judge(self, now: float) -> None:
+        if self._over:
+            return
+        if self.carrier.full:
+            unsent = self.carrier.unsent
+            rested = now - self._full_looked > 2 * self._limits.slow_consumer / _LOOKS  # this process was stopped
+            self._full_looked = now
+            if unsent < self._full_unsent or rested:
+                self._full_since, self._full_unsent = now, unsent
+            elif now - self._full_since >= self._limits.slow_consumer:
+                self.abort("slow_consumer", "The socket took no byte for too long.")
+                return
+        heard, self.carrier.heard = self.carrier.heard, None
+        if heard is not None:  # any byte is life
+            self._liveness.heard(heard)
+        if not self._server:
+            self._note_messages()
+        self._looked = now
+        verdict = self._liveness.check(now)
+        if self._clock_stepped(now) and verdict is Verdict.ALIVE:
+            self._liveness.doubt(now)
+            verdict = Verdict.ASK
+        if verdict is Verdict.DEAD:
+            self.abort(*_DEAD)
+            return
+        if verdict is Verdict.ASK:
+            self._owner.link_ask()
+            self.wake()
+        self._arm()
+
+
+def _lost(error: Exception | None) -> str:
+    """How a connection ended, as a sentence. The system's errors have a number in their text, or no text at all."""
+    if error is None:
+        return "The connection was closed."
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"The connection was lost: {words.rstrip('.')}."

@@ -1,0 +1,1 @@
+"""Frames, messages and WebSocket framing: bytes in, values out."""

@@ -1,0 +1,294 @@
+"""WebSocket framing (RFC 6455, section 5) for both ends, sans-I/O.
+
+Only what kdispatch needs: binary messages, ping, pong and close. Text is
+refused, extensions are never negotiated. The handshake is done elsewhere.
+
+Messages are not put together: their payload is handed on in pieces, as it
+arrives, so that nothing waits for the end of a message and nothing is held here
+but the beginning of a frame's head and of a control frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from websockets.speedups import apply_mask
+
+from kdispatch_protocol.wire.frames import Buffer
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "PING",
+    "PONG",
+    "Closing",
+    "Piece",
+    "WebSocketReader",
+    "close_payload",
+    "frame_head",
+    "mask_parts",
+]
+
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+_KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
+_U16: Final = struct.Struct("!H")
+_U64: Final = struct.Struct("!Q")
+_HEAD_MAX: Final = 14
+# The first byte of a binary message in one frame.
+_WHOLE: Final = 0x80 | BINARY
+# Parts below this are joined before they are masked: a copy of 4 KiB costs less than another call.
+_SMALL: Final = 4096
+# Codes that may stand in a close frame (RFC 6455, 7.4, and the IANA registry).
+_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+
+_SHORT_HEADS: Final = {code: [bytes((0x80 | code, n)) for n in range(256)] for code in (BINARY, CLOSE, PING, PONG)}
+
+#: A piece of a message's payload, and whether the message ends with it.
+Piece = tuple[Buffer, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Why reading ended: ``code`` and ``reason`` are what the answering close frame should carry."""
+
+    code: int
+    reason: str
+    by_peer: bool  # a close frame arrived, rather than a violation
+
+
+def frame_head(opcode: int, length: int, mask: bytes | None) -> bytes:
+    """The head of one unfragmented frame; ``mask`` is the four key bytes of a client's, ``None`` at a server."""
+    masked = 0 if mask is None else 0x80
+    if length < 126:
+        head = _SHORT_HEADS[opcode][masked | length]
+    elif length < 65536:
+        head = bytes((0x80 | opcode, masked | 126)) + _U16.pack(length)
+    else:
+        head = bytes((0x80 | opcode, masked | 127)) + _U64.pack(length)
+    return head if mask is None else head + mask
+
+
+def mask_parts(parts: list[Buffer], mask: bytes) -> list[Buffer]:
+    """Mask a client's payload. Small parts are joined; the mask runs through, and a large part keeps its own buffer.
+
+    Nothing that is large is copied behind something else: that would be one more pass over it.
+    """
+    masked: list[Buffer] = []
+    small: list[Buffer] = []
+    for part in parts:
+        if len(part) < _SMALL:
+            small.append(part)
+            continue
+        if small:
+            joined = b"".join(small)
+            small.clear()
+            masked.append(apply_mask(joined, mask))
+            mask = _turned(mask, len(joined))
+        masked.append(apply_mask(part, mask))
+        mask = _turned(mask, len(part))
+    if small:
+        masked.append(apply_mask(b"".join(small), mask))
+    return masked
+
+
+def _turned(mask: bytes, count: int) -> bytes:
+    """The mask as the byte behind ``count`` masked ones meets it."""
+    turn = count & 3
+    return mask[turn:] + mask[:turn] if turn else mask
+
+
+def close_payload(code: int, reason: str) -> bytes:
+    """A close frame's payload: the code and at most 123 bytes of UTF-8."""
+    return _U16.pack(code) + reason.encode()[:123].decode(errors="ignore").encode()
+
+
+class WebSocketReader:
+    """Bytes in, pieces of messages and control frames out.
+
+    Feed it with :meth:`receive_data`. Then look at ``pings`` (payloads to answer,
+    take and clear them) and ``closing``: once it is set, send its close frame and
+    read no more.
+    """
+
+    __slots__ = (
+        "_control",
+        "_first",
+        "_head",
+        "_inside",
+        "_left",
+        "_mask",
+        "_size",
+        "closing",
+        "idle",
+        "max_message",
+        "pings",
+        "server",
+    )
+
+    def __init__(self, *, server: bool, max_message: int) -> None:
+        self.server = server  # at a server frames must be masked, at a client they must not
+        self.max_message = max_message
+        self.closing: Closing | None = None
+        self.pings: list[bytes] = []
+        self.idle = 0  #: frames that brought no byte of a message; who looks at it sets it back
+        self._head = b""  # the beginning of a frame whose head is incomplete
+        self._first = 0  # the first byte of the frame whose payload is under way
+        self._left = 0  # bytes of its payload that are still to come
+        self._mask = b""  # as the next of them meets it
+        self._control = b""  # the beginning of a control frame's payload
+        self._inside = False  # a message is under way, and its last frame was not here
+        self._size = 0  # of that message, with the frame under way
+
+    def receive_whole(self, data: memoryview, size: int) -> bytes | None:
+        """The fast path: the payload, if the first ``size`` bytes of ``data`` are one whole short message.
+
+        ``None`` says that they are not, and nothing was done: give them to :meth:`receive_data`. The payload has
+        memory of its own. Most reads of a stream that is not bulk are such messages: 4 us less for each (of 25 a hop).
+        """
+        start = 6 if self.server else 2
+        length = size - start
+        if not 0 < length < 126 or self._left or self._head or self._inside or self.closing:
+            return None
+        read = data[:size].tobytes()  # bytes are cut in half the time that views take
+        if read[0] != _WHOLE or read[1] != (0x80 | length if self.server else length):
+            return None
+        return apply_mask(read[6:], read[2:6]) if self.server else read[2:]
+
+    def receive_data(self, data: Buffer) -> list[Piece]:
+        """Take bytes from the wire.
+
+        At a client, pieces are views into ``data``: use or copy them before it is
+        reused. At a server they were unmasked, and have memory of their own.
+        """
+        pieces: list[Piece] = []
+        view = memoryview(data)
+        size = len(view)
+        position = 0
+        while position < size and self.closing is None:
+            if not self._left:
+                position = self._take_head(view, position, pieces)
+                continue
+            count = min(self._left, size - position)
+            payload: Buffer = view[position : position + count]
+            position += count
+            self._left -= count
+            if self.server:
+                payload = apply_mask(payload, self._mask)
+                if self._left:
+                    self._mask = _turned(self._mask, count)
+            if self._first & 0x8:
+                self._control += payload
+                if not self._left:
+                    self._control_arrived()
+            else:
+                pieces.append((payload, not self._left and self._first & 0x80 != 0))
+        return pieces
+
+    def _take_head(self, view: memoryview, position: int, pieces: list[Piece]) -> int:
+        """Take a frame's head, which may have begun in an earlier read; returns the position behind what was used."""
+        before = len(self._head)
+        head = self._head + bytes(view[position : position + _HEAD_MAX - before])
+        size = len(head)
+        if size < 2:
+            self._head = head
+            return len(view)
+        first, second = head[0], head[1]
+        length = second & 0x7F
+        start = 2 if length < 126 else 4 if length == 126 else 10
+        if self.server:
+            start += 4
+        # Most frames are whole messages: nothing about them needs a look.
+        ordinary = first == _WHOLE and not self._inside and second >> 7 == self.server
+        if not ordinary and not self._head_allowed(first, second):
+            return len(view)
+        if size < start:
+            self._head = head
+            return len(view)
+        if length == 126:
+            (length,) = _U16.unpack_from(head, 2)
+        elif length == 127:
+            (length,) = _U64.unpack_from(head, 2)
+        self._head = b""
+        self._first, self._left = first, length
+        if self.server:
+            self._mask = head[start - 4 : start]
+        if not first & 0x8:
+            self._size = length + (self._size if self._inside else 0)
+            if self._size > self.max_message:
+                self._fail(1009, f"a message of more than {self.max_message} bytes")
+                return len(view)
+            self._inside = not first & 0x80
+        if not length:
+            self._empty_frame(pieces)
+        return position + start - before
+
+    def _empty_frame(self, pieces: list[Piece]) -> None:
+        if self._first & 0x8:
+            self._control_arrived()
+        elif self._first & 0x80:
+            pieces.append((b"", True))
+        else:
+            self.idle += 1
+
+    def _head_allowed(self, first: int, second: int) -> bool:
+        """Check a frame's first two bytes; a violation is recorded in ``closing``."""
+        opcode = first & 0x0F
+        problem = ""
+        if first & 0x70:
+            problem = "a reserved bit is set"
+        elif opcode not in _KNOWN:
+            problem = f"unknown opcode {opcode}"
+        elif bool(second & 0x80) is not self.server:
+            problem = "a client's frame without a mask" if self.server else "a server's frame with a mask"
+        elif opcode & 0x8 and (not first & 0x80 or second & 0x7F > 125):
+            problem = "a control frame in fragments or longer than 125 bytes"
+        elif opcode == CONTINUATION and not self._inside:
+            problem = "a continuation of nothing"
+        elif opcode in {TEXT, BINARY} and self._inside:
+            problem = "a new message inside another"
+        elif opcode == TEXT:
+            self._fail(1003, "text messages are not accepted")
+            return False
+        if problem:
+            self._fail(1002, problem)
+        return not problem
+
+    def _control_arrived(self) -> None:
+        payload, self._control = self._control, b""
+        self.idle += 1
+        opcode = self._first & 0x0F
+        if opcode == PING:
+            self.pings.append(payload)
+        elif opcode == CLOSE:
+            self._closed(payload)
+        # A pong that we did not ask for is allowed (RFC 6455, 5.5.3).
+
+    def _closed(self, payload: bytes) -> None:
+        if not payload:
+            self.closing = Closing(1000, "", by_peer=True)
+            return
+        if len(payload) == 1:
+            self._fail(1002, "a close frame of one byte")
+            return
+        (code,) = _U16.unpack_from(payload)
+        if code not in _CLOSE_CODES and not 3000 <= code < 5000:
+            self._fail(1002, f"close code {code} must not be sent")
+            return
+        try:
+            reason = payload[2:].decode()
+        except UnicodeDecodeError:
+            self._fail(1007, "a close reason that is not UTF-8")
+            return
+        self.closing = Closing(code, reason, by_peer=True)
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.closing = Closing(code, reason, by_peer=False)
