@@ -17,9 +17,9 @@ from typing import Final
 
 from bench.processes import PYTHON
 from bench.table import Line
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
 from kdispatch_relay.gate.access import Access

@@ -23,7 +23,6 @@ from kdispatch.setup_error import SetupError
 from kdispatch.uplink import Uplink
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
@@ -32,6 +31,7 @@ from kdispatch_protocol.names import split_service
 from kdispatch_protocol.process.descriptors import is_ours
 from kdispatch_protocol.session.aio.sockets import watch_peer
 from kdispatch_protocol.tokens import format_token, token_digest
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 
 __all__ = ["Host", "LocalPort"]

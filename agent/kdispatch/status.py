@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from kdispatch.local.pipe import Pipe
 from kdispatch.uplink import Uplink
 from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.transport import LocalConnection
 from kdispatch_protocol.endpoint.streams import Stream
 
 __all__ = ["agent_status", "running_streams"]
@@ -47,14 +47,14 @@ def running_streams(driver: EndpointDriver) -> int:
     return sum(1 for _ in _streams(driver))
 
 
-def _streams(driver: EndpointDriver) -> Iterator[tuple[Stream, Pipe | None]]:
+def _streams(driver: EndpointDriver) -> Iterator[tuple[Stream, LocalConnection | None]]:
     pipes = {pipe.stream.stream: pipe for pipe in driver.pipes if pipe.stream is not None}
     for stream in driver.endpoint.table.by_uuid.values():
         yield stream, pipes.pop(stream, None)
     yield from pipes.items()
 
 
-def _stream(stream: Stream, pipe: Pipe | None, now: float, expires: float | None) -> dict[str, Any]:
+def _stream(stream: Stream, pipe: LocalConnection | None, now: float, expires: float | None) -> dict[str, Any]:
     """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other one.
 
     ``expires_in`` is in how many seconds this end resets the stream, if it is still detached then.

@@ -24,10 +24,11 @@ from kdispatch_relay.door.screen import Screen
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.operator.token import operator_digest
 from kdispatch_relay.room import Room
-from kdispatch_relay.seams import Left, TunnelGate
+from kdispatch_relay.seams import TunnelGate
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
+from kdispatch_relay.switch.views import Left
 
 __all__ = ["RunningRelay", "running_relay"]
 

@@ -17,10 +17,10 @@ from kdispatch_relay.door.certificates import Certificates
 from kdispatch_relay.door.listener import Port
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.log_limits import limited_logs
-from kdispatch_relay.seams import Left
 from kdispatch_relay.server import running_relay
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.supervisor import tell_supervisor
+from kdispatch_relay.switch.views import Left
 
 __all__ = ["serve"]
 

@@ -13,11 +13,12 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 from kdispatch_protocol.endpoint.aio.transport import StreamTransport
-from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import StreamReset
 from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.door.arrivals import Arrivals

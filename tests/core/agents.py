@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke

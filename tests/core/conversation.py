@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id, process_id
+from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Offer, Open, Opened, Reset, Trying, Welcome
 
 SECRET = bytes(32)

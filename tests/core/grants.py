@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.endpoint.session import Session as AgentSession
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.claims import Watched
 from kdispatch_relay.switch.registry import LiveOffer, Terms

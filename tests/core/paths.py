@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import DEFAULT_LIMITS, KIB, Limits
 from kdispatch_protocol.session.pace import Pace
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session

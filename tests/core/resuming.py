@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.streams import Stream, proof, stream_key
+from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import proof, stream_key
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Opened, Trying
 from tests.core.conversation import SERVICE, WELCOME, Conversation
 

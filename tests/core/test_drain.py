@@ -9,8 +9,8 @@ import pytest
 
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Goaway
-from kdispatch_relay.seams import Left
 from kdispatch_relay.switch.drain import Drain
+from kdispatch_relay.switch.views import Left
 from tests.core.agents import Peer, Relay, connected
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import decode, frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, Open, Opened, Reset
 from kdispatch_relay.limiter import Limiter, SessionLimits
 from kdispatch_relay.rates import Recent

@@ -10,10 +10,10 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import decode, frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
 from kdispatch_relay.switch import switch as switch_module
 from kdispatch_relay.switch.budget import ProcessBudget

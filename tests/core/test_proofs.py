@@ -9,10 +9,10 @@ import pytest
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.states import Leg
-from kdispatch_protocol.endpoint.streams import proof, stream_key
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import proof, stream_key
 from kdispatch_protocol.wire.messages import Reset
 from tests.core.conversation import Conversation, reset_of
 from tests.core.resuming import HOST, KEY, SECRET, UUID, client, entry, hear, lose

@@ -10,11 +10,11 @@ import pytest
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.states import Leg, State
-from kdispatch_protocol.endpoint.streams import proof
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import proof
 from kdispatch_protocol.wire.messages import Attach, Open, Reset, reset_frame
 from tests.core.conversation import SERVICE, WELCOME, Conversation, reset_of
 from tests.core.resuming import CLIENT, HOST, KEY, UUID, attached, client, entry, hear, host, lose

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tracemalloc
 
-from kdispatch_protocol.endpoint.endpoint import process_id
 from kdispatch_protocol.limits import KIB, Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import process_id
 from kdispatch_protocol.wire.messages import Attach, Hello, Reset
 from tests.core.agents import Peer, Relay, connected
 from tests.core.test_switch_attachments import entry, joined

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import process_id
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import process_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Reset
 from kdispatch_relay.switch.switch import AskAttach
 from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected, revoke_service

@@ -8,10 +8,10 @@ from typing import NoReturn
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset, Trying
 from kdispatch_relay.switch.routes import Leg
 from tests.core.agents import SERVICE, Peer, Relay, code_of, connected

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import QUIET, Attach, AttachEntry, Hello, Offer, Open, Welcome
 from tests.core.agents import SERVICE, Peer, Relay, code_of
 

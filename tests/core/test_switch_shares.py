@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Reset
 from kdispatch_relay.limiter import Shares
 from kdispatch_relay.switch.claims import Account, Terms

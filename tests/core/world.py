@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.endpoint import Endpoint, host_id
+from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.session import Session
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Frame, decode, frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened
 from kdispatch_protocol.wire.websocket import WebSocketReader
 from tests.net.flood import message, upgraded

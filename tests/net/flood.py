@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import decode, frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Goaway, Hello, Offer, Open, Reset
 from kdispatch_protocol.wire.websocket import WebSocketReader
 

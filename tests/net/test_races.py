@@ -14,9 +14,9 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Reset
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository

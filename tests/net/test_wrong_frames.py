@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Opened
 from tests.core.wire import KEY, ws_frame
 from tests.net.harness import KIB, MIB, Network, Relay

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = {
-    "kdispatch": ROOT / "agent" / "kdispatch",
-    "kdispatch_relay": ROOT / "relay" / "kdispatch_relay",
-    "kdispatch_protocol": ROOT / "shared" / "kdispatch_protocol",
-}
+from tests.packaging.structure import LAYERS, PACKAGES, structure
+
 #: What each package may import of the others.
 ALLOWED: Final[dict[str, set[str]]] = {
     "kdispatch": {"kdispatch_protocol"},
@@ -66,6 +64,45 @@ def test_files_are_small() -> None:
     """A file of more than 400 lines is two ideas."""
     long = [path.name for folder in PACKAGES.values() for path in folder.rglob("*.py") if lines_of(path) > 400]
     assert long == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_are_imported_from_above(package: str) -> None:
+    """No folder imports one above it, and none reaches itself by way of others but its own parts."""
+    found = structure(package)
+    assert found.folders == set(LAYERS[package])
+    assert len(found.between_siblings) > 3  # the search finds what is there
+    assert (found.upward, found.circles) == (set(), set())
+
+
+_IMPORTED = """
+import importlib, pkgutil, sys
+for name in sys.argv[1:]:
+    module = importlib.import_module(name)
+    for part in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
+        if not part.ispkg:
+            importlib.import_module(part.name)
+print(*{name.partition(".")[0] for name in sys.modules}, *(n for n in sys.modules if n.startswith("kdispatch")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("packages", "never"),
+    [
+        (["kdispatch_relay.switch"], {"asyncio", "aiohttp", "socket", "sqlalchemy", "kdispatch_protocol.endpoint"}),
+        (
+            ["kdispatch_protocol.wire", "kdispatch_protocol.session", "kdispatch_protocol.endpoint"],
+            {"asyncio", "aiohttp", "ssl"},
+        ),
+        (["kdispatch_relay", "kdispatch_relay.gate"], {"kdispatch", "kdispatch_protocol.endpoint"}),
+    ],
+)
+def test_cores_bring_nothing_along(packages: list[str], never: set[str]) -> None:
+    """Whoever imports a core, or the relay, gets no more than that needs, not even by way of another module."""
+    done = subprocess.run([sys.executable, "-c", _IMPORTED, *packages], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert set(packages) <= found
+    assert found & never == set()
 
 
 def lines_of(path: Path) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import LIMITS, Settings
+from kdispatch_relay.switch.views import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 
 STATE = RelayState(
     relay="9a1de3c2f04b4a5c8f2e6d7b1c0a3e58",

@@ -8,7 +8,7 @@ import pytest
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import format_token
-from kdispatch_relay.seams import HostView, LiveHost
+from kdispatch_relay.switch.views import HostView, LiveHost
 from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 

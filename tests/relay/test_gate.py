@@ -16,10 +16,10 @@ from typing import Protocol, Self
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id, process_id
 from kdispatch_protocol.limits import KIB, Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Frame, frame
+from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import QUIET, Goaway, Hello, Offer, Open, Opened, Reset
 from kdispatch_protocol.wire.websocket import WebSocketReader
 from tests.aio.twin import SERVICE, Running, running_gate, until

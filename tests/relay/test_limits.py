@@ -15,11 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Frame, frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Reset
 from kdispatch_relay.server import RunningRelay
 from kdispatch_relay.settings import LIMITS

@@ -21,9 +21,9 @@ from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.door import sockets, steering
 from kdispatch_relay.door.listener import Port
 from kdispatch_relay.gate.gate import Gate
-from kdispatch_relay.seams import Left
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.views import Left
 from tests.relay.support import FakeGate, relay_api
 from tests.relay.test_gate import _Agent
 

@@ -14,9 +14,9 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.door.listener import Port
-from kdispatch_relay.seams import Left
 from kdispatch_relay.serving import _Told
 from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.views import Left
 from tests.aio.twin import SERVICE, running_gate, until
 from tests.relay.test_gate import _Agent, _carried
 from tests.relay.test_serve import refused, serving

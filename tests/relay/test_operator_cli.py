@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.tokens import token_digest, token_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Reset
 from kdispatch_relay.cli import app
 from kdispatch_relay.operator import commands as operator_cli

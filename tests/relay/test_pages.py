@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import delete, event, func, insert, select, text
 
 from kdispatch_relay.feed import Feed
-from kdispatch_relay.seams import ClientView, HostView
 from kdispatch_relay.store import changes, invites, services, tidying
 from kdispatch_relay.store.models import Change, Invite, Service, Token
 from kdispatch_relay.store.repository import Repository
+from kdispatch_relay.switch.views import ClientView, HostView
 from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Opened
 from tests.relay.test_gate import _Agent
 from tests.relay.test_limits import Caller, site

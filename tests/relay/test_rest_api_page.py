@@ -12,7 +12,7 @@ import pytest
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api.routes import ROUTES
 from kdispatch_relay.app import make_app
-from kdispatch_relay.seams import ClientView, HostView, LiveHost
+from kdispatch_relay.switch.views import ClientView, HostView, LiveHost
 from tests.relay.support import Api
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rest-api.md").read_text()

@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.tokens import token_digest, token_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Opened
 from kdispatch_relay.api.openapi import document
 from kdispatch_relay.api.routes import ROUTES

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from kdispatch_protocol.tokens import token_kind
-from kdispatch_relay.seams import HostView
+from kdispatch_relay.switch.views import HostView
 from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer, Open, Reset
 from tests.relay.support import Api
 from tests.relay.test_gate import _Agent

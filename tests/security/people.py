@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Offer, Open, Reset
 from kdispatch_relay.api.route import Route
 from kdispatch_relay.server import RunningRelay

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Goaway, Offer, Open, Opened, Reset
 from tests.relay.test_door import relay_with
 from tests.relay.test_gate import _Agent as Agent

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol.endpoint.endpoint import process_id
 from kdispatch_protocol.endpoint.states import Leg
-from kdispatch_protocol.endpoint.streams import proof, stream_key
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.identity import process_id, proof, stream_key
 from kdispatch_protocol.wire.messages import Hello
 from tests.core.conversation import Conversation, reset_of
 from tests.core.resuming import KEY, SECRET, UUID, client, entry, hear, lose

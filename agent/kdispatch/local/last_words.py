@@ -13,11 +13,10 @@ import errno
 import ipaddress
 import os
 import socket
-import struct
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from kdispatch.machine.operating_system import HERE
 from kdispatch_protocol.endpoint.aio.transport import StreamTransport
 from kdispatch_protocol.limits import Limits
 
@@ -34,16 +33,12 @@ _PATIENCE: Final = 2.0
 _OLD: Final = 1000
 #: Bytes of one read.
 _READ_SIZE: Final = 128 * 1024
-# Linux (tcp.h): where struct tcp_info has the milliseconds since bytes were sent last.
-_LAST_SENT: Final = 44
-# Linux and macOS: how many bytes the kernel holds that the other end has not acknowledged.
-_TIOCOUTQ: Final = {"linux": 0x5411, "darwin": 0x40047473}.get(sys.platform)
 
 
 def copy_of(transport: asyncio.Transport) -> socket.socket | None:
     """A socket of our own for a connection whose transport is about to close its; ``None`` where that can't be had."""
     sock = transport.get_extra_info("socket")
-    if sock is None or sys.platform == "win32":  # Windows drops unread bytes with the connection
+    if sock is None or not HERE.keeps_unread:
         return None
     try:
         copy = socket.socket(fileno=os.dup(sock.fileno()))
@@ -94,9 +89,8 @@ class Remains:
                 if data:
                     self._stream.add(data)
                 else:
-                    # A reset that was told already, to a failed write, reads as an end. Linux said EPIPE then where
-                    # there was a real one before it.
-                    self._end(well=not self._broke or (self._broke == errno.EPIPE and sys.platform == "linux"))
+                    # A reset that was told already, to a failed write, reads as an end.
+                    self._end(well=not self._broke or (self._broke == errno.EPIPE and HERE.tells_end))
 
     def close(self) -> None:
         """Nobody takes the rest."""
@@ -173,11 +167,9 @@ class Parting:
     def _waiting(self) -> int:
         """Bytes that the program's kernel does not have yet."""
         size = self._transport.get_write_buffer_size()
-        if self._sock is not None and _TIOCOUTQ is not None:
-            import fcntl  # noqa: PLC0415 - there is none on Windows
-
+        if self._sock is not None:
             with contextlib.suppress(OSError, ValueError):
-                size += struct.unpack("i", fcntl.ioctl(self._sock.fileno(), _TIOCOUTQ, bytes(4)))[0]
+                size += HERE.unacknowledged(self._sock)
         return size
 
     def _sent_lately(self) -> bool:
@@ -185,12 +177,11 @@ class Parting:
         stream = self._pipe.stream
         if stream is None or not stream.stream.inbound.received:
             return False
-        if self._sock is None or sys.platform != "linux":
+        if self._sock is None:
             return True
         try:
-            if _is_this_machine(self._sock):
-                return False  # a reset leaves what is unread to be read
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
-            return bool(struct.unpack_from("I", info, _LAST_SENT)[0] < _OLD)
-        except (OSError, ValueError, struct.error):
+            since = HERE.since_sent(self._sock)
+            # On one machine a reset leaves what is unread to be read.
+            return since is None or (since < _OLD and not _is_this_machine(self._sock))
+        except (OSError, ValueError):
             return True

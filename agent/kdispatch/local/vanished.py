@@ -14,8 +14,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kdispatch.local.pipe import Pipe
 from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
+from kdispatch_protocol.endpoint.aio.transport import LocalConnection
 
 __all__ = ["bound_silence", "watching_peers"]
 
@@ -71,7 +71,7 @@ class _Watch:
     def _begin(self) -> None:
         self._look(list(self._driver.pipes))
 
-    def _look(self, pipes: list[Pipe]) -> None:
+    def _look(self, pipes: list[LocalConnection]) -> None:
         for pipe in pipes[:_AT_ONCE]:
             if pipe.socket is not None and (sock := pipe.socket.get_extra_info("socket")) is not None:
                 bound_silence(sock, PATIENCE)

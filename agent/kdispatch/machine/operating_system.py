@@ -27,6 +27,10 @@ __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
 
 #: Where Windows locks a byte: its locks keep others from reading, so it is one that no file here reaches.
 _LOCKED_BYTE: Final = 1 << 30
+#: The request for the bytes that the kernel holds and the other end has not acknowledged, by system.
+_TIOCOUTQ: Final = {"linux": 0x5411, "darwin": 0x40047473}
+#: Where Linux' struct tcp_info (tcp.h) has the milliseconds since bytes were sent last.
+_LAST_SENT: Final = 44
 
 
 class SpawnOptions(TypedDict, total=False):
@@ -43,6 +47,10 @@ class Posix:
     asks: Final = True
     #: Whether every event loop can wait for a socket of ours (``add_writer``).
     waits_for_sockets: Final = True
+    #: Whether what a program said before its connection broke can still be read.
+    keeps_unread: Final = True
+    #: Whether a write fails with EPIPE where the other end was finished before the connection broke.
+    tells_end: Final = sys.platform == "linux"
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
@@ -88,6 +96,21 @@ class Posix:
     def own_port(self, sock: socket.socket) -> None:
         """Before ``bind``: nobody else is to listen at the same address, and old connections do not keep it busy."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def unacknowledged(self, sock: socket.socket) -> int:
+        """Bytes in the kernel that the other end's has not acknowledged; raises ``OSError``."""
+        fcntl: Any = importlib.import_module("fcntl")
+        told: bytes = (
+            fcntl.ioctl(sock.fileno(), _TIOCOUTQ[sys.platform], bytes(4)) if sys.platform in _TIOCOUTQ else bytes(4)
+        )
+        return int.from_bytes(told, sys.byteorder)
+
+    def since_sent(self, sock: socket.socket) -> int | None:
+        """Milliseconds since bytes were sent last; ``None`` where that is not told. Raises ``OSError``."""
+        if sys.platform != "linux":
+            return None
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
+        return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
 
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its terminal: in a session of its own."""
@@ -186,6 +209,8 @@ class Windows:
 
     asks: Final = False  # a process without a console hears no Ctrl-C
     waits_for_sockets: Final = False  # not its Proactor loop
+    keeps_unread: Final = False  # it drops them with the connection
+    tells_end: Final = False
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
@@ -222,6 +247,14 @@ class Windows:
         """The same. ``SO_REUSEADDR`` would let any program share the port here."""
         exclusive: Any = socket
         sock.setsockopt(socket.SOL_SOCKET, exclusive.SO_EXCLUSIVEADDRUSE, 1)
+
+    def unacknowledged(self, sock: socket.socket) -> int:  # noqa: ARG002 - see since_sent
+        """It is not told."""
+        return 0
+
+    def since_sent(self, sock: socket.socket) -> int | None:  # noqa: ARG002 - SIO_TCP_INFO needs a call of its own
+        """It is not told."""
+        return None
 
     def spawn_options(self) -> SpawnOptions:
         """How a process is started that outlives its console: without one, and out of its group."""

@@ -33,13 +33,13 @@ from kdispatch_relay.gate.access import Access
 from kdispatch_relay.gate.handshake import take_over, upgrade_headers
 from kdispatch_relay.limiter import SessionLimits
 from kdispatch_relay.room import queue_memory
-from kdispatch_relay.seams import ClientView, HostView, Left, LiveHost, RelayState
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
 from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.state import clients_of, state_of
 from kdispatch_relay.switch.switch import Switch
+from kdispatch_relay.switch.views import ClientView, HostView, Left, LiveHost, RelayState
 from kdispatch_relay.version import version
 
 __all__ = ["Gate"]

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from kdispatch_protocol.endpoint.endpoint import host_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer, Timers
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent

@@ -12,9 +12,9 @@ from typing import Final
 
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Goaway
-from kdispatch_relay.seams import Left
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
+from kdispatch_relay.switch.views import Left
 
 __all__ = ["Drain"]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from kdispatch_protocol.endpoint.streams import stream_key
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timers
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
+from kdispatch_protocol.wire.identity import stream_key
 from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_frame
 from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent

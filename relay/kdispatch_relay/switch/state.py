@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kdispatch_protocol.tokens import token_id
-from kdispatch_relay.seams import ClientView, LongestQueue, RelayState
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import Switch
+from kdispatch_relay.switch.views import ClientView, LongestQueue, RelayState
 
 __all__ = ["clients_of", "state_of"]
 

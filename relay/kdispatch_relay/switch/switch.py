@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdispatch_protocol.endpoint.endpoint import VERSIONS, host_id, process_id
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.session.timers import Timers
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.identity import VERSIONS, host_id, process_id
 from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome
 from kdispatch_relay.switch.attachments import AskAttach, Attachments
 from kdispatch_relay.switch.budget import ProcessBudget

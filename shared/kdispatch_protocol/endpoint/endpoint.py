@@ -10,7 +10,6 @@ of any clock that never goes back. What a program does with its streams is in
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -25,6 +24,7 @@ from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.identity import VERSIONS, process_id
 from kdispatch_protocol.wire.messages import (
     Attach,
     Goaway,
@@ -38,25 +38,12 @@ from kdispatch_protocol.wire.messages import (
     printable,
 )
 
-__all__ = ["VERSIONS", "Endpoint", "host_id", "process_id"]
-
-#: Protocol versions this code speaks.
-VERSIONS: Final = (1,)
+__all__ = ["Endpoint"]
 
 #: The value of the PING that asks whether a session which is left is quiet: no clock shows it.
 _QUIET: Final = (1 << 64) - 1
 
 _BEFORE_WELCOME: Final = frozenset({frames.WELCOME, frames.GOAWAY, frames.PING, frames.PONG})
-
-
-def process_id(secret: bytes) -> str:
-    """What others see of a process: the first 16 bytes of its secret's SHA-256, in hex."""
-    return hashlib.sha256(secret).digest()[:16].hex()
-
-
-def host_id(process: str, service: str) -> str:
-    """The id of a process as a host of one service: the same after every reconnect."""
-    return hashlib.sha256(f"kdispatch host {process} {service}".encode()).digest()[:16].hex()
 
 
 # More than 25 methods: one for each type of frame, each short.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import NamedTuple
 
 from kdispatch_protocol.endpoint.replay import Outbound
@@ -14,18 +12,9 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
+from kdispatch_protocol.wire.identity import proof, stream_key
 
-__all__ = ["Farewell", "Stream", "proof", "stream_key"]
-
-
-def stream_key(secret: bytes, process: str) -> bytes:
-    """The key between a client, which made the stream's 32 byte secret, and the host process it is bound to."""
-    return hmac.digest(secret, bytes.fromhex(process), "sha256")
-
-
-def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
-    """What shows that an ATTACH comes from the stream's own end, and is none that was used before."""
-    return hmac.new(key, f"{uuid} {role} {attach}".encode(), hashlib.sha256).hexdigest()
+__all__ = ["Farewell", "Stream"]
 
 
 class Farewell(NamedTuple):

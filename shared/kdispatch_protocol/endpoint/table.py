@@ -1,9 +1,8 @@
 """All streams of one agent process, and what a program does with them.
 
-The other half of an agent's protocol, what arrives from the relay, is in
-``endpoint.py``; what happens to a stream when a leg of it is lost is in
-``resume.py``. Everything here is bookkeeping: it changes tables, and queues
-frames in the session's outbox.
+The other half of an agent's protocol, what arrives from the relay, is in ``endpoint.py``; what happens to a stream when
+a leg of it is lost is in ``resume.py``. Everything here is bookkeeping: it changes tables, and queues frames in the
+session's outbox.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from kdispatch.local.pipe import Pipe
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.aio.slow_readers import SlowReaders
-from kdispatch_protocol.endpoint.aio.transport import StreamTransport
+from kdispatch_protocol.endpoint.aio.transport import LocalConnection, StreamTransport
 from kdispatch_protocol.endpoint.aio.uplink_session import UplinkSession
 from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.events import Event
@@ -23,7 +22,6 @@ from kdispatch_protocol.session.aio.carrier import read_buffer
 from kdispatch_protocol.wire.frames import Buffer, Frame
 
 __all__ = ["EndpointDriver"]
-
 
 _FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
     events.EndReceived: lambda transport, _: transport.end_arrived(),
@@ -47,7 +45,7 @@ class EndpointDriver:
         self.endpoint = endpoint
         self.loop = asyncio.get_running_loop()
         self.buffer = read_buffer()
-        self.pipes: set[Pipe] = set()  # local connections that are not closed yet
+        self.pipes: set[LocalConnection] = set()  # local connections that are not closed yet
         self._table = endpoint.table
         self._table.sink = self._data_arrived
         self._on_event = on_event
@@ -210,7 +208,7 @@ class EndpointDriver:
         """For transports: their program is to take more before it hears of a reset."""
         self._slow.add(transport, self.loop)
 
-    def pipe_ended(self, pipe: Pipe) -> None:
+    def pipe_ended(self, pipe: LocalConnection) -> None:
         """For pipes: the local connection is closed."""
         self.pipes.discard(pipe)
         self._idle.set()
@@ -235,7 +233,7 @@ class EndpointDriver:
                 uplink.link.wake()
         self._alarm.set(self.endpoint.next_deadline())
 
-    def local_read(self, pipe: Pipe, data: bytes) -> None:
+    def local_read(self, pipe: LocalConnection, data: bytes) -> None:
         """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
         if pipe.stream is not None and self._table.pass_on(pipe.stream.stream, data):
             return

@@ -14,13 +14,29 @@ from kdispatch_protocol.wire.frames import Buffer
 if TYPE_CHECKING:
     from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 
-__all__ = ["StreamTransport", "TakesViews"]
+__all__ = ["LocalConnection", "StreamTransport"]
 
 
 class TakesViews(Protocol):
     """A protocol that sets ``takes_views`` gets memoryviews in ``data_received``, and is spared a copy."""
 
     takes_views: bool
+
+
+class LocalConnection(Protocol):
+    """A program's connection that is tied to a stream; its agent makes it."""
+
+    began: float  # on the loop's clock
+    socket: asyncio.Transport | None
+    stream: StreamTransport | None
+
+    def local_said(self, data: bytes) -> None:
+        """Take bytes of the local program, or its end where there are none."""
+        ...
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        ...
 
 
 # More than 25 methods: most of them are asyncio.Transport's.
