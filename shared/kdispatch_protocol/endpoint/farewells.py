@@ -33,10 +33,9 @@ class Farewells:
         if stream.ended:
             return
         self._table.now = now
-        stream.unheard = more
+        stream.expect(more=more)
         if stream.farewell is None:
-            stream.farewell = Farewell(code, text, stream.inbound.consumed + self._table.limits.dropped)
-            stream.closing = True
+            stream.close(Farewell(code, text, stream.inbound.consumed + self._table.limits.dropped))
             if stream.opened:  # before that it has the deadline of its open
                 self._deadlines.linger(stream, now)
         self.look(stream)

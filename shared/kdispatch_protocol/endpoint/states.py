@@ -1,4 +1,4 @@
-"""The states of one end of a stream, in one table. Nothing else changes them.
+"""The states of one end of a stream, and those of its leg, in two tables. Nothing else changes them.
 
 A client's end begins OPENING, when its program connected. The relay names the
 host it asks (TRYING, once for each host tried); the client may then send early
@@ -10,6 +10,11 @@ is a FIN that the peer acknowledges; the peer's end counts as arrived when every
 byte before it did. The stream is CLOSED when both happened. A RESET, from
 either end or from the relay, ends it at any moment; what arrives later for a
 stream in an end state is ignored.
+
+A leg is the stream's part on a session. It is asked for by an OPEN, or by an
+ATTACH once the stream exists, and joined when the other end has answered. Frames
+of the stream pass only while it is joined. A stream that moves has numbers in
+other sessions besides; when both ends have attached there, its leg goes over.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Final
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "Leg", "State", "next_state"]
+__all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "Leg", "LegInput", "State", "next_leg", "next_state"]
 
 
 class State(StrEnum):
@@ -57,6 +62,17 @@ class Leg(Enum):
     JOINED = "joined"  # DATA, ACK and FIN pass
 
 
+class LegInput(StrEnum):
+    """What moves a leg."""
+
+    ASKED = "OPEN sent or received"
+    ANSWERED = "OPENED sent or received"
+    ATTACHED = "ATTACH sent"
+    MET = "the peer's ATTACH received"
+    SWITCHED = "both ends attached in another session"
+    LOST = "the number is given up"
+
+
 END_STATES: Final = frozenset({State.CLOSED, State.RESET})
 #: Where DATA may be sent (early data in TRYING has a frame of its own).
 #: After our end was sent they are bytes, and an end, that a lost session took along.
@@ -86,3 +102,20 @@ def next_state(state: State, by: Input) -> State:
         return TABLE[state, by]
     except KeyError:
         raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None
+
+
+LEGS: Final[dict[tuple[Leg, LegInput], Leg]] = {
+    (Leg.NONE, LegInput.ASKED): Leg.ASKED,
+    (Leg.ASKED, LegInput.ANSWERED): Leg.JOINED,
+    (Leg.NONE, LegInput.ATTACHED): Leg.ATTACHING,
+    (Leg.ATTACHING, LegInput.MET): Leg.JOINED,
+    (Leg.NONE, LegInput.SWITCHED): Leg.JOINED,
+} | {(leg, LegInput.LOST): Leg.NONE for leg in Leg}
+
+
+def next_leg(leg: Leg, by: LegInput) -> Leg:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return LEGS[leg, by]
+    except KeyError:
+        raise LocalProtocolError(f"A leg that is {leg.value!r} can't take {by.value!r}.") from None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, State, next_state
+from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, LegInput, State, next_leg, next_state
 from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
@@ -25,11 +25,13 @@ class Farewell(NamedTuple):
     credited_to: int  # bytes of the peer's below this offset are credited, though no program takes them
 
 
+# More than 25 methods: every change of a field is one, and stands here.
 class Stream:
     """A client's or a host's end. It belongs to an endpoint, whose methods act on it.
 
     ``number`` is its number in ``session``, 0 while it has none, and ``leg``
-    says what may pass under it. While it moves it has numbers in ``moves``
+    says what may pass under it. Only the methods here write fields, but for the
+    two that are the outbox's. While it moves it has numbers in ``moves``
     besides, under which nothing passes yet. As a source of its session's
     outbox it cuts frames from its replay buffer when its turn comes, so nothing
     is queued twice.
@@ -85,6 +87,12 @@ class Stream:
         token: str | None = None,
         secret: bytes = b"",
         pin: str = "",
+        number: int = 0,
+        attempt: int = 0,
+        peer: str = "",
+        key: bytes = b"",
+        limit: int = 0,
+        open_until: float = 0.0,
     ) -> None:
         self.uuid = uuid
         self.service = service
@@ -92,19 +100,20 @@ class Stream:
         self.token = token  # what the stream rests on
         self.pin = pin  # a client's: the id of the one host that is to be asked, if only one
         self.secret = secret  # a client's, 32 bytes; without one a stream can't be resumed
-        self.key = b""  # a host's; see `stream_key`
+        self.key = key  # a host's; see `stream_key`
         self.limits: Limits = budget.limits
         self.inbound = Inbound(budget)
         self.outbound = Outbound()
+        self.outbound.limit = limit
         self.state = State.OPENING
         self.session = session  # the one of its leg; while it has none, any
-        self.number = 0
+        self.number = number
         self.leg = Leg.NONE
         self.moves: dict[Session, int] | None = None  # where it is attached besides, and its number there, oldest first
         self.attach = 0  # our last ATTACH's number
         self.peer_attach = 0  # that of the peer's last one that was taken
-        self.attempt = 0  # which try of the relay's this is about
-        self.peer = ""  # process id of the other end
+        self.attempt = attempt  # which try of the relay's this is about
+        self.peer = peer  # process id of the other end
         self.host = ""  # host id, once the relay has named one
         self.confirmed = is_client  # a host's end: the client was heard after OPENED
         self.closing = False  # the program closed; data that still arrives is answered by a reset
@@ -118,7 +127,7 @@ class Stream:
         self.detached_at = 0.0  # since when that is
         self.asked_at = 0.0  # when OPEN, or a host's OPENED, went out: its answer tells how far the peer is
         self.asked_until = 0.0  # a client: the relay has answered its OPEN by then
-        self.open_until = 0.0  # a client: it is not opened again after this
+        self.open_until = open_until  # a client: it is not opened again after this
         self.deficit = 0  # the outbox's
         self.queued = False  # the outbox's
 
@@ -166,11 +175,18 @@ class Stream:
         key = stream_key(self.secret, self.peer) if self.is_client else self.key
         return proof(key, self.uuid, role, attach)
 
-    def set_grace(self, timer: Timer | None) -> None:
-        """It is detached from now on, until ``timer`` fires; or it is no more."""
+    # --- deadlines --------------------------------------------------------------------
+
+    def detach(self, timer: Timer, now: float) -> None:
+        """The stream waits for both ends to attach, until ``timer`` fires."""
+        self.end_grace()
+        self.grace, self.detached_at = timer, now
+
+    def end_grace(self) -> None:
+        """The stream is not detached any more."""
         if self.grace is not None:
             self.grace.cancel()
-        self.grace = timer
+            self.grace = None
 
     def set_timer(self, timer: Timer | None) -> None:
         """A new deadline replaces the one before."""
@@ -178,9 +194,97 @@ class Stream:
             self.timer.cancel()
         self.timer = timer
 
+    def set_ack_timer(self, timer: Timer | None) -> None:
+        """The stream's bytes are acknowledged when ``timer`` fires at the latest. The caller cancels an earlier one."""
+        self.ack_timer = timer
+
+    # --- its state --------------------------------------------------------------------
+
     def move(self, by: Input) -> None:
         """Let the table change the state."""
         self.state = next_state(self.state, by)
+
+    def tried(self, attempt: int, peer: str, host: str) -> None:
+        """The relay asks this host now. It dropped what was meant for the host before."""
+        self.move(Input.TRIED)
+        self.attempt, self.peer, self.host = attempt, peer, host
+        self.outbound.restart()
+
+    def untried(self) -> None:
+        """No host has anything of the stream: it is to be opened anew, with whatever the next session grants."""
+        if self.state is State.TRYING:
+            self.move(Input.UNTRIED)
+        self.peer = self.host = ""
+        self.outbound.restart()
+        self.inbound.release()
+
+    def confirm(self) -> None:
+        """A host's end: the client was heard."""
+        self.confirmed = True
+
+    def close(self, farewell: Farewell | None = None) -> None:
+        """The program is gone. With a ``farewell`` the stream is reset once the peer has all that the program said."""
+        self.closing = True
+        self.farewell = farewell
+
+    def expect(self, *, more: bool) -> None:
+        """Whether more of what the program said is yet to be written, behind its farewell."""
+        self.unheard = more
+
+    def pause_writer(self) -> None:
+        """The program writes no more until its bytes have become few."""
+        self.writer_paused = True
+
+    def resume_writer(self) -> None:
+        """The program may write again."""
+        self.writer_paused = False
+
+    def report_to(self, drained: list[Stream]) -> None:
+        """Put this stream into ``drained`` whenever a paused writer's bytes have become few."""
+        self.drained = drained
+
+    # --- its legs ---------------------------------------------------------------------
+
+    def carry(self, session: Session, number: int, by: LegInput) -> None:
+        """From now on the leg is in ``session``, under this number."""
+        self.session, self.number = session, number
+        self.move_leg(by)
+
+    def leave(self) -> None:
+        """The stream gives its number up."""
+        self.number = 0
+        self.move_leg(LegInput.LOST)
+
+    def move_leg(self, by: LegInput) -> None:
+        """Let the table change the leg."""
+        self.leg = next_leg(self.leg, by)
+
+    def asked(self, now: float, until: float = 0.0) -> None:
+        """An OPEN, or a host's OPENED, goes out. The relay answers the former by ``until``."""
+        self.asked_at, self.asked_until = now, until
+
+    def attach_anew(self) -> int:
+        """Count one more ATTACH of this end; returns its number."""
+        self.attach += 1
+        return self.attach
+
+    def peer_attached(self, attach: int) -> None:
+        """The peer's ATTACH of this number is taken: earlier ones are not any more."""
+        self.peer_attach = attach
+
+    def add_move(self, session: Session, number: int) -> None:
+        """The stream attaches in ``session`` besides, under this number."""
+        if self.moves is None:
+            self.moves = {}
+        self.moves[session] = number
+        session.moving[number] = self
+
+    def end_move(self, session: Session) -> None:
+        """The stream gives up its number of a move to ``session``."""
+        assert self.moves is not None
+        del session.moving[self.moves.pop(session)]
+        if not self.moves:
+            self.moves = None
 
     # --- a source of the outbox ------------------------------------------------------
 
