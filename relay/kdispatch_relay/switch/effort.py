@@ -97,7 +97,7 @@ class Effort:
         used = (self._idle - now) * limits.idle_rate / limits.idle_burst
         wait = 0.0 if self._source is None else self._source.spend(IDLE, count, now)
         if used > 1 or (wait and used > _PART):
-            self.why = "Too many frames of this session, or of its address, were for nothing."
+            self.why = "Too many frames without effect came from this session or its address."
         self._beyond(IDLE, count, wait)
 
     def limited(self, kind: str) -> None:
@@ -112,7 +112,7 @@ class Effort:
         limits = self._limits
         self._asks = max(self._asks, now) + (count + _REFUSED * refused) / limits.storm_rate
         if (self._asks - now) * limits.storm_rate > limits.storm_burst:
-            self.why = "This session asked too much for too long."
+            self.why = "This session sent too many requests for too long."
         self._beyond(ASKS, count, wait)
 
     def _beyond(self, kind: str, count: float, wait: float) -> None:
