@@ -213,7 +213,7 @@ class Attachments:
 
     def _replaced(self, half: Half, by: Session) -> None:
         self.drop(half)
-        if half.session is not by:  # if `by` is lost first, no half would be left waiting there
+        if half.session is not by:  # `by` may be lost first, and then this session has no half waiting
             half.session.outbox.send(frames.frame(frames.GONE, half.number))
             self._touched.add(half.session)
 

@@ -290,7 +290,7 @@ class Switch:
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
     def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """A PONG carries no further news."""
+        """A PONG says nothing beyond its arrival."""
         session.effort.idle += 1
 
     def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
