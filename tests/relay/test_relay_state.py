@@ -112,7 +112,7 @@ def test_loopback_addresses(host: str, is_own: bool) -> None:
         ("short", 0o600, "32 to 256 characters"),
         ("a" * 300, 0o600, "32 to 256 characters"),
         ("two words of more than thirty-two characters", 0o600, "one word"),
-        ("\u00e9" * 40, 0o600, "no text"),
+        ("\u00e9" * 40, 0o600, "not text"),
         (None, 0, "No such file"),
     ],
 )

@@ -49,7 +49,7 @@ def test_bad_listen(listen: str) -> None:
 @pytest.mark.parametrize("one", ["tls_cert", "tls_key"])
 def test_half_of_tls(one: str) -> None:
     """A certificate without its key, or the other way round, is a mistake and not plain HTTP."""
-    with pytest.raises(KdispatchError, match="both, or none"):
+    with pytest.raises(KdispatchError, match="both, or neither"):
         Settings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
 
 
