@@ -54,7 +54,8 @@ class RelayUrl:
         url = cls._split(text)
         if not (url.secure or insecure_plaintext or url.is_loopback):
             raise KdispatchError(
-                "plaintext_refused", f"Plain http to {url.host} would carry tokens readable by everyone on the way."
+                "plaintext_refused",
+                f"Over plain http to {url.host} everyone on the network path could read the tokens.",
             )
         return url
 
