@@ -99,8 +99,7 @@ class Resumption:
         """Handle the end of one of our sessions. Returns false if the caller must open the stream again.
 
         A client that has sent nothing may open again at any host. A client that has sent early data must ask the host
-        that
-        may have it, and only that one.
+        that may have it, and only that one.
         """
         if stream.moves and session in stream.moves:
             _end_move(stream, session)

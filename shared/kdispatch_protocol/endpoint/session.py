@@ -42,8 +42,7 @@ class Session:
     def __init__(self, limits: Limits) -> None:
         self.outbox = Outbox(limits)
         #: Send a DATA (flags, stream, offset, payload) at once if the socket is free; return whether it was sent. The
-        #: driver
-        #: sets this.
+        #: driver sets this.
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.ready = False  # the relay's WELCOME has arrived
         self.by_number: dict[int, Stream] = {}  # streams whose leg is in this session

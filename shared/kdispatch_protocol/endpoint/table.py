@@ -123,8 +123,7 @@ class StreamTable:
         """Whether the stream's unacknowledged bytes are half of what the others leave of the replay budget.
 
         So N streams that write all they can converge to a share of 1/(N + 1) each, as with ``CreditBudget.share``: a
-        few
-        without a reachable peer do not stop the rest. No stream is stopped below its floor.
+        few without a reachable peer do not stop the rest. No stream is stopped below its floor.
         """
         size = stream.outbound.size
         return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
@@ -388,8 +387,7 @@ class StreamTable:
         """After bytes were sent or acknowledged, let the writers of those streams write again if they may.
 
         A writer with a full share is checked when the peer acknowledges bytes of it, not when others leave it more.
-        That needs
-        no search, and reaches every paused writer, because each has unacknowledged bytes.
+        That needs no search, and reaches every paused writer, because each has unacknowledged bytes.
         """
         if not self._drained:
             return

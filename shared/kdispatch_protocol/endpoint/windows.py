@@ -136,8 +136,8 @@ class Inbound:
         """Set the upper bound of the window from a ``round_trip`` in seconds: a larger window would not be filled.
 
         Bytes in flight beyond that wait in kernels, where the relay can't mark them. With windows of 16 MiB an echo
-        beside two
-        downloads over loopback took 17 ms; with 512 KiB it took 3 ms, and the downloads moved nine tenths as much.
+        beside two downloads over loopback took 17 ms; with 512 KiB it took 3 ms, and the downloads moved nine tenths as
+        much.
         """
         limits = self.budget.limits
         self.most = min(limits.window_max, max(limits.window_near, int(round_trip * limits.window_rate)))

@@ -17,8 +17,7 @@ with contextlib.suppress(ImportError):  # Windows has neither the module nor suc
 #: The system has no resources for another socket: this process's limit, the system's, or memory.
 SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Connect errors that say nothing about the other end: no free local port, no network, or a rule of this machine
-#: forbids
-#: it.
+#: forbids it.
 OURS: Final = SHORT | {errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EPERM, errno.EACCES, errno.EAGAIN}
 #: Descriptors kept back from programs' connections: a session and its successor, name look-ups, files that are read
 #: occasionally, and a command that asks for the status need 12 at a time.

@@ -224,8 +224,7 @@ def unblock_output(errors_to: Write | None = None) -> None:
     """Make all writes of this process to ``sys.stdout`` and ``sys.stderr`` non-blocking for their callers.
 
     ``errors_to`` writes what goes to standard error, instead of its descriptor. Streams that are not the interpreter's
-    own
-    (such as a test's) stay unchanged. Call :func:`finish_output` before ``os._exit``.
+    own (such as a test's) stay unchanged. Call :func:`finish_output` before ``os._exit``.
     """
     made: dict[tuple[int, ...], Place] = {}
     for name in ("stderr", "stdout"):

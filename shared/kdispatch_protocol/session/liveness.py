@@ -19,8 +19,7 @@ __all__ = ["Course", "Cut", "Liveness", "Verdict"]
 _LATE: Final = 2.0  # seconds: a timer that fires later than this gives no verdict
 _PROBE: Final = 3.0  # seconds that the other end then has to send anything
 # Parts of the interval after which an agent pings. A message within the first part belongs to the exchange before it.
-# An
-# end within the second part after we sent something is the answer to it.
+# An end within the second part after we sent something is the answer to it.
 _EXCHANGE: Final = 1 / 15
 _ANSWER: Final = 1 / 5
 
@@ -104,8 +103,7 @@ class Liveness:
         """Record messages since the last check: when the last one arrived, and when we last sent one; ``None`` if none.
 
         The time of the first of them is not known, so the silence before it counts up to the last check. Only an end
-        that
-        pings needs to call this.
+        that pings needs to call this.
         """
         before = self._looked - self._last
         if arrived is not None:

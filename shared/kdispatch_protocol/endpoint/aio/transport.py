@@ -262,8 +262,7 @@ class StreamTransport(asyncio.Transport):
         """Tell the protocol to write again, because few bytes are pending.
 
         If the program wrote too much meanwhile, this event is outdated, and another one follows. Resuming on the
-        outdated event
-        would lose the later one.
+        outdated event would lose the later one.
         """
         if self._writing_paused and not self._lost and (self.stream.ended or not self.stream.writer_paused):
             self._writing_paused = False

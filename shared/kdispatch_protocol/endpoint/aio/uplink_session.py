@@ -20,8 +20,7 @@ class UplinkSession:
     """Carries one session of ``driver``'s endpoint over an upgraded connection.
 
     ``lost`` resolves to code and text when the session ends. ``left`` is set when the agent has moved to a newer
-    session
-    and no stream is left here.
+    session and no stream is left here.
     """
 
     __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")

@@ -10,8 +10,7 @@ from typing import Final
 __all__ = ["Alarm"]
 
 # uvloop counts whole milliseconds, so it may call slightly before a computed deadline. A caller that then asks again
-# for
-# almost no time would be called in every turn of the loop until the millisecond is over.
+# for almost no time would be called in every turn of the loop until the millisecond is over.
 _GRAIN: Final = 0.001
 
 

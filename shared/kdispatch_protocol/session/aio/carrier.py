@@ -27,8 +27,7 @@ from kdispatch_protocol.wire.websocket import Closing, WebSocketReader
 __all__ = ["Cancellable", "Carrier", "CarrierOwner", "read_buffer"]
 
 # Largest read of a session. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.3 and 2.7 CPU seconds a GB), and
-# small
-# frames within it are found that much sooner.
+# small frames within it are found that much sooner.
 _READ_SIZE: Final = 512 * 1024
 # A server's smallest read: 400 frames of 20 bytes, which take less than a millisecond. libuv reads up to 32 times from
 # one socket before the next one's turn, so a server pauses after each full read.
@@ -62,9 +61,8 @@ def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks below 8 MiB instead of returning them and requesting them again.
 
     glibc moves its thresholds (mmap, and trimming at twice that) to the largest mapped block that was ever freed.
-    Before
-    that, each read of 128 KiB moved the end of the heap, and its pages were cleared again: a tenth of a bulk sender's
-    time. The block is never touched, so it costs no memory.
+    Before that, each read of 128 KiB moved the end of the heap, and its pages were cleared again: a tenth of a bulk
+    sender's time. The block is never touched, so it costs no memory.
     """
     block = bytearray(_KEPT)
     del block
@@ -118,8 +116,7 @@ class Carrier(asyncio.BufferedProtocol):
     """One WebSocket connection after its handshake. ``server`` says which end this is.
 
     It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``pass_on`` in one
-    step
-    (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
+    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
     """
 
     def __init__(
@@ -160,8 +157,7 @@ class Carrier(asyncio.BufferedProtocol):
         self.sent: float | None = None  #: when a client sent a message last; its reader resets it
         self.found = 0  #: frames found in this read; the owner counts them
         #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
-        #: If not,
-        #: nothing was changed, and the DATA goes to the owner. A client's payload is in memory that is reused.
+        #: If not, nothing was changed, and the DATA goes to the owner. A client's payload is in memory that is reused.
         self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
 
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
@@ -169,8 +165,7 @@ class Carrier(asyncio.BufferedProtocol):
         self._transport = transport
         self._writer = SocketWriter(transport)
         # Notify when more than one byte is left over, and when all is gone. Not 0: asyncio's TLS transports are full at
-        # the mark,
-        # plain ones above it, and with 0 an empty one would be full for ever.
+        # the mark, plain ones above it, and with 0 an empty one would be full for ever.
         transport.set_write_buffer_limits(high=1, low=0)
         transport.set_protocol(self)
         if not transport.is_reading():

@@ -18,8 +18,7 @@ def disown(sock: socket.socket) -> None:
 
     ``create_connection`` of uvloop 0.23.0 takes the descriptor at once, but ties the object to it only after
     ``connection_made``. If the connection ends before that (its first write failed), the descriptor is closed already.
-    The
-    object would close the number again, which may be another connection's by then. asyncio's transports close the
+    The object would close the number again, which may be another connection's by then. asyncio's transports close the
     object.
     """
     if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
