@@ -67,6 +67,7 @@ SHARED: Final = {
     "Ground.things": "legs, halves and offers",
     "Host.offers": "offers",
     "Link._received": "frames of one read, which are gone when it ends",
+    "HostView.labels": "offers",
     "LiveOffer.labels": "offers",
     "ServiceHosts.grounds": "legs, halves and offers",
     "Access._work": "questions: of halves, legs and offers",

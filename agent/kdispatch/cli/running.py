@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -59,29 +60,60 @@ class Access(NamedTuple):
         return Dialer.of(self.settings)
 
 
+class _Repeat(enum.Enum):
+    """What the command of an agent in the background gets of one of its starter's options."""
+
+    AS_GIVEN = "as given"
+    AS_IN_FORCE = "as in force: the settings' value, wherever it came from"
+    NOT = "not: it reaches the agent another way, or concerns the starting command alone"
+
+
+def _option(repeat: _Repeat, *, kind: str = "", default: Any = dataclasses.MISSING) -> Any:
+    """A field of :class:`Start`; ``kind`` is the one command that has the option, if only one has it."""
+    return dataclasses.field(default=default, metadata={"repeat": repeat, "kind": kind})
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What an agent was told at its start; ``background`` is its id where it was started as one."""
+    """What an agent was told at its start; ``background`` is its id where it was started as one.
 
-    kind: str
-    service: str
-    address: str
-    port: int
-    wait: float
-    drain_time: float
-    grace: float | None
-    rotate: float | None
-    reach: Reach
-    token: str | None
-    token_file: str | None
-    quiet: bool
-    json: bool
-    log_format: str | None
-    verbose: bool
-    background: str | None
-    exit_when_closed: bool = False
-    open_wait: float | None = None
-    host: str | None = None
+    Each field states what an agent in the background gets of it, so no option is lost there.
+    """
+
+    kind: str = _option(_Repeat.NOT)
+    service: str = _option(_Repeat.NOT)
+    address: str = _option(_Repeat.AS_GIVEN)
+    port: int = _option(_Repeat.AS_GIVEN)
+    wait: float = _option(_Repeat.AS_GIVEN)
+    drain_time: float = _option(_Repeat.AS_GIVEN)
+    grace: float | None = _option(_Repeat.AS_IN_FORCE)
+    rotate: float | None = _option(_Repeat.AS_IN_FORCE)
+    reach: Reach = _option(_Repeat.NOT)  # noqa: RUF009 - a mapping type, taken for a call that is shared
+    token: str | None = _option(_Repeat.NOT)
+    token_file: str | None = _option(_Repeat.NOT)
+    quiet: bool = _option(_Repeat.NOT)
+    json: bool = _option(_Repeat.NOT)
+    log_format: str | None = _option(_Repeat.AS_IN_FORCE)
+    verbose: bool = _option(_Repeat.AS_GIVEN)
+    background: str | None = _option(_Repeat.NOT)
+    exit_when_closed: bool = _option(_Repeat.AS_GIVEN, default=False)
+    open_wait: float | None = _option(_Repeat.AS_IN_FORCE, kind="connect", default=None)
+    host: str | None = _option(_Repeat.AS_GIVEN, default=None)
+
+    def repeated(self, settings: Settings) -> list[str]:
+        """The options of the same start for an agent in the background; the relay and the token are not among them."""
+        arguments: list[str] = []
+        for field in dataclasses.fields(self):
+            repeat, kind = field.metadata["repeat"], field.metadata["kind"]
+            if repeat is _Repeat.NOT or kind not in {"", self.kind}:
+                continue
+            value = getattr(self if repeat is _Repeat.AS_GIVEN else settings, field.name)
+            flag = "--" + field.name.replace("_", "-")
+            if value is True:
+                arguments.append(flag)
+            elif value is not None and value is not False:
+                arguments += [flag, str(value)]
+        return arguments
 
     @property
     def output(self) -> Output:
@@ -152,22 +184,9 @@ def detach(start: Start) -> None:
     output = start.output
     settings = start.load_settings()
     _, _, service, token, _ = start.access(output, settings)
-    options = {
-        "--address": start.address,
-        "--port": start.port,
-        "--wait": start.wait,
-        "--drain-time": start.drain_time,
-        "--grace": settings.grace,
-        "--rotate": settings.rotate,
-        "--relay": ",".join(map(str, settings.relay_urls)),
-        "--log-format": settings.log_format,
-    }
-    arguments = [start.kind, service, *(str(part) for option in options.items() for part in option)]
+    arguments = [start.kind, service, *start.repeated(settings)]
+    arguments += ["--relay", ",".join(map(str, settings.relay_urls))]
     arguments += ["--insecure-plaintext"] if settings.insecure_plaintext else []
-    arguments += ["--exit-when-closed"] if start.exit_when_closed else []
-    arguments += ["--open-wait", str(settings.open_wait)] if start.kind == "connect" else []
-    arguments += ["--host", start.host] if start.host else []
-    arguments += ["--verbose"] if start.verbose else []
     try:
         # A proxy's password is no argument: those are seen by everyone on the machine.
         result = background.start(arguments, token, settings.network)
