@@ -98,7 +98,7 @@ class Settings:
         "--insecure-plaintext",
         "KDISPATCH_INSECURE_PLAINTEXT",
         "yes or no",
-        "Allow plain http to another machine: everyone on the network path can read tokens.",
+        "Allow plain http to another machine: tokens go unencrypted.",
     )
 
     proxy: str = _setting(
@@ -149,7 +149,7 @@ class Settings:
         "several are separated by commas.",
     )
 
-    log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "Agents' log format.")
+    log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "Log format.")
     grace: float = _setting(
         120.0,
         "--grace",
