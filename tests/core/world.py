@@ -183,7 +183,7 @@ class World:
         return agent.connections != before
 
     def depart(self, agent: Agent) -> None:
-        """An agent that has moved announces it on the older connection, and closes that once it is empty, or in time."""
+        """An agent that has moved announces it on the older connection, and closes it once it is empty, or in time."""
         for connection in list(agent.older):
             if agent.endpoint.table.session is connection.of_agent:
                 continue  # the newer one is not ready
