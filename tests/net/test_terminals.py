@@ -116,7 +116,7 @@ async def test_a_closed_terminal(network: Network) -> None:
 
 
 async def test_hangups_are_one(network: Network) -> None:
-    """Of several SIGHUPs, or one after SIGTERM, only the first signal counts: what runs goes on, then the status is 0."""
+    """Of several SIGHUPs, or one after SIGTERM, the first signal counts: what runs goes on, then the status is 0."""
     name = await network.service()
     async with service(echo) as local:
         for first in (signal.SIGHUP, signal.SIGTERM):
