@@ -26,8 +26,9 @@ from kdispatch_relay.gate.access import Access
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
 from kdispatch_relay.switch.claims import Terms
+from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskOffer, Switch
+from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["TITLES", "Crowd", "lines", "measured"]
 

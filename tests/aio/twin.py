@@ -25,7 +25,8 @@ from kdispatch_relay.door.arrivals import Arrivals
 from kdispatch_relay.door.http_connection import HttpConnections, http_options
 from kdispatch_relay.door.listener import Listener
 from kdispatch_relay.door.screen import Screen
-from kdispatch_relay.gate.gate import Gate, _AgentLink
+from kdispatch_relay.gate.agent_link import AgentLink
+from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.problems import problems
 from kdispatch_relay.settings import Settings
 from kdispatch_relay.store.records import AuditEvent, ServiceRecord
@@ -273,7 +274,7 @@ class Twin:
     def connect(self, driver: EndpointDriver, *, tls: bool = False) -> MemoryTransport:
         """A new session; returns the agent's end of its connection."""
         agent, relay = memory_pair(tls=tls)
-        _AgentLink(self.gate, "memory").start(relay, b"")
+        AgentLink(self.gate, "memory").start(relay, b"")
         driver.connect(agent)
         return agent
 

@@ -7,10 +7,11 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset
+from kdispatch_relay.switch.intents import AskAttach, AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
+from kdispatch_relay.switch.switch import Switch
 
 SERVICE = "ann/web"
 NO_WAIT = Limits(open_wait_start=0, open_wait_lost=0)
@@ -44,8 +45,10 @@ class Relay:
         peer.hear()
         return peer
 
-    def answer(self, *, known: bool = True) -> None:
-        for question in self.switch.take_questions():
+    def answer(self, *, known: bool = True) -> int:
+        """Answer what the switch asks; returns how many questions it were."""
+        questions = self.switch.take_questions()
+        for question in questions:
             if isinstance(question, AskOffer):
                 if known:
                     self.switch.offers.allowed(question, self.terms, self.now)
@@ -60,6 +63,7 @@ class Relay:
                 self.switch.opens.allowed(question.route, self.terms, self.now)
             else:
                 self.switch.opens.refused(question.route, "unknown_service", "", self.now)
+        return len(questions)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds

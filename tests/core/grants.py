@@ -20,9 +20,10 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.claims import Watched
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, AskOpen, Question
 from kdispatch_relay.switch.registry import LiveOffer, Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke, withdraw_host
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, AskOpen, Question, Switch
+from kdispatch_relay.switch.switch import Switch
 from tests.core import storms
 from tests.core.ledger import check_nothing_left
 from tests.core.storms import STORM, Action

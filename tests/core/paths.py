@@ -21,9 +21,10 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
+from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskOffer, Switch
+from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["FAST", "Download", "Paths", "Way"]
 

@@ -16,10 +16,10 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.messages import Attach, Hello, Open, Opened, Reset, Trying
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.routes import RouteState
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question
 from tests.core.agents import SERVICE, Peer, Relay, revoke_service
 from tests.core.conversation import Conversation
 from tests.core.resuming import HOST, client, entry, hear, host, lose

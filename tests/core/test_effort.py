@@ -14,9 +14,10 @@ from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, 
 from kdispatch_relay.limiter import Limiter, SessionLimits
 from kdispatch_relay.rates import Recent
 from kdispatch_relay.settings import Settings
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, Cut
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Cut, Switch
+from kdispatch_relay.switch.switch import Switch
 
 SERVICE = "ann/web"
 HELD = 5120  # streams that one session may have: 1,024 that it opened, and 4,096 that it accepted

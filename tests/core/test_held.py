@@ -18,10 +18,10 @@ from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, 
 from kdispatch_relay.switch import switch as switch_module
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.eviction import make_room
-from kdispatch_relay.switch.intents import Cut
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, Cut
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Switch
+from kdispatch_relay.switch.switch import Switch
 from tests.core.verdict import held
 
 ROOT: Final = Path(__file__).parents[2]
@@ -101,8 +101,10 @@ BOUNDED: Final = {
     "Carrier._masks": "64",
     "Drain._told_clients": "--limit-sessions",
     "Drain._told_hosts": "--limit-sessions",
+    "Gate._acts": "types of intents",
     "Gate._cuts": "codes",
     "Gate._links": "--limit-sessions",
+    "Gate._reports": "types of intents",
     "Limiter._rates": "kinds",
     "Limiter._sessions_of": "--limit-sessions",
     "Limiter._told": "kinds",
@@ -123,14 +125,8 @@ BOUNDED: Final = {
 }
 #: Empty again when a read was worked on.
 TRANSIENT: Final = {
-    "Attachments.questions",
-    "Attachments.reports",
+    "IntentQueue._waiting",
     "Claim.token",
-    "Offers.questions",
-    "Opens.connected",
-    "Opens.questions",
-    "Opens.reports",
-    "Switch._cuts",
     "Switch._touched",
     "WebSocketReader.pings",
 }

@@ -10,7 +10,6 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Reset
-from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, doubt, revoke, withdraw_host
 from tests.core.agents import SERVICE, Peer, Relay, Said, code_of
@@ -131,13 +130,14 @@ def test_an_older_session_does_not_come_first() -> None:
     """An offer in the session that is being left, allowed or made late, does not replace the newer offer."""
     relay = Relay()
     old = relay.agent(1)
-    answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
+    answer, relay.answer = relay.answer, lambda **_: 0  # type: ignore[method-assign]
     old.offer(1, "a")
     late = relay.switch.take_questions()
     relay.answer = answer  # type: ignore[method-assign]
     new = moved(relay, 1)
     new.offer(1, "b")
-    relay.switch.offers.questions += [question for question in late if isinstance(question, AskOffer)]
+    for question in late:
+        relay.switch.intents.put(question)
     relay.answer()
     old.offer(3, "c")
     assert listed(relay) == [new.session] and is_reached(relay, new)
@@ -149,7 +149,7 @@ def test_an_offer_whose_session_ends_while_it_is_looked_up() -> None:
     """The late answer for an offer whose session ended lists no host."""
     relay = Relay()
     host = relay.agent(1)
-    answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
+    answer, relay.answer = relay.answer, lambda **_: 0  # type: ignore[method-assign]
     host.offer()
     host.lose()
     relay.answer = answer  # type: ignore[method-assign]

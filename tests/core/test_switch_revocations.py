@@ -98,7 +98,7 @@ def test_an_offer_that_is_looked_up_while_its_host_is_withdrawn() -> None:
     """A second offer of the host whose look-up ends after the withdrawal is refused."""
     relay = Relay()
     host = relay.agent(1, offers=True)
-    answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
+    answer, relay.answer = relay.answer, lambda **_: 0  # type: ignore[method-assign]
     host.offer(3)
     withdraw(relay)
     answer()

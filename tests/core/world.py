@@ -25,8 +25,9 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, Question
 from kdispatch_relay.switch.registry import Terms
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import Switch
 from tests.core.connection import Connection
 from tests.core.ledger import check_books
 from tests.core.wire import is_alone

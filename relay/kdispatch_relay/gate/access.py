@@ -16,11 +16,11 @@ from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.limiter import SessionLimits, Shares
 from kdispatch_relay.store.records import AuditEvent
 from kdispatch_relay.switch.claims import handle_of
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, FirstStream, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
-from kdispatch_relay.switch.routes import Route
 from kdispatch_relay.switch.sessions import Session
-from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
+from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Access"]
 
@@ -215,15 +215,14 @@ class Access:
         actor = grant.identity.actor if grant.identity is not None else ""
         self._note("host", offer.service, actor, session, host=offer.host)
 
-    def note_clients(self, connected: list[Route]) -> None:
-        """Write into the audit that agents opened their first streams of a service."""
-        for route in connected:
-            session, service = route.client.session, route.message.service
-            entry = self._switch.registry.get(service)
-            public = entry is not None and entry.terms is not None and entry.terms.public
-            actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
-            self._note("connect", service, actor, session)
-        connected.clear()
+    def note_client(self, first: FirstStream) -> None:
+        """Put into the audit that an agent opened its first stream of a service."""
+        route = first.route
+        session, service = route.client.session, route.message.service
+        entry = self._switch.registry.get(service)
+        public = entry is not None and entry.terms is not None and entry.terms.public
+        actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
+        self._note("connect", service, actor, session)
 
     def _note(self, action: str, service: str, actor: str, session: Session, **detail: str) -> None:
         event = AuditEvent(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -18,23 +17,28 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.session.aio.alarm import Alarm
 from kdispatch_protocol.session.aio.carrier import read_buffer
-from kdispatch_protocol.session.aio.link import Link
 from kdispatch_protocol.session.aio.sockets import tune_session_socket
 from kdispatch_protocol.session.aio.turns import Turns
 from kdispatch_protocol.tokens import token_id
-from kdispatch_protocol.wire import frames
-from kdispatch_protocol.wire.frames import Buffer, Frame
-from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.api.keys import LIMITER
 from kdispatch_relay.auth import Authority
-from kdispatch_relay.door.arrivals import Arrival
 from kdispatch_relay.door.http_connection import COUNTED, SOURCE, hand_over
 from kdispatch_relay.gate.access import Access
+from kdispatch_relay.gate.agent_link import AgentLink
 from kdispatch_relay.gate.handshake import take_over, upgrade_headers
 from kdispatch_relay.limiter import SessionLimits
 from kdispatch_relay.room import queue_memory
 from kdispatch_relay.switch.drain import Drain
-from kdispatch_relay.switch.intents import AttachRefused, StreamEnded
+from kdispatch_relay.switch.intents import (
+    AskAttach,
+    AskOffer,
+    AskOpen,
+    AttachRefused,
+    Cut,
+    FirstStream,
+    Intent,
+    StreamEnded,
+)
 from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.state import clients_of, state_of
@@ -44,20 +48,12 @@ from kdispatch_relay.version import version
 
 __all__ = ["Gate"]
 
-# Until its HELLO, an agent may make the relay keep this many bytes at most for one message.
-_HELLO_MESSAGE: Final = 16 * 1024
 # While it drains, the relay reports what is left, once in this many seconds. Without a session it checks more often.
 _TELL: Final = 1.0
 _LOOK: Final = 0.020
 _NOBODY: Final = Left(0, 0, 0)
 # Attempts at other agents' streams are logged as a warning once in this many seconds.
 _ATTEMPTS: Final = 60.0
-# Ends that an operator need not hear of.
-_ORDERLY: Final = frozenset({"drain", "superseded"})
-# When a read brings several frames, those below this size are gathered: a system call for each costs more than a copy.
-_LARGE: Final = 4 * 1024
-# If a read brings at most this many frames, an OPEN goes to its host before the rest: 5 % more opens with one worker.
-_FEW: Final = 3
 _log = logging.getLogger("kdispatch.relay")
 
 
@@ -80,8 +76,15 @@ class Gate:
             memory=queue_memory(),
             program=f"kdispatch/{version()}",
         )
-        self._links: dict[Session, _AgentLink] = {}
+        self._links: dict[Session, AgentLink] = {}
         self._access = Access(authority, self.switch, self.settle, self._limits_of)
+        ask = self._access.ask
+        self._acts: dict[type, Callable[[Any], None]] = {AskOffer: ask, AskOpen: ask, AskAttach: ask, Cut: self._end}
+        self._reports: dict[type, Callable[[Any], None]] = {
+            FirstStream: self._access.note_client,
+            StreamEnded: self._log_stream,
+            AttachRefused: self._log_refusal,
+        }
         self._closing = True
         self._drain: Drain | None = None
         self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
@@ -91,7 +94,7 @@ class Gate:
         """Begin to accept sessions, as the relay with this id."""
         self.switch.relay_id = relay_id
         if _log.isEnabledFor(logging.DEBUG):
-            self.switch.opens.reports = []
+            self.switch.opens.reports = True
         self._closing = False
 
     def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> list[HostView]:
@@ -157,7 +160,7 @@ class Gate:
             if transport is None or self._closing:
                 return response
             tune_session_socket(transport.get_extra_info("socket"))
-            link = _AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
+            link = AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
             link.start(transport, take_over(request))
         return response
 
@@ -203,11 +206,11 @@ class Gate:
 
     # --- between the switch and the links ------------------------------------------------------
 
-    def joined(self, link: _AgentLink) -> None:
+    def joined(self, link: AgentLink) -> None:
         """A session begins."""
         self._links[link.session] = link
 
-    def left(self, link: _AgentLink, code: str) -> None:
+    def left(self, link: AgentLink, code: str) -> None:
         """A session's connection is gone. ``code`` says why this end ended it; empty if it did not."""
         if code:
             self._cuts[code] += 1
@@ -216,182 +219,46 @@ class Gate:
             self.settle()
 
     def settle(self) -> None:
-        """Carry out what the switch has decided: ask, cut, send, and set the clock. To be called after each change."""
+        """Do what the switch wants: ask and cut, then send, then report; set the clock. Call it after each change."""
         switch = self.switch
-        for question in switch.take_questions():
-            self._access.ask(question)
+        reports: list[Intent] = []
         while True:
-            touched, cuts = switch.take_touched(), switch.take_cuts()
-            if not touched and not cuts:
+            touched = switch.take_touched()
+            intents = switch.intents.take_all() if switch.intents else ()
+            if not touched and not intents:
                 break
-            for cut in cuts:
-                link = self._links.get(cut.session)
-                if link is not None:
-                    link.cut(cut.code, cut.text)
+            for intent in intents:
+                act = self._acts.get(type(intent))
+                if act is None:
+                    reports.append(intent)
+                else:
+                    act(intent)
             for session in touched:
                 link = self._links.get(session)
                 if link is not None:
                     link.link.flush()
-        if switch.opens.connected:
-            self._access.note_clients(switch.opens.connected)
-        if switch.opens.reports:
-            self._log_streams(switch.opens.reports)
-        if switch.attachments.reports:
-            self._log_refusals(switch.attachments.reports)
+        for report in reports:
+            self._reports[type(report)](report)
         self._alarm.set(switch.next_deadline())
 
-    def _log_streams(self, reports: list[StreamEnded]) -> None:
-        now = self._loop.time()
-        for ended in reports:
-            fields = asdict(ended)
-            fields["seconds"] = round(now - fields.pop("began"), 3)
-            _log.debug("stream ended", extra=fields)
-        reports.clear()
+    def _end(self, cut: Cut) -> None:
+        link = self._links.get(cut.session)
+        if link is not None:
+            link.cut(cut.code, cut.text)
 
-    def _log_refusals(self, reports: list[AttachRefused]) -> None:
+    def _log_stream(self, ended: StreamEnded) -> None:
+        fields = asdict(ended)
+        fields["seconds"] = round(self._loop.time() - fields.pop("began"), 3)
+        _log.debug("stream ended", extra=fields)
+
+    def _log_refusal(self, refused: AttachRefused) -> None:
         now = self._loop.time()
-        for refused in reports:
-            # bad_proof: an agent tried another's stream. The other codes: a stream has ended. Agents can cause many.
-            tell = refused.code == "bad_proof" and now >= self._warn_again
-            if tell:
-                self._warn_again = now + _ATTEMPTS
-            _log.log(logging.WARNING if tell else logging.DEBUG, "An attach was refused.", extra=asdict(refused))
-        reports.clear()
+        # bad_proof: an agent tried another's stream. The other codes: a stream has ended. Agents can cause many.
+        tell = refused.code == "bad_proof" and now >= self._warn_again
+        if tell:
+            self._warn_again = now + _ATTEMPTS
+        _log.log(logging.WARNING if tell else logging.DEBUG, "An attach was refused.", extra=asdict(refused))
 
     def _timed_out(self) -> None:
         self.switch.handle_timeout(self._loop.time())
         self.settle()
-
-
-class _AgentLink:
-    """One agent's session, as the owner of its link."""
-
-    def __init__(
-        self, gate: Gate, source: str, arrival: Arrival | None = None, limits: SessionLimits | None = None
-    ) -> None:  # fmt: skip
-        self._gate = gate
-        self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[None] = self._loop.create_future()
-        self.limits = limits or SessionLimits(None, "")
-        self.session = gate.switch.connect(source, self._loop.time(), self.limits, group=self.limits.source)
-        self._unsettled = False  # this read has changed something at the switch
-        self._passed = False  # this read has tried to pass a frame on at once
-        self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
-        self.link = Link(
-            self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs,
-            turn=functools.partial(gate.turns.take, self.limits.source or source),
-        )  # fmt: skip
-        self.session.send_data = self.link.carrier.send_data
-        self.session.flush = self.link.flush
-        self._arrival = arrival  # until HELLO
-        if arrival is not None:
-            arrival.drop = functools.partial(self.link.abort, "", "")
-
-    def start(self, transport: asyncio.Transport, tail: bytes) -> None:
-        """Take over the connection."""
-        self._gate.joined(self)
-        self.link.carrier.attach(transport, tail)
-
-    def cut(self, code: str, text: str) -> None:
-        """Send the reason, and end the session. Its streams are released at once."""
-        goaway = Goaway(code=code, text=text)
-        self.session.outbox.send(frames.frame(frames.GOAWAY, payload=goaway.encode()))
-        self.link.close(code, text)
-        self._gate.switch.disconnect(self.session, self._loop.time())
-
-    def _arrived(self) -> None:
-        arrival, self._arrival = self._arrival, None
-        if arrival is not None:
-            arrival.ends()
-
-    def _fields(self) -> dict[str, str]:
-        return {"agent": self.session.process, "source": self.session.source}
-
-    # --- the link's owner ---------------------------------------------------------------------
-
-    def link_frames(self, received: list[Frame], now: float) -> None:
-        """Handle frames from the agent."""
-        # Large DATA goes on at once, frame by frame, and so does the first frame if it comes alone.
-        place = 0
-        for type_, flags, number, value, payload in received:
-            if type_ != frames.DATA or (len(payload) < _LARGE and (self._passed or len(received) > 1)):
-                break
-            self._passed = True
-            if not self.link_pass_on(flags, number, value, payload):
-                break
-            place += 1
-        if place:
-            received = received[place:]
-            if not received:
-                return
-        self._unsettled = True
-        greeted = bool(self.session.process)
-        self._gate.switch.opens.few = len(received) <= _FEW
-        self._gate.switch.receive_frames(self.session, received, now)
-        if not greeted and self.session.process:
-            if not self.session.quiet:
-                self._arrived()
-            elif self._arrival is not None:
-                self._arrival.carries_nothing()
-            _log.debug("session began", extra=self._fields())
-            self.link.carrier.limit_messages(self._gate.limits.message)
-            if self.session.quiet:
-                self.link.bear_silence(self._gate.limits.quiet)
-
-    def link_violated(self, code: str, text: str) -> None:
-        """The agent broke the protocol: send it the reason, and cut the session."""
-        self.cut(code, text)
-        self._gate.settle()  # the link reads no more, so link_read() will not settle
-
-    def link_idle(self, count: int, now: float) -> None:
-        """Count WebSocket frames without a message."""
-        self._unsettled = True
-        self.session.effort.idle += count
-        self._gate.switch.settle_effort(self.session, now)
-
-    def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        """Small pieces cost as much as idle frames, but not those of a running stream's data."""
-        if received[0][0] != frames.DATA or received[0][2] not in self.session.legs:
-            self.link_idle(count, now)
-
-    def link_read(self) -> None:
-        """A read was handled: send what it caused, to all sessions."""
-        self._passed = False
-        switch, partial = self._gate.switch, self.link.partial
-        if partial != self.session.partial:
-            self.session.note_partial(partial)
-            if switch.budget.spent:
-                switch.make_room()
-                self._unsettled = True
-        if self._unsettled:
-            self._unsettled = False
-            self._gate.settle()
-            effort = self.session.effort
-            if effort.rest:
-                self.link.carrier.rest(effort.rest)
-                effort.rest = 0.0
-
-    def link_unsent(self, size: int) -> None:
-        """Note the bytes that the socket has not taken."""
-        self.session.note_unsent(size)
-
-    def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch to send."""
-        return self.session.outbox.collect(most, now)
-
-    def link_ask(self) -> None:
-        """Probe the agent after this process was stopped for a while."""
-        self.session.outbox.send(frames.frame(frames.PING))
-
-    def link_lost(self, code: str, text: str) -> None:
-        """The connection is gone."""
-        self._arrived()
-        self.limits.end()
-        self.session.send_data = self.session.flush = None
-        if code and self.session.process and code not in _ORDERLY:
-            _log.warning("A session ended: %s: %s", code, text, extra=self._fields())
-        elif self.session.process:
-            _log.debug("session ended", extra=self._fields() | {"code": code or "closed"})
-        self._gate.left(self, code)
-        if not self.over.done():
-            self.over.set_result(None)

@@ -11,7 +11,7 @@ the other's process. The ends check each other's proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
@@ -22,7 +22,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_relay.switch.claims import Claim, Ground
-from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
+from kdispatch_relay.switch.intents import AskAttach, AttachRefused, IntentQueue, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput
@@ -60,24 +60,6 @@ class Half:
         return self.wanted == other.key and self.key == other.wanted and self.entry.service == other.entry.service
 
 
-@dataclass(frozen=True, slots=True)
-class AskAttach:
-    """Intent: find out whether the agent of these halves may still use the service.
-
-    The gate then calls ``allowed`` or ``refused``.
-    """
-
-    session: Session
-    service: str
-    role: str
-    token: str | None
-    halves: list[Half]
-
-    def alive(self) -> Iterator[Half]:
-        """The halves that were not dropped meanwhile."""
-        return (half for half in self.halves if half.session.halves.get(half.number) is half)
-
-
 class Attachments:
     """The halves at this relay. ``touched`` collects the sessions that have something to send."""
 
@@ -92,9 +74,9 @@ class Attachments:
         opens: Opens,
         lost: Callable[[Leg, float], None],
         timers: Timers,
+        intents: IntentQueue,
     ) -> None:
-        self.questions: list[AskAttach] = []
-        self.reports: list[AttachRefused] = []
+        self._intents = intents
         self.restarted: dict[str, Session] = {}  # processes that have ended, each with the session of its successor
         self._registry = registry
         self._limits = limits
@@ -180,7 +162,7 @@ class Attachments:
         elif session.look_ups > self._limits.look_ups:
             self._cut(session, "rate_limited", "Too many look-ups of this session are under way.")
         else:
-            self.questions.append(asked)
+            self._intents.put(asked)
 
     def allowed(self, asked: AskAttach, now: float) -> None:
         """The agent may use the service: join the halves whose other end is here, and let the others wait."""
@@ -330,7 +312,7 @@ class Attachments:
         session, entry = half.session, half.entry
         session.outbox.send(reset_frame(half.number, code, text))
         self._touched.add(session)
-        self.reports.append(AttachRefused(entry.service, session.process, session.source, entry.peer, code))
+        self._intents.put(AttachRefused(entry.service, session.process, session.source, entry.peer, code))
 
     def _ask(self, session: Session, halves: Iterable[Half]) -> None:
         """Ask an agent about the halves that wait for it."""

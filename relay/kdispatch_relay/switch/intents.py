@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from kdispatch_protocol.wire.messages import Offer
+from kdispatch_relay.switch.routes import Route
 from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded", "said_by_agent"]
+if TYPE_CHECKING:
+    from kdispatch_relay.switch.attachments import Half
+
+__all__ = [
+    "AskAttach",
+    "AskOffer",
+    "AskOpen",
+    "AttachRefused",
+    "Cut",
+    "FirstStream",
+    "Intent",
+    "IntentQueue",
+    "Question",
+    "StreamEnded",
+    "said_by_agent",
+]
 
 # Codes about access that only a relay may send: an agent that gets one stops for good.
 _OF_RELAY = frozenset({"revoked", "token_refused", "not_permitted", "unknown_service"})
@@ -35,6 +53,46 @@ class AskOffer:
     def token(self) -> str | None:
         """The token that the host shows."""
         return self.offer.token
+
+
+@dataclass(frozen=True, slots=True)
+class AskOpen:
+    """Intent: find out whether the route's client may open its service, then call ``allowed`` or ``refused``."""
+
+    route: Route
+
+    @property
+    def service(self) -> str:
+        """The service asked for."""
+        return self.route.message.service
+
+    @property
+    def token(self) -> str | None:
+        """The token that the client shows."""
+        return self.route.message.token
+
+    @property
+    def session(self) -> Session:
+        """The client's session."""
+        return self.route.client.session
+
+
+@dataclass(frozen=True, slots=True)
+class AskAttach:
+    """Intent: find out whether the agent of these halves may still use the service.
+
+    The gate then calls ``allowed`` or ``refused``.
+    """
+
+    session: Session
+    service: str
+    role: str
+    token: str | None
+    halves: list[Half]
+
+    def alive(self) -> Iterator[Half]:
+        """The halves that were not dropped meanwhile."""
+        return (half for half in self.halves if half.session.halves.get(half.number) is half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +130,46 @@ class StreamEnded:
     received: int
     began: float
     code: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStream:
+    """Report: an agent's session opened its first stream of a service."""
+
+    route: Route
+
+
+Question = AskOffer | AskOpen | AskAttach
+Intent = Question | Cut | FirstStream | AttachRefused | StreamEnded
+_I = TypeVar("_I", bound=Intent)
+
+
+class IntentQueue:
+    """What the parts of the switch ask of the gate, in the order in which it came up. The gate empties it each turn."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[Intent] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, intent: Intent) -> None:
+        """Add one. The gate takes it before the switch gets the next frames."""
+        self._waiting.append(intent)
+
+    def take_all(self) -> list[Intent]:
+        """All of them. The queue is empty then."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def take(self, *kinds: type[_I]) -> list[_I]:
+        """Those of these kinds. The others stay."""
+        taken: list[_I] = [intent for intent in self._waiting if isinstance(intent, kinds)]
+        self._waiting = [intent for intent in self._waiting if not isinstance(intent, kinds)]
+        return taken
+
+    def has(self, kind: type[Intent]) -> bool:
+        """Whether one of this kind waits."""
+        return any(isinstance(intent, kind) for intent in self._waiting)

@@ -8,7 +8,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Offer, Offered, reset_frame
-from kdispatch_relay.switch.intents import AskOffer
+from kdispatch_relay.switch.intents import AskOffer, IntentQueue
 from kdispatch_relay.switch.registry import Host, LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import Session
 
@@ -24,9 +24,14 @@ class Offers:
     """
 
     def __init__(
-        self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[Host, float], None]
+        self,
+        registry: Registry,
+        limits: Limits,
+        touched: set[Session],
+        appeared: Callable[[Host, float], None],
+        intents: IntentQueue,
     ) -> None:
-        self.questions: list[AskOffer] = []
+        self._intents = intents
         self._registry = registry
         self._limits = limits
         self._touched = touched
@@ -43,7 +48,7 @@ class Offers:
         else:
             session.offers[number] = None
             session.ask_offer(1)
-            self.questions.append(AskOffer(session, number, offer))
+            self._intents.put(AskOffer(session, number, offer))
             return
         session.outbox.send(reset_frame(number, *refusal))
 

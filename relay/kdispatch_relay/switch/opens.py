@@ -8,7 +8,6 @@ early data here and sends it to a host only when that host has opened, so no req
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.limits import Limits
@@ -18,7 +17,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import stream_key
 from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_frame
 from kdispatch_relay.switch.claims import Account, Claim
-from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
+from kdispatch_relay.switch.intents import AskOpen, FirstStream, IntentQueue, StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
 from kdispatch_relay.switch.sessions import Session
@@ -31,35 +30,14 @@ _NO_MEMORY = Reset(code="busy", text="The relay is short of memory.").encode()
 _FAILED = Reset(code="rate_limited", text="Too many opens of this session, or of its address, failed.").encode()
 
 
-@dataclass(frozen=True, slots=True)
-class AskOpen:
-    """Intent: find out whether the route's client may open its service, then call ``allowed`` or ``refused``."""
-
-    route: Route
-
-    @property
-    def service(self) -> str:
-        """The service asked for."""
-        return self.route.message.service
-
-    @property
-    def token(self) -> str | None:
-        """The token that the client shows."""
-        return self.route.message.token
-
-    @property
-    def session(self) -> Session:
-        """The client's session."""
-        return self.route.client.session
-
-
 class Opens:
     """Attempts and waits. Frames to send go to the sessions' outboxes, and each such session into ``touched``."""
 
-    def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
-        self.questions: list[AskOpen] = []
-        self.reports: list[StreamEnded] | None = None  # a list if the gate reads and empties it
-        self.connected: list[Route] = []  # the first stream of a service in an agent's session
+    def __init__(
+        self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session], intents: IntentQueue
+    ) -> None:
+        self.reports = False  # whether the gate wants to hear of each stream that ended
+        self._intents = intents
         self.few = False  # set by the gate while it handles few frames: then an OPEN may be flushed on its own
         self._registry = registry
         self._timers = timers
@@ -96,7 +74,7 @@ class Opens:
         if entry is not None and entry.terms is not None and entry.terms.public:
             self._admit(route, entry.terms, now)
         else:
-            self.questions.append(AskOpen(route))
+            self._intents.put(AskOpen(route))
 
     def allowed(self, route: Route, terms: Terms, now: float) -> None:
         """The service exists and the client may open it."""
@@ -182,7 +160,7 @@ class Opens:
         client.answered()
         client.session.streams[route.message.uuid, "client"] = client
         if client.session.is_first_of(route.message.service):
-            self.connected.append(route)
+            self._intents.put(FirstStream(route))
         leg.session.streams[route.message.uuid, "host"] = leg
         client.limit = opened.limit
         client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=bytes(payload)))
@@ -248,7 +226,7 @@ class Opens:
         self._release(route)
 
     def _report(self, route: Route, code: str) -> None:
-        if self.reports is None:
+        if not self.reports:
             return
         client, host = route.client, route.host
         ended = StreamEnded(
@@ -261,7 +239,7 @@ class Opens:
             began=route.began,
             code=code,
         )
-        self.reports.append(ended)
+        self._intents.put(ended)
 
     # --- inner ------------------------------------------------------------------------------
 

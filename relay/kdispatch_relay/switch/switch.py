@@ -16,23 +16,20 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
 from kdispatch_protocol.wire.identity import VERSIONS, host_id, process_id
 from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome
-from kdispatch_relay.switch.attachments import AskAttach, Attachments
+from kdispatch_relay.switch.attachments import Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
 from kdispatch_relay.switch.eviction import make_room
-from kdispatch_relay.switch.intents import AskOffer, Cut, said_by_agent
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, AskOpen, Cut, IntentQueue, Question, said_by_agent
 from kdispatch_relay.switch.offers import Offers
-from kdispatch_relay.switch.opens import AskOpen, Opens
+from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.passing import Passing
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.roster import Roster
 from kdispatch_relay.switch.routes import RouteState
 from kdispatch_relay.switch.sessions import Session, Shared
 
-__all__ = ["AskAttach", "AskOffer", "AskOpen", "Cut", "Question", "Switch"]
-
-
-Question = AskOffer | AskOpen | AskAttach
+__all__ = ["Switch"]
 
 
 # More than 25 methods: a short one for each type of frame.
@@ -59,14 +56,15 @@ class Switch:
         self.by_process = self._roster.newest
         self.sessions = self._roster.sessions
         self._touched: set[Session] = set()
-        self._cuts: list[Cut] = []
+        #: Empty it after each call: questions and cuts first, then what the outboxes hold, then reports.
+        self.intents = IntentQueue()
         self.doubts = Doubts()
-        self.opens = Opens(self.registry, self.timers, limits, self._touched)
-        self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared)
+        self.opens = Opens(self.registry, self.timers, limits, self._touched, self.intents)
+        self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared, self.intents)
         self.passing = Passing(self.opens, self._touched, self._forwarded)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
-            lost=self.passing.leg_lost, timers=self.timers,
+            lost=self.passing.leg_lost, timers=self.timers, intents=self.intents,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -192,25 +190,18 @@ class Switch:
         self._touched.add(session)
 
     def take_questions(self) -> list[Question]:
-        """Questions that only the store can answer."""
-        asked = (self.offers.questions, self.opens.questions, self.attachments.questions)
-        if not any(asked):
-            return []
-        taken: list[Question] = [question for questions in asked for question in questions]
-        for questions in asked:
-            questions.clear()
-        return taken
+        """What only the store can answer. Ask it, then call ``allowed`` or ``refused`` of the part that asked."""
+        return self.intents.take(AskOffer, AskOpen, AskAttach)
 
     def take_cuts(self) -> list[Cut]:
-        """Sessions to end."""
-        taken, self._cuts = self._cuts, []
-        return taken
+        """Sessions to end: send GOAWAY with the code, then close the carrier."""
+        return self.intents.take(Cut)
 
     def cut(self, session: Session, code: str, text: str = "") -> None:
-        """End a session for a reason that its agent is told."""
+        """End a session for a reason that its agent should hear."""
         if not session.doomed:
             session.doomed = True
-            self._cuts.append(Cut(session, code, text))
+            self.intents.put(Cut(session, code, text))
 
     def next_deadline(self) -> float | None:
         """The time at which :meth:`handle_timeout` must be called at the latest."""
@@ -335,7 +326,7 @@ class Switch:
 
     def make_room(self) -> None:
         """The process's budget is spent: cut the sessions that hold most."""
-        if self._cuts:  # earlier cuts are pending, and free their memory after this read
+        if self.intents.has(Cut):  # earlier cuts are pending, and free their memory after this read
             return
         for cut in make_room(self.sessions, self.budget):
             self.cut(cut.session, cut.code, cut.text)
