@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: `kdispatch --version` imports this package too, and must not wait for an HTTP client.
+    # On first use: `kdispatch --version` imports this package too and must not wait for an HTTP client.
     if name == "RestClient":
         from kdispatch.rest.client import RestClient  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""How local addresses are written."""
+"""Text forms of local addresses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ __all__ = ["bare", "place", "written"]
 
 
 def bare(address: str) -> str:
-    """An address without the brackets that belong before a port: ``[::1]`` is ``::1``."""
+    """An address without the brackets that belong before a port: ``[::1]`` becomes ``::1``."""
     return address[1:-1] if address.startswith("[") and address.endswith("]") else address
 
 
 def place(address: str, port: int) -> str:
-    """Address and port as they are written together."""
+    """Address and port joined, with brackets around an IPv6 address."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def written(address: tuple[Any, ...]) -> str:
-    """The host of a socket's address; a link-local one with its interface, without which nobody reaches it."""
+    """The host of a socket's address. A link-local address includes its interface, as it is unreachable without it."""
     host, _, *more = address
     scope = more[1] if len(more) > 1 else 0
     if not scope or "%" in host:
         return str(host)
     try:
         return f"{host}%{socket.if_indextoname(scope)}"
-    except OSError:  # the interface has just gone
+    except OSError:  # the interface has just disappeared
         return f"{host}%{scope}"

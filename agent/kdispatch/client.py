@@ -29,22 +29,22 @@ from kdispatch_protocol.names import split_service
 
 __all__ = ["Client", "LocalListener"]
 
-#: Ends of a stream that say of its service: what this agent had there was taken back, or was never good.
+#: Codes of a stream's end that concern the service: the agent's right to it was revoked, or was never valid.
 _TAKEN_BACK: Final = frozenset({"revoked", "token_refused"})
-#: Those after which a port for that one service serves nobody any more. No host says them of a service.
+#: Codes after which a port for that service can't work any more. No host sends them for a service.
 _FINAL: Final = _TAKEN_BACK | {"unknown_service", "not_permitted"}
-#: Ends of a session, or of a start, that may be others soon.
+#: Failures of a session, or of a start, that may pass soon.
 _PASSING: Final = frozenset({"relay_unreachable", "storage_unavailable", "busy", "rate_limited"})
-#: Services that were taken back are remembered up to so many: a program may use names that others give it.
+#: Number of services with revoked rights that are remembered; a program may take service names from others.
 _MOST_REFUSED: Final = 1024
 
-#: Connections that wait for a first host; one more is reset. As many as a session carries.
+#: Connections that wait for a first host; further ones are reset. As many as a session carries.
 _MOST_WAITING: Final = 1024
 _BACKLOG: Final = 1024
 
 
 class Client:
-    """A process that opens streams. ``failed`` hears the code and the text of each one that was reset."""
+    """A process that opens streams. ``failed`` is called with the code and the text of each stream that was reset."""
 
     def __init__(
         self,
@@ -62,13 +62,14 @@ class Client:
         self.log = log
         self._failed = failed
         self._opening: dict[Stream, asyncio.Future[None]] = {}
-        self._refused: dict[str, tuple[str, str]] = {}  # by service: what was taken back, and how that was said
+        self._refused: dict[str, tuple[str, str]] = {}  # by service: code and text of the revocation
         self._final: asyncio.Future[KdispatchError] = asyncio.get_running_loop().create_future()
 
     async def wait_for_host(self, service: str, wait: float, pin: str | None = None) -> str | None:
-        """Return when the service has a live host, or the one whose id is or begins with ``pin``: that one's id.
+        """Wait until the service has a live host, or one whose id starts with ``pin``; returns that id.
 
-        Raises ``unknown_service`` at once, and after ``wait`` seconds ``no_live_host`` or what kept us from asking.
+        Raises ``unknown_service`` at once, and after ``wait`` seconds ``no_live_host`` or the error that prevented
+        asking.
         """
         split_service(service)
         loop = asyncio.get_running_loop()
@@ -93,16 +94,16 @@ class Client:
     def create_connection(
         self, service: str, protocol: asyncio.BaseProtocol, host: str | None = None
     ) -> StreamTransport:
-        """Begin a stream, to the host with this id where one is named; the protocol hears of its fate.
+        """Open a stream, to the host with this id if ``host`` is given. The protocol gets its events.
 
-        It may be written at once. Raises ``StreamReset`` where the relay has taken back what there was on the service.
+        The caller may write at once. Raises ``StreamReset`` if the relay has revoked the rights on the service.
         """
         if service in self._refused:
             raise StreamReset.from_wire(*self._refused[service])
         return self.driver.open(service, protocol, self.token, pin=host or "")
 
     async def ended(self) -> None:
-        """Wait until an agent that reaches one service can't do so any more; raises why."""
+        """Wait until this agent can't reach its one service any more; raises the reason."""
         lost = asyncio.ensure_future(self.uplink.failed())
         try:
             either: set[asyncio.Future[Any]] = {lost, self._final}
@@ -146,28 +147,28 @@ class Client:
         if not self._final.done():
             self._final.set_result(KdispatchError(code, text))
         if code in _TAKEN_BACK and service not in self._refused and len(self._refused) < _MOST_REFUSED:
-            # What ended one stream ends all of this service: none of them makes another try.
+            # The code that ended one stream holds for the whole service: end all its streams, without another try.
             self._refused[service] = (code, text)
             self.driver.give_up(service, code, text)
 
 
 class LocalListener:
-    """A local port, each of whose connections becomes a stream. Those that come before there is a host wait for it."""
+    """A local port. Each connection to it becomes a stream. Connections before :meth:`serve` wait for a host."""
 
     def __init__(self, client: Client, service: str) -> None:
-        self.host: str | None = None  # the id of the one host that is asked
+        self.host: str | None = None  # the id of the only host to ask
         self._client = client
         self._service = service
         self._acceptors: list[Acceptor] = []
         self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
         self.address = ""
         self.port = 0
-        self.addresses: list[str] = []  # all that are listened on, the first of them `address`
+        self.addresses: list[str] = []  # all listening addresses; the first is `address`
 
     async def listen(self, address: str, port: int) -> None:
-        """Listen at every address that ``address`` means, and alone; raises what ``cannot_listen`` makes of a failure.
+        """Listen on every address that ``address`` means, exclusively; raises the error of ``cannot_listen``.
 
-        Connections are taken from now on, and carried from :meth:`serve` on.
+        Connections are accepted from now on, and carried from :meth:`serve` on.
         """
         sockets = await listening(checked_address(address), port)
         self.addresses = [written(sock.getsockname()) for sock in sockets]
@@ -175,7 +176,7 @@ class LocalListener:
         self._acceptors = [Acceptor(sock, self._take, self._client.log) for sock in sockets]
 
     def serve(self) -> None:
-        """There is a host: carry the connections that wait, and all that come."""
+        """There is a host: carry the pending connections, and all new ones."""
         waiting, self._waiting = self._waiting or {}, None
         for pipe, handle in waiting.items():
             handle.cancel()
@@ -183,7 +184,7 @@ class LocalListener:
             pipe.resume_socket()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         for acceptor in self._acceptors:
             acceptor.close()
 
@@ -220,7 +221,7 @@ class LocalListener:
 
 
 async def _live_host(relay: ServiceQuery, service: str, pin: str | None) -> str | None:
-    """The id of the host that ``pin`` means, if there is one at the moment; without a pin, whether there is any."""
+    """The id of the live host that ``pin`` means; ``None`` without a pin. Raises if there is no such host."""
     seen = await relay.service(service)
     if pin is None:
         if seen.live_hosts:

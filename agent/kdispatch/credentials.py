@@ -1,16 +1,16 @@
-"""The stored tokens, and which token a command shows.
+"""The stored tokens, and the choice of the token that a command shows.
 
 ``credentials.json`` in the configuration directory, mode 0600, by relay::
 
     {"credentials_version": 1,
      "relays": {"https://relay.example.org": {
-         "handle": "ann",                       the handle that NAME alone belongs to
+         "handle": "ann",                       the handle for a NAME without a handle
          "admins": {"ann": "adm_…"},
          "services": {"ann/web": "svc_…"},      to host
          "clients": {"bob/db": "cli_…"}}}}      to connect
 
-Only ``logout``, the deletion of a service and the revocation of a token drop one: a second sign-up
-at the same relay adds its handle and makes it the current one.
+Only ``logout``, the deletion of a service and the revocation of a token remove a token. A second
+sign-up at the same relay adds its handle and makes it the current one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["CREDENTIALS_FILE", "Credentials", "given_code", "given_token", "type
 CREDENTIALS_FILE: Final = "credentials.json"
 CREDENTIALS_VERSION: Final = 1
 
-#: A token has 56 characters; a file of more than this is something else.
+#: A token has 56 characters; a larger file is not a token file.
 _TOKEN_FILE_BYTES: Final = 4096
 
 _STANDARD_INPUT: Final = "-"
@@ -47,7 +47,7 @@ _Relays = dict[str, dict[str, Any]]
 
 
 class Credentials:
-    """The tokens stored on this machine; each call reads the file anew, so processes see each other's."""
+    """The tokens stored on this machine. Each call reads the file again, so processes see each other's changes."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.path: Final = (directory or config_directory()) / CREDENTIALS_FILE
@@ -74,7 +74,7 @@ class Credentials:
         return token
 
     def store_admin(self, relay: RelayUrl, handle: str, token: str) -> None:
-        """Store an admin's token, on the disk on return, and make ``handle`` the current one."""
+        """Store an admin's token and make ``handle`` the current one. The token is on disk on return."""
         with private_lock(self.path.parent):
             relays = self._read()
             entry = relays.setdefault(str(relay), {})
@@ -83,15 +83,15 @@ class Credentials:
             self._write(relays)
 
     def store_service(self, relay: RelayUrl, service: str, token: str) -> None:
-        """Store a token to host a service, on the disk on return."""
+        """Store a token to host a service. It is on disk on return."""
         self._store(relay, "services", service, token)
 
     def store_client(self, relay: RelayUrl, service: str, token: str) -> None:
-        """Store a token to connect to a service, on the disk on return."""
+        """Store a token to connect to a service. It is on disk on return."""
         self._store(relay, "clients", service, token)
 
     def store_for(self, kind: str, relay: RelayUrl, service: str, token: str) -> None:
-        """The one or the other, by the token's kind: ``svc`` or ``cli``."""
+        """Store a token of kind ``svc`` or ``cli``."""
         (self.store_service if kind == "svc" else self.store_client)(relay, service, token)
 
     def _store(self, relay: RelayUrl, what: str, service: str, token: str) -> None:
@@ -105,11 +105,11 @@ class Credentials:
         return tuple(sorted(self._of(relay).get("admins", {})))
 
     def services(self, relay: RelayUrl) -> tuple[str, ...]:
-        """The services to host which tokens are stored for ``relay``."""
+        """The services that have a stored token to host them."""
         return tuple(sorted(self._of(relay).get("services", {})))
 
     def clients(self, relay: RelayUrl) -> tuple[str, ...]:
-        """The services to connect to which tokens are stored for ``relay``."""
+        """The services that have a stored token to connect to them."""
         return tuple(sorted(self._of(relay).get("clients", {})))
 
     def drop(
@@ -120,7 +120,7 @@ class Credentials:
         services: Iterable[str] = (),
         clients: Iterable[str] = (),
     ) -> None:
-        """Drop these tokens; the one handle that is left, if it is one, becomes the current one."""
+        """Remove these tokens. If exactly one handle is left, it becomes the current one."""
         with private_lock(self.path.parent):
             relays = self._read()
             entry = relays.get(str(relay), {})
@@ -139,7 +139,7 @@ class Credentials:
             self._write(relays)
 
     def drop_token(self, relay: RelayUrl, which: str) -> list[str]:
-        """Drop the token with this id, wherever it is stored; returns for which handles and services it was."""
+        """Remove the token with this id everywhere; returns the handles and services that used it."""
         dropped: dict[str, list[str]] = {}
         for what in ("admins", "services", "clients"):
             stored = self._of(relay).get(what, {}).items()
@@ -150,12 +150,12 @@ class Credentials:
         return names
 
     def check(self) -> None:
-        """Raise now what storing would raise later: call it before asking for a token that is shown only once."""
+        """Raise now what storing would raise later: call it before requesting a token that is shown only once."""
         with private_lock(self.path.parent):
             self._read()
 
     def full_name(self, relay: RelayUrl, service: str) -> str:
-        """``HANDLE/NAME`` of what was typed: a name alone is the current handle's; ``bad_name``, ``not_logged_in``."""
+        """Complete what the user typed to ``HANDLE/NAME``, with the current handle; ``bad_name``, ``not_logged_in``."""
         if "/" in service:
             split_service(service)
             return service
@@ -175,7 +175,7 @@ class Credentials:
         token_file: str | None = None,
         warn: Callable[[str], None],
     ) -> str:
-        """The token to host ``HANDLE/NAME`` with: given, else the service's own, else its owner's; ``not_logged_in``.
+        """The token to host ``HANDLE/NAME``: the given one, else the service's, else its owner's; ``not_logged_in``.
 
         ``token`` and ``token_file`` are the flags' values, see :func:`given_token`.
         """
@@ -198,9 +198,9 @@ class Credentials:
         token_file: str | None = None,
         warn: Callable[[str], None],
     ) -> str | None:
-        """The token to connect to ``HANDLE/NAME`` with: given, else the one for that, else its owner's.
+        """The token to connect to ``HANDLE/NAME``: the given one, else the stored client token, else the owner's.
 
-        A public service needs none.
+        ``None`` if there is none: a public service needs no token.
         """
         owner, _ = split_service(service)
         return (
@@ -210,7 +210,7 @@ class Credentials:
         )
 
     def token_for_reader(self, relay: RelayUrl, service: str) -> str | None:
-        """The stored token to look at ``HANDLE/NAME`` with; a public service needs none."""
+        """The stored token to read ``HANDLE/NAME``; ``None`` if there is none: a public service needs no token."""
         owner, _ = split_service(service)
         return self.admin_token(relay, owner) or self.service_token(relay, service) or self.client_token(relay, service)
 
@@ -230,7 +230,7 @@ class Credentials:
         try:
             return _checked(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            # Its tokens can't be had again, so nothing here may overwrite them.
+            # Its tokens can't be obtained again, so nothing here may overwrite them.
             moved = shlex.quote(f"{self.path}.damaged")
             raise SetupError(
                 "not_logged_in",
@@ -246,10 +246,10 @@ class Credentials:
 def given_token(token: str | None, token_file: str | None, *, warn: Callable[[str], None]) -> str | None:
     """The token that the caller gave: ``--token``, ``--token-file``, ``KDISPATCH_TOKEN``, in this order.
 
-    ``token`` is the token itself (``warn`` is told that others can see it),
-    ``-`` for standard input or ``@FILE``. Raises ``not_logged_in`` for a file
-    that can't be read, or that others can read, and ``token_refused`` for what
-    is no token; neither repeats it.
+    ``token`` is the token itself (``warn`` is called, as others can see it), ``-``
+    for standard input or ``@FILE``. Raises ``not_logged_in`` for a file that can't
+    be read or that others can read, and ``token_refused`` for text that is not a
+    token. Neither error repeats the text.
     """
     if token == _STANDARD_INPUT:
         return typed_token()
@@ -269,14 +269,14 @@ def given_token(token: str | None, token_file: str | None, *, warn: Callable[[st
 
 
 def typed_token() -> str:
-    """One line of standard input, which a terminal doesn't show; raises ``token_refused`` for what is no token."""
+    """Read one line of standard input, hidden on a terminal; raises ``token_refused`` if it is not a token."""
     return _well_formed(_from_stdin("token: "), "standard input")
 
 
 def given_code(code: str | None) -> str:
-    """An invitation's code: itself, ``@FILE``, or of standard input (``-`` or ``None``), likewise.
+    """An invitation's code: the code itself, ``@FILE``, or ``-`` or ``None`` for standard input.
 
-    Nobody is warned of one that was typed as an argument: that is how people send it, and it is hidden at once.
+    A code as an argument gives no warning: people send codes this way, and the argument is hidden at once.
     """
     if code is None or code == _STANDARD_INPUT:
         found = _well_formed(_from_stdin("code: "), "standard input")
@@ -295,7 +295,7 @@ def _from_stdin(prompt: str) -> str:
     if sys.stdin is None:
         return ""
     if sys.stdin.isatty():
-        import getpass  # noqa: PLC0415 - only where somebody types
+        import getpass  # noqa: PLC0415 - only needed for a terminal
 
         return getpass.getpass(prompt)
     return secret_text(sys.stdin.buffer.readline(_TOKEN_FILE_BYTES))
@@ -304,7 +304,7 @@ def _from_stdin(prompt: str) -> str:
 def _from_file(name: str) -> str:
     try:
         with Path(name).open("rb") as file:
-            if HERE.is_ours(os.fstat(file.fileno()).st_uid):  # others' files are theirs to protect
+            if HERE.is_ours(os.fstat(file.fileno()).st_uid):  # other users' files are not ours to protect
                 _must_be_private(Path(name), file.fileno(), mend=f", or give it by standard input: --token - < {name}")
             return _well_formed(secret_text(file.read(_TOKEN_FILE_BYTES)), name)
     except OSError as error:
@@ -313,9 +313,9 @@ def _from_file(name: str) -> str:
 
 
 def _must_be_private(path: Path, descriptor: int, *, mend: str) -> None:
-    """Raise ``not_logged_in`` for a file that others on this machine may use.
+    """Raise ``not_logged_in`` for a file that other users of this machine may use.
 
-    Pipes have no mode that counts, and that of a mounted secret is not this user's to change.
+    The mode of a pipe does not matter, and this user can't change that of a mounted secret.
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or not HERE.others_may_use(status.st_mode):
@@ -330,7 +330,7 @@ def _must_be_private(path: Path, descriptor: int, *, mend: str) -> None:
 
 
 def _well_formed(token: str, source: str) -> str:
-    token = token.strip("\ufeff").strip()  # a byte order mark may be in a variable as well
+    token = token.strip("\ufeff").strip()  # an environment variable may contain a byte order mark, too
     if token_kind(token) is None:
         text = f"What {source} gives is no kdispatch token: cut short, mistyped or empty."
         raise SetupError("token_refused", text, hint="Copy the whole token, from adm_, svc_, cli_ or inv_ to its end.")
@@ -338,7 +338,7 @@ def _well_formed(token: str, source: str) -> str:
 
 
 def _checked(content: Any) -> _Relays:
-    """Return the relays of a file's content; raise ValueError, KeyError, TypeError or AttributeError otherwise."""
+    """Return the relays of a file's content; ValueError, KeyError, TypeError or AttributeError if it is invalid."""
     if (found := content["credentials_version"]) != CREDENTIALS_VERSION:
         raise ValueError(f"its version is {found!r}, this kdispatch knows {CREDENTIALS_VERSION}")
     relays: _Relays = content["relays"]

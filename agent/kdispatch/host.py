@@ -1,4 +1,4 @@
-"""A host: offers a service, and serves each stream that the relay brings."""
+"""A host: offers a service, and serves each stream that the relay opens."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from kdispatch_protocol.wire.messages import Offer
 
 __all__ = ["Host", "LocalPort"]
 
-#: Dials that may fail in a row before the host is withdrawn.
+#: Failed dials in a row after which the port is checked, and the host withdrawn if it is closed.
 _FAILURES: Final = 3
 
-#: Refusals of an offer that say nothing against it.
+#: Codes that refuse an offer for a temporary reason.
 _PASSING: Final = frozenset({"storage_unavailable", "busy", "rate_limited", "internal_error"})
 
-_OFFER_AGAIN: Final = (1.0, 10.0)  # after so many seconds, at random
+_OFFER_AGAIN: Final = (1.0, 10.0)  # random wait before the next offer, in seconds
 
-#: How a host serves a requested stream: accept or refuse it at the driver, at once or later.
+#: Serves a requested stream: accepts or refuses it at the driver, at once or later.
 Serve = Callable[[EndpointDriver, Stream], None]
 
 
@@ -70,8 +70,8 @@ class Host:
         self.id = host_id(self.uplink.process, service)
         self.withdraw_token = format_token("hst", secrets.token_bytes(32))
         self.offered = asyncio.Event()
-        self._wanted = False  # offered, as far as it is up to us
-        self._was_offered = False  # it has been listed before
+        self._wanted = False  # this process wants to offer the service
+        self._was_offered = False  # the relay has listed it before
         self._serve = serve
         self._offer = Offer(service=service, host=self.id, digest=token_digest(self.withdraw_token).hex(), token=token)
         self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,7 +79,7 @@ class Host:
 
     @property
     def listed(self) -> bool:
-        """The relay sends clients here, as far as this process knows."""
+        """Whether the relay sends clients here, as far as this process knows."""
         return self.offered.is_set() and self.uplink.condition.connected_at is not None
 
     async def start(self, wait: float) -> None:
@@ -102,7 +102,7 @@ class Host:
             raise
 
     def offer(self) -> None:
-        """Take streams; nothing happens once the relay has refused this host for good."""
+        """Accept new streams. Does nothing once the relay has refused this host permanently."""
         if self._refused.done():
             return
         self._wanted = True
@@ -110,14 +110,14 @@ class Host:
         self.driver.wake()
 
     def withdraw(self) -> None:
-        """Take no new streams; running ones go on."""
+        """Accept no new streams; running ones continue."""
         self._wanted = False
         self.offered.clear()
         self.uplink.endpoint.withdraw(self.service)
         self.driver.wake()
 
     async def failed(self) -> None:
-        """Wait until the service can't be offered any more; raises why."""
+        """Wait until the service can't be offered any more; raises the reason."""
         lost = asyncio.ensure_future(self.uplink.failed())
         try:
             await asyncio.wait({lost, self._refused}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +126,7 @@ class Host:
             lost.cancel()
 
     async def ended(self, drain: float) -> None:
-        """The same; a host that its owner withdrew lets its running streams go on first, for ``drain`` seconds."""
+        """Like :meth:`failed`, but after the owner's withdrawal, running streams first get ``drain`` seconds."""
         try:
             await self.failed()
         except KdispatchError as error:
@@ -138,7 +138,7 @@ class Host:
             raise
 
     async def drain(self, seconds: float) -> None:
-        """Withdraw, and wait for running streams, at most so long."""
+        """Withdraw, and wait at most ``seconds`` for running streams to end."""
         self.withdraw()
         await self.driver.drain(seconds)
 
@@ -148,11 +148,11 @@ class Host:
             task.cancel()
         await asyncio.gather(*self._dials.values(), return_exceptions=True)
         if self._refused.done():
-            self._refused.exception()  # seen, or of no interest any more
+            self._refused.exception()  # mark as retrieved
         await self.uplink.stop()
 
     def run(self, stream: Stream, work: asyncio.Task[None]) -> None:
-        """Let ``work`` decide over a requested stream; it is cancelled when the client gives up."""
+        """Let ``work`` accept or refuse a requested stream; it is cancelled when the client gives up."""
         self._dials[stream] = work
         work.add_done_callback(lambda _: self._dials.pop(stream, None))
 
@@ -174,7 +174,7 @@ class Host:
 
     def _offer_refused(self, code: str, text: str) -> None:
         if self._was_offered and code in _PASSING:
-            # The relay had a bad moment; a host that worked must not end over it.
+            # The relay has a temporary problem; a host that worked must not end because of it.
             self.offered.clear()
             self.driver.loop.call_later(random.uniform(*_OFFER_AGAIN), self._offer_again)  # noqa: S311 - jitter, no secret
         elif not self._refused.done():
@@ -186,7 +186,7 @@ class Host:
 
 
 class LocalPort:
-    """Serves streams from a TCP port near this machine, and watches whether it is open."""
+    """Serves streams from a TCP port near this machine, and checks whether the port is open."""
 
     def __init__(self, address: str, port: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self.address = checked_address(address)
@@ -196,10 +196,10 @@ class LocalPort:
         self._limits = limits
         self._failures = 0
         self._look_now = asyncio.Event()
-        self._short = False  # this machine could not connect, and that was told
+        self._short = False  # this machine could not connect, and the log says so
 
     def __call__(self, driver: EndpointDriver, stream: Stream) -> None:
-        """Dial for a requested stream."""
+        """Dial the port for a requested stream."""
         assert self.host is not None
         if stream.ended:
             return
@@ -243,7 +243,7 @@ class LocalPort:
         driver.refuse(stream, code, text)
 
     def _serve(self, driver: EndpointDriver, stream: Stream, dial: LocalDial) -> None:
-        """The service took the connection. The client hears so before there is a transport for it."""
+        """The service took the connection. The client is told before the transport exists."""
         host, sock = self.host, dial.sock
         assert host is not None
         assert sock is not None
@@ -282,7 +282,7 @@ class LocalPort:
     async def check(self, wait: float = 0.0, log: RunningLog = SILENT) -> None:
         """Return when the port is open; raises ``local_port_closed`` if it is not within ``wait`` seconds.
 
-        A name that is unknown is ``bad_request`` at once. Of ``localhost`` the address that is open is kept.
+        Raises ``bad_request`` at once for an unknown host name. For ``localhost`` the open address is kept.
         """
         loop = asyncio.get_running_loop()
         deadline, told = loop.time() + wait, False
@@ -296,7 +296,7 @@ class LocalPort:
             await asyncio.sleep(min(local_port.look_again(wait - left), left))
 
     async def _closed(self) -> KdispatchError | None:
-        """What keeps it from being offered now, if anything."""
+        """The error that prevents an offer now; ``None`` if the port is open."""
         unasked: OSError | None = None
         for address in local_port.LOCALHOST if self.address == "localhost" else (self.address,):
             try:
@@ -315,7 +315,7 @@ class LocalPort:
         return KdispatchError("local_port_closed", f"Nothing listens on {where}.")
 
     async def watch(self, *, exit_when_closed: bool = False, drain: float = 0.0) -> None:
-        """Withdraw the host while the port is closed, offer it again when it is back; for ever.
+        """For ever: withdraw the host while the port is closed, and offer it again when the port is open.
 
         With ``exit_when_closed`` running streams get ``drain`` seconds, then this raises ``local_port_closed``.
         """
@@ -346,7 +346,7 @@ class LocalPort:
                 host.log.warning(f"{closed}: the service is withdrawn until it is back.")
 
     async def _until_next_look(self, away: float | None) -> None:
-        """Wait until the port is to be looked at, or failed dials ask for it; it has been closed for so long."""
+        """Wait for the next check of the port, or until failed dials request one; ``away``: seconds since it closed."""
         if away is not None:
             pause = local_port.look_again(away)
         elif await local_port.look(self._target.address, self.port) is None:

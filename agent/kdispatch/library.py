@@ -2,7 +2,7 @@
 
     reader, writer = await kdispatch.open_connection("ann/web")
 
-One session with the relay serves all connections of an event loop.
+One session with the relay carries all connections of an event loop.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitab
 
 #: The reader's buffer limit in bytes, as for asyncio's own streams.
 _LIMIT: Final = 64 * 1024
-#: As ``kdispatch service hosts`` lists it.
+#: A host id, as ``kdispatch service hosts`` lists it.
 _HOST_ID: Final = re.compile(r"[0-9a-f]{32}")
-#: Seconds to try for a relay that can't be reached.
+#: Seconds to keep trying for an unreachable relay.
 _WAIT: Final = 10.0
 
 
 class Connector:
     """Opens connections to services over one session with a relay. Use it as an async context manager.
 
-    ``relay`` is a URL; without it the setting in force is used (``KDISPATCH_RELAY``,
+    ``relay`` is a URL; by default the current setting is used (``KDISPATCH_RELAY``,
     or what ``kdispatch sign-up`` remembered). ``token`` is needed for services
     that aren't public.
     """
@@ -52,12 +52,12 @@ class Connector:
     async def open_connection(
         self, service: str, *, limit: int = _LIMIT, host: str | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to ``handle/name``: asyncio's own stream pair.
+        """Connect to ``handle/name``; returns a standard asyncio stream pair.
 
-        Raises ``kdispatch.StreamReset`` (a ``ConnectionResetError``) when the service can't be
-        reached, and ``kdispatch.KdispatchError`` when the relay can't; ``code`` says why. ``limit`` is in bytes.
-        ``host`` is the id of the one host that will do, for services that allow that. Once the relay has said
-        ``revoked`` or ``token_refused`` of a service, that is raised at once from then on.
+        Raises ``kdispatch.StreamReset`` (a ``ConnectionResetError``) if the service can't be
+        reached, and ``kdispatch.KdispatchError`` if the relay can't; ``code`` is the reason. ``limit`` is in bytes.
+        ``host`` is the id of the only host to use, for services that allow this. After the relay has answered
+        ``revoked`` or ``token_refused`` for a service, later calls raise that at once.
         """
         if host is not None and _HOST_ID.fullmatch(host) is None:
             raise KdispatchError("bad_request", f"{host[:80]!r} is no host's id.")
@@ -73,7 +73,7 @@ class Connector:
         return reader, _Writer(transport, protocol, reader, asyncio.get_running_loop())
 
     async def start(self, wait: float = _WAIT) -> None:
-        """Get the session; calling it again, or from several tasks at once, is harmless."""
+        """Get the session. It is safe to call this again, or from several tasks at once."""
         if self.over:
             raise KdispatchError("relay_unreachable", "This connector is closed.")
         if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
@@ -81,7 +81,7 @@ class Connector:
         await asyncio.shield(self._starting)
 
     async def aclose(self) -> None:
-        """End the session and every connection. It can't be started again."""
+        """End the session and every connection. The connector can't be started again."""
         self._closed = True
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
@@ -90,7 +90,7 @@ class Connector:
 
     @property
     def over(self) -> bool:
-        """No session can be had any more: the relay's refusal was final, or this was closed."""
+        """Whether no session is possible any more: the relay's refusal was final, or this was closed."""
         return self._closed or self._client.uplink.over
 
     async def __aenter__(self) -> Self:
@@ -108,24 +108,24 @@ class Connector:
 
 
 class _Reader(asyncio.StreamReader):
-    """asyncio's reader, that gives all bytes before the failure behind them: a peer's last words are read."""
+    """asyncio's reader, which first returns all bytes before a failure, so that a peer's last bytes are read."""
 
     _failure: Exception | None = None
-    _whole = False  # the peer's end arrived, before any failure
+    _whole = False  # the peer's end arrived before any failure
 
     def feed_eof(self) -> None:
-        """The peer's end arrived, or none will."""
+        """The peer's end arrived, or none will come."""
         self._whole = self._whole or self._failure is None
         super().feed_eof()
 
     def set_exception(self, exc: Exception) -> None:
-        """The connection failed: it is told when the bytes before that are read."""
+        """The connection failed: reads raise that after the bytes before it."""
         if self._failure is None:
             self._failure = exc
             self.feed_eof()
 
     def exception(self) -> Exception | None:
-        """What a writer is to be told."""
+        """The failure for a writer."""
         return self._failure or super().exception()
 
     async def read(self, n: int = -1) -> bytes:
@@ -140,7 +140,7 @@ class _Reader(asyncio.StreamReader):
         try:
             return await super().readuntil(separator)
         except asyncio.IncompleteReadError as error:
-            if not error.partial:  # else it has bytes, and the next call raises the failure
+            if not error.partial:  # otherwise it has bytes, and the next call raises the failure
                 self._raise_failure()
             raise
 
@@ -159,7 +159,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Writer(asyncio.StreamWriter):
-    """asyncio's writer, whose ``drain`` names the failure also where the connection is lost while it waits."""
+    """asyncio's writer, whose ``drain`` raises the failure also if the connection is lost while it waits."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ async def open_connection(
 
 
 class Server:
-    """A service hosted by this process. Made by :func:`start_server`."""
+    """A service hosted by this process. Created by :func:`start_server`."""
 
     def __init__(self, dialer: Dialer, service: str, token: str, connected: ClientConnected, limit: int) -> None:
         self._connected = connected
@@ -225,7 +225,7 @@ class Server:
         await self._host.start(wait)
 
     async def serve_forever(self) -> None:
-        """Wait until the service can't be offered any more; raises why."""
+        """Wait until the service can't be offered any more; raises the reason."""
         await self._host.failed()
 
     async def aclose(self, drain: float = 0.0) -> None:
@@ -257,7 +257,7 @@ class Server:
 
 
 async def _finish(handled: Awaitable[None], writer: asyncio.StreamWriter) -> None:
-    """Let a handler run; what it leaves open is closed, and its failure resets its connection."""
+    """Run a handler, then close what it left open; its failure resets its connection."""
     try:
         await handled
     except BaseException as error:
@@ -265,9 +265,9 @@ async def _finish(handled: Awaitable[None], writer: asyncio.StreamWriter) -> Non
         if isinstance(error, asyncio.CancelledError):
             transport.abort()
         else:
-            transport.reset_behind("cancelled", "")  # what it had written still arrives
+            transport.reset_behind("cancelled", "")  # bytes that it wrote before still arrive
         if isinstance(error, ConnectionError):
-            return  # the client's affair, as with any server
+            return  # caused by the client, as with any server
         if not isinstance(error, asyncio.CancelledError):
             loop = asyncio.get_running_loop()
             loop.call_exception_handler({"message": "a kdispatch connection's handler failed", "exception": error})
@@ -284,9 +284,9 @@ async def start_server(
     token: str | None = None,
     limit: int = _LIMIT,
 ) -> Server:
-    """Host ``handle/name`` in this process, as ``asyncio.start_server`` does a port.
+    """Host ``handle/name`` in this process, as ``asyncio.start_server`` hosts a port.
 
-    ``token`` is the service's or its owner's; without it the stored one is used.
+    ``token`` is the service's or its owner's; by default the stored one is used.
     Raises ``KdispatchError``. Use the result as an async context manager, or call its ``aclose``.
     """
     dialer = _dialer(relay)

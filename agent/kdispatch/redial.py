@@ -1,7 +1,7 @@
-"""Tries for a connection until one succeeds; where one says nothing, others begin beside it.
+"""Repeat connection attempts until one succeeds; while one hangs, start others in parallel.
 
-A path that swallows packets answers nothing for as long as it does so, and the kernel asks again ever more seldom.
-A try that hangs must not keep the next one from finding a way that is there again.
+A path that drops packets gives no answer, and the kernel retransmits more and more rarely. An attempt that hangs must
+not delay the next one, which may find the path working again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["redial"]
 
-#: Tries under way at once. Each ends within the 15 s of a handshake, and the next begins after 2.5 s of silence.
+#: Parallel tries. Each ends within the 15 s of a handshake, and the next starts after 2.5 s of silence.
 _BESIDE: Final = 6
-#: Seconds between two looks at the clocks. Timers stand still while a machine sleeps; then the wall clock steps.
+#: Seconds between two checks of the clocks. Timers stop while a machine sleeps; then the wall clock steps.
 _LOOK: Final = 1.0
-_STEP: Final = 2.0  # seconds by which it does so at least
+_STEP: Final = 2.0  # smallest such step, in seconds
 
 _T = TypeVar("_T")
 
@@ -33,11 +33,11 @@ async def redial(
     waits: Callable[[float | None], None],
     let_go: Callable[[_T], None],
 ) -> _T:
-    """What the first successful ``dial()`` returns; the first one begins after ``pause`` seconds.
+    """Return the result of the first successful ``dial()``; the first one starts after ``pause`` seconds.
 
-    ``failed`` takes each failure and returns the seconds until the next try; what it raises is raised here.
-    ``silence`` says after how many seconds without a result the next try begins beside. ``waits`` hears when the
-    next try is, and ``None`` while one is under way. ``let_go`` takes what a try returns that came too late.
+    ``failed`` gets each failure and returns the seconds until the next try; what it raises is raised here.
+    ``silence`` returns the seconds without a result after which the next try starts in parallel. ``waits`` gets
+    the time of the next try, or ``None`` while one is running. ``let_go`` gets the results of tries that came too late.
     """
     loop = asyncio.get_running_loop()
     running: list[asyncio.Task[_T]] = []
@@ -55,7 +55,7 @@ async def redial(
                 if not isinstance(error, KdispatchError):
                     raise error
                 pause = failed(error)
-                if task is newest:  # of older ones nothing more was expected
+                if task is newest:  # older tries were not waited for
                     due = loop.time() + pause
                     waits(due)
             if not ended:
@@ -74,9 +74,9 @@ async def redial(
 
 
 async def _ended(running: list[asyncio.Task[_T]], due: float) -> list[asyncio.Task[_T]]:
-    """The first tries that end; none when it is time for the next one.
+    """Wait for the first tries to end; returns an empty list when it is time for the next one.
 
-    That is also when the machine wakes: it may be in another network now.
+    The latter includes the moment when the machine wakes, because it may be in another network.
     """
     loop = asyncio.get_running_loop()
     apart = time.time() - loop.time()

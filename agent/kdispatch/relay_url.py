@@ -1,4 +1,4 @@
-"""The relay's address: parsed and checked once, everything else is derived from it."""
+"""The relay's address: parsed and checked once; everything else derives from it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["API_PREFIX", "RelayUrl", "is_host"]
 
-#: Where the REST API and the tunnel live below the relay's address.
+#: Path of the REST API and the tunnel, below the relay's address.
 API_PREFIX: Final = "/api/v1"
 
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-#: urlsplit alone takes "[::1]x" for "::1", and a zone is no part of an address that others could use.
+#: urlsplit alone reads "[::1]x" as "::1". A zone is not part of an address that others could use.
 _AUTHORITY: Final = re.compile(
     r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:(?P<port>[0-9]{1,5}))?", re.IGNORECASE
 )
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
-#: Segments of a path prefix: the unreserved characters of RFC 3986, so nothing needs escaping anywhere.
+#: Segments of a path prefix: the unreserved characters of RFC 3986, so nothing ever needs escaping.
 _PREFIX: Final = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class RelayUrl:
-    """A checked address; ``str()`` of it is canonical, so it serves as a key.
+    """A checked address. Its ``str()`` is canonical, so it serves as a key.
 
-    ``host`` is in lower case and without brackets; ``prefix`` is empty or
-    begins with a slash and doesn't end with one.
+    ``host`` is in lower case and without brackets; ``prefix`` is empty, or starts
+    with a slash and does not end with one.
     """
 
     secure: bool
@@ -40,7 +40,7 @@ class RelayUrl:
 
     @classmethod
     def parse(cls, text: str, *, insecure_plaintext: bool = False) -> RelayUrl:
-        """Parse ``https://relay.example.org/prefix``; without a scheme https is meant.
+        """Parse ``https://relay.example.org/prefix``; without a scheme it is https.
 
         Raises ``bad_relay_url``, or ``plaintext_refused`` for http to anything but
         this machine's loopback unless ``insecure_plaintext`` is set. The error's
@@ -54,13 +54,14 @@ class RelayUrl:
         url = cls._split(text)
         if not (url.secure or insecure_plaintext or url.is_loopback):
             raise KdispatchError(
-                "plaintext_refused", f"Plain http to {url.host} would carry tokens readable by everyone on the way."
+                "plaintext_refused",
+                f"Over plain http to {url.host} everyone on the network path could read the tokens.",
             )
         return url
 
     @classmethod
     def _split(cls, text: str) -> RelayUrl:
-        # urlsplit drops tabs and newlines silently, and what it takes for the host others may not.
+        # urlsplit drops tabs and newlines silently, and other programs may read another host from the result.
         if any(not "!" <= character <= "~" or character == "\\" for character in text):
             raise _bad("it may only have plain ASCII characters; write an international name in its xn-- form")
         if "@" in text.split("://", 1)[1].partition("/")[0]:
@@ -94,7 +95,7 @@ class RelayUrl:
 
     @property
     def authority(self) -> str:
-        """``host:port`` with the port always written, as messages name it."""
+        """``host:port``, always with the port, as messages show it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -117,7 +118,7 @@ class RelayUrl:
 
 
 def is_host(text: str) -> bool:
-    """Whether it is a host's name, or an address."""
+    """Whether ``text`` is a host name or an address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

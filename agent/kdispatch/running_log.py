@@ -1,4 +1,4 @@
-"""What a running agent tells: who uses the library hears nothing, the command line hands in structlog's logger."""
+"""The log of a running agent: silent in the library; the command line passes structlog's logger."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class RunningLog(Protocol):
     """The part of a structlog logger that agents use: a sentence, and fields."""
 
     def isEnabledFor(self, level: int) -> Any:  # noqa: N802 - the standard library's name for it
-        """Whether what has this level (``logging.DEBUG``) is written at all, and worth being put together."""
+        """Whether records of this level (``logging.DEBUG``) are written, and so worth formatting."""
         ...
 
     def debug(self, event: str, **fields: Any) -> Any:
-        """What only somebody who looks for something wants to know."""
+        """Details that only matter when looking for a problem."""
         ...
 
     def info(self, event: str, **fields: Any) -> Any:
-        """What a person should know."""
+        """Information for the user."""
         ...
 
     def warning(self, event: str, **fields: Any) -> Any:
-        """Something went wrong, and the agent goes on."""
+        """Something went wrong, and the agent continues."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What can be set, each thing stated once: flags, environment, file and documents derive from it.
+"""All settings, each defined once: flags, environment, file and documents derive from them.
 
 Precedence: flags, then the environment, then ``config.toml`` in the
 configuration directory, then the defaults.
@@ -38,16 +38,15 @@ __all__ = [
 ]
 
 CONFIG_VERSION: Final = 1
-#: The settings that say how the relay is reached, whatever its address.
+#: Settings that say how to reach the relay, independent of its address.
 NETWORK: Final = ("proxy", "no_proxy", "ca_file", "client_cert", "client_key", "server_name", "pin")
 CONFIG_FILE: Final = "config.toml"
 
-#: Variables that are no settings of the file; nothing else reads the environment by name.
+#: Variables that are not settings of the file. Nothing else reads the environment by name.
 ENVIRONMENT: Final[dict[str, str]] = {
     "KDISPATCH_CONFIG_DIR": "The directory of config.toml and of the stored tokens, instead of the platform's.",
-    "KDISPATCH_STATE_DIR": "The directory of what is known of running agents, and of their logs, "
-    "instead of the platform's.",
-    "KDISPATCH_TOKEN": "The token to show, where neither --token nor --token-file is given.",
+    "KDISPATCH_STATE_DIR": "The directory of the records and logs of running agents, instead of the platform's.",
+    "KDISPATCH_TOKEN": "The token to use if neither --token nor --token-file is given.",
     "KDISPATCH_NO_UVLOOP": "With 1, the standard event loop is used although uvloop is installed.",
     "KDISPATCH_DEBUG": "With 1, an error is followed by its traceback.",
 }
@@ -70,7 +69,7 @@ _SWITCH: Final = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """How one setting is written: its flag, its variable, its unit, and one sentence."""
+    """How a setting is written: its flag, its variable, its unit, and one sentence."""
 
     flag: str
     env: str
@@ -84,7 +83,7 @@ def _setting(default: Any, flag: str, env: str, unit: str, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The values in force; the fields' names are the keys of ``config.toml``."""
+    """The current values. The fields' names are the keys of ``config.toml``."""
 
     relay: str = _setting(
         "",
@@ -99,7 +98,7 @@ class Settings:
         "--insecure-plaintext",
         "KDISPATCH_INSECURE_PLAINTEXT",
         "yes or no",
-        "Allow plain http to another machine: everyone on the way can read tokens.",
+        "Allow plain http to another machine: tokens go unencrypted.",
     )
 
     proxy: str = _setting(
@@ -107,50 +106,50 @@ class Settings:
         "--proxy",
         "KDISPATCH_PROXY",
         "URL",
-        "The proxy on the way to the relay: http://[USER:PASSWORD@]HOST:PORT or socks5://…; "
-        "without it what HTTPS_PROXY, ALL_PROXY and NO_PROXY or the system's settings say.",
+        "The proxy to the relay: http://[USER:PASSWORD@]HOST:PORT or socks5://…; "
+        "by default that of HTTPS_PROXY, ALL_PROXY and NO_PROXY, or of the system's settings.",
     )
     no_proxy: bool = _setting(
         False,  # noqa: FBT003 - the default beside its field
         "--no-proxy",
         "KDISPATCH_NO_PROXY",
         "yes or no",
-        "Go to the relay directly, whatever proxy is set.",
+        "Connect to the relay directly, even if a proxy is set.",
     )
     ca_file: str = _setting(
         "",
         "--ca-file",
         "KDISPATCH_CA_FILE",
         "file",
-        "Trust the certificates in this file (PEM), in place of the system's.",
+        "Trust the certificates in this file (PEM) instead of the system's.",
     )
     client_cert: str = _setting(
         "",
         "--client-cert",
         "KDISPATCH_CLIENT_CERT",
         "file",
-        "A certificate (PEM, with its chain) to show to what asks for one in front of the relay.",
+        "A certificate (PEM, with its chain) for a server in front of the relay that asks for one.",
     )
     client_key: str = _setting(
-        "", "--client-key", "KDISPATCH_CLIENT_KEY", "file", "Its private key (PEM), where that is in a file of its own."
+        "", "--client-key", "KDISPATCH_CLIENT_KEY", "file", "Its private key (PEM), if that is in a separate file."
     )
     server_name: str = _setting(
         "",
         "--server-name",
         "KDISPATCH_SERVER_NAME",
         "name",
-        "The name that the relay's certificate must have, where that is not the one in its address.",
+        "The name that the relay's certificate must have, if it differs from the one in its address.",
     )
     pin: str = _setting(
         "",
         "--pin",
         "KDISPATCH_PIN",
         "sha256:…",
-        "The SHA-256 of the public key that the relay must have, besides a valid certificate; "
+        "The SHA-256 of the public key that the relay must have, in addition to a valid certificate; "
         "several are separated by commas.",
     )
 
-    log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "How agents log.")
+    log_format: str = _setting("text", "--log-format", "KDISPATCH_LOG_FORMAT", "text or json", "Log format.")
     grace: float = _setting(
         120.0,
         "--grace",
@@ -171,7 +170,7 @@ class Settings:
         "--rotate",
         "KDISPATCH_ROTATE",
         "seconds, 1 to 86400",
-        "How old a session gets before another takes its place, give or take a sixth.",
+        "The age at which an agent replaces a session, plus or minus a sixth.",
     )
 
     def __post_init__(self) -> None:
@@ -182,7 +181,7 @@ class Settings:
                 raise SetupError(
                     "bad_request", f"{field.name} is blank.", hint=f"Write {setting.unit}: {setting.flag}."
                 )
-        # The upper bound of open_wait: a host remembers ended streams for no less, so none is asked for twice.
+        # The upper bound of open_wait: hosts remember ended streams at least that long, so none is opened twice.
         for name, least, most in (("grace", 0.0, 86400.0), ("open_wait", 0.0, 60.0), ("rotate", 1.0, 86400.0)):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -191,7 +190,7 @@ class Settings:
 
     @property
     def relay_url(self) -> RelayUrl:
-        """The relay's first address, by which it is named; raises as :attr:`relay_urls` does."""
+        """The relay's first address, which is used as its name. Raises like :attr:`relay_urls`."""
         return self.relay_urls[0]
 
     @property
@@ -203,7 +202,7 @@ class Settings:
 
     @property
     def network(self) -> dict[str, str]:
-        """What says how the relay is reached, but for its address, as variables of an environment."""
+        """The :data:`NETWORK` settings as environment variables."""
         values = {name: getattr(self, name) for name in NETWORK}
         texts = {name: str(int(value)) if isinstance(value, bool) else value for name, value in values.items()}
         return {setting_of(name).env: text for name, text in texts.items()}
@@ -234,13 +233,13 @@ def load_settings(**flags: str | bool | float | None) -> Settings:
     values: dict[str, Any] = {}
     for layer, base in ((_read_file(directory / CONFIG_FILE), directory), (environment, Path()), (given, Path())):
         if layer.get("proxy") and "no_proxy" not in layer:
-            values.pop("no_proxy", None)  # it was said of another proxy, in a place that counts less
+            values.pop("no_proxy", None)  # it was meant for another proxy, given in a place of lower precedence
         values |= {name: _absolute(str(value), base) if name in _FILES else value for name, value in layer.items()}
     return Settings(**values)
 
 
 def _absolute(path: str, base: Path) -> str:
-    """A file's name that stays the same wherever the process goes."""
+    """A file name that does not depend on the current directory."""
     try:
         return str(base.absolute() / Path(path).expanduser()) if path else ""
     except (OSError, RuntimeError) as error:
@@ -261,14 +260,14 @@ def _from_text(default: object, name: str, text: str) -> Any:
 
 
 def config_directory() -> Path:
-    """Where ``config.toml`` and the stored tokens are; it may not exist yet."""
+    """The directory of ``config.toml`` and the stored tokens; it may not exist yet."""
     if given := os.environ.get("KDISPATCH_CONFIG_DIR"):
         return _given_directory("KDISPATCH_CONFIG_DIR", given)
     return _in_home("user_config_dir", "KDISPATCH_CONFIG_DIR")
 
 
 def state_directory() -> Path:
-    """Where records and logs of running agents are; it may not exist yet."""
+    """The directory of records and logs of running agents; it may not exist yet."""
     if given := os.environ.get("KDISPATCH_STATE_DIR"):
         return _given_directory("KDISPATCH_STATE_DIR", given).absolute()
     return _in_home("user_state_dir", "KDISPATCH_STATE_DIR")
@@ -281,14 +280,14 @@ def _given_directory(variable: str, text: str) -> Path:
 
 
 def _in_home(kind: str, variable: str) -> Path:
-    """The platform's directory of this kind; raises ``SetupError`` where the user has no home."""
-    import platformdirs  # noqa: PLC0415 - not needed where the directory is given
+    """The platform's directory of this kind; raises ``SetupError`` if the user has no home."""
+    import platformdirs  # noqa: PLC0415 - not needed if the directory is given
 
     try:
         path = Path(getattr(platformdirs, kind)("kdispatch", appauthor=False))
-    except RuntimeError:  # neither HOME nor the system's list of users knows one
+    except RuntimeError:  # neither HOME nor the system's list of users has one
         path = Path("~")
-    if not path.is_absolute():  # older releases of platformdirs leave the ~
+    if not path.is_absolute():  # older releases of platformdirs keep the ~
         text = "This user has no home directory: HOME is not set, and the system does not know the user."
         raise SetupError("bad_request", text, hint=f"Set HOME, or {variable}, to a directory of yours.")
     return path
@@ -301,7 +300,7 @@ def environment_switch(name: str) -> bool:
 
 
 def remember_relay(*relays: RelayUrl) -> bool:
-    """Write the relay's addresses into ``config.toml``, keeping all else there; whether that changed the file."""
+    """Write the relay's addresses into ``config.toml``, keeping the rest; returns whether the file changed."""
     relay = ", ".join(map(str, relays))
     directory = config_directory()
     path = directory / CONFIG_FILE
@@ -378,7 +377,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return table
 
 
-#: What a value of the file is, for a person. Not the value: a proxy's has a password in it.
+#: The type of a value of the file, for people. Not the value: a proxy's contains a password.
 _KINDS: Final = {str: "a text", bool: "yes or no", int: "a number", float: "a number", list: "a list"}
 
 

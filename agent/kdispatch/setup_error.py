@@ -1,4 +1,4 @@
-"""Failures that have a hint of their own: those that lie on this machine, and those of a box on the way."""
+"""Failures with their own hint: on this machine, or of a device on the path to the relay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["HintedError", "SetupError"]
 
 
 class HintedError(KdispatchError):
-    """``hint`` says how to mend exactly this, where the code's own can't."""
+    """``hint`` says how to fix this failure, if the code's own hint does not."""
 
     def __init__(self, code: str, text: str, *, hint: str) -> None:
         super().__init__(code, text)
@@ -16,4 +16,4 @@ class HintedError(KdispatchError):
 
 
 class SetupError(HintedError):
-    """Something in this machine's configuration is wrong, whatever the hop of the code."""
+    """This machine's configuration is wrong, whatever the hop of the code."""

@@ -1,4 +1,4 @@
-"""What an agent says of itself: plain numbers and texts, read from its parts as they are at this moment."""
+"""The status of an agent as plain numbers and texts, read from its parts at this moment."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kdispatch_protocol.endpoint.streams import Stream
 
 __all__ = ["agent_status", "running_streams"]
 
-#: As many as a client may have; of more the number alone is told. These are 0.25 MB, made in 3 ms.
+#: Listed streams: as many as a client may have. Beyond it only the count is reported. These are 0.25 MB, made in 3 ms.
 STREAMS: Final = 1024
 
 
 def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_for: float | None) -> dict[str, Any]:
-    """The session, the services and the streams. Times are seconds from now or until now, sizes bytes."""
+    """The session, the services and the streams. Times are in seconds before or after now, sizes in bytes."""
     now = uplink.driver.loop.time()
     condition = uplink.condition
     error = condition.last_error
@@ -43,7 +43,7 @@ def agent_status(uplink: Uplink, services: Sequence[dict[str, Any]], *, drains_f
 
 
 def running_streams(driver: EndpointDriver) -> int:
-    """How many there are, with those that have ended but for the last bytes that a local program has to take."""
+    """Number of streams, including ended ones whose last bytes a local program has not taken yet."""
     return sum(1 for _ in _streams(driver))
 
 
@@ -55,9 +55,9 @@ def _streams(driver: EndpointDriver) -> Iterator[tuple[Stream, LocalConnection |
 
 
 def _stream(stream: Stream, pipe: LocalConnection | None, now: float, expires: float | None) -> dict[str, Any]:
-    """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other one.
+    """``host`` is the host's id for a client's end; ``peer`` is the id of the process at the other end.
 
-    ``expires_in`` is in how many seconds this end resets the stream, if it is still detached then.
+    ``expires_in`` is the time in seconds after which this end resets the stream, if it is still detached then.
     """
     return {
         "id": stream.uuid,

@@ -1,7 +1,7 @@
-"""One live session with the relay, and a new one whenever it is lost, old, or the relay asks us to go.
+"""One live session with the relay, replaced when it is lost, too old, or when the relay asks the agent to leave.
 
-A session that still works is left in order: another is made beside it, the
-streams go over one by one, and it is closed when none is left on it.
+The agent leaves a working session in order: it makes another session beside it,
+moves the streams over one by one, and closes the old one when it is empty.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["Uplink"]
 
-#: Codes of a GOAWAY after which another session would end the same way.
+#: GOAWAY codes after which another session would end the same way.
 _FINAL: Final = frozenset({"version_unsupported", "revoked", "token_refused", "not_permitted"})
-#: Codes of what stands between an agent and its relay, or in the relay's place.
+#: Codes from devices between an agent and its relay, or from something in the relay's place.
 _IN_BETWEEN: Final = frozenset({"not_a_relay", "captive_portal", "proxy_auth", "proxy_refused"})
-#: An agent that has been connected goes on trying even after a final answer that may not be the relay's.
+#: Seconds between tries of an agent that was connected before, after a final answer that may not be the relay's.
 _RARE: Final = 60.0
-#: Of attempts at its streams an agent tells once in so many seconds: anybody can make them.
+#: Shortest interval in seconds between log lines about attach attempts by others, because anybody can make them.
 _ATTEMPTS: Final = 60.0
-#: Seconds that the relay has to close its side of a session that was left.
+#: Seconds that the relay has to close its side of a session that the agent left.
 _CLOSING: Final = 3.0
-#: Seconds for a session to be of use: one that a relay ends sooner, with nothing carried, is no reason to hurry back.
+#: Shortest useful session in seconds. After a shorter one that carried nothing the agent does not hurry back.
 _WORKED: Final = 0.5
 
 
 class Uplink:
-    """The way to one relay. Events that concern no stream's transport go to ``on_event``.
+    """The connection to one relay. Events that concern no stream's transport go to ``on_event``.
 
-    ``log`` hears when the session is lost, and when it is there again.
+    ``log`` reports the loss and the return of the session.
     """
 
     def __init__(
@@ -73,26 +73,26 @@ class Uplink:
         self._log = log
         self._limits = limits
         self._backoff = Backoff()
-        self._away_since = -math.inf  # when the last session that was of use was lost
-        self._lost_at = 0.0  # when the last one was
+        self._away_since = -math.inf  # when the last useful session was lost
+        self._lost_at = 0.0  # when the last session was lost
         self._paths = Paths(limits)
-        self._path: dict[UplinkSession, PathLimits] = {}  # of the newest session, and of the one that it follows
+        self._path: dict[UplinkSession, PathLimits] = {}  # of the newest session, and of the one before it
         self._welcomed: asyncio.Future[str] | None = None  # the relay's id
-        self._told: asyncio.Future[None] | None = None  # waits for the relay's goodbye in some session
-        self._departures: set[asyncio.Task[None]] = set()  # from sessions that are being left
+        self._told: asyncio.Future[None] | None = None  # waits for the relay's GOAWAY in some session
+        self._departures: set[asyncio.Task[None]] = set()  # from sessions that the agent leaves
         self._stopping = False
-        self._tell_again = 0.0  # when of the next attempt at a stream is told
+        self._tell_again = 0.0  # when to log the next attach attempt
         self._task: asyncio.Task[None] | None = None
 
     @property
     def process(self) -> str:
-        """This process's id, as others see it."""
+        """This process's public id."""
         return self.endpoint.process
 
     async def start(self, wait: float) -> None:
         """Get the first session, trying for ``wait`` seconds; then keep one until :meth:`stop`.
 
-        Raises ``KdispatchError``: the last failure, or at once one that can't get better.
+        Raises ``KdispatchError``: the last failure, or at once a failure that is final.
         """
         deadline = asyncio.get_running_loop().time() + wait
         told = False
@@ -118,16 +118,16 @@ class Uplink:
 
     @property
     def over(self) -> bool:
-        """No session can be had any more, or it was stopped."""
+        """Whether no session is possible any more, or the uplink was stopped."""
         return self._task is not None and self._task.done()
 
     async def failed(self) -> None:
-        """Wait until no session can be had any more; raises why."""
+        """Wait until no session is possible any more; raises the reason."""
         assert self._task is not None, "start() comes first"
         await asyncio.shield(self._task)
 
     async def stop(self) -> None:
-        """End every stream, tell its peer, and end the session."""
+        """End every stream, tell the peers, and end the session."""
         self._stopping = True
         self.driver.end_streams()
         self.driver.disconnect("", "The agent ends.")
@@ -150,7 +150,7 @@ class Uplink:
         try:
             async with asyncio.timeout(self._limits.handshake):
                 return await self.dialer.upgrade()
-        except ValueError as error:  # of a library, for bytes that it can't read: no reason to end
+        except ValueError as error:  # raised by a library for unreadable bytes: not a reason to end
             text = f"{self.dialer.relay.authority}: What it answers can't be read."
             raise KdispatchError("not_a_relay", text) from error
         except TimeoutError:
@@ -160,7 +160,7 @@ class Uplink:
         return KdispatchError("relay_unreachable", f"{self.dialer.relay.authority} did not answer in time.")
 
     async def _begin(self, upgraded: Upgraded) -> UplinkSession:
-        """Say HELLO over a new connection. Returns the session once the relay has welcomed it."""
+        """Send HELLO over a new connection. Returns the session once the relay has welcomed it."""
         path, now = self._find_path(upgraded), self.driver.loop.time()
         session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
         self._welcomed = asyncio.get_running_loop().create_future()
@@ -183,7 +183,7 @@ class Uplink:
         try:
             self.dialer.met(upgraded.relay, self._welcomed.result())
         except KdispatchError as error:
-            session.abort()  # before it has answered what we have sent
+            session.abort()  # before it has answered our frames
             self._log.warning(error.text, code=error.code)
             raise
         self._path[session] = self.condition.path = path
@@ -201,10 +201,10 @@ class Uplink:
             with watching_peers(self.driver):
                 await self._keep_session(session)
         except KdispatchError as error:
-            self.driver.end_streams(error.code, error.text)  # no session will come for which they could wait
+            self.driver.end_streams(error.code, error.text)  # no session will come for them
             raise
         except asyncio.CancelledError:
-            self.driver.abort()  # the loop is ending: nobody else will close the connections
+            self.driver.abort()  # the loop is ending, and nothing else will close the connections
             raise
 
     async def _keep_session(self, session: UplinkSession) -> None:
@@ -237,7 +237,7 @@ class Uplink:
             self._log.info("The session with the relay is back.")
 
     def _note_end(self, lasted: float, carried: int) -> None:
-        """A session was lost that lasted so many seconds, and carried so many bytes of programs."""
+        """A session was lost after ``lasted`` seconds and ``carried`` bytes of programs."""
         self._backoff.session_ended(lasted, carried)
         self._lost_at = self.driver.loop.time()
         if lasted >= _WORKED or carried:
@@ -260,7 +260,7 @@ class Uplink:
                 pause = self._try_failed(error)
 
     def _try_failed(self, error: KdispatchError) -> float:
-        """Seconds until the next try; raises where none is of use."""
+        """Seconds until the next try; raises the error if it is final."""
         self._paths.unreachable()
         self.condition.failed(error.code, error.text)
         if _is_final(error, connected_before=True):
@@ -269,11 +269,11 @@ class Uplink:
 
     @property
     def _away(self) -> float:
-        """Seconds without a session that is of use."""
+        """Seconds without a useful session."""
         return self.driver.loop.time() - self._away_since
 
     def _next_wait(self, error: KdispatchError | None = None) -> float:
-        """Seconds until the next try for a session, after one was lost or a try failed."""
+        """Seconds until the next try for a session, after a loss or a failed try."""
         left = self._lost_at + self._limits.grace - self.driver.loop.time() if self.driver.waiting else math.inf
         return self._pause_after(error, self._backoff, self._away, left)
 
@@ -283,8 +283,8 @@ class Uplink:
     ) -> float:
         at_least = error.retry_after if isinstance(error, Refusal) else 0.0
         if away < HURRY and error is not None and error.code == "relay_unreachable":
-            at_least = 0.0  # of a server in front, which names a fixed time (Varnish: 5 s)
-        if error is not None and error.code == "proxy_auth":  # each try counts against the account's lock
+            at_least = 0.0  # set by a server in front, which names a fixed time (Varnish: 5 s)
+        if error is not None and error.code == "proxy_auth":  # each try counts towards locking the account
             return backoff.next_wait(_RARE)
         rare = error is not None and (error.code in _IN_BETWEEN or (isinstance(error, Refusal) and error.final))
         if rare and away >= HURRY:
@@ -294,7 +294,7 @@ class Uplink:
     # --- planned moves ------------------------------------------------------------------------
 
     async def _time_to_go(self, session: UplinkSession) -> bool:
-        """Wait until the session is to be left, or is lost; returns which."""
+        """Wait until the session is to be left, or is lost; returns whether to leave it."""
         loop = asyncio.get_running_loop()
         due = loop.time() + random.uniform(*self._path[session].rotate(loop.time()))  # noqa: S311 - jitter, no secret
         asked = False
@@ -302,7 +302,7 @@ class Uplink:
             goaway = session.session.goaway
             if goaway is not None and goaway.try_ms and not asked:
                 asked = True
-                due = min(due, loop.time() + random.uniform(0, goaway.move_ms / 1000))  # noqa: S311 - likewise
+                due = min(due, loop.time() + random.uniform(0, goaway.move_ms / 1000))  # noqa: S311 - jitter, no secret
             if loop.time() >= due:
                 return True
             self._told = loop.create_future()
@@ -311,7 +311,7 @@ class Uplink:
         return False
 
     async def _move(self, session: UplinkSession) -> UplinkSession | None:
-        """Get another session beside this one, and let it take over; nothing when this one was lost meanwhile."""
+        """Get another session beside this one, and let it take over; ``None`` if this one was lost meanwhile."""
         backoff = Backoff()
         backoff.spread = self._backoff.spread
         goaway = session.session.goaway
@@ -334,9 +334,9 @@ class Uplink:
         return None
 
     async def _depart(self, session: UplinkSession) -> None:
-        """Close a session that another stands in for, once nothing is left on it.
+        """Close a session that was replaced, once no stream is left on it.
 
-        A host stays with a relay that ends: clients of that one can still ask for it there.
+        A host stays with a relay that ends, because clients of that relay can still ask for it there.
         """
         goaway = session.session.goaway
         stays = goaway is not None and self.endpoint.offering
@@ -381,15 +381,15 @@ class Uplink:
 
 
 def _farewell(session: UplinkSession) -> KdispatchError | None:
-    """What the relay said before the session ended."""
+    """The relay's GOAWAY before the end of the session, as an error."""
     goaway = session.session.goaway
     return KdispatchError.from_wire(goaway.code, printable(goaway.text)) if goaway is not None else None
 
 
 def _is_final(error: KdispatchError, *, connected_before: bool) -> bool:
-    """Whether trying again is no use. What something in between may have said ends only a first start."""
+    """Whether another try is useless. Answers that may come from a device in between end only a first start."""
     if isinstance(error, Refusal):
-        # Whoever has been connected outlives a box that takes the upgrade away, and a relay's mistyped names.
+        # An agent that was connected outlives a box that removes the upgrade, and a mistyped name at the relay.
         return error.final and (not connected_before or error.code in _FINAL)
     if error.code in _FINAL:
         return True

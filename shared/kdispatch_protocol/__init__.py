@@ -1,1 +1,1 @@
-"""The protocol that agent and relay speak: a sans-I/O core, and in ``aio`` the one asyncio driver."""
+"""The protocol between agents and relay: a sans-I/O core, and the asyncio drivers in the ``aio`` packages."""

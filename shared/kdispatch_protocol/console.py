@@ -1,4 +1,4 @@
-"""How agents' and relays' commands tell an error, to people and to programs, and what no terminal may obey."""
+"""How the commands of agent and relay print an error for people and for programs, and escape control characters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kdispatch_protocol.tokens import redacted
 
 __all__ = ["SCHEMA", "JsonList", "error_json", "error_lines", "escaped"]
 
-SCHEMA: Final = 1  #: of everything printed with --json; it rises when a field changes its meaning or goes
+SCHEMA: Final = 1  #: version of everything printed with --json; rises when a field changes its meaning or disappears
 
-#: What turns or hides the text beside it, or ends a line in some programs.
+#: Characters that reorder or hide the text beside them, or that end a line in some programs.
 _UNSEEN: Final = (*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF)
-#: These, C0, DEL and C1 (a terminal may obey all of them) become backslash escapes.
+#: These, C0, DEL and C1 become backslash escapes, as a terminal may obey any of them.
 _ESCAPES: Final = {
     **{number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0xA0))},
     **{number: f"\\u{number:04x}" for number in _UNSEEN},
@@ -23,27 +23,27 @@ _IN_BLOCKS: Final = {number: escape for number, escape in _ESCAPES.items() if ch
 
 
 def escaped(text: str, *, block: bool = False) -> str:
-    """``text`` on one line without control characters; a ``block`` keeps its line feeds and tabs."""
+    """Return ``text`` on one line without control characters; a ``block`` keeps its line feeds and tabs."""
     return text.translate(_IN_BLOCKS if block else _ESCAPES)
 
 
 def error_lines(text: str, *, code: str | None, hop: str, hint: str) -> tuple[str, str, str]:
-    """What failed, at which hop, what to try. Redacted: what was mistyped is told, and it may be a token."""
+    """What failed, at which hop, and what to try. Redacted, because the text may repeat a mistyped token."""
     first = f"kdispatch: {text} [{code}]" if code else f"kdispatch: {text}"
     what, where, attempt = (redacted(escaped(line)) for line in (first, f"  where: {hop}", f"  try:   {hint}"))
     return what, where, attempt
 
 
 def error_json(text: str, *, code: str | None, hop: str, hint: str) -> str:
-    """The same as one JSON object."""
+    """The same facts as one JSON object."""
     what = {"code": code, "text": redacted(text), "hop": hop, "hint": redacted(hint)}
     return json.dumps({"schema": SCHEMA, "error": what})
 
 
 class JsonList:
-    """One JSON object whose last member ``key`` is a list, written in pieces: :meth:`add` them, then :meth:`end` it.
+    """Write one JSON object in pieces; its last member ``key`` is a list. Call :meth:`add` for items, then :meth:`end`.
 
-    Nothing is written before the first of these calls. ``default`` is as in :func:`json.dumps`.
+    Nothing is written before the first call. ``default`` is the argument of :func:`json.dumps`.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class JsonList:
         self._before = f"{before[:-1]}, {json.dumps(key)}: ["
 
     def add(self, items: Iterable[Mapping[str, Any]]) -> None:
-        """Write some of the list's objects."""
+        """Write these objects of the list."""
         for item in items:
             self._write(self._before + json.dumps(item, default=self._default))
             self._before = ", "
 
     def end(self) -> None:
-        """Write the end."""
+        """Write the end of the object."""
         self._write(f"{self._before if self._before != ', ' else ''}]}}\n")

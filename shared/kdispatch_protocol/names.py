@@ -16,14 +16,14 @@ _NAME: Final = re.compile(NAME_PATTERN)
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """Return ``name``; raise ``bad_name`` when it isn't one. ``what`` is named in the error."""
+    """Return ``name``; raise ``bad_name`` if it is not valid. The error calls it ``what``."""
     if _NAME.fullmatch(name) is None:
         raise KdispatchError("bad_name", f"{name[:80]!r} is not a valid {what}.")
     return name
 
 
 def split_service(service: str) -> tuple[str, str]:
-    """Split ``handle/name`` into its two checked parts; raise ``bad_name`` otherwise."""
+    """Split ``handle/name`` into its two parts and check them; raise ``bad_name`` if one is not valid."""
     handle, slash, name = service.partition("/")
     if not slash:
         raise KdispatchError("bad_name", f"{service[:160]!r} is not HANDLE/NAME.")

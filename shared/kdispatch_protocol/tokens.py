@@ -1,9 +1,9 @@
-"""The form of tokens: a prefix that says the kind, 32 random bytes, a checksum.
+"""The format of tokens: a prefix for the kind, 32 random bytes, and a checksum.
 
-``adm_`` an admin, ``svc_`` may host one service, ``cli_`` may connect to one
-service, ``hst_`` withdraws one live host, ``inv_`` is an invitation. The last
-eight characters are the CRC-32 of all before them, so a typing error or a cut
-copy is found without a database. Random bytes come from the caller.
+``adm_`` belongs to an admin, ``svc_`` may host one service, ``cli_`` may connect
+to one service, ``hst_`` withdraws one live host, ``inv_`` is an invitation. The
+last eight characters are the CRC-32 of all before them. It detects a typing
+error or an incomplete copy without a database. The caller supplies the random bytes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SECRET_BYTES: Final = 32
 
 _TOKEN: Final = re.compile(r"(adm|svc|cli|hst|inv)_([A-Za-z0-9_-]{43})([0-9a-f]{8})")
 
-#: What looks like a token, whole or cut at its end: its prefix and more than any word behind it.
+#: Text that looks like a token, complete or cut short: its prefix and at least 16 characters.
 _LIKE_A_TOKEN: Final = re.compile(r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{16,}")
 
 
 def redacted(text: str) -> str:
-    """``text`` with each token's kind only: people put them where a name belongs, and are told what they put."""
+    """Replace each token by its kind: users put tokens where a name belongs, and messages repeat their input."""
     return _LIKE_A_TOKEN.sub(r"\1_[redacted]", text)
 
 
 def format_token(kind: str, secret: bytes) -> str:
-    """Make the text of a token of ``kind`` from 32 bytes of ``secrets.token_bytes``."""
+    """Format a token of ``kind`` from 32 bytes of ``secrets.token_bytes``."""
     if kind not in KINDS or len(secret) != SECRET_BYTES:
         raise ValueError("a token is one of the known kinds and 32 bytes")
     body = f"{kind}_{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
@@ -39,7 +39,7 @@ def format_token(kind: str, secret: bytes) -> str:
 
 
 def token_kind(token: str) -> str | None:
-    """The kind of a well-formed token, or ``None``: malformed, cut short or mistyped."""
+    """The kind of a well-formed token; ``None`` if it is malformed, cut short or mistyped."""
     match = _TOKEN.fullmatch(token)
     if match is None:
         return None
@@ -48,10 +48,10 @@ def token_kind(token: str) -> str | None:
 
 
 def token_digest(token: str) -> bytes:
-    """SHA-256 of the token's text, 32 bytes: all that is ever stored of one."""
+    """SHA-256 of the token's text, 32 bytes. Only this digest is ever stored."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def token_id(digest: bytes) -> str:
-    """What people call the token with this digest by: 16 hexadecimal digits, which lead back to neither."""
+    """The public id of the token with this digest: 16 hexadecimal digits. It reveals neither token nor digest."""
     return hashlib.sha256(digest).hexdigest()[:16]

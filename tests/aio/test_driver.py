@@ -189,6 +189,18 @@ async def test_drain_ends_in_time(pair: Twin) -> None:
     assert pair.host.streams == 1
 
 
+async def test_drain_behind_a_cancellation(pair: Twin) -> None:
+    """A task that was cancelled, and goes on to drain, ends its drain in time and is not cancelled once more."""
+    await pair.stream()
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(1)
+    await pair.host.drain(0.05)
+    assert task.uncancel() == 0
+
+
 async def test_clock_after_a_session_was_given_up() -> None:
     """Deadlines go on when an unanswered session is given up, and in the next session."""
     limits = Limits(ack_delay=0.02, open_total=0.1, open_host=0.05, open_wait=0.15)

@@ -1,1 +1,1 @@
-"""Local programs and services: their sockets, and the pipes that tie them to streams."""
+"""Local programs and services: their sockets, and the pipes that connect them to streams."""

@@ -1,7 +1,7 @@
-"""Accepts connections of local programs, and pauses where this process or its machine has no room for one more.
+"""Accepts connections of local programs, and pauses while this process or its machine has no room for another.
 
-The servers of event loops do not: asyncio's tries again a thousand times in a turn, and writes a line into the log for
-each; uvloop's accepts the connection and closes it, so that the program takes its service for one that hangs up.
+The event loops' own servers do not pause. asyncio's retries a thousand times per turn, and logs a line each time.
+uvloop's accepts the connection and closes it, so to the program its service seems to hang up.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from kdispatch_protocol.process.descriptors import SHORT, is_reserved
 
 __all__ = ["Acceptor"]
 
-_AT_ONCE: Final = 100  # connections that are accepted before others have their turn
-_PAUSE: Final = 0.25  # seconds without room before another look
+_AT_ONCE: Final = 100  # connections accepted before others have their turn
+_PAUSE: Final = 0.25  # seconds to wait without room before the next try
 
 
 class Acceptor:
-    """Hands each connection of a listening socket, which it owns, to ``accepted``. Call :meth:`close` in the end."""
+    """Passes each connection of a listening socket, which it owns, to ``accepted``. Call :meth:`close` at the end."""
 
     def __init__(self, sock: socket.socket, accepted: Callable[[socket.socket], None], log: RunningLog) -> None:
         sock.setblocking(False)  # noqa: FBT003 - it takes no keywords
@@ -35,14 +35,14 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         own = sock.getsockname()
         self._where = place(written(own), own[1])
-        self._low = False  # the newest connection has one of the last descriptors
-        self._full = False  # connections wait, and that was told
+        self._low = False  # the newest connection used a reserved descriptor
+        self._full = False  # connections are pending, and the log says so
         self._waiting: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None  # where the event loop watches no sockets
+        self._task: asyncio.Task[None] | None = None  # used if the event loop can't watch sockets
         self._watch()
 
     def close(self) -> None:
-        """Accept no more. Harmless when called again."""
+        """Accept no more connections. It is safe to call this again."""
         if self._waiting is not None:
             self._waiting.cancel()
         elif self._task is not None:
@@ -64,7 +64,7 @@ class Acceptor:
                 self._check_room()
                 self._take(self._socket.accept()[0])
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            pass  # there is none, or not any more
+            pass  # no connection is pending any more
         except OSError as error:
             self._pause(error)
 
@@ -85,7 +85,7 @@ class Acceptor:
         self._accepted(accepted)
 
     def _pause(self, error: OSError) -> None:
-        # As long as one waits the loop would come back at once.
+        # While a connection is pending, a watched socket would wake the loop again at once.
         self._loop.remove_reader(self._socket)
         self._waiting = self._loop.call_later(_PAUSE, self._watch)
         self._tell(error)

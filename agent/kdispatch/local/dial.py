@@ -1,4 +1,4 @@
-"""Connections to the local service: at once where the kernel has one at once, which on loopback is nearly always."""
+"""Connections to the local service. On loopback the kernel nearly always connects at once, and so does this."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["LocalDial", "Target", "checked_address"]
 
 
 def checked_address(address: str) -> str:
-    """A local address as it was typed; raises ``bad_request`` for what can't be one. The system takes "" for all."""
+    """Check a local address from the user; ``bad_request`` if it can't be one. To the system "" means all addresses."""
     if not address.strip() or not address.isprintable():
         raise KdispatchError("bad_request", f"The local address is {address!r}: write a name or an address.")
     return address
 
 
 class Target:
-    """Where to connect to."""
+    """The address and port to connect to."""
 
     def __init__(self, address: str, port: int) -> None:
         self.address = address
@@ -35,7 +35,7 @@ class Target:
         self._places = _numeric(address, port)
 
     def begin(self) -> LocalDial:
-        """Begin to connect; raises ``OSError`` when that failed already, the first one of several addresses."""
+        """Start to connect. Raises ``OSError`` if that failed at once: the first error of several addresses."""
         if not self._places:
             return LocalDial(self, None)
         failed: OSError | None = None
@@ -56,8 +56,8 @@ class Target:
             sock.settimeout(0)
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 sock.connect(place)
-            # A listener of this machine has completed the handshake by now, or its kernel has refused it: there is
-            # no need for a task, nor for the loop to say so in a later turn.
+            # A listener on this machine has completed the handshake by now, or the kernel has refused it. So this needs
+            # neither a task nor a later turn of the loop.
             return LocalDial(self, sock, there=_is_connected(sock))
         except BaseException:
             sock.close()
@@ -65,7 +65,7 @@ class Target:
 
 
 class LocalDial:
-    """One connection under way; ``there``: it is done. Whoever has it closes ``sock``, or hands it on."""
+    """A connection being made; ``there`` says that it is complete. Its holder closes ``sock`` or passes it on."""
 
     def __init__(self, target: Target, sock: socket.socket | None, *, there: bool = False) -> None:
         self._target = target
@@ -86,13 +86,13 @@ class LocalDial:
         return self.sock
 
     def close(self) -> None:
-        """Give it up."""
+        """Give up the connection."""
         if self.sock is not None:
             self.sock.close()
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """Whether a connection that was begun is there; raises ``OSError`` when it failed."""
+    """Whether the connection is complete; raises ``OSError`` if it failed."""
     try:
         sock.getpeername()
     except OSError as error:
@@ -109,16 +109,16 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _has_words(sock: socket.socket) -> bool:
-    """Whether a service has spoken, and reset the connection before anybody looked: what it said is to be read.
+    """Whether the service has sent data and then reset the connection: the data can still be read.
 
-    Raises how the connection failed, where the system says it here: it says so once.
+    Raises the connection's error, if the system reports it here, as the system reports an error only once.
     """
     try:
         return bool(sock.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno == errno.ENOTCONN:  # what Linux doesn't say of one that is under way, and others do
+        if error.errno == errno.ENOTCONN:  # other systems report this while connecting, Linux does not
             return False
         raise
 
@@ -133,7 +133,7 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
 
 
 def _numeric(address: str, port: int) -> list[tuple[int, Any]]:
-    """Families and socket addresses of ``address`` if they need no look-up, and the loop can wait for sockets."""
+    """Families and socket addresses of ``address``, if it needs no look-up and the loop can wait for sockets."""
     if not HERE.waits_for_sockets:
         return []
     places: list[tuple[int, Any]] = []

@@ -1,8 +1,9 @@
-"""Ends that lose nothing: what a program said before its connection broke, and what it is told before a reset.
+"""Ends without loss: what a program sent before its connection broke, and what it must read before a reset.
 
-A program that has an answer ready and no use for the rest of the request sends the one and closes on the other. Its
-kernel then resets the connection, and the answer is still in ours: :class:`Remains` reads it. At the other end the
-answer has to be read before the reset, which some kernels let throw unread bytes away: :class:`Parting` waits for that.
+A program may have its answer ready without needing the rest of the request. It sends the answer and closes. Its
+kernel then resets the connection while the answer is still in our kernel: :class:`Remains` reads it. At the other end
+the program must read the answer before the reset, because some kernels then drop unread bytes: :class:`Parting` waits
+for that.
 """
 
 from __future__ import annotations
@@ -25,40 +26,40 @@ if TYPE_CHECKING:
 
 __all__ = ["Parting", "Remains", "copy_of"]
 
-#: Seconds between looks at a program that is to be reset, and for how long one on another machine may go on sending.
-#: One that uploads before it reads, at 10 MB/s, gets rid of 20 MB so; each byte is thrown away.
+#: Seconds between checks of a program that will be reset, and the time for which one on another machine may go on
+#: sending. A program that uploads before it reads can send 20 MB in that time at 10 MB/s; all of it is dropped.
 _LOOK_EVERY: Final = 0.1
 _PATIENCE: Final = 2.0
-#: Milliseconds after which a program that runs has read what its kernel has.
+#: Milliseconds after which a running program has read what its kernel has.
 _OLD: Final = 1000
 #: Bytes of one read.
 _READ_SIZE: Final = 128 * 1024
 
 
 def copy_of(transport: asyncio.Transport) -> socket.socket | None:
-    """A socket of our own for a connection whose transport is about to close its; ``None`` where that can't be had."""
+    """Duplicate the socket of a transport that is about to close it; ``None`` if that is not possible."""
     sock = transport.get_extra_info("socket")
     if sock is None or not HERE.keeps_unread:
         return None
     try:
         copy = socket.socket(fileno=os.dup(sock.fileno()))
         copy.settimeout(0)
-    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
+    except (OSError, ValueError):  # uvloop raises ValueError for a closed socket
         return None
     return copy
 
 
 def _is_this_machine(sock: socket.socket) -> bool:
-    """Whether the program at the other end of ``sock`` has the same kernel."""
+    """Whether the program at the other end of ``sock`` runs on the same kernel."""
     other = sock.getpeername()[0]
     return other == sock.getsockname()[0] or ipaddress.ip_address(other).is_loopback
 
 
 class Remains:
-    """What the kernel still has of a program whose connection broke; it goes to the stream as that takes it.
+    """Reads what the kernel still holds of a program whose connection broke, and writes it to the stream.
 
-    ``broke`` is the error number with which the connection failed first, 0 if nobody was told yet. ``over`` is called
-    when everything is handed over.
+    ``broke`` is the errno with which the connection failed first, or 0 if no error was reported yet. ``over`` is called
+    when everything is written.
     """
 
     __slots__ = ("_broke", "_over", "_room", "_sock", "_stream")
@@ -79,21 +80,21 @@ class Remains:
         self._over = over
 
     def read(self) -> None:
-        """Hand over what the stream takes now; call it again when it takes more."""
+        """Write what the stream takes now; call this again when it takes more."""
         while self._sock is not None and not self._stream.stream.writer_paused:
             try:
                 data = self._sock.recv(min(self._room(), _READ_SIZE))
-            except OSError:  # the reset itself, or a connection that is none yet
+            except OSError:  # the reset itself, or a connection that is not established yet
                 self._end(well=False)
             else:
                 if data:
                     self._stream.add(data)
                 else:
-                    # A reset that was told already, to a failed write, reads as an end.
+                    # After a failed write has reported the reset, a read returns an end.
                     self._end(well=not self._broke or (self._broke == errno.EPIPE and HERE.tells_end))
 
     def close(self) -> None:
-        """Nobody takes the rest."""
+        """Drop the rest."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -106,9 +107,9 @@ class Remains:
 
 
 class Parting:
-    """A program that is to be reset: first it gets what it was sent, and time to read it.
+    """Delays the reset of a program until it has got its data, and has had time to read it.
 
-    What it still says is thrown away meanwhile: a program that is busy sending would not read else.
+    Meanwhile its own bytes are read and dropped, because a program that is busy sending would not read otherwise.
     """
 
     def __init__(self, pipe: Pipe, transport: asyncio.Transport, limits: Limits) -> None:
@@ -124,7 +125,7 @@ class Parting:
         self._thrown_away = 0
 
     def begin(self) -> bool:
-        """Begin; returns whether there is anything to wait for."""
+        """Start; returns whether there is anything to wait for."""
         self._unsent = self._waiting()
         if not self._unsent and not self._sent_lately():
             return False
@@ -134,7 +135,7 @@ class Parting:
         return True
 
     def heard(self, count: int) -> None:
-        """The program still sends. One that has sent more than ``Limits.dropped`` is not going to read."""
+        """Count bytes that the program still sends. One that has sent more than ``Limits.dropped`` will not read."""
         self._heard = True
         self._thrown_away += count
 
@@ -173,7 +174,7 @@ class Parting:
         return size
 
     def _sent_lately(self) -> bool:
-        """Whether the program may not have read yet what it was sent."""
+        """Whether the program may not have read its last bytes yet."""
         stream = self._pipe.stream
         if stream is None or not stream.stream.inbound.received:
             return False
@@ -181,7 +182,7 @@ class Parting:
             return True
         try:
             since = HERE.since_sent(self._sock)
-            # On one machine a reset leaves what is unread to be read.
+            # On one machine, unread bytes stay readable after a reset.
             return since is None or (since < _OLD and not _is_this_machine(self._sock))
         except (OSError, ValueError):
             return True

@@ -1,8 +1,9 @@
-"""A local TCP connection tied to a stream: what the agents are made of.
+"""A local TCP connection connected to a stream: the core of both agents.
 
-Both are asyncio transports; each end's flow control pauses the other's reading.
-A finished stream closes the connection politely, anything else resets it, the
-death of this process included, so that no program mistakes a failure for an end.
+Both are asyncio transports; flow control of each end pauses reading at the
+other. A finished stream closes the connection normally. Everything else resets
+it, including the death of this process, so that no program mistakes a failure
+for a normal end.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ __all__ = ["Pipe", "account", "reset_when_closed"]
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
-# What one read of a program takes at most: it goes out as one frame.
+# Largest read from a program: it is sent as one frame.
 _READ_SIZE: Final = 128 * 1024
-#: Seconds between looks at a paused socket, and the state that is looked for (Linux, tcp_states.h).
+#: Seconds between checks of a paused socket, and the state to look for (Linux, tcp_states.h).
 _LOOK_EVERY: Final = 1.0
 _TCP_CLOSE: Final = 7
 
@@ -38,11 +39,11 @@ _TCP_CLOSE: Final = 7
 class Pipe:
     """The two protocols of one connection: ``local`` for the socket, ``remote`` for the stream.
 
-    ``on_local`` is called when the socket is connected, ``on_end`` once, with a code, when
-    the pipe is over. The driver counts pipes until their sockets are closed: a stream may
-    be finished while its last bytes still wait for a slow program. With ``resets`` the
-    socket has had :func:`reset_when_closed`, or its listener: another call is a tenth of
-    what a short connection costs here.
+    ``on_local`` is called when the socket is connected. ``on_end`` is called once, with a code,
+    when the pipe is over. The driver counts pipes until their sockets are closed, because a
+    stream may be finished while its last bytes still wait for a slow program. ``resets`` says
+    that the socket, or its listener, has had :func:`reset_when_closed`: a second call would be
+    a tenth of the cost of a short connection here.
     """
 
     __slots__ = (
@@ -86,38 +87,38 @@ class Pipe:
         self._on_local = on_local
         self._on_end = on_end
         self._resets = resets
-        self._sock: socket.socket | None = None  # what was taken: uvloop's own of it costs twice as much to ask
+        self._sock: socket.socket | None = None  # that of `take`: asking uvloop's transport costs twice as much
         self._ended = False
-        self._broke = 0  # the error number with which the socket failed, where that was asked for
-        self._remains: Remains | None = None  # the socket is gone, and the kernel has more of what its program said
-        self._parting: Parting | None = None  # the stream was reset, and the program has yet to read what came before
+        self._broke = 0  # errno of the socket's failure, if it was queried
+        self._remains: Remains | None = None  # the socket is gone, and the kernel has more bytes of the program
+        self._parting: Parting | None = None  # the stream was reset, and the program must read earlier bytes first
         self._looking = False
-        self._unclaimed: tuple[bytes, ...] = ()  # said before there was a stream
-        self.resuming = False  # the socket took everything, and what was held is handed over
+        self._unclaimed: tuple[bytes, ...] = ()  # bytes from before there was a stream
+        self.resuming = False  # the socket took everything, and held bytes are being handed over
 
     def local_made(self, transport: asyncio.Transport) -> None:
-        """The socket is there."""
+        """The socket is connected."""
         self.socket = transport
         self.writer = SocketWriter(transport)
         self.driver.pipes.add(self)
-        if not self._resets:  # from the start: a killed process must not look like an end either
+        if not self._resets:  # from the start: a killed process must not look like a normal end
             self._linger(_LINGER_RESET)
-        transport.set_write_buffer_limits(high=0)  # what the socket has not taken is not credited
+        transport.set_write_buffer_limits(high=0)  # bytes that the socket has not taken are not credited
         if self._on_local is not None:
             self.driver.at_once(self._on_local, self)
-        if self._ended:  # before there was a socket
+        if self._ended:  # it ended before there was a socket
             transport.abort()
         elif self.stream is not None:
             self.stream.resume_reading()
 
     def take(self, sock: socket.socket) -> None:
-        """Run over a connected socket."""
+        """Use a connected socket."""
         self._sock = sock
         making = self.driver.loop.create_connection(lambda: self.local, sock=sock)
         try:
-            # A task of its own costs as much as the connection. All that this waits for is a turn of the loop.
+            # An own task costs as much as the connection, and this only waits for one turn of the loop.
             turn = making.send(None)
-        except OSError:  # macOS: the other end has reset it already
+        except OSError:  # macOS: the other end has already reset it
             sock.close()
             self.local_lost()
         else:
@@ -128,16 +129,16 @@ class Pipe:
             making.send(None)
         except StopIteration as done:
             transport = cast("asyncio.Transport", done.value[0])
-        if transport.is_closing():  # not else: its options are set by the object
+        if transport.is_closing():  # otherwise the object is still used to set options
             disown(cast("socket.socket", self._sock))
 
     def local_said(self, data: bytes) -> None:
-        """Bytes of the local program, or its end where there are none."""
+        """Handle bytes from the local program; empty bytes are its end."""
         if self._parting is not None:
             if data:
-                self._parting.heard(len(data))  # and nobody else does
+                self._parting.heard(len(data))  # and drop them
         elif self.stream is None:
-            # On uvloop a pause in connection_made comes too early to count: keep what a service says first.
+            # On uvloop a pause in connection_made has no effect: keep what a service sends first.
             self._unclaimed += (data,)
             self.pause_socket()
         elif data:
@@ -146,7 +147,7 @@ class Pipe:
             self.stream.write_eof()
 
     def stream_made(self, stream: StreamTransport) -> None:
-        """There is a stream to take what the local program says."""
+        """There is a stream: write to it what the local program has sent."""
         self.stream = stream
         if self.socket is None:
             stream.pause_reading()  # until there is a socket
@@ -155,7 +156,7 @@ class Pipe:
             self.local_said(data)
 
     def local_lost(self, error: Exception | None = None) -> None:
-        """The socket is about to be closed. What its program said before is handed over, and then the reset is."""
+        """The socket is about to close. First the stream gets what the program sent before, then the reset."""
         self.driver.pipe_ended(self)
         if self._parting is not None:
             self._parting.cancel()
@@ -176,13 +177,13 @@ class Pipe:
         self._remains.read()
 
     def _lost(self) -> None:
-        """Nothing more is to be had of the program."""
+        """Nothing more can be read from the program."""
         if self.stream is not None:
-            self.stream.reset_behind("cancelled", "")  # does nothing to a stream that has finished
+            self.stream.reset_behind("cancelled", "")  # no effect on a finished stream
         self.end("cancelled")
 
     def end(self, code: str) -> None:
-        """The pipe is over; ``closed`` is the polite way, which flushes, and anything else a reset."""
+        """End the pipe. ``closed`` flushes and closes the connection normally; any other code resets it."""
         if self._ended:
             return
         self._ended = True
@@ -201,7 +202,7 @@ class Pipe:
             self.socket.abort()
 
     def _parts(self) -> bool:
-        """Whether the program gets time to read what came before a reset."""
+        """Whether the program gets time to read what arrived before a reset."""
         assert self.socket is not None
         parting = Parting(self, self.socket, self.driver.endpoint.limits)
         if parting.begin():
@@ -209,40 +210,40 @@ class Pipe:
         return self._parting is not None
 
     def finish(self) -> None:
-        """Send no more to the local program; it may go on."""
+        """Half-close: send no more to the local program, which may still send."""
         if self.stream is not None and self.stream.stream.state is State.CLOSED:
-            return  # it finished as well: the close that follows says the same, and spares a system call
+            return  # both directions finished: the close that follows does the same, without this system call
         if self.socket is not None and not self.socket.is_closing():
             try:
                 self.socket.write_eof()
-            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has yet to see it
+            except OSError:  # ENOTCONN: the program has reset the connection, and the loop has not seen it yet
                 self._broken(0)
 
     def finish_later(self) -> None:
-        """The same in the loop's next turn."""
+        """Call :meth:`finish` in the loop's next turn."""
         self.driver.loop.call_soon(self.finish)
 
     def abort(self) -> None:
-        """Reset the connection, even one that is being closed politely."""
+        """Reset the connection, even while it is closing normally."""
         if self.socket is not None:
             self._linger(_LINGER_RESET)
             self.socket.abort()
 
     def pause_socket(self) -> None:
-        """Read no more for now. A reset is not seen meanwhile, so it is looked for."""
+        """Pause reading. A reset is not reported meanwhile, so check for it at intervals."""
         if self.socket is not None and not self.socket.is_closing():
             self.socket.pause_reading()
             self._look_later()
 
     def resume_socket(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self._remains is not None:
             self._remains.read()
         elif self.socket is not None and not self.socket.is_closing():
             self.socket.resume_reading()
 
     def _broken(self, how: int) -> None:
-        """The kernel says that the connection is gone, before the loop does; 0 if it has yet to say how."""
+        """The kernel reports, before the loop does, that the connection is gone. ``how``: errno, or 0 if unknown."""
         self._broke = self._broke or how
         if self.socket is not None:
             self.socket.abort()
@@ -270,9 +271,9 @@ class Pipe:
 
 
 def reset_when_closed(sock: socket.socket) -> None:
-    """Let a socket that no pipe has yet be reset, rather than ended, when it or its process goes.
+    """Let closing a socket without a pipe, or the end of its process, reset the connection, not end it normally.
 
-    Connections inherit it from the listener that they are accepted from.
+    Accepted connections inherit this from their listener.
     """
     _set_linger(sock, _LINGER_RESET)
 
@@ -280,7 +281,7 @@ def reset_when_closed(sock: socket.socket) -> None:
 def _set_linger(sock: socket.socket, how: bytes) -> None:
     try:  # noqa: SIM105 - `suppress` costs as much as the call
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
-    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
+    except (OSError, ValueError):  # uvloop raises ValueError for a closed socket
         pass
 
 
@@ -294,17 +295,17 @@ def account(pipe: Pipe) -> dict[str, float]:
 
 
 def _error_of(sock: socket.socket | None) -> int:
-    """The error number of a connection that the other end has reset; 0 where it did not, or that can't be asked.
+    """The errno of a connection that the other end has reset; 0 if it has not, or if that can't be queried.
 
-    A connection that both ends finished is closed for the kernel too, while bytes may still wait to be read:
-    only an error beside it makes it a reset. Asking clears the error, so whoever hears of it must end the pipe.
+    The kernel also reports a connection as closed when both ends finished it, while bytes may still be unread. Only
+    with an error it is a reset. The query clears the error, so the caller must end the pipe.
     """
     if sock is None or not hasattr(socket, "TCP_INFO"):
         return 0
     try:
         closed = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if closed else 0
-    except (OSError, ValueError):  # the latter is uvloop's word for a socket that is closed
+    except (OSError, ValueError):  # uvloop raises ValueError for a closed socket
         return 0
 
 
@@ -318,7 +319,7 @@ class _Local(asyncio.BufferedProtocol):
         self._whole = buffer[:_READ_SIZE]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast: uvloop's transports are none of asyncio's classes.
+        # A cast, because uvloop's transports are not subclasses of asyncio's.
         self._pipe.local_made(cast("asyncio.Transport", transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
@@ -331,7 +332,7 @@ class _Local(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self._pipe.local_said(b"")
-        return True  # half-close: the other direction goes on
+        return True  # half-close: the other direction continues
 
     def pause_writing(self) -> None:
         if self._pipe.stream is not None:

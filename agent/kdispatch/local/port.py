@@ -1,4 +1,4 @@
-"""Whether something listens on the local port that is offered, without disturbing it where possible."""
+"""Checks whether something listens on the offered local port, without disturbing it where possible."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdispatch_protocol.process.descriptors import is_ours
 
 __all__ = ["LOCALHOST", "LOOK_EVERY", "PROBE_EVERY", "is_open", "look", "look_again", "looks_open"]
 
-#: Seconds between looks that cost the service nothing, and between those that connect to it.
+#: Seconds between checks that cost the service nothing, and between checks that connect to it.
 LOOK_EVERY: Final = 2.0
 PROBE_EVERY: Final = 8.0
 
-#: A service that has just gone is looked for so often: one that restarts is missed for no longer than that.
+#: First interval in seconds after a service has disappeared: the longest delay until its restart is seen.
 _LOOK_SOON: Final = 0.2
-#: Later looks come when it has been away for this part longer: every 2 s after 20 s.
+#: Later intervals, as a part of the time for which it has been away: every 2 s after 20 s.
 _LOOK_LATER: Final = 0.1
 #: The addresses that the name "localhost" means here, in the order in which they are tried.
 LOCALHOST: Final = ("127.0.0.1", "::1")
@@ -29,19 +29,19 @@ _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 def look_again(away: float) -> float:
-    """In how many seconds to look for a service that has been away for so many."""
+    """Seconds until the next check of a service that has been away for ``away`` seconds."""
     return min(max(_LOOK_SOON, away * _LOOK_LATER), LOOK_EVERY)
 
 
 async def look(address: str, port: int) -> bool | None:
-    """:func:`looks_open`, in a thread: with many thousand connections the table takes a while to read."""
+    """Run :func:`looks_open` in a thread, because reading the table takes long with many thousand connections."""
     return await asyncio.to_thread(looks_open, address, port)
 
 
 def looks_open(address: str, port: int) -> bool | None:
-    """What the kernel's table says of a local listener; ``None`` where it can't tell.
+    """Whether the kernel's table has a local listener; ``None`` if it can't tell.
 
-    Every probe by connecting shows up in the service's log (sshd's most of all).
+    Checks by connecting would show up in the service's log (sshd's above all).
     """
     if not _is_loopback(address):
         return None
@@ -64,9 +64,9 @@ def _lists(table: Path, listeners: set[str]) -> bool:
 
 
 async def is_open(address: str, port: int, timeout: float) -> bool:
-    """Whether the port takes connections: by the kernel's table, or else by connecting once.
+    """Whether the port accepts connections: from the kernel's table, otherwise by connecting once.
 
-    Raises ``OSError`` where this machine could not ask: that says nothing of the port.
+    Raises ``OSError`` if this machine could not connect: that says nothing about the port.
     """
     if await look(address, port):
         return True
@@ -84,11 +84,11 @@ async def is_open(address: str, port: int, timeout: float) -> bool:
 
 
 def _places(address: str) -> set[str]:
-    """How the kernel writes the addresses at which a listener for ``address`` may be bound: it, and all of them."""
+    """Addresses, as the kernel writes them, to which a listener for ``address`` may be bound: itself, or all."""
     places = {"0" * 8, "0" * 32}
     for name in LOCALHOST if address == "localhost" else (address,):
         packed = ipaddress.ip_address(name).packed
-        words = struct.unpack(f"={len(packed) // 4}I", packed)  # each word in the machine's own order
+        words = struct.unpack(f"={len(packed) // 4}I", packed)  # each word is in the machine's byte order
         written = "".join(f"{word:08X}" for word in words)
         places |= {written, f"0000000000000000FFFF0000{written}"} if len(words) == 1 else {written}
     return places

@@ -1,4 +1,4 @@
-"""Sockets that listen at a local address alone, and what the errors of local sockets mean to a person."""
+"""Sockets that listen on a local address exclusively, and readable reasons for errors of local sockets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kdispatch_protocol.session.aio.sockets import cannot_listen, watch_peer
 
 __all__ = ["is_unknown", "listening", "reason"]
 
-#: Connections that the kernel keeps until they are accepted.
+#: Connections that the kernel holds until they are accepted.
 _BACKLOG: Final = 1024
-#: How often a free port is looked for that every address of a name has.
+#: Tries to find one free port on all addresses of a name.
 _TRIES: Final = 16
-#: A family or an address that this machine does not have: no reason against the others of the same name.
+#: A family or an address that this machine lacks; other addresses of the same name may still work.
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _REASONS: Final = {
     errno.ECONNREFUSED: "the connection was refused",
@@ -30,13 +30,13 @@ _REASONS: Final = {
     errno.EHOSTUNREACH: "the host is unreachable",
     errno.ECONNRESET: "the connection was reset",
 }
-#: A family, and an address as a socket of it takes it.
+#: A family, and a socket address of that family.
 _Where = tuple[int, Any]
 _NUMBER: Final = re.compile(r"\[Errno (-?\d+)\]")
 
 
 def reason(error: OSError) -> str:
-    """Why something failed, in words; where several addresses failed, each different reason once."""
+    """The reason for a failure in words. If several addresses failed, each different reason once."""
     if isinstance(error, socket.gaierror):
         return "the name is unknown" if is_unknown(error) else f"the name can't be looked up ({error.strerror})"
     numbers = [error.errno] if error.errno else [int(number) for number in _NUMBER.findall(str(error))]
@@ -47,14 +47,14 @@ def reason(error: OSError) -> str:
 
 
 def is_unknown(error: socket.gaierror) -> bool:
-    """Whether the name has no address, as opposed to a look-up that failed this time."""
+    """Whether the name has no address, as opposed to a failed look-up."""
     return error.errno in {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 async def listening(address: str, port: int) -> list[socket.socket]:
-    """Sockets that listen at every address that ``address`` means, on one port, and nobody else does.
+    """Sockets that listen exclusively on every address that ``address`` means, on one port.
 
-    Raises what ``cannot_listen`` makes of a failure, and names the address. 0 is a port that is free at all of them.
+    Raises the error of ``cannot_listen``, which names the address. Port 0 chooses a port that is free on all addresses.
     """
     try:
         infos = await asyncio.get_running_loop().getaddrinfo(
@@ -98,11 +98,11 @@ def _listen(family: int, where: Any) -> socket.socket:
         HERE.own_port(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # What is set here is every accepted connection's from the start, without a call for each.
+        # Accepted connections inherit these options, without a call for each.
         reset_when_closed(sock)
         watch_peer(sock)
         sock.bind(where)
-        # At once: a port that is bound only can be listened on by another program, which would get our connections.
+        # At once: while a port is only bound, another program could listen on it and get our connections.
         sock.listen(_BACKLOG)
         sock.setblocking(False)  # noqa: FBT003 - its only argument
     except BaseException:

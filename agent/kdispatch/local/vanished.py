@@ -1,8 +1,8 @@
-"""Local programs whose machine vanishes while bytes for it are under way, which TCP's keep-alives do not find out.
+"""Detects local programs whose machine vanishes while bytes for it are unacknowledged, which keepalive does not.
 
-Linux asks for no sign of life while it waits for an acknowledgement: it sends the bytes again, for 15 minutes.
-``TCP_USER_TIMEOUT`` bounds that, and also ends a connection whose program has only stopped to read. So it is set
-once the other kernel has answered nothing for longer than it can if it is there, and taken back when it answers.
+While Linux waits for an acknowledgement it sends no keepalive probes: it retransmits, for 15 minutes.
+``TCP_USER_TIMEOUT`` bounds that, but also ends a connection whose program has only stopped reading. So this sets it
+only after the other kernel has been silent for longer than a live one can be, and clears it after an answer.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from kdispatch_protocol.endpoint.aio.transport import LocalConnection
 
 __all__ = ["bound_silence", "watching_peers"]
 
-#: Seconds without any answer. The kernel sends again every 120 s at least, also to a program that reads nothing; the
-#: connection ends when it does so next.
+#: Seconds without any answer. The kernel retransmits at least every 120 s, also to a program that reads nothing. The
+#: connection ends at the next retransmission.
 PATIENCE: Final = 125.0
 LOOK_EVERY: Final = 15.0  # seconds
-_AT_ONCE: Final = 200  # sockets that are looked at before others have their turn: 0.5 ms
+_AT_ONCE: Final = 200  # sockets checked before others have their turn: 0.5 ms
 
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)
-# Where fields of Linux' struct tcp_info are. How often bytes were sent again, or room was asked for, since an answer:
+# Offsets in Linux's struct tcp_info: retransmissions, and window probes, since the last answer.
 _SENT_AGAIN: Final = 2
 _ASKED: Final = 3
-_ASKED_IN_VAIN: Final = 3  # on one machine the answer comes before the kernel has counted the question
-_LAST_ANSWER: Final = struct.Struct("=I")  # milliseconds since
+_ASKED_IN_VAIN: Final = 3  # on one machine the answer arrives before the kernel has counted the probe
+_LAST_ANSWER: Final = struct.Struct("=I")  # milliseconds since the last answer
 _LAST_ANSWER_AT: Final = 56
 
 
 def bound_silence(sock: Any, seconds: float) -> None:
-    """Let the kernel end the connection once it has had no answer for so long, if it waits for one now."""
+    """If the kernel waits for an answer, let it end the connection after ``seconds`` without one."""
     if _TCP_INFO is None or _TCP_USER_TIMEOUT is None:
         return
-    with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
+    with contextlib.suppress(OSError, ValueError):  # uvloop raises ValueError for a closed socket
         info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_ANSWER_AT + _LAST_ANSWER.size)
         waits = info[_SENT_AGAIN] > 0 or info[_ASKED] >= _ASKED_IN_VAIN
         limit = int(seconds * 1000)
@@ -49,7 +49,7 @@ def bound_silence(sock: Any, seconds: float) -> None:
 
 @contextlib.contextmanager
 def watching_peers(driver: EndpointDriver) -> Iterator[None]:
-    """Look at the driver's local connections meanwhile."""
+    """Check the driver's local connections while the block runs."""
     watch = _Watch(driver)
     try:
         yield
@@ -58,14 +58,14 @@ def watching_peers(driver: EndpointDriver) -> Iterator[None]:
 
 
 class _Watch:
-    """Looks at all pipes now and then, some at a time."""
+    """Checks all pipes at intervals, some at a time."""
 
     def __init__(self, driver: EndpointDriver) -> None:
         self._driver = driver
         self._handle: asyncio.Handle = driver.loop.call_later(LOOK_EVERY, self._begin)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._handle.cancel()
 
     def _begin(self) -> None:

@@ -1,8 +1,8 @@
-"""An agent in a process of its own, which outlives the command that starts it and its terminal.
+"""An agent in its own process, which outlives the command that started it and its terminal.
 
-The command hands the token over by a pipe: no argument or variable of the new
-process holds one. The new process says one line of JSON on its standard output
-when it is up or has failed, and keeps no descriptor of the command.
+The command passes the token through a pipe, so no argument or variable of the
+new process holds one. The new process writes one line of JSON to its standard
+output when it is up or has failed, and keeps no descriptor of the command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdispatch.machine.records import agents_directory, log_file, new_id
 
 __all__ = ["BackgroundFailed", "BoundedLog", "Report", "read_token", "start"]
 
-#: Bytes of a log before it becomes ``.log.1`` and a new one begins.
+#: Size of a log at which it is renamed to ``.log.1`` and a new one starts.
 LOG_BYTES: Final = 4 * 1024 * 1024
 _TAIL_LINES: Final = 5
 _TAIL_BYTES: Final = 4096
@@ -30,8 +30,8 @@ _END_WAIT: Final = 5.0  # seconds for a process that was asked to end before it 
 _TOKEN_LINE: Final = 4096
 
 
-class BackgroundFailed(Exception):  # noqa: N818 - it carries an error that was told elsewhere
-    """The agent did not come up: ``error`` is as commands print it, ``status`` is what its process ended with."""
+class BackgroundFailed(Exception):  # noqa: N818 - the error was reported elsewhere
+    """The agent did not come up: ``error`` is what commands print, ``status`` the exit status of its process."""
 
     def __init__(self, error: Mapping[str, Any], status: int) -> None:
         super().__init__(error["text"])
@@ -40,9 +40,9 @@ class BackgroundFailed(Exception):  # noqa: N818 - it carries an error that was 
 
 
 def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, str]) -> dict[str, Any]:
-    """Start ``kdispatch agent ARGUMENTS`` in the background, with these variables; returns its result when it is up.
+    """Start ``kdispatch agent ARGUMENTS`` in the background with these variables; returns its result when it is up.
 
-    Raises :class:`BackgroundFailed`, and ``SetupError`` where its log can't be written.
+    Raises :class:`BackgroundFailed`, and ``SetupError`` if its log can't be written.
     """
     agent = new_id()
     log = log_file(agent)
@@ -50,13 +50,13 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
     make_private(directory, variable="KDISPATCH_STATE_DIR")
     with writing(directory, variable="KDISPATCH_STATE_DIR"):
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-    # -P: what lies in the current directory is not imported.
+    # -P: never import from the current directory.
     command = [sys.executable, "-P", "-m", "kdispatch", "agent", *arguments, "--background", agent]
     environment = {name: value for name, value in os.environ.items() if name != "KDISPATCH_TOKEN"}
     environment |= variables
     pipe = subprocess.PIPE
     try:
-        # The command is ours; what a person typed in it are values of options.
+        # The command is ours; the user only typed the values of options.
         process = subprocess.Popen(  # noqa: S603
             command, stdin=pipe, stdout=pipe, stderr=descriptor, env=environment, **HERE.spawn_options()
         )
@@ -64,18 +64,18 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
         os.close(descriptor)
     try:
         said = _ask(process, token)
-    except BaseException:  # Ctrl-C above all: nobody would know of the agent
+    except BaseException:  # mostly Ctrl-C: otherwise the agent would run unnoticed
         _end(process)
         log.unlink(missing_ok=True)
         raise
     if "result" in said:
-        # Without waiting: it is meant to go on.
+        # Do not wait for the process: it continues to run.
         process.returncode = 0
         result: dict[str, Any] = said["result"]
         return result
     status = process.wait()
     if "error" in said:
-        log.unlink(missing_ok=True)  # all it has is said
+        log.unlink(missing_ok=True)  # the error has everything that is in it
         raise BackgroundFailed(said["error"], status if status > 0 else 1)
     text = f"The agent ended at once (status {status}). Its log ends with: {_tail(log) or 'nothing'}"
     error = {"code": None, "text": text, "hop": "you", "hint": f"See {log}"}
@@ -83,7 +83,7 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
 
 
 def _ask(process: subprocess.Popen[bytes], token: str | None) -> dict[str, Any]:
-    """Hand the token over, and wait for the one line; empty when the process ended without it."""
+    """Pass the token, and wait for the one line; empty if the process ended without it."""
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout, contextlib.suppress(BrokenPipeError):
@@ -116,18 +116,18 @@ def _tail(log: Path) -> str:
 
 
 def read_token() -> str | None:
-    """The token that the starting command handed over."""
+    """Read the token from the starting command."""
     return sys.stdin.readline(_TOKEN_LINE).strip() or None
 
 
 class Report:
-    """The one line to the command that started this process."""
+    """The one line for the command that started this process."""
 
     def __init__(self) -> None:
         self.sent = False
 
     def send(self, what: str, data: Mapping[str, Any]) -> bool:
-        """Say it, unless something was said; whether the command heard it. Then nothing ties this process to it."""
+        """Send the line once; returns whether the command read it. Then this process is detached from the command."""
         if self.sent:
             return True
         self.sent = True
@@ -146,7 +146,7 @@ class Report:
 
 
 class BoundedLog:
-    """Writes standard error to a log file that begins anew when it is full; the one before is kept."""
+    """Writes standard error to a log file that is replaced when it is full; the previous one is kept."""
 
     def __init__(self, path: Path, most: int = LOG_BYTES, descriptor: int = 2) -> None:
         self._path = path
@@ -154,8 +154,8 @@ class BoundedLog:
         self._descriptor = descriptor
 
     def write(self, data: bytes) -> int:
-        """Append to the log, as :data:`kdispatch_protocol.process.unblocked.Write` does. Raises ``OSError``."""
-        with contextlib.suppress(OSError):  # where no file can be made, the one that is open goes on
+        """Append to the log; a :data:`kdispatch_protocol.process.unblocked.Write`. Raises ``OSError``."""
+        with contextlib.suppress(OSError):  # if no new file can be created, the open one is used further
             if os.fstat(self._descriptor).st_size + len(data) > self._most:
                 self._begin_anew()
         return os.write(self._descriptor, data)
@@ -163,5 +163,5 @@ class BoundedLog:
     def _begin_anew(self) -> None:
         self._path.replace(self._path.with_suffix(".log.1"))
         fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(fresh, self._descriptor)  # tracebacks of the interpreter go there, too
+        os.dup2(fresh, self._descriptor)  # the interpreter writes tracebacks to this descriptor, too
         os.close(fresh)

@@ -1,10 +1,10 @@
-"""An agent's control socket: where it is, and how a command asks there.
+"""An agent's control socket: its address, and requests to it.
 
-A unix socket beside the agent's record, for its owner only. Where there can be
-none (Windows, or a directory whose name is too long for one) it is a port of
-the loopback address. Either way a request has to show the token that is in the
-record, a file of mode 0600. One line of JSON asks, one line answers, and the
-connection is closed.
+It is a unix socket beside the agent's record, for its owner only. If that is
+not possible (on Windows, or with a directory name that is too long), it is a
+port of the loopback address. In both cases a request must contain the token from
+the record, a file of mode 0600. The request is one line of JSON, the answer
+another, and then the connection is closed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kdispatch.machine.operating_system import HERE
 
 __all__ = ["ANSWER_BYTES", "REQUEST_BYTES", "Controlled", "ask", "bind"]
 
-REQUEST_BYTES: Final = 4096  #: a token and a word; more is no request
-#: A status with all the streams that it may list takes a tenth of this.
+REQUEST_BYTES: Final = 4096  #: a token and a word; a larger request is invalid
+#: A status with the maximum of listed streams takes a tenth of this.
 ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 _LOOPBACK: Final = "127.0.0.1"
@@ -31,27 +31,27 @@ _READ_BYTES: Final = 256 * 1024
 
 
 class Controlled(Protocol):
-    """The part of an agent's record by which it is asked."""
+    """The part of an agent's record that is needed to ask the agent."""
 
     @property
     def id(self) -> str:
-        """The agent's."""
+        """The agent's id."""
 
     @property
     def control(self) -> str | None:
-        """A path, or ``ADDRESS:PORT``; nothing where the agent could have no socket."""
+        """A path, or ``ADDRESS:PORT``; ``None`` if the agent has no control socket."""
 
     @property
     def control_token(self) -> str | None:
-        """What a request has to show."""
+        """The token for a request."""
 
 
 def bind(path: Path) -> tuple[socket.socket, str]:
-    """A socket that is bound and does not listen yet, and its address: ``path`` where that can be.
+    """Bind a socket that does not listen yet; returns it with its address, which is ``path`` if possible.
 
-    Raises ``OSError`` where there can be none at all. Whoever calls removes the file in the end.
+    Raises ``OSError`` if no socket is possible. The caller removes the file at the end.
     """
-    with contextlib.suppress(OSError):  # the path is too long, or its file system knows no sockets
+    with contextlib.suppress(OSError):  # the path is too long, or its file system has no sockets
         sock = HERE.bind_private(path)
         if sock is not None:
             return sock, str(path)
@@ -65,9 +65,9 @@ def bind(path: Path) -> tuple[socket.socket, str]:
 
 
 def ask(agents: Sequence[Controlled], seconds: float, **request: Any) -> dict[str, dict[str, Any]]:
-    """Ask agents the same, all at once; returns what those said that did in time, by their ids.
+    """Send all agents the same request in parallel; returns the answers that arrived in time, by agent id.
 
-    One that comes to read the request later does nothing about it: nobody knows that it was heard.
+    An agent that reads the request later ignores it, because the caller would not learn of its effect.
     """
     deadline = time.monotonic() + seconds
     request["until"] = deadline
@@ -95,7 +95,7 @@ def ask(agents: Sequence[Controlled], seconds: float, **request: Any) -> dict[st
 
 
 class _Question:
-    """One request that is under way."""
+    """One pending request."""
 
     def __init__(self, agent: Controlled, request: Mapping[str, Any]) -> None:
         self.agent = agent
@@ -105,7 +105,7 @@ class _Question:
         self.socket = _connect(agent.control)
 
     def go_on(self) -> int:
-        """Do what can be done now; returns the event to wait for, 0 when it is over. Raises ``OSError``."""
+        """Send or receive what is possible now; returns the event to wait for, or 0 when done. Raises ``OSError``."""
         if self._line:
             self._line = self._line[self.socket.send(self._line) :]
             return selectors.EVENT_WRITE if self._line else selectors.EVENT_READ
@@ -115,7 +115,7 @@ class _Question:
         return 0 if self._ended or len(self._received) > ANSWER_BYTES else selectors.EVENT_READ
 
     def answer(self) -> dict[str, Any] | None:
-        """What it says, if it is there whole."""
+        """The answer, if it is complete."""
         with contextlib.suppress(ValueError):
             answer = json.loads(self._received) if self._ended else None
             return answer if isinstance(answer, dict) else None
@@ -123,7 +123,7 @@ class _Question:
 
 
 def _connect(address: str | None) -> socket.socket:
-    """Begin to connect; raises ``OSError``, also where an agent that does not run on has its backlog full."""
+    """Start to connect; raises ``OSError``, also if a stopped agent has a full backlog."""
     if address is None:
         raise FileNotFoundError
     host, _, port = address.rpartition(":")

@@ -1,4 +1,4 @@
-"""The agent's side of its control socket: few, small, bounded answers beside the work that it is there for."""
+"""The agent's side of its control socket: few, small and bounded answers, beside the agent's main work."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Answer", "ControlServer"]
 #: Answers one request.
 Answer = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
-#: Who asks does so at once and reads at once; commands wait no longer either.
+#: Clients send and read at once, and commands wait no longer than this either.
 _SECONDS: Final = 5.0
-#: Connections at a time. Any user of this machine can reach a port of it, and gets no further without the token.
+#: Parallel connections. Any user of this machine can connect to a port, but gets no answer without the token.
 _MOST: Final = 16
 
 
 class ControlServer:
-    """Answers on a bound socket, by the request's ``command``, whoever shows the token. Use it by ``async with``."""
+    """Answers requests with the right token on a bound socket, by their ``command``. Use it with ``async with``."""
 
     def __init__(self, sock: socket.socket, token: str, answers: Mapping[str, Answer]) -> None:
         self._socket = sock
@@ -65,12 +65,12 @@ class ControlServer:
                 writer.close()
                 await writer.wait_closed()
                 ended = True
-        except (OSError, EOFError):  # TimeoutError is one of them: whoever asked went away, or is too slow
+        except (OSError, EOFError):  # includes TimeoutError: the client left, or is too slow
             pass
         finally:
             self._serving.discard(task)
             if not ended:
-                with contextlib.suppress(AttributeError):  # CPython 3.12.1's, of one that has ended by itself
+                with contextlib.suppress(AttributeError):  # raised by CPython 3.12.1 for a transport that has ended
                     writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Secrets that were typed as arguments, taken out of what other users' process lists show."""
+"""Removes secrets typed as arguments from what other users see in process lists."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Final
 __all__ = ["hide_argument", "hide_password"]
 
 _PROCESS: Final = Path("/proc/self")
-#: Which field of proc_pid_stat(5) has the address of the first argument, counted behind the command's name.
+#: Field of proc_pid_stat(5) with the address of the first argument, counted after the command's name.
 _ARG_START: Final = 48 - 3
 
 
 def hide_password(url: str) -> bool:
-    """Overwrite the name and the password that stand in a URL, as :func:`hide_argument` does."""
+    """Overwrite the name and the password in a URL, like :func:`hide_argument`."""
     return hide_argument(url.rpartition("@")[0].rpartition("://")[2])
 
 
 def hide_argument(secret: str) -> bool:
-    """Overwrite ``secret`` in this process's arguments; whether nothing of it is shown any more.
+    """Overwrite ``secret`` in this process's arguments; returns whether no part of it is visible any more.
 
-    Only Linux shows arguments in a form that a process can change by itself.
+    Only Linux shows arguments in memory that the process itself can change.
     """
     hidden = os.fsencode(secret)
     if not hidden:

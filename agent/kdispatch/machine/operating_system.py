@@ -1,7 +1,7 @@
-"""Everything that differs between operating systems: one class for each kind, with the same methods, and ``HERE``.
+"""Everything that differs between operating systems: one class for each, with the same methods, and ``HERE``.
 
-No other file of the agent asks which system it runs on. ``Windows`` imports what
-only Windows has when it is used, so that its tests run anywhere.
+No other file of the agent checks which system it runs on. ``Windows`` imports
+Windows modules on use only, so that its tests run anywhere.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
 
 __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
 
-#: Where Windows locks a byte: its locks keep others from reading, so it is one that no file here reaches.
+#: The byte that Windows locks. Its locks keep others from reading, so it is beyond the end of all files here.
 _LOCKED_BYTE: Final = 1 << 30
-#: The request for the bytes that the kernel holds and the other end has not acknowledged, by system.
+#: By system: the ioctl request for the number of bytes that the kernel holds and the other end has not acknowledged.
 _TIOCOUTQ: Final = {"linux": 0x5411, "darwin": 0x40047473}
-#: Where Linux' struct tcp_info (tcp.h) has the milliseconds since bytes were sent last.
+#: Offset in Linux's struct tcp_info (tcp.h) of the milliseconds since bytes were last sent.
 _LAST_SENT: Final = 44
 
 
 class SpawnOptions(TypedDict, total=False):
-    """What ``subprocess.Popen`` is told besides the command."""
+    """Options for ``subprocess.Popen`` besides the command."""
 
     start_new_session: bool
     creationflags: int
 
 
 class Posix:
-    """Linux, macOS and their kin."""
+    """Linux, macOS and similar systems."""
 
-    #: Whether a stopped agent can be asked to drain first.
+    #: Whether an agent can be asked to drain when it is stopped.
     asks: Final = True
-    #: Whether every event loop can wait for a socket of ours (``add_writer``).
+    #: Whether every event loop can wait for our own sockets (``add_writer``).
     waits_for_sockets: Final = True
-    #: Whether what a program said before its connection broke can still be read.
+    #: Whether bytes that a program sent before its connection broke can still be read.
     keeps_unread: Final = True
-    #: Whether a write fails with EPIPE where the other end was finished before the connection broke.
+    #: Whether a write fails with EPIPE if the other end had finished before the connection broke.
     tells_end: Final = sys.platform == "linux"
 
     def try_lock(self, descriptor: int) -> bool:
-        """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
+        """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
         fcntl: Any = importlib.import_module("fcntl")
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +61,7 @@ class Posix:
         return False
 
     def sync_directory(self, directory: Path) -> None:
-        """Return when new names in the directory are on the disk."""
+        """Return when new names in the directory are on disk."""
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -73,32 +73,32 @@ class Posix:
         return bool(mode & 0o077)
 
     def is_ours(self, owner: int) -> bool:
-        """Whether the user with this number is the one that runs this process."""
+        """Whether the user with this id runs this process."""
         return owner == os.getuid()
 
     def is_read_only(self, descriptor: int) -> bool:
-        """Whether an open file is on a file system that takes no changes."""
+        """Whether an open file is on a read-only file system."""
         with contextlib.suppress(OSError):
             return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
         return False
 
     def bind_private(self, path: Path) -> socket.socket | None:
-        """A unix socket at ``path``, for this user only, which does not listen yet; raises ``OSError``."""
+        """A unix socket at ``path`` for this user only, not listening yet; raises ``OSError``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(str(path))
-            path.chmod(0o600)  # before it listens: nobody was let in by another mode
+            path.chmod(0o600)  # before it listens, so that no other mode ever let anyone in
         except BaseException:
             sock.close()
             raise
         return sock
 
     def own_port(self, sock: socket.socket) -> None:
-        """Before ``bind``: nobody else is to listen at the same address, and old connections do not keep it busy."""
+        """Call before ``bind``: no other program can then listen there, and old connections do not block the port."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def unacknowledged(self, sock: socket.socket) -> int:
-        """Bytes in the kernel that the other end's has not acknowledged; raises ``OSError``."""
+        """Bytes in the kernel that the other end has not acknowledged; raises ``OSError``."""
         fcntl: Any = importlib.import_module("fcntl")
         told: bytes = (
             fcntl.ioctl(sock.fileno(), _TIOCOUTQ[sys.platform], bytes(4)) if sys.platform in _TIOCOUTQ else bytes(4)
@@ -106,32 +106,33 @@ class Posix:
         return int.from_bytes(told, sys.byteorder)
 
     def since_sent(self, sock: socket.socket) -> int | None:
-        """Milliseconds since bytes were sent last; ``None`` where that is not told. Raises ``OSError``."""
+        """Milliseconds since bytes were last sent; ``None`` if the system does not tell. Raises ``OSError``."""
         if sys.platform != "linux":
             return None
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
         return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
 
     def spawn_options(self) -> SpawnOptions:
-        """How a process is started that outlives its terminal: in a session of its own."""
+        """Options to start a process that outlives its terminal: in its own session."""
         return {"start_new_session": True}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
         """Call ``act`` with the number of each signal that asks this process to end.
 
-        SIGHUP, of a terminal that is closed, is one of them unless it was ignored at the start, as by nohup.
+        This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, act, number)
 
     def heed_interrupts(self) -> None:
-        """Let ``kill -INT`` end this process although SIGINT was ignored at its start; Ctrl-C stays ignored.
+        """Let ``kill -INT`` end this process even if SIGINT was ignored at its start; Ctrl-C stays ignored.
 
-        Shells start a script's background commands so: Ctrl-C is for what the script has in the foreground. Python
-        would keep every SIGINT from a command, and asyncio none. Call it in the main thread, before there is another.
+        Shells start a script's background commands with SIGINT ignored, as Ctrl-C is for the foreground command. Python
+        would then ignore every SIGINT in a command, and asyncio would handle every one. Call this in the main thread
+        before starting another.
         """
-        if not hasattr(signal, "sigwaitinfo"):  # macOS: agents hear both there, other commands neither
+        if not hasattr(signal, "sigwaitinfo"):  # macOS: agents handle both there, other commands neither
             return
         # A command that does this starts its children with the signal blocked.
         blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -141,7 +142,7 @@ class Posix:
             threading.Thread(target=_pass_explicit_interrupts_on, name="interrupts", daemon=True).start()
 
     def place(self) -> tuple[str, str, str, str]:
-        """What tells this place from others: machine, boot, pid namespace, network cards; empty where unknown."""
+        """Identifies this place: machine, boot, pid namespace, network cards; empty where unknown."""
         if sys.platform == "darwin":
             return "", _told("sysctl", "-n", "kern.bootsessionuuid"), "", ""
         namespace = ""
@@ -150,33 +151,33 @@ class Posix:
         return _text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), namespace, _network_cards()
 
     def process_started(self, pid: int) -> str | None:
-        """When a process began, in the system's own words; ``None`` where there is none, or the system doesn't say."""
+        """The start time of a process in the system's format; ``None`` if there is no such process or it is unknown."""
         if sys.platform == "darwin":
             return _told("ps", "-o", "lstart=", "-p", str(pid)) or None
         own = str(os.getpid())
         with contextlib.suppress(OSError, ValueError, IndexError):
             if str(pid) != own and str(Path("/proc/self").readlink()) != own:
-                return None  # /proc counts in another pid namespace: its numbers are other processes
+                return None  # /proc belongs to another pid namespace: its numbers mean other processes
             stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
-            # Behind the command, which may hold anything: field 22 of proc(5), in ticks since the boot.
+            # After the command, which may contain anything: field 22 of proc(5), in ticks since boot.
             return str(int(stat.rpartition(")")[2].split()[19]))
         return None
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
-        """Let the process drain and end that has this number and began then; whether there is such a one."""
+        """Ask the process with this pid and start time to drain and end; returns whether it exists."""
         return self._signal(pid, started, signal.SIGTERM)
 
     def end_now(self, pid: int, started: str | None) -> bool:
-        """End it whatever it is doing; whether there is such a one."""
+        """End the process at once; returns whether it exists."""
         return self._signal(pid, started, signal.SIGKILL)
 
     def _signal(self, pid: int, started: str | None, number: int) -> bool:
-        # The handle comes first: what it names stays the same process, and the number may be another's at any moment.
+        # Get the handle first: it always names the same process, while the pid may be reused at any moment.
         try:
             handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
         except ProcessLookupError:
             return False
-        except OSError:  # an old kernel, or a sandbox that knows no such call
+        except OSError:  # an old kernel, or a sandbox without this call
             handle = None
         try:
             if started is None or self.process_started(pid) != started:
@@ -193,27 +194,27 @@ class Posix:
         return True
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
-        """The addresses of the proxies that the user's settings name for ``host``, by scheme; Linux has no such."""
+        """The proxies for ``host`` from the user's settings, by scheme. Linux has no such settings."""
         return _settings_of("macosx_sysconf", host) if sys.platform == "darwin" else {}
 
     def system_trust(self) -> ssl.SSLContext | None:
-        """A context that trusts whom the system trusts; ``None`` where that is in files, which OpenSSL reads itself.
+        """A context with the system's trust store; ``None`` if that is in files, which OpenSSL reads itself.
 
-        On Linux truststore would read them at each connection, which takes 30 ms.
+        On Linux truststore would read them for each connection, which takes 30 ms.
         """
         return _system_trust() if sys.platform == "darwin" else None
 
 
 class Windows:
-    """Windows, on which none of this has been run: see docs/platforms.md."""
+    """Windows, on which none of this was ever run: see docs/platforms.md."""
 
-    asks: Final = False  # a process without a console hears no Ctrl-C
-    waits_for_sockets: Final = False  # not its Proactor loop
+    asks: Final = False  # a process without a console gets no Ctrl-C
+    waits_for_sockets: Final = False  # not with its Proactor loop
     keeps_unread: Final = False  # it drops them with the connection
     tells_end: Final = False
 
     def try_lock(self, descriptor: int) -> bool:
-        """Lock an open file for this process alone, until the descriptor is closed; whether that could be done."""
+        """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
         msvcrt: Any = importlib.import_module("msvcrt")
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
         try:
@@ -228,62 +229,62 @@ class Windows:
         """Windows writes names through."""
 
     def others_may_use(self, mode: int) -> bool:  # noqa: ARG002 - a mode says nothing about access lists
-        """A profile's files are its owner's; the mode tells nothing."""
+        """False: a profile's files belong to its owner, and the mode says nothing."""
         return False
 
     def is_ours(self, owner: int) -> bool:  # noqa: ARG002 - files have no owner's number here
-        """Nobody's number is known."""
+        """False: owners have no number here."""
         return False
 
     def is_read_only(self, descriptor: int) -> bool:  # noqa: ARG002 - modes are not looked at
-        """It makes no difference here."""
+        """False: it makes no difference here."""
         return False
 
     def bind_private(self, path: Path) -> socket.socket | None:  # noqa: ARG002 - asyncio has no unix sockets here
-        """There are no unix sockets."""
+        """``None``: there are no unix sockets."""
         return None
 
     def own_port(self, sock: socket.socket) -> None:
-        """The same. ``SO_REUSEADDR`` would let any program share the port here."""
+        """Like the other; ``SO_REUSEADDR`` would let any program share the port here."""
         exclusive: Any = socket
         sock.setsockopt(socket.SOL_SOCKET, exclusive.SO_EXCLUSIVEADDRUSE, 1)
 
     def unacknowledged(self, sock: socket.socket) -> int:  # noqa: ARG002 - see since_sent
-        """It is not told."""
+        """Not available here."""
         return 0
 
     def since_sent(self, sock: socket.socket) -> int | None:  # noqa: ARG002 - SIO_TCP_INFO needs a call of its own
-        """It is not told."""
+        """Not available here."""
         return None
 
     def spawn_options(self) -> SpawnOptions:
-        """How a process is started that outlives its console: without one, and out of its group."""
+        """Options to start a process that outlives its console: without one, and in its own group."""
         flags: Any = subprocess
         return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """asyncio's own handling of Ctrl-C stays: its loops take no handlers here."""
+        """asyncio keeps its own handling of Ctrl-C: its loops accept no signal handlers here."""
 
     def heed_interrupts(self) -> None:
         """Nothing is ignored here."""
 
     def place(self) -> tuple[str, str, str, str]:
-        """The machine is known by its name alone."""
+        """Only its name identifies the machine."""
         return "", "", "", ""
 
     def process_started(self, pid: int) -> str | None:  # noqa: ARG002 - see ask_to_stop
-        """Python's library doesn't tell."""
+        """Python's library does not tell."""
         return None
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
-        """There is no asking: the process ends."""
+        """A process can't be asked here: end it."""
         return self.end_now(pid, started)
 
     def end_now(self, pid: int, started: str | None) -> bool:  # noqa: ARG002 - see process_started
-        """End the process. That it holds its record's lock, which others can't get here, is all that is known of it."""
+        """End the process. Only the lock that it holds on its record identifies it."""
         try:
-            os.kill(pid, signal.SIGTERM)  # TerminateProcess, for every number that is no console event
-        except (ProcessLookupError, PermissionError):  # the latter is said of a process that has just ended
+            os.kill(pid, signal.SIGTERM)  # TerminateProcess, for any number that is no console event
+        except (ProcessLookupError, PermissionError):  # Windows raises the latter for one that just ended
             return False
         return True
 
@@ -292,14 +293,14 @@ class Windows:
         return _settings_of("registry", host)
 
     def system_trust(self) -> ssl.SSLContext | None:
-        """The same."""
+        """A context with the system's trust store."""
         return _system_trust()
 
 
 def _pass_explicit_interrupts_on() -> None:
-    """Let the main thread handle those SIGINTs that another process sent, and not those of the terminal."""
+    """Let the main thread handle SIGINTs from other processes, but not those from the terminal."""
     while True:
-        # Those of a process have a code of 0 or less, those of the kernel a larger one: sigaction(2).
+        # A SIGINT from a process has a code of 0 or less, one from the kernel a larger one: sigaction(2).
         if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
             _thread.interrupt_main()
 
@@ -311,9 +312,9 @@ def _text(path: str) -> str:
 
 
 def _told(*command: str) -> str:
-    """What a program of the system says; empty where it fails."""
+    """The output of a system program; empty if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        # A command of ours; the locale is fixed because two of these texts are compared.
+        # A fixed command; the locale is fixed because two of these texts are compared.
         environment = {**os.environ, "LC_ALL": "C"}
         return subprocess.run(  # noqa: S603
             command, env=environment, capture_output=True, text=True, timeout=5, check=True
@@ -322,7 +323,7 @@ def _told(*command: str) -> str:
 
 
 def _network_cards() -> str:
-    """The addresses of Linux' network cards, and not of bridges, tunnels and the like, which come and go."""
+    """The addresses of Linux's network cards, without bridges, tunnels and the like, which come and go."""
     found = []
     with contextlib.suppress(OSError):
         found = [_text(f"{card}/address") for card in Path("/sys/class/net").iterdir() if (card / "device").exists()]

@@ -1,8 +1,8 @@
-"""Where a process runs: on which machine, in which boot of it, and among which processes.
+"""Where a process runs: on which machine, in which boot of it, and in which pid namespace.
 
-State directories are shared between machines (NFS homes, volumes of containers) and copied
-(``cp -a``, clones of virtual machines). A pid, and a lock that is free, mean something only where
-they were written. So what is written there carries its place, and whoever finds it compares.
+State directories are shared between machines (NFS homes, container volumes) and copied
+(``cp -a``, clones of virtual machines). A pid, or a free lock, means something only in the
+place where it was written. So records carry their place, and their readers compare it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _DIGITS: Final = 32
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """``name`` is the host's, for people. What the system does not tell is empty.
+    """``name`` is the host name, for people. Unknown values are empty.
 
-    ``machine`` and ``hardware`` are digests: a machine's id is not to be shown.
+    ``machine`` and ``hardware`` are digests, because a machine's id must not be shown.
     """
 
     name: str
-    machine: str  # its id; where there is none, as in many containers, its name
-    boot: str  # the kernel's id of its boot
-    processes: str  # the pid namespace: what a pid is counted in
-    hardware: str  # the network cards: clones of a machine have the same id and name, and other cards
+    machine: str  # its id; in many containers there is none, then its name
+    boot: str  # the kernel's boot id
+    processes: str  # the pid namespace in which pids are counted
+    hardware: str  # the network cards: clones have the same id and name, but other cards
 
     @classmethod
     def here(cls) -> Self:
-        """Where this process runs."""
+        """The place of this process."""
         name = socket.gethostname()
         machine, boot, processes, hardware = HERE.place()
         return cls(
@@ -43,7 +43,7 @@ class Place:
 
     @classmethod
     def read(cls, fields: Any) -> Self | None:
-        """What was written by ``dataclasses.asdict``; ``None`` for anything else."""
+        """Read what ``dataclasses.asdict`` has written; ``None`` for anything else."""
         names = {field.name for field in dataclasses.fields(cls)}
         if (
             not isinstance(fields, dict)
@@ -54,24 +54,24 @@ class Place:
         return cls(**fields)
 
     def counts_like(self, other: Place) -> bool:
-        """Whether a pid means the same process in both."""
+        """Whether a pid means the same process in both places."""
         return (self.machine, self.boot, self.processes) == (other.machine, other.boot, other.processes)
 
     def same_kernel(self, other: Place) -> bool:
-        """Whether one kernel runs both, so that a lock that one of them gets is free at the other."""
+        """Whether one kernel runs both, so that a lock held in one can't be taken in the other."""
         return bool(self.boot) and self.boot == other.boot
 
     def rebooted_from(self, other: Place) -> bool:
-        """Whether this is the same machine in a later boot, or an earlier one: no process is in both.
+        """Whether both are the same machine in different boots: no process exists in both.
 
-        A clone that has other network cards is another machine; so is one that was renamed, which costs little.
+        A clone with other network cards is another machine. So is a renamed machine, which costs little.
         """
         if not self.boot or not other.boot or self.boot == other.boot:
             return False
         return (self.name, self.machine, self.hardware) == (other.name, other.machine, other.hardware)
 
     def seen_from(self, here: Place) -> str:
-        """Where it is, as people are told: ``on machine lab-2``."""
+        """The place as users read it: ``on machine lab-2``."""
         if self.counts_like(here):
             return "on this machine"
         if self.same_kernel(here) and self.machine == here.machine:

@@ -1,4 +1,4 @@
-"""Directories and files of this user alone, written whole or not at all, by one process at a time."""
+"""Directories and files for this user only, written completely or not at all, by one process at a time."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["make_private", "private_lock", "write_private", "writing"]
 LOCK_FILE: Final = "lock"
 #: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
 LOCK_WAIT: Final = 10.0
-#: What locking fails with where a file system knows no locks, or its server does not answer for them.
+#: Errors of locking on a file system without locks, or whose lock server does not answer.
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _CONFIGURATION: Final = "KDISPATCH_CONFIG_DIR"
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace ``path`` whole or not at all, readable by its owner only, and on the disk on return."""
-    # A configuration that is a symbolic link stays one: its target is replaced.
+    """Replace ``path`` completely or not at all, readable by its owner only, and on disk on return."""
+    # A configuration file that is a symbolic link stays one: its target is replaced.
     target = Path(os.path.realpath(path))
     make_private(target.parent)
     with writing(target.parent):
-        # mkstemp gives mode 0600 from the first moment on.
+        # mkstemp creates the file with mode 0600.
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -48,7 +48,7 @@ def write_private(path: Path, data: bytes) -> None:
 def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
     """Hold ``directory``'s lock against other processes and threads; raises :class:`SetupError` after ten seconds.
 
-    ``variable`` is the one that names the directory.
+    ``variable`` is the environment variable that names the directory.
     """
     make_private(directory, variable=variable)
     path = directory / LOCK_FILE
@@ -63,13 +63,13 @@ def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator
             time.sleep(0.01)
         yield
     finally:
-        os.close(descriptor)  # which ends the lock
+        os.close(descriptor)  # this releases the lock
 
 
 def make_private(directory: Path, *, variable: str = _CONFIGURATION) -> None:
-    """Make the directory where it is missing, for its owner only."""
+    """Create the directory if it is missing, for its owner only."""
     with writing(directory, variable=variable):
-        # One by one: mkdir gives the parents that it makes the umask's mode, which may let everybody write.
+        # One by one: mkdir would create parents with the umask's mode, which may let everybody write.
         for missing in [one for one in (directory, *directory.parents) if not one.exists()][::-1]:
             missing.mkdir(mode=0o700, exist_ok=True)
         if not directory.is_dir():
@@ -78,7 +78,7 @@ def make_private(directory: Path, *, variable: str = _CONFIGURATION) -> None:
 
 @contextlib.contextmanager
 def writing(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator[None]:
-    """Tell of a failure to write below the directory as a :class:`SetupError`."""
+    """Report a failure to write below the directory as a :class:`SetupError`."""
     try:
         yield
     except OSError as error:

@@ -1,13 +1,13 @@
-"""Which agents run here as this user: a record for each, in ``agents/`` of the state directory.
+"""Records of the agents that run here as this user, in ``agents/`` of the state directory.
 
-An agent holds a lock on its record for as long as its process lives. A command
-that gets that lock knows that the agent is gone, whatever has its pid by now; it
-removes such records. Logs stay, the newest hundred of them.
+An agent holds a lock on its record while its process lives. A command that gets
+the lock knows that the agent is gone, whatever process has its pid now, and
+removes the record. Logs stay, the newest hundred of them.
 
 That holds on one machine. A record says where its process runs, because a state
 directory may be shared with other machines and containers, or be a copy. Records
-of another place, or of an unknown one, are left alone: nothing here tells whether
-their agents live, and their pids are other processes here.
+of another place, or of an unknown one, are left alone: here nothing shows
+whether their agents live, and their pids are other processes.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ __all__ = [
 
 SCHEMA: Final = 1
 _VARIABLE: Final = "KDISPATCH_STATE_DIR"
-_PREFIX: Final = 4  # characters of an id that are enough, where no other begins with them
-_LOGS_KEPT: Final = 100  # of agents that are gone
-_ELSEWHERE_KEPT: Final = 100  # records of agents that are gone, in containers that are
-#: A record that has just gone (another machine does not wait for this one's lock), one that root wrote under sudo, and
-#: what is no record. None of them is a reason not to see the others.
+_PREFIX: Final = 4  # shortest prefix of an id that is accepted, if it is unique
+_LOGS_KEPT: Final = 100  # logs of agents that are gone
+_ELSEWHERE_KEPT: Final = 100  # records of agents that are gone, together with their containers
+#: A record that has just been removed (another machine does not wait for our lock), one that root wrote under sudo, or
+#: something that is not a record. The other records are read anyway.
 _NOT_OURS: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of one running agent. ``host`` and ``withdraw_token`` are a host's.
+    """What is known about one running agent. ``host`` and ``withdraw_token`` are set for a host.
 
-    ``control`` is the address of its control socket, as :mod:`kdispatch.machine.control` has it. :func:`hold` writes
-    ``place`` and ``process_started``, which tell which process ``pid`` is; without them that is not known.
+    ``control`` is the address of its control socket, see :mod:`kdispatch.machine.control`. :func:`hold` sets ``place``
+    and ``process_started``, which identify the process of ``pid``; without them that process is unknown.
     """
 
     id: str
@@ -79,7 +79,7 @@ class Record:
     started: str = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"))
     place: Place | None = None
     process_started: str | None = None
-    addresses: list[str] | None = None  # all that a client listens on
+    addresses: list[str] | None = None  # all listening addresses of a client
 
     @property
     def is_here(self) -> bool:
@@ -99,12 +99,12 @@ class Record:
 
     @classmethod
     def decode(cls, data: bytes) -> Self | None:
-        """The record in a file's content; ``None`` for what this version can't read."""
+        """Decode a file's content; ``None`` if this version can't read it."""
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             fields = json.loads(data)
             if fields.pop("schema", None) == SCHEMA:
                 fields["place"] = Place.read(fields.get("place"))
-                # A newer version may write more fields; its agents can be stopped all the same.
+                # A newer version may write more fields; its agents can still be stopped.
                 return cls(**{name: value for name, value in fields.items() if name in _names(cls)})
         return None
 
@@ -114,12 +114,12 @@ def _names(record: type[Record]) -> set[str]:
 
 
 def agents_directory() -> Path:
-    """Where records and logs are; it may not exist yet."""
+    """The directory of records and logs; it may not exist yet."""
     return state_directory() / "agents"
 
 
 def new_id() -> str:
-    """An agent's id: it names the record and the log on this machine, and nothing else."""
+    """A new agent id. It only names the record and the log on this machine."""
     return secrets.token_hex(6)
 
 
@@ -134,42 +134,42 @@ def record_file(agent: str) -> Path:
 
 
 class Held:
-    """This process's own record, until the process ends."""
+    """This process's own record, held until the process ends."""
 
     def __init__(self, record: Record, descriptor: int, control: socket.socket) -> None:
         self._record = record
-        self._descriptor = descriptor  # stays open to the very end: its lock is the proof of life
+        self._descriptor = descriptor  # open until the process ends: its lock proves that the process lives
         self.control = control
 
     @property
     def control_token(self) -> str:
-        """What a request at the control socket has to show."""
+        """The token for a request at the control socket."""
         return self._record.control_token or ""
 
     def draining(self) -> None:
-        """Note that the agent ends by itself, and need not be asked again."""
-        # Where it can't be noted, on a full disk for example, running connections are to end in peace all the same.
+        """Record that the agent is ending, so that it need not be asked again."""
+        # If this fails, for example on a full disk, running connections may still end normally.
         with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
             self._record = dataclasses.replace(self._record, draining=True)
             if _path(directory, self._record.id).exists():
                 _write(self._descriptor, self._record)
 
     def remove(self) -> None:
-        """The agent ends now. The lock goes with the process."""
+        """The agent ends now. The process's end releases the lock."""
         self.control.close()
         with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
             _forget(_path(directory, self._record.id))
 
 
 def hold(record: Record) -> Held:
-    """Write this process's record and hold it, with a control socket; raises ``SetupError`` where there can be none."""
+    """Write and hold this process's record, with a control socket; raises ``SetupError`` if that is not possible."""
     with _locked() as directory, writing(directory, variable=_VARIABLE):
         path = _path(directory, record.id)
-        # Before the socket: whoever finds the record of a dead agent removes both.
+        # Before the socket, because a command that finds the record of a dead agent removes both.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         control: socket.socket | None = None
         try:
-            HERE.try_lock(descriptor)  # nobody else can have it: the name is new
+            HERE.try_lock(descriptor)  # can't fail: the name is new
             control, address = bind(_control_path(path))
             record = dataclasses.replace(
                 record,
@@ -191,7 +191,7 @@ def hold(record: Record) -> Held:
 
 
 def living() -> list[Record]:
-    """The agents that run, the oldest first, and those of other places, which may run. Records of dead ones go."""
+    """The running agents, oldest first, and those of other places, which may run. Removes records of dead agents."""
     if not agents_directory().is_dir():
         return []
     found = []
@@ -199,7 +199,7 @@ def living() -> list[Record]:
     with _locked() as directory, writing(directory, variable=_VARIABLE):
         for path, descriptor, record in _records(directory):
             if record is None:
-                continue  # of another version
+                continue  # written by another version
             if _may_be_removed(record, here) and HERE.try_lock(descriptor):
                 _forget(path)
             else:
@@ -208,10 +208,10 @@ def living() -> list[Record]:
 
 
 def find(records: Sequence[Record], name: str) -> list[Record]:
-    """Those meant by ``name``: an agent's or host's id or its beginning, HANDLE/NAME, or NAME.
+    """The records meant by ``name``: an agent's or host's id or its prefix, HANDLE/NAME, or NAME.
 
-    A whole id goes before a service, and a service before a beginning. Raises
-    ``unknown_agent``, and ``bad_request`` for what may mean several things.
+    A full id is preferred to a service, and a service to a prefix. Raises
+    ``unknown_agent``, and ``bad_request`` if the name is ambiguous.
     """
     if whole := [record for record in records if name in {record.id, record.host}]:
         return whole
@@ -235,7 +235,7 @@ def _one_of(names: set[str], name: str) -> None:
 
 
 class Ending:
-    """Tells by its lock when the process of an agent here is gone. Make it before the agent is asked to end."""
+    """Tells from its lock when the process of a local agent is gone. Create this before asking the agent to end."""
 
     def __init__(self, record: Record) -> None:
         self._path = _path(agents_directory(), record.id)
@@ -244,14 +244,14 @@ class Ending:
             self._descriptor = os.open(self._path, os.O_RDWR)
 
     def gone(self) -> bool:
-        """Whether the process is gone; its record is then, too."""
+        """Whether the process is gone; then its record is removed, too."""
         if self._descriptor is not None and HERE.try_lock(self._descriptor):
             self.close()
             _forget(self._path)
         return self._descriptor is None
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -265,7 +265,7 @@ def _locked() -> Iterator[Path]:
 
 
 def _records(directory: Path) -> Iterator[tuple[Path, int, Record | None]]:
-    """Every record of this user, with an open file of it, which is closed at the next step."""
+    """All records of this user, each with an open descriptor that is closed at the next step."""
     for path in directory.glob("*.json"):
         try:
             descriptor = os.open(path, os.O_RDWR)
@@ -283,7 +283,7 @@ def _may_be_removed(record: Record, here: Place) -> bool:
 
 
 def _forget_old_records(directory: Path) -> None:
-    """Remove the oldest records of containers that were killed: each start of one is another place.
+    """Remove the oldest records of killed containers: each start of a container is another place.
 
     This kernel ran them, so their free locks prove that they are gone.
     """
@@ -306,7 +306,7 @@ def _control_path(record: Path) -> Path:
 
 
 def _forget(record: Path) -> None:
-    """Remove what stands for an agent that is gone; the record last, by which the rest is found."""
+    """Remove the files of a dead agent; the record last, because it leads to the others."""
     _control_path(record).unlink(missing_ok=True)
     record.unlink(missing_ok=True)
 
@@ -314,7 +314,7 @@ def _forget(record: Path) -> None:
 def _write(descriptor: int, record: Record) -> None:
     data = record.encode()
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, data)  # first: what a full disk refuses leaves the record that is there
+    os.write(descriptor, data)  # first: if the disk is full, the old record stays
     os.ftruncate(descriptor, len(data))
 
 

@@ -1,13 +1,13 @@
-"""An agent's slot: by it a process that was killed is known to be no more as soon as its successor is there.
+"""An agent's slot. With it, a successor can prove at once that a killed process is gone.
 
-A slot is a locked file of this user. In it are the secrets of the process that
-holds it and of the last ones before, newest first. A process that gets the lock
-knows that those are gone, and can prove whose successor it is; the relay then tells
-their peers at once what they would otherwise wait for in vain.
+A slot is a locked file of this user. It has the secrets of the process that holds it
+and of its predecessors, newest first. A process that gets the lock knows that those
+are gone, and can prove whose successor it is. The relay then tells their peers at
+once, which would otherwise wait in vain.
 
-The lock proves nothing in a copy of the file, nor to another machine that shares it:
-those may live, and a successor's word would end their sessions. So a slot names the
-file and the place that it was written in, and its secrets count there only.
+In a copy of the file, or on another machine that shares it, the lock proves nothing:
+the processes may live, and a successor's claim would end their sessions. So a slot
+names the file and the place that it was written in, and its secrets count only there.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from kdispatch.settings import state_directory
 __all__ = ["Identity", "Slot", "take_slot"]
 
 SECRET_BYTES: Final = 32
-#: As many as HELLO takes; an agent that is killed more often within a grace leaves peers to wait for its end.
+#: As many as HELLO accepts. If an agent is killed more often within a grace, some peers wait for its full length.
 _PREDECESSORS: Final = 4
-#: Agents of one user that do the same at one relay; one more does without a slot.
+#: Agents of one user with the same task at one relay; further ones run without a slot.
 _SLOTS: Final = 64
 #: A slot with all its secrets and a long path takes half of it.
 _MOST_BYTES: Final = 16 * 1024
@@ -40,7 +40,7 @@ _VARIABLE: Final = "KDISPATCH_STATE_DIR"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process's secret, which nobody but relays may see, and those of the processes that it stands in for."""
+    """A process's secret, which only relays may see, and those of the processes that it replaces."""
 
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
     predecessors: tuple[bytes, ...] = field(default=(), repr=False)
@@ -48,7 +48,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What a slot's file holds; of one that is new, damaged or an older version's no place is known."""
+    """Content of a slot's file. A new or damaged one, or one of an older version, has no place."""
 
     secrets: tuple[bytes, ...] = ()
     place: Place | None = None
@@ -66,7 +66,7 @@ class _Written:
         return cls(kept, Place.read(content.get("place")), file if isinstance(file, dict) else {})
 
     def is_copy(self, now: Mapping[str, Any]) -> bool:
-        """Whether it was written to another file than this one.
+        """Whether the content was written to a file other than this one.
 
         A container's file system has another device number after a restart, and a volume may have another path.
         """
@@ -74,14 +74,14 @@ class _Written:
         return "inode" not in same or len(same) == 1
 
     def is_foreign(self, here: Place) -> bool:
-        """Whether its process may live although its lock is free here."""
+        """Whether its process may live although the lock is free here."""
         return self.place is None or not (here.same_kernel(self.place) or here.rebooted_from(self.place))
 
 
 class Slot:
-    """A held slot. It is given back when the process ends, however that happens.
+    """A held slot. The end of the process releases it in every case.
 
-    ``told`` is what a person should know of it, if anything.
+    ``told`` is a message for the user, or ``None``.
     """
 
     def __init__(self, descriptor: int, path: Path, before: tuple[bytes, ...], told: str | None) -> None:
@@ -93,9 +93,9 @@ class Slot:
         self.identity = Identity(predecessors=before)
 
     def claim(self) -> None:
-        """This process has a session, and so may have streams: the next holder is to know of it.
+        """Record that this process has a session and may have streams, for the next holder of the slot.
 
-        One that never got so far pushes nobody out who may still be waited for. Raises ``SetupError``.
+        A process that never gets so far does not displace others that peers may still wait for. Raises ``SetupError``.
         """
         kept = [self.identity.secret, *self._before[: _PREDECESSORS - 1]]
         content = {
@@ -103,29 +103,29 @@ class Slot:
             "file": _file(self._descriptor, self._path),
             "secrets": [secret.hex() for secret in kept],
         }
-        # Not replaced by another file, which would not be locked. A torn write is a slot without predecessors.
+        # Written in place, because a new file would not be locked. A torn write is a slot without predecessors.
         with writing(self._directory, variable=_VARIABLE):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the slot for another process."""
         os.close(self._descriptor)
 
 
 def take_slot(kind: str, service: str, relay: str) -> Slot | None:
-    """The first free slot of those who do this; ``None`` where all are taken. Raises ``SetupError``."""
+    """The first free slot for this task; ``None`` if all are taken. Raises ``SetupError``."""
     directory = state_directory() / "slots"
     make_private(directory, variable=_VARIABLE)
-    # A secret is told to the relay that its process was connected to, and to no other.
+    # A secret is sent only to the relay that its process was connected to.
     name = hashlib.sha256(f"{kind} {service} {relay}".encode()).hexdigest()[:24]
     paths = [directory / f"{name}-{number}" for number in range(_SLOTS)]
-    # Another machine keeps its slots, unless there are too many such machines: then the first of them loses its own.
+    # Slots of another machine stay with it. If there are too many such machines, the first of them loses its slot.
     return _free(paths, spare=True) or _free(paths, spare=False)
 
 
 def _free(paths: list[Path], *, spare: bool) -> Slot | None:
-    """The first slot that is free; with ``spare`` those that another machine wrote are left to it."""
+    """The first free slot. With ``spare``, slots written by another machine are left to it."""
     here, others = Place.here(), ""
     for path in paths:
         with writing(path.parent, variable=_VARIABLE):
@@ -151,7 +151,7 @@ def _told(state: Path, others: str) -> str:
 
 
 def _file(descriptor: int, path: Path) -> dict[str, Any]:
-    """What tells a file from its copies."""
+    """Distinguishes a file from its copies."""
     status = os.fstat(descriptor)
     return {"inode": status.st_ino, "device": status.st_dev, "path": str(path)}
 

@@ -25,7 +25,7 @@ from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
-from kdispatch_relay.switch.routes import Leg, Route, RouteState
+from kdispatch_relay.switch.routes import Leg, Route, RouteInput
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskAttach", "Attachments", "Half"]
@@ -364,7 +364,7 @@ class Attachments:
         client, host = (one, two) if one.entry.role == "client" else (two, one)
         message = Open(service=host.entry.service, uuid=host.entry.uuid, limit=host.entry.limit)
         route = Route(client.session, client.number, message)
-        route.state = RouteState.OPEN
+        route.move(RouteInput.JOINED)
         route.began = now
         route.host = Leg(host.session, host.number, route, 0)
         for leg, half in ((route.client, client), (route.host, host)):

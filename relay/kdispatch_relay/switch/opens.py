@@ -20,7 +20,7 @@ from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_
 from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
-from kdispatch_relay.switch.routes import Leg, Route, RouteState
+from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOpen", "Opens"]
@@ -175,7 +175,7 @@ class Opens:
         client = route.client
         if opened.limit < self._limits.early or opened.attempt != route.attempt:
             return "protocol_error"
-        route.state = RouteState.OPEN
+        route.move(RouteInput.OPENED)
         route.set_timer(None)
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
@@ -285,7 +285,7 @@ class Opens:
         session = host.session
         route.attempt += 1
         route.tried += (host.id,)
-        route.state = RouteState.TRYING
+        route.move(RouteInput.HOST_ASKED)
         route.host_entry = host
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
@@ -321,7 +321,7 @@ class Opens:
 
     def _wait(self, route: Route) -> None:
         service = route.message.service
-        route.state = RouteState.WAITING
+        route.move(RouteInput.NO_HOST)
         entry = self._registry.get(service)
         assert entry is not None  # its client's leg rests there
         entry.waiting[route] = None

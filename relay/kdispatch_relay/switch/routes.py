@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from kdispatch_protocol.errors import LocalProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
 from kdispatch_protocol.wire import frames
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from kdispatch_relay.switch.registry import Host
     from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["Leg", "Route", "RouteState"]
+__all__ = ["ROUTES", "Leg", "Route", "RouteInput", "RouteState", "next_route_state"]
 
 # Waiting DATA frames of up to SMALL bytes are gathered into runs of up to RUN bytes.
 _SMALL = 1024
@@ -38,6 +39,35 @@ class RouteState(Enum):
     WAITING = "waiting"  # for a host to appear
     TRYING = "trying"  # one host is asked
     OPEN = "open"
+
+
+class RouteInput(Enum):
+    """What moves a route."""
+
+    HOST_ASKED = "a host is asked"
+    NO_HOST = "no host is listed"
+    OPENED = "OPENED received"
+    JOINED = "both ends have attached"
+
+
+#: A route has no end state: the switch forgets it. A join makes a route of its own, whose OPEN was asked elsewhere.
+ROUTES: Final[dict[tuple[RouteState, RouteInput], RouteState]] = {
+    (RouteState.ASKING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.ASKING, RouteInput.NO_HOST): RouteState.WAITING,
+    (RouteState.ASKING, RouteInput.JOINED): RouteState.OPEN,
+    (RouteState.WAITING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.WAITING, RouteInput.NO_HOST): RouteState.WAITING,
+    (RouteState.TRYING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.TRYING, RouteInput.OPENED): RouteState.OPEN,
+}
+
+
+def next_route_state(state: RouteState, by: RouteInput) -> RouteState:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return ROUTES[state, by]
+    except KeyError:
+        raise LocalProtocolError(f"A route that is {state.value!r} can't take {by.value!r}.") from None
 
 
 class Leg:
@@ -248,6 +278,10 @@ class Route:
         self.early: bytes | bytearray = b""  # held until the host of this attempt has opened
         self.account: Account | None = None  # the account that it counts in
         self.public = False  # whether it counts among the streams of public services
+
+    def move(self, by: RouteInput) -> None:
+        """Change the state as the table says."""
+        self.state = next_route_state(self.state, by)
 
     def set_timer(self, timer: Timer | None) -> None:
         """Replace the timer; the one before is cancelled."""

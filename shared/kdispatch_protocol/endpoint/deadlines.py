@@ -1,4 +1,4 @@
-"""Deadlines: the one that a stream's state has (to be opened, confirmed, to end behind a close), and those of ACKs."""
+"""Deadlines of streams: one per state (to be opened, to be confirmed, to end after a close), and those of ACKs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """Those of a process's streams. A stream whose time is over fails at both ends."""
+    """Deadlines of a process's streams. A stream that misses its deadline fails at both ends."""
 
     def __init__(self, table: StreamTable) -> None:
         self._table = table
-        self._hurrying = False  # ACKs that wait for company have a deadline
+        self._hurrying = False  # a deadline for delayed ACKs is set
 
     def open(self, stream: Stream, when: float) -> None:
-        """A client's stream is to be opened by ``when``; the relay may finish what it is at."""
+        """Client: the stream must be opened by ``when``. A pending OPEN at the relay may extend this."""
         stream.set_timer(self._table.timers.add(when, lambda now: self._open_expired(stream, now)))
 
     def confirm(self, stream: Stream, now: float) -> None:
-        """A host's stream is to be confirmed by its client."""
+        """Host: the client must confirm the stream within ``Limits.confirm``."""
         when = now + self._table.limits.confirm
         stream.set_timer(self._table.timers.add(when, lambda later: self._confirm_expired(stream, later)))
 
     def linger(self, stream: Stream, now: float) -> None:
-        """A closed stream waits for its peer's end, or for the peer to take what its program said before a reset."""
+        """Bound how long a closed stream waits for the peer's end, or before a reset for the peer to read."""
         limits, base, farewell = self._table.limits, stream.outbound.base, stream.farewell
         if farewell is None:
             wait = limits.linger
@@ -41,12 +41,12 @@ class Deadlines:
         stream.set_timer(self._table.timers.add(now + wait, lambda later: self._linger_expired(stream, base, later)))
 
     def acknowledge(self, stream: Stream, now: float) -> None:
-        """What arrived is to be acknowledged within the delay."""
+        """Acknowledge received bytes within ``Limits.ack_delay``."""
         when = now + self._table.limits.ack_delay
-        stream.ack_timer = self._table.timers.add(when, lambda _: self._ack_due(stream))
+        stream.set_ack_timer(self._table.timers.add(when, lambda _: self._ack_due(stream)))
 
     def company(self) -> None:
-        """ACKs wait for company, but not for long."""
+        """Bound the time for which ACKs wait for other frames to go with."""
         if not self._hurrying:
             self._hurrying = True
             table = self._table
@@ -59,7 +59,7 @@ class Deadlines:
 
     @staticmethod
     def _ack_due(stream: Stream) -> None:
-        stream.ack_timer = None
+        stream.set_ack_timer(None)
         if stream.inbound.unacknowledged and not stream.ended:
             stream.session.outbox.acknowledge(stream)
 
@@ -67,7 +67,7 @@ class Deadlines:
         fail = self._table.fail
         if stream.opened or stream.ended:
             return
-        if stream.leg is Leg.ASKED and now < stream.asked_until:  # the relay is still at it
+        if stream.leg is Leg.ASKED and now < stream.asked_until:  # the relay still works on it
             self.open(stream, stream.asked_until)
         elif stream.leg is Leg.ASKED:
             fail(stream, "host_timeout", "There was no answer to the request for a host.")
@@ -81,13 +81,14 @@ class Deadlines:
     def _confirm_expired(self, stream: Stream, now: float) -> None:
         if stream.confirmed:
             return
-        if stream.grace is not None:  # detached: the client has its time to attach
+        if stream.grace is not None:  # detached: the client still has time to attach
             self.confirm(stream, now)
         else:
             self._table.fail(stream, "cancelled", "The client never confirmed the stream.")
 
     def _linger_expired(self, stream: Stream, base: int, now: float) -> None:
-        # While it is detached the grace bounds the wait; a peer that takes bytes, however slowly, gets all of them.
+        # While the stream is detached the grace bounds the wait. A peer that takes bytes, however slowly, gets all of
+        # them.
         if stream.grace is not None or stream.outbound.base > base:
             self.linger(stream, now)
         elif stream.farewell is not None:

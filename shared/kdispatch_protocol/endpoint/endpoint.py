@@ -1,11 +1,11 @@
-"""An agent's end of a session: what arrives from the relay, and what it does to the streams.
+"""An agent's end of its sessions: handles frames from the relay and applies them to the streams.
 
-Sans-I/O. The driver feeds :meth:`Endpoint.receive_frames` what the session's
-carrier received, sends what :meth:`Endpoint.data_to_send` gives, calls
-:meth:`Endpoint.handle_timeout` at :meth:`Endpoint.next_deadline`, and after each
-of these acts on :meth:`Endpoint.take_events`. Time is an argument, in seconds
-of any clock that never goes back. What a program does with its streams is in
-``Endpoint.table``.
+Sans-I/O. The driver passes what the session's carrier received to
+:meth:`Endpoint.receive_frames` and sends what :meth:`Endpoint.data_to_send`
+returns. It calls :meth:`Endpoint.handle_timeout` at
+:meth:`Endpoint.next_deadline`, and after each of these handles
+:meth:`Endpoint.take_events`. Time is an argument, in seconds of any monotonic
+clock. Programs use their streams through ``Endpoint.table``.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from kdispatch_protocol.wire.messages import (
 
 __all__ = ["Endpoint"]
 
-#: The value of the PING that asks whether a session which is left is quiet: no clock shows it.
+#: Value of the PING that asks whether a session we left is quiet. No clock value equals it.
 _QUIET: Final = (1 << 64) - 1
 
 _BEFORE_WELCOME: Final = frozenset({frames.WELCOME, frames.GOAWAY, frames.PING, frames.PONG})
 
 
-# More than 25 methods: one for each type of frame, each short.
+# More than 25 methods: one short one for each frame type.
 class Endpoint:
-    """One agent process: its streams, its offers, and its session; two while it moves."""
+    """One agent process: its streams, its offers, and its session; two sessions while it moves."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class Endpoint:
         limits: Limits = DEFAULT_LIMITS,
         predecessors: Sequence[bytes] = (),
     ) -> None:
-        """``predecessors`` are the secrets of processes that ended and that this one stands in for."""
+        """``predecessors`` are the secrets of ended processes that this one replaces."""
         self.secret = secret
         self._predecessors = [old.hex() for old in predecessors]
-        self._greeted = False  # a relay's WELCOME was here: later sessions replace it
+        self._greeted = False  # a WELCOME has arrived once: later sessions replace that one
         self.process = process_id(secret)
         self.limits = limits
         self.table = StreamTable(limits)
@@ -77,7 +77,7 @@ class Endpoint:
             frames.PONG: self._pong,
             frames.GOAWAY: self._goaway,
         }
-        # For a stream that is in the table; frames for any other number are late ones, and dropped.
+        # Frames for streams in the table. Frames for any other number are late and dropped.
         self._stream_handlers: dict[int, Callable[[Stream, int, int, memoryview, float], None]] = {
             frames.TRYING: self._trying,
             frames.OPENED: self._opened,
@@ -91,13 +91,13 @@ class Endpoint:
 
     @property
     def ready(self) -> bool:
-        """There is a session in which the relay's WELCOME arrived."""
+        """Whether there is a session whose WELCOME has arrived."""
         return self.table.session.ready
 
     def connect(self) -> Session:
-        """A carrier is up: queue HELLO in a new session. Nothing else goes out in it before the relay's WELCOME.
+        """Queue HELLO in a new session, once a carrier is up. Nothing else is sent before the relay's WELCOME.
 
-        Where there is one already, the agent moves: streams go over to the new one as soon as it is ready.
+        If there is a session already, the agent moves: streams go to the new session as soon as it is ready.
         """
         moves = any(other.ready for other in self.table.sessions)
         session = self.table.start_session()
@@ -112,11 +112,11 @@ class Endpoint:
         return session
 
     def disconnect(self, session: Session, now: float, text: str = "The session with the relay was lost.") -> None:
-        """The carrier is gone. Its streams go on in another session, or wait for the next one."""
+        """End a session whose carrier is gone. Its streams continue in another session, or wait for the next one."""
         self.table.end_session(session, text, now)
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
-        """Frames from the session's carrier, whose payloads may be reused afterwards.
+        """Handle frames from the session's carrier. Their payloads may be reused afterwards.
 
         On ``RemoteProtocolError`` close the session with its code.
         """
@@ -129,7 +129,7 @@ class Endpoint:
                 if stream is not None:
                     try:
                         handler(stream, flags, value, payload, now)
-                    except RemoteProtocolError as error:  # a rule of this one stream; the others go on
+                    except RemoteProtocolError as error:  # breaks a rule of this stream only; the others continue
                         table.fail(stream, error.code, error.text)
                 elif type_ == frames.GONE and number in session.moving:
                     table.resumption.move_gone(session, session.moving[number])
@@ -141,47 +141,47 @@ class Endpoint:
         table.resume_writers()
 
     def data_to_send(self, session: Session, most: int, now: float) -> list[Buffer]:
-        """The session's next batch of frames for one message, about ``most`` bytes; empty when there is nothing."""
+        """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued."""
         parts = session.outbox.collect(most, now)
         self.table.resume_writers()
         return parts
 
     def ping(self, value: int) -> None:
-        """Ask the relay to say ``value``, neither 0 nor the largest; PongReceived follows, if there is a session."""
+        """Send a PING with ``value``, neither 0 nor the largest. PongReceived follows, if there is a session."""
         if self.ready:
             self.table.session.outbox.send(frames.frame(frames.PING, value=value))
 
     def take_events(self) -> list[Event]:
-        """What happened since the last call, in order."""
+        """Return the events since the last call, in order, and forget them."""
         taken = self.table.events
         self.table.events = []
         return taken
 
     def next_deadline(self) -> float | None:
-        """When :meth:`handle_timeout` must be called at the latest."""
+        """When :meth:`handle_timeout` must be called at the latest; ``None`` if nothing is due."""
         return self.table.timers.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due."""
+        """Run what is due."""
         self.table.now = now
         for call in self.table.timers.due(now):
             call(now)
 
     def give_up(self, service: str, code: str, text: str) -> None:
-        """Client: the relay has taken back all that there was on a service. Nothing more is asked there."""
+        """Client: the relay withdrew all rights on a service. Fail its streams, and ask nothing more for it."""
         streams = self.table.by_uuid.values()
         for stream in [stream for stream in streams if stream.is_client and stream.service == service]:
             self.table.fail(stream, code, text)
 
     @property
     def offering(self) -> bool:
-        """Whether it is to serve anything."""
+        """Whether this process offers a service."""
         return bool(self._offers)
 
     # --- offers ---------------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
-        """Serve this service, in this session and the next ones, until withdrawn."""
+        """Offer this service in every session until :meth:`withdraw`."""
         if offer.service not in self._offers:
             self._offers[offer.service] = offer
             for session in self.table.sessions:
@@ -189,7 +189,7 @@ class Endpoint:
                     self._send_offer(session, offer)
 
     def withdraw(self, service: str) -> None:
-        """Take no new streams for it; running ones go on."""
+        """Accept no new streams for the service; running ones continue."""
         self._offers.pop(service, None)
         for session in self.table.sessions:
             for number in [number for number, name in session.offers.items() if name == service]:
@@ -198,9 +198,9 @@ class Endpoint:
                 session.outbox.send(frames.frame(frames.WITHDRAW, number))
 
     def leave(self, session: Session) -> None:
-        """Move away from an older session for good: it is ``quiet`` once the relay asks nothing of it any more.
+        """Leave an older session for good. It is ``quiet`` once the relay sends no more requests there.
 
-        That begins when the newest session stands in for it, with every service offered there.
+        This starts when the newest session has replaced it, with every service offered there.
         """
         session.leaving = True
         self._hush()
@@ -235,7 +235,7 @@ class Endpoint:
         session.max_opens = min(welcome.opens, self.limits.opens)
         self._greeted = True
         table.events.append(events.SessionReady(welcome))
-        table.resumption.session_ready()  # before offers, so that a host is asked for nothing while it comes back
+        table.resumption.session_ready()  # before offers, so that the relay asks for no host while streams return
         for offer in self._offers.values():
             self._send_offer(session, offer)
         table.send_waiting()
@@ -252,17 +252,14 @@ class Endpoint:
         table = self.table
         if number % 2 or number in session.by_number:
             raise RemoteProtocolError("An OPEN whose number is not a new one of the relay's.")
-        # Interned: streams by the thousand have the same service and the same peer.
+        # Interned: thousands of streams share the same service and peer.
         service, peer = sys.intern(message.service), sys.intern(message.process or "")
-        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session)
-        stream.number = number
-        stream.attempt = message.attempt or 1
-        stream.peer = peer
-        stream.key = bytes.fromhex(message.key or "")
-        stream.outbound.limit = message.limit
         offer = self._offers.get(message.service)
-        if offer is not None:
-            stream.token = offer.token
+        stream = Stream(
+            uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session,
+            token=None if offer is None else offer.token, number=number, attempt=message.attempt or 1, peer=peer,
+            key=bytes.fromhex(message.key or ""), limit=message.limit,
+        )  # fmt: skip
         older = table.by_uuid.get(message.uuid)
         if older is not None and self._was_begun_anew(older, stream):
             table.fail(older, "cancelled", "The client opened the stream anew.")
@@ -279,9 +276,9 @@ class Endpoint:
 
     @staticmethod
     def _was_begun_anew(older: Stream, newer: Stream) -> bool:
-        """Whether a client that had sent nothing lost its session, and opens a stream again that is waiting here."""
+        """Whether a client that had sent nothing lost its session, and opens again a stream that waits here."""
         mine = not older.is_client and older.peer == newer.peer
-        elsewhere = older.session is not newer.session and not older.confirmed  # and its session is lost, maybe
+        elsewhere = older.session is not newer.session and not older.confirmed  # its session may be lost
         return mine and (older.leg is not Leg.JOINED or elsewhere) and not older.inbound.received
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
@@ -303,7 +300,7 @@ class Endpoint:
         elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
             table.resumption.attach_refused(stream, reset.code, reset.text, now)
         elif stream is not None and stream.moves and not stream.confirmed:
-            # The relay takes back an OPEN whose client lost its session. The client asked for the stream elsewhere.
+            # The relay takes back an OPEN, because its client lost its session and asked for the stream elsewhere.
             table.resumption.detach(stream, now)
         elif stream is not None:
             table.abort(stream, reset.code, reset.text)
@@ -312,9 +309,9 @@ class Endpoint:
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
     def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        if value == _QUIET:  # the one behind the WITHDRAWs of a session that is left
+        if value == _QUIET:  # sent after the WITHDRAWs of a session that we left
             session.quiet = True
-        elif value:  # that it arrived is all that others say
+        elif value:  # other PONGs only show that the relay answers
             self.table.events.append(events.PongReceived(value))
 
     def _goaway(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
@@ -327,11 +324,7 @@ class Endpoint:
         trying = Trying.parse(payload)
         if not stream.is_client or stream.leg is not Leg.ASKED:
             raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
-        stream.move(Input.TRIED)
-        stream.attempt = trying.attempt
-        stream.peer = sys.intern(trying.process)
-        stream.host = sys.intern(trying.host)
-        stream.outbound.restart()  # the relay dropped what was meant for the host before
+        stream.tried(trying.attempt, sys.intern(trying.process), sys.intern(trying.host))
         self.table.activate(stream)
 
     def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
@@ -374,7 +367,7 @@ class Endpoint:
     def _fin(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         self._must_be_open(stream)
         if stream.farewell is not None:
-            return  # the program did not get all of it: the stream ends by a reset, and never as finished
+            return  # the program did not get all data: end the stream by a reset, never as finished
         known = stream.inbound.finished
         stream.inbound.finish(value)
         self.table.acknowledge_soon(stream)

@@ -1,4 +1,4 @@
-"""What an agent's endpoint reports, in the past tense."""
+"""Events that an agent's endpoint reports, named in the past tense."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SessionReady:
-    """WELCOME arrived: offers and opens go out now."""
+    """The relay's WELCOME arrived: the endpoint now sends offers and opens."""
 
     welcome: Welcome
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRefused:
-    """The relay said goodbye. A code that is final must not be tried again."""
+    """The relay sent a GOAWAY. After a final code, do not connect again."""
 
     goaway: Goaway
 
@@ -48,7 +48,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class OfferRefused:
-    """The relay refused or ended an offer; it is not repeated."""
+    """The relay refused or ended an offer; the endpoint does not repeat it."""
 
     service: str
     code: str
@@ -57,7 +57,7 @@ class OfferRefused:
 
 @dataclass(frozen=True, slots=True)
 class StreamRequested:
-    """A client wants the service: dial it, then accept or refuse the stream."""
+    """A client asks for the service: dial it, then accept or refuse the stream."""
 
     stream: Stream
 
@@ -71,7 +71,7 @@ class StreamOpened:
 
 @dataclass(frozen=True, slots=True)
 class DataReceived:
-    """Bytes for the program. Report them with ``consumed`` when it took them."""
+    """Bytes for the program. Call ``consumed`` when the program has taken them."""
 
     stream: Stream
     data: memoryview
@@ -79,35 +79,35 @@ class DataReceived:
 
 @dataclass(frozen=True, slots=True)
 class EndReceived:
-    """The peer will send no more; all it sent was reported before."""
+    """The peer sends no more; all its bytes were reported before."""
 
     stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class EndAcknowledged:
-    """The peer has all that was written, and the end."""
+    """The peer has all written bytes, and the end."""
 
     stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class WritingResumed:
-    """A stream whose ``write`` said to stop may be written again."""
+    """The program may write again to a stream whose ``write`` returned false."""
 
     stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFinished:
-    """Both directions ended and both ends know it; the stream is gone."""
+    """Both directions ended and both ends know it; the stream is removed."""
 
     stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class StreamWasReset:
-    """The stream ended by a RESET from elsewhere, or for a reason found here; it is gone."""
+    """A RESET arrived for the stream, or this end found a reason to reset it; the stream is removed."""
 
     stream: Stream
     code: str
@@ -116,7 +116,7 @@ class StreamWasReset:
 
 @dataclass(frozen=True, slots=True)
 class AttachRefused:
-    """Somebody's ATTACH was not taken, and changed nothing. ``bad_proof`` is an attempt at another's stream."""
+    """An ATTACH was refused and changed nothing. ``bad_proof``: a process tried to attach a foreign stream."""
 
     uuid: str
     process: str
@@ -125,7 +125,7 @@ class AttachRefused:
 
 @dataclass(frozen=True, slots=True)
 class PongReceived:
-    """The relay answered ``ping`` with this value."""
+    """The relay answered a ``ping`` that had this value."""
 
     value: int
 

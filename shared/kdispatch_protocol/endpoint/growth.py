@@ -1,10 +1,10 @@
-"""How a stream's window follows its path: up while it holds the sender back, down while its bytes wait at the relay.
+"""Window control of a stream: the window grows while it limits the sender, and shrinks while bytes wait at the relay.
 
-The relay marks bytes whose waits have been long, the sender says where its
-limit held it up. Both come with DATA, so no clock is compared and no round trip
-measured. Once for each window that arrived the share of marked bytes goes into
-a moving average (as in DCTCP, RFC 8257), and the window shrinks by half of that
-average, or grows.
+The relay marks bytes that waited for long, and the sender flags where its limit
+stopped it. Both flags come with DATA, so this needs no synchronized clocks and no
+round-trip times. After each window of received bytes the share of marked bytes
+enters a moving average (as in DCTCP, RFC 8257). The window then shrinks by half of
+that average, or grows.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from kdispatch_protocol.wire import frames
 
 __all__ = ["Growth"]
 
-#: A new share's weight in the moving average. RFC 8257 has 1/16; streams here last too short for that.
+#: Weight of a new share in the moving average. RFC 8257 has 1/16; streams here are too short for that.
 _WEIGHT: Final = 1 / 4
-#: A window grows if all but this part of what arrived was taken; and by this part, or the floor, once a mark was seen.
+#: A window grows if at most 1/8 of what arrived is unread. After a mark it grows by 1/8 of itself, or by the floor.
 _PART: Final = 8
-#: After so many windows without a mark the path counts as empty again: grown 1.125 ** 16 = 6.6 times it must be larger.
+#: After 16 windows without a mark the path counts as uncongested: by then the window is 1.125 ** 16 = 6.6 times as
+#: large.
 _CALM: Final = 16
 
 
 class Growth:
-    """One stream's, from the first flag on: most streams never see one, and carry none of this."""
+    """Window state of one stream. It exists from the first flag on: most streams never see one."""
 
     __slots__ = ("_average", "_began", "_blocked", "_marked", "_now", "_start", "_wary")
 
     def __init__(self, received: int, now: float) -> None:
         self._average = 0.0  # of the share of bytes that were marked
-        self._wary = 0  # windows until the path counts as empty, after a mark
+        self._wary = 0  # windows left until the path counts as uncongested after a mark
         self._began = self._now = now
-        self._start = received  # where the round began, as an offset
-        self._marked = 0  # bytes of the round
+        self._start = received  # offset at which the round began
+        self._marked = 0  # marked bytes of the round
         self._blocked = False
 
     def note(self, flags: int, length: int, now: float) -> None:
-        """So many new bytes came with these flags."""
+        """Count ``length`` new bytes that arrived with ``flags``."""
         if flags & frames.MARKED:
             self._marked += length
         if flags & frames.BLOCKED:
@@ -46,9 +47,9 @@ class Growth:
         self._now = now
 
     def window(self, before: int, received: int, unread: int, most: int, limits: Limits) -> int:
-        """The window from now on. ``unread`` bytes came and were not taken; ``most`` is as far as it may grow."""
+        """Return the new window. ``unread`` bytes arrived but were not consumed; ``most`` bounds the growth."""
         arrived = received - self._start
-        # A window that waits somewhere takes long to arrive: do not wait that long to make it smaller.
+        # A window whose bytes wait somewhere takes long to arrive: shrink it without waiting for the rest.
         late = self._marked and self._now - self._began >= limits.mark_round
         if not arrived or not (late or arrived >= before):
             return before
@@ -58,7 +59,7 @@ class Growth:
             self._wary = _CALM
             after = max(int(before * (1 - self._average / 2)), min(before, limits.window_floor))
         elif self._blocked and unread <= arrived // _PART:
-            # The floor makes small windows grow faster, so that streams of one path come to the same.
+            # The floor lets small windows grow faster, so that streams on one path converge.
             more = max(before // _PART, limits.window_floor) if self._wary else before
             after = max(before, min(before + more, most))
             self._wary = max(0, self._wary - 1)

@@ -1,8 +1,8 @@
-"""The sending half of a stream: bytes wait here until the peer has acknowledged them.
+"""The sending half of a stream: bytes stay here until the peer has acknowledged them.
 
-The buffer is the window. It keeps references to the chunks that were written,
-not copies; only small ones are put together, so that a program that writes byte
-by byte does not cost a hundred bytes of bookkeeping for each.
+The buffer is the window. It keeps references to the written chunks, not copies.
+Only small chunks are joined, because a program that writes single bytes would
+otherwise cost a hundred bytes of bookkeeping for each.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from kdispatch_protocol.wire.frames import Buffer
 
 __all__ = ["Outbound", "gather"]
 
-# Chunks up to SMALL are gathered into runs of up to RUN bytes: a copy of 1 KiB costs less than an object.
+# Chunks up to SMALL are joined into runs of up to RUN bytes: a copy of 1 KiB costs less than an object.
 _SMALL = 1024
 _RUN = 16 * 1024
 
 
 def gather(queue: deque[Buffer], chunk: Buffer) -> None:
-    """Append ``chunk``: a large one as it is, a small one to the run of small ones at the end, or as a new run."""
+    """Append ``chunk`` to ``queue``. Large chunks are kept as they are; small ones are joined into runs."""
     if len(chunk) > _SMALL:
         queue.append(chunk)
     elif queue and isinstance(queue[-1], bytearray) and len(queue[-1]) <= _RUN:
@@ -30,7 +30,7 @@ def gather(queue: deque[Buffer], chunk: Buffer) -> None:
 
 
 class Outbound:
-    """base <= sent <= limit, sent <= end: acknowledged, sent and written so far, as absolute offsets."""
+    """base <= sent <= limit, sent <= end: absolute offsets of the acknowledged, sent and written bytes."""
 
     __slots__ = (
         "_fin_reached",
@@ -51,26 +51,26 @@ class Outbound:
         self.sent = 0
         self.end = 0
         self.limit = 0
-        self.eof = False  # no more will be written
+        self.eof = False  # the program writes no more
         self.fin_sent = False
         self.fin_acked = False
-        self._reached = 0  # how far it was sent before it went back, and whether the end was
+        self._reached = 0  # the highest offset sent before a rewind, and whether the FIN was sent
         self._fin_reached = False
-        self._unsent: deque[Buffer] | None = None  # while something is in it: an empty deque is 760 bytes
+        self._unsent: deque[Buffer] | None = None  # None while it would be empty: an empty deque is 760 bytes
         self._replay: deque[Buffer] | None = None
 
     @property
     def size(self) -> int:
-        """Bytes held: written and not acknowledged."""
+        """Bytes held: written but not acknowledged."""
         return self.end - self.base
 
     @property
     def unsent(self) -> int:
-        """Bytes written and not sent."""
+        """Bytes written but not sent."""
         return self.end - self.sent
 
     def write(self, data: Buffer) -> None:
-        """Keep ``data`` for sending. ``bytes`` are kept as they are, anything else is copied."""
+        """Keep ``data`` for sending. ``bytes`` are kept by reference, other types are copied."""
         if self.eof:
             raise LocalProtocolError("The stream's end was already written.")
         if not isinstance(data, bytes):
@@ -90,7 +90,7 @@ class Outbound:
             unsent.append(data)
 
     def passed_on(self, data: bytes, end: int) -> None:
-        """Written and sent in one, as limit and order allowed: ``data``, up to ``end``, is kept for replay only."""
+        """Record that ``data`` was written and sent in one step, up to offset ``end``; keep it for replay only."""
         self.sent = self.end = end
         if self._replay is None:
             self._replay = deque()
@@ -99,8 +99,8 @@ class Outbound:
     def take(self, most: int, parts: list[Buffer]) -> int:
         """Move up to ``most`` unsent bytes, within the limit, to ``parts``; returns how many.
 
-        The parts stay valid until they were joined or written; they are kept for
-        replay under the same references.
+        The parts stay valid until they were joined or written. The replay queue keeps
+        the same references.
         """
         wanted = count = max(0, min(most, self.limit - self.sent, self.end - self.sent))
         if not count or self._unsent is None:
@@ -109,7 +109,7 @@ class Outbound:
         while count:
             chunk = unsent.popleft()
             if isinstance(chunk, bytearray):
-                chunk = bytes(chunk)  # runs may still grow elsewhere; what is handed out must not
+                chunk = bytes(chunk)  # a run may still grow; a part that was handed out must not
             if len(chunk) > count:
                 view = memoryview(chunk)
                 unsent.appendleft(view[count:])
@@ -128,18 +128,18 @@ class Outbound:
         gather(self._replay, chunk)
 
     def acknowledge(self, received: int, limit: int, *, fin: bool) -> int:
-        """The peer has all bytes below ``received`` and takes those below ``limit``; returns the bytes freed.
+        """Process an ACK: the peer has bytes below ``received`` and accepts those below ``limit``; returns bytes freed.
 
-        An older number says nothing new. Raises ``RemoteProtocolError`` for one that can't be true.
+        Older values change nothing. Raises ``RemoteProtocolError`` for impossible values.
         """
         freed = self._free(received, fin=fin)
         self.limit = max(self.limit, limit)
         return freed
 
     def attach(self, received: int, limit: int, *, fin: bool) -> int:
-        """The peer goes on under a new number: send again what it lacks; returns the bytes freed.
+        """Process the peer's ATTACH: send again what it lacks; returns the bytes freed.
 
-        Its ``limit`` counts, be it lower than the one before. Raises like :meth:`acknowledge`.
+        Its ``limit`` replaces the old one, even if it is lower. Raises like :meth:`acknowledge`.
         """
         freed = self._free(received, fin=fin)
         self.limit = max(limit, self.base)
@@ -147,7 +147,7 @@ class Outbound:
         return freed
 
     def _free(self, received: int, *, fin: bool) -> int:
-        """The peer has these: what was sent under an older number, and is about to be sent again, counts as well."""
+        """Free acknowledged bytes. They may have been sent under an older number and be queued to be sent again."""
         if received > max(self.sent, self._reached):
             raise RemoteProtocolError(f"{received} bytes are acknowledged, {self.sent} were sent.", "offset_mismatch")
         if fin and (not (self.fin_sent or self._fin_reached) or received != self.end):
@@ -155,7 +155,7 @@ class Outbound:
         if fin:
             self.fin_acked = self.fin_sent = True
         freed = max(0, received - self.base)
-        if received > self.sent:  # it need not be sent again
+        if received > self.sent:  # the peer has it, so it need not be sent again
             self._unsent = _drop(self._unsent, received - self.sent)
             self._replay, self.sent = None, received
         elif freed:
@@ -164,7 +164,7 @@ class Outbound:
         return freed
 
     def rewind(self) -> None:
-        """All that is not acknowledged is to be sent again, the end too unless it was."""
+        """Queue all unacknowledged bytes to be sent again, and the FIN unless it was acknowledged."""
         if self._replay:
             again = deque[Buffer](bytes(chunk) if isinstance(chunk, bytearray) else chunk for chunk in self._replay)
             again.extend(self._unsent or ())
@@ -175,12 +175,12 @@ class Outbound:
         self.fin_sent = self.fin_acked
 
     def restart(self) -> None:
-        """Nothing of it has arrived anywhere: all is to be sent again, to somebody who never saw it."""
+        """Queue everything to be sent again, to a host that never saw any of it."""
         self.rewind()
         self._reached, self._fin_reached = self.sent, False
 
     def clear(self) -> int:
-        """Forget everything, for a stream that was reset; returns the bytes freed."""
+        """Drop all bytes of a stream that was reset; returns the bytes freed."""
         freed = self.size
         self._unsent = self._replay = None
         self.base = self.sent = self.end
@@ -188,7 +188,7 @@ class Outbound:
 
 
 def _drop(queue: deque[Buffer] | None, count: int) -> deque[Buffer] | None:
-    """The queue without its first ``count`` bytes."""
+    """Return the queue without its first ``count`` bytes."""
     while count and queue:
         chunk = queue[0]
         if len(chunk) > count:

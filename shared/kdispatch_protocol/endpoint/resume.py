@@ -1,18 +1,18 @@
-"""How a stream goes on when a leg of it is lost, or moves to another session: one mechanism, ATTACH.
+"""How a stream resumes after the loss of a leg, or moves to another session: one mechanism, ATTACH.
 
-A stream is *detached* from the moment at which its own session ends, or the
-relay says that the peer's did (GONE), until both ends have attached again. Each
-end says ATTACH under a new number, with what it has received and what it will
-take; the relay brings the two together and gives each the other's. Then each
-sends again what the other lacks. Numbers of before are dead.
+A stream is *detached* when its own session ends, or when the relay reports
+with GONE that the peer's session ended. It stays so until both ends have
+attached again. Each end sends ATTACH under a new number, with what it has
+received and what it accepts. The relay matches the two and forwards each to the
+other end. Then each end sends again what the other lacks. Old numbers are dead.
 
-A stream that *moves* attaches in the newer session before its leg is given up,
-and so does its peer when the relay asks it. Both use the old numbers until the
-other's ATTACH is here; so nothing waits longer than that takes.
+A stream that *moves* attaches in the newer session before it gives up its leg.
+Its peer does the same when the relay asks it to. Both use the old numbers until
+the other end's ATTACH arrives, so data is never held up for longer than that.
 
-While it is detached a stream keeps what its program writes, up to the usual
-bounds, and reads nothing. A grace bounds the wait; what ended meanwhile is
-told from a tombstone when the peer asks.
+A detached stream keeps what its program writes, up to the usual bounds, and
+reads nothing. A grace bounds the wait. If the stream ended meanwhile, a
+tombstone answers the peer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Leg, State
+from kdispatch_protocol.endpoint.states import Leg, LegInput, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
@@ -36,39 +36,39 @@ if TYPE_CHECKING:
 
 __all__ = ["Resumption"]
 
-#: Tombstones are swept at most once in so many seconds.
+#: Shortest interval between two sweeps of tombstones, in seconds.
 _SWEEP = 1.0
 
 
 class Resumption:
-    """The part of a process's stream table that detaches streams and attaches them again."""
+    """The part of the stream table that detaches streams and attaches them again."""
 
     def __init__(self, table: StreamTable) -> None:
         self._table = table
         self.tombstones = Tombstones(table.limits)
         self._sweeping: Timer | None = None
-        self._carried = 0  # bytes of the streams that have ended
+        self._carried = 0  # bytes of ended streams
 
     @property
     def carried(self) -> int:
-        """Bytes that programs have got across since this process began, both ways: received, or acknowledged."""
+        """Bytes of programs transferred both ways since this process began: received, or acknowledged."""
         return self._carried + sum(stream.carried for stream in self._table.by_uuid.values())
 
     # --- losing a leg -------------------------------------------------------------------
 
     def detach(self, stream: Stream, now: float) -> None:
-        """Its leg is gone: nothing passes until both ends have attached, which it may have said already."""
+        """Drop the leg: nothing passes until both ends have attached. This end may have attached elsewhere already."""
         table = self._table
         stream.session.drop(stream)
         self._promote(stream)
         if stream.leg is Leg.NONE:
-            stream.inbound.release()  # what the peer may send is said anew, in the ATTACH
+            stream.inbound.release()  # the ATTACH will grant the peer a new limit
         if stream.grace is None and stream.opened:
-            stream.detached_at = now
-            stream.set_grace(table.timers.add(self._grace_ends(stream), lambda _: self._grace_expired(stream)))
+            ends = now + table.limits.grace
+            stream.detach(table.timers.add(ends, lambda _: self._grace_expired(stream)), now)
 
     def expires(self, stream: Stream) -> float | None:
-        """When this end gives a detached stream up, else ``None``. The peer counts for itself."""
+        """When this end gives up a detached stream; ``None`` if it is attached. The peer counts its own time."""
         return None if stream.grace is None else self._grace_ends(stream)
 
     def _grace_ends(self, stream: Stream) -> float:
@@ -76,14 +76,14 @@ class Resumption:
 
     @staticmethod
     def _promote(stream: Stream) -> None:
-        """A stream without a leg has it where it attached first, if it did."""
+        """Move the leg of a stream without one to its oldest pending ATTACH, if there is one."""
         if stream.moves:
             session, number = next(iter(stream.moves.items()))
-            _end_move(stream, session)
-            session.carry(stream, number, Leg.ATTACHING)
+            stream.end_move(session)
+            session.carry(stream, number, LegInput.ATTACHED)
 
     def gone(self, stream: Stream, now: float) -> None:
-        """The relay says that the other leg is lost."""
+        """Handle GONE: the relay reports that the other leg is lost."""
         if not stream.resumable:
             self._table.fail(stream, "resume_expired", "The other end's session was lost.")
             return
@@ -91,20 +91,21 @@ class Resumption:
         self.go_on([stream])
 
     def move_gone(self, session: Session, stream: Stream) -> None:
-        """The relay does not know the number of a move any more."""
-        _end_move(stream, session)
+        """Handle GONE for the number of a move: the relay no longer knows it."""
+        stream.end_move(session)
         self.move(stream)
 
     def session_lost(self, stream: Stream, session: Session, text: str, now: float) -> bool:
-        """One of our sessions ended; returns whether that is all done, or the stream has to be begun anew.
+        """Handle the end of one of our sessions. Returns false if the caller must open the stream again.
 
-        A client that has sent nothing may simply ask again. One that has sent early data must ask the
-        very host that may have it, and that host alone.
+        A client that has sent nothing may open again at any host. A client that has sent early data must ask the host
+        that may have it, and only that one.
         """
         if stream.moves and session in stream.moves:
-            _end_move(stream, session)
+            stream.end_move(session)
             if stream.leg is not Leg.NONE and stream.session is not session:
-                # A join may be on its way, there or here: the older number is dead then, and nobody would say so.
+                # A join may be on its way, at either end. Then the older number is dead, and neither end would report
+                # it.
                 stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
                 self.detach(stream, now)
         if stream.session is not session or stream.leg is Leg.NONE:
@@ -124,18 +125,18 @@ class Resumption:
     # --- our ATTACH ---------------------------------------------------------------------
 
     def go_on(self, streams: Iterable[Stream] | None = None) -> None:
-        """Attach those of ``streams``, or of all, that are detached, in the newest session that is ready."""
+        """Attach the detached streams among ``streams`` (default: all) in the newest session, if it is ready."""
         some = self._table.by_uuid.values() if streams is None else streams
         if self._table.session.ready:
             self._attach([stream for stream in some if stream.leg is Leg.NONE and stream.peer])
 
     def session_ready(self) -> None:
-        """A new session can carry streams: attach all that can be, before anything else is said."""
+        """Attach all streams that can use the new session. Call this before the session sends anything else."""
         streams = list(self._table.by_uuid.values())
         self._attach([s for s in streams if (s.leg is Leg.NONE and s.peer) or self._should_move(s)])
 
     def move(self, stream: Stream) -> None:
-        """If there is a newer session by now, take the stream there."""
+        """Move the stream to a newer session, if there is one."""
         if self._should_move(stream):
             self._attach([stream])
 
@@ -146,7 +147,7 @@ class Resumption:
         )  # fmt: skip
 
     def _attach(self, streams: list[Stream]) -> None:
-        # The relay asks its store once for each service of an ATTACH.
+        # One ATTACH per service: the relay then asks its store once for each.
         groups: dict[tuple[str | None, str], list[Stream]] = {}
         for stream in streams:
             groups.setdefault((stream.token, stream.service), []).append(stream)
@@ -160,13 +161,10 @@ class Resumption:
         session = self._table.session
         number = session.take_number()
         if stream.leg is Leg.NONE:
-            session.carry(stream, number, Leg.ATTACHING)
+            session.carry(stream, number, LegInput.ATTACHED)
         else:
-            if stream.moves is None:
-                stream.moves = {}
-            stream.moves[session] = number
-            session.moving[number] = stream
-        stream.attach += 1
+            stream.add_move(session, number)
+        attach = stream.attach_anew()
         inbound = stream.inbound
         return AttachEntry(
             uuid=stream.uuid,
@@ -178,23 +176,23 @@ class Resumption:
             limit=inbound.grant(),
             fin=inbound.finished,
             opening=not stream.opened,
-            attach=stream.attach,
-            proof=stream.prove(stream.role, stream.attach),
+            attach=attach,
+            proof=stream.prove(stream.role, attach),
         )
 
     # --- the peer's ATTACH --------------------------------------------------------------
 
     def peer_attached(self, session: Session, entry: AttachEntry, now: float) -> None:
-        """A peer's ATTACH: under our own number it joins the stream, without one it asks us to attach as well."""
+        """Handle a peer's ATTACH. With our own number it joins the stream; without a number we must attach as well."""
         stream = self._table.by_uuid.get(entry.uuid)
         if stream is None:
             self._refuse(session, entry, self.tombstones.answer(entry.uuid, entry.peer, now, opening=entry.opening))
         elif stream.peer != entry.peer or stream.role == entry.role:
-            self._refuse(session, entry, "unknown_stream")  # an end that the stream is not, or no longer, bound to
+            self._refuse(session, entry, "unknown_stream")  # its sender is not, or no longer, the other end
         elif stream.leg is Leg.ASKED:
             if stream.session is session:
                 self._refuse(session, entry, "unknown_stream")
-            # Else that host's OPENED is on its way in the older session, and the stream moves as soon as it is here.
+            # Otherwise that host's OPENED is on its way in the older session; the stream moves when it arrives.
         elif entry.number is None:
             self._asked_to_attach(session, stream, entry)
         elif session.moving.get(entry.number) is stream or (
@@ -203,15 +201,15 @@ class Resumption:
             self._join(session, stream, entry, now)
 
     def _asked_to_attach(self, session: Session, stream: Stream, entry: AttachEntry) -> None:
-        """Attach, and keep the leg until the join: the peer may be moving. In the newest session only.
+        """Attach in the newest session only, and keep the leg until the join: the peer may be moving.
 
-        In an older one both ends could come to have the stream there and in the newer, in different orders.
+        In an older session both ends could attach the stream there and in the newer one, but in different orders.
         """
         if not self._is_of_peer(stream, entry):
             self._refuse(session, entry, "bad_proof")
             return
         if entry.attach <= stream.peer_attach:
-            return  # it was brought together with ours in another session while the question was on its way
+            return  # both ATTACHes were matched in another session while this question was on its way
         attaching = stream.leg is Leg.ATTACHING and stream.session is session
         if session is self._table.session and not attaching and session not in (stream.moves or ()):
             self._attach([stream])
@@ -221,12 +219,12 @@ class Resumption:
         moved = session.moving.get(number) is stream
         authentic = self._is_of_peer(stream, entry)
         if not authentic or entry.attach <= stream.peer_attach:
-            # Not the peer, or not its last word: it is told, and the stream goes on waiting for the true one.
+            # A forged or outdated ATTACH: tell its sender, and go on waiting for the right one.
             session.outbox.send(reset_frame(number, "bad_proof", CODES["bad_proof"].meaning))
             if not authentic:
                 self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
             if moved:
-                _end_move(stream, session)
+                stream.end_move(session)
             else:
                 self.detach(stream, now)
             if self._table.session is session:
@@ -239,41 +237,42 @@ class Resumption:
         except RemoteProtocolError as error:
             self._table.fail(stream, error.code, error.text)
             return
-        stream.peer_attach = entry.attach
+        stream.peer_attached(entry.attach)
         if moved:
             self._switch(stream, session, number)
-        stream.leg = Leg.JOINED
-        stream.set_grace(None)
+        else:
+            stream.move_leg(LegInput.MET)
+        stream.end_grace()
         self._table.acknowledged(stream, freed)
         self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
         self._table.farewells.look(stream)
 
     @staticmethod
     def _switch(stream: Stream, session: Session, number: int) -> None:
-        """The stream leaves its number, and what it attached before this: frames under those are of the past."""
+        """Give up the stream's leg and all older moves: frames under those numbers are ignored from now on."""
         stream.session.drop(stream)
         for older in list(stream.moves or ()):
-            _end_move(stream, older)
+            stream.end_move(older)
             if older is session:
                 break
-        session.carry(stream, number, Leg.JOINED)
+        session.carry(stream, number, LegInput.SWITCHED)
 
     @staticmethod
     def _rewound(stream: Stream, entry: AttachEntry) -> int:
-        """Go back to what the peer has; returns the bytes freed, and raises what can't be true."""
+        """Rewind to what the peer has; returns the bytes freed. ``RemoteProtocolError`` if that is impossible."""
         if entry.fin and stream.state not in {State.LOCAL_FIN, State.LOCAL_DONE, State.LAST_ACK}:
             raise RemoteProtocolError("An end that was never sent is said to be there.", "offset_mismatch")
         return stream.outbound.attach(entry.received, entry.limit, fin=entry.fin)
 
     @staticmethod
     def _is_of_peer(stream: Stream, entry: AttachEntry) -> bool:
-        """Whether the stream's own other end said it, for this stream and service, now or before."""
+        """Whether the stream's real other end made this entry, now or earlier, for this stream and service."""
         expected = stream.prove(entry.role, entry.attach)
         return hmac.compare_digest(expected, entry.proof) and entry.service == stream.service
 
     def _refuse(self, session: Session, entry: AttachEntry, code: str) -> None:
         if entry.number is not None:
-            # Brought together under a number of ours that is dead by now: whoever is to hear of it will ask again.
+            # Our number for this match is dead by now. The end that needs an answer will ask again.
             return
         reset = Reset(code=code, text=CODES[code].meaning, uuid=entry.uuid, process=entry.peer)
         session.outbox.send(frames.frame(frames.RESET, payload=reset.encode()))
@@ -282,35 +281,35 @@ class Resumption:
     # --- the end ------------------------------------------------------------------------
 
     def move_refused(self, session: Session, stream: Stream, code: str, text: str, now: float) -> None:
-        """RESET came under the number of a move: a joined stream stays where it is, and tries again when it must."""
-        _end_move(stream, session)
+        """Handle a RESET under the number of a move. A joined stream stays, and moves later if it must."""
+        stream.end_move(session)
         if stream.leg is not Leg.JOINED:
             self.attach_refused(stream, code, text, now)
 
     def attach_refused(self, stream: Stream, code: str, text: str, now: float) -> None:
-        """RESET came in the place of the peer's ATTACH."""
+        """Handle a RESET that arrived instead of the peer's ATTACH."""
         table = self._table
         if code == "closed" and stream.state is State.LAST_ACK:
             table.acknowledged(stream, stream.outbound.clear())
-            table.end_acknowledged(stream)  # the peer had all of it, and only its last ACK was lost
+            table.end_acknowledged(stream)  # the peer had everything; only its last ACK was lost
         elif stream.moves and stream.leg is Leg.ATTACHING:
             stream.session.drop(stream)
             self._promote(stream)
         elif stream.opened:
             table.abort(stream, "offset_mismatch" if code == "closed" else code, text)
         elif code == "unknown_stream" and now < stream.open_until:
-            table.open_again(stream, now)  # nothing of it was delivered there
+            table.open_again(stream, now)  # that host got nothing of the stream
         else:
             table.abort(stream, "open_interrupted" if code in {"peer_restarted", "closed"} else code, text)
 
     def end_moves(self, stream: Stream, code: str) -> None:
-        """The stream ended: whoever waits for it where it was about to go has to hear so."""
+        """The stream ended: tell every session in which a move is pending."""
         for session, number in list((stream.moves or {}).items()):
             session.outbox.send(reset_frame(number, code, ""))
-            _end_move(stream, session)
+            stream.end_move(session)
 
     def remember(self, stream: Stream, code: str) -> None:
-        """The stream ended; whoever asks for it later is told how."""
+        """The stream ended: keep a tombstone, so that a later question gets the code."""
         table = self._table
         self._carried += stream.carried
         heard = stream.inbound.received > 0
@@ -326,11 +325,3 @@ class Resumption:
     def _sweep(self, now: float) -> None:
         self.tombstones.purge(now)
         self._sweep_later()
-
-
-def _end_move(stream: Stream, session: Session) -> None:
-    """The stream's number of a move to this session is of the past."""
-    assert stream.moves is not None
-    del session.moving[stream.moves.pop(session)]
-    if not stream.moves:
-        stream.moves = None

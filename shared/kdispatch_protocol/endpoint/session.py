@@ -1,11 +1,11 @@
-"""One session of an agent's with a relay: its numbers, what may be sent in it, and what waits to be sent."""
+"""State of one session between agent and relay: its stream numbers, what may be sent, and what is queued."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import Leg, LegInput
 from kdispatch_protocol.endpoint.windows import Distances
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.outbox import Outbox
@@ -19,7 +19,7 @@ __all__ = ["Session"]
 
 
 class Session:
-    """Bookkeeping; the stream table and the endpoint act on it. An agent has a second one while it moves."""
+    """Passive state; the stream table and the endpoint act on it. An agent has a second session while it moves."""
 
     __slots__ = (
         "__weakref__",
@@ -41,52 +41,53 @@ class Session:
 
     def __init__(self, limits: Limits) -> None:
         self.outbox = Outbox(limits)
-        #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The
-        #: driver sets it.
+        #: Send a DATA (flags, stream, offset, payload) at once if the socket is free; return whether it was sent. The
+        #: driver sets this.
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
-        self.ready = False  # the relay's WELCOME was here
-        self.by_number: dict[int, Stream] = {}  # those whose leg is here
-        #: Attached here while their leg is another: until the peer's ATTACH nothing passes under these numbers.
+        self.ready = False  # the relay's WELCOME has arrived
+        self.by_number: dict[int, Stream] = {}  # streams whose leg is in this session
+        #: Streams that attached here while their leg is elsewhere. Nothing passes until the peer's ATTACH arrives.
         self.moving: dict[int, Stream] = {}
-        self.offers: dict[int, str] = {}  # services, by the offer's number
-        self.offered: set[int] = set()  # of these numbers, those that the relay lists
-        self.unanswered = 0  # OPENs
+        self.offers: dict[int, str] = {}  # services by offer number
+        self.offered: set[int] = set()  # offer numbers that the relay has confirmed
+        self.unanswered = 0  # OPENs without an answer
         self.max_opens = limits.opens
         self.distances = Distances()
-        self.goaway: Goaway | None = None  # what the relay said last
-        self.leaving = False  # the agent has gone over to a newer one
-        self.quiet = False  # and the relay knows: it asks nothing of this one any more
+        self.goaway: Goaway | None = None  # the relay's latest GOAWAY
+        self.leaving = False  # the agent has moved to a newer session
+        self.quiet = False  # the relay knows that, and sends no more requests here
         self._next_number = 1
 
     @property
     def idle(self) -> bool:
-        """Whether no stream is left here."""
+        """Whether no stream is left in this session."""
         return not self.by_number and not self.moving
 
     def take_number(self) -> int:
-        """The next of this side's numbers: odd, never used twice in a session."""
+        """The next stream number of this side: odd, and never reused within a session."""
         number = self._next_number
         self._next_number += 2
         return number
 
-    def carry(self, stream: Stream, number: int, leg: Leg) -> None:
-        """From now on the stream has its leg here, under this number."""
-        stream.session, stream.number, stream.leg = self, number, leg
+    def carry(self, stream: Stream, number: int, by: LegInput) -> None:
+        """Put the stream's leg into this session under this number."""
+        stream.carry(self, number, by)
         self.by_number[number] = stream
 
     def drop(self, stream: Stream) -> None:
-        """Frames under the stream's number are of the past, and none of it goes out here any more."""
+        """Remove the stream from this session: later frames with its number are ignored, its queue is dropped."""
         if stream.leg is Leg.ASKED and stream.is_client:
             self.unanswered -= 1
         if self.by_number.get(stream.number) is stream:
             del self.by_number[stream.number]
         self.outbox.discard(stream)
-        stream.number, stream.leg = 0, Leg.NONE
+        stream.leave()
 
     def accept_data(self, flags: int, number: int, value: int, size: int, now: float) -> Stream | None:
-        """The fast path of a receiver: the stream whose next bytes a DATA has, which are to be handed to its program.
+        """Fast path of the receiver: return the stream for which a DATA has the next bytes; pass them to its program.
 
-        ``None`` where there is anything else to say about it: then nothing was done, and it is a frame like others.
+        Returns ``None`` in every other case. Then nothing was changed, and the caller handles the DATA as a normal
+        frame.
         """
         stream = self.by_number.get(number)
         if (

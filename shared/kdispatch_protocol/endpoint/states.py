@@ -1,15 +1,21 @@
-"""The states of one end of a stream, in one table. Nothing else changes them.
+"""The states of one end of a stream, and those of its leg, in two tables. Only these tables
+change them.
 
-A client's end begins OPENING, when its program connected. The relay names the
-host it asks (TRYING, once for each host tried); the client may then send early
-data. OPENED makes the stream OPEN. A host's end begins OPENING too, when the
-OPEN arrives, and is OPEN once its local service took the connection.
+A client's end starts as OPENING when its program connects. The relay names the
+host that it asks (TRYING, once for each host tried); the client may then send
+early data. OPENED makes the stream OPEN. A host's end starts as OPENING when the
+OPEN arrives, and becomes OPEN when its local service takes the connection.
 
-From there each direction finishes by itself, as TCP's do. Our end of the data
-is a FIN that the peer acknowledges; the peer's end counts as arrived when every
-byte before it did. The stream is CLOSED when both happened. A RESET, from
-either end or from the relay, ends it at any moment; what arrives later for a
-stream in an end state is ignored.
+From there each direction finishes independently (half-close), as in TCP. Our end
+of the data is a FIN that the peer acknowledges. The peer's end counts as arrived
+once every byte before it has arrived. The stream is CLOSED when both happened. A
+RESET, from either end or from the relay, ends it at any time. Frames that arrive
+later for a stream in an end state are ignored.
+
+A leg is the stream's place in one session. An OPEN asks for it, or an ATTACH once
+the stream exists. The leg is JOINED when the other end has answered, and only then
+do frames of the stream pass. A stream that moves attaches in a newer session too.
+Its leg changes over when both ends have attached there.
 """
 
 from __future__ import annotations
@@ -19,25 +25,25 @@ from typing import Final
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "Leg", "State", "next_state"]
+__all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "Leg", "LegInput", "State", "next_leg", "next_state"]
 
 
 class State(StrEnum):
-    """One end's state."""
+    """State of one end."""
 
     OPENING = "opening"  # OPEN was sent or received; no answer yet
-    TRYING = "trying"  # client: a host is being asked
+    TRYING = "trying"  # client: the relay asks a host
     OPEN = "open"
     LOCAL_FIN = "local fin"  # our FIN was sent
     LOCAL_DONE = "local done"  # our FIN was acknowledged; the peer still sends
     PEER_FIN = "peer fin"  # the peer's end arrived; we still send
-    LAST_ACK = "last ack"  # both ends are known; our FIN is not acknowledged
+    LAST_ACK = "last ack"  # both ends have sent their FIN; ours is not acknowledged
     CLOSED = "closed"
     RESET = "reset"
 
 
 class Input(StrEnum):
-    """What moves a state."""
+    """Input that changes a state."""
 
     TRIED = "TRYING received"
     OPENED = "OPENED received or sent"
@@ -49,17 +55,28 @@ class Input(StrEnum):
 
 
 class Leg(Enum):
-    """A stream's part on its session."""
+    """What may pass for a stream on its session."""
 
-    NONE = "none"  # no session, or none that carries it
-    ASKED = "asked"  # OPEN was sent, or received and not yet answered
-    ATTACHING = "attaching"  # ATTACH was sent; the peer's is not here
-    JOINED = "joined"  # DATA, ACK and FIN pass
+    NONE = "none"  # no session carries the stream
+    ASKED = "asked"  # OPEN was sent, or was received and not answered yet
+    ATTACHING = "attaching"  # ATTACH was sent; the peer's has not arrived
+    JOINED = "joined"  # DATA, ACK and FIN may pass
+
+
+class LegInput(StrEnum):
+    """What moves a leg."""
+
+    ASKED = "OPEN sent or received"
+    ANSWERED = "OPENED sent or received"
+    ATTACHED = "ATTACH sent"
+    MET = "the peer's ATTACH received"
+    SWITCHED = "both ends attached in another session"
+    LOST = "the number is given up"
 
 
 END_STATES: Final = frozenset({State.CLOSED, State.RESET})
-#: Where DATA may be sent (early data in TRYING has a frame of its own).
-#: After our end was sent they are bytes, and an end, that a lost session took along.
+#: States in which DATA may be sent (early data in TRYING has its own frame type).
+#: After our FIN only data and a FIN that a lost session dropped are sent again.
 SENDING: Final = frozenset({State.OPEN, State.PEER_FIN, State.LOCAL_FIN, State.LAST_ACK})
 
 TABLE: Final[dict[tuple[State, Input], State]] = {
@@ -81,8 +98,25 @@ TABLE: Final[dict[tuple[State, Input], State]] = {
 
 
 def next_state(state: State, by: Input) -> State:
-    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    """The table's next state; raises ``LocalProtocolError`` if there is none."""
     try:
         return TABLE[state, by]
     except KeyError:
         raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None
+
+
+LEGS: Final[dict[tuple[Leg, LegInput], Leg]] = {
+    (Leg.NONE, LegInput.ASKED): Leg.ASKED,
+    (Leg.ASKED, LegInput.ANSWERED): Leg.JOINED,
+    (Leg.NONE, LegInput.ATTACHED): Leg.ATTACHING,
+    (Leg.ATTACHING, LegInput.MET): Leg.JOINED,
+    (Leg.NONE, LegInput.SWITCHED): Leg.JOINED,
+} | {(leg, LegInput.LOST): Leg.NONE for leg in Leg}
+
+
+def next_leg(leg: Leg, by: LegInput) -> Leg:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return LEGS[leg, by]
+    except KeyError:
+        raise LocalProtocolError(f"A leg that is {leg.value!r} can't take {by.value!r}.") from None

@@ -1,4 +1,4 @@
-"""One end of a stream: its state, its two halves, and the frames it makes of them."""
+"""One end of a stream: its state, its two halves, and the frames it makes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, State, next_state
+from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, LegInput, State, next_leg, next_state
 from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
@@ -18,21 +18,23 @@ __all__ = ["Farewell", "Stream"]
 
 
 class Farewell(NamedTuple):
-    """How a stream is reset once the peer has all that its program said."""
+    """How to reset a stream once the peer has everything that its program wrote."""
 
     code: str
     text: str
-    credited_to: int  # bytes of the peer's below this offset are credited, though no program takes them
+    credited_to: int  # the peer's bytes below this offset are credited, though no program takes them
 
 
+# More than 25 methods: each change of a field is a method, and stands here.
 class Stream:
-    """A client's or a host's end. It belongs to an endpoint, whose methods act on it.
+    """The client's or the host's end of a stream. It belongs to an endpoint, whose methods act on it.
 
-    ``number`` is its number in ``session``, 0 while it has none, and ``leg``
-    says what may pass under it. While it moves it has numbers in ``moves``
-    besides, under which nothing passes yet. As a source of its session's
-    outbox it cuts frames from its replay buffer when its turn comes, so nothing
-    is queued twice.
+    ``number`` is its number in ``session``, or 0, and ``leg`` says what may pass
+    under that number. While the stream moves it has further numbers in ``moves``,
+    under which nothing passes yet. The stream is a source of its session's outbox:
+    it cuts frames from its replay buffer when its turn comes, so no byte is queued
+    twice. Only the methods of this class write its fields, except ``queued`` and
+    ``deficit``, which the outbox writes.
     """
 
     __slots__ = (
@@ -85,59 +87,66 @@ class Stream:
         token: str | None = None,
         secret: bytes = b"",
         pin: str = "",
+        number: int = 0,
+        attempt: int = 0,
+        peer: str = "",
+        key: bytes = b"",
+        limit: int = 0,
+        open_until: float = 0.0,
     ) -> None:
         self.uuid = uuid
         self.service = service
         self.is_client = is_client
-        self.token = token  # what the stream rests on
-        self.pin = pin  # a client's: the id of the one host that is to be asked, if only one
-        self.secret = secret  # a client's, 32 bytes; without one a stream can't be resumed
-        self.key = b""  # a host's; see `stream_key`
+        self.token = token  # the token that authorizes the stream
+        self.pin = pin  # client: the id of the only host to ask, or empty
+        self.secret = secret  # client: 32 bytes; without a secret the stream can't be resumed
+        self.key = key  # host: see `stream_key`
         self.limits: Limits = budget.limits
         self.inbound = Inbound(budget)
         self.outbound = Outbound()
+        self.outbound.limit = limit
         self.state = State.OPENING
-        self.session = session  # the one of its leg; while it has none, any
-        self.number = 0
+        self.session = session  # the session of its leg; arbitrary while it has no leg
+        self.number = number
         self.leg = Leg.NONE
-        self.moves: dict[Session, int] | None = None  # where it is attached besides, and its number there, oldest first
-        self.attach = 0  # our last ATTACH's number
-        self.peer_attach = 0  # that of the peer's last one that was taken
-        self.attempt = 0  # which try of the relay's this is about
-        self.peer = ""  # process id of the other end
-        self.host = ""  # host id, once the relay has named one
-        self.confirmed = is_client  # a host's end: the client was heard after OPENED
-        self.closing = False  # the program closed; data that still arrives is answered by a reset
-        self.farewell: Farewell | None = None  # its program has ended, and the peer lacks bytes of it
-        self.unheard = False  # with a farewell: more of what the program said is yet to be written
+        self.moves: dict[Session, int] | None = None  # further sessions it attached in, oldest first, with its numbers
+        self.attach = 0  # number of our last ATTACH
+        self.peer_attach = 0  # number of the peer's last accepted ATTACH
+        self.attempt = attempt  # the relay's attempt that this end belongs to
+        self.peer = peer  # process id of the other end
+        self.host = ""  # host id, once the relay has named it
+        self.confirmed = is_client  # host: the client has answered OPENED
+        self.closing = False  # the program closed; the next data that arrives is answered with a reset
+        self.farewell: Farewell | None = None  # the program has ended, and the peer lacks bytes
+        self.unheard = False  # with a farewell: the program's last bytes are not all written yet
         self.writer_paused = False
-        self.drained: list[Stream] | None = None  # where to report that a paused writer's bytes became few
-        self.ack_timer: Timer | None = None  # when its bytes are acknowledged at the latest
-        self.timer: Timer | None = None  # the one deadline that its state has
-        self.grace: Timer | None = None  # the one that it has while it is detached
-        self.detached_at = 0.0  # since when that is
-        self.asked_at = 0.0  # when OPEN, or a host's OPENED, went out: its answer tells how far the peer is
-        self.asked_until = 0.0  # a client: the relay has answered its OPEN by then
-        self.open_until = 0.0  # a client: it is not opened again after this
-        self.deficit = 0  # the outbox's
-        self.queued = False  # the outbox's
+        self.drained: list[Stream] | None = None  # list to join when a paused writer has few unsent bytes
+        self.ack_timer: Timer | None = None  # deadline for acknowledging received bytes
+        self.timer: Timer | None = None  # the one deadline of its state
+        self.grace: Timer | None = None  # the deadline while it is detached
+        self.detached_at = 0.0  # when it was detached
+        self.asked_at = 0.0  # when OPEN, or a host's OPENED, was sent: the answer tells the distance
+        self.asked_until = 0.0  # client: deadline for the relay's answer to its OPEN
+        self.open_until = open_until  # client: do not open again after this
+        self.deficit = 0  # owned by the outbox
+        self.queued = False  # owned by the outbox
 
     def __repr__(self) -> str:
         return f"<Stream {self.uuid[:8]} {self.service} {'client' if self.is_client else 'host'} {self.state.value}>"
 
     @property
     def ended(self) -> bool:
-        """Nothing more happens here."""
+        """Whether the stream is in an end state."""
         return self.state in END_STATES
 
     @property
     def role(self) -> str:
-        """This end's, as ATTACH names it."""
+        """The role of this end, as ATTACH names it."""
         return "client" if self.is_client else "host"
 
     @property
     def opened(self) -> bool:
-        """A host's service took the connection, as far as is known here."""
+        """Whether the host's service took the connection, as far as this end knows."""
         return self.state not in {State.OPENING, State.TRYING}
 
     @property
@@ -148,52 +157,147 @@ class Stream:
 
     @property
     def carried(self) -> int:
-        """Bytes that have got across, both ways: received in order, or acknowledged by the peer."""
+        """Bytes transferred both ways: received in order, or acknowledged by the peer."""
         return self.inbound.received + self.outbound.base
 
     @property
     def movable(self) -> bool:
-        """Whether the two ends know that it is open, and may take it to another session."""
+        """Whether both ends know that the stream is open, and may move it to another session."""
         return self.leg is Leg.ATTACHING or (self.leg is Leg.JOINED and self.confirmed and self.resumable)
 
     @property
     def resumable(self) -> bool:
-        """Whether the two ends can prove themselves to each other."""
+        """Whether both ends can prove who they are to each other."""
         return bool((self.secret if self.is_client else self.key) and self.peer)
 
     def prove(self, role: str, attach: int) -> str:
-        """The proof of this stream's ATTACH number ``attach`` by the end that has this role."""
+        """The proof for ATTACH number ``attach`` of this stream by the end with this role."""
         key = stream_key(self.secret, self.peer) if self.is_client else self.key
         return proof(key, self.uuid, role, attach)
 
-    def set_grace(self, timer: Timer | None) -> None:
-        """It is detached from now on, until ``timer`` fires; or it is no more."""
+    # --- deadlines --------------------------------------------------------------------
+
+    def detach(self, timer: Timer, now: float) -> None:
+        """Start the grace: the stream waits until both ends have attached, or until ``timer`` fires."""
+        self.end_grace()
+        self.grace, self.detached_at = timer, now
+
+    def end_grace(self) -> None:
+        """End the grace: the stream is attached, or over."""
         if self.grace is not None:
             self.grace.cancel()
-        self.grace = timer
+            self.grace = None
 
     def set_timer(self, timer: Timer | None) -> None:
-        """A new deadline replaces the one before."""
+        """Replace the deadline of the state."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
 
+    def set_ack_timer(self, timer: Timer | None) -> None:
+        """The stream's bytes are acknowledged when ``timer`` fires at the latest. The caller cancels an earlier one."""
+        self.ack_timer = timer
+
+    # --- its state --------------------------------------------------------------------
+
     def move(self, by: Input) -> None:
-        """Let the table change the state."""
+        """Change the state as the table says."""
         self.state = next_state(self.state, by)
+
+    def tried(self, attempt: int, peer: str, host: str) -> None:
+        """The relay asks this host now. It dropped the early data for the previous host."""
+        self.move(Input.TRIED)
+        self.attempt, self.peer, self.host = attempt, peer, host
+        self.outbound.restart()
+
+    def untried(self) -> None:
+        """No host got anything of the stream. The next OPEN starts from byte 0, with the limit of its session."""
+        if self.state is State.TRYING:
+            self.move(Input.UNTRIED)
+        self.peer = self.host = ""
+        self.outbound.restart()
+        self.inbound.release()
+
+    def confirm(self) -> None:
+        """A host's end: the client was heard."""
+        self.confirmed = True
+
+    def close(self, farewell: Farewell | None = None) -> None:
+        """The program is gone. With a ``farewell`` the stream is reset once the peer has all bytes of the program."""
+        self.closing = True
+        self.farewell = farewell
+
+    def expect(self, *, more: bool) -> None:
+        """Say whether more bytes of the program are still to be written behind its farewell."""
+        self.unheard = more
+
+    def pause_writer(self) -> None:
+        """The program must not write until few of its bytes wait."""
+        self.writer_paused = True
+
+    def resume_writer(self) -> None:
+        """The program may write again."""
+        self.writer_paused = False
+
+    def report_to(self, drained: list[Stream]) -> None:
+        """Append this stream to ``drained`` when few bytes of a paused writer wait."""
+        self.drained = drained
+
+    # --- its legs ---------------------------------------------------------------------
+
+    def carry(self, session: Session, number: int, by: LegInput) -> None:
+        """The leg is in ``session`` from now on, under this number."""
+        self.session, self.number = session, number
+        self.move_leg(by)
+
+    def leave(self) -> None:
+        """Give up the number. The leg is lost."""
+        self.number = 0
+        self.move_leg(LegInput.LOST)
+
+    def move_leg(self, by: LegInput) -> None:
+        """Change the leg as the table says."""
+        self.leg = next_leg(self.leg, by)
+
+    def asked(self, now: float, until: float = 0.0) -> None:
+        """An OPEN, or a host's OPENED, goes out at ``now``. The relay answers an OPEN by ``until``."""
+        self.asked_at, self.asked_until = now, until
+
+    def attach_anew(self) -> int:
+        """Count one more ATTACH of this end. Returns its number."""
+        self.attach += 1
+        return self.attach
+
+    def peer_attached(self, attach: int) -> None:
+        """The peer's ATTACH with this number was accepted. Earlier ones are refused from now on."""
+        self.peer_attach = attach
+
+    def add_move(self, session: Session, number: int) -> None:
+        """The stream also attaches in ``session``, under this number."""
+        if self.moves is None:
+            self.moves = {}
+        self.moves[session] = number
+        session.moving[number] = self
+
+    def end_move(self, session: Session) -> None:
+        """Give up the number of the move to ``session``."""
+        assert self.moves is not None
+        del session.moving[self.moves.pop(session)]
+        if not self.moves:
+            self.moves = None
 
     # --- a source of the outbox ------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether DATA, early data or FIN could go out now."""
+        """Whether DATA, early data or FIN could be sent now."""
         out = self.outbound
         if self.leg is Leg.JOINED and self.state in SENDING:
             return out.sent < min(out.end, out.limit) or (out.eof and not out.fin_sent and out.sent == out.end)
         return self.leg is Leg.ASKED and self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
 
-    def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - a lane of the relay needs `now`
+    def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - the relay's lanes need `now`
         """Append the next frames to ``parts``; returns their size in bytes."""
-        if not self.ready():  # it may have been detached while it waited for its turn
+        if not self.ready():  # it may have been detached while it was queued
             return 0
         if self.state is State.TRYING:
             return self._pull_early(parts)
@@ -216,9 +320,9 @@ class Stream:
         return size
 
     def _pull_early(self, parts: list[Buffer]) -> int:
-        """Early data, for the try that the relay named; it is held there until that host has opened."""
+        """Append early data for the current attempt. The relay holds it until that host has opened."""
         out = self.outbound
-        out.limit = max(out.limit, self.limits.early)  # every first limit is at least the floor, which this is
+        out.limit = max(out.limit, self.limits.early)  # the first limit is at least the floor, which equals this
         place = len(parts)
         offset = out.sent
         count = out.take(self.limits.early - offset, parts)
@@ -229,7 +333,7 @@ class Stream:
         return 16 + count
 
     def make_ack(self) -> bytes:
-        """The newest ACK; nothing when the stream ended by a reset."""
+        """The newest ACK; empty after a reset, or while nothing may pass."""
         if self.state is State.RESET or self.leg is not Leg.JOINED:
             return b""
         inbound = self.inbound

@@ -1,8 +1,7 @@
 """All streams of one agent process, and what a program does with them.
 
-The other half of an agent's protocol, what arrives from the relay, is in ``endpoint.py``; what happens to a stream when
-a leg of it is lost is in ``resume.py``. Everything here is bookkeeping: it changes tables, and queues frames in the
-session's outbox.
+``endpoint.py`` has the other half of an agent's protocol: what arrives from the relay. ``resume.py`` handles streams
+that lose a leg. Everything here is bookkeeping: it changes tables, and queues frames in the session's outbox.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import SENDING, Input, Leg, State
+from kdispatch_protocol.endpoint.states import SENDING, Input, Leg, LegInput, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.endpoint.windows import CreditBudget
@@ -28,38 +27,38 @@ from kdispatch_protocol.wire.messages import Open, Opened, printable, reset_fram
 
 __all__ = ["StreamTable"]
 
-#: A read of a socket can't be of nothing: the least, in bytes.
+#: Smallest read in bytes, because a read of a socket can't be empty.
 _SIP = 256
 
 
-# More than 25 methods: what programs do, what sessions do, and the bookkeeping that both share.
+# More than 25 methods: what programs do, what sessions do, and the bookkeeping shared by both.
 class StreamTable:
-    """The streams of a process, over one session after another."""
+    """The streams of a process, across its successive sessions."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.now = 0.0  # the last time that this process's endpoint was told
+        self.now = 0.0  # time of the last call from the endpoint
         self.by_uuid: dict[str, Stream] = {}
-        self.sessions: list[Session] = []  # those that are alive, the newest last
-        self._nowhere = Session(limits)  # what is used while there is none; never ready, nothing is sent in it
-        self.session = self._nowhere  # the newest that is ready: new streams, and moving ones, go there
+        self.sessions: list[Session] = []  # the live sessions, newest last
+        self._nowhere = Session(limits)  # stands in while there is no session; never ready, nothing is sent in it
+        self.session = self._nowhere  # the newest ready one: new and moving streams go there
         self.budget = CreditBudget(limits.credit, limits)
         self.replay_held = 0  # bytes that wait for acknowledgement, over all streams
-        self._quarter = limits.replay // 4  # while less is held, every stream has so much room at least
+        self._quarter = limits.replay // 4  # below this, every stream may read this much
         self.events: list[Event] = []
-        #: Takes data as it arrives, in place of an event: the fast path of a receiving agent, which a driver sets.
+        #: Takes data as it arrives, instead of an event: the fast path of a receiving agent. The driver sets it.
         self.sink: Callable[[Stream, memoryview], None] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)
         self.farewells = Farewells(self, self._deadlines)
         self._next_number = 1
-        self._waiting: dict[Stream, None] = {}  # opens for which there is no session or no room yet, in order
-        self._drained: list[Stream] = []  # paused writers of whose bytes some were sent or acknowledged
+        self._waiting: dict[Stream, None] = {}  # opens that wait for a session or for room, in order
+        self._drained: list[Stream] = []  # paused writers of which bytes were sent or acknowledged
 
     @property
     def tombstones(self) -> Tombstones:
-        """What became of streams that ended lately."""
+        """Records of streams that ended recently."""
         return self.resumption.tombstones
 
     # --- what a program does ------------------------------------------------------------
@@ -67,49 +66,48 @@ class StreamTable:
     def open(
         self, service: str, uuid: str, now: float, token: str | None = None, secret: bytes = b"", *, pin: str = ""
     ) -> Stream:
-        """A program connected: ask for a host. What it writes meanwhile is kept, and sent early where possible.
+        """A program connected: ask for a host. Bytes written meanwhile are kept, and sent as early data if possible.
 
-        ``secret`` is 32 random bytes, by which the two ends know each other again; without one the stream ends
-        with its session. ``pin`` is the id of the one host that will do.
+        ``secret`` is 32 random bytes, by which both ends authenticate each other later. Without it the stream ends with
+        its session. ``pin`` is the id of the only host to ask.
         """
         stream = Stream(
             uuid=uuid, service=service, is_client=True, budget=self.budget, session=self._nowhere, token=token,
-            secret=secret, pin=pin,
+            secret=secret, pin=pin, open_until=now + self.limits.open_wait,
         )  # fmt: skip
         self.now = now
         self.add(stream)
         self._waiting[stream] = None
-        stream.open_until = now + self.limits.open_wait
         self.send_waiting()
         self._deadlines.open(stream, stream.open_until)
         return stream
 
     def accept(self, stream: Stream, now: float) -> None:
-        """Host: the local service took the connection. A stream that has ended meanwhile is left alone."""
+        """Host: the local service took the connection. Does nothing if the stream has ended meanwhile."""
         if stream.ended:
             return
         self.now = now
         stream.move(Input.OPENED)
-        stream.leg = Leg.JOINED
+        stream.move_leg(LegInput.ANSWERED)
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
         stream.session.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
-        stream.asked_at = now
+        stream.asked(now)
         self._deadlines.confirm(stream, now)
         self.activate(stream)
 
     def room(self, stream: Stream) -> int:
-        """How many bytes to ask the program for at once: what makes its share full, or its floor; else hardly any.
+        """How many bytes to read from the program: enough to fill the stream's share or its floor, otherwise very few.
 
-        Thousands of programs may be about to be read when the replay budget is spent: each one's next read is its last.
+        When the replay budget is spent, thousands of programs may be about to be read, and each adds one last read.
         """
-        if self.replay_held < self._quarter:  # the usual case, quickly
+        if self.replay_held < self._quarter:  # usual case, fast
             return self._quarter
         size = stream.outbound.size
         left = self.limits.replay - self.replay_held - size  # each byte read takes two of it
         return max((left + 1) // 2, self.limits.window_floor - size, _SIP)
 
     def write(self, stream: Stream, data: Buffer) -> bool:
-        """Queue ``data``; returns whether to go on writing. If not, wait for ``WritingResumed``."""
+        """Queue ``data``; returns whether to write more. If not, wait for ``WritingResumed``."""
         if stream.ended:
             return True
         out = stream.outbound
@@ -117,22 +115,22 @@ class StreamTable:
         self.replay_held += len(data)
         self.activate(stream)
         if out.unsent >= self.limits.unsent or self._has_its_share(stream):
-            stream.writer_paused = True
+            stream.pause_writer()
         return not stream.writer_paused
 
     def _has_its_share(self, stream: Stream) -> bool:
-        """Whether its bytes that wait for acknowledgement are half of what the others leave of the replay budget.
+        """Whether the stream's unacknowledged bytes are half of what the others leave of the replay budget.
 
-        So N streams that write all they can come to hold an N + 1st part each, as with ``CreditBudget.share``: a few
-        that have lost their peers do not stop the rest. And no stream is stopped below its floor.
+        So N streams that write all they can converge to a share of 1/(N + 1) each, as with ``CreditBudget.share``: a
+        few without a reachable peer do not stop the rest. No stream is stopped below its floor.
         """
         size = stream.outbound.size
         return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
 
     def pass_on(self, stream: Stream, data: bytes) -> bool:
-        """The fast path of a sender: ``data`` goes out as a DATA right now, if nothing waits before it.
+        """Fast path of a sender: send ``data`` as a DATA at once, if nothing is queued before it.
 
-        Returns whether that was done; if not, nothing was, and ``data`` is to be written.
+        Returns whether it was sent. If not, nothing was changed, and the caller must write ``data``.
         """
         session = stream.session
         size = len(data)
@@ -144,8 +142,8 @@ class StreamTable:
             stream.leg is not Leg.JOINED
             or stream.state not in SENDING
             or size > self.limits.data
-            or (held >= self._quarter and held + out.size + size >= self.limits.replay)  # it would have its share
-            or offset != out.end  # something waits before it
+            or (held >= self._quarter and held + out.size + size >= self.limits.replay)  # its share would be full
+            or offset != out.end  # something is queued before it
             or end > out.limit
             or out.eof
             or session.send_data is None
@@ -160,13 +158,13 @@ class StreamTable:
         return True
 
     def write_eof(self, stream: Stream) -> None:
-        """The program will write no more."""
+        """Record that the program writes no more."""
         if not stream.ended:
             stream.outbound.eof = True
             self.activate(stream)
 
     def consumed(self, stream: Stream, count: int, now: float) -> bool:
-        """The program, or its socket, took this many of the bytes it was given; returns whether that changed more."""
+        """Record that the program, or its socket, took ``count`` bytes. Returns whether frames or deadlines changed."""
         self.now = now
         due = stream.inbound.consume(count)
         if due and not stream.ended:
@@ -178,16 +176,16 @@ class StreamTable:
         return True
 
     def close(self, stream: Stream, now: float) -> None:
-        """The program closed: send the rest and the end; what the peer still sends is answered by a reset."""
+        """The program closed: send the rest and the end. Data that still arrives is answered with a reset."""
         if stream.ended or stream.closing:
             return
         self.write_eof(stream)
-        stream.closing = True
-        if stream.opened:  # before that it has the deadline of its open
+        stream.close()
+        if stream.opened:  # an unopened stream keeps the deadline of its open
             self._deadlines.linger(stream, now)
 
     def reset(self, stream: Stream, code: str, text: str = "") -> None:
-        """End it at once, both ways, and tell the peer. No event follows."""
+        """Reset the stream at once, both ways, and tell the peer. No event follows."""
         if stream.ended:
             return
         if stream.number:
@@ -197,22 +195,22 @@ class StreamTable:
     # --- the session's side of it ---------------------------------------------------------
 
     def start_session(self) -> Session:
-        """A session begins; streams get numbers in it once it is ready."""
+        """Start a session. Streams get numbers in it once it is ready."""
         session = Session(self.limits)
         self.sessions.append(session)
         return session
 
     def end_session(self, session: Session, text: str, now: float) -> None:
-        """Streams go on in another session, or wait for one, but for those of a host that had no answer yet."""
+        """End a session. Its streams resume elsewhere, wait or are opened again; a host's unanswered ones fail."""
         self.now = now
         self.sessions.remove(session)
         if self.session is session:
             self.session = next((other for other in reversed(self.sessions) if other.ready), self._nowhere)
         lost = [*session.by_number.values(), *session.moving.values()]
-        session.outbox = Outbox(self.limits)  # what waited in it goes nowhere
+        session.outbox = Outbox(self.limits)  # drop what was queued
         for stream in lost:
             if stream.session is session:
-                stream.queued, stream.deficit = False, 0
+                Outbox.forget(stream)
             if self.resumption.session_lost(stream, session, text, now):
                 continue
             if stream.is_client:
@@ -224,23 +222,22 @@ class StreamTable:
             self.resumption.go_on()
 
     def add(self, stream: Stream) -> None:
-        """Take a new stream in."""
-        stream.drained = self._drained
+        """Add a new stream."""
+        stream.report_to(self._drained)
         self.by_uuid[stream.uuid] = stream
         if stream.number:
-            stream.session.carry(stream, stream.number, Leg.ASKED)
+            stream.session.carry(stream, stream.number, LegInput.ASKED)
 
     def send_waiting(self) -> None:
-        """Send the OPENs for which there is room."""
+        """Send queued OPENs while there is room."""
         session = self.session
         while session.ready and self._waiting and session.unanswered < session.max_opens:
             stream = next(iter(self._waiting))
             del self._waiting[stream]
-            session.carry(stream, session.take_number(), Leg.ASKED)
+            session.carry(stream, session.take_number(), LegInput.ASKED)
             session.unanswered += 1
-            # The relay's own deadline comes first; this one is for a relay that says nothing.
-            stream.asked_at = self.now
-            stream.asked_until = self.now + self.limits.open_total + self.limits.open_host
+            # The relay's own deadline comes first; this one covers a relay that does not answer.
+            stream.asked(self.now, self.now + self.limits.open_total + self.limits.open_host)
             message = Open(
                 service=stream.service,
                 uuid=stream.uuid,
@@ -252,14 +249,10 @@ class StreamTable:
             session.outbox.send(frames.frame(frames.OPEN, stream.number, payload=message.encode()))
 
     def open_again(self, stream: Stream, now: float) -> None:
-        """Client: nothing of the stream was delivered anywhere. Ask for a host anew."""
-        if stream.state is State.TRYING:
-            stream.move(Input.UNTRIED)
+        """Client: no host got anything of the stream. Ask for a host again."""
         stream.session.drop(stream)
         self.resumption.end_moves(stream, "cancelled")
-        stream.peer = stream.host = ""
-        stream.outbound.restart()
-        stream.inbound.release()  # no host goes by that limit; the next session may have less to grant
+        stream.untried()
         self._waiting[stream] = None
         self.now = now
         self.send_waiting()
@@ -268,13 +261,13 @@ class StreamTable:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         stream.session.unanswered -= 1
         stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
-        stream.leg = Leg.JOINED
+        stream.move_leg(LegInput.ANSWERED)
         self._begin(stream)
         self.resumption.move(stream)
         self.send_waiting()
 
     def joined(self, stream: Stream, *, fin_acked: bool) -> None:
-        """Both ends have attached. That confirms a stream, and opens one whose client had not heard of it."""
+        """Both ends have attached. This confirms a stream, and opens it if its client did not know that yet."""
         stream.session.distances.forget(stream.peer)
         self.confirm(stream)
         if not stream.opened:
@@ -296,16 +289,16 @@ class StreamTable:
         self.events.append(events.StreamOpened(stream))
 
     def confirm(self, stream: Stream) -> None:
-        """Host: the client was heard."""
+        """Host: record that the client was heard."""
         if not stream.confirmed:
-            stream.confirmed = True
+            stream.confirm()
             stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
             self.resumption.move(stream)
 
     def end_acknowledged(self, stream: Stream) -> None:
-        """The peer has all our bytes and our end."""
+        """Record that the peer has all our bytes and our end."""
         if stream.farewell is not None:
             self.fail(stream, stream.farewell.code, stream.farewell.text)
             return
@@ -314,47 +307,47 @@ class StreamTable:
         self.if_finished(stream)
 
     def if_finished(self, stream: Stream) -> None:
-        """Both directions ended: forget the stream. Its last ACK still finds its way through the outbox."""
+        """Remove the stream if both directions ended. The outbox still sends its last ACK."""
         if stream.state is State.CLOSED:
             self._forget(stream, "closed")
             self.resumption.remember(stream, "closed")
             self.events.append(events.StreamFinished(stream))
 
     def activate(self, stream: Stream) -> None:
-        """Give the stream its turn if it has something to send."""
+        """Queue the stream in the outbox if it has something to send."""
         if not stream.queued and stream.ready():
             stream.session.outbox.activate(stream)
 
     def deliver(self, stream: Stream, data: memoryview) -> None:
-        """Bytes for the program, to be used or copied before the caller goes on."""
+        """Pass bytes to the program, which must use or copy them before it returns."""
         if self.sink is not None:
             self.sink(stream, data)
         else:
             self.events.append(events.DataReceived(stream, data))
 
     def acknowledge_soon(self, stream: Stream) -> None:
-        """The peer is to be told of OPENED or of its end: no program waits for it, so it goes with other frames."""
+        """Tell the peer of OPENED or of its end. No program waits for this ACK, so it goes with other frames."""
         stream.session.outbox.acknowledge_soon(stream)
         self._deadlines.company()
 
     def acknowledge_later(self, stream: Stream, now: float) -> None:
-        """The peer is to be told within the delay, unless something makes it sooner."""
+        """Acknowledge within ``Limits.ack_delay``, unless another frame does it earlier."""
         if stream.ack_timer is None and stream.inbound.unacknowledged:
             self._deadlines.acknowledge(stream, now)
 
     def abort(self, stream: Stream, code: str, text: str) -> None:
-        """End it without telling the peer, who knows or can't be reached."""
+        """End the stream without telling the peer, because the peer knows or can't be reached."""
         self.end(stream, code)
         self.events.append(events.StreamWasReset(stream, code, printable(text)))
 
     def fail(self, stream: Stream, code: str, text: str) -> None:
-        """End it for a reason that both the peer and the program have to hear."""
+        """End the stream, and tell both the peer and the program why."""
         if not stream.ended:
             self.reset(stream, code, text)
             self.events.append(events.StreamWasReset(stream, code, text))
 
     def end(self, stream: Stream, code: str) -> None:
-        """Let the stream be reset here, without a word to anybody; a peer that asks later is told the code."""
+        """Reset the stream here without a frame or an event; a peer that asks later gets the code."""
         if (stream.opened or stream.is_client) and stream.resumable:
             self.resumption.remember(stream, code)
         if stream.leg is Leg.ASKED and stream.is_client:
@@ -363,10 +356,10 @@ class StreamTable:
         self._forget(stream, code)
 
     def _forget(self, stream: Stream, code: str) -> None:
-        """The stream is in an end state: what it held is given back."""
+        """Release what the stream held; it is in an end state."""
         stream.set_timer(None)
-        stream.set_grace(None)
-        if stream.ack_timer is not None:  # else a short stream would wake its process once more when it is long gone
+        stream.end_grace()
+        if stream.ack_timer is not None:  # otherwise its timer would wake the process again after the stream is gone
             stream.ack_timer.cancel()
         if self.by_uuid.get(stream.uuid) is stream:
             del self.by_uuid[stream.uuid]
@@ -379,16 +372,16 @@ class StreamTable:
         self.send_waiting()
 
     def acknowledged(self, stream: Stream, freed: int) -> None:
-        """The peer has so many bytes more: they need not be kept any longer."""
+        """The peer acknowledged ``freed`` more bytes: release them."""
         self.replay_held -= freed
         if stream.writer_paused and stream.outbound.unsent <= self.limits.unsent // 2:
             self._drained.append(stream)
 
     def resume_writers(self) -> None:
-        """After bytes were sent or acknowledged: who of those that they belonged to may write again?
+        """After bytes were sent or acknowledged, let the writers of those streams write again if they may.
 
-        A writer that has its share is looked at when something of its own is acknowledged, not when others leave it
-        more: that needs no search, and comes to each, since whoever is paused has bytes that are to be acknowledged.
+        A writer with a full share is checked when the peer acknowledges bytes of it, not when others leave it more.
+        That needs no search, and reaches every paused writer, because each has unacknowledged bytes.
         """
         if not self._drained:
             return
@@ -396,5 +389,5 @@ class StreamTable:
         self._drained.clear()
         for stream in ready:
             if stream.writer_paused and not stream.ended and not self._has_its_share(stream):
-                stream.writer_paused = False
+                stream.resume_writer()
                 self.events.append(events.WritingResumed(stream))

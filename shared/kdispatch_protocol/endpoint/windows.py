@@ -1,8 +1,8 @@
-"""Credit: what a receiver lets its peer send, in absolute offsets.
+"""Credit: how much a receiver lets its peer send, as absolute offsets.
 
 Invariants, asserted here: consumed <= received <= limit; a limit never goes
 down; the sum of ``limit - received`` over a session's streams stays within its
-budget, but for the floor that every stream may always have.
+budget, except for the floor that every stream may always have.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from kdispatch_protocol.limits import Limits
 
 __all__ = ["CreditBudget", "Distances", "Inbound"]
 
-# Peers whose distance is remembered; of more, all is forgotten and learned anew.
+# Number of peers whose distance is remembered. When the table is full, all are forgotten and learned again.
 _PEERS: Final = 1024
 
 
 class CreditBudget:
-    """A session's budget: how many bytes its streams' peers may have under way to it."""
+    """A session's credit budget: how many bytes all peers together may have in flight to this end."""
 
     __slots__ = ("limits", "promised", "total")
 
@@ -30,7 +30,7 @@ class CreditBudget:
         self.promised = 0
 
     def first_window(self) -> int:
-        """A new stream's window in bytes: smaller, the more of the budget is promised."""
+        """Window of a new stream in bytes: the more of the budget is promised, the smaller."""
         if self.promised < self.total // 2:
             return self.limits.window
         if self.promised < self.total * 3 // 4:
@@ -38,19 +38,20 @@ class CreditBudget:
         return self.limits.window_floor
 
     def share(self, own: int) -> int:
-        """What a stream may have under way that has ``own`` bytes so already: half of what the others leave.
+        """Bytes in flight allowed for a stream that has ``own`` in flight: half of what the other streams leave.
 
-        So N streams that want all they can get come to have an N + 1st part each, and whoever comes last finds one too.
+        So N streams that want all they can get converge to a share of 1/(N + 1) each, and a new stream finds the same
+        share.
         """
         return max(0, (self.total - self.promised + own) // 2)
 
     def within(self, streams: int) -> bool:
-        """Whether the invariant holds for this many streams."""
+        """Whether the budget's invariant holds for this number of streams."""
         return 0 <= self.promised <= self.total + streams * self.limits.window_floor
 
 
 class Inbound:
-    """The receiving half of a stream: its offsets, and the credit it has granted."""
+    """The receiving half of a stream: its offsets, and the credit that it has granted."""
 
     __slots__ = (
         "_consumed_granted",
@@ -69,20 +70,20 @@ class Inbound:
     def __init__(self, budget: CreditBudget) -> None:
         self.budget: Final = budget
         self.window = budget.first_window()
-        self.received = 0  # all bytes below arrived
-        self.consumed = 0  # all bytes below were taken by the program, or its socket
-        self.limit = 0  # bytes below may be sent by the peer
-        self.final: int | None = None  # the peer's final offset, once its FIN is here
-        self.told_fin = False  # an ACK with the flag `fin` went out
-        self._told = 0  # `received` of the last ACK
+        self.received = 0  # all bytes below this have arrived
+        self.consumed = 0  # the program, or its socket, has taken all bytes below this
+        self.limit = 0  # the peer may send bytes below this
+        self.final: int | None = None  # the peer's final offset, once its FIN has arrived
+        self.told_fin = False  # an ACK with the flag `fin` was sent
+        self._told = 0  # `received` in the last ACK
         self._consumed_granted = 0  # `consumed` when the limit was last raised
-        self.grows: Growth | None = None  # made at the first flag
-        self.most = min(budget.limits.window_near, budget.limits.window_max)  # what the window may grow to
+        self.grows: Growth | None = None  # created at the first flag
+        self.most = min(budget.limits.window_near, budget.limits.window_max)  # upper bound of the window
 
     def grant(self) -> int:
-        """The limit to put on the wire now: raised as far as window and budget allow.
+        """Raise the limit as far as window and budget allow, and return it.
 
-        Call it only for a frame that is really sent.
+        Call this only for a frame that is really sent.
         """
         budget = self.budget
         if self.final is None:
@@ -101,9 +102,9 @@ class Inbound:
         return self.limit
 
     def accept(self, offset: int, length: int) -> int:
-        """Take note of bytes that arrived; returns how many of the first are known already.
+        """Record received bytes; returns how many of them, from the first on, had arrived before.
 
-        Raises ``RemoteProtocolError`` with the stream's code; then the stream must be reset.
+        Raises ``RemoteProtocolError`` with a stream code; the caller must then reset the stream.
         """
         end = offset + length
         if end > self.limit:
@@ -120,9 +121,9 @@ class Inbound:
         return known
 
     def accept_next(self, offset: int, length: int) -> bool:
-        """The fast path of :meth:`accept`: takes note of bytes that are simply the next, and returns whether they are.
+        """Fast path of :meth:`accept`: record bytes that are exactly the next ones, and return true.
 
-        If not, nothing was done.
+        Otherwise returns false and changes nothing.
         """
         end = offset + length
         if offset != self.received or end > self.limit or self.final is not None:
@@ -132,16 +133,17 @@ class Inbound:
         return True
 
     def reaches(self, round_trip: float) -> None:
-        """The two ends are at most so many seconds apart, there and back: no window need be larger than that fills.
+        """Set the upper bound of the window from a ``round_trip`` in seconds: a larger window would not be filled.
 
-        What is under way beyond it waits in kernels, where nobody marks it: an echo beside two downloads over loopback
-        took 17 ms with windows of 16 MiB, and 3 ms with 512 KiB, which moved nine tenths as much.
+        Bytes in flight beyond that wait in kernels, where the relay can't mark them. With windows of 16 MiB an echo
+        beside two downloads over loopback took 17 ms; with 512 KiB it took 3 ms, and the downloads moved nine tenths as
+        much.
         """
         limits = self.budget.limits
         self.most = min(limits.window_max, max(limits.window_near, int(round_trip * limits.window_rate)))
 
     def note(self, flags: int, length: int, now: float) -> None:
-        """Take note of the flags with which so many new bytes arrived; the window follows at the next grant."""
+        """Record the flags of ``length`` new bytes; the next grant adapts the window."""
         growth = self.grows
         if growth is None:
             if not flags:
@@ -150,7 +152,7 @@ class Inbound:
         growth.note(flags, length, now)
 
     def finish(self, final: int) -> None:
-        """Take note of the peer's FIN; raises ``RemoteProtocolError`` when it can't be true."""
+        """Record the peer's FIN; raises ``RemoteProtocolError`` if its offset is impossible."""
         if final != self.received or self.final not in {None, final}:
             raise RemoteProtocolError(
                 f"The end is at {final}, and {self.received} bytes were received.", "offset_mismatch"
@@ -161,21 +163,21 @@ class Inbound:
 
     @property
     def finished(self) -> bool:
-        """All of the peer's bytes are here, and its end."""
+        """Whether all of the peer's bytes and its FIN have arrived."""
         return self.final is not None
 
     def consume(self, count: int) -> bool:
-        """The program took ``count`` bytes; returns whether an ACK is due at once."""
+        """Record that the program took ``count`` bytes; returns whether an ACK is due at once."""
         self.consumed += count
         assert self.consumed <= self.received, "more was consumed than arrived"
         taken = self.consumed - self._consumed_granted
-        # Measured on what was granted, not on the window: a curtailed grant needs its next one sooner.
+        # Measured on what was granted, not on the window: a reduced grant needs the next one sooner.
         granted = self.limit - self._consumed_granted
         return self.final is None and taken >= min(granted // 4, self.budget.limits.ack_bytes)
 
     @property
     def unacknowledged(self) -> bool:
-        """Whether the peer has yet to be told something."""
+        """Whether there is something that the peer has not been told yet."""
         return (
             self.received != self._told
             or (self.finished and not self.told_fin)
@@ -183,14 +185,14 @@ class Inbound:
         )
 
     def release(self) -> None:
-        """Nothing more will arrive: give what is promised back to the budget."""
+        """Return unused credit to the budget, because nothing more will arrive."""
         self.budget.promised -= self.limit - self.received
         self.limit = self.received
         assert self.budget.promised >= 0
 
 
 class Distances:
-    """How far peers are, at most: the least time that each took to answer, as long as neither end has moved."""
+    """Upper bounds of the distance to peers: the shortest answer time of each, valid while neither end moves."""
 
     __slots__ = ("_seconds",)
 
@@ -198,12 +200,12 @@ class Distances:
         self._seconds: dict[str, float] = {}
 
     def answered(self, inbound: Inbound, peer: str, took: float) -> None:
-        """The peer of a stream answered after so many seconds; a busy moment of it makes it no farther."""
+        """Record that the stream's peer answered after ``took`` seconds. The minimum counts: busy is not far."""
         if len(self._seconds) >= _PEERS:
             self._seconds.clear()
         self._seconds[peer] = least = min(took, self._seconds.get(peer, took))
         inbound.reaches(least)
 
     def forget(self, peer: str) -> None:
-        """The peer may be somewhere else."""
+        """Drop what is known about ``peer``: it may have moved."""
         self._seconds.pop(peer, None)

@@ -1,1 +1,1 @@
-"""What each process of kdispatch has: its output, its log, its descriptors."""
+"""Parts of every kdispatch process: its output, its log, its descriptors."""

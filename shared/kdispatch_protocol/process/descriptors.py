@@ -1,4 +1,4 @@
-"""How many files and sockets a process may have open, and which errors say that it, or its machine, is at a limit."""
+"""Limits on open files and sockets, and the errors that mean that this process or its machine has reached a limit."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, Final
 __all__ = ["OURS", "SHORT", "is_ours", "is_reserved", "limit", "raise_limit"]
 
 _resource: Any = None
-with contextlib.suppress(ImportError):  # Windows has none, and no such limit
+with contextlib.suppress(ImportError):  # Windows has neither the module nor such a limit
     _resource = importlib.import_module("resource")
 
-#: The system has no room for one more socket: of this process, of all, or for its memory.
+#: The system has no resources for another socket: this process's limit, the system's, or memory.
 SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-#: What connecting fails with that says nothing of the other end: no local port is free, no network is there, a rule of
-#: this machine forbids it.
+#: Connect errors that say nothing about the other end: no free local port, no network, or a rule of this machine
+#: forbids it.
 OURS: Final = SHORT | {errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EPERM, errno.EACCES, errno.EAGAIN}
-#: Descriptors that no connection of a program gets: a session and its successor, look-ups of names, files that are
-#: read now and then, and a command that asks for the status, need 12 at a time.
+#: Descriptors kept back from programs' connections: a session and its successor, name look-ups, files that are read
+#: occasionally, and a command that asks for the status need 12 at a time.
 _RESERVE: Final = 16
 
 
 def limit() -> int | None:
-    """How many this process may have open; ``None`` where the system has no bound."""
+    """The limit of open descriptors; ``None`` if the system has none."""
     if _resource is None:
         return None
     soft, _ = _resource.getrlimit(_resource.RLIMIT_NOFILE)
@@ -33,20 +33,20 @@ def limit() -> int | None:
 
 
 def raise_limit() -> int | None:
-    """Allow as many as the system lets this process have: the default is 1,024. Returns :func:`limit`."""
+    """Raise the soft limit, 1,024 by default, to the hard limit. Returns :func:`limit`."""
     if _resource is not None:
         _, hard = _resource.getrlimit(_resource.RLIMIT_NOFILE)
-        with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below an unlimited one
+        with contextlib.suppress(OSError, ValueError):  # macOS has its own bound below an unlimited one
             _resource.setrlimit(_resource.RLIMIT_NOFILE, (hard, hard))
     return limit()
 
 
 def is_reserved(descriptor: int) -> bool:
-    """Whether this new descriptor is one of the last. The system gives the lowest that is free."""
+    """Whether this new descriptor is in the reserve. The system always assigns the lowest free number."""
     most = limit()
     return most is not None and descriptor >= most - min(_RESERVE, most // 4)
 
 
 def is_ours(error: OSError) -> bool:
-    """Whether a failure to connect is this machine's own, and so says nothing of who was to answer."""
+    """Whether a connect error comes from this machine, and so says nothing about the other end."""
     return isinstance(error, socket.gaierror) or error.errno in OURS

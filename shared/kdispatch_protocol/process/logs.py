@@ -1,8 +1,8 @@
-"""Logs of agents and relays: structlog over the standard library's, as text or JSON, on stderr.
+"""Logs of agents and relays: structlog on top of the standard library's logging, as text or JSON, on stderr.
 
-Every record, of aiohttp or asyncio too, passes :func:`redact`, so that no token
-is ever written, whoever wrote it. Import this only where something is logged:
-structlog takes as long to import as a short command takes to run.
+Every record, also of aiohttp or asyncio, passes :func:`redact`, so that no token
+is ever written. Import this module only to log: structlog takes as long to import
+as a short command takes to run.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["FORMATS", "configure_logs", "redact"]
 
 FORMATS: Final = ("text", "json")
 
-#: Fields that the text format writes in places of their own.
+#: Fields with their own place in the text format.
 _PLACED: Final = frozenset({"timestamp", "level", "event", "code", "logger", "exception"})
 
 
 def configure_logs(
     log_format: str = "text", *, verbose: bool = False, level: int | None = None, stream: TextIO | None = None
 ) -> None:
-    """Send every log record to ``stream`` (stderr), from INFO or with ``verbose`` from DEBUG of kdispatch's own.
+    """Send all log records to ``stream`` (default stderr): from INFO up, with ``verbose`` from DEBUG up for kdispatch.
 
-    ``level`` is the least of what others (aiohttp, asyncio, alembic) may write, WARNING by default.
+    ``level`` is the lowest level for other loggers (aiohttp, asyncio, alembic), WARNING by default.
     Raises ``bad_request`` for an unknown format.
     """
     if log_format not in FORMATS:
@@ -76,7 +76,7 @@ def configure_logs(
 
 
 class _Unblocked(logging.Handler):
-    """Hands records to a place, which tells in the log's own form how many lines it dropped."""
+    """Passes records to a place that reports the number of dropped lines as a log record."""
 
     def __init__(self, stream: UnblockedStream) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class _Unblocked(logging.Handler):
         stream.place.told = self._left_out
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._stream.place.full:  # a dropped record is not formatted: a log that hangs costs the loop nothing
+        if self._stream.place.full:  # drop before formatting, so that a blocked log costs the loop nothing
             self._stream.place.drop(1)
             return
         try:
             self._stream.write(f"{self.format(record)}\n")
-        except Exception:  # noqa: BLE001 - whatever the record holds: logging's way to tell of it
+        except Exception:  # noqa: BLE001 - logging's own way to report an unusable record
             self.handleError(record)
 
     def _left_out(self, lines: int) -> str:
@@ -100,7 +100,7 @@ class _Unblocked(logging.Handler):
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: what looks like a token keeps its kind only, however deep in the record it is."""
+    """A structlog processor: replaces everything that looks like a token by its kind, at any depth of the record."""
     for key, value in event.items():
         event[key] = _redacted(value)
     return event
@@ -119,7 +119,7 @@ def _redacted(value: Any) -> Any:
 
 
 def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-    """One line: time, level, what happened, its code, then the fields; a traceback follows on lines of its own."""
+    """One line: time, level, event, code, then the fields. A traceback follows on its own lines."""
     line = f"{event.get('timestamp', '')} {event.get('level', 'info'):<7} {event.get('event', '')}"
     if code := event.get("code"):
         line += f" [{code}]"

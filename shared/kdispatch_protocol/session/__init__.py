@@ -1,1 +1,1 @@
-"""What each session has at both ends: its queue, its pace, its deadlines."""
+"""Parts of a session that both ends use: its queue, its pace, its deadlines."""

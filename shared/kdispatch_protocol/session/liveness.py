@@ -1,11 +1,11 @@
-"""Whether the other end of a session is alive, and whether the session is alive for what is between the ends.
+"""Liveness of a session: whether the other end is alive, and whether boxes on the path keep the session open.
 
-Any received byte is life. An agent asks whenever no message went one of the two
-ways for a while: some boxes count one way only, and some do not count the
-control frames of WebSockets. The relay only listens. A check that comes much
-later than it was due says something about this process (it was stopped, or the
-machine slept), not about the other end: then it asks once more, and only judges
-by what comes back.
+Any received byte proves that the other end is alive. An agent sends a PING when
+no message went in one of the two directions for a while: some boxes count only
+one direction, and some ignore WebSocket control frames. The relay only listens.
+A check that comes much later than due says something about this process (it was
+stopped, or the machine slept), not about the other end. Then it sends one more
+PING, and judges only by the answer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Final
 
 __all__ = ["Course", "Cut", "Liveness", "Verdict"]
 
-_LATE: Final = 2.0  # seconds: a timer that fires later than this is no verdict
-_PROBE: Final = 3.0  # seconds that the other end then has to say anything
-# Parts of the time after which an agent asks: what comes this soon belongs to what was before it, and an end that comes
-# this soon after something was sent is the answer to it.
+_LATE: Final = 2.0  # seconds: a timer that fires later than this gives no verdict
+_PROBE: Final = 3.0  # seconds that the other end then has to send anything
+# Parts of the interval after which an agent pings. A message within the first part belongs to the exchange before it.
+# An end within the second part after we sent something is the answer to it.
 _EXCHANGE: Final = 1 / 15
 _ANSWER: Final = 1 / 5
 
 
 class Verdict(Enum):
-    """What a check found."""
+    """Result of a check."""
 
     ALIVE = "alive"
     ASK = "ask"  # send a PING
@@ -33,24 +33,24 @@ class Verdict(Enum):
 
 
 class Cut(Enum):
-    """How a session ended that nobody wanted to end."""
+    """How a session ended that neither end closed on purpose."""
 
-    CLOSED = "closed"  # its connection was closed or reset, without a goodbye
-    UNANSWERED = "unanswered"  # nothing came back any more
+    CLOSED = "closed"  # the connection was closed or reset without a close frame
+    UNANSWERED = "unanswered"  # answers stopped coming
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a session went, for who learns from it what its path allows. Times are seconds."""
+    """Record of a session, from which the agent learns what its path allows. Times are seconds."""
 
     lasted: float
-    survived: float  # the longest time without a message either way after which one arrived
-    silence: float  # the time without a message either way that was before the end, or before what had no answer
-    cut: Cut | None  # none where it ended otherwise, has not ended, or this process or its machine had stood still
+    survived: float  # the longest silence, without a message either way, after which a message arrived
+    silence: float  # the silence before the end, or before the first message without an answer
+    cut: Cut | None  # None: it ended otherwise, still runs, or this process or its machine had stopped
 
 
 class Liveness:
-    """One session's silence. ``ping_after`` is ``None`` where one only listens; times are seconds."""
+    """Measures one session's silence. ``ping_after`` is ``None`` for an end that only listens; times are seconds."""
 
     __slots__ = (
         "_arrived",
@@ -71,16 +71,16 @@ class Liveness:
     def __init__(self, ping_after: float | None, dead_after: float, now: float) -> None:
         self._ping_after = ping_after
         self._dead_after = dead_after
-        self._heard = now  # the last byte
-        self._arrived = now  # the last message of the other end's
-        self._sent = now  # the last one of ours
+        self._heard = now  # the last received byte
+        self._arrived = now  # the last received message
+        self._sent = now  # the last sent message
         self._asked = now  # the last PING
         self._looked = now  # the last check
-        self._tried = 0.0  # how long it had been silent when we sent what nothing has arrived after
+        self._tried = 0.0  # the silence before the first message that we sent without an answer so far
         self._tried_at = now
-        self._doubted = False  # what is asked now is to be answered at once, however short the silence was
+        self._doubted = False  # the answer to this PING decides, however short the silence was
         self.survived = 0.0  #: the longest silence after which a message arrived
-        self.unsure = False  #: this process stood still, and no message has arrived since
+        self.unsure = False  #: this process had stopped, and no message has arrived since
         self._deadline = 0.0
         self._schedule()
 
@@ -95,15 +95,15 @@ class Liveness:
         return max(self._arrived, self._sent, self._asked)
 
     def heard(self, now: float) -> None:
-        """Bytes arrived, of whatever kind."""
+        """Record that bytes of any kind arrived."""
         self._heard = now
         self._doubted = False
 
     def passed(self, arrived: float | None, sent: float | None) -> None:
-        """Since the last check messages went by: the last one of the other end's, and the last one of ours, if any.
+        """Record messages since the last check: when the last one arrived, and when we last sent one; ``None`` if none.
 
-        When the first one went by is not known: then the silence before it counts up to that check. Only who asks
-        needs to call this.
+        The time of the first of them is not known, so the silence before it counts up to the last check. Only an end
+        that pings needs to call this.
         """
         before = self._looked - self._last
         if arrived is not None:
@@ -121,19 +121,19 @@ class Liveness:
             self._tried, self._tried_at = silence, when
 
     def silence(self, now: float, cut: Cut) -> float:
-        """The silence for which the session may have ended now, in this way."""
+        """The silence that may have caused the end of the session now, by this kind of ``cut``."""
         patience = (self._ping_after or 0.0) * _ANSWER
         if cut is Cut.UNANSWERED or (self._tried and now - self._tried_at <= patience):
             return self._tried
         return now - self._last
 
     def bear(self, seconds: float) -> None:
-        """From now on take so much silence for nothing."""
+        """From now on, tolerate this much silence."""
         self._dead_after = seconds
         self._schedule()
 
     def doubt(self, now: float) -> None:
-        """The clock by which silence is measured stood still for a while: a PING goes out, and its answer decides."""
+        """The clock that measures silence had stopped for a while: a PING is sent, and its answer decides."""
         self._doubted = True
         self._probe(now)
 
@@ -143,11 +143,11 @@ class Liveness:
         self._deadline = now + _PROBE
 
     def next_deadline(self) -> float:
-        """When :meth:`check` should be called; hearing something moves it, so ask again then."""
+        """When to call :meth:`check`. Received bytes move this time, so ask again then."""
         return self._deadline
 
     def check(self, now: float) -> Verdict:
-        """Judge. Call it at the deadline, after reading what waits to be read."""
+        """Judge. Call this at the deadline, after reading all pending bytes."""
         self._looked = now
         due = self._deadline
         if now < due:

@@ -1,10 +1,10 @@
-"""What one session will send next: control first, then every stream in fair turns.
+"""The send queue of one session: control frames first, then all streams in fair turns.
 
 Both ends use it. An agent's sources are its streams, which cut DATA from their
-replay buffers when their turn comes; a relay's are lanes of frames that wait to
-be forwarded. Turns are by deficit: a source that sent more than its quantum,
-because frames are whole, waits the longer for its next turn. On a slow session,
-whose batches are small, quanta are small as well.
+replay buffers when their turn comes. A relay's sources are lanes of frames to be
+forwarded. Turns are by deficit round robin: a source that exceeded its quantum,
+because frames are whole, waits longer for its next turn. A slow session has
+small batches, and small quanta as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Acknowledger", "Outbox", "Source"]
 
 
 class Source(Protocol):
-    """Something that has frames to send. ``deficit`` and ``queued`` are the outbox's own."""
+    """Something that has frames to send. The outbox owns ``deficit`` and ``queued``."""
 
     deficit: int
     queued: bool
@@ -30,77 +30,82 @@ class Source(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether another pull would give something."""
+        """Whether another pull would return frames."""
         ...
 
 
 class Acknowledger(Protocol):
-    """Something whose ACK is made when it is written, so that it says the newest."""
+    """Something with an ACK to send. The ACK is made at the moment of writing, so it is up to date."""
 
     def make_ack(self) -> bytes:
-        """The ACK frame, or nothing if there is nothing to tell any more."""
+        """The ACK frame; empty if there is nothing left to acknowledge."""
         ...
 
 
 class Outbox:
-    """A session's queue. Nothing here awaits or writes: :meth:`collect` gives the next batch.
+    """A session's queue. It never awaits or writes: :meth:`collect` returns the next batch.
 
-    Something waits where ``control``, ``acks`` or ``ring`` is not empty. The fast paths look at the three themselves.
+    Something is queued if ``control``, ``acks`` or ``ring`` is not empty. The fast paths check the three directly.
     """
 
     __slots__ = ("_hold", "_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow")
 
     def __init__(self, limits: Limits, hold: Callable[[int, int], None] | None = None) -> None:
-        """``hold`` hears of the bytes and the number of control frames that begin, or cease, to wait here."""
+        """``hold`` gets the change in bytes and number of queued control frames."""
         self._hold = hold
         self._quantum = limits.quantum
         self._quantum_least = limits.batch_min // 4
         self.control: deque[bytes] = deque()
-        self.control_size = 0  #: bytes of control frames that wait
-        self.slow = False  #: batches are small, so that sources had better cut their frames to what they are asked for
-        self.acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of first need
-        self._soon: dict[Acknowledger, None] = {}  # ACKs that wait for company
+        self.control_size = 0  #: bytes of queued control frames
+        self.slow = False  #: batches are small, so sources should cut frames to the requested size
+        self.acks: dict[Acknowledger, None] = {}  # at most one ACK per stream, in order of request
+        self._soon: dict[Acknowledger, None] = {}  # ACKs that go with other frames
         self.ring: deque[Source] = deque()
 
     def __bool__(self) -> bool:
         return bool(self.control or self.acks or self.ring)
 
     def send(self, frame: bytes) -> None:
-        """Queue one whole control frame; they keep their order and go before all data."""
+        """Queue one whole control frame. Control frames keep their order and go before all data."""
         self.control.append(frame)
         self.control_size += len(frame)
         if self._hold is not None:
             self._hold(len(frame), 1)
 
     def acknowledge(self, stream: Acknowledger) -> None:
-        """An ACK of this stream is due."""
+        """Queue an ACK of this stream."""
         self.acks[stream] = None
 
     def acknowledge_soon(self, stream: Acknowledger) -> None:
-        """An ACK of this stream goes along with the next batch; there is no need to make one for it."""
+        """Send an ACK of this stream with the next batch; it does not cause one."""
         self._soon[stream] = None
 
     def hurry(self) -> None:
-        """ACKs have waited long enough for company: they are due."""
+        """Queue the ACKs that waited for other frames: their time is over."""
         self.acks.update(self._soon)
         self._soon.clear()
 
     def activate(self, source: Source) -> None:
-        """This source has something to send; it gets its turn. Asking again changes nothing."""
+        """Queue this source for a turn. Repeated calls change nothing."""
         if not source.queued:
             source.queued = True
             self.ring.append(source)
 
     def discard(self, source: Source) -> None:
-        """Nothing of this source, nor an ACK for it, goes out here any more."""
+        """Remove this source and any ACK for it."""
         for acks in (self.acks, self._soon):
             acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
         if source.queued:
             self.ring.remove(source)
-            source.queued, source.deficit = False, 0
+            self.forget(source)
+
+    @staticmethod
+    def forget(source: Source) -> None:
+        """This source waits in no outbox any more, and owes nothing."""
+        source.queued, source.deficit = False, 0
 
     def collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch of whole frames, about ``most`` bytes; empty when there is nothing to send."""
+        """The next batch of whole frames, about ``most`` bytes; empty if nothing is queued."""
         parts: list[Buffer] = []
         size = self._collect_control(parts, most) if self.control else 0
         if self._soon:
@@ -114,13 +119,13 @@ class Outbox:
                 parts.append(frame)
                 size += len(frame)
         ring = self.ring
-        # Where a small batch takes its 20 ms, a round of large turns would take seconds.
+        # A small batch takes 20 ms, so a round of large turns would take seconds.
         quantum = min(self._quantum, max(most // 4, self._quantum_least))
         self.slow = quantum < self._quantum
         while ring and size < most:
             source = ring[0]
             alone = len(ring) == 1
-            if alone:  # nobody waits for a turn: a frame may be as large as the batch has room, and leaves no debt
+            if alone:  # no other source waits: fill the batch, and leave no debt
                 source.deficit = most - size
             elif source.deficit <= 0:  # its turn begins
                 source.deficit += quantum
@@ -134,7 +139,7 @@ class Outbox:
                 source.deficit = min(source.deficit, 0)
             elif source.deficit <= 0 or size < most:
                 ring.rotate(-1)
-            # else the batch is full in the middle of its turn: it goes on with it in the next one
+            # Otherwise the batch is full in the middle of its turn, which continues in the next batch.
         return parts
 
     def _collect_control(self, parts: list[Buffer], most: int) -> int:

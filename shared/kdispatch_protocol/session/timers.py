@@ -1,4 +1,4 @@
-"""Deadlines of many things in one heap. It knows no clock: times come in, times go out."""
+"""Many deadlines in one heap, without a clock of its own: the caller supplies the time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 __all__ = ["Timer", "Timers"]
 
-# Below this many cancelled deadlines, sweeping them out is not worth it.
+# With fewer cancelled deadlines than this, a sweep is not worth it.
 _SWEEP = 256
 
 
 class Timer:
-    """One deadline. A cancelled one lets go at once of what it would have called."""
+    """One deadline. Cancelling it releases its callback at once."""
 
     __slots__ = ("_owner", "call")
 
@@ -21,14 +21,14 @@ class Timer:
         self.call: Callable[[float], None] | None = call
 
     def cancel(self) -> None:
-        """It is not to happen any more. Cancelling again, or after it happened, changes nothing."""
+        """Cancel the deadline. Does nothing if it was cancelled or has fired."""
         if self.call is not None:
             self.call = None
             self._owner.note_cancelled()
 
 
 class Timers:
-    """What is due when."""
+    """A set of deadlines."""
 
     __slots__ = ("_cancelled", "_count", "_heap")
 
@@ -41,7 +41,7 @@ class Timers:
         return len(self._heap) - self._cancelled
 
     def add(self, when: float, call: Callable[[float], None]) -> Timer:
-        """``call(now)`` is to be called once ``when`` has come."""
+        """Call ``call(now)`` once, when ``when`` has come."""
         timer = Timer(self, call)
         self._count += 1  # orders equal times
         heapq.heappush(self._heap, (when, self._count, timer))
@@ -55,7 +55,7 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> Iterator[Callable[[float], None]]:
-        """Take out what is due, in order."""
+        """Remove and yield the due callbacks, in order of time."""
         while self._heap and self._heap[0][0] <= now:
             timer = heapq.heappop(self._heap)[2]
             call, timer.call = timer.call, None
@@ -65,7 +65,7 @@ class Timers:
                 yield call
 
     def note_cancelled(self) -> None:
-        """Called by a timer: sweep when most of the heap is cancelled, so that it stays as large as what is pending."""
+        """Called by a timer: sweep when most of the heap is cancelled, so that its size follows the pending ones."""
         self._cancelled += 1
         if self._cancelled > _SWEEP and self._cancelled * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].call is not None]

@@ -1,4 +1,4 @@
-"""The wire: one header, eighteen frame types, and a decoder that is total.
+"""The wire format: one header, eighteen frame types, and a decoder that handles any input.
 
 A WebSocket message holds one or more whole frames. A frame is a header of 16
 bytes, big-endian, and a payload::
@@ -9,10 +9,10 @@ bytes, big-endian, and a payload::
     +-------+---------------+-----------------------+------------------------------+
     | payload, `length` bytes                                                      |
 
-``kind`` is the type in its upper five bits and three flag bits. A length of 24
-bits lets a frame carry a whole read of 64 or 128 KiB, which 16 bits do not; the
-flags pay for it. ``docs/protocol.md`` says the same in words, and a test
-compares the two.
+``kind`` holds the type in its upper five bits and three flag bits. With 24 bits
+of length a frame can carry a whole read of 64 or 128 KiB, which 16 bits could
+not; the flags are short for that reason. ``docs/protocol.md`` describes the same
+in words, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 Buffer = bytes | bytearray | memoryview
 
-#: One decoded frame: type, flags, stream, value, payload. A plain tuple: it is made for every frame that passes.
+#: One decoded frame: type, flags, stream, value, payload. A plain tuple, because one is made for every frame.
 Frame = tuple[int, int, int, int, memoryview]
 
 HEADER: Final = struct.Struct("!IIQ")
@@ -46,7 +46,7 @@ _LIMIT: Final = struct.Struct("!Q")
 #: Offsets stay below this, so that no sum of an offset and a length overflows u64.
 MAX_OFFSET: Final = 1 << 62
 
-# Types. The numbers are the wire's.
+# Type numbers, as on the wire.
 HELLO: Final = 1
 WELCOME: Final = 2
 OFFER: Final = 3
@@ -68,7 +68,7 @@ GOAWAY: Final = 18
 
 # Flags.
 BLOCKED: Final = 1  # DATA: these bytes used up the sender's limit
-MARKED: Final = 2  # DATA: they waited too long at the relay
+MARKED: Final = 2  # DATA: these bytes waited too long at the relay
 FIN_ARRIVED: Final = 1  # ACK: the end of the stream arrived as well
 
 TYPE_NAMES: Final = {
@@ -78,7 +78,7 @@ TYPE_NAMES: Final = {
 
 _JSON_MAX: Final = 16 * 1024
 _DATA_MAX: Final = 128 * 1024
-# type -> (least and greatest length, allowed flags, is the stream number needed: True, forbidden: False, either: None)
+# type -> (smallest and largest length, allowed flags, stream number: required True, forbidden False, either None)
 _RULES: Final[dict[int, tuple[int, int, int, bool | None]]] = {
     HELLO: (2, _JSON_MAX, 0, False),
     WELCOME: (2, _JSON_MAX, 0, False),
@@ -99,7 +99,7 @@ _RULES: Final[dict[int, tuple[int, int, int, bool | None]]] = {
     PONG: (0, 0, 0, False),
     GOAWAY: (2, _JSON_MAX, 0, False),
 }
-# By the whole first byte: one look-up a frame says whether type and flags are known.
+# Indexed by the first byte: one look-up per frame checks type and flags.
 _BY_KIND: Final[list[tuple[int, int, int, int, bool | None] | None]] = [None] * 256
 for _type, (_low, _high, _flags, _numbered) in _RULES.items():
     for _bits in range(8):
@@ -108,7 +108,7 @@ for _type, (_low, _high, _flags, _numbered) in _RULES.items():
 
 
 def header(type_: int, flags: int, stream: int, value: int, length: int) -> bytes:
-    """The 16 bytes before a payload of ``length`` bytes that is sent beside them, not behind a copy."""
+    """The 16 byte header for a payload of ``length`` bytes that is sent beside it without a copy."""
     return HEADER.pack((type_ << 3 | flags) << 24 | length, stream, value)
 
 
@@ -118,12 +118,12 @@ def frame(type_: int, stream: int = 0, value: int = 0, payload: bytes = b"", fla
 
 
 def ack_frame(stream: int, received: int, limit: int, *, fin: bool) -> bytes:
-    """An ACK: all bytes below ``received`` arrived, bytes below ``limit`` may be sent."""
+    """An ACK: all bytes below ``received`` arrived; the peer may send bytes below ``limit``."""
     return HEADER.pack((ACK << 3 | fin) << 24 | 8, stream, received) + _LIMIT.pack(limit)
 
 
 def ack_limit(payload: Buffer) -> int:
-    """The limit in an ACK's payload; raises when it is out of range."""
+    """The limit in an ACK's payload; raises ``RemoteProtocolError`` if it is out of range."""
     (limit,) = _LIMIT.unpack(payload)
     if limit > MAX_OFFSET:
         raise RemoteProtocolError("A limit is out of range.")
@@ -131,9 +131,9 @@ def ack_limit(payload: Buffer) -> int:
 
 
 class FrameReader:
-    """Pieces of messages in, frames of whole messages out. Total: any bytes give frames or one ``RemoteProtocolError``.
+    """Turns pieces of messages into frames. Any bytes give either frames or one ``RemoteProtocolError``.
 
-    A message waits for its last byte, so at most the largest one waits here. After an error the session must end.
+    A message is held until its last byte, so this holds at most one message. After an error the session must end.
     """
 
     __slots__ = ("_held",)
@@ -143,11 +143,11 @@ class FrameReader:
 
     @property
     def partial(self) -> int:
-        """Bytes that are kept of a message that is not whole."""
+        """Bytes held of an incomplete message."""
         return len(self._held)
 
     def receive(self, piece: Buffer, *, ends: bool) -> list[Frame]:
-        """Take the next piece of the message under way. Payloads are views into ``piece`` where they can be."""
+        """Take the next piece of the current message. Payloads are views into ``piece`` where possible."""
         if not ends:
             self._held += piece
             return []
@@ -158,7 +158,7 @@ class FrameReader:
 
 
 def decode(message: Buffer) -> list[Frame]:
-    """Cut one whole message into its frames."""
+    """Split one whole message into its frames."""
     view = memoryview(message)
     size = len(view)
     frames: list[Frame] = []
@@ -179,7 +179,7 @@ def decode(message: Buffer) -> list[Frame]:
 
 
 def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
-    """The type and flags of a header; raises when it breaks a rule."""
+    """The type and flags of a header; raises ``RemoteProtocolError`` if it breaks a rule."""
     rule = _BY_KIND[word >> 24]
     if rule is None:
         raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")

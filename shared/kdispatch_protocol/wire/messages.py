@@ -1,11 +1,12 @@
 """The JSON payloads of the rare frames: readable, extensible, checked.
 
-Unknown keys are ignored, so that a later version may add some; a missing or
-wrong value is a ``RemoteProtocolError``. Each class states its fields once, with
-the check of each beside it.
+Unknown keys are ignored, so that later versions may add keys. A missing or wrong
+value raises ``RemoteProtocolError``. Each class lists its fields once, with the
+check beside each.
 
-An open has seven of them written and read, each time with cold caches, where every
-function of the json module costs some 5 us: its C parts are called directly here.
+One open writes and reads seven of these messages, each time with cold caches.
+Each function of the json module then costs some 5 us, so its C parts are called
+directly here.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _decoder: Final = json.JSONDecoder()
-_SERVICE: Final = 127  # characters of a service at most; longer strings are not remembered below
+_SERVICE: Final = 127  # longest service name in characters; longer strings are not cached below
 
-#: A capability of HELLO and WELCOME: the session carries nothing, and may be silent for minutes.
+#: A capability in HELLO and WELCOME: the session carries nothing, and may be silent for minutes.
 QUIET: Final = "quiet"
 
 Check = Callable[[object], bool]
 
 
 def printable(text: str, most: int = DEFAULT_LIMITS.text) -> str:
-    """``text`` without control characters, cut: whatever a peer says may be shown or logged."""
+    """``text`` cut and without control characters, so that a peer's text can be shown and logged."""
     return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
@@ -62,7 +63,7 @@ def _is_service(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _SERVICE and _splits(value)
 
 
-@functools.lru_cache(maxsize=1024)  # opens by the thousand name the same services; 200 KB at most
+@functools.lru_cache(maxsize=1024)  # thousands of opens name the same services; 200 KB at most
 def _splits(service: str) -> bool:
     try:
         split_service(service)
@@ -129,7 +130,7 @@ def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Message:
     def content(self) -> dict[str, object]:
-        """The fields by name, those that are ``None`` left out."""
+        """The fields by name, without those that are ``None``."""
         return {name: value for name, *_ in _rules(type(self)) if (value := getattr(self, name)) is not None}
 
     def encode(self) -> bytes:
@@ -144,7 +145,7 @@ class _Message:
 
     @classmethod
     def parse(cls, payload: Buffer) -> Self:
-        """Read a payload; raises ``RemoteProtocolError`` for anything but a valid one."""
+        """Parse a payload; raises ``RemoteProtocolError`` if it is not valid."""
         try:
             content = _read(str(payload, "utf-8"))
         except (ValueError, RecursionError) as error:
@@ -153,7 +154,7 @@ class _Message:
 
     @classmethod
     def read(cls, content: object) -> Self:
-        """The same, from JSON that was read already."""
+        """The same for JSON that was decoded before."""
         if not isinstance(content, dict):
             raise RemoteProtocolError(f"A {cls.__name__} payload is not an object.")
         found = {}
@@ -170,21 +171,21 @@ class _Message:
 
 
 def _read(text: str) -> object:
-    """What the JSON says; raises ``ValueError`` or ``RecursionError``."""
+    """Decode JSON; raises ``ValueError`` or ``RecursionError``."""
     if text[:1] == "{":
         content, end = _decoder.raw_decode(text)
         if end == len(text):
             return content
-    return _decoder.decode(text)  # there is white space around it, or it is wrong
+    return _decoder.decode(text)  # white space around it, or invalid
 
 
-#: Name, the same as JSON begins a member with it, check, and whether it must be there.
+#: Name, the name as a JSON key with colon, check, and whether the field is required.
 _Rule = tuple[str, str, Check, bool]
 _rules_of: Final[dict[type, tuple[_Rule, ...]]] = {}  # by class, filled at first use
 
 
 def _rules(cls: type[_Message]) -> tuple[_Rule, ...]:
-    """Those of each field: asking the dataclass costs more than the checks do."""
+    """The rules of each field, cached: asking the dataclass costs more than the checks."""
     rules = _rules_of.get(cls)
     if rules is None:
         rules = _rules_of[cls] = tuple(
@@ -204,9 +205,9 @@ class Hello(_Message):
     """Agent -> relay, the first frame of a session."""
 
     versions: list[int] = _must(_versions)
-    secret: str = _must(_hex(32))  # the process secret; nobody but the relay sees it
+    secret: str = _must(_hex(32))  # the process secret; only the relay sees it
     mode: str = _must(_one_of("new", "replace", "move"), "new")
-    predecessors: list[str] = _must(_secrets, factory=list)  # secrets of processes that this one stands in for
+    predecessors: list[str] = _must(_secrets, factory=list)  # secrets of processes that this one replaces
     capabilities: list[str] = _must(_words(64), factory=list)
     agent: str = _must(_ascii(128), "")  # program and version, for people
 
@@ -218,8 +219,8 @@ class Welcome(_Message):
     version: int = _must(_whole(1, 1 << 16))
     relay: str = _must(_hex(16))
     credit: int = _must(_whole(0, MAX_OFFSET))  # bytes: the session's credit budget
-    spread_ms: int = _must(_whole(0, 1 << 31))  # reconnect after a random part of this
-    opens: int = _must(_whole(1, 1 << 20))  # OPENs without an answer that the relay takes
+    spread_ms: int = _must(_whole(0, 1 << 31))  # reconnect after a random part of this, in milliseconds
+    opens: int = _must(_whole(1, 1 << 20))  # unanswered OPENs that the relay accepts
     streams: int = _must(_whole(1, 1 << 20))  # streams that this session may open
     capabilities: list[str] = _must(_words(64), factory=list)
     program: str = _must(_ascii(128), "")  # the relay's program and version, for people
@@ -238,7 +239,7 @@ class Offer(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offered(_Message):
-    """Relay -> host: the offer stands."""
+    """Relay -> host: the offer is listed."""
 
     host: str = _must(_hex(16))
 
@@ -247,8 +248,8 @@ class Offered(_Message):
 class Open(_Message):
     """Client -> relay -> host: a new stream.
 
-    The client's OPEN carries its token and its ``secret`` for the stream; the
-    one that a host sees has neither, but ``key`` (HMAC-SHA256 of the host's
+    The client's OPEN carries its token and its ``secret`` for the stream. The OPEN
+    that the host gets has neither. It carries ``key`` (HMAC-SHA256 of the host's
     process id under that secret), the attempt and the client's process id.
     """
 
@@ -265,7 +266,7 @@ class Open(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trying(_Message):
-    """Relay -> client: this host is asked now; early data must name this attempt."""
+    """Relay -> client: the relay asks this host now. Early data must name this attempt."""
 
     attempt: int = _must(_whole(1, 255))
     process: str = _must(_hex(16))
@@ -282,48 +283,48 @@ class Opened(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachEntry(_Message):
-    """One stream of an ATTACH. An agent names its own new ``number`` and its ``peer``.
+    """One stream of an ATTACH. The sender names its own new ``number`` and its ``peer``.
 
-    The relay passes it on to that peer with the process that said it as ``peer``,
-    and as ``number`` the receiver's own, or without one: then the receiver is to
-    attach as well, or to refuse.
+    The relay forwards it to that peer. ``peer`` then names the sender's process, and
+    ``number`` is the receiver's own. Without a number the receiver must attach as
+    well, or refuse.
     """
 
     uuid: str = _must(_hex(16))
     service: str = _must(_is_service)
-    role: str = _must(_one_of("client", "host"))  # of the one who says it
+    role: str = _must(_one_of("client", "host"))  # of the sender
     peer: str = _must(_hex(16))  # process id
     number: int | None = _must(_whole(1, (1 << 32) - 1), None)
     received: int = _must(_whole(0, MAX_OFFSET))  # all bytes below arrived
     limit: int = _must(_whole(0, MAX_OFFSET))  # bytes below may be sent
     fin: bool = _must(_flag, default=False)  # the end arrived as well
-    opening: bool = _must(_flag, default=False)  # a client that does not know whether its host has opened
-    attach: int = _must(_whole(1, MAX_OFFSET))  # counts this stream's ATTACHes of this end
+    opening: bool = _must(_flag, default=False)  # this client does not know whether its host has opened
+    attach: int = _must(_whole(1, MAX_OFFSET))  # counts this end's ATTACHes of the stream
     proof: str = _must(_hex(32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach(_Message):
-    """End to end, through the relay: streams go on under new numbers. They rest on one token."""
+    """End to end, through the relay: streams resume under new numbers. All of them use one token."""
 
     streams: list[dict[str, object]] = _must(_entries)
     token: str | None = _must(_ascii(256), None)
 
     @classmethod
     def of(cls, entries: list[AttachEntry], token: str | None = None) -> Attach:
-        """The message that says these."""
+        """The message with these entries."""
         return cls(streams=[entry.content() for entry in entries], token=token)
 
     def entries(self) -> list[AttachEntry]:
-        """Its streams; raises ``RemoteProtocolError`` when one is malformed."""
+        """The entries; raises ``RemoteProtocolError`` if one is malformed."""
         return [AttachEntry.read(stream) for stream in self.streams]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reset(_Message):
-    """Either way: a stream or an offer ends, with a code of the table and a sentence.
+    """Both directions: a stream or an offer ends, with a code of the table and a sentence.
 
-    With ``uuid`` and ``process`` an agent refuses the ATTACH of that process.
+    With ``uuid`` and ``process`` an agent refuses that process's ATTACH.
     """
 
     code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
@@ -334,7 +335,7 @@ class Reset(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goaway(_Message):
-    """Relay -> agent: leave within ``move_ms``, and try for ``try_ms`` to reach another; with a final code, end."""
+    """Relay -> agent: leave within ``move_ms``, and try another relay for ``try_ms``; after a final code, stop."""
 
     code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
     text: str = _must(_any_text(8192), "")
@@ -343,6 +344,7 @@ class Goaway(_Message):
 
 
 def reset_frame(number: int, code: str, text: str) -> bytes:
-    """A RESET by number, of either end or of the relay."""
-    # Cut and without control characters: a peer's text that grows on its way would end its receiver's session.
+    """A RESET by number, from either end or from the relay."""
+    # Cut, and control characters replaced: escaping would make the text longer on its way and end the receiver's
+    # session.
     return frame(RESET, number, payload=Reset(code=code, text=printable(text)).encode())

@@ -1,11 +1,12 @@
 """WebSocket framing (RFC 6455, section 5) for both ends, sans-I/O.
 
-Only what kdispatch needs: binary messages, ping, pong and close. Text is
-refused, extensions are never negotiated. The handshake is done elsewhere.
+It has only what kdispatch needs: binary messages, ping, pong and close. Text
+messages are refused, extensions are never negotiated. Other code does the
+handshake.
 
-Messages are not put together: their payload is handed on in pieces, as it
-arrives, so that nothing waits for the end of a message and nothing is held here
-but the beginning of a frame's head and of a control frame.
+Messages are not assembled: their payload is passed on in pieces as it arrives.
+So nothing waits for the end of a message, and only an incomplete frame head and
+an incomplete control frame are held here.
 """
 
 from __future__ import annotations
@@ -42,31 +43,31 @@ _KNOWN: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 _U16: Final = struct.Struct("!H")
 _U64: Final = struct.Struct("!Q")
 _HEAD_MAX: Final = 14
-# The first byte of a binary message in one frame.
+# First byte of a binary message in one frame.
 _WHOLE: Final = 0x80 | BINARY
-# Parts below this are joined before they are masked: a copy of 4 KiB costs less than another call.
+# Parts below this are joined before masking: a copy of 4 KiB costs less than another call.
 _SMALL: Final = 4096
-# Codes that may stand in a close frame (RFC 6455, 7.4, and the IANA registry).
+# Codes allowed in a close frame (RFC 6455, 7.4, and the IANA registry).
 _CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
 _SHORT_HEADS: Final = {code: [bytes((0x80 | code, n)) for n in range(256)] for code in (BINARY, CLOSE, PING, PONG)}
 
-#: A piece of a message's payload, and whether the message ends with it.
+#: A piece of a message's payload, and whether it is the last one of the message.
 Piece = tuple[Buffer, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """Why reading ended: ``code`` and ``reason`` are what the answering close frame should carry."""
+    """Why reading ended. The close frame that answers should carry ``code`` and ``reason``."""
 
     code: int
     reason: str
-    by_peer: bool  # a close frame arrived, rather than a violation
+    by_peer: bool  # true after a close frame, false after a violation
 
 
 def frame_head(opcode: int, length: int, mask: bytes | None) -> bytes:
-    """The head of one unfragmented frame; ``mask`` is the four key bytes of a client's, ``None`` at a server."""
+    """The head of one unfragmented frame. ``mask`` is a client's four key bytes, or ``None`` at a server."""
     masked = 0 if mask is None else 0x80
     if length < 126:
         head = _SHORT_HEADS[opcode][masked | length]
@@ -78,9 +79,9 @@ def frame_head(opcode: int, length: int, mask: bytes | None) -> bytes:
 
 
 def mask_parts(parts: list[Buffer], mask: bytes) -> list[Buffer]:
-    """Mask a client's payload. Small parts are joined; the mask runs through, and a large part keeps its own buffer.
+    """Mask a client's payload. Small parts are joined; a large part keeps its own buffer. The mask runs through all.
 
-    Nothing that is large is copied behind something else: that would be one more pass over it.
+    Large parts are not copied together, because that would be one more pass over them.
     """
     masked: list[Buffer] = []
     small: list[Buffer] = []
@@ -101,7 +102,7 @@ def mask_parts(parts: list[Buffer], mask: bytes) -> list[Buffer]:
 
 
 def _turned(mask: bytes, count: int) -> bytes:
-    """The mask as the byte behind ``count`` masked ones meets it."""
+    """The mask, rotated for the byte that follows ``count`` masked bytes."""
     turn = count & 3
     return mask[turn:] + mask[:turn] if turn else mask
 
@@ -112,10 +113,10 @@ def close_payload(code: int, reason: str) -> bytes:
 
 
 class WebSocketReader:
-    """Bytes in, pieces of messages and control frames out.
+    """Turns bytes into pieces of messages and control frames.
 
-    Feed it with :meth:`receive_data`. Then look at ``pings`` (payloads to answer,
-    take and clear them) and ``closing``: once it is set, send its close frame and
+    Pass bytes to :meth:`receive_data`. Then check ``pings`` (payloads to answer: take
+    and clear them) and ``closing``. Once ``closing`` is set, send its close frame and
     read no more.
     """
 
@@ -135,30 +136,30 @@ class WebSocketReader:
     )
 
     def __init__(self, *, server: bool, max_message: int) -> None:
-        self.server = server  # at a server frames must be masked, at a client they must not
+        self.server = server  # a server accepts only masked frames, a client only unmasked ones
         self.max_message = max_message
         self.closing: Closing | None = None
         self.pings: list[bytes] = []
-        self.idle = 0  #: frames that brought no byte of a message; who looks at it sets it back
-        self._head = b""  # the beginning of a frame whose head is incomplete
-        self._first = 0  # the first byte of the frame whose payload is under way
-        self._left = 0  # bytes of its payload that are still to come
-        self._mask = b""  # as the next of them meets it
+        self.idle = 0  #: frames that brought no byte of a message; its reader resets it
+        self._head = b""  # an incomplete frame head
+        self._first = 0  # the first byte of the current frame
+        self._left = 0  # bytes missing of its payload
+        self._mask = b""  # rotated for the next of them
         self._control = b""  # the beginning of a control frame's payload
-        self._inside = False  # a message is under way, and its last frame was not here
-        self._size = 0  # of that message, with the frame under way
+        self._inside = False  # within a message: its last frame has not begun
+        self._size = 0  # of that message, including the current frame
 
     def receive_whole(self, data: memoryview, size: int) -> bytes | None:
-        """The fast path: the payload, if the first ``size`` bytes of ``data`` are one whole short message.
+        """Fast path: return the payload if the first ``size`` bytes of ``data`` are exactly one short message.
 
-        ``None`` says that they are not, and nothing was done: give them to :meth:`receive_data`. The payload has
-        memory of its own. Most reads of a stream that is not bulk are such messages: 4 us less for each (of 25 a hop).
+        Otherwise returns ``None`` and changes nothing; then call :meth:`receive_data`. The payload is a copy. Most
+        reads of a stream that is not bulk are such messages; this saves 4 us for each (of 25 a hop).
         """
         start = 6 if self.server else 2
         length = size - start
         if not 0 < length < 126 or self._left or self._head or self._inside or self.closing:
             return None
-        read = data[:size].tobytes()  # bytes are cut in half the time that views take
+        read = data[:size].tobytes()  # slicing bytes takes half the time of slicing views
         if read[0] != _WHOLE or read[1] != (0x80 | length if self.server else length):
             return None
         return apply_mask(read[6:], read[2:6]) if self.server else read[2:]
@@ -166,8 +167,8 @@ class WebSocketReader:
     def receive_data(self, data: Buffer) -> list[Piece]:
         """Take bytes from the wire.
 
-        At a client, pieces are views into ``data``: use or copy them before it is
-        reused. At a server they were unmasked, and have memory of their own.
+        A client's pieces are views into ``data``: use or copy them before it is reused.
+        A server's pieces were unmasked and have their own memory.
         """
         pieces: list[Piece] = []
         view = memoryview(data)
@@ -194,7 +195,7 @@ class WebSocketReader:
         return pieces
 
     def _take_head(self, view: memoryview, position: int, pieces: list[Piece]) -> int:
-        """Take a frame's head, which may have begun in an earlier read; returns the position behind what was used."""
+        """Take a frame's head, which may have begun in an earlier read; returns the position after it."""
         before = len(self._head)
         head = self._head + bytes(view[position : position + _HEAD_MAX - before])
         size = len(head)
@@ -206,7 +207,7 @@ class WebSocketReader:
         start = 2 if length < 126 else 4 if length == 126 else 10
         if self.server:
             start += 4
-        # Most frames are whole messages: nothing about them needs a look.
+        # Most frames are whole messages and need no further check.
         ordinary = first == _WHOLE and not self._inside and second >> 7 == self.server
         if not ordinary and not self._head_allowed(first, second):
             return len(view)
@@ -240,7 +241,7 @@ class WebSocketReader:
             self.idle += 1
 
     def _head_allowed(self, first: int, second: int) -> bool:
-        """Check a frame's first two bytes; a violation is recorded in ``closing``."""
+        """Check a frame's first two bytes; a violation is stored in ``closing``."""
         opcode = first & 0x0F
         problem = ""
         if first & 0x70:
@@ -270,7 +271,7 @@ class WebSocketReader:
             self.pings.append(payload)
         elif opcode == CLOSE:
             self._closed(payload)
-        # A pong that we did not ask for is allowed (RFC 6455, 5.5.3).
+        # An unsolicited pong is allowed (RFC 6455, 5.5.3).
 
     def _closed(self, payload: bytes) -> None:
         if not payload:

@@ -117,7 +117,7 @@ def test_no_answer_shows_its_secret() -> None:
     ("answer", "code", "says"),
     [
         (problem("revoked", 401, "Gone since noon."), "revoked", "Gone since noon."),
-        (problem("revoked", 401), "revoked", "What this access rested on was revoked."),
+        (problem("revoked", 401), "revoked", "The right behind this access was revoked."),
         (problem("internal_error", 500, "Oh."), "internal_error", "Oh. Request id: r1."),
         (problem("of_tomorrow", 401, "New."), "token_refused", "New. (The relay calls it 'of_tomorrow'.)"),
         (problem("of_tomorrow", 404), "unknown_service", "of_tomorrow"),

@@ -1,1 +1,1 @@
-"""An agent's end on an event loop: its driver and its streams' transports."""
+"""An agent's end on an event loop: its driver, and the transports of its streams."""

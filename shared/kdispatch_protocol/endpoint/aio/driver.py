@@ -1,9 +1,8 @@
-"""An agent's endpoint on an event loop: sessions come and go below, streams are transports above."""
+"""Run an agent's endpoint on an event loop: sessions below, streams as transports above."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import secrets
 from collections.abc import Callable
@@ -33,19 +32,19 @@ _FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
 _ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 
 
-# More than 25 methods: the faces it shows to programs, transports, pipes and the link, one line each.
+# More than 25 methods: one-line interfaces for programs, transports, pipes and the link.
 class EndpointDriver:
-    """Ties an :class:`Endpoint` to a loop. What concerns the session goes to ``on_event``, in the loop's thread.
+    """Connect an :class:`Endpoint` to a loop. Events of the session go to ``on_event``, in the loop's thread.
 
-    Those are SessionReady, SessionRefused, PongReceived, Offered, OfferRefused, AttachRefused,
-    StreamRequested, StreamOpened and StreamWasReset; the rest goes to the streams' transports.
+    Those are SessionReady, SessionRefused, PongReceived, Offered, OfferRefused, AttachRefused, StreamRequested,
+    StreamOpened and StreamWasReset. The streams' transports get the other events.
     """
 
     def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
         self.endpoint = endpoint
         self.loop = asyncio.get_running_loop()
         self.buffer = read_buffer()
-        self.pipes: set[LocalConnection] = set()  # local connections that are not closed yet
+        self.pipes: set[LocalConnection] = set()  # open local connections
         self._table = endpoint.table
         self._table.sink = self._data_arrived
         self._on_event = on_event
@@ -54,15 +53,15 @@ class EndpointDriver:
         self._slow = SlowReaders(endpoint.limits)
         self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
-        self._reading = False  # a read is being worked on; its answers go out at its end
-        self._woken = False  # there may be some
+        self._reading = False  # a read is being processed; its answers are sent at its end
+        self._woken = False  # it may have answers
 
     # --- sessions ----------------------------------------------------------------------------
 
     def connect(self, transport: asyncio.Transport, early: bytes = b"", *, ping: float | None = None) -> UplinkSession:
-        """Run a session over an upgraded connection. If there is one already, streams move to the new one.
+        """Run a session over an upgraded connection. If there is a session already, streams move to the new one.
 
-        In it the relay is asked after ``ping`` seconds of silence, if not after those of the limits.
+        ``ping`` is the silence in seconds after which this session sends a PING; the default is that of the limits.
         """
         uplink = UplinkSession(self, ping)
         self._uplinks[uplink.session] = uplink
@@ -75,12 +74,12 @@ class EndpointDriver:
             uplink.close(code, text)
 
     def abort(self) -> None:
-        """End every session at once; others may follow."""
+        """End every session at once; new ones may follow."""
         for uplink in list(self._uplinks.values()):
             uplink.abort()
 
     def end_streams(self, code: str = "cancelled", text: str = "The agent ended.") -> None:
-        """End every stream, and tell the peers as far as there is a session."""
+        """End every stream, and tell the peers if there is a session."""
         self._table.now = self.loop.time()
         for stream in list(self._table.by_uuid.values()):
             self._table.fail(stream, code, text)
@@ -88,14 +87,14 @@ class EndpointDriver:
         self.wake()
 
     def give_up(self, service: str, code: str, text: str) -> None:
-        """End a client's streams to a service, for which nothing more is asked."""
+        """End a client's streams to a service that the agent gave up."""
         self._table.now = self.loop.time()
         self.endpoint.give_up(service, code, text)
-        self.loop.call_soon(self._deliver)  # not at once: it is said of the first of them just now
+        self.loop.call_soon(self._deliver)  # not at once: the caller is still handling the event of the first one
         self.wake()
 
     def stop(self) -> None:
-        """End for good; what is left of local connections is reset."""
+        """End for good, and reset the remaining local connections."""
         self.abort()
         self.end_streams()
         for pipe in list(self.pipes):
@@ -104,53 +103,63 @@ class EndpointDriver:
         self._alarm.cancel()
 
     def ping(self, value: int) -> None:
-        """Ask the relay to say ``value``, which is not 0; PongReceived follows."""
+        """Send a PING with ``value``, which must not be 0; PongReceived follows."""
         self.endpoint.ping(value)
         self.wake()
 
     @property
     def sessions(self) -> list[UplinkSession]:
-        """Those that are alive, the newest last."""
+        """The live sessions, newest last."""
         return list(self._uplinks.values())
 
     @property
     def streams(self) -> int:
-        """How many streams there are."""
+        """Number of streams."""
         return len(self._table.by_uuid)
 
     @property
     def carried(self) -> int:
-        """Bytes of programs that have got across, both ways, since this process began."""
+        """Bytes of programs transferred both ways since this process began."""
         return self._table.resumption.carried
 
     @property
     def waiting(self) -> int:
-        """How many running streams wait for a session, theirs or their peers', to be back."""
+        """Number of running streams that wait for their own or their peer's session to return."""
         return sum(stream.grace is not None for stream in self._table.by_uuid.values())
 
     async def drain(self, seconds: float) -> None:
-        """Wait until there are no streams, and their programs have all bytes, at most so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.streams or self.pipes:
-                    self._idle.clear()
-                    await self._idle.wait()
+        """Wait until no stream is left and programs have all bytes, for at most ``seconds``."""
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._idle.set()
+
+        # Not by asyncio.timeout: before Python 3.11.3 it raises CancelledError in a task that was cancelled before.
+        timer = self.loop.call_later(seconds, end)
+        try:
+            while (self.streams or self.pipes) and not over:
+                self._idle.clear()
+                await self._idle.wait()
+        finally:
+            timer.cancel()
 
     # --- streams ---------------------------------------------------------------------------------
 
     def open(
         self, service: str, protocol: asyncio.BaseProtocol, token: str | None = None, *, pin: str = ""
     ) -> StreamTransport:
-        """Begin a stream to a service, or to its host ``pin``. It may be written at once.
+        """Open a stream to a service, or to its host ``pin``. The caller may write at once.
 
         StreamOpened or a reset follows.
         """
-        random = secrets.token_bytes(48)  # of one call: the system's randomness costs some 10 us
+        random = secrets.token_bytes(48)  # one call for both: the system's randomness costs some 10 us
         stream = self._table.open(service, random[32:].hex(), self.loop.time(), token, random[:32], pin=pin)
         return self._add(stream, protocol)
 
     def accept(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
-        """Take a stream that was requested; its service is there. One that was given up meanwhile is lost at once."""
+        """Accept a requested stream whose service is connected. A stream that ended meanwhile is lost at once."""
         self._table.accept(stream, self.loop.time())
         transport = self._add(stream, protocol)
         if stream.ended:
@@ -158,7 +167,7 @@ class EndpointDriver:
         return transport
 
     def refuse(self, stream: Stream, code: str, text: str) -> None:
-        """Refuse a stream that was requested."""
+        """Refuse a requested stream."""
         self._table.reset(stream, code, text)
         self.wake()
 
@@ -170,13 +179,13 @@ class EndpointDriver:
         return transport
 
     def write(self, stream: Stream, data: Buffer) -> bool:
-        """For transports; returns whether to go on writing."""
+        """For transports: queue bytes; returns whether to write more."""
         go_on = self._table.write(stream, data)
         self.wake()
         return go_on
 
     def write_eof(self, stream: Stream) -> None:
-        """For transports."""
+        """For transports: the program writes no more."""
         self._table.write_eof(stream)
         self.wake()
 
@@ -187,25 +196,25 @@ class EndpointDriver:
             self.wake()
 
     def close(self, stream: Stream) -> None:
-        """For transports."""
+        """For transports: the program closed the stream."""
         self._table.close(stream, self.loop.time())
         self.wake()
 
     def reset(self, stream: Stream, code: str, text: str) -> None:
-        """For transports."""
-        self._table.now = self.loop.time()  # what is remembered of the stream counts from now
+        """For transports: reset the stream at once."""
+        self._table.now = self.loop.time()  # the tombstone counts from now
         self._table.reset(stream, code, text)
         self.wake()
 
     def reset_behind(self, stream: Stream, code: str, text: str, *, more: bool = False) -> None:
-        """For transports: reset it when the peer has all that was written, and ``more`` that will be."""
+        """For transports: reset once the peer has everything written, and with ``more`` what will be written."""
         self._table.farewells.begin(stream, code, text, self.loop.time(), more=more)
         if self._table.events and not self._reading:
             self.loop.call_soon(self._deliver)
         self.wake()
 
     def wait_for_reader(self, transport: StreamTransport) -> None:
-        """For transports: their program is to take more before it hears of a reset."""
+        """For transports: watch a program that must read more before it hears of a reset."""
         self._slow.add(transport, self.loop)
 
     def pipe_ended(self, pipe: LocalConnection) -> None:
@@ -214,13 +223,13 @@ class EndpointDriver:
         self._idle.set()
 
     def forget(self, stream: Stream) -> None:
-        """For transports: no event of this stream is wanted any more."""
+        """For transports: deliver no more events of this stream."""
         self._transports.pop(stream, None)
 
     # --- the loop -----------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something was queued: send it in this turn of the loop, and keep the timer right."""
+        """Send queued frames in this turn of the loop, and set the timer."""
         if not self._table.by_uuid:
             self._idle.set()
         if len(self._uplinks) > 1:
@@ -234,13 +243,13 @@ class EndpointDriver:
         self._alarm.set(self.endpoint.next_deadline())
 
     def local_read(self, pipe: LocalConnection, data: bytes) -> None:
-        """For pipes: hand on what was read from a local socket, and send what comes of it at once."""
+        """For pipes: forward what was read from a local socket, and send the resulting frames at once."""
         if pipe.stream is not None and self._table.pass_on(pipe.stream.stream, data):
             return
         self.at_once(pipe.local_said, data)
 
     def at_once(self, act: Callable[[Any], None], what: Any) -> None:
-        """Do something of which frames may come, and send these before returning: the loop's next turn reads first."""
+        """Call ``act(what)`` and send the frames it makes before returning, as the loop's next turn reads first."""
         if self._reading:
             act(what)
             return
@@ -257,7 +266,7 @@ class EndpointDriver:
         self.wake()
 
     def _deliver(self) -> None:
-        """Act on what happened, and on what that made happen."""
+        """Handle all events, including those that their handlers cause."""
         if not self._table.by_uuid:
             self._idle.set()
         while happened := self.endpoint.take_events():
@@ -274,7 +283,7 @@ class EndpointDriver:
                     self._report(event)
 
     def _data_arrived(self, stream: Stream, data: memoryview) -> None:
-        """The fast path of data: no event is made for it, and none waits that happened before."""
+        """Fast path of data: no event is made, and earlier events are delivered first."""
         if self._table.events:
             self._deliver()
         transport = self._transports.get(stream)
@@ -295,7 +304,7 @@ class EndpointDriver:
     def _report(self, event: Event) -> None:
         try:
             self._on_event(event)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - as in `_act`
             self.loop.call_exception_handler({"message": "a kdispatch event's handler failed", "exception": error})
             if isinstance(event, events.StreamRequested):
                 transport = self._transports.get(event.stream)
@@ -305,9 +314,9 @@ class EndpointDriver:
     # --- for sessions ---------------------------------------------------------------------------------
 
     def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """The fast path of a receiver: a DATA that came alone goes straight to its stream's program.
+        """Fast path of a receiver: pass a DATA that came alone straight to its stream's program.
 
-        Returns whether it did; if not, nothing was done, and it is one more frame for :meth:`frames_arrived`.
+        Returns whether it did. If not, nothing was changed, and the DATA goes to :meth:`frames_arrived`.
         """
         table = self._table
         if table.events:
@@ -325,7 +334,7 @@ class EndpointDriver:
                     transport.data_arrived(memoryview(payload))
                 except Exception as error:  # noqa: BLE001 - as in `_act`
                     self._failed(transport, error)
-            if stream.ack_timer is None:  # what the program has yet to take is acknowledged after the delay, too
+            if stream.ack_timer is None:  # what the program has yet to take is acknowledged after the delay as well
                 table.acknowledge_later(stream, now)
                 self._woken = True
             if table.events or not table.by_uuid:
@@ -338,7 +347,7 @@ class EndpointDriver:
         return True
 
     def frames_arrived(self, session: Session, received: list[Frame], now: float) -> None:
-        """Frames of the relay's; ``flush`` follows."""
+        """Handle frames from the relay; ``flush`` follows."""
         self._reading = True
         try:
             self.endpoint.receive_frames(session, received, now)
@@ -350,7 +359,7 @@ class EndpointDriver:
                 self._reading = False
 
     def flush(self) -> None:
-        """Something was worked on: what came of it goes out at once."""
+        """Send what the processed read produced, at once."""
         self._woken = False
         self._alarm.set(self.endpoint.next_deadline())
         for uplink in tuple(self._uplinks.values()):
@@ -360,7 +369,7 @@ class EndpointDriver:
             self._look_who_left()
 
     def leave(self, uplink: UplinkSession) -> None:
-        """The agent has gone over to a newer session: say so in this one, and set its ``left`` when all is done."""
+        """The agent moved to a newer session: announce it in this one, and set its ``left`` when that is complete."""
         self.endpoint.leave(uplink.session)
         self.wake()
 
@@ -373,13 +382,13 @@ class EndpointDriver:
         """The session's next batch."""
         parts = self.endpoint.data_to_send(session, most, now)
         if self._table.events:
-            # Not here: what a program does now, such as ending the session, must not overtake this batch.
+            # Not here: a program's reaction, such as ending the session, must not overtake this batch.
             self.loop.call_soon(self._deliver)
         return parts
 
     def session_lost(self, session: Session, text: str) -> None:
-        """A session is over."""
+        """Handle the end of a session."""
         del self._uplinks[session]
         self.endpoint.disconnect(session, self.loop.time(), text)
         self._deliver()
-        self.wake()  # its streams may go on in another session; else they have a grace
+        self.wake()  # its streams may continue in another session; otherwise their grace runs

@@ -1,4 +1,4 @@
-"""Programs that have yet to take what came before a reset: their time and their memory are bounded."""
+"""Bounds in time and memory for programs that have not yet read what arrived before a reset."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SlowReaders"]
 
-#: Looks at each in the time that it has.
+#: Checks within the time that each transport has.
 _LOOKS: Final = 4
 
 
 class SlowReaders:
-    """Transports whose streams are gone, and so is their credit: bytes that no budget counts any more.
+    """Transports whose streams, and with them their credit, are gone: no budget counts their bytes any more.
 
-    Each has ``Limits.last_words`` for its next byte, and all together hold ``Limits.credit`` at most: beyond it the
+    Each has ``Limits.last_words`` to take its next byte. All together hold ``Limits.credit`` at most: beyond it the
     oldest ones are given up.
     """
 
@@ -27,12 +27,12 @@ class SlowReaders:
         self._limits = limits
         self._waiting: dict[
             StreamTransport, tuple[int, float]
-        ] = {}  # what each held, and since when; the one that took bytes last is last
-        self._total = 0  # the sum of these, as they were when each was looked at last
+        ] = {}  # bytes held at the last check, and since when; the latest to take bytes is last
+        self._total = 0  # sum of the held bytes at the last checks
         self._handle: asyncio.TimerHandle | None = None
 
     def add(self, transport: StreamTransport, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch one from now on, until it holds nothing."""
+        """Watch ``transport`` from now on, until it holds nothing."""
         self._note(transport, transport.held, loop.time())
         while self._total > self._limits.credit:
             oldest = next(iter(self._waiting))
@@ -41,7 +41,7 @@ class SlowReaders:
         self._look_later(loop)
 
     def clear(self) -> None:
-        """The agent ends: nobody is waited for."""
+        """Give up all of them: the agent ends."""
         if self._handle is not None:
             self._handle.cancel()
         for transport in list(self._waiting):

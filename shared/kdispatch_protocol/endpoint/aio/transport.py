@@ -1,4 +1,4 @@
-"""A stream's end as an asyncio transport: any asyncio program can run over a tunnel."""
+"""A stream's end as an asyncio transport, so that any asyncio program can run over a tunnel."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["LocalConnection", "StreamTransport"]
 
 
 class TakesViews(Protocol):
-    """A protocol that sets ``takes_views`` gets memoryviews in ``data_received``, and is spared a copy."""
+    """A protocol with ``takes_views`` set gets memoryviews in ``data_received``, which saves a copy."""
 
     takes_views: bool
 
 
 class LocalConnection(Protocol):
-    """A program's connection that is tied to a stream; its agent makes it."""
+    """A local program's connection that belongs to a stream; the agent creates it."""
 
     began: float  # on the loop's clock
     socket: asyncio.Transport | None
     stream: StreamTransport | None
 
     def local_said(self, data: bytes) -> None:
-        """Take bytes of the local program, or its end where there are none."""
+        """Handle bytes from the local program; empty bytes are its end."""
         ...
 
     def abort(self) -> None:
@@ -39,12 +39,13 @@ class LocalConnection(Protocol):
         ...
 
 
-# More than 25 methods: most of them are asyncio.Transport's.
+# More than 25 methods: most of them are those of asyncio.Transport.
 class StreamTransport(asyncio.Transport):
     """The program's side of one stream.
 
-    Credit goes back to the peer for what the protocol took: bytes handed over
-    while reading is not paused afterwards, and for the others when it resumes.
+    The transport returns credit to the peer for what the protocol took. Bytes count
+    as taken when they are handed over and reading is not paused afterwards;
+    otherwise when reading resumes.
     """
 
     __slots__ = (
@@ -73,11 +74,11 @@ class StreamTransport(asyncio.Transport):
         self._paused = False
         self._held: deque[Buffer] | None = None  # arrived while reading is paused
         self._held_eof = False
-        self._uncredited = 0  # handed over, but the protocol paused in the same breath
+        self._uncredited = 0  # handed over, but the protocol paused during that call
         self._closing = False
-        self._finished = False  # the stream is, and waits for the protocol to take the rest
-        self._failure: StreamReset | None = None  # the stream was reset, which waits likewise
-        self._thrown_away = 0  # bytes that the program wrote since then
+        self._finished = False  # the stream finished, and the protocol has not taken all bytes yet
+        self._failure: StreamReset | None = None  # the stream was reset, and the same holds
+        self._thrown_away = 0  # bytes that the program wrote after the reset
         self._lost = False
         self._writing_paused = False
 
@@ -85,7 +86,7 @@ class StreamTransport(asyncio.Transport):
         return f"<StreamTransport {self.stream!r}>"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """``service``, ``host`` (its id) and ``stream`` (its uuid); as ``peername`` the service and the host."""
+        """``service``, ``host`` (its id) and ``stream`` (its uuid); ``peername`` is the pair of service and host."""
         known = {
             "service": self.stream.service,
             "host": self.stream.host,
@@ -95,25 +96,25 @@ class StreamTransport(asyncio.Transport):
         return known.get(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand what arrives from now on to another protocol."""
+        """Pass later bytes and events to another protocol."""
         self._protocol = protocol
         self._views = bool(getattr(protocol, "takes_views", False))
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol in use."""
+        """The current protocol."""
         return self._protocol
 
     # --- writing -----------------------------------------------------------------------------
 
     def write(self, data: Buffer) -> None:
-        """Queue bytes for the peer; the protocol is paused when too many wait."""
+        """Queue bytes for the peer; the protocol is paused when too many are pending."""
         if self._closing or self._lost or not data:
             return
         if not self._driver.write(self.stream, data):
             if not self._writing_paused:
                 self._writing_paused = True
                 self._protocol.pause_writing()
-        elif self._failure is not None:  # the program has yet to take the last words, and sends on into nothing
+        elif self._failure is not None:  # the program has not taken the last bytes, and its own are dropped
             self._thrown_away += len(data)
             if self._thrown_away > self.stream.limits.dropped:
                 self.give_up()
@@ -123,20 +124,20 @@ class StreamTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
-        """Send no more; reading goes on."""
+        """Write no more; reading continues."""
         if not self._closing and not self._lost:
             self._driver.write_eof(self.stream)
 
     def can_write_eof(self) -> bool:
-        """Each direction ends by itself."""
+        """True: each direction ends independently."""
         return True
 
     def get_write_buffer_size(self) -> int:
-        """Bytes written and not yet sent."""
+        """Bytes written but not sent."""
         return self.stream.outbound.unsent
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """The limits are the protocol's (``Limits.unsent``), the same for all streams; this checks and ignores."""
+        """Check the arguments and ignore them: all streams use the protocol's limit (``Limits.unsent``)."""
         if high is not None and low is not None and not 0 <= low <= high:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
 
@@ -148,18 +149,18 @@ class StreamTransport(asyncio.Transport):
     # --- reading -------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
-        """Whether data is handed over as it arrives."""
+        """Whether data is handed over on arrival."""
         return not self._paused and not self._closing
 
     def pause_reading(self) -> None:
-        """Hand over nothing for now; the peer's credit runs out."""
+        """Hand over nothing for now; the peer runs out of credit."""
         self._paused = True
 
     def resume_reading(self) -> None:
-        """Hand over what waits, and go on; to a program's own protocol in a later turn of the loop.
+        """Hand over what is held, and continue. For a program's own protocol this happens in a later turn of the loop.
 
-        asyncio's ``StreamReader`` resumes before it has anything to be woken by. If it paused again meanwhile, it would
-        wait for ever.
+        asyncio's ``StreamReader`` resumes before it has a waiter. If it paused again during that call, it would wait
+        for ever.
         """
         if not self._paused or self._closing or self._lost:
             return
@@ -189,11 +190,11 @@ class StreamTransport(asyncio.Transport):
     # --- the end ---------------------------------------------------------------------------------
 
     def is_closing(self) -> bool:
-        """Closed, or closing."""
+        """Whether the transport is closed or closing."""
         return self._closing or self._lost
 
     def close(self) -> None:
-        """Send what waits and the end; ``connection_lost`` follows. What the peer still sends is refused."""
+        """Send what is pending and the end; ``connection_lost`` follows. Data that the peer still sends is refused."""
         if not self._closing and not self._lost:
             self._closing = True
             self._drop_unread()
@@ -213,19 +214,19 @@ class StreamTransport(asyncio.Transport):
             self._schedule_lost(None)
 
     def add(self, data: Buffer) -> None:
-        """Behind :meth:`reset_behind` with ``more``: something that the program said before its end."""
+        """After :meth:`reset_behind` with ``more``: queue more of the program's last bytes."""
         if not self._lost and not self._driver.write(self.stream, data):
             self._writing_paused = True
 
     def add_eof(self) -> None:
-        """The same: its end, behind all that it said."""
+        """After :meth:`reset_behind` with ``more``: queue the end behind the program's last bytes."""
         if not self._lost:
             self._driver.write_eof(self.stream)
 
     def reset_behind(self, code: str, text: str, *, more: bool = False) -> None:
-        """Take nothing more, and reset the stream once the peer has all that was written; ``connection_lost`` follows.
+        """Read no more, and reset the stream once the peer has everything written; ``connection_lost`` follows.
 
-        With ``more`` the rest of what the program said comes by :meth:`add`, and then another call without.
+        With ``more`` the rest of the program's bytes follows by :meth:`add`, and then another call without ``more``.
         """
         if not self._lost:
             self._closing = True
@@ -235,7 +236,7 @@ class StreamTransport(asyncio.Transport):
     # --- called by the driver ----------------------------------------------------------------------
 
     def data_arrived(self, data: memoryview) -> None:
-        """Bytes of the peer's, in memory that is reused afterwards."""
+        """Handle the peer's bytes, in memory that is reused afterwards."""
         if self._closing or self._lost:
             return
         if self._paused or self._held:
@@ -246,7 +247,7 @@ class StreamTransport(asyncio.Transport):
             self._hand_over(data)
 
     def end_arrived(self) -> None:
-        """The peer's end, behind all its bytes."""
+        """Handle the peer's end, after all its bytes."""
         if self._paused or self._held:
             self._held_eof = True
         elif not self._closing and not self._lost:
@@ -258,37 +259,37 @@ class StreamTransport(asyncio.Transport):
             self._schedule_lost(None)
 
     def writing_resumed(self) -> None:
-        """Few bytes wait again.
+        """Tell the protocol to write again, because few bytes are pending.
 
-        Nothing is told where the program wrote too much meanwhile: the event is outdated, and another one follows.
-        A program that resumed on the outdated one would never hear of the other.
+        If the program wrote too much meanwhile, this event is outdated, and another one follows. Resuming on the
+        outdated event would lose the later one.
         """
         if self._writing_paused and not self._lost and (self.stream.ended or not self.stream.writer_paused):
             self._writing_paused = False
             self._protocol.resume_writing()
 
     def finished(self) -> None:
-        """Both directions ended well. What is still held is handed over before the end of it all."""
+        """Both directions ended normally. Held bytes are handed over before ``connection_lost``."""
         self._finished = True
         self._lost_if_over()
 
     def was_reset(self, code: str, text: str) -> None:
-        """The stream was reset from elsewhere."""
+        """The stream was reset by the peer, the relay or the endpoint."""
         error = StreamReset.from_wire(code, text, "cancelled")
         if not self._held and not self._held_eof:
             self._schedule_lost(error)
         elif self._failure is None:
-            self._failure = error  # the program hears of it behind what it has yet to take
+            self._failure = error  # the program hears of it after the bytes that it has not taken yet
             self._driver.wait_for_reader(self)
-            self.writing_resumed()  # what it writes goes nowhere
+            self.writing_resumed()  # what it writes is dropped
 
     @property
     def held(self) -> int:
-        """Bytes that the program has yet to take; 0 once it has lost the stream."""
+        """Bytes that the program has not taken yet; 0 once it has lost the stream."""
         return 0 if self._lost else sum(map(len, self._held or ())) + self._held_eof
 
     def give_up(self) -> None:
-        """The program takes nothing: it is told of the reset without the rest."""
+        """The program reads nothing: tell it of the reset without the rest."""
         self._schedule_lost(self._failure)
 
     # --- inner -----------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ class StreamTransport(asyncio.Transport):
     def _drop_unread(self) -> None:
         unread = self._uncredited + sum(map(len, self._held or ()))
         self._held, self._held_eof, self._uncredited = None, False, 0
-        self._credit(unread)  # so that the peer sends more, if it has any, and is told
+        self._credit(unread)  # so that a peer with more data sends it, and gets the reset
 
     def _eof(self) -> None:
         protocol = cast("asyncio.Protocol", self._protocol)
@@ -333,7 +334,7 @@ class StreamTransport(asyncio.Transport):
             self.close()
 
     def _lost_if_over(self) -> None:
-        """What was held is handed over before the end of it all."""
+        """Schedule ``connection_lost`` if the stream is over and all held bytes were handed over."""
         if (self._finished or self._failure is not None) and not self._held and not self._held_eof:
             self._schedule_lost(self._failure)
 

@@ -1,4 +1,4 @@
-"""One session of an agent's endpoint on an event loop: the owner of its link."""
+"""One session of an agent's endpoint on an event loop. It owns the session's link."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["UplinkSession"]
 class UplinkSession:
     """Carries one session of ``driver``'s endpoint over an upgraded connection.
 
-    ``lost`` tells how it ended: code and text. ``left`` is set when the agent has gone over to a newer one, and no
-    stream is left here.
+    ``lost`` resolves to code and text when the session ends. ``left`` is set when the agent has moved to a newer
+    session and no stream is left here.
     """
 
     __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
@@ -36,7 +36,7 @@ class UplinkSession:
         self.session.send_data = self.link.carrier.send_data
 
     def start(self, transport: asyncio.Transport, early: bytes) -> None:
-        """Take over the connection, with what was read of it already."""
+        """Take over the connection, with the bytes that were already read from it."""
         self.link.carrier.attach(transport, early)
         self.link.wake()
 
@@ -45,42 +45,42 @@ class UplinkSession:
         self.link.close(code, text)
 
     def abort(self) -> None:
-        """End it at once; another may follow."""
+        """End the session at once; another one may follow."""
         self.link.abort("cancelled", "The session was given up.")
 
     # --- the link's owner ---------------------------------------------------------------------
 
     def link_frames(self, received: list[Frame], now: float) -> None:
-        """Frames of the relay's."""
+        """Handle frames from the relay."""
         self._driver.frames_arrived(self.session, received, now)
 
     def link_violated(self, code: str, text: str) -> None:
-        """The relay broke the protocol."""
+        """The relay broke the protocol: close the session."""
         self.close(code, text)
 
     def link_idle(self, count: int, now: float) -> None:
-        """What a relay sends for nothing costs its own session only."""
+        """Ignored: useless frames from a relay cost only its own session."""
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        """Likewise."""
+        """Ignored for the same reason."""
 
     def link_read(self) -> None:
-        """A read was worked on: its answers go out at once."""
+        """Send the answers of a processed read at once."""
         self._driver.flush()
 
     def link_unsent(self, size: int) -> None:
-        """An agent keeps no account of it: its programs are paused."""
+        """Ignored: an agent needs no account of unsent bytes, as it pauses its programs."""
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch."""
+        """Return the next batch."""
         return self._driver.collect(self.session, most, now)
 
     def link_ask(self) -> None:
-        """Ask the relay whether it is there."""
+        """Send a PING to the relay."""
         self.session.outbox.send(frames.frame(frames.PING))
 
     def link_lost(self, code: str, text: str) -> None:
-        """The session is over."""
+        """Handle the end of the session."""
         self.session.send_data = None
         self._driver.session_lost(self.session, text)
         if not self.lost.done():

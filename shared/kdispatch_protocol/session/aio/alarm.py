@@ -1,4 +1,4 @@
-"""One timer of an event loop that only ever moves to an earlier time."""
+"""One timer of an event loop that only moves to earlier times."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final
 
 __all__ = ["Alarm"]
 
-# uvloop counts whole milliseconds, so it may call when a deadline that is a sum is a hair away. Who then asks again for
-# next to no time is called in every turn of the loop until the millisecond is over.
+# uvloop counts whole milliseconds, so it may call slightly before a computed deadline. A caller that then asks again
+# for almost no time would be called in every turn of the loop until the millisecond is over.
 _GRAIN: Final = 0.001
 
 
 class Alarm:
-    """Calls ``ring`` once at the earliest time that was asked for. Setting it in ``ring`` begins anew.
+    """Calls ``ring`` once, at the earliest requested time. ``ring`` may set it again.
 
-    It keeps the time itself: uvloop's handle of a time that has passed knows none.
+    It stores the time itself, because uvloop's handle does not know a time that has passed.
     """
 
     __slots__ = ("_at", "_handle", "_loop", "_ring")
@@ -29,7 +29,7 @@ class Alarm:
         self._handle: asyncio.Handle | None = None
 
     def set(self, when: float | None) -> None:
-        """Ring at ``when`` in the loop's time, never before, or for an earlier one; ``None`` changes nothing."""
+        """Ring at ``when`` in the loop's time, not earlier, unless an earlier time is set; ``None`` changes nothing."""
         if when is None or when >= self._at:
             return
         if self._handle is not None:
@@ -38,7 +38,7 @@ class Alarm:
         self._handle = self._loop.call_at(when + _GRAIN, self._rings)
 
     def cancel(self) -> None:
-        """Do not ring."""
+        """Cancel the alarm."""
         if self._handle is not None:
             self._handle.cancel()
         self._handle = None

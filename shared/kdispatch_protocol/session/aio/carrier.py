@@ -1,11 +1,11 @@
-"""A WebSocket as the protocol needs it: pieces of messages in, whole messages out, nothing awaited.
+"""A WebSocket connection for the protocol: pieces of messages in, whole messages out, nothing awaited.
 
-The upgrade was done by somebody else; a carrier is then set as the transport's
-protocol. It reads into one buffer that all carriers of a loop share (one for
-each would be 512 KiB per idle session). It never pauses reading because
-somebody else does not read: what may wait is bounded by credit. A server's
-carrier pauses for its loop's sake: after each full read others have their turn,
-and reads are small while a session carries nothing, or many small frames.
+Other code does the upgrade and then sets a carrier as the transport's protocol.
+All carriers of a loop read into one shared buffer, because a buffer for each
+would be 512 KiB per idle session. A carrier never pauses reading because of a
+slow consumer: credit bounds what is pending. A server's carrier pauses for the
+sake of its loop: after each full read others have their turn. Its reads are
+small while a session carries nothing, or many small frames.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from kdispatch_protocol.wire.websocket import Closing, WebSocketReader
 
 __all__ = ["Cancellable", "Carrier", "CarrierOwner", "read_buffer"]
 
-# What one read of a session takes at most. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.7 and 2.3 CPU seconds
-# a GB), and small frames among it are found that much sooner.
+# Largest read of a session. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.3 and 2.7 CPU seconds a GB), and
+# small frames within it are found that much sooner.
 _READ_SIZE: Final = 512 * 1024
-# A server's least read: of frames of 20 bytes these are 400, and less than a millisecond. libuv reads up to 32 times
-# for one socket before another has its turn, so a server pauses after each read that is full.
+# A server's smallest read: 400 frames of 20 bytes, which take less than a millisecond. libuv reads up to 32 times from
+# one socket before the next one's turn, so a server pauses after each full read.
 _LEAST_READ: Final = 8 * 1024
-# A read with more than a frame for so many bytes is dense: the next one is small again, and waits for its turn. Above
-# so many frames it is a quarter as large: messages of one byte take 8 us each.
+# A read is dense if it has more than one frame per this many bytes: the next read is small again, and waits for its
+# turn. Above 128 frames it is a quarter as large: messages of one byte take 8 us each.
 _DENSE: Final = 1024
 _MANY: Final = 128
-# Behind our close frame the other end may go on sending: so many seconds lie between full reads of that.
+# After our close frame the other end may go on sending: pause this many seconds after each full read of that.
 _DISCARD_REST: Final = 0.020
 _KEPT: Final = 8 * 1024 * 1024
-# After our close frame the other end gets this long to answer it, in seconds.
+# After our close frame the other end has this many seconds to answer it.
 _CLOSE_PATIENCE: Final = 2.0
-# Bytes of randomness taken at once: a system call for each frame's four would cost more than the mask.
+# Bytes of randomness per system call: one call for the four bytes of each frame would cost more than masking.
 _MASKS: Final = 256
-# The first byte of a DATA frame without flags, and the heads of the WebSocket messages that hold one DATA and nothing
-# else, by its size: up to what a head of two bytes can tell of.
+# The first byte of a DATA frame without flags. The heads of WebSocket messages that hold one DATA and nothing else, by
+# the size of its payload, up to what a head of two bytes can express.
 _KIND: Final = DATA << 3
 _SHORT: Final = 125 - 16
 _HEADS: Final = [websocket.frame_head(websocket.BINARY, 16 + size, None) for size in range(_SHORT + 1)]
@@ -52,16 +52,16 @@ _MASKED_HEADS: Final = [websocket.frame_head(websocket.BINARY, 16 + size, b"") f
 
 
 def read_buffer() -> memoryview:
-    """Make a buffer for reading, to be shared by everything that reads on one event loop."""
+    """Make the read buffer that everything on one event loop shares."""
     _keep_freed_memory()
     return memoryview(bytearray(_READ_SIZE))
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed of blocks below 8 MiB, instead of giving it back and asking for it anew.
+    """Let glibc keep freed blocks below 8 MiB instead of returning them and requesting them again.
 
-    It moves its thresholds (mmap, and trimming at twice that) to the largest mapped block that was ever freed;
-    before, each read of 128 KiB moved the heap's end, and its pages were cleared again: a tenth of a bulk
+    glibc moves its thresholds (mmap, and trimming at twice that) to the largest mapped block that was ever freed.
+    Before that, each read of 128 KiB moved the end of the heap, and its pages were cleared again: a tenth of a bulk
     sender's time. The block is never touched, so it costs no memory.
     """
     block = bytearray(_KEPT)
@@ -69,42 +69,42 @@ def _keep_freed_memory() -> None:
 
 
 class Cancellable(Protocol):
-    """A call that is to come, and need not."""
+    """A pending call that can be cancelled."""
 
     def cancel(self) -> None:
-        """Let it not come."""
+        """Cancel the call."""
         ...
 
 
 class CarrierOwner(Protocol):
-    """Who uses a carrier. Calls come from the event loop and must not block."""
+    """The user of a carrier. Its methods run in the event loop and must not block."""
 
     def piece_received(self, piece: Buffer, *, ends: bool) -> None:
-        """A piece of a message, and whether the message ends with it. At a client its memory is reused afterwards."""
+        """Handle a piece of a message; ``ends`` marks the last. A client's piece is in memory that is reused."""
         ...
 
     def bytes_received(self) -> None:
-        """All pieces of one read were handed over."""
+        """All pieces of one read were delivered."""
         ...
 
     def carrier_idle(self, count: int) -> None:
-        """So many WebSocket frames, or reads, brought no byte of a message."""
+        """``count`` WebSocket frames, or reads, brought no byte of a message."""
         ...
 
     def carrier_takes(self, size: int) -> bool:
-        """Whether so many bytes may be sent at once, as far as the owner is asked."""
+        """Whether the owner allows to send this many bytes at once."""
         ...
 
     def carrier_filled(self) -> None:
-        """The socket takes no more for now."""
+        """The socket is full."""
         ...
 
     def carrier_drained(self) -> None:
-        """What was written is gone; more may be sent."""
+        """Everything written has been sent; the owner may send more."""
         ...
 
     def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
-        """The connection is gone: after a close frame, or just so."""
+        """The connection is gone. ``closing`` is set if a close frame or a violation ended it."""
         ...
 
 
@@ -115,8 +115,8 @@ def _pass_nothing_on(flags: int, number: int, value: int, payload: Buffer) -> bo
 class Carrier(asyncio.BufferedProtocol):
     """One WebSocket connection after its handshake. ``server`` says which end this is.
 
-    Two fast paths are here, for a stream that is not bulk. A read that is a whole short DATA and nothing else goes to
-    ``pass_on`` in one step (:meth:`buffer_updated`), and such a DATA is sent in one (:meth:`send_data`).
+    It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``pass_on`` in one
+    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Carrier(asyncio.BufferedProtocol):
         carries: Sized | None = None,
         turn: Callable[[Callable[[], None]], Cancellable] | None = None,
     ) -> None:
-        """``carries`` is what a server's session carries: as long as it is empty, reads are small. Agents give none.
+        """``carries`` is what a server's session carries: while it is empty, reads are small. Agents pass ``None``.
 
-        ``turn`` calls a function when a session of many small frames is to read again; if not given, in the next turn
-        of the loop.
+        ``turn`` schedules the next read of a session with many small frames; by default that is the next turn of the
+        loop.
         """
         self._owner: CarrierOwner = owner
         self._server = server
@@ -142,30 +142,30 @@ class Carrier(asyncio.BufferedProtocol):
         self._least = buffer[:_LEAST_READ]
         self._turn = turn
         self._view = self._least if self._paces else buffer  # where a session that carries something reads to
-        self._rest: Cancellable | None = None  # ends the pause of reading
+        self._rest: Cancellable | None = None  # ends a pause of reading
         self._reader = WebSocketReader(server=server, max_message=max_message)
         self._transport: asyncio.Transport | None = None
         self._writer: SocketWriter | None = None
         self._masks: list[bytes] = []  # for the next frames
-        self._silent = False  # a close frame was sent, or the connection is being aborted: nothing goes behind that
+        self._silent = False  # a close frame was sent, or the connection is being aborted: send nothing more
         self._time = asyncio.get_running_loop().time
         self._killer: asyncio.TimerHandle | None = None
-        self.given = 0  #: bytes that the transport was given in all
-        self.full = False  #: the socket takes no more for now; wait for ``carrier_drained``
-        self.heard: float | None = None  #: when bytes arrived last; who looks at it sets it back
-        self.arrived: float | None = None  #: when a piece of a message did, likewise
-        self.sent: float | None = None  #: when a client sent a message last, likewise
+        self.given = 0  #: total bytes given to the transport
+        self.full = False  #: the socket is full; wait for ``carrier_drained``
+        self.heard: float | None = None  #: when bytes arrived last; its reader resets it
+        self.arrived: float | None = None  #: when a piece of a message arrived last; its reader resets it
+        self.sent: float | None = None  #: when a client sent a message last; its reader resets it
         self.found = 0  #: frames found in this read; the owner counts them
-        #: Takes the flags, stream, offset and payload of a DATA that came alone, and returns whether it did; if not,
-        #: nothing was done, and the DATA goes to the owner. A client's payload is in memory that is reused.
+        #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
+        #: If not, nothing was changed, and the DATA goes to the owner. A client's payload is in memory that is reused.
         self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
 
     def attach(self, transport: asyncio.Transport, early: bytes = b"") -> None:
-        """Take over ``transport``; ``early`` is what its former protocol had read already."""
+        """Take over ``transport``; ``early`` is what its former protocol has already read."""
         self._transport = transport
         self._writer = SocketWriter(transport)
-        # Told at once when more than a byte is left over, and when all is gone. Not 0: TLS transports of asyncio
-        # call themselves full at the mark, plain ones above it, and an empty one would be full for ever.
+        # Notify when more than one byte is left over, and when all is gone. Not 0: asyncio's TLS transports are full at
+        # the mark, plain ones above it, and with 0 an empty one would be full for ever.
         transport.set_write_buffer_limits(high=1, low=0)
         transport.set_protocol(self)
         if not transport.is_reading():
@@ -184,16 +184,16 @@ class Carrier(asyncio.BufferedProtocol):
         return self._transport is not None and not self._silent
 
     def hold_unsent(self, size: int) -> None:
-        """Let the kernel hold no more than about ``size`` bytes that have not left yet."""
+        """Limit the unsent bytes in the kernel to about ``size``."""
         if self._transport is not None:
             hold_unsent(self._transport.get_extra_info("socket"), size)
 
     def limit_messages(self, size: int) -> None:
-        """From now on take messages of up to ``size`` bytes."""
+        """From now on accept messages of up to ``size`` bytes."""
         self._reader.max_message = size
 
     def rest(self, seconds: float) -> None:
-        """Read nothing for so many seconds, or until the loop's next turn."""
+        """Read nothing for this many seconds; 0 means until the loop's next turn."""
         loop = asyncio.get_running_loop()
         self._pause(functools.partial(loop.call_later, seconds) if seconds else loop.call_soon)
 
@@ -218,9 +218,9 @@ class Carrier(asyncio.BufferedProtocol):
         self._write(websocket.BINARY, parts)
 
     def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Send one DATA at once, as a message of its own, if the socket is free; returns whether that was done.
+        """Send one DATA at once as its own message, if the socket is free; returns whether it was sent.
 
-        Only where the outbox is empty, or what waits there is overtaken. The payload may be reused afterwards.
+        Call this only if the outbox is empty, or if the DATA may overtake it. The payload may be reused afterwards.
         """
         writer = self._writer
         size = len(payload)
@@ -244,7 +244,7 @@ class Carrier(asyncio.BufferedProtocol):
         return True
 
     def close(self, code: int, reason: str) -> None:
-        """Say goodbye; the connection ends when the other end answers, or after a moment."""
+        """Send a close frame. The connection ends when the other end answers, or after two seconds."""
         if self._transport is None or self._silent:
             return
         self._write(websocket.CLOSE, [websocket.close_payload(code, reason)])
@@ -259,7 +259,7 @@ class Carrier(asyncio.BufferedProtocol):
 
     def _fall_silent(self) -> None:
         self._silent = True
-        self.pass_on = _pass_nothing_on  # the owner sees for itself what to do with what still arrives
+        self.pass_on = _pass_nothing_on  # from now on the owner handles what still arrives
 
     def _write(self, opcode: int, parts: list[Buffer]) -> None:
         writer = self._writer
@@ -277,7 +277,7 @@ class Carrier(asyncio.BufferedProtocol):
         writer.write([head, *parts], size)
 
     def _next_mask(self) -> bytes:
-        """Four unpredictable bytes (RFC 6455, 5.3), of which the system is asked for many at once."""
+        """Four unpredictable bytes (RFC 6455, 5.3), taken from a larger batch of system randomness."""
         if not self._masks:
             random = os.urandom(_MASKS)
             self._masks = [random[at : at + 4] for at in range(0, _MASKS, 4)]
@@ -286,11 +286,11 @@ class Carrier(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol ---------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where to read to."""
+        """The buffer for the next read."""
         return self._view if self._carries else self._least
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes are there."""
+        """Handle the bytes of a read."""
         message = self._reader.receive_whole(self._shared, nbytes)
         if message is None:
             if self._reader.closing is None:
@@ -309,7 +309,7 @@ class Carrier(asyncio.BufferedProtocol):
         self._owner.bytes_received()
 
     def _give_turn(self, size: int) -> None:
-        """Choose the next read's size, and let others have their turn behind a full read."""
+        """Choose the size of the next read, and pause after a full read so that others have their turn."""
         full = size == len(self.get_buffer(-1))
         dense = size < self.found * _DENSE
         if dense:
@@ -329,7 +329,8 @@ class Carrier(asyncio.BufferedProtocol):
         self.found = 0
         piece = None
         pieces = reader.receive_data(data)
-        # Where bytes of a stranger's are in between, nothing of the read is what the other end sent. It sends it again.
+        # After a violation nothing in this read is trusted, as foreign bytes may be in it. The other end sends it
+        # again.
         if reader.closing is not None and not reader.closing.by_peer:
             pieces = []
         for piece, ends in pieces:
@@ -337,13 +338,13 @@ class Carrier(asyncio.BufferedProtocol):
         if piece is not None:
             self.arrived = self.heard
         elif not reader.idle:
-            reader.idle = 1  # not even a whole head: bytes that dribble
+            reader.idle = 1  # not even a complete head: bytes that trickle in
         if reader.idle:
             idle, reader.idle = reader.idle, 0
             self.found += idle
             self._owner.carrier_idle(idle)
         if reader.pings:
-            # The latest is enough (RFC 6455, 5.5.3), and none to one who does not read.
+            # Answering the latest PING is enough (RFC 6455, 5.5.3). A peer that does not read gets no answer.
             if not self.full:
                 self._write(websocket.PONG, [reader.pings[-1]])
             reader.pings.clear()
@@ -353,7 +354,7 @@ class Carrier(asyncio.BufferedProtocol):
             return
         if not self._silent:
             self.close(closing.code, closing.reason)
-        if closing.by_peer:  # both close frames are there, or on their way: RFC 6455, 7.1.1
+        if closing.by_peer:  # both close frames were sent or received: RFC 6455, 7.1.1
             self._transport.close()
 
     def pause_writing(self) -> None:
@@ -367,7 +368,7 @@ class Carrier(asyncio.BufferedProtocol):
         self._owner.carrier_drained()
 
     def eof_received(self) -> bool:
-        """The other end will send no more; without its close frame that is a loss."""
+        """The other end sends no more; without its close frame this counts as a loss."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

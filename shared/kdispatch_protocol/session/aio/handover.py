@@ -1,4 +1,4 @@
-"""Connected sockets that go to a transport of the event loop, which alone closes their descriptors."""
+"""Handover of connected sockets to a transport, which alone closes their descriptors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 
 def disown(sock: socket.socket) -> None:
-    """A transport has the descriptor of ``sock``, whatever came of it: on uvloop the object never closes it again.
+    """Detach ``sock`` on uvloop, because its transport owns the descriptor now: the object must never close it again.
 
-    ``create_connection`` of uvloop 0.23.0 takes the descriptor at once, and ties the object to it behind
-    ``connection_made``. A connection that ends before (its first write failed) has closed the descriptor by then. The
-    object would close the number once more, which may be another connection's. asyncio's transports close the object.
+    ``create_connection`` of uvloop 0.23.0 takes the descriptor at once, but ties the object to it only after
+    ``connection_made``. If the connection ends before that (its first write failed), the descriptor is closed already.
+    The object would close the number again, which may be another connection's by then. asyncio's transports close the
+    object.
     """
     if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
         sock.detach()
@@ -32,7 +33,7 @@ async def connection_over(
     server_hostname: str | None = None,
     ssl_handshake_timeout: float | None = None,
 ) -> tuple[asyncio.Transport, _P]:
-    """A client's connection over a connected socket; the parameters and errors are ``create_connection``'s."""
+    """Make a client's connection over a connected socket. Parameters and errors are those of ``create_connection``."""
     try:
         return await asyncio.get_running_loop().create_connection(
             make, sock=sock, ssl=ssl, server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout

@@ -1,7 +1,7 @@
-"""One session's driver, the same at both ends: a carrier, its batches, its liveness.
+"""The driver of one session, the same at both ends: carrier, batches, liveness.
 
 Everything happens in callbacks of the event loop: no task, no queue and no
-await for a frame.
+await per frame.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from kdispatch_protocol.wire.websocket import Closing
 
 __all__ = ["Link", "LinkOwner"]
 
-# A flush hands at most this many batches to the socket before other sessions get their turn.
+# A flush gives at most this many batches to the socket before other sessions get their turn.
 _BATCHES: Final = 8
-# Close codes of RFC 6455 for ends of a session that are nobody's fault, and somebody's.
+# RFC 6455 close codes, for a normal end of a session and for an end with an error code.
 _NORMAL: Final = 1000
 _POLICY: Final = 1008
 _DEAD: Final = ("", "Nothing was heard from the other end.")
-# An agent's machine may sleep, and its monotonic clock with it: then only the wall clock tells, which is looked at
-# every so many seconds. A step of more than this makes the other end doubtful; one that a person made costs a PING.
+# An agent's machine may sleep, and its monotonic clock stops with it. Only the wall clock shows that, so it is checked
+# at this interval in seconds. A larger step than this puts the other end in doubt; if a user set the clock, that costs
+# one PING.
 _CLOCK_EVERY: Final = 5.0
 _CLOCK_STEP: Final = 2.0
-# A smaller piece of a message that is not whole is one too many: at most two of them are at the edges of a read.
+# A smaller piece of an incomplete message counts as one too many: a read has at most two of them, at its edges.
 _DRIBBLE: Final = 256
-# How often a full socket is looked at, as a part of the time after which it is cut.
+# Checks of a full socket within the time after which it is cut.
 _LOOKS: Final = 4
 
 
 class LinkOwner(Protocol):
-    """What a session belongs to. ``collect`` gives the next batch of frames, empty when there is nothing to send."""
+    """The owner of a session. Its methods run in the event loop."""
 
     def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
-        """A DATA that is all of a read: pass it on at once, or return that nothing was done, and it is a frame."""
+        """Fast path: handle at once a DATA that is all of a read; or return false, and it comes again as a frame."""
         ...
 
     def link_frames(self, received: list[Frame], now: float) -> None:
-        """Frames, whose payloads may be reused afterwards."""
+        """Handle frames. Their payloads may be reused afterwards."""
         ...
 
     def link_violated(self, code: str, text: str) -> None:
@@ -54,36 +55,36 @@ class LinkOwner(Protocol):
         ...
 
     def link_idle(self, count: int, now: float) -> None:
-        """So many WebSocket frames, or reads, brought no byte of a message."""
+        """``count`` WebSocket frames, or reads, brought no byte of a message."""
         ...
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        """The message of these frames, which come next, had so many small pieces beside its last one."""
+        """The message of these frames, which follow, had ``count`` small pieces before its last one."""
         ...
 
     def link_read(self) -> None:
-        """All frames of one read were handed over."""
+        """All frames of one read were delivered."""
         ...
 
     def link_unsent(self, size: int) -> None:
-        """So many bytes were given to the socket that it does not take; 0 when it has taken all."""
+        """``size`` bytes were given to the socket but not taken; 0 when it has taken all."""
         ...
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch, about ``most`` bytes."""
+        """Return the next batch of frames, about ``most`` bytes; empty if nothing is queued."""
         ...
 
     def link_ask(self) -> None:
-        """Queue a PING: the other end was silent."""
+        """Queue a PING, because the other end is silent."""
         ...
 
     def link_lost(self, code: str, text: str) -> None:
-        """The session is over. Called once; ``code`` is empty where there is none."""
+        """Handle the end of the session. Called once; ``code`` is empty if there is none."""
         ...
 
 
 class Link:
-    """A session's carrier, and what keeps it fair and alive."""
+    """A session's carrier, with its batches and its liveness checks."""
 
     def __init__(
         self,
@@ -97,25 +98,25 @@ class Link:
         carries: Sized | None = None,
         turn: Callable[[Callable[[], None]], Cancellable] | None = None,
     ) -> None:
-        """``ping`` is after how many seconds of silence an agent asks, if not after those of the limits.
+        """``ping`` is the silence in seconds after which an agent sends a PING; the default is that of the limits.
 
-        ``carries`` is what a relay's session carries, and ``turn`` says when it reads again: see :class:`Carrier`.
+        ``carries`` is what a relay's session carries, and ``turn`` schedules its next read: see :class:`Carrier`.
         """
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(limits)
-        self._held = self._pace.batch  # bytes that the kernel may hold unsent
+        self._held = self._pace.batch  # unsent bytes allowed in the kernel
         now = self._loop.time()
         self._frames = FrameReader()
-        self._received: list[Frame] = []  # of this read
-        self._small = 0  # pieces of the message under way that brought hardly anything
+        self._received: list[Frame] = []  # frames of the current read
+        self._small = 0  # small pieces of the current message
         ping = ping or limits.ping
         self._liveness = Liveness(None, limits.dead_relay, now) if server else Liveness(ping, limits.dead_agent, now)
         self._server = server
         self._began = self._looked = now
         self._ended: Course | None = None
-        self._wall = time.time() - now  # what the wall clock says beyond the monotonic one
+        self._wall = time.time() - now  # offset of the wall clock from the monotonic clock
         self._wake_handle: asyncio.Handle | None = None
         self._alarm = Alarm(self._loop, self._look)
         self._full_since = now
@@ -128,17 +129,17 @@ class Link:
         self._arm()
 
     def bear_silence(self, seconds: float) -> None:
-        """From now on the other end may say nothing for so long."""
+        """From now on, tolerate this much silence of the other end."""
         self._liveness.bear(seconds)
         self._arm()
 
     @property
     def partial(self) -> int:
-        """Bytes that are kept of a message that is not whole."""
+        """Bytes held of an incomplete message."""
         return self._frames.partial
 
     def wake(self) -> None:
-        """There may be something to send: flush once in this turn of the loop."""
+        """Schedule one flush in this turn of the loop."""
         if self._wake_handle is None and not self._over:
             self._wake_handle = self._loop.call_soon(self._woken)
 
@@ -147,7 +148,7 @@ class Link:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the socket takes, now."""
+        """Send now what the socket takes."""
         carrier = self.carrier
         now = self._loop.time()
         for _ in range(_BATCHES):
@@ -163,9 +164,9 @@ class Link:
         self.wake()
 
     def close(self, code: str, text: str = "") -> None:
-        """End the session in order: what is queued goes first, then a close frame with the code.
+        """End the session in order: send what is queued, then a close frame with the code.
 
-        To a full socket that is one batch, whose beginning is all that is not data.
+        A full socket gets one more batch only; control frames come first in it.
         """
         if self._verdict is None:
             self._verdict = (code, text)
@@ -176,7 +177,7 @@ class Link:
             self.carrier.close(_POLICY if code else _NORMAL, code)
 
     def abort(self, code: str, text: str) -> None:
-        """End it at once: nothing can be said any more."""
+        """End the session at once, without a close frame."""
         if self._verdict is None:
             self._verdict = (code, text)
         self.carrier.abort()
@@ -184,7 +185,7 @@ class Link:
     # --- the carrier's owner ------------------------------------------------------------------
 
     def piece_received(self, piece: Buffer, *, ends: bool) -> None:
-        """A piece of a message from the other end. Its frames wait until all of the read is known to be sound."""
+        """Decode a piece of a message. Its frames wait until the whole read is known to be valid."""
         if self._verdict is not None:
             return
         try:
@@ -210,7 +211,7 @@ class Link:
             self._owner.link_idle(count, self._loop.time())
 
     def bytes_received(self) -> None:
-        """All of one read was handed over."""
+        """All pieces of one read were delivered."""
         received, self._received = self._received, []
         if self._verdict is not None:
             return
@@ -223,11 +224,11 @@ class Link:
         self._owner.link_read()
 
     def carrier_takes(self, size: int) -> bool:
-        """To a slow socket goes at most a batch at once."""
+        """A slow socket gets at most one batch at once."""
         return size <= self._pace.batch
 
     def carrier_filled(self) -> None:
-        """The socket takes no more for now: how fast is it, and when is it too slow?"""
+        """The socket is full: measure its rate, and start to watch it."""
         carrier = self.carrier
         now = self._loop.time()
         self._full_since = self._full_looked = now
@@ -244,7 +245,7 @@ class Link:
         self.flush()
 
     def _hold(self) -> None:
-        """What waits in the kernel is out of every control frame's way: let it be no more than a batch."""
+        """Control frames wait behind unsent bytes in the kernel: limit those to one batch."""
         batch = self._pace.batch
         if 4 * abs(batch - self._held) > self._held:  # a small change is not worth a system call
             self._held = batch
@@ -272,7 +273,7 @@ class Link:
 
     @property
     def course(self) -> Course:
-        """How an agent's session went, or goes."""
+        """Record of an agent's session, ended or running."""
         return self._ended or Course(self._loop.time() - self._began, self._liveness.survived, 0.0, None)
 
     def _look_back(self, closing: Closing | None, error: Exception | None) -> Course:
@@ -284,7 +285,7 @@ class Link:
         if self._verdict == _DEAD:
             cut = Cut.UNANSWERED
         elif self._verdict is None and closing is None and (error is None or isinstance(error, ConnectionError)):
-            cut = Cut.CLOSED  # not for errors such as "no route to host": those are the network's own
+            cut = Cut.CLOSED  # not for errors such as "no route to host": those come from the network itself
         if stood_still or live.unsure:
             cut = None
         return Course(now - self._began, live.survived, 0.0 if cut is None else live.silence(now, cut), cut)
@@ -295,7 +296,7 @@ class Link:
         carrier.arrived = carrier.sent = None
 
     def _arm(self) -> None:
-        """Look again when the other end's silence, or a full socket, is to be judged."""
+        """Set the alarm for the next check of the other end's silence, or of a full socket."""
         if self._over:
             return
         self._alarm.set(self._liveness.next_deadline())
@@ -305,13 +306,13 @@ class Link:
             self._alarm.set(self._loop.time() + self._limits.slow_consumer / _LOOKS)
 
     def _clock_stepped(self, now: float) -> bool:
-        """Whether the wall clock jumped against the monotonic one: this machine slept, or somebody set its clock."""
+        """Whether the wall clock jumped against the monotonic one: the machine slept, or the clock was set."""
         before, self._wall = self._wall, time.time() - now
         return not self._server and abs(self._wall - before) > _CLOCK_STEP
 
     def _look(self) -> None:
         now = self._loop.time()
-        # What waits to be read is read before a verdict: the judge comes behind it in the loop's next turn.
+        # Pending bytes must be read before a verdict, so the check runs in the loop's next turn.
         self._loop.call_soon(self._judge, now)
 
     def _judge(self, now: float) -> None:
@@ -346,7 +347,7 @@ class Link:
 
 
 def _lost(error: Exception | None) -> str:
-    """How a connection ended, as a sentence. The system's errors have a number in their text, or no text at all."""
+    """One sentence about the end of a connection. System errors have a number in their text, or no text at all."""
     if error is None:
         return "The connection was closed."
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Options of the sockets that carry sessions, and why a socket can't listen."""
+"""Options of the sockets that carry sessions, and the reason why a socket can't listen."""
 
 from __future__ import annotations
 
@@ -12,52 +12,53 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["cannot_listen", "hold_unsent", "tune_session_socket", "watch_peer"]
 
-# Linux numbers, where Python has no name for them.
+# Linux's numbers, for options that Python has no name for.
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
-#: Bytes that the kernel may hold unsent: behind more of them, control frames would wait.
+#: Limit of unsent bytes in the kernel, because control frames wait behind them.
 NOTSENT: Final = 128 * 1024
 #: Milliseconds after which unacknowledged data means that the path is gone.
 USER_TIMEOUT: Final = 30_000
 
 
-#: What Linux says of an address that no interface has, or of a family that this machine lacks.
+#: Linux's errors for an address that no interface has, or a family that this machine lacks.
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def cannot_listen(where: str, error: OSError) -> KdispatchError:
-    """Why ``where``, as it was asked for, can't be listened on; ``bad_request`` for an unusual reason."""
+    """The error for ``where`` (as the user gave it); ``bad_request`` for an unusual reason."""
     code = "bad_request"
     if error.errno == errno.EADDRINUSE:
         code = "port_in_use"
     elif error.errno in _FORBIDDEN:
-        # Windows says so of a port that another program has for itself alone.
+        # Windows reports this for a port that another program uses exclusively.
         code = "port_in_use" if os.name == "nt" else "port_forbidden"
     elif error.errno in _NOT_HERE or (error.errno is None and type(error) is OSError):
-        code = "address_not_here"  # the latter is asyncio's, which has tried each address of a name
-    # An event loop puts words of its own around the system's.
+        code = "address_not_here"  # the latter is from asyncio, which has tried each address of a name
+    # An event loop wraps the system's message in its own words.
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     return KdispatchError(code, f"{where} can't be listened on: {reason}.")
 
 
-#: A local program on another machine that vanishes (no power, no network) says nothing. Seconds of silence after which
-#: its kernel is asked, seconds between questions, and how many may have no answer: two minutes in all, a grace's time.
+#: If a local program's machine loses power or network, its kernel says nothing. Seconds of silence before the first
+#: keepalive probe, seconds between probes, and the number of unanswered probes: two minutes in total, as long as a
+#: grace.
 KEEP_IDLE: Final = 60
 KEEP_INTERVAL: Final = 15
 KEEP_COUNT: Final = 4
 
-# macOS has another name for the first.
+# macOS has another name for the first option.
 _TCP_KEEPIDLE: Final = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
 _TCP_KEEPINTVL: Final = getattr(socket, "TCP_KEEPINTVL", None)
 _TCP_KEEPCNT: Final = getattr(socket, "TCP_KEEPCNT", None)
 
 
 def watch_peer(sock: socket.socket) -> None:
-    """Let the kernel find out that a local program's machine is gone. A listener's connections inherit it.
+    """Enable TCP keepalive, to detect that a local program's machine is gone. Connections inherit it from a listener.
 
-    Not by ``TCP_USER_TIMEOUT``: it also ends a connection whose program has only stopped to read.
+    ``TCP_USER_TIMEOUT`` would also end a connection whose program has only stopped reading.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -68,7 +69,7 @@ def watch_peer(sock: socket.socket) -> None:
 
 
 def tune_session_socket(sock: socket.socket | None) -> None:
-    """Set what the platform knows; never for a local socket, whose reader may stop as long as it likes."""
+    """Set the options that the platform has. Never call this for a local socket: its reader may pause for any time."""
     if sock is None:
         return
     for option, value in (
@@ -76,12 +77,12 @@ def tune_session_socket(sock: socket.socket | None) -> None:
         (_TCP_NOTSENT_LOWAT, NOTSENT),
         (_TCP_USER_TIMEOUT, USER_TIMEOUT),
     ):
-        with contextlib.suppress(OSError, ValueError):  # uvloop's word for a socket that is closed
+        with contextlib.suppress(OSError, ValueError):  # uvloop raises ValueError for a closed socket
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def hold_unsent(sock: socket.socket | None, size: int) -> None:
-    """Let the kernel hold no more than ``size`` bytes unsent: what waits there is out of every control frame's way."""
+    """Limit unsent bytes in the kernel to ``size``, because control frames wait behind them."""
     if sock is not None:
         with contextlib.suppress(OSError, ValueError):
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, min(size, NOTSENT))

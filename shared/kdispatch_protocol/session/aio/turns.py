@@ -1,7 +1,7 @@
-"""Who reads next, among sessions that bring many small frames: in each turn of the loop one, of each source by turns.
+"""Turns for sessions that bring many small frames: one reads in each turn of the loop, in rotation over sources.
 
-Such a read takes the relay a millisecond, and all sessions would have one in each turn: a hundred of them are heard by
-everybody else. In a queue they take together what one takes, and a source gains nothing by having more of them.
+Such a read takes the relay a millisecond. If a hundred sessions had one in each turn of the loop, all others would
+notice. In this queue they all together take as much as one, and a source gains nothing from more sessions.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Turn:
         self.call: Callable[[], None] | None = call
 
     def cancel(self) -> None:
-        """Give the place up."""
+        """Give up the place."""
         self.call = None
 
 
 class Turns:
-    """The queue of one event loop. A session has one place in it at most, so sessions bound it."""
+    """The queue of one event loop. A session has at most one place in it, so the number of sessions bounds it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, deque[Turn]] = {}  # by source, the one whose turn is next first
+        self._waiting: dict[str, deque[Turn]] = {}  # by source; the next source's turn is first
         self._going = False
 
     def take(self, source: str, call: Callable[[], None]) -> Turn:
-        """Call ``call`` in a later turn of the loop, alone."""
+        """Call ``call`` in a later turn of the loop, one call per turn."""
         turn = Turn(call)
         self._waiting.setdefault(source, deque()).append(turn)
         if not self._going:

@@ -1,9 +1,9 @@
-"""Writing to a transport's socket: vectored, and at once where nothing waits before.
+"""Vectored writes to a transport's socket, immediate if nothing is pending.
 
 A transport's own ``write`` takes one buffer, so several would have to be joined,
-and uvloop's waits for the end of the loop's turn. Here the socket gets all parts
-in one system call; only what it does not take is copied, and left to the
-transport, which knows how to wait.
+and uvloop's write waits for the end of the loop's turn. Here the socket gets all
+parts in one system call. Only what it does not take is copied and passed to the
+transport, which waits for room.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from kdispatch_protocol.wire.frames import Buffer
 
 __all__ = ["SocketWriter"]
 
-# More parts than this are small ones, and joined: the kernel takes 1,024 at most, and each costs.
+# More parts than this are small and get joined: the kernel takes at most 1,024, and each costs.
 _PARTS: Final = 16
-# So is all that is as small as this: a copy of 2 KiB costs less than another part.
+# Writes of up to this size are joined too: a copy of 2 KiB costs less than another part.
 _JOINED: Final = 2048
 
 
 class SocketWriter:
-    """The one way to write to ``transport``, so that nothing overtakes what waits in it."""
+    """The only way to write to ``transport``, so that nothing overtakes its pending bytes."""
 
     __slots__ = ("_fd", "_transport", "_waits", "error")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self.error = 0  # the number of the first error that was not for want of room: the kernel says it only once
+        self.error = 0  # errno of the first error other than lack of room: the kernel reports it only once
         sock = transport.get_extra_info("socket")
         plain = sock is not None and transport.get_extra_info("ssl_object") is None and hasattr(os, "writev")
         self._fd = sock.fileno() if plain else -1
-        self._waits = True  # something may wait in the transport, from before or of what was written here
+        self._waits = True  # the transport may have pending bytes
 
     def write_one(self, data: Buffer) -> None:
-        """The fast path of :meth:`write`: what is small and in one piece, to a socket that has room."""
+        """Fast path of :meth:`write`: one small buffer to a socket with room."""
         if not self._waits and not self._transport.is_closing():
             try:
                 sent = os.write(self._fd, data)
             except BlockingIOError:
                 sent = 0
-            except OSError as error:  # the transport meets the same one, or what is left of it
+            except OSError as error:  # the transport gets the same error, or a later one
                 self.error = self.error or error.errno or 0
                 sent = 0
             if sent != len(data):
@@ -52,7 +52,7 @@ class SocketWriter:
             self.write([data], len(data))
 
     def write(self, parts: list[Buffer], size: int) -> None:
-        """Send the parts, ``size`` bytes together, in order. They may be reused afterwards."""
+        """Send the parts, ``size`` bytes in total, in order. They may be reused afterwards."""
         transport = self._transport
         if transport.is_closing():
             return
@@ -64,19 +64,19 @@ class SocketWriter:
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                self._fd = -1  # the transport meets the same error, and ends for it
+                self._fd = -1  # the transport gets the same error, and ends
                 self.error = self.error or error.errno or 0
                 sent = 0
             self._waits = sent != size
             if not self._waits:
                 return
             parts = _rest(parts, sent)
-        # Joined even if it is one: a transport may keep what it is given, and the caller reuses its memory.
+        # Join even a single part: a transport may keep what it gets, and the caller reuses its memory.
         transport.write(b"".join(parts))
 
 
 def _rest(parts: list[Buffer], sent: int) -> list[Buffer]:
-    """What is left of ``parts`` behind so many bytes."""
+    """The parts without their first ``sent`` bytes."""
     for place, part in enumerate(parts):
         size = len(part)
         if sent < size:
