@@ -34,7 +34,7 @@ _KINDS: Final = 256  # kinds, and below sources, that are counted separately
 _SOURCES: Final = 4096
 # The parts that differ between lines of one kind: numbers, addresses, ids, and quoted text.
 _VARIES: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"")
-_COMPARED: Final = 60  # lines with the same first characters of the message, so many, are of one kind
+_COMPARED: Final = 60  # lines whose messages share this many first characters are of one kind
 _log = logging.getLogger("kdispatch.relay")
 
 

@@ -135,7 +135,7 @@ async def test_too_late(agent: Agent) -> None:
 
 
 async def test_the_slow_and_the_many(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends nothing, or half a request, is dropped; the maximum of them stop blocking others."""
+    """A client that sends half a request is dropped, so that the maximum number of them blocks others only briefly."""
     monkeypatch.setattr(control_server, "_SECONDS", 0.2)
     begun = time.monotonic()
     many = [asyncio.create_task(agent.write(b'{"token"')) for _ in range(control_server._MOST + 4)]

@@ -141,7 +141,7 @@ def _as_if(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
 
 
 def test_a_copy_has_no_predecessors(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copied state directory, on this machine or another, ends no session of its original, and is separate."""
+    """A copied state directory, on this machine or another, has no predecessors and ends no session of its original."""
     first = _take(held)
     shutil.copytree(state, state.parent / "copy", copy_function=shutil.copy2)
     monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state.parent / "copy"))

@@ -38,7 +38,7 @@ _GRACE: Final = 5.0  # seconds in which the HTTP server itself may close a conne
 
 
 class Arrival:
-    """One unauthenticated connection. Its server reports its state, and sets ``drop``, which closes it at once."""
+    """One unauthenticated connection. Its handler reports its state and sets ``drop``, which closes it at once."""
 
     __slots__ = ("_arrivals", "drop", "group", "peer", "trusted")
 

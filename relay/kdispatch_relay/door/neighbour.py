@@ -17,9 +17,7 @@ _MOST: Final = 64 * 1024  # most bytes of an answer
 def ask(
     host: str, port: int, path: str, *, tls: ssl.SSLContext | None = None, token: str | None = None
 ) -> dict[str, Any] | None:
-    """The JSON object that answers ``GET path``, also a problem; ``None`` for other answers. Raises ``OSError``.
-    Blocks.
-    """
+    """The JSON object, perhaps a problem, that answers ``GET path``; else ``None``. Blocks; raises ``OSError``."""
     connection = (
         HTTPConnection(host, port, timeout=_PATIENCE)
         if tls is None

@@ -1,4 +1,4 @@
-# Alembic runs this file for every upgrade. The connection, its transaction and the lock around it are the caller's.
+# Alembic runs this file for every upgrade. The caller provides the connection, its transaction and the lock around it.
 from alembic import context
 
 from kdispatch_relay.store.models import Base

@@ -12,12 +12,12 @@ _LISTED = {
     },
     "invites": {"ix_invites_service_id_created_at": ["service_id", "created_at", "token_id"]},
 }
-# The new ones begin with the same column.
+# Indexes whose first column is also that of a new one.
 _REPLACED = {"tokens": ["ix_tokens_admin_id", "ix_tokens_service_id"], "invites": ["ix_invites_service_id"]}
 
 
 def upgrade() -> None:
-    # PostgreSQL before 18 can only store it; SQLite can add it to a table that is there only if it does not store it.
+    # PostgreSQL before 18 can only store a computed column; SQLite can add one to an existing table only unstored.
     stored = op.get_bind().dialect.name == "postgresql"
     for table, indexes in _LISTED.items():
         ended = sa.Computed("coalesce(revoked_at, expires_at)", persisted=stored)
