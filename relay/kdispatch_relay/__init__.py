@@ -1,1 +1,1 @@
-"""The relay: REST and tunnels on one port; a switch for frames, not an end of streams."""
+"""The relay: serves REST and tunnels on one port. It switches frames, and is not an end of streams."""

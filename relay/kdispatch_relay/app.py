@@ -33,7 +33,7 @@ def make_app(
     operator: bytes | None = None,
     audit_days: int = 90,
 ) -> web.Application:
-    """Put the application together. It opens the database and starts ``gate`` when it is started itself.
+    """Build the application. When it starts, it opens the database and starts ``gate``.
 
     ``operator`` is the SHA-256 of the token that shows the relay's state to other machines. The audit is kept for
     ``audit_days``.
@@ -70,7 +70,7 @@ def make_app(
 
     app.cleanup_ctx.append(storage)
     app.on_startup.append(open_gate)
-    # Sessions end at shutdown, while the database is still there; aiohttp then waits for their handlers.
+    # Sessions end at shutdown, while the database is still open; aiohttp then waits for their handlers.
     app.on_shutdown.append(close_gate)
     return app
 

@@ -1,4 +1,4 @@
-"""Who may do what. A token is looked up once, into one identity that both routes and authorises."""
+"""Rights: what each token allows. A token is looked up once, into one identity that both routes and authorises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RIGHTS", "Authority", "Grant", "Identity", "Party", "Right", "Servic
 
 
 class Party(Enum):
-    """What somebody is to a service, by the token that was shown; the value is how people are told."""
+    """What a token makes its holder to a service; without a token, anybody. The value is the text for users."""
 
     ANYBODY = "anybody"
     ADMIN = "an admin"
@@ -33,10 +33,10 @@ class Party(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Who may do something; ``public``: who else, where the service is public.
+    """Which parties may do something; ``public``: which others also may, if the service is public.
 
-    ``hidden``: whoever may not is told what they would be told of a service that there is not. Of the other rights they
-    are told that they may not, without a look at the service.
+    ``hidden``: callers without the right get the same answer as for a service that does not exist. For the other rights
+    they are told that they may not, and the service is not looked up.
     """
 
     does: str
@@ -52,7 +52,7 @@ def _right(does: str, *parties: Party, public: bool = False, hidden: bool = Fals
 _OWNER: Final = (Party.OWNER,)
 _EVERYBODY_KNOWN: Final = (Party.ADMIN, Party.SERVICE, Party.CLIENT)
 
-#: Who may do what. The table in docs/security.md is made of it.
+#: All rights. The table in docs/security.md is generated from it.
 RIGHTS: Final[Mapping[str, Right]] = {
     "sign_up": _right("take a handle (where sign-up is open; else with a code)", Party.ANYBODY, Party.INVITATION),
     "whoami": _right("ask what a token stands for", *_EVERYBODY_KNOWN),
@@ -65,7 +65,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "service.change": _right("change a service", *_OWNER),
     "service.rotate": _right("give a service a new token", *_OWNER),
     "service.delete": _right("delete a service", *_OWNER),
-    "invite.create": _right("invite somebody to a service", *_OWNER),
+    "invite.create": _right("invite a user to a service", *_OWNER),
     "invite.list": _right("list a service's invitations", *_OWNER),
     "invite.revoke": _right("revoke an invitation", *_OWNER),
     "invite.accept": _right("accept an invitation", Party.INVITATION),
@@ -81,19 +81,19 @@ RIGHTS: Final[Mapping[str, Right]] = {
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A right to a service that was found: ``identity`` is whose token it rests on, if it rests on one."""
+    """A right to an existing service. ``identity`` belongs to the token that it rests on; ``None`` without a token."""
 
     service: ServiceRecord
     identity: Identity | None = None
 
     @property
     def public(self) -> bool:
-        """Whether everybody may connect."""
+        """Whether everyone may connect."""
         return self.service.access == "public"
 
     @property
     def expires(self) -> int | None:
-        """Until when it holds, in unix seconds, if it ends by itself."""
+        """When it expires, in unix seconds; ``None`` if it does not expire."""
         return self.identity.expires if self.identity is not None else None
 
 
@@ -101,18 +101,18 @@ _ACCEPTED: Final = 32_768  # digests, of some 200 bytes each
 
 
 class Authority:
-    """The one place that decides. Every method may raise ``storage_unavailable``."""
+    """The one place that decides about rights. Every method may raise ``storage_unavailable``."""
 
     def __init__(self, repository: Repository, *, sign_up: str = "open") -> None:
         self.repository = repository
         self._sign_up = sign_up
-        self.accepted: Recent[bytes] = Recent(_ACCEPTED)  # digests of tokens that were good lately
+        self.accepted: Recent[bytes] = Recent(_ACCEPTED)  # digests of tokens that were valid lately
 
     async def identify(self, token: str | bytes | None) -> Identity:
-        """Whom ``token`` stands for; its digest will do, of one that was looked at before.
+        """The identity of ``token``. For a token that was checked before, its digest is enough.
 
-        Raises ``token_refused`` when it is missing, malformed, not known or expired, and ``revoked`` when it was
-        revoked or its admin is suspended.
+        Raises ``token_refused`` if it is missing, malformed, unknown or expired, and ``revoked`` if it was revoked or
+        its admin is suspended.
         """
         if token is None:
             raise KdispatchError("token_refused", "This needs a token.")
@@ -134,16 +134,16 @@ class Authority:
         return identity
 
     async def admin(self, token: str | None, action: str) -> Identity:
-        """The admin that ``token`` stands for, for something in its own account; raise ``not_permitted`` for others."""
+        """The admin whose ``token`` this is, for an action in its own account; raises ``not_permitted`` for others."""
         identity = await self.identify(token)
         if _party(identity, "", "") not in RIGHTS[action].parties:
             raise KdispatchError("not_permitted", "This needs an admin's token.")
         return identity
 
     async def owner(self, token: str | None, handle: str, action: str) -> Identity:
-        """The admin that ``token`` stands for, for something under ``handle``.
+        """The admin whose ``token`` this is, for an action under ``handle``.
 
-        Raises ``not_permitted`` for everybody else, without a look at what there is.
+        Raises ``not_permitted`` for everyone else, without looking up what exists.
         """
         identity = await self.identify(token)
         if _party(identity, handle, "") not in RIGHTS[action].parties:
@@ -153,13 +153,13 @@ class Authority:
     async def may_host(self, service: str, token: str | bytes | None) -> Grant:
         """The right to host a service.
 
-        Raises ``bad_name``, ``token_refused``, ``revoked``, ``not_permitted``, or ``unknown_service`` to an owner
-        who has no service of that name.
+        Raises ``bad_name``, ``token_refused``, ``revoked``, ``not_permitted``, or ``unknown_service`` to an owner who
+        has no service of that name.
         """
         handle, name = split_service(service)
         identity = await self.identify(token)
         if _party(identity, handle, service) not in RIGHTS["host"].parties:
-            # Decided without a look at the service, so that the answer does not tell whether it exists.
+            # Decided without looking up the service, so that the answer does not tell whether it exists.
             raise KdispatchError("not_permitted", f"This token may not host {service!r}.")
         record = identity.service or await self.repository.service(handle, name)
         if record is None:
@@ -167,10 +167,10 @@ class Authority:
         return Grant(record, identity)
 
     async def may_open(self, service: str, token: str | bytes | None) -> Grant:
-        """The right to connect to a service. While it is public a token is not needed, and not looked at.
+        """The right to connect to a service. While it is public, a token is not needed and not looked up.
 
-        Raises ``bad_name``, ``token_refused`` and ``revoked``, and ``unknown_service`` for what does not exist or is
-        not open to this token: the same text and the same look-ups for both.
+        Raises ``bad_name``, ``token_refused`` and ``revoked``. Raises ``unknown_service`` for a service that does not
+        exist, and for one that is not open to this token: both with the same text and the same look-ups.
         """
         handle, name = split_service(service)
         kept = self.repository.kept_service(handle, name)
@@ -180,12 +180,12 @@ class Authority:
         identity = None if token is None else await self.identify(token)
         if kept is not None and not _is_hidden("open", identity, handle, service, kept):
             return Grant(kept, identity)
-        # Nobody learns by the time of a refusal whether somebody else has looked for it just now.
+        # The time of a refusal must not tell whether another caller has looked up the service just now.
         record = record if kept is None else await self.repository.service_now(handle, name)
         return _hidden("open", identity, handle, service, record)
 
     async def may_read(self, service: str, token: str | None) -> Grant:
-        """The right to look at a service: like :meth:`may_open`, but a token that is shown must be a good one."""
+        """The right to read a service: like :meth:`may_open`, but if a token is shown, it must be valid."""
         handle, name = split_service(service)
         identity = None if token is None else await self.identify(token)
         kept = self.repository.kept_service(handle, name)
@@ -196,8 +196,8 @@ class Authority:
     async def invitation(self, token: str | None) -> InviteRecord:
         """The invitation with this code.
 
-        Raises ``token_refused`` when it is missing, malformed or not known, ``revoked``, and ``invite_spent`` when it
-        has expired or is used up.
+        Raises ``token_refused`` if it is missing, malformed or unknown, ``revoked`` if it was revoked, and
+        ``invite_spent`` if it has expired or is used up.
         """
         if token is None or token_kind(token) != "inv":
             raise KdispatchError("token_refused", "This needs the code of an invitation.")
@@ -211,32 +211,33 @@ class Authority:
         return invite
 
     async def sign_up(self, token: str | None) -> InviteRecord | None:
-        """The code that a handle is taken with, where that needs one; what is shown elsewhere is not looked at.
+        """The code that allows a sign-up, if this relay needs one; otherwise ``None``, and the token is not looked up.
 
-        Raises ``not_permitted`` where nobody may, and for an invitation to a service, and what :meth:`invitation` does.
+        Raises ``not_permitted`` if sign-up is closed, and for an invitation to a service; and the errors of
+        :meth:`invitation`.
         """
         if self._sign_up == "closed":
-            raise KdispatchError("not_permitted", "This relay takes no new admins.")
+            raise KdispatchError("not_permitted", "This relay does not accept new admins.")
         if self._sign_up == "open":
             return None
         if token is None:
-            raise KdispatchError("token_refused", "This relay takes new admins with a code of its operator's only.")
+            raise KdispatchError("token_refused", "This relay accepts new admins only with a code from its operator.")
         code = await self.invitation(token)
         if code.purpose != "sign-up":
-            raise KdispatchError("not_permitted", "This is an invitation to a service, and no code to sign up with.")
+            raise KdispatchError("not_permitted", "This is an invitation to a service, not a sign-up code.")
         return code
 
     def forget(self, scope: str) -> None:
-        """Something of ``handle/name``, or of a handle, may have changed: what was looked up of it does not count."""
+        """Forget cached look-ups of ``handle/name``, or of a handle, which may have changed."""
         self.repository.forget(scope)
 
     def note(self, event: AuditEvent) -> None:
-        """Something happened to a service, which is the event's subject: its owner may read it in the audit."""
+        """Add an event to the audit. Its subject is a service, whose owner may read it."""
         self.repository.audit.note(event.subject.partition("/")[0], event)
 
 
 def _party(identity: Identity | None, handle: str, service: str) -> Party | None:
-    """What the token's holder is to ``service`` of ``handle``; ``None`` for nothing."""
+    """What the token's holder is to ``service`` of ``handle``; ``None`` if nothing."""
     if identity is None:
         return Party.ANYBODY
     if identity.kind == "adm":

@@ -1,4 +1,4 @@
-"""``kdispatch relay``: run a relay. Heavy imports wait inside the commands, so that ``--help`` stays quick."""
+"""``kdispatch relay``: run a relay. The commands import heavy modules themselves, so that ``--help`` stays fast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFAULTS = Settings()
 
 
 def _count(value: str | int) -> int:
-    """A limit: a number, or off."""
+    """Parse a limit: a number, or off."""
     if value == "off":
         return 0
     try:
@@ -154,7 +154,7 @@ def state(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print one word: serving or draining.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what the relay on this machine is doing, in figures."""
+    """Show what the relay on this machine is doing, in figures."""
     from kdispatch_relay.operator.view import lines, read_state  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=as_json):
@@ -179,7 +179,7 @@ async def _migrate(location: str, wait: float) -> tuple[str | None, str | None]:
 
 
 def _loop_factory(*, no_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The faster loop where it is installed and wanted, else ``None`` for Python's own."""
+    """The faster event loop if it is installed and wanted; ``None`` for Python's own."""
     if no_uvloop:
         return None
     try:

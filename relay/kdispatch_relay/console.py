@@ -1,4 +1,4 @@
-"""How the relay's commands speak: data on stdout, messages on stderr, errors in three lines or as JSON."""
+"""Output of the relay's commands: data on stdout, messages on stderr, errors in three lines or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["errors_told", "say"]
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """One line; control characters are escaped, so a terminal never obeys them."""
+    """Write one line. Control characters are escaped, so a terminal never obeys them."""
     stream = sys.stderr if err else sys.stdout
     stream.write(f"{escaped(text)}\n")
     stream.flush()
@@ -25,12 +25,12 @@ def say(text: str, *, err: bool = False) -> None:
 
 @contextmanager
 def errors_told(*, as_json: bool = False) -> Iterator[None]:
-    """End the command with an error's exit status, having told what failed, where, and what to try."""
+    """On an error, print what failed, where, and what to try; then end the command with the error's exit status."""
     try:
         yield
     except KdispatchError as error:
         row = error.info
-        hint = getattr(error, "hint", row.hint)  # some know better than the table
+        hint = getattr(error, "hint", row.hint)  # some errors have a better hint than the table
         if as_json:
             lines = [error_json(error.text, code=error.code, hop=row.hop, hint=hint)]
         else:

@@ -1,4 +1,4 @@
-"""The relay's part in ``kdispatch dev``."""
+"""The relay's part of ``kdispatch dev``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["relay_for_dev"]
 
 @asynccontextmanager
 async def relay_for_dev(directory: Path, port: int) -> AsyncIterator[str]:
-    """Serve on loopback with a database in ``directory`` until the block is left; gives the relay's URL."""
+    """Serve on loopback with a database in ``directory`` until the end of the block; yields the relay's URL."""
     settings = Settings(listen=f"127.0.0.1:{port}", database=str(directory / "relay.db"))
     async with running_relay(settings, Gate) as running:
         yield running.url

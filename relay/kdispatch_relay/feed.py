@@ -1,4 +1,4 @@
-"""What the relay does on its own with its store: hear of others' changes, write what was noted, drop what is old."""
+"""The relay's periodic work with its store: notice changes by others, write notes, drop old rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kdispatch_relay.store.repository import Repository
 
 __all__ = ["Feed"]
 
-# What another process took from somebody, a relay that drains or the operator's command, ends here within two seconds.
+# Rights revoked by another process (a draining relay, or the operator's command) end here within two seconds.
 _LOOK: Final = 0.5
 _WRITE: Final = 1.0
-_WRITE_USED: Final = 60.0  # tokens show when they were used last to about a minute
+_WRITE_USED: Final = 60.0  # so the last use of a token is known to about a minute
 _TIDY: Final = 600.0
 _DAY: Final = 24 * 3600
 
 
 class Feed:
-    """One relay process's; while it runs, every change of the store reaches ``live``."""
+    """The periodic work of one relay process. While it runs, every change in the store reaches ``live``."""
 
     def __init__(self, repository: Repository, live: LiveHosts, *, audit_days: int) -> None:
         self._repository = repository
@@ -33,7 +33,7 @@ class Feed:
         self._last = 0
 
     async def start(self) -> None:
-        """Begin. What was changed before is known to be so by every look-up from now on."""
+        """Start. From now on, every look-up sees all changes that were made before."""
         self._last = await self._repository.changes.newest()
         self._repository.changes.tell = self._live.recheck
         works = ((_LOOK, self._look), (_WRITE, self._repository.audit.write_notes), (_WRITE_USED, self._write_used))
@@ -41,7 +41,7 @@ class Feed:
             self._tasks.append(asyncio.create_task(_repeat(seconds, work), name=f"feed: {work.__name__}"))
 
     async def close(self) -> None:
-        """End, and write what was noted until now."""
+        """Stop, and write what was noted so far."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -76,6 +76,6 @@ class Feed:
 async def _repeat(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(seconds)
-        # The database has told that it is away, and the next turn comes.
+        # The database has already logged that it is unavailable; the next turn tries again.
         with contextlib.suppress(KdispatchError):
             await work()

@@ -1,4 +1,4 @@
-"""What may be done how often, by one source or with one token, and how many sessions there may be."""
+"""Rate limits for one source or one token, and the limits on the number of sessions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _log = logging.getLogger("kdispatch.relay")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A kind of thing of which there may be so many in a time. ``kind`` is what a relay's state counts it under."""
+    """A rate limit on one kind of event. ``kind`` is its name in the relay's state."""
 
     kind: str
-    setting: str  # it says how many there may be
+    setting: str  # the setting that gives the number
     per: str  # what has a bucket: "source" or "token"
-    seconds: int  # in which time
-    at_once: float = 1.0  # so many times as many may come at once
-    less: int = 0  # but so many less
-    told: str  # to whom it is refused
+    seconds: int  # the period of that number
+    at_once: float = 1.0  # the burst, as a multiple of the number
+    less: int = 0  # and this many less in the burst
+    told: str  # the message of the refusal
 
 
 # fmt: off
@@ -39,49 +39,49 @@ class Rate:
 RATES: Final = (
     Rate(kind="sign_ups", setting="limit_sign_ups", per="source", seconds=3600,
          told="Too many handles were taken from your address"),
-    # So that the tenth within a minute is the first that is refused unseen.
+    # With this, the tenth within a minute is the first that is refused unread.
     Rate(kind="bad_tokens", setting="limit_bad_tokens", per="source", seconds=60, less=1,
-         told="Too many tokens that came from your address are not valid"),
+         told="Too many invalid tokens came from your address"),
     Rate(kind="requests", setting="limit_requests", per="source", seconds=1, at_once=4.0,
          told="Too many requests came from your address"),
     Rate(kind="token_requests", setting="limit_requests", per="token", seconds=1, at_once=4.0,
          told="Too many requests came with this token"),
     Rate(kind="failed_opens", setting="limit_failed_opens", per="source", seconds=1, at_once=5.0,
-         told="Too many opens and offers of your address failed"),
-    # 2,000 sessions that ping once in 5 s are 400 a second. At once they may be as many as those of two sessions: ten
-    # that flood are found within 40 ms of the relay's time.
+         told="Too many opens and offers from your address failed"),
+    # 2,000 sessions that ping once in 5 s send 400 a second. The burst is that of two sessions: ten sessions that flood
+    # are found within 40 ms of the relay's time.
     Rate(kind="idle_frames", setting="limit_idle_frames", per="source", seconds=1, at_once=5.0,
-         told="Too many frames of this session, or of its address, were for nothing"),
-    # Twice what a busy agent opens. No relay opens so many a second: one costs it and the agents 1.8 ms, if it comes to
-    # a stream. Beyond it sessions are read slower.
+         told="Too many frames without effect came from this session or its address"),
+    # Twice what a busy agent opens. No relay opens this many a second: an open that leads to a stream costs relay and
+    # agents 1.8 ms. Above it, the relay reads the sessions more slowly.
     Rate(kind="asking", setting="limit_asking", per="source", seconds=1, at_once=0.2,
-         told="This session asked too much for too long"),
-    # All that it may have can come back at once, as they do when a relay was restarted, and once more.
+         told="This session sent too many requests for too long"),
+    # All sessions of a source can come back at once, as after a restart of the relay, and once more.
     Rate(kind="upgrades", setting="limit_source_sessions", per="source", seconds=10, at_once=2.0,
          told="Too many sessions began from your address"),
 )
 # fmt: on
 
-#: How many there may be at a time, as a relay's state counts what was refused, with the settings that say so.
+#: Limits on numbers at one time, by the name of their counter in the relay's state, with the setting of each.
 CAPS: Final[Mapping[str, str]] = {"source_sessions": "limit_source_sessions", "sessions": "limit_sessions"}
 
-_KEY: Final = 16  # bytes of a token's digest: as good as all of them
-_ROOM_AGAIN: Final = 0.9  # of all sessions: with fewer than that a relay is not full any more
-_FULL: Final = 10  # seconds after which there may be room for one more session; nobody can know
+_KEY: Final = 16  # bytes of a token's digest: enough to tell tokens apart
+_ROOM_AGAIN: Final = 0.9  # part of all sessions: below it, the relay is no longer full
+_FULL: Final = 10  # seconds for Retry-After: when there is room again is not known
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Percents of an account's streams: of its public services, and of one source there of what the others leave.
+    """Percentages of an account's streams: for its public services, and for one source of what the others leave there.
 
-    0 is no limit, as it is for settings.
+    0 means no limit, as in the settings.
     """
 
     public: int = 0
     source: int = 0
 
     def public_of(self, streams: int) -> int:
-        """How many of so many streams public services may have: all but a part, yet one where there is one."""
+        """How many of ``streams`` public services may have: the percentage, but at least one if there is one."""
         return max(min(streams, 1), streams * self.public // 100) if self.public else streams
 
     @property
@@ -91,10 +91,10 @@ class Shares:
 
 
 class Limiter:
-    """One relay's. ``accepted`` are digests of tokens that were good lately: those are looked up whoever shows them.
+    """The limits of one relay. ``accepted`` has digests of recently valid tokens: those are always looked up.
 
-    A source is a group of :func:`~kdispatch_relay.sources.group_of`; an empty one is not known, and not limited.
-    ``sessions`` is how many there may be in all, instead of the setting. ``limited`` counts by kind what was refused.
+    A source is a group of :func:`~kdispatch_relay.sources.group_of`; an empty one is unknown, and not limited.
+    ``sessions`` replaces the setting for all sessions. ``limited`` counts refusals by kind.
     """
 
     def __init__(
@@ -108,36 +108,36 @@ class Limiter:
         }
         self._told = {rate.kind: rate.told for rate in RATES}
         self._most = settings.limit_sessions if sessions is None else sessions
-        self._refused = 0  # sessions that found no room since that was told
+        self._refused = 0  # sessions refused since the limit was logged
         self._most_of_source = settings.limit_source_sessions
         self.shares: Final = Shares(settings.limit_public_streams, settings.limit_source_streams)
         self._sessions = 0
         self._sessions_of: dict[str, int] = {}
 
     def take(self, kind: str, key: object) -> None:
-        """One more of its kind; raises ``rate_limited`` where there are too many."""
+        """Count one more event of its kind; raises ``rate_limited`` if there are too many."""
         rates = self._rates.get(kind)
         wait = rates.take(key, self._clock()) if rates is not None and key else 0.0
         if wait:
             raise self._too_many(kind, wait)
 
     def give_back(self, kind: str, key: object, count: float = 1.0) -> None:
-        """The last one, or so many, came to nothing."""
+        """Give back ``count`` events that do not count after all."""
         rates = self._rates.get(kind)
         if rates is not None and key:
             rates.give_back(key, count)
 
     def request(self, source: str, token: str | None) -> None:
-        """A request of the REST API; raises ``rate_limited``."""
+        """Count a request of the REST API; raises ``rate_limited``."""
         self.take("requests", source)
         if token is not None:
             self.take("token_requests", token_digest(token)[:_KEY])
 
     @contextmanager
     def authenticating(self, source: str, token: str | None) -> Iterator[None]:
-        """In the block ``token`` is looked up. Raises ``rate_limited``, where too many were bad, in place of it.
+        """Look up ``token`` within the block. If too many tokens were bad, raises ``rate_limited`` instead.
 
-        The block's own ``token_refused`` counts. A token that was revoked was known once, and is no guess.
+        A ``token_refused`` from the block counts as bad. A revoked token does not: it was known once, and is no guess.
         """
         rates = self._rates.get("bad_tokens")
         if rates is None or token is None or not source:
@@ -153,16 +153,16 @@ class Limiter:
             if error.code in {"token_refused", "revoked"}:
                 self._accepted.discard(digest)
             if error.code == "token_refused":
-                # Others may have come while this one was looked up.
+                # Other look-ups may have failed meanwhile.
                 self.take("bad_tokens", source)
             raise
 
     def begin_session(self, source: str) -> None:
-        """One more session; raises ``busy``, or ``rate_limited`` where its source begins too many."""
+        """Count one more session; raises ``busy``, or ``rate_limited`` if its source begins too many."""
         if self._most and self._sessions >= self._most:
             self.limited["sessions"] += 1
             if not self._refused:
-                _log.warning("%d sessions are all that this relay takes: more are refused with 503.", self._most)
+                _log.warning("The relay has %d sessions, its limit: it refuses further ones with 503.", self._most)
             self._refused += 1
             raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
         of_source = self._sessions_of.get(source, 0)
@@ -174,10 +174,10 @@ class Limiter:
         self._sessions_of[source] = of_source + 1
 
     def end_session(self, source: str) -> None:
-        """One less."""
+        """Count one session less."""
         self._sessions -= 1
         if self._refused and self._sessions < self._most * _ROOM_AGAIN:
-            _log.warning("There is room for sessions again: %d were refused.", self._refused)
+            _log.warning("The relay accepts sessions again: %d were refused.", self._refused)
             self._refused = 0
         left = self._sessions_of[source] - 1
         if left:
@@ -194,7 +194,7 @@ class Limiter:
         return False
 
     def failed(self, source: str, now: float) -> bool:
-        """One more open failed; returns whether it might."""
+        """Count one more failed open; returns whether the limit allowed it."""
         rates = self._rates.get("failed_opens")
         return rates is None or not source or not rates.take(source, now)
 
@@ -214,12 +214,12 @@ class Limiter:
 
 
 class SessionLimits:
-    """One session, which counts to the end of the block or, if it is :meth:`kept`, until :meth:`end`.
+    """One session. It counts until the end of the block or, after :meth:`kept`, until :meth:`end`.
 
-    Raises ``busy`` or ``rate_limited`` where there is no place for it.
+    Raises ``busy`` or ``rate_limited`` if there is no place for it.
 
-    For the switch it is a bucket, which all sessions of a source have in common: of what fails. Without a ``limiter``
-    nothing is limited.
+    For the switch it is the bucket of failures that all sessions of a source share. Without a ``limiter`` nothing is
+    limited.
     """
 
     __slots__ = ("_kept", "_limiter", "source")
@@ -239,7 +239,7 @@ class SessionLimits:
             self.end()
 
     def kept(self) -> Self:
-        """The same, for whoever calls :meth:`end`."""
+        """This object, which now counts until the caller calls :meth:`end`."""
         self._kept = True
         return self
 
@@ -258,7 +258,7 @@ class SessionLimits:
         return self._limiter is None or self._limiter.may_fail(self.source, now)
 
     def take(self, now: float) -> bool:
-        """One more failed; returns whether it might."""
+        """Count one more failure; returns whether the limit allowed it."""
         return self._limiter is None or self._limiter.failed(self.source, now)
 
     def spend(self, kind: str, count: float, now: float) -> float:
@@ -271,7 +271,7 @@ class SessionLimits:
             self._limiter.exceeded(kind, count)
 
     def give_back(self, kind: str, count: float) -> None:
-        """So many of those that were taken did not count."""
+        """Give back ``count`` events that do not count after all."""
         if self._limiter is not None:
             self._limiter.give_back(kind, self.source, count)
 

@@ -1,8 +1,8 @@
-"""How many lines strangers may make a relay write: so many of a kind, of a source and of all, and what was left out.
+"""Limits the log lines that strangers can cause, by kind, by source and in total, and reports what was left out.
 
-It is a filter of the root logger's handlers, so it sees every record, whoever wrote it: a session's end, a traceback of
-asyncio's, an error of TLS. The first line of each kind is always written. Records of level INFO are the relay's own
-words about itself, and no stranger causes them.
+It is a filter of the root logger's handlers, so it sees every record from any code: the end of a session, a traceback
+of asyncio, a TLS error. The first line of each kind is always written. Records of level INFO are not limited: the relay
+writes them about itself, and no stranger causes them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ __all__ = ["PERIOD", "LogLimits", "limited_logs"]
 #: Seconds between two lines that say how many were left out.
 PERIOD: Final = 60.0
 
-# Of one kind 20 lines at once and one in 3 s; of one source 10, and one in 6 s; of all 100, and two a second. An
-# operator reads the first few of each. With --verbose each session's begin and end is to be seen: fifty times as many.
+# Of one kind: 20 lines at once, and one in 3 s. Of one source: 10, and one in 6 s. In total: 100, and two a second. An
+# operator reads the first few of each. --verbose logs each session's begin and end, so it allows fifty times as many.
 _KIND: Final = (1 / 3, 20.0)
 _SOURCE: Final = (1 / 6, 10.0)
 _ALL: Final = (2.0, 100.0)
 _VERBOSE: Final = 50.0
-_KINDS: Final = 256  # kinds and sources that are told apart
+_KINDS: Final = 256  # kinds, and below sources, that are counted separately
 _SOURCES: Final = 4096
-# What differs between lines of one kind: numbers, addresses, ids, and what is quoted.
+# The parts that differ between lines of one kind: numbers, addresses, ids, and quoted text.
 _VARIES: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"")
-_COMPARED: Final = 60  # characters of a message by which lines are of one kind
+_COMPARED: Final = 60  # lines with the same first characters of the message, so many, are of one kind
 _log = logging.getLogger("kdispatch.relay")
 
 
 class _Buckets:
-    """For one class of levels."""
+    """The buckets of one class of levels."""
 
     def __init__(self, times: float) -> None:
         self.kinds: Rates[str] = Rates(_KIND[0] * times, _KIND[1] * times, _KINDS)
@@ -48,16 +48,16 @@ class _Buckets:
 
 
 class LogLimits(logging.Filter):
-    """Says which records are written. Call :meth:`tell` each ``PERIOD``, and at the end."""
+    """Decides which records are written. Call :meth:`tell` each ``PERIOD`` seconds, and at the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()  # the database's thread may log as well
         self._buckets = {False: _Buckets(1.0), True: _Buckets(_VERBOSE)}
-        self._known: dict[str, None] = {}  # kinds of which a line was written lately
+        self._known: dict[str, None] = {}  # kinds with a line since the last tell()
         self._left_out = 0
-        self._sources: set[str] = set()  # of what was left out
+        self._sources: set[str] = set()  # sources of lines that were left out
         self._told = clock()
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -94,7 +94,7 @@ class LogLimits(logging.Filter):
         return True
 
     def tell(self) -> None:
-        """Write how many lines were left out since the last time, if any were."""
+        """Write how many lines were left out since the last call, if there were any."""
         with self._lock:
             count, self._left_out = self._left_out, 0
             sources, self._sources = len(self._sources), set()
@@ -109,7 +109,7 @@ class LogLimits(logging.Filter):
 
 
 def _kind(record: logging.LogRecord) -> str:
-    """What lines have in common of which an operator needs a few: who wrote it, the words, the code, the exception."""
+    """What lines of one kind share: logger, level, words, code, and exception. An operator needs only a few of each."""
     words = _VARIES.sub("#", str(record.msg).partition("\n")[0][: 4 * _COMPARED])[:_COMPARED]
     code = getattr(record, "code", "")
     if isinstance(record.args, tuple) and record.args and record.args[0] in CODES:
@@ -120,7 +120,7 @@ def _kind(record: logging.LogRecord) -> str:
 
 @asynccontextmanager
 async def limited_logs() -> AsyncIterator[None]:
-    """In the block what the root logger's handlers write is limited, and what was left out is told."""
+    """Within the block, limit what the root logger's handlers write, and report what was left out."""
     limits = LogLimits()
     handlers = list(logging.getLogger().handlers)
     for handler in handlers:

@@ -1,4 +1,4 @@
-"""Where the API is."""
+"""The path of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the REST API as RFC 9457 problems, with the codes of the one table."""
+"""Errors of the REST API as RFC 9457 problems, with the codes of the central table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["MISSING", "Problem", "SpoiledError", "TryLaterError", "problem_respo
 
 _log = logging.getLogger(__name__)
 
-# Seconds, where nothing else is known; for the others 2: a lock is gone by then, or will not be soon.
+# Retry-After in seconds for some codes. For the others 2: a lock is gone by then, or will not be soon.
 _RETRY_AFTER: Final = {"quota_exceeded": 60}
-#: What HTTP itself refuses: its code and its text. Any other status is a ``bad_request`` in aiohttp's words.
+#: What HTTP itself refuses: code and text. Any other status is a ``bad_request`` in aiohttp's words.
 _REFUSALS: Final = {
     404: ("unknown_address", ""),
     405: ("wrong_method", ""),
@@ -30,16 +30,16 @@ _REFUSALS: Final = {
     415: ("bad_request", "The body must be JSON, with Content-Type: application/json."),
 }
 
-#: Refusals that another, or any, token could turn into a yes.
+#: Refusals that a token, or another one, could change.
 _TOKENLESS: Final = frozenset({"token_refused", "unknown_service", "unknown_host"})
 
-#: Names the headers that an agent sends, and a request came without.
+#: The response header that names headers which every agent sends and this request lacks.
 MISSING: Final = "Kdispatch-Missing"
 _MARK: Final = "REQUEST-ID"
 
 
 class TryLaterError(KdispatchError):
-    """A failure that is over in ``retry_after`` seconds."""
+    """A failure that will be over in ``retry_after`` seconds."""
 
     def __init__(self, code: str, text: str, retry_after: int) -> None:
         super().__init__(code, text)
@@ -47,7 +47,7 @@ class TryLaterError(KdispatchError):
 
 
 class SpoiledError(KdispatchError):
-    """A request without headers that every agent sends: ``missing`` are their names."""
+    """A request without some of the headers that every agent sends; ``missing`` has their names."""
 
     def __init__(self, code: str, text: str, missing: Sequence[str]) -> None:
         super().__init__(code, text)
@@ -55,11 +55,11 @@ class SpoiledError(KdispatchError):
 
 
 class Problem:
-    """The answer for ``code``, made once for all; each response has a request id of its own.
+    """The answer for ``code``, built once. Each response gets its own request id.
 
-    ``detail`` says what happened here and must hold no secret. ``status`` replaces the table's, for what HTTP itself
-    refuses. ``missing`` are headers that an agent sends, and the request came without: a box on the way may have
-    taken them out, which only its sender can know.
+    ``detail`` says what happened here, and must hold no secret. ``status`` replaces the table's, for refusals by HTTP
+    itself. ``missing`` are headers that every agent sends and this request lacks: a box on the way may have removed
+    them, which only the sender can know.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Problem:
             self._headers[hdrs.RETRY_AFTER] = str(retry_after or _RETRY_AFTER.get(code, 2))
 
     def response(self, request_id: str | None = None) -> web.Response:
-        """One answer. The request id is found in the relay's log where the relay is at fault."""
+        """One response. If the relay is at fault, its log has the request id."""
         body = f"{self._before}{request_id or secrets.token_hex(8)}{self._after}".encode()
-        # aiohttp takes these headers as they are, and adds to them.
+        # aiohttp uses this object without a copy, and adds to it.
         return web.Response(status=self._status, body=body, headers=self._headers.copy())
 
 
@@ -110,7 +110,7 @@ def problem_response(
     request_id: str | None = None,
     missing: Sequence[str] = (),
 ) -> web.Response:
-    """A problem that is said once; the arguments are those of :class:`Problem`."""
+    """A response that is built only once; the arguments are those of :class:`Problem`."""
     return Problem(code, detail, status=status, missing=missing).response(request_id)
 
 
@@ -118,7 +118,7 @@ def problem_response(
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error of a handler, and aiohttp's own refusals, into problems.
 
-    Only defects of the relay leave a line in the log: scanners ask for thousands of paths a day.
+    Only defects of the relay are logged: scanners ask for thousands of paths a day.
     """
     try:
         return await handler(request)
@@ -130,7 +130,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return _refusal(error)
     except Exception:
         if request.writer.output_size > 0:
-            raise  # an answer is on its way already, and a second one would corrupt it
+            raise  # an answer has begun, and a second one would corrupt it
         request_id = secrets.token_hex(8)
         resource = request.match_info.route.resource  # not the path itself, which the sender chose
         _log.exception("Request %s failed: %s %s.", request_id, request.method, resource and resource.canonical)
@@ -140,7 +140,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 def _missing(request: web.Request, error: KdispatchError) -> Sequence[str]:
     if isinstance(error, SpoiledError):
         return error.missing
-    # Without a token a service that is not public is one that does not exist.
+    # Without a token, a service that is not public looks like one that does not exist.
     return (hdrs.AUTHORIZATION,) if error.code in _TOKENLESS and hdrs.AUTHORIZATION not in request.headers else ()
 
 

@@ -1,9 +1,9 @@
-"""Token buckets by key, in a table that stays small whoever fills it. Sans-I/O: the time is an argument.
+"""Token buckets by key, in a table of bounded size. Sans-I/O: the time is an argument.
 
-Of a bucket only one number is kept: the time at which it will be full again. A key without an entry has a full one, so
-entries whose time has come are dropped; each take looks at two of them, which needs no timer and no search. At the
-table's cap a new key takes the place of the one, among a few, whose bucket lacks least: that one forgets less than
-any other would, and nobody is refused for others being many.
+Each bucket is stored as one number: the time at which it will be full again. A key without an entry has a full bucket,
+so entries whose time has passed are dropped. Each take checks two entries, which needs no timer and no search. When the
+table is full, it evicts the key, among eight candidates, whose bucket is closest to full. That forgets less than any
+other eviction among them, and no key is refused because there are many others.
 """
 
 from __future__ import annotations
@@ -16,40 +16,41 @@ from typing import Final, Generic, TypeVar
 
 __all__ = ["MOST_KEYS", "Rates", "Recent", "whole_seconds"]
 
-MOST_KEYS: Final = 65_536  # entries of some 250 bytes: such a table has 17 MB at the most
+MOST_KEYS: Final = 65_536  # entries of some 250 bytes: at most 17 MB a table
 
-_SWEPT: Final = 2  # entries looked at by each take: more than it adds
-_CANDIDATES: Final = 8  # of which one goes at the cap
-_OVERDRAWN: Final = 1.0  # seconds' worth that may be taken beyond what is there
+_SWEPT: Final = 2  # entries checked by each take: more than it adds
+_CANDIDATES: Final = 8  # one of which is evicted when the table is full
+_OVERDRAWN: Final = 1.0  # a bucket can be overdrawn by this many seconds' worth
 _ROUNDING: Final = 1e-6  # seconds; sums of times are not exact
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 def whole_seconds(wait: float) -> int:
-    """A wait as ``Retry-After`` says it: what is told is never too short, and never 0."""
+    """A wait as ``Retry-After`` states it: rounded up, and never 0."""
     return max(1, math.ceil(wait - _ROUNDING))
 
 
 class Rates(Generic[_Key]):
-    """Buckets of one kind: ``rate`` a second, ``burst`` at once. Times are seconds of one clock."""
+    """Buckets of one kind: ``rate`` tokens a second, ``burst`` at once. Times are seconds of one clock."""
 
     __slots__ = ("_full", "_most", "_span", "_step")
 
     def __init__(self, rate: float, burst: float, most: int = MOST_KEYS) -> None:
         assert rate > 0
         assert burst >= 1
-        self._step = 1 / rate  # seconds that one takes to come back
+        self._step = 1 / rate  # seconds until one token has come back
         self._span = burst / rate  # seconds from empty to full
         self._most = most
-        # When each is full again. Not a dict: to the first entry of one from whose front many were taken is a long way.
+        # When each is full again. Not a dict: after many deletions at its front, a dict takes long to find its first
+        # entry.
         self._full: OrderedDict[_Key, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._full)
 
     def wait(self, key: _Key, now: float) -> float:
-        """Seconds until there is one for ``key``; 0.0 where there is one now."""
+        """Seconds until there is a token for ``key``; 0.0 if there is one now."""
         full = self._full.get(key)
         if full is None:
             return 0.0
@@ -57,7 +58,7 @@ class Rates(Generic[_Key]):
         return wait if wait > _ROUNDING else 0.0
 
     def take(self, key: _Key, now: float) -> float:
-        """Take one, where there is one; returns the seconds until there will be, 0.0 where it was taken."""
+        """Take a token if there is one; returns the seconds until there will be one, 0.0 if it was taken."""
         wait = self.wait(key, now)
         if wait == 0.0:
             self._sweep(now)
@@ -68,9 +69,9 @@ class Rates(Generic[_Key]):
         return wait
 
     def spend(self, key: _Key, count: float, now: float) -> float:
-        """Take so many, be they there or not; returns the seconds until the bucket is not overdrawn any more.
+        """Take ``count`` tokens, even if too few are left; returns the seconds until the bucket is in credit again.
 
-        What is overdrawn is bounded: by a second's worth.
+        A bucket can be overdrawn by a second's worth at most.
         """
         self._sweep(now)
         full = self._full.get(key)
@@ -80,7 +81,7 @@ class Rates(Generic[_Key]):
         return max(0.0, full - self._span - now)
 
     def give_back(self, key: _Key, count: float = 1.0) -> None:
-        """What was taken did not count."""
+        """Give back ``count`` tokens that were taken."""
         if key in self._full:
             self._full[key] -= count * self._step
 
@@ -96,7 +97,7 @@ class Rates(Generic[_Key]):
 
 
 class Recent(Generic[_Key]):
-    """The last so many keys that were added."""
+    """The most recently added keys, up to ``most``."""
 
     __slots__ = ("_keys", "_most")
 
@@ -111,12 +112,12 @@ class Recent(Generic[_Key]):
         return key in self._keys
 
     def add(self, key: _Key) -> None:
-        """It is the newest one now."""
+        """Add a key, as the newest one."""
         self._keys[key] = None
         self._keys.move_to_end(key)
         if len(self._keys) > self._most:
             self._keys.popitem(last=False)
 
     def discard(self, key: _Key) -> None:
-        """Forget it, if it is there."""
+        """Forget a key, if it is there."""
         self._keys.pop(key, None)

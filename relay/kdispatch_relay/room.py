@@ -1,4 +1,4 @@
-"""How many sockets a relay takes, so that descriptors are left for its database, its log and requests; and memory."""
+"""How many sockets a relay accepts, leaving descriptors for database, log and requests; and how much memory."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["Room", "queue_memory"]
 
 _log = logging.getLogger("kdispatch.relay")
 
-#: Descriptors of the relay itself: standard streams, the event loop, listening sockets, 11 of an SQLite database with
-#: its readers, and files that are read or made now and then. 25 at most were seen.
+#: Descriptors of the relay itself: standard streams, the event loop, listening sockets, 11 for an SQLite database with
+#: its readers, and files that are used now and then. At most 25 were observed.
 _OWN: Final = 32
-#: Of connections that are no session: a request of each kind, and a few that come at the same moment.
+#: Connections without a session: a request of each kind, and a few that come at the same moment.
 _ARRIVALS_LEAST: Final = 8
-_SMALL: Final = 1_000  # sessions below which somebody should know
+_SMALL: Final = 1_000  # below this many sessions, the operator gets a warning
 _LEAST: Final = _OWN + 2 * _ARRIVALS_LEAST
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """``sessions`` there may be at a time, 0 where nothing bounds them, beside ``arrivals`` that are none."""
+    """``sessions`` at a time (0: no limit), beside ``arrivals``: connections without a session."""
 
     sessions: int
     arrivals: int
 
     @classmethod
     def of(cls, descriptors: int | None, sessions: int, arrivals: int) -> Room:
-        """As many as were asked for, as far as that many descriptors go; a warning says where these do not.
+        """The wanted numbers, as far as the descriptors allow; a warning says where they do not.
 
-        Raises ``bad_request`` where a relay can't work with so few.
+        Raises ``bad_request`` if a relay cannot work with so few descriptors.
         """
         if descriptors is None:
             return cls(sessions, arrivals)
@@ -49,7 +49,7 @@ class Room:
         if found != cls(sessions, arrivals):
             _log.log(
                 logging.WARNING if found.sessions < _SMALL else logging.DEBUG,
-                "This process may open %d files, so it takes %d sessions (of %d) and %d connections that are none yet "
+                "This process may open %d files, so it takes %d sessions (of %d) and %d connections without a session "
                 "(of %d). A higher limit (LimitNOFILE=, ulimit -n) allows more.",
                 descriptors, found.sessions, sessions, found.arrivals, arrivals,
             )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What the REST API and the app need of the switch: all they know of it.
+"""What the REST API and the app need of the switch, and all they know of it.
 
-The switch's gate fits :class:`TunnelGate`; tests give a small fake in its place.
+The switch's gate implements :class:`TunnelGate`; tests use a small fake instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["LiveHosts", "TunnelGate"]
 
 
 class LiveHosts(Protocol):
-    """Who is live at this moment, and what ends that; work in memory that never waits."""
+    """Live hosts and clients, and what ends them. All work is in memory, and none of it waits."""
 
     def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> Sequence[HostView]:
-        """The live hosts of ``handle/name`` by their ids, those behind ``after``; empty where there is none."""
+        """The live hosts of ``handle/name``, sorted by id: ``limit`` of those after ``after``; empty without any."""
         ...
 
     def count_hosts(self, service: str) -> int:
@@ -34,19 +34,19 @@ class LiveHosts(Protocol):
     def clients_of(
         self, service: str, *, after: tuple[str, str, str] = ("", "", ""), limit: int | None = None
     ) -> Sequence[ClientView]:
-        """Who has streams of ``handle/name`` open, by their places, those behind ``after``."""
+        """The clients with open streams of ``handle/name``, sorted by place: ``limit`` of those after ``after``."""
         ...
 
     def recheck(self, scope: str) -> None:
-        """Ask the store again for all that runs within ``scope``, ``handle/name`` or a handle, and end what may not."""
+        """Check everything within ``scope``, ``handle/name`` or a handle, with the store; end what is not allowed."""
         ...
 
     def recheck_all(self) -> None:
-        """Likewise for all that runs here."""
+        """Check everything that runs here in the same way."""
         ...
 
     def expire(self, now: float) -> None:
-        """Likewise for what rests on a token that has expired by ``now``, in unix seconds."""
+        """Check in the same way what rests on a token that has expired by ``now``, in unix seconds."""
         ...
 
     def withdraw(self, host_id: str) -> None:
@@ -54,15 +54,15 @@ class LiveHosts(Protocol):
         ...
 
     def state(self) -> RelayState:
-        """What is going on here, in figures."""
+        """The relay's current state in figures."""
         ...
 
 
 class TunnelGate(LiveHosts, Protocol):
-    """The switch's door. The app starts it before it listens and closes it before connections end."""
+    """The entrance to the switch. The app starts it before it listens, and closes it before connections end."""
 
     async def start(self, relay_id: str) -> None:
-        """Get ready to take sessions; the database is open by now, and the relay's id comes from there."""
+        """Get ready for sessions. The database is open by now, and the relay's id comes from there."""
         ...
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -70,13 +70,13 @@ class TunnelGate(LiveHosts, Protocol):
         ...
 
     async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
-        """Ask every agent to go elsewhere and wait until all have, or ``seconds`` are over; returns who has not.
+        """Ask every agent to move, and wait up to ``seconds`` until all have; returns what has not left.
 
-        Until ``arriving`` is done more may come. ``tell`` hears who is left, where anybody is, and then once a second
-        where it has changed.
+        More agents may come until ``arriving`` is done. ``tell`` gets what is left, if there is anything; afterwards
+        once a second, if it has changed.
         """
         ...
 
     async def close(self) -> None:
-        """End every session, so that each running :meth:`handle` returns. Harmless without a start."""
+        """End every session, so that each running :meth:`handle` returns. Allowed without a start."""
         ...

@@ -1,4 +1,4 @@
-"""A running relay: from settings to a listening socket, and cleanly back."""
+"""A running relay: from settings to a listening socket, and back."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from kdispatch_relay.switch.views import Left
 
 __all__ = ["RunningRelay", "running_relay"]
 
-_SHUTDOWN: Final = 5.0  # seconds for requests that are being answered
-_FIRST_REQUEST: Final = 1.0  # seconds for the request of a connection that came just before the end
+_SHUTDOWN: Final = 5.0  # seconds for requests under way
+_FIRST_REQUEST: Final = 1.0  # seconds for the first request of a connection that came just before the end
 
 
 class RunningRelay:
-    """A relay that listens: ``url`` is without a trailing slash, ``port`` as it really is."""
+    """A relay that listens. ``url`` has no trailing slash, ``port`` is the actual port."""
 
     def __init__(
         self,
@@ -54,23 +54,19 @@ class RunningRelay:
         self.limiter = app[LIMITER]
         self._listener = listener
         self._connections = connections
-        self.certificates: Certificates | None = None  # its own, where it speaks TLS itself
+        self.certificates: Certificates | None = None  # the relay's own, if it terminates TLS itself
 
     @property
     def port(self) -> int:
-        """The one that it listens on."""
+        """The port that it listens on."""
         return int(self._listener.port)
 
     async def turn_away(self) -> Port:
-        """Let new connections go to another relay on the same port, if there is one."""
+        """Direct new connections to another relay on the same port, if there is one."""
         return await self._listener.turn_away()
 
     async def drain(self, seconds: float, tell: Callable[[Left], None]) -> Left:
-        """Behind :meth:`turn_away`: take what is on its way here, and listen no more. Let agents and requests finish.
-
-        Agents have ``seconds`` to go elsewhere; returns who has not. ``tell`` hears who is left at first, where anybody
-        is, and then once a second where it has changed.
-        """
+        """Finish, after :meth:`turn_away`: take the last connections, stop listening, let agents and requests end."""
         arriving = asyncio.create_task(self._last_arrivals(), name="last arrivals")
         try:
             left = await self.gate.drain(seconds, tell, arriving)
@@ -91,12 +87,13 @@ async def running_relay(
     limits: Limits = DEFAULT_LIMITS,
     migrate_apart: bool = False,
 ) -> AsyncIterator[RunningRelay]:
-    """Serve until the block is left, then close sessions, requests, database, in this order.
+    """Serve until the end of the block, then close sessions, requests and database, in this order.
 
-    With ``migrate_apart`` what migrates a database is not kept in memory, for which a start that migrates takes longer.
+    With ``migrate_apart``, another process migrates the database: this saves the memory of the migration code, but a
+    start that migrates takes longer.
 
-    Raises why it can't listen (``port_in_use``, ``port_forbidden``, ``address_not_here``), ``storage_unavailable``, or
-    ``bad_request`` for files of no use.
+    Raises ``port_in_use``, ``port_forbidden`` or ``address_not_here`` if it cannot listen, ``storage_unavailable``, or
+    ``bad_request`` for unusable files.
     """
     certificates = await _certificates(settings)
     operator = await asyncio.to_thread(operator_digest, settings.operator_token_file)

@@ -1,4 +1,4 @@
-"""``relay serve``: a relay from its start to its end, which says what it is doing."""
+"""``relay serve``: runs a relay from start to end, and reports what it is doing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdispatch_relay.switch.views import Left
 __all__ = ["serve"]
 
 _log = logging.getLogger("kdispatch.relay")
-_LAST_WORDS: Final = 0.2  # seconds for the log of a relay that is to end at once
+_LAST_WORDS: Final = 0.2  # seconds to write the log if the relay has to end at once
 
 _AT_THE_PORT: Final = {
     Port.TAKEN: "Another relay gets all new connections.",
@@ -35,7 +35,7 @@ _AT_THE_PORT: Final = {
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings say."""
+    """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings allow."""
     unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
     raise_limit()
@@ -62,7 +62,7 @@ async def serve(settings: Settings) -> None:
 
 
 class _Told:
-    """What is said on stderr: bare sentences, because scripts wait for them, or records."""
+    """What the relay reports on stderr: bare sentences, for which scripts wait, or records."""
 
     def __init__(self, settings: Settings) -> None:
         self._records = settings.log_format == "json"
@@ -74,7 +74,7 @@ class _Told:
         self._say(f"listening on {url}", url=url)
 
     def left(self, left: Left) -> None:
-        """Agents are here that may move."""
+        """Report agents that have not moved yet."""
         if self._draining:
             self._say(f"draining: {_all(left)} are left.", **_figures(left))
             return
@@ -88,7 +88,7 @@ class _Told:
         )
 
     def finished(self, left: Left) -> None:
-        """Where there was anybody, the last word."""
+        """Report the end, if there were agents to move."""
         if not self._draining:
             return
         if left.hosts or left.clients:
@@ -122,25 +122,25 @@ def _figures(left: Left) -> dict[str, object]:
 
 
 def _on_hangup(act: Callable[[], None]) -> None:
-    """Call ``act`` at SIGHUP, which otherwise would end the relay with its terminal."""
+    """Call ``act`` at SIGHUP, which would otherwise end the relay together with its terminal."""
     if hasattr(signal, "SIGHUP"):  # not on Windows
-        # By the loop, which from then on wakes up at every signal, also one that another thread passes on.
+        # Through the loop, which from then on wakes up at every signal, also at one that arrives in another thread.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:
-    # signal.signal and not the loop's add_signal_handler, which Windows does not have.
+    # signal.signal, because Windows has no add_signal_handler of the loop.
     loop = asyncio.get_running_loop()
     had = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal had
         if had:
-            # A second one ends the process at once. Not by the default from the first one on: Python would lose, with
-            # a traceback, the second of two that come at the same moment.
+            # A second signal ends the process at once. The default handler is not set at the first one: if two signals
+            # came at the same moment, Python would lose the second, with a traceback.
             finish_output(_LAST_WORDS)
             signal.signal(number, signal.SIG_DFL)
-            if hasattr(signal, "pthread_sigmask"):  # in a script's background SIGINT is blocked, and comes by a thread
+            if hasattr(signal, "pthread_sigmask"):  # in a script's background job SIGINT is blocked
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
             signal.raise_signal(number)
         had = True

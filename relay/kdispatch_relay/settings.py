@@ -1,4 +1,4 @@
-"""The relay's settings, each stated once: flags, environment and documents derive from here."""
+"""The relay's settings, each defined once: flags, environment variables and pages derive from here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Checked when made: raises ``bad_request``, or ``plaintext_refused`` for a public address without TLS."""
+    """Checked at creation: raises ``bad_request``, or ``plaintext_refused`` for a public address without TLS."""
 
     listen: str = field(
         default="127.0.0.1:8443", metadata={"help": "Address and port to listen on; port 0 takes a free one."}
@@ -55,45 +55,41 @@ class Settings:
 
     trusted_proxy: str = field(
         default="",
-        metadata={"help": "Addresses and networks of proxies whose X-Forwarded-For is believed, separated by commas."},
+        metadata={"help": "Addresses and networks of proxies whose X-Forwarded-For is trusted, separated by commas."},
     )
     allowed_host: str = field(
         default="",
         metadata={
-            "help": "Names by which the relay may be asked (the Host header), separated by commas; without it by any."
+            "help": "Host names (in the Host header) that the relay answers to, separated by commas; empty for any."
         },
     )
 
     reuse_port: bool = field(
         default=False,
-        metadata={
-            "help": "Listen beside the relay of this user that has the port, and get all new connections (Linux)."
-        },
+        metadata={"help": "Share the port with a running relay of the same user, and get all new connections (Linux)."},
     )
     drain_time: float = field(
-        default=8.0,  # Docker, Podman and supervisord kill 10 s behind SIGTERM
+        default=8.0,  # Docker, Podman and supervisord kill 10 s after SIGTERM
         metadata={
-            "help": "Seconds that agents have at SIGTERM to move to another relay; 0 ends their sessions at once."
+            "help": "Seconds that agents have after SIGTERM to move to another relay; 0 ends their sessions at once."
         },
     )
     sign_up: str = field(
         default="open",
         metadata={
-            "help": "Who may take a handle: open (everybody), code (who has one of the operator's), closed (nobody)."
+            "help": "Who may take a handle: open (everyone), code (those with the operator's code), closed (no one)."
         },
     )
     limit_sign_ups: int = field(
-        default=10, metadata={"help": "Handles that one source may take in an hour; 0, or off, as many as it likes."}
+        default=10, metadata={"help": "Handles that one source may take in an hour; 0 or off: no limit."}
     )
     limit_bad_tokens: int = field(
         default=10,
-        metadata={"help": "Of tokens that are not valid, this one in a minute of a source is refused; or off."},
+        metadata={"help": "Of a source's invalid tokens in a minute, this and later ones are refused unread; or off."},
     )
     limit_requests: int = field(
         default=50,
-        metadata={
-            "help": "REST requests a second of one source, and with one token; four times as many at once; or off."
-        },
+        metadata={"help": "REST requests a second for each source and each token; four times as many at once; or off."},
     )
     limit_failed_opens: int = field(
         default=400,
@@ -101,20 +97,20 @@ class Settings:
     )
     limit_idle_frames: int = field(
         default=4_000,
-        metadata={"help": "Frames of one source that change nothing, as PINGs, a second; five times at once; or off."},
+        metadata={"help": "Frames of a source without effect, like PINGs, a second; five times at once; or off."},
     )
     limit_asking: int = field(
         default=4_000,
         metadata={
-            "help": "OPENs, OFFERs and ATTACHes of a source a second; beyond it the relay reads them slower; or off."
+            "help": "OPENs, OFFERs and ATTACHes of a source a second; above it the relay reads them slower; or off."
         },
     )
     limit_source_sessions: int = field(
-        default=2_000, metadata={"help": "Sessions that one source may have, and begin in 10 s; or off."}
+        default=2_000, metadata={"help": "Sessions that one source may have, and may begin in 10 s; or off."}
     )
     limit_sessions: int = field(
         default=20_000,
-        metadata={"help": "Sessions of all, but never more than three quarters of the file descriptors; or off."},
+        metadata={"help": "Sessions in total, at most three quarters of the file descriptors; or off."},
     )
 
     limit_public_streams: int = field(
@@ -123,12 +119,12 @@ class Settings:
     )
     limit_source_streams: int = field(
         default=50,
-        metadata={"help": "Percent of those, as far as other sources leave them, that one source may have; or off."},
+        metadata={"help": "Percent of those that one source may have, of what other sources leave free; or off."},
     )
 
     operator_token_file: Path | None = field(
         default=None,
-        metadata={"help": "File with the token by which the operator may ask for the state from other machines."},
+        metadata={"help": "File with the token that shows the relay's state to the operator on other machines."},
     )
 
     audit_days: int = field(default=90, metadata={"help": "Days for which the audit is kept."})
@@ -139,7 +135,7 @@ class Settings:
     def __post_init__(self) -> None:
         _refuse_blank({item.name: getattr(self, item.name) for item in fields(self)})
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise KdispatchError("bad_request", "A TLS certificate and its key come together: give both, or none.")
+            raise KdispatchError("bad_request", "A TLS certificate and its key belong together: give both, or neither.")
         if self.log_format not in LOG_FORMATS:
             raise KdispatchError("bad_request", f"The log format is text or json, not {self.log_format[:20]!r}.")
         if self.database_wait <= 0:
@@ -160,7 +156,7 @@ class Settings:
         _ = self.trusted_proxies, self.allowed_hosts
 
     def check_address(self, host: str, where: str) -> None:
-        """Raise ``plaintext_refused`` where listening at ``host``, told as ``where``, would show tokens to others."""
+        """Raise ``plaintext_refused`` if listening at ``host`` would expose tokens. The message contains ``where``."""
         if self.tls_cert is None and not self.insecure_plaintext and not is_loopback(host):
             raise KdispatchError(
                 "plaintext_refused",
@@ -193,10 +189,10 @@ class Settings:
         return host, int(port)
 
 
-#: The settings that are numbers of things, or percents, where 0 is none.
+#: The settings that limit a number or a percentage, where 0 means no limit.
 LIMITS: Final = tuple(item.name for item in fields(Settings) if item.name.startswith("limit_"))
 
-#: Every setting by its name. ``default`` and ``metadata["help"]`` describe it.
+#: Every setting by name. ``default`` and ``metadata["help"]`` describe it.
 SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(Settings)}
 
 
@@ -213,18 +209,18 @@ def environment_name(name: str) -> str:
 
 
 def host_of(header: str) -> str:
-    """The host of a ``Host`` header in lower case, without port, brackets and a last dot; empty where it is none."""
+    """The host of a ``Host`` header in lower case, without port, brackets and final dot; empty if it is invalid."""
     found = _HOST.fullmatch(header)
     return "" if found is None else (found[1] or found[2]).rstrip(".").lower()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches, or is, ``host``."""
+    """Whether ``host`` is an address that only this machine reaches."""
     if host == "localhost":
         return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False  # a name: wherever it leads to, it isn't known to stay on this machine
+        return False  # a name may lead anywhere
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback

@@ -1,7 +1,7 @@
-"""From where somebody comes: by the address of a connection, or by what a proxy that is trusted says of it.
+"""The source of a request: the address of its connection, or the address that a trusted proxy names.
 
-Every proxy writes the address of whoever connects to it behind those that it was sent (``X-Forwarded-For``). So only
-the right end of the list is believed, and of that only as far as proxies of one's own have written it.
+Every proxy appends the address of its client to the list that it received (``X-Forwarded-For``). So only the right end
+of the list is trusted, as far as the operator's own proxies have written it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ __all__ = [
     "networks",
 ]
 
-#: Addresses of proxies that are trusted.
+#: Addresses of trusted proxies.
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
-#: This machine, to itself.
+#: The loopback addresses.
 LOOPBACK: Final[Networks] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
-#: Headers, in lower case, by which something between says that the request is another's. None of these is believed:
-#: each only says that the request is not of whoever connects.
+#: Headers, in lower case, that show that a server in front passed the request on for another client. Their content is
+#: not trusted: each only shows that the request is not from the program that connects.
 _PASSED_ON: Final = frozenset({
     "cf-connecting-ip", "client-ip", "fastly-client-ip", "forwarded", "forwarded-for", "true-client-ip", "via",
     "x-client-ip", "x-cluster-client-ip", "x-envoy-external-address", "x-original-forwarded-for", "x-real-ip",
 })  # fmt: skip
 _PASSED_ON_PREFIX: Final = "x-forwarded"
 
-_GROUP: Final = 64  # bits of an IPv6 address that are one customer's: the rest is his to choose
-_HOPS: Final = 32  # proxies that are believed one behind the other; the sender may write thousands
+_GROUP: Final = 64  # bits of an IPv6 address that belong to one customer, who chooses the rest
+_HOPS: Final = 32  # trusted proxies in a row, at most; a sender may write thousands
 
 
 def networks(text: str) -> Networks:
@@ -51,7 +51,7 @@ def networks(text: str) -> Networks:
 
 
 def address_of(text: str) -> IPv4Address | IPv6Address | None:
-    """The address, which may have a port behind it or be in brackets; an IPv4 one in IPv6's form is IPv4."""
+    """The address, perhaps with a port or brackets. IPv4 in IPv6 form counts as IPv4. ``None`` if invalid."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -65,15 +65,15 @@ def address_of(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_trusted(address: IPv4Address | IPv6Address, trusted: Networks) -> bool:
-    """Whether a proxy at this address is believed."""
+    """Whether the proxy at this address is trusted."""
     return any(address in network for network in trusted)
 
 
 def forwarded_source(peer: str, lists: Iterable[str], trusted: Networks) -> str:
-    """Whoever the rightmost address that is no trusted proxy's belongs to; ``peer`` where that is not trusted itself.
+    """The rightmost address that is not a trusted proxy's; ``peer`` if that is not trusted itself.
 
-    ``lists`` are the ``X-Forwarded-For`` headers, in their order. What is no address ends the search: the proxy that
-    was met last is then all that is known.
+    ``lists`` are the ``X-Forwarded-For`` headers, in their order. An entry that is not an address ends the search: then
+    the last proxy found is the result.
     """
     source = address_of(peer)
     if source is None:
@@ -85,12 +85,12 @@ def forwarded_source(peer: str, lists: Iterable[str], trusted: Networks) -> str:
 
 
 def is_passed_on(headers: Iterable[str]) -> bool:
-    """Whether a request with these headers is another's than whoever connects."""
+    """Whether these headers show that the request was passed on for another client."""
     return any(name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIX) for name in map(str.lower, headers))
 
 
 def group_of(source: str) -> str:
-    """What counts as one source: an IPv4 address, or 64 bits of an IPv6 one."""
+    """The group that counts as one source: an IPv4 address, or 64 bits of an IPv6 address."""
     address = address_of(source)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address) >> (128 - _GROUP) << (128 - _GROUP), _GROUP)))

@@ -1,4 +1,4 @@
-"""Telling systemd, where it has started this relay as ``Type=notify``, how far it is (sd_notify(3))."""
+"""Notifies systemd of the relay's state, if systemd started it as ``Type=notify`` (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["tell_supervisor"]
 
 
 def tell_supervisor(state: str) -> None:
-    """Send ``READY=1``, ``STOPPING=1`` or the like; without a supervisor, or one that does not listen, nothing."""
+    """Send ``READY=1``, ``STOPPING=1`` or the like. Does nothing without a supervisor, or if it does not listen."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return

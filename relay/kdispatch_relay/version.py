@@ -1,4 +1,4 @@
-"""Which kdispatch this relay is of."""
+"""The installed version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop whose time is played: it passes when nothing is left to do, and takes none."""
+"""A loop with simulated time, which advances when nothing else is left to do."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def played(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run it, on a loop of its own whose time begins at 0; it may use timers and no sockets or threads."""
+    """Run it on a loop of its own whose time begins at 0; it may use timers, but no sockets or threads."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(work)

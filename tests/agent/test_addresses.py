@@ -1,4 +1,4 @@
-"""How addresses are written."""
+"""The text form of addresses."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ _INDEX, _NAME = socket.if_nameindex()[0]
     ],
 )
 def test_link_local_addresses_keep_their_interface(address: tuple[Any, ...], host: str) -> None:
-    """A socket's address is written as another program has to be given it."""
+    """A socket's address is written in the form that other programs accept."""
     assert written(address) == host
     assert place(f"fe80::1%{_NAME}", 80) == f"[fe80::1%{_NAME}]:80"

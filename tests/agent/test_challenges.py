@@ -1,4 +1,4 @@
-"""What proxies ask for in a 407, and the answers to it."""
+"""Challenges of proxies in a 407, and the answers to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CNONCE = "f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ"
     ],
 )
 def test_digest_of_the_standard(algorithm: str, response: str) -> None:
-    """The answer is the one of the standard's example, with each algorithm."""
+    """The answer is that of the standard's example, with each algorithm."""
     (challenge,) = challenges([EXAMPLE.format(algorithm)])
     answer = digest(challenge, "GET", "/dir/index.html", "Mufasa", "Circle of Life", cnonce=CNONCE).decode()
     assert f'response="{response}"' in answer
@@ -33,7 +33,7 @@ def test_digest_of_the_standard(algorithm: str, response: str) -> None:
 
 
 def test_digest_of_old_proxies() -> None:
-    """Without qop and algorithm the answer is the one of RFC 2069."""
+    """Without qop and algorithm, the answer is that of RFC 2069."""
     (challenge,) = challenges(['Digest realm="testrealm@host.com", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093"'])
     answer = digest(challenge, "GET", "/dir/index.html", "Mufasa", "CircleOfLife", cnonce=CNONCE).decode()
     assert 'response="1949323746fe6a43ef61f9606e7febea"' in answer  # RFC 2069, 2.4, as its errata correct it
@@ -50,7 +50,7 @@ def test_digest_of_a_session() -> None:
 
 
 def test_quotes_and_accents() -> None:
-    """Names with quotes stay inside theirs, and are encoded as the proxy says it reads them."""
+    """Names with quotes are escaped, and encoded in the form that the proxy announces."""
     latin, utf = challenges(['Digest realm="r", nonce="n", Digest realm="r", nonce="n", charset=UTF-8'])
     assert b'username="\xe4\\"\\\\",' in authorization(latin, "CONNECT", "a:1", 'ä"\\', "x")
     assert 'username="ä",'.encode() in authorization(utf, "CONNECT", "a:1", "ä", "x")
@@ -82,13 +82,13 @@ def test_basic() -> None:
     ],
 )
 def test_choice(values: list[str], scheme: str | None) -> None:
-    """The best of what we know is chosen, in whatever way several are written."""
+    """The strongest known challenge is chosen, in any form in which several are written."""
     challenge = chosen(challenges(values))
     assert (challenge and challenge.scheme) == scheme
 
 
 def test_the_better_hash() -> None:
-    """SHA-256 goes before MD5, wherever it stands."""
+    """SHA-256 is preferred to MD5, in any order."""
     offered = challenges([EXAMPLE.format("MD5"), EXAMPLE.format("SHA-256")])
     best = chosen(offered)
     assert best is not None
@@ -96,14 +96,14 @@ def test_the_better_hash() -> None:
 
 
 def test_stale() -> None:
-    """A nonce that was too old is told apart from a wrong password."""
+    """A stale nonce is distinguished from a wrong password."""
     fresh, stale = challenges(['Digest realm="r", nonce="n", stale=false, Digest realm="r", nonce="n", stale=TRUE'])
     assert (fresh.stale, stale.stale) == (False, True)
 
 
 @pytest.mark.parametrize("character", [" ", ",", "a", '"', "\\"])
 def test_a_long_challenge_is_read_in_no_time(character: str) -> None:
-    """A proxy can't keep an agent busy by what it writes into one header."""
+    """A proxy cannot keep an agent busy with the content of a header."""
     began = time.process_time()
     challenges([f'"{character * 32_000}"', f"a{character * 32_000}="])
     assert time.process_time() - began < 1

@@ -1,4 +1,4 @@
-"""The control socket: who is answered, and what does it no harm."""
+"""The control socket: which requests it answers, and what does not harm it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "t" * 43
 
 @dataclass
 class Agent:
-    """What a record says of an agent's socket."""
+    """A record's data about an agent's socket."""
 
     control: str
     id: str = "a"
@@ -40,7 +40,7 @@ class Agent:
         return (await asyncio.to_thread(ask, [self], 2.0, **request)).get(self.id)
 
     async def write(self, *pieces: bytes) -> bytes:
-        """Say something else; returns all that is answered."""
+        """Write anything else; returns all that is answered."""
         reader, writer = await (
             asyncio.open_unix_connection(self.control)
             if self.control.startswith("/")
@@ -83,7 +83,7 @@ async def serving(path: Path) -> AsyncIterator[Agent]:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """Where a socket can be that others find: pytest's own folders have names too long for one, and are private."""
+    """A path for a socket: pytest's own folders have names that are too long for one, and are private."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder) / "a.sock"
@@ -97,7 +97,7 @@ async def agent(kind: str, path: Path) -> AsyncIterator[Agent]:
 
 
 async def test_an_answer(agent: Agent) -> None:
-    """Whoever shows the token is answered, a large answer comes whole."""
+    """A request with the token is answered, and a large answer comes completely."""
     assert await agent.say(command="echo", what=[1, "two"]) == {"schema": 1, "heard": [1, "two"]}
     answer = await agent.say(command="much")
     assert answer is not None and len(answer["much"]) == 3 * 1024 * 1024
@@ -122,20 +122,20 @@ async def test_an_answer(agent: Agent) -> None:
     ],
 )
 async def test_garbage(agent: Agent, line: bytes) -> None:
-    """What is no request, or shows another token, gets an error at most, and the next request its answer."""
+    """An invalid request, or one with another token, gets at most an error, and the next request its answer."""
     answer = await agent.write(line)
     assert not answer or json.loads(answer)["error"]["code"] in {"bad_request", "not_permitted"}
     assert await agent.say(command="echo", what=1) == {"schema": 1, "heard": 1}
 
 
 async def test_too_late(agent: Agent) -> None:
-    """A request that its sender has given up is not acted on."""
+    """A request that its sender has given up is not carried out."""
     late = {"token": TOKEN, "command": "echo", "until": time.monotonic() - 0.001}
     assert await agent.write(json.dumps(late).encode() + b"\n") == b""
 
 
 async def test_the_slow_and_the_many(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who connects and says nothing, or only half of it, is dropped; as many as may be keep others out no longer."""
+    """A client that sends nothing, or half a request, is dropped; the maximum of them stop blocking others."""
     monkeypatch.setattr(control_server, "_SECONDS", 0.2)
     begun = time.monotonic()
     many = [asyncio.create_task(agent.write(b'{"token"')) for _ in range(control_server._MOST + 4)]
@@ -145,7 +145,7 @@ async def test_the_slow_and_the_many(agent: Agent, monkeypatch: pytest.MonkeyPat
 
 
 async def test_the_silent_do_not_block(agent: Agent) -> None:
-    """Of several agents those that answer are heard in time, though others take the request and say nothing."""
+    """Agents that answer are seen in time, although others accept the request and stay silent."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = Agent(f"127.0.0.1:{mute.getsockname()[1]}", id="silent")
         gone, never = Agent("/nowhere/a.sock", id="gone"), Agent("127.0.0.1:1", id="never")
@@ -155,7 +155,7 @@ async def test_the_silent_do_not_block(agent: Agent) -> None:
 
 
 def test_a_full_backlog(path: Path) -> None:
-    """An agent that does not run on, so that its backlog is full, is just one that does not answer."""
+    """A stopped agent with a full backlog counts as one that does not answer."""
     with socket.socket(socket.AF_UNIX) as stopped, socket.socket(socket.AF_UNIX) as first:
         stopped.bind(str(path))
         stopped.listen(0)

@@ -1,4 +1,4 @@
-"""What can answer in a relay's place, and what each answer is called."""
+"""Servers that can answer in a relay's place, and how each answer is reported."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def _server(answer: Answer) -> AsyncIterator[RelayUrl]:
-    """Something on a port; once the block is left, none of its connections and no task may be there any more."""
+    """A server on a port; after the block, none of its connections and tasks may be left."""
     running: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await answer(reader, writer)
-            await reader.read()  # until the agent has let go
+            await reader.read()  # until the agent closes
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -107,7 +107,7 @@ _NOT_A_RELAY = {
 
 @pytest.mark.parametrize("answer", _NOT_A_RELAY.values(), ids=_NOT_A_RELAY)
 async def test_not_a_relay(answer: bytes) -> None:
-    """Whatever else answers is called what it is, and its connection is let go."""
+    """Any other answer is reported as what it is, and its connection is closed."""
     error = await _error(_says(answer))
     assert error.code == "not_a_relay"
     assert "is no kdispatch relay" in error.text
@@ -115,14 +115,14 @@ async def test_not_a_relay(answer: bytes) -> None:
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 async def test_log_in_page(version: bytes) -> None:
-    """A web page in place of the upgrade is most often a network's that wants a log-in, and is called so."""
+    """A web page instead of the upgrade mostly comes from a network that wants a log-in, and is reported so."""
     page = _http("200 OK", b"<html>Log in</html>", "Content-Type: text/html")
     error = await _error(_says(page.replace(b"1.1", version)))
     assert error.code == "captive_portal"
 
 
 async def test_speaks_first() -> None:
-    """A server of another protocol that greets first is no relay either."""
+    """A server of another protocol that greets first is not a relay."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
@@ -132,18 +132,18 @@ async def test_speaks_first() -> None:
 
 
 async def test_garbage_then_close() -> None:
-    """An answer that is no HTTP and just ends is understood as far as it goes."""
+    """An answer that is not HTTP and ends is reported as far as it is understood."""
     assert (await _error(_says(b"\x15\x03\x01\x00\x02\x02\x46", then_close=True))).code == "not_a_relay"
 
 
 async def test_silence_then_close() -> None:
-    """Who takes the request and hangs up is not reachable as a relay."""
+    """A server that takes the request and disconnects is reported as unreachable."""
     error = await _error(_says(b"", then_close=True))
     assert error.code == "relay_unreachable" and "ended before the answer did" in error.text
 
 
 async def test_silence() -> None:
-    """The caller bounds the time; a dial that is given up lets go of its connection."""
+    """The caller limits the time; a cancelled dial closes its connection."""
     async with _server(_says(b"")) as url:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
@@ -161,7 +161,7 @@ async def test_silence() -> None:
     ],
 )
 async def test_passing_trouble(status: str, code: str) -> None:
-    """A proxy's passing trouble is no final answer, and its Retry-After is kept."""
+    """A temporary error of a proxy is not final, and its Retry-After is kept."""
     error = await _error(_says(_http(status, b"<html>later</html>", "Retry-After: 7")))
     assert isinstance(error, Refusal)
     assert (error.code, error.final, error.retry_after) == (code, False, 7.0)
@@ -171,13 +171,13 @@ async def test_passing_trouble(status: str, code: str) -> None:
     ("value", "after"), [("100000", 300.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("-1", 0.0), ("", 0.0)]
 )
 async def test_odd_retry_after(value: str, after: float) -> None:
-    """A Retry-After of no use, or of days, does not keep an agent away."""
+    """An invalid Retry-After, or one of days, does not keep an agent away."""
     error = await _error(_says(_http("503 Busy", b"", f"Retry-After: {value}")))
     assert isinstance(error, Refusal) and error.retry_after == after
 
 
 async def test_retry_after_in_other_digits() -> None:
-    """A Retry-After of characters that are digits for Unicode only is of no use, and no failure."""
+    """A Retry-After of characters that are digits only in Unicode is ignored without an error."""
     error = await _error(_says(_http("503 Busy").replace(b"\r\n\r\n", b"\r\nRetry-After: \xb2\r\n\r\n")))
     assert isinstance(error, Refusal) and error.retry_after == 0.0
 
@@ -198,7 +198,7 @@ async def test_final_refusal() -> None:
     ],
 )
 async def test_too_many(header: tuple[str, ...], says: str) -> None:
-    """The relay's own 429 says how long to wait, or that it does not know."""
+    """The relay's own 429 states how long to wait, or that this is not known."""
     error = await _error(_says(_problem("429 Slow", "rate_limited", *header)))
     assert error.text == f"What happened. {says}"
 
@@ -233,12 +233,12 @@ def _upgrade(*, subprotocol: str = "kdispatch.1", behind: bytes = b"") -> Answer
 
 @pytest.mark.parametrize("subprotocol", ["", "mqtt"])
 async def test_other_websocket(subprotocol: str) -> None:
-    """A WebSocket server that does not take our subprotocol is no relay."""
+    """A WebSocket server that does not accept our subprotocol is not a relay."""
     assert (await _error(_upgrade(subprotocol=subprotocol))).code == "not_a_relay"
 
 
 async def test_upgrade() -> None:
-    """A relay's upgrade gives the connection, and what came right behind it."""
+    """A relay's upgrade returns the connection, and the data that directly followed it."""
     async with _server(_upgrade(behind=b"early")) as url, asyncio.timeout(2):
         upgraded = await Dialer(url).upgrade()
         assert upgraded.early == b"early"
@@ -247,7 +247,7 @@ async def test_upgrade() -> None:
 
 
 async def test_closed_port() -> None:
-    """A port that nobody listens on is told with its address."""
+    """A closed port is reported with its address."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -258,7 +258,7 @@ async def test_closed_port() -> None:
 
 
 async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that can't be resolved is said to be the trouble."""
+    """A name that cannot be resolved is reported as the cause."""
 
     async def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -271,7 +271,7 @@ async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_no_tls() -> None:
-    """A plain server where TLS is expected is no relay."""
+    """A plain server where TLS is expected is not a relay."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(5)
@@ -285,17 +285,17 @@ async def test_no_tls() -> None:
 
 
 async def test_a_dial_that_was_given_up_leaves_no_error_behind() -> None:
-    """A connection that ends when nobody waits for its handshake any more is nobody's concern."""
+    """A connection that fails after its handshake was cancelled causes no error."""
     handshake = upgrade.Handshake(RelayUrl.parse("http://127.0.0.1:1"))
     handshake.connection_lost(None)
     assert handshake.done.done()
     del handshake
-    gc.collect()  # an exception that nobody fetched would be logged now, which fails a test
+    gc.collect()  # an exception that was never fetched would be logged now, which fails a test
 
 
 @pytest.mark.slow
 async def test_which_step_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that nobody takes, and one on which nobody speaks TLS, are told apart."""
+    """A connection that is not accepted, and one on which TLS is not answered, are reported differently."""
     monkeypatch.setattr(dialer, "_STEP", 0.3)
 
     async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -322,14 +322,14 @@ async def _succeeds() -> str:
 
 
 async def test_urls_begin_when_the_one_before_has_failed() -> None:
-    """An attempt that fails lets the next one begin at once, and not after the time between two."""
+    """If an attempt fails, the next one begins at once, and not after the time between two."""
     began = asyncio.get_running_loop().time()
     assert await dialer._first_of([_fails, _succeeds], lambda _: None) == "there"
     assert asyncio.get_running_loop().time() - began < 1
 
 
 async def test_no_connection_is_left_of_those_that_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of attempts that succeed at once the first in order counts, and the other's connection is let go."""
+    """Of attempts that succeed at once the first in order counts, and the other's connection is closed."""
     monkeypatch.setattr(dialer, "_APART", 0)
     gate = asyncio.Event()
 
@@ -347,7 +347,7 @@ async def test_no_connection_is_left_of_those_that_lost(monkeypatch: pytest.Monk
 
 
 async def test_all_urls_fail() -> None:
-    """Where no URL works, the error has what happened by each, or the relay's own word where it refuses by each."""
+    """If no URL works, the error lists the result of each, or the relay's own text if each refuses."""
     with pytest.raises(KdispatchError) as caught:
         await dialer._first_of([_fails, _fails], lambda _: None)
     assert caught.value.text == "Away. Away."
@@ -360,7 +360,7 @@ async def test_all_urls_fail() -> None:
 
 
 async def test_given_up_attempts_end() -> None:
-    """A dial that is given up leaves no attempt behind."""
+    """A cancelled dial leaves no attempt behind."""
     before = asyncio.all_tasks()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
@@ -369,7 +369,7 @@ async def test_given_up_attempts_end() -> None:
 
 
 def test_which_relay_was_met() -> None:
-    """The same relay by two URLs is fine, another one is refused and left out, a relay that was made anew is not."""
+    """One relay with two URLs is accepted, another relay is refused and left out, and a recreated one is accepted."""
     one, two = RelayUrl.parse("https://one.example"), RelayUrl.parse("https://two.example")
     way = Dialer(one, two)
     way.met(one, "aa")
@@ -380,7 +380,7 @@ def test_which_relay_was_met() -> None:
         way.met(one, "bb")
     assert caught.value.code == "other_relay"
     assert not way.has_choice and way.relay == two
-    way.met(two, "bb")  # it was the relay that was made anew; now there is no doubt
+    way.met(two, "bb")  # the relay was recreated; now there is no doubt
     way = Dialer(one, two)
     way.met(one, "aa")
     way.met(one, "bb")
@@ -390,7 +390,7 @@ def test_which_relay_was_met() -> None:
 
 
 async def test_a_name_is_looked_up_for_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay that has moved to another address is found there by the next try."""
+    """A relay that has moved to another address is found there at the next try."""
     loop = asyncio.get_running_loop()
     resolve = loop.getaddrinfo
     moved = False
@@ -413,7 +413,7 @@ async def test_a_name_is_looked_up_for_each_connection(monkeypatch: pytest.Monke
 
 
 async def test_what_passes_goes_before_what_is_final() -> None:
-    """Where one URL is only away, another one's final refusal does not end an agent; where all refuse, it does."""
+    """If one URL is only unavailable, another one's final refusal does not end an agent; if all refuse, it does."""
 
     async def refused() -> str:
         raise Refusal("bad_request", "Stripped.", final=True)
@@ -430,6 +430,6 @@ async def test_what_passes_goes_before_what_is_final() -> None:
 
 
 async def test_a_location_that_is_no_url() -> None:
-    """A redirect to nonsense is told as a redirect."""
+    """A redirect to an invalid URL is reported as a redirect."""
     error = await _error(_says(_http("302 Found", b"", "Location: http://[x")))
     assert error.code == "not_a_relay" and "elsewhere" in error.text

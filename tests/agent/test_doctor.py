@@ -1,4 +1,4 @@
-"""Doctor's checks of this machine, its lines, and its bundle."""
+"""Doctor's checks of this machine, its output lines, and its bundle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _levels(findings: list[Finding]) -> list[Level]:
 
 
 def test_plain_http_to_another_machine_is_a_warning() -> None:
-    """What everybody can read is told, although it was allowed."""
+    """Plain HTTP that everyone can read is reported, even if it was allowed."""
     plain = Settings(relay="http://192.0.2.1", insecure_plaintext=True)
     assert _levels(check_config(plain)) == [Level.WARN]
     assert _levels(check_config(Settings(relay="https://192.0.2.1"))) == [Level.OK]
@@ -52,7 +52,7 @@ def test_plain_http_to_another_machine_is_a_warning() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="modes say nothing there")
 def test_files_that_others_may_read(home: Path) -> None:
-    """Each is named with the command that mends it, a client's key too; config.toml only where it has a password."""
+    """Each such file has the command that repairs it, including a client's key; config.toml only with a password."""
     Credentials().store_admin(_RELAY, "ann", _TOKEN)
     (home / "config" / "config.toml").touch(0o644)
     assert _levels(check_files(Settings())) == [Level.OK]
@@ -67,7 +67,7 @@ def test_files_that_others_may_read(home: Path) -> None:
 
 
 def test_credentials_are_named_and_not_shown() -> None:
-    """Handles and services are told, tokens are not; none is no fault, and a damaged file is one."""
+    """Handles and services are shown, tokens are not; none is no error, and a damaged file is one."""
     assert _levels(check_credentials(_RELAY, None)) == [Level.OK]
     Credentials().store_admin(_RELAY, "ann", _TOKEN)
     [found] = check_credentials(_RELAY, None)
@@ -78,7 +78,7 @@ def test_credentials_are_named_and_not_shown() -> None:
 
 
 async def test_the_local_port() -> None:
-    """A port where nothing listens fails with the code that hosts end with."""
+    """A closed local port fails with the code that hosts end with."""
     [port] = free_ports(1)
     [found] = await check_port("127.0.0.1", int(port))
     assert (found.level, found.code, found.hop) == (Level.FAIL, "local_port_closed", "host -> service")
@@ -96,7 +96,7 @@ def test_few_descriptors_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_worst_decides() -> None:
-    """0 where all is well or not looked at, 7 for warnings, 1 as soon as one failed."""
+    """The status is 0 if all is well or not checked, 7 for warnings, and 1 as soon as one check failed."""
     well = [ok("a", "x"), skipped("b", "x")]
     warned = [*well, warns("c", "x", "do")]
     assert [exit_status(found) for found in (well, warned, [*warned, fails("d", "x", "do")])] == [0, 7, 1]
@@ -104,7 +104,7 @@ def test_the_worst_decides() -> None:
 
 
 def test_lines() -> None:
-    """What is amiss is followed by its hop and by what to do; what is well has one line."""
+    """A problem is followed by its hop and a hint; a passed check has one line."""
     assert ok("dns", "192.0.2.1").lines(6) == ["OK    dns     192.0.2.1"]
     assert fails("tls", "No.", "Ask.").lines(6) == [
         "FAIL  tls     No.",
@@ -124,7 +124,7 @@ def test_lines() -> None:
     ],
 )  # fmt: skip
 def test_who_is_on_the_way(headers: dict[str, str], author: str, passed_by: str) -> None:
-    """What passes the relay's answers on is known by its own name, or by Via; the relay's own server is not it."""
+    """What forwards the relay's answers is known by its own name, or by Via; the relay's own server is not listed."""
     answer = Answer(400, headers, "bad_request", 0.01)
     assert (answer.author, answer.passed_by) == (author, passed_by)
 
@@ -143,13 +143,13 @@ def test_who_is_on_the_way(headers: dict[str, str], author: str, passed_by: str)
     ],
 )
 def test_secrets_are_taken_out(text: str) -> None:
-    """Tokens, what stands before an @ in an address, header values, and what is known to be secret."""
+    """Removed are tokens, the part before an @ in an address, header values, and known secrets."""
     cleaned = clean(text, [_PASSWORD])
     assert _PASSWORD not in cleaned and _TOKEN not in cleaned and "[redacted]" in cleaned
 
 
 def test_an_example_is_no_secret() -> None:
-    """The hint of how a proxy's URL is written stays readable; a real URL with the same words does not."""
+    """The hint with a proxy's URL as an example stays readable; a real URL with the same words does not."""
     hint = CODES["proxy_auth"].hint
     assert clean(hint) == hint
     for address in (
@@ -161,7 +161,7 @@ def test_an_example_is_no_secret() -> None:
 
 
 def test_a_bundle_has_no_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stored and given tokens and proxies' passwords are in none of its files, logs included; it is its owner's."""
+    """Tokens and proxies' passwords are in none of its files, including logs, and only its owner can read it."""
     given = format_token("svc", b"\x02" * 32)
     Credentials().store_admin(_RELAY, "ann", _TOKEN)
     monkeypatch.setenv("KDISPATCH_TOKEN", given)
@@ -186,7 +186,7 @@ def test_a_bundle_has_no_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_bundle_that_cannot_be_written(home: Path) -> None:
-    """The error names the file."""
+    """The error for a bundle that cannot be written names the file."""
     with pytest.raises(SetupError) as caught:
         write_bundle(home / "none" / "b.zip", [], None, None, 8)
     assert "none/b.zip cannot be written" in caught.value.text
@@ -199,7 +199,7 @@ def test_a_bundle_that_cannot_be_written(home: Path) -> None:
 def test_no_part_of_a_proxys_credentials_is_in_a_bundle(
     home: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """However a proxy is written, its name and password are taken out; a file that was there is its owner's then."""
+    """In any form of a proxy, name and password are removed; an existing file becomes readable by its owner only."""
     monkeypatch.setenv("HTTPS_PROXY", address)
     path = home / "b.zip"
     path.touch(0o644)

@@ -1,4 +1,4 @@
-"""A host's offer: what ends it, and what it outlives."""
+"""A host's offer: what ends it, and what does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _host(relay: Running) -> Host:
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits before a reconnect and before a new offer are random parts; here they are their least parts."""
+    """The waits before a reconnect and before a new offer are random parts; here they are minimal."""
     monkeypatch.setattr(random, "uniform", lambda low, high: low / 50)
 
 
@@ -34,7 +34,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     "trouble", [KdispatchError("storage_unavailable"), ZeroDivisionError()], ids=["storage_unavailable", "internal"]
 )
 async def test_relay_in_trouble(trouble: Exception) -> None:
-    """A host that was listed offers again when a later session's offer is refused for the relay's own trouble."""
+    """A listed host offers again if a later session's offer is refused because of the relay's own trouble."""
     async with running_gate() as relay:
         host = _host(relay)
         await host.start(2)
@@ -60,7 +60,7 @@ async def test_withdrawn_meanwhile() -> None:
         try:
             relay.store.error = KdispatchError("storage_unavailable")
             host.driver.abort()
-            await until(lambda: SERVICE not in host.uplink.endpoint._offers)  # the refusal was heard
+            await until(lambda: SERVICE not in host.uplink.endpoint._offers)  # the refusal was received
             host.withdraw()
             relay.store.error = None
             asked = relay.store.asked
@@ -72,7 +72,7 @@ async def test_withdrawn_meanwhile() -> None:
 
 @pytest.mark.usefixtures("short_waits")
 async def test_refused_later() -> None:
-    """A refusal that is the relay's last word ends a host that was listed before."""
+    """A final refusal by the relay ends a host that was listed before."""
     async with running_gate() as relay:
         host = _host(relay)
         await host.start(2)
@@ -88,7 +88,7 @@ async def test_refused_later() -> None:
 
 @pytest.mark.parametrize("code", ["token_refused", "storage_unavailable"])
 async def test_first_refusal(code: str) -> None:
-    """The first offer's refusal is raised, whatever it is: somebody waits for the answer."""
+    """The refusal of the first offer is always raised, because the caller waits for the answer."""
     async with running_gate() as relay:
         relay.store.error = KdispatchError(code)
         with pytest.raises(KdispatchError) as caught:
@@ -108,7 +108,7 @@ async def test_unknown_code() -> None:
 
 
 async def test_unexpected_failure_at_first() -> None:
-    """A defect at the relay is an answer too."""
+    """A defect at the relay counts as an answer, too."""
     async with running_gate() as relay:
         relay.store.error = ZeroDivisionError()
         with pytest.raises(KdispatchError) as caught:

@@ -1,4 +1,4 @@
-"""Agents at a limit of their own machine: they pause, say so once, and blame neither the service nor the relay."""
+"""Agents at a limit of their machine pause, report it once, and blame neither the service nor the relay."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Log:
 
 @contextmanager
 def few(left: int) -> Iterator[None]:
-    """This process may open so many files more."""
+    """This process may open this many files more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as probe:
         most = probe.fileno() + left
@@ -56,7 +56,7 @@ def _listening() -> socket.socket:
 
 
 async def _called(listener: socket.socket, count: int, stack: ExitStack) -> list[socket.socket]:
-    """So many programs connect, from outside: their sockets are not counted."""
+    """This many programs connect, from outside: their sockets are not counted."""
     made = []
     for _ in range(count):
         sock = stack.enter_context(socket.socket())
@@ -73,7 +73,7 @@ async def _until(condition: Any) -> None:
 
 
 async def test_accepting_pauses_at_the_limit() -> None:
-    """With few descriptors left connections wait in the kernel; one line says so, and one that it is over."""
+    """With few descriptors left connections wait in the kernel; one line reports it, and one that it is over."""
     log, taken = Log(), list[socket.socket]()
     with ExitStack() as stack, _listening() as listener:
         await _called(listener, 30, stack)
@@ -81,7 +81,7 @@ async def test_accepting_pauses_at_the_limit() -> None:
             acceptor = Acceptor(listener, taken.append, log)
             await asyncio.sleep(0.6)
             there = len(taken)
-            assert 0 < there < 15  # the last ones are kept for other things
+            assert 0 < there < 15  # the last ones are reserved for other things
             with socket.socket():
                 pass
             for sock in taken:
@@ -100,7 +100,7 @@ async def test_accepting_pauses_at_the_limit() -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 async def test_accepting_pauses_where_the_system_refuses(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """An accept that the system refuses is tried again after a pause, and told once; the loop does not spin."""
+    """An accept that the system refuses is repeated after a pause, and reported once; the loop does not spin."""
     log, taken, tries = Log(), list[socket.socket](), 0
 
     class Refusing(socket.socket):
@@ -123,7 +123,7 @@ async def test_accepting_pauses_where_the_system_refuses(monkeypatch: pytest.Mon
 
 
 async def test_dialing_keeps_the_last_descriptors() -> None:
-    """A dial to the service takes none of the last descriptors: a new session with the relay needs one."""
+    """A dial to the service takes none of the last descriptors, because a new session with the relay needs one."""
     with _listening() as listener:
         target = Target(*listener.getsockname())
         with few(4), pytest.raises(OSError, match="Too many open files") as caught:
@@ -133,7 +133,7 @@ async def test_dialing_keeps_the_last_descriptors() -> None:
 
 
 async def test_a_port_that_cannot_be_looked_at() -> None:
-    """Without a descriptor for the kernel's table, and for a connection, nothing is said of the port."""
+    """Without a descriptor for the kernel's table, and for a connection, the state of the port is unknown."""
     with _listening() as listener:
         address, port = listener.getsockname()
         asyncio.get_running_loop().run_in_executor(None, int)  # its thread starts while there is room
@@ -144,7 +144,7 @@ async def test_a_port_that_cannot_be_looked_at() -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EPERM])
 async def test_the_service_is_not_blamed(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """An open that this machine can't serve is refused as busy, and counts not against the service; told once."""
+    """An open that this machine cannot serve is refused as busy, logged once, and not counted against the service."""
 
     def fail(_target: Target) -> None:
         raise OSError(number, os.strerror(number))
@@ -172,20 +172,20 @@ async def test_the_service_is_not_blamed(monkeypatch: pytest.MonkeyPatch, number
 
 
 async def test_a_name_that_cannot_be_resolved() -> None:
-    """An address whose name can't be resolved is no closed port."""
+    """An address whose name cannot be resolved does not count as a closed port."""
     with pytest.raises(SetupError, match="the name "):
         await LocalPort("no-such-name.invalid", 80).check()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_the_relay_is_not_blamed(number: int) -> None:
-    """Where there is no descriptor for a connection to the relay, the error says that the limit is here."""
+    """Without a descriptor for a connection to the relay, the error says that the limit is on this machine."""
     error = connection_error(RelayUrl.parse("https://relay.example"), OSError(number, os.strerror(number)))
     assert isinstance(error, SetupError) and "was not asked" in error.text and "ulimit -n" in error.hint
 
 
 def test_the_limit_is_raised() -> None:
-    """The soft limit becomes the hard one, and what is reserved lies below it."""
+    """The soft limit is raised to the hard one, and the reserve lies below it."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:

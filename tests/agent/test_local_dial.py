@@ -1,4 +1,4 @@
-"""Connections to the local service: there at once where the kernel has them, refused at once, and else waited for."""
+"""Connections to the local service: connected or refused at once if the kernel can tell, and otherwise awaited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def listener() -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _full(listener: socket.socket) -> Iterator[list[socket.socket]]:
-    """Fill the queue of connections that nobody accepts: the kernel drops the next handshake and waits for another."""
+    """Fill the queue of unaccepted connections: the kernel drops the next handshake and waits for another."""
     with contextlib.ExitStack() as ending:
         waiting: list[socket.socket] = []
         for _ in range(8):
@@ -35,7 +35,7 @@ def _full(listener: socket.socket) -> Iterator[list[socket.socket]]:
 
 
 async def test_loopback_is_there_at_once(listener: socket.socket) -> None:
-    """A listener of this machine is connected to without a turn of the loop."""
+    """A connection to a listener on this machine needs no turn of the loop."""
     dial = Target(*listener.getsockname()).begin()
     assert dial.there and dial.sock is not None
     accepted, _ = listener.accept()
@@ -45,7 +45,7 @@ async def test_loopback_is_there_at_once(listener: socket.socket) -> None:
 
 
 async def test_refused_at_once(listener: socket.socket) -> None:
-    """A port on which nothing listens refuses without a turn of the loop, with the kernel's reason."""
+    """A port without a listener refuses without a turn of the loop, with the kernel's reason."""
     address, port = listener.getsockname()
     listener.close()
     with pytest.raises(ConnectionRefusedError, match="Connection refused"):
@@ -54,7 +54,7 @@ async def test_refused_at_once(listener: socket.socket) -> None:
 
 @pytest.fixture
 async def name(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A name that has the addresses of this machine."""
+    """A name with the addresses of this machine."""
     loop = asyncio.get_running_loop()
     right = loop.getaddrinfo
 
@@ -66,7 +66,7 @@ async def name(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_a_name_is_looked_up(listener: socket.socket, name: str) -> None:
-    """A name needs a look-up, so its connection is waited for; one of its addresses is enough."""
+    """A name needs a look-up, so its connection is awaited; one working address is enough."""
     dial = Target(name, listener.getsockname()[1]).begin()
     assert not dial.there and dial.sock is None
     with await dial.finish():
@@ -75,7 +75,7 @@ async def test_a_name_is_looked_up(listener: socket.socket, name: str) -> None:
 
 
 async def test_a_name_that_refuses(listener: socket.socket, name: str) -> None:
-    """A name at none of whose addresses something listens fails as an address of figures does."""
+    """A name without a listener at any address fails like a numeric address."""
     port = listener.getsockname()[1]
     listener.close()
     dial = Target(name, port).begin()
@@ -86,7 +86,7 @@ async def test_a_name_that_refuses(listener: socket.socket, name: str) -> None:
 
 @pytest.mark.slow  # the kernel sends its SYN again after a second
 async def test_a_listener_that_is_busy(listener: socket.socket) -> None:
-    """A handshake that the listener does not complete is waited for, and is done when there is room again."""
+    """A handshake that the listener does not complete is awaited, and completes when there is room again."""
     with _full(listener):
         dial = Target(*listener.getsockname()).begin()
         assert not dial.there and dial.sock is not None
@@ -114,7 +114,7 @@ async def test_given_up(listener: socket.socket) -> None:
 
 
 async def test_a_service_that_speaks_and_resets_at_once() -> None:
-    """A connection that was reset before anybody looked at it, with words that wait to be read, is one."""
+    """A connection that was reset early counts as connected if data from the service waits to be read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         sock = socket.create_connection(("127.0.0.1", port))
@@ -132,7 +132,7 @@ async def test_a_service_that_speaks_and_resets_at_once() -> None:
 
 
 async def test_a_service_that_resets_without_a_word() -> None:
-    """One that was reset with nothing to be read has failed."""
+    """A connection that was reset with nothing to be read has failed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = socket.create_connection(listener.getsockname())
         sock.settimeout(0)

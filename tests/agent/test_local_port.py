@@ -1,4 +1,4 @@
-"""Whether something listens at an address: the kernel's table means the same as connecting would."""
+"""Whether a port is open: the kernel's table gives the same answer as connecting would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """A port that nobody listens on, kept from others by a bound socket at an address of its own."""
+    """A port without a listener, kept from others by a bound socket at its own address."""
     with socket.socket() as kept:
         kept.bind(("127.0.0.9", 0))
         yield kept.getsockname()[1]
@@ -55,7 +55,7 @@ def _listen(address: str, port: int, *, both: bool = False) -> socket.socket:
     ],
 )
 async def test_listener_at_one_address(bound: str, asked: str, is_there: bool, free_port: int) -> None:
-    """A listener counts for the address that it is bound to, however the kernel writes it, and for no other."""
+    """A listener counts only for the address that it is bound to, in any form that the kernel writes."""
     with _listen(bound, free_port, both="ffff" in bound):
         assert await local_port.look(asked, free_port) is is_there
         assert await local_port.is_open(asked, free_port, 1.0) is is_there
@@ -75,19 +75,19 @@ async def test_listener_everywhere(bound: str, asked: str) -> None:
 
 
 async def test_connection_is_no_listener() -> None:
-    """A connection's own port is not one that is listened on."""
+    """A connection's own port does not count as listening."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         assert await local_port.look("127.0.0.1", client.getsockname()[1]) is False
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "example.org", "2001:db8::1"])
 def test_address_elsewhere(address: str) -> None:
-    """Of other machines the kernel's table says nothing."""
+    """The kernel's table says nothing about other machines."""
     assert local_port.looks_open(address, 22) is None
 
 
 async def test_look_disturbs_nobody() -> None:
-    """A listener that the table shows is not connected to."""
+    """The check does not connect to a listener that the table shows."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert await local_port.is_open("127.0.0.1", listener.getsockname()[1], 1.0)
         listener.setblocking(False)

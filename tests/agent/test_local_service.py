@@ -1,4 +1,4 @@
-"""The service behind a host: waited for, found at either address of this machine, missed, and found again."""
+"""The service behind a host: awaited, found at either loopback address, missed, and found again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _offered(local: LocalPort) -> AsyncIterator[tuple[Host, Any]]:
 
 
 async def test_a_service_that_starts_later_is_waited_for(closed_port: int) -> None:
-    """A host waits for its service to listen, as long as it is told to, and no longer."""
+    """A host waits for its service to listen, as long as configured, and no longer."""
     local = LocalPort("127.0.0.1", closed_port)
     with pytest.raises(KdispatchError) as caught:
         await local.check(0)
@@ -60,7 +60,7 @@ async def test_a_service_that_starts_later_is_waited_for(closed_port: int) -> No
 
 
 async def test_a_service_at_the_other_address() -> None:
-    """What listens on ::1 only is found under "localhost", and is dialled there; 127.0.0.1 by itself means no other."""
+    """A service on ::1 only is found for "localhost", and called there; 127.0.0.1 stands only for itself."""
     try:
         listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -81,12 +81,12 @@ async def test_a_service_at_the_other_address() -> None:
     ("number", "code"), [(socket.EAI_NONAME, "bad_request"), (socket.EAI_AGAIN, "local_port_closed")]
 )
 async def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch, number: int, code: str) -> None:
-    """A name that is unknown is said to be, at once; one that can't be looked up may be known a moment later."""
+    """An unknown name is reported at once; a name that cannot be looked up may be known a moment later."""
 
     async def refuse(*_: object, **__: object) -> None:
         raise socket.gaierror(number, "no")
 
-    # uvloop's own create_connection does not look up by the loop's getaddrinfo.
+    # uvloop's own create_connection does not use the loop's getaddrinfo.
     monkeypatch.setattr(asyncio, "open_connection", refuse)
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", refuse, raising=False)
     began = time.monotonic()
@@ -97,7 +97,7 @@ async def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch, number: int, cod
 
 
 async def test_a_restart_is_a_short_absence(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
-    """A service that has just gone is looked for often: it is offered again soon after it listens again."""
+    """A service that has just gone is checked often, so it is offered again soon after it listens again."""
     monkeypatch.setattr(local_port, "LOOK_EVERY", 0.3)
     local = LocalPort("127.0.0.1", closed_port)
     async with contextlib.AsyncExitStack() as running:
@@ -114,12 +114,12 @@ async def test_a_restart_is_a_short_absence(monkeypatch: pytest.MonkeyPatch, clo
 
 
 def test_looks_become_rarer() -> None:
-    """A service that is away is looked for every 0.2 s at first, and every 2 s after a while."""
+    """A missing service is checked every 0.2 s at first, and every 2 s after a while."""
     assert [local_port.look_again(away) for away in (0, 1, 5, 20, 1000)] == [0.2, 0.2, 0.5, 2.0, 2.0]
 
 
 async def test_a_name_that_is_lost_withdraws_nothing(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
-    """While a name can't be looked up nothing is known of the service: it stays offered."""
+    """While a name cannot be looked up, the service's state is unknown, and it stays offered."""
     asked = 0
 
     async def is_open(*_: object) -> bool:
@@ -136,7 +136,7 @@ async def test_a_name_that_is_lost_withdraws_nothing(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_vanished_service_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to the service asks after it when it is silent."""
+    """A connection to the service has keep-alives for when it is silent."""
     seen: list[list[int]] = []
     take = Pipe.take
 

@@ -1,4 +1,4 @@
-"""Ports that an agent listens on: from the first moment, alone, and at every address that it names."""
+"""Ports that an agent listens on: from the start, exclusively, and at every address of the name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_taken(address: str, port: int, *flags: int) -> bool:
 
 
 async def test_a_port_is_ours_from_the_first_moment() -> None:
-    """Before there is a host another program can't listen on the port, whatever options it sets."""
+    """Before the first accept, another program cannot listen on the port, whatever options it sets."""
     async with running_gate() as relay, _listener(relay) as (_, listener):
         for flags in ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
             for address in ("127.0.0.1", "0.0.0.0"):
@@ -57,7 +57,7 @@ async def test_a_port_is_ours_from_the_first_moment() -> None:
 
 
 async def test_connections_wait_for_a_host() -> None:
-    """A connection that comes before there is a host is taken, and carried with all it said when there is one."""
+    """A connection that comes before there is a host is accepted, and carried with all its data when there is one."""
     async with running_gate() as relay, _listener(relay) as (client, listener), await Tcp.connect(listener.port) as tcp:
         await tcp.send(b"early")
         await until(lambda: listener._waiting)
@@ -68,7 +68,7 @@ async def test_connections_wait_for_a_host() -> None:
 
 
 async def test_connections_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection waits no longer than an open may take, and only so many do."""
+    """A connection waits no longer than an open may take, and only a limited number waits."""
     monkeypatch.setattr(client_module, "_MOST_WAITING", 1)
     async with running_gate() as relay, _listener(relay) as (client, listener):
         monkeypatch.setattr(client.driver.endpoint, "limits", replace(SCALED, open_wait=0.1))
@@ -80,7 +80,7 @@ async def test_connections_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_every_address_of_a_name_has_the_same_port() -> None:
-    """A name with several addresses is listened on at all of them, on one port, also when that is a free one."""
+    """A name with several addresses is listened on at all of them, with one port, also if that is a free one."""
     made = await listening("localhost", 0)
     with contextlib.ExitStack() as ending:
         for sock in made:
@@ -96,7 +96,7 @@ async def test_every_address_of_a_name_has_the_same_port() -> None:
 
 
 async def test_the_address_that_is_taken_is_named() -> None:
-    """Where one address of a name is taken nothing is listened on, and the error names that address."""
+    """If one address of a name is in use, nothing is listened on, and the error names that address."""
     try:
         taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -125,7 +125,7 @@ async def test_the_address_that_is_taken_is_named() -> None:
     ],
 )
 def test_reasons(error: OSError, said: str) -> None:
-    """An error is told by its reason, each once, and not by the name of a call."""
+    """An error states each reason once, and not the name of a system call."""
     assert reason(error) == said
 
 
@@ -136,7 +136,7 @@ def test_addresses_as_they_are_written() -> None:
 
 
 def watches(sock: socket.socket) -> list[int]:
-    """What the kernel is told of keep-alives on a socket."""
+    """The keep-alive options of a socket."""
     names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     tcp = [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names]
     return [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *tcp]
@@ -146,7 +146,7 @@ WATCHED = [1, options.KEEP_IDLE, options.KEEP_INTERVAL, options.KEEP_COUNT]
 
 
 async def test_vanished_programs_are_looked_for() -> None:
-    """Each connection that a local port accepts asks after its program when that is silent."""
+    """Each connection that a local port accepts has keep-alives for when its program is silent."""
     async with running_gate() as relay, _listener(relay) as (client, listener), await Tcp.connect(listener.port):
         await until(lambda: client.driver.pipes)
         [pipe] = client.driver.pipes

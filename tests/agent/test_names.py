@@ -1,4 +1,4 @@
-"""Look-ups of names: anew for each connection, and the addresses of before where nobody answers."""
+"""Look-ups of names: fresh for each connection, with earlier addresses if there is no answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TWO: Final[list[Any]] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.
 
 
 class _Resolver:
-    """Stands in for the loop's look-up: an answer is a list, an error, or so many seconds of silence."""
+    """Replaces the loop's look-up: an answer is a list, an error, or a number of seconds of silence."""
 
     def __init__(self, *answers: list[Any] | OSError | float) -> None:
         self._answers = list(answers)
@@ -40,7 +40,7 @@ def _use(monkeypatch: pytest.MonkeyPatch, *answers: list[Any] | OSError | float)
 
 
 def test_each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay that moves is found: a name is looked up for each connection."""
+    """A name is looked up for each connection, so that a relay that moves is found."""
     names, _ = _use(monkeypatch, _ONE, _TWO)
 
     async def look() -> None:
@@ -52,7 +52,7 @@ def test_each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("failure", [socket.gaierror(socket.EAI_AGAIN, "away"), 30.0])
 def test_a_resolver_that_is_away(monkeypatch: pytest.MonkeyPatch, failure: OSError | float) -> None:
-    """Where a look-up fails, or hangs for 1.5 s, the addresses of before are used, for an hour."""
+    """If a look-up fails, or hangs for 1.5 s, the earlier addresses are used, for an hour."""
     names, _ = _use(monkeypatch, _ONE, failure, OSError("away"))
 
     async def look() -> None:
@@ -69,7 +69,7 @@ def test_a_resolver_that_is_away(monkeypatch: pytest.MonkeyPatch, failure: OSErr
 
 
 def test_a_name_that_never_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without addresses of before the failure is the answer, or the time-out."""
+    """Without earlier addresses the failure, or the time-out, is the result."""
     names, _ = _use(monkeypatch, socket.gaierror(socket.EAI_NONAME, "unknown"), 30.0)
 
     async def look() -> None:
@@ -83,7 +83,7 @@ def test_a_name_that_never_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_look_up_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tries wait for a resolver that hangs, they hold one thread."""
+    """However many tries wait for a hanging resolver, they use one thread."""
     names, resolver = _use(monkeypatch, _ONE, 30.0, _TWO)
 
     async def look() -> None:

@@ -1,4 +1,4 @@
-"""What differs between operating systems is in one file, and Windows' side of it does what it says."""
+"""Differences between operating systems are in one file, and the Windows part works as described."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGE = Path(kdispatch.__file__).parent
 
 
 def test_branches_are_in_one_file() -> None:
-    """No other file of the agent asks which system it runs on."""
+    """No other file of the agent checks which system it runs on."""
     asks = re.compile(r"\bsys\.platform\b|\bos\.name\b|\bplatform\.system\b|\bmsvcrt\b|\bfcntl\b")
     found = {path.name for path in PACKAGE.rglob("*.py") if asks.search(path.read_text())}
     assert found == {"operating_system.py"}
@@ -39,7 +39,7 @@ def test_same_methods() -> None:
 
 
 def test_posix_lock(tmp_path: Path) -> None:
-    """A lock keeps every other opener out until its descriptor is closed."""
+    """A lock excludes every other opener until its descriptor is closed."""
     path = tmp_path / "lock"
     first, second = os.open(path, os.O_RDWR | os.O_CREAT), os.open(path, os.O_RDWR)
     try:
@@ -68,7 +68,7 @@ class _FakeLocks:
 
 
 def test_windows_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows locks a byte behind the file's content, so that others may read it, and stays at the file's start."""
+    """Windows locks a byte after the file's content, so that others may read it, and stays at the file's start."""
     locks = _FakeLocks()
     monkeypatch.setitem(sys.modules, "msvcrt", locks)
     path = tmp_path / "record"
@@ -81,13 +81,13 @@ def test_windows_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_modes() -> None:
-    """A mode that lets others in counts where modes mean something."""
+    """A mode that lets others in counts only where modes have a meaning."""
     assert [Posix().others_may_use(mode) for mode in (0o600, 0o640, 0o604)] == [False, True, True]
     assert not Windows().others_may_use(0o666)
 
 
 def test_spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in the background has a session of its own, or no console."""
+    """A process in the background has its own session, or no console."""
     assert Posix().spawn_options() == {"start_new_session": True}
     monkeypatch.setattr(subprocess, "DETACHED_PROCESS", 8, raising=False)
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
@@ -95,7 +95,7 @@ def test_spawning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows ends a process either way, and one that is gone is just gone; for Posix see test_places."""
+    """Windows ends a process either way, and ignores one that is gone; for Posix see test_places."""
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     assert Windows().ask_to_stop(8, None)
@@ -109,7 +109,7 @@ def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Posix hears SIGINT and SIGTERM on the loop; Windows asks its loop for nothing that it doesn't have."""
+    """Posix handles SIGINT and SIGTERM on the loop; Windows does not use loop features that it lacks."""
     heard: list[int] = []
     loop = asyncio.get_running_loop()
     Posix().on_stop(loop, heard.append)

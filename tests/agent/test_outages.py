@@ -1,4 +1,4 @@
-"""How soon agents are back after an outage, in played time: what the schedule promises, computed by the schedule."""
+"""How soon agents are back after an outage, in simulated time, computed from the schedule of waits."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tests.agent.played import played
 
 _RELAY: Final = RelayUrl.parse("http://127.0.0.1:9")
 _GRACE: Final = 120.0
-_DIAL: Final = 0.05  # seconds that a connection and its handshakes take
-_SYNS: Final = (0.0, 1.0, 3.0, 7.0)  # when a kernel asks, in seconds since the connection was begun
+_DIAL: Final = 0.05  # seconds for a connection and its handshakes
+_SYNS: Final = (0.0, 1.0, 3.0, 7.0)  # seconds from the start of a connection to the kernel's SYNs
 _STEP: Final = 8.0  # seconds after which a dial gives up
 
 Dial = Callable[[float], Any]
 
 
 async def _refused(back: float) -> None:
-    """A port on which nothing listens until ``back``."""
+    """A port without a listener until ``back``."""
     if asyncio.get_running_loop().time() < back:
         raise KdispatchError("relay_unreachable")
     await asyncio.sleep(_DIAL)
 
 
 async def _swallowed(back: float) -> None:
-    """A path that swallows every packet until ``back``."""
+    """A path that drops every packet until ``back``."""
     began = asyncio.get_running_loop().time()
     answered = next((syn for syn in _SYNS if began + syn >= back), None)
     await asyncio.sleep(_STEP if answered is None else answered + _DIAL)
@@ -46,13 +46,13 @@ async def _swallowed(back: float) -> None:
 
 
 async def _hangs(back: float) -> None:
-    """A server in front of the relay that takes requests, and never answers those from before ``back``."""
+    """A server in front of the relay that accepts requests, and never answers those from before ``back``."""
     began = asyncio.get_running_loop().time()
     await asyncio.sleep(60 if began < back else _DIAL)
 
 
 def _limits(seconds: int, code: str = "rate_limited") -> Dial:
-    """A relay that asks for so much patience while it is away."""
+    """A relay that requests this Retry-After while it is away."""
 
     async def dial(back: float) -> None:
         if asyncio.get_running_loop().time() < back:
@@ -68,11 +68,11 @@ _EDGES: Final = [_limits(5, "relay_unreachable"), _limits(300, "relay_unreachabl
 
 @dataclass
 class _Path:
-    """A dialer by a way that works again from the moment ``back`` on."""
+    """A dialer over a path that works again from ``back`` on."""
 
     dial: Dial
     back: float
-    at: list[float] = field(default_factory=list)  # of each try
+    at: list[float] = field(default_factory=list)  # the time of each try
     relay: RelayUrl = _RELAY
 
     async def upgrade(self) -> Upgraded:
@@ -88,7 +88,7 @@ class _Path:
 
 
 class _End(Uplink):
-    """One end of a service that had a session for a minute, and has streams that wait, or none."""
+    """One end of a service that had a session for a minute, with waiting streams or none."""
 
     def __init__(self, path: _Path, *, waiting: int, spread: float) -> None:
         super().__init__(cast("Dialer", path), lambda _: None)
@@ -112,7 +112,7 @@ class _Driver:
 
 
 def _returns(dial: Dial, back: float, ends: int, *, waiting: int = 1, spread: float = 0.5) -> list[float]:
-    """When so many ends are back that all lost their sessions at 0."""
+    """When this many ends are back that all lost their sessions at 0."""
 
     async def all_of_them() -> list[float]:
         spreads = [random.uniform(0.5, spread) for _ in range(ends)]
@@ -135,7 +135,7 @@ def same_every_time() -> None:
 
 @pytest.mark.parametrize("dial", [_refused, _swallowed, _hangs, _limits(2), *_EDGES])
 def test_an_outage_just_below_the_grace(dial: Dial) -> None:
-    """A relay that is back after 115 s finds both ends attached within the grace, in 95 of 100 tries at least."""
+    """After an outage of 115 s, both ends are attached within the grace in at least 95 of 100 tries."""
     in_time = sum(at <= _GRACE for at in _pairs(_returns(dial, 115.0, 2 * 400)))
     assert in_time >= 0.95 * 400, f"{in_time} of 400"
 
@@ -151,7 +151,7 @@ def test_services_are_back_soon(dial: Dial, outage: float, waiting: int) -> None
 
 @pytest.mark.parametrize("outage", [0.0, 3.0, 5.0, 30.0, 90.0])
 def test_a_thousand_do_not_come_at_once(outage: float) -> None:
-    """Of 1,000 agents no more than 65 come back in any tenth of a second, or 130 if the relay was hardly away."""
+    """At most 65 of 1,000 agents come back in any tenth of a second, or 130 if the relay was hardly away."""
     at = sorted(_returns(_refused, outage, 1000, waiting=0, spread=2.0))
     busiest = max(sum(first <= one < first + 0.1 for one in at[number:]) for number, first in enumerate(at))
     assert busiest <= (65 if outage else 130), busiest

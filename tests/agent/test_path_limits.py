@@ -1,4 +1,4 @@
-"""What an agent learns of its path from how its sessions end."""
+"""What an agent learns about its path from the ends of its sessions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Agent:
         cut: Cut | None = Cut.CLOSED,
         said: bool = False,
     ) -> None:
-        """A session that ends so, and another one at once."""
+        """A session that ends in this way, and another one at once."""
         self.now += lasted
         self.paths.over(self.path, Course(lasted, survived, silence, cut), said=said)
         self.reach(HOME)
@@ -59,7 +59,7 @@ class Agent:
 
 
 def test_a_path_that_cuts_the_silent() -> None:
-    """Two sessions that are cut after the same silence halve it for those that follow, and that is told once."""
+    """Two sessions that are cut after the same silence halve it for later ones, and that is logged once."""
     agent = Agent()
     agent.session(40, silence=12)
     assert agent.ping == 15 and not agent.told
@@ -73,7 +73,7 @@ def test_a_path_that_cuts_the_silent() -> None:
 
 @pytest.mark.parametrize("cut", list(Cut))
 def test_a_path_that_forgets_the_silent(cut: Cut) -> None:
-    """Where a session is over at its PING, by a reset or because nothing comes back, PINGs come sooner, twice."""
+    """If a session ends at its PING, by a reset or without an answer, PINGs come sooner, twice."""
     agent = Agent()
     for lasted in (45, 80):
         agent.session(lasted, silence=15, cut=cut)
@@ -87,7 +87,7 @@ def test_a_path_that_forgets_the_silent(cut: Cut) -> None:
 
 
 def test_once_is_nothing() -> None:
-    """Cuts after silences that differ are chance, however many there are."""
+    """Cuts after different silences count as chance, however many there are."""
     agent = Agent()
     for silence in (14, 9, 6, 11, 7.5, 14.5):
         agent.session(100, silence=silence)
@@ -95,7 +95,7 @@ def test_once_is_nothing() -> None:
 
 
 def test_a_silence_that_was_survived() -> None:
-    """A cut in a silence such as the session survived before is not for the silence, be it seen ever so often."""
+    """A cut in a silence that the session survived before is not due to the silence, however often it happens."""
     agent = Agent()
     for _ in range(9):
         agent.session(random.uniform(20, 1000), silence=12, survived=15)
@@ -114,7 +114,7 @@ def test_proof_in_between() -> None:
 
 
 def test_what_is_said_is_no_cut() -> None:
-    """Sessions that end with a goodbye, or because this machine stood still, say nothing of the path."""
+    """Sessions that end with a goodbye, or because this machine was stopped, prove nothing about the path."""
     agent = Agent()
     for _ in range(4):
         agent.session(60, silence=12, said=True)
@@ -123,7 +123,7 @@ def test_what_is_said_is_no_cut() -> None:
 
 
 def test_a_relay_that_is_away() -> None:
-    """Where the relay is not reached again at once, it was the relay, or the network, that ended the session."""
+    """If the relay is not reached again at once, the relay or the network ended the session, not the path."""
     agent = Agent()
     for _ in range(4):
         agent.paths.over(agent.path, Course(60, 0, 12, Cut.CLOSED), said=False)
@@ -133,7 +133,7 @@ def test_a_relay_that_is_away() -> None:
 
 
 def test_another_network() -> None:
-    """A session that ended because the machine went to another network is no cut; what was learnt stays with each."""
+    """A session that ended because the machine changed its network is no cut; what was learnt stays with each."""
     agent = Agent()
     for own in (OFFICE, HOME) * 4:
         agent.paths.over(agent.path, Course(60, 0, 12, Cut.CLOSED), said=False)
@@ -148,7 +148,7 @@ def test_another_network() -> None:
 
 
 def test_addresses_of_one_network() -> None:
-    """IPv6 addresses of one network are one way; an address of no kind is one, too."""
+    """IPv6 addresses of one network are one path; an unknown kind of address is one, too."""
     paths = Paths(DEFAULT_LIMITS)
     one, _ = paths.reached("2001:db8::1", RELAY, 0)
     assert paths.reached("2001:db8::ffff:2", RELAY, 0)[0] is one
@@ -158,7 +158,7 @@ def test_addresses_of_one_network() -> None:
 
 
 def test_few_networks_are_kept() -> None:
-    """Of many networks those that were used last are kept."""
+    """Of many networks the most recently used are kept."""
     paths = Paths(DEFAULT_LIMITS)
     first, _ = paths.reached("10.0.0.1", RELAY, 0)
     for number in range(2, 8):
@@ -176,7 +176,7 @@ def test_few_networks_are_kept() -> None:
     ("age", "least", "most"), [(30, 15, 21), (60, 30, 42), (3600, *USUAL), (15, 10, 10.5), (11, 10, 10)]
 )
 def test_a_path_that_cuts_the_old(age: float, least: float, most: float) -> None:
-    """Two sessions that are cut at one age are left before it from then on, after 10 s at the soonest."""
+    """After two sessions were cut at one age, sessions are left before it, at 10 s at the earliest."""
     agent = Agent()
     agent.session(age, silence=1, survived=9)
     assert agent.rotate == USUAL
@@ -186,7 +186,7 @@ def test_a_path_that_cuts_the_old(age: float, least: float, most: float) -> None
 
 
 def test_ages_by_chance() -> None:
-    """Ages that differ by more than a twentieth, and such as other sessions got past, are no rule."""
+    """Ages that differ by more than a twentieth, and ages that other sessions passed, make no rule."""
     agent = Agent()
     for age in (100, 110, 122, 100):
         agent.session(age)
@@ -198,7 +198,7 @@ def test_ages_by_chance() -> None:
 
 
 def test_silence_or_age() -> None:
-    """An idle session that is cut at 12 s may be cut for either; when another is that spoke, it is its age."""
+    """An idle session cut at 12 s may have been cut for either; if a busy one is, too, it is the age."""
     agent = Agent()
     agent.session(12, silence=12)
     agent.session(12, silence=12)
@@ -212,7 +212,7 @@ def test_silence_or_age() -> None:
 
 
 def test_it_is_tried_without() -> None:
-    """What was learnt is tried without after an hour; a single cut brings it back for two, then four, up to a day."""
+    """A learnt limit is tested after an hour; a single cut restores it for two hours, then four, up to a day."""
     agent = Agent()
     agent.session(60, silence=12)
     agent.session(60, silence=12)
@@ -227,7 +227,7 @@ def test_it_is_tried_without() -> None:
 
 
 def test_it_is_forgotten() -> None:
-    """A path that lets such a silence pass when it is tried has changed: all begins anew."""
+    """A path that lets such a silence pass in the test has changed: all that was learnt is forgotten."""
     agent = Agent()
     agent.session(60, silence=12)
     agent.session(60, silence=12)
@@ -251,7 +251,7 @@ _COURSES = st.builds(
 @given(st.lists(st.tuples(_COURSES, st.booleans(), st.booleans(), st.floats(0, 1e6)), max_size=60))
 @settings(max_examples=200)
 def test_bounds(ends: list[tuple[Course, bool, bool, float]]) -> None:
-    """Whatever happens, an agent asks every 5 to 15 s, and leaves sessions at 10 s at the soonest."""
+    """In any case an agent asks every 5 to 15 s, and leaves sessions at 10 s at the earliest."""
     agent = Agent()
     for course, said, reached, wait in ends:
         agent.now += wait
@@ -267,9 +267,9 @@ def test_bounds(ends: list[tuple[Course, bool, bool, float]]) -> None:
 @given(st.floats(5.5, 14.9), st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=100)
 def test_every_idle_limit_is_learnt(limit: float, silently: bool, chance: random.Random) -> None:
-    """Behind a box that cuts after any silence above 5 s idle sessions are cut four times at most, then live on.
+    """Behind a box that cuts after any silence above 5 s, idle sessions are cut four times at most, then survive.
 
-    Either the box says so at once, or the session is over at its next PING.
+    Either the box signals the cut at once, or the session ends at its next PING.
     """
     agent = Agent()
     cuts = 0
@@ -286,7 +286,7 @@ def test_every_idle_limit_is_learnt(limit: float, silently: bool, chance: random
 @given(st.lists(st.floats(1, 1800), min_size=1, max_size=40), st.randoms(use_true_random=False))
 @settings(max_examples=200)
 def test_a_good_path_is_left_alone(ages: list[float], chance: random.Random) -> None:
-    """Sessions that had been silent, and are cut at any moment, as by a relay that is killed, teach no idle limit."""
+    """Sessions that were silent and are cut at random, as by a killed relay, teach no idle limit."""
     agent = Agent()
     for age in ages:
         agent.session(15 + age, silence=chance.uniform(0, 15), survived=15)

@@ -1,4 +1,4 @@
-"""Where a process runs, and that no command touches what may belong to another machine."""
+"""Where a process runs: no command touches what may belong to another machine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def innocent() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _fields(pid: int, **changed: Any) -> dict[str, Any]:
-    """A record of an agent with this pid, whose place is here but for what is ``changed``."""
+    """A record of an agent with this pid, in this place except for the ``changed`` fields."""
     record = Record(
         id=AGENT, kind="host", service="ann/web", address="127.0.0.1", port=8080, relay="http://127.0.0.1:1",
         drain_time=0.0, host="fedc" * 8, pid=pid, place=Place.here(),
@@ -76,7 +76,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _run_each_command(innocent: subprocess.Popen[bytes]) -> str:
-    """Every command that may signal or tidy; returns what the last 'agent stop' said."""
+    """Run every command that may signal or tidy up; returns the output of the last 'agent stop'."""
     for arguments in (
         ["status"], ["status", "--json"], ["status", "--quiet"], ["agent", "stop", "ann/web"],
         ["agent", "stop", AGENT, "--now"], ["agent", "stop", AGENT[:4]],
@@ -93,7 +93,7 @@ def _run_each_command(innocent: subprocess.Popen[bytes]) -> str:
 def test_strangers_live(
     state: Path, innocent: subprocess.Popen[bytes], place: dict[str, str] | None, locked: bool
 ) -> None:
-    """A record of another or an unknown place stays, as do its socket and log, and nobody signals what has its pid."""
+    """A record of another or an unknown place stays, with its socket and log, and no process with its pid is killed."""
     path = _write(state, _fields(innocent.pid, place=place))
     before = path.read_bytes()
     with path.open("rb") as file:
@@ -111,19 +111,19 @@ def test_strangers_live(
 
 @pytest.mark.slow
 def test_a_number_that_was_used_again(state: Path, innocent: subprocess.Popen[bytes]) -> None:
-    """A process of this machine that began at another time than the agent is another one, and gets no signal."""
+    """A process with the agent's pid and another start time is another process, and gets no signal."""
     path = _write(state, _fields(innocent.pid, process_started="1"))
-    with path.open("rb") as file:  # else the record would just be removed
+    with path.open("rb") as file:  # otherwise the record would just be removed
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         said = _run_each_command(innocent)
         assert path.exists()
     assert "[busy]" in said
-    assert "No agent" in _run("status").stderr and not path.exists()  # nobody holds it any more
+    assert "No agent" in _run("status").stderr and not path.exists()  # no process holds it any more
     assert innocent.poll() is None
 
 
 def test_a_signal_to_the_very_process(innocent: subprocess.Popen[bytes]) -> None:
-    """A process gets a signal only if it began when it should have, with and without the system's handles."""
+    """A process gets a signal only if its start time is right, with and without the system's handles."""
     began = HERE.process_started(innocent.pid)
     assert began is not None
     for other in (None, "1", f"{began}0"):
@@ -136,7 +136,7 @@ def test_a_signal_to_the_very_process(innocent: subprocess.Popen[bytes]) -> None
 
 
 def test_a_signal_without_handles(innocent: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no handles of processes the time at which it began is looked at all the same."""
+    """On a system without process handles, the start time is checked all the same."""
     monkeypatch.delattr(os, "pidfd_open")
     began = HERE.process_started(innocent.pid)
     assert not HERE.end_now(innocent.pid, "1")
@@ -145,7 +145,7 @@ def test_a_signal_without_handles(innocent: subprocess.Popen[bytes], monkeypatch
 
 
 def test_when_a_process_began() -> None:
-    """Two processes that began one after the other differ, and a process finds the same of itself as others do."""
+    """Two consecutive processes have different start times, and a process sees the same of itself as others do."""
     code = """if True:
         import os; from kdispatch.machine.operating_system import HERE
         print(HERE.process_started(os.getpid()), flush=True); input()"""
@@ -158,7 +158,7 @@ def test_when_a_process_began() -> None:
 
 
 def test_another_boot_of_this_machine(state: Path) -> None:
-    """A record from before a reboot goes as soon as its lock is free; one that is locked belongs to a clone."""
+    """A record from before a reboot is removed once its lock is free; a locked one belongs to a clone."""
     path = _write(state, _fields(1, place={"boot": "before"}))
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +168,7 @@ def test_another_boot_of_this_machine(state: Path) -> None:
 
 
 def test_what_a_container_leaves(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of containers that were killed on this machine the newest records are kept; one that is held always is."""
+    """Of killed containers on this machine the newest records are kept; a held one always is."""
     monkeypatch.setattr(records, "_ELSEWHERE_KEPT", 2)
     state.mkdir(parents=True)
     paths = []
@@ -187,7 +187,7 @@ def test_what_a_container_leaves(state: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_agent_that_is_here(state: Path) -> None:
-    """What this process holds is here; what it wrote is read again as it was."""
+    """What this process holds is here, and what it wrote is read again unchanged."""
     here = Place.here()
     assert here.counts_like(Place.here()) and here.same_kernel(here) and not here.rebooted_from(here)
     held = hold(Record.decode(json.dumps(_fields(os.getpid())).encode()) or pytest.fail("no record"))
@@ -209,7 +209,7 @@ def test_a_place_that_is_none(written: object) -> None:
 
 
 def test_places_are_cheap() -> None:
-    """A command that compares a hundred records asks for its own place so often in a moment."""
+    """A command that compares a hundred records determines its own place that often in a moment."""
     began = time.perf_counter()
     for _ in range(100):
         Place.here()

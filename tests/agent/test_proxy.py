@@ -1,4 +1,4 @@
-"""Which proxy is on the way to a relay."""
+"""The proxy on the way to a relay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN = RelayUrl.parse("http://relay.example.org", insecure_plaintext=True)
     ],
 )
 def test_addresses(text: str, shown: str, user: str | None, password: str | None) -> None:
-    """Addresses are read as people write them, and shown without name and password."""
+    """Addresses are accepted in their usual forms, and shown without name and password."""
     proxy = Proxy.parse(text, "HTTPS_PROXY")
     assert (str(proxy), proxy.user, proxy.password, proxy.source) == (shown, user, password, "HTTPS_PROXY")
     assert not password or password not in repr(proxy)
@@ -63,7 +63,7 @@ def test_addresses(text: str, shown: str, user: str | None, password: str | None
     ],
 )
 def test_unusable_addresses(text: str) -> None:
-    """What is no address is refused, with where it stands and with nothing of it."""
+    """An invalid address is refused, with its source and none of its content."""
     with pytest.raises(SetupError) as raised:
         Proxy.parse(text, "HTTPS_PROXY")
     error = raised.value
@@ -90,13 +90,13 @@ def test_unusable_addresses(text: str) -> None:
     ],
 )
 def test_environment(relay: RelayUrl, environment: dict[str, str], source: str | None) -> None:
-    """The variables that curl takes count as they do there, HTTP_PROXY for nothing."""
+    """The environment variables count as for curl, and HTTP_PROXY is ignored."""
     found = find_proxy(relay, environment=environment)
     assert (found and found.source) == source
 
 
 def test_settings_go_first() -> None:
-    """--proxy goes before the environment and its exceptions, and --no-proxy before all."""
+    """--proxy takes precedence over the environment and its exceptions, and --no-proxy over all."""
     environment = {"HTTPS_PROXY": "other.example", "NO_PROXY": "*"}
     found = find_proxy(RELAY, proxy="http://proxy.example", environment=environment)
     assert found == Proxy("http", "proxy.example", 80, None, None, "--proxy")
@@ -144,7 +144,7 @@ def test_loopback_goes_direct(host: str) -> None:
     ],
 )
 def test_exceptions(url: str, entries: str, excepted: bool) -> None:
-    """NO_PROXY has names with all below them, addresses, networks, and a port where it is written."""
+    """NO_PROXY accepts names with all their subdomains, addresses, networks, and a port if given."""
     relay = RelayUrl.parse(url)
     for name in ("no_proxy", "NO_PROXY"):
         found = find_proxy(relay, environment={"HTTPS_PROXY": "proxy.example", name: entries})
@@ -152,7 +152,7 @@ def test_exceptions(url: str, entries: str, excepted: bool) -> None:
 
 
 def test_settings_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Windows the registry's proxy counts, but for the names that are taken out there."""
+    """On Windows the registry's proxy counts, except for the names excluded there."""
     monkeypatch.setattr(urllib.request, "proxy_bypass_registry", lambda host: host == "inside.example", raising=False)
     registry = {"https": "http://proxy.example:3128", "socks": "socks://proxy.example:1080"}
     monkeypatch.setattr(urllib.request, "getproxies_registry", lambda: registry, raising=False)
@@ -166,5 +166,5 @@ def test_settings_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has no such settings")
 def test_settings_of_linux() -> None:
-    """Linux has no settings besides the environment."""
+    """Linux has no proxy settings beside the environment."""
     assert find_proxy(RELAY, environment={}) is None

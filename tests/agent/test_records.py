@@ -1,4 +1,4 @@
-"""Records of agents beside those that a command can use: another user's, a newer version's, and what is none."""
+"""Records of agents that a command cannot use: another user's, a newer version's, and invalid ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def held() -> Iterator[Held]:
 
 @pytest.mark.usefixtures("held")
 def test_a_record_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record that root wrote under sudo hides no agent of this user, keeps none from starting, and stays."""
+    """A record that root wrote under sudo hides no agent of this user, prevents no start, and stays."""
     roots = state / "aaaa.json"
     roots.write_bytes(_record("aaaa").encode())
     opens = os.open
@@ -57,7 +57,7 @@ def test_a_record_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("held")
 def test_what_is_no_record(state: Path) -> None:
-    """A directory, a link to nothing and damaged files hide no agent, and stay."""
+    """A directory, a dangling link and damaged files hide no agent, and stay."""
     (state / "aaaa.json").mkdir()
     (state / "bbbb.json").symlink_to("nothing")
     for name, content in {"cccc": b"", "dddd": b"[1]", "eeee": os.urandom(1 << 17), "ffff": b'{"schema": 1}'}.items():
@@ -68,14 +68,14 @@ def test_what_is_no_record(state: Path) -> None:
 
 
 def test_a_record_of_a_newer_version() -> None:
-    """An agent of a version that writes more is found all the same."""
+    """An agent of a version that writes more fields is found all the same."""
     fields = json.loads(_record().encode())
     record = Record.decode(json.dumps({**fields, "mood": "fine"}).encode())
     assert record is not None and json.loads(record.encode()) == fields
 
 
 def test_a_full_disk_while_an_agent_drains(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the record can't be written any more the agent drains all the same, and is still found."""
+    """If its record cannot be written any more, the agent still drains, and is still found."""
 
     def refuse(_descriptor: int, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

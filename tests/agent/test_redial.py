@@ -1,4 +1,4 @@
-"""Tries for a connection: one after the other where they fail, side by side where they say nothing."""
+"""Tries for a connection: one after the other if they fail, in parallel if they stay silent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dial = Callable[[], Awaitable[int]]
 
 
 class _Tries:
-    """Runs ``redial`` over what each try does, by its number from 0; the last one stands for all that follow."""
+    """Runs ``redial`` with the behaviour of each try, by its number from 0; the last one applies to all later tries."""
 
     def __init__(self, *tries: Dial, pause: float = 3.0) -> None:
         self._tries = tries
@@ -77,7 +77,7 @@ async def _silent() -> int:
 
 
 async def _late() -> int:
-    """Succeeds in the moment in which it is cancelled."""
+    """Succeeds at the moment in which it is cancelled."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
@@ -86,7 +86,7 @@ async def _late() -> int:
 
 
 def test_one_after_the_other() -> None:
-    """Behind a failure comes the pause, and then the next try."""
+    """After a failure comes the pause, and then the next try."""
     tries = _Tries(_fails(0.5), _fails(0.5), _after(0.5, 1))
     assert tries.run() == (1, 8.5)
     assert tries.at == [1.0, 4.5, 8.0]
@@ -94,7 +94,7 @@ def test_one_after_the_other() -> None:
 
 
 def test_beside_a_silent_one() -> None:
-    """Another try begins beside one that says nothing; the first result counts, and the rest is cancelled."""
+    """Another try begins beside a silent one; the first result counts, and the rest is cancelled."""
     tries = _Tries(_silent, _silent, _after(0.5, 3))
     assert tries.run() == (3, 5.5)
     assert tries.at == [1.0, 3.0, 5.0]
@@ -102,18 +102,18 @@ def test_beside_a_silent_one() -> None:
 
 
 def test_an_older_one_may_win() -> None:
-    """A try that was only slow is still taken, whatever began beside it."""
+    """A try that was only slow is still used, whatever began beside it."""
     assert _Tries(_after(3.0, 1), _silent).run() == (1, 4.0)
 
 
 def test_an_older_one_fails() -> None:
-    """The failure of an older try changes nothing about when the next one begins."""
+    """The failure of an older try does not change when the next one begins."""
     tries = _Tries(_fails(2.5), _silent, _after(0.0, 2))
     assert tries.run() == (2, 5.0)
 
 
 def test_so_many_at_once() -> None:
-    """However long nothing is heard, only so many tries are under way."""
+    """However long there is no answer, only a limited number of tries is under way."""
     tries = _Tries(*[_silent] * 6, _after(0.0, 1))
     with pytest.raises(TimeoutError):
         played(asyncio.wait_for(tries._run(), 600))
@@ -121,14 +121,14 @@ def test_so_many_at_once() -> None:
 
 
 def test_what_comes_too_late_is_let_go() -> None:
-    """A connection that a try still brings when another one has won is closed."""
+    """A connection from a try that ends after another one has won is closed."""
     tries = _Tries(_late, _after(0.0, 1))
     assert tries.run()[0] == 1
     assert tries.let_go == [7]
 
 
 def test_a_final_failure() -> None:
-    """A failure after which no try is of use ends the others, too."""
+    """A failure that makes further tries useless ends the others, too."""
     tries = _Tries(_silent, _fails(code="revoked"))
     with pytest.raises(KdispatchError, match="revoked"):
         tries.run()
@@ -136,7 +136,7 @@ def test_a_final_failure() -> None:
 
 
 def test_a_defect_is_raised() -> None:
-    """What is no failure of the network is nobody's reason to try again."""
+    """An error that is not a network failure is raised, and not retried."""
 
     async def broken() -> int:
         raise LookupError
@@ -146,7 +146,7 @@ def test_a_defect_is_raised() -> None:
 
 
 def test_a_machine_that_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of the wall clock, as after a sleep in which timers stood still, makes the next try come at once."""
+    """After a step of the wall clock, as after a sleep in which timers stopped, the next try comes at once."""
     slept = iter([0.0, 0.0, 0.0, *[3600.0] * 1000])
     monkeypatch.setattr(time, "time", lambda: asyncio.get_running_loop().time() + next(slept))
     tries = _Tries(_fails(), _after(0.0, 1), pause=50.0)

@@ -1,4 +1,4 @@
-"""Slots: who gets one knows whose successor it is, and nobody else does."""
+"""Slots: the owner of one knows its predecessors, and no one else does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def held(state: Path) -> Iterator[list[Slot]]:
-    """Slots to be given back when the test is over."""
+    """Slots that are given back after the test."""
     slots: list[Slot] = []
     yield slots
     for slot in slots:
@@ -48,7 +48,7 @@ def _release(held: list[Slot], slot: Slot) -> None:
 
 
 def test_a_successor_has_the_secrets_of_those_before(held: list[Slot]) -> None:
-    """Each process has a secret of its own; the next one knows the last four, newest first."""
+    """Each process has its own secret; the next one knows the last four, newest first."""
     secrets: list[bytes] = []
     for _ in range(6):
         slot = _take(held)
@@ -60,7 +60,7 @@ def test_a_successor_has_the_secrets_of_those_before(held: list[Slot]) -> None:
 
 
 def test_a_failed_start_pushes_nobody_out(held: list[Slot]) -> None:
-    """A process that never had a session has no successor, and those before it are still known."""
+    """A process that never had a session has no successor, and its predecessors are still known."""
     first = _take(held)
     _release(held, first)
     for _ in range(9):
@@ -71,7 +71,7 @@ def test_a_failed_start_pushes_nobody_out(held: list[Slot]) -> None:
 
 
 def test_a_living_process_has_no_successor(held: list[Slot]) -> None:
-    """Who does the same beside it gets another slot, and its secret stays its own."""
+    """A second process of the same kind gets another slot, and the secrets stay separate."""
     one, two = _take(held), _take(held)
     assert one.identity.secret not in two.identity.predecessors
     _release(held, two)
@@ -81,14 +81,14 @@ def test_a_living_process_has_no_successor(held: list[Slot]) -> None:
 
 @pytest.mark.parametrize("other", [{"kind": "connect"}, {"service": "ann/db"}, {"relay": "https://other.example"}])
 def test_another_kind_service_or_relay_is_another_slot(held: list[Slot], other: dict[str, str]) -> None:
-    """A secret is told to the relay that it was used with, by the same kind of agent, and to nobody else."""
+    """A secret is shown only to the relay that it was used with, by the same kind of agent."""
     _release(held, _take(held))
     assert _take(held, **other).identity.predecessors == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'["zz"]', b'["ab"]', b'{"a": 1}', b"\xff\xfe"])
 def test_a_damaged_slot_is_an_empty_one(held: list[Slot], state: Path, content: bytes) -> None:
-    """What can't be read has no predecessors; the agent starts all the same."""
+    """An unreadable slot has no predecessors, and the agent starts all the same."""
     _release(held, _take(held))
     [path] = (state / "slots").iterdir()
     path.write_bytes(content)
@@ -96,7 +96,7 @@ def test_a_damaged_slot_is_an_empty_one(held: list[Slot], state: Path, content: 
 
 
 def test_the_file_is_private_and_the_secret_is_not_shown(held: list[Slot], state: Path) -> None:
-    """Mode 0600 in a directory of mode 0700; no text that is made of an identity holds its secret."""
+    """Mode 0600 in a directory of mode 0700; no text form of an identity contains its secret."""
     slot = _take(held)
     [path] = (state / "slots").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -105,7 +105,7 @@ def test_the_file_is_private_and_the_secret_is_not_shown(held: list[Slot], state
 
 
 def test_a_full_disk(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot that can't be written is a failure to set up, too: the command warns, and the agent goes on."""
+    """A slot that cannot be written is a setup failure: the command warns, and the agent goes on."""
     slot = _take(held)
 
     def full(descriptor: int, data: bytes, offset: int) -> int:
@@ -117,7 +117,7 @@ def test_a_full_disk(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told as a failure to set up, which the command turns into a warning."""
+    """It is reported as a setup failure, which the command turns into a warning."""
     (tmp_path / "state").write_bytes(b"a file is in the way")
     monkeypatch.setenv("KDISPATCH_STATE_DIR", str(tmp_path / "state"))
     with pytest.raises(KdispatchError):
@@ -125,7 +125,7 @@ def test_a_state_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: p
 
 
 def test_as_many_as_there_are(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
-    """When all slots are taken the agent does without one, and no file stays open for the try."""
+    """If all slots are in use the agent works without one, and the try leaves no file open."""
     monkeypatch.setattr("kdispatch.machine.slots._SLOTS", 2)
     _take(held)
     _take(held)
@@ -141,7 +141,7 @@ def _as_if(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
 
 
 def test_a_copy_has_no_predecessors(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copied state directory, on this machine or another, ends nobody's session, and is its own from then on."""
+    """A copied state directory, on this machine or another, ends no session of its original, and is separate."""
     first = _take(held)
     shutil.copytree(state, state.parent / "copy", copy_function=shutil.copy2)
     monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state.parent / "copy"))
@@ -157,9 +157,9 @@ def test_a_copy_has_no_predecessors(held: list[Slot], state: Path, monkeypatch: 
 
 
 def test_another_machine_keeps_its_slot(held: list[Slot], state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where locks don't reach from one machine to the other each has slots of its own, and says so once."""
+    """If locks don't work between machines, each has its own slots, and reports that once."""
     first = _take(held)
-    _release(held, first)  # as a lock that is held on another machine looks on some file systems
+    _release(held, first)  # like a lock that is held on another machine, on some file systems
     with monkeypatch.context() as there:
         _as_if(there, name="lab-2", machine="ab", boot="b", processes="pid:[1]")
         second = _take(held)
@@ -187,7 +187,7 @@ def test_another_machine_keeps_its_slot(held: list[Slot], state: Path, monkeypat
 def test_who_is_a_successor(
     held: list[Slot], monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], known: bool
 ) -> None:
-    """The next process on this kernel is, and so is one after a reboot; a clone of the machine is none."""
+    """The next process on this kernel is a successor, and so is one after a reboot; a clone of the machine is not."""
     first = _take(held)
     _release(held, first)
     _as_if(monkeypatch, **changed)
@@ -195,7 +195,7 @@ def test_who_is_a_successor(
 
 
 def test_too_many_machines(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where other machines have all slots, one of them loses what it knew, and nobody becomes its successor."""
+    """If other machines use all slots, one of them loses its predecessors, and no process becomes its successor."""
     monkeypatch.setattr("kdispatch.machine.slots._SLOTS", 2)
     for number in range(5):
         with monkeypatch.context() as there:
@@ -207,7 +207,7 @@ def test_too_many_machines(held: list[Slot], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("lost", ["inode", "place"])
 def test_a_slot_of_an_unknown_place(held: list[Slot], state: Path, lost: str) -> None:
-    """What does not say where it was written has no predecessors."""
+    """A slot without the place where it was written has no predecessors."""
     _release(held, _take(held))
     [path] = (state / "slots").iterdir()
     content = json.loads(path.read_text())
@@ -217,7 +217,7 @@ def test_a_slot_of_an_unknown_place(held: list[Slot], state: Path, lost: str) ->
 
 
 def test_a_restarted_container(held: list[Slot], state: Path) -> None:
-    """A file system that was mounted again has another device number; the file is the same one."""
+    """A file system that was mounted again has another device number, but the file is the same."""
     first = _take(held)
     _release(held, first)
     [path] = (state / "slots").iterdir()

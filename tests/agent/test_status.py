@@ -1,4 +1,4 @@
-"""What an agent says of itself, on a real session."""
+"""The status of an agent on a real session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.aio.twin import SCALED, SERVICE, Program, Running, running_gate, unti
 
 
 class Ends:
-    """A host that takes every stream, and a client."""
+    """A host that accepts every stream, and a client."""
 
     def __init__(self, relay: Running) -> None:
         self.relay = relay
@@ -55,7 +55,7 @@ async def ends() -> AsyncIterator[Ends]:
 
 
 async def test_streams_with_their_bytes() -> None:
-    """A stream is told by both ends, with the bytes of each direction and who is at the other end."""
+    """Both ends report a stream, with the bytes of each direction and the peer."""
     async with ends() as two:
         transport = await two.stream()
         transport.write(b"x" * 1000)
@@ -71,7 +71,7 @@ async def test_streams_with_their_bytes() -> None:
 
 
 async def test_connected_and_not() -> None:
-    """A session is connecting, connected with its round trip, and reconnecting with what went wrong and when next."""
+    """A session is connecting, connected with its round trip, or reconnecting with the reason and the next try."""
     async with running_gate() as relay:
         uplink = Uplink(Dialer(relay.url), lambda _: None, limits=SCALED)
         assert agent_status(uplink, [], drains_for=None)["state"] == "connecting"
@@ -94,7 +94,7 @@ async def test_connected_and_not() -> None:
 
 
 async def test_moving() -> None:
-    """With two sessions the agent is moving; then it is connected by the newer one, whose leg is measured."""
+    """With two sessions the agent is moving; then it is connected by the newer one, whose round trip is measured."""
     async with running_gate() as relay:
         uplink = Uplink(Dialer(relay.url), lambda _: None, limits=dataclasses.replace(SCALED, rotate=0.1))
         condition = uplink.condition
@@ -110,7 +110,7 @@ async def test_moving() -> None:
 
 
 async def test_a_relay_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What keeps an agent from its first session is told while it tries."""
+    """While an agent tries for its first session, its status has the reason of the failure."""
     async with running_gate() as relay:
         url = relay.url
     uplink = Uplink(Dialer(url), lambda _: None)
@@ -124,7 +124,7 @@ async def test_a_relay_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks for the round trip gets a new one; several at once share it; a lost session ends the wait."""
+    """A request for the round trip gets a new measurement; several share one; a lost session ends the wait."""
     async with ends() as two:
         uplink = two.client.uplink
         await until(lambda: uplink.condition.round_trip is not None)
@@ -132,7 +132,7 @@ async def test_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.gather(*(uplink.condition.measure(2) for _ in range(3)))
         assert uplink.condition.round_trip > 0
         uplink.condition.answered(uplink.condition._pings + 1)
-        monkeypatch.setattr(uplink.condition, "answered", lambda _: None)  # as if the relay said nothing
+        monkeypatch.setattr(uplink.condition, "answered", lambda _: None)  # as if the relay did not answer
         waiting = asyncio.create_task(uplink.condition.measure(5))
         await asyncio.sleep(0.01)
         assert agent_status(uplink, [], drains_for=None)["unanswered"] > 0
@@ -155,7 +155,7 @@ async def test_detached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more streams than a status lists their number is told."""
+    """If there are more streams than a status lists, it states their number."""
     monkeypatch.setattr(status, "STREAMS", 2)
     async with ends() as two:
         for _ in range(3):
@@ -165,7 +165,7 @@ async def test_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_failed_streams_are_errors() -> None:
-    """A client's last error is that of a stream, too; a program that just goes away is none."""
+    """A client's last error may be a stream's; a program that just leaves causes none."""
     async with ends() as two:
         two.taken.clear()
         transport = await two.stream()

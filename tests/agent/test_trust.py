@@ -1,4 +1,4 @@
-"""Certificates of a relay: read, trusted or not and why, pinned, and asked for of us."""
+"""A relay's certificates: reading, verification and its reasons, pins, and client certificates."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Server:
-    """Something that speaks TLS, and keeps what is sent to it."""
+    """A server that uses TLS, and keeps what it receives."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -126,13 +126,13 @@ _SEED = _der(trustme.CA().issue_cert("a.example"))
 
 @given(st.integers(0, len(_SEED) - 1), st.binary(max_size=4), st.integers(0, 8))
 def test_whatever_is_no_certificate_is_said_so(place: int, instead: bytes, cut: int) -> None:
-    """A certificate that is cut or changed is read or refused, and nothing else."""
+    """A certificate that is cut or changed is either read or refused, without other errors."""
     with contextlib.suppress(ValueError):
         Certificate.parse(_SEED[:place] + instead + _SEED[place + cut :])
 
 
 async def test_who_is_not_trusted_is_named(ca: trustme.CA) -> None:
-    """Of an unknown authority the issuer is shown: it may be the network's that opens TLS."""
+    """The issuer is shown for an unknown authority: it may be that of a network that intercepts TLS."""
     async with _server(ca.issue_cert("127.0.0.1")) as server:
         error = await _fails(Dialer(server.url()))
     assert error.code == "tls_unknown_ca"
@@ -143,7 +143,7 @@ async def test_who_is_not_trusted_is_named(ca: trustme.CA) -> None:
 async def test_files_that_openssl_passes_over_are_named(
     ca: trustme.CA, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Authorities in the environment that can't be read are named where a certificate is refused for lack of them."""
+    """Unreadable authorities in the environment are named when a certificate is refused for lack of them."""
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing")
     async with _server(ca.issue_cert("127.0.0.1")) as server:
@@ -154,7 +154,7 @@ async def test_files_that_openssl_passes_over_are_named(
             assert f"SSL_CERT_FILE names {useless}, which can't be used: {why}" in error.text
         monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path), str(nothing)]))
         assert f"SSL_CERT_DIR names {nothing}, which" in (await _fails(Dialer(server.url()))).text
-        # With a file of authorities by setting, the variables have no part in it.
+        # With a file of authorities by setting, the variables are not used.
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(str(other))
         assert "SSL_CERT" not in (await _fails(Dialer(server.url(), trust=Trust(ca_file=str(other))))).text
@@ -163,7 +163,7 @@ async def test_files_that_openssl_passes_over_are_named(
 
 
 async def test_a_chain_that_is_cut_is_told(tmp_path: Path) -> None:
-    """A server that leaves out the certificates in between may be the reason, and not only its authority."""
+    """The error mentions that the server may have left out intermediate certificates."""
     root = trustme.CA()
     made = root.create_child_ca().issue_cert("127.0.0.1")
     file = tmp_path / "root.pem"
@@ -188,7 +188,7 @@ async def test_a_chain_that_is_cut_is_told(tmp_path: Path) -> None:
     ],
 )
 async def test_other_systems_numbers(ca: trustme.CA, number: int, code: str) -> None:
-    """What macOS and Windows refuse has the codes that OpenSSL's refusals have; what nobody knows keeps its words."""
+    """What macOS and Windows refuse has the codes of OpenSSL's refusals; an unknown reason keeps its words."""
     error = ssl.SSLCertVerificationError("refused")
     error.verify_code, error.verify_message = number, "The key is too small."
     async with _server(ca.issue_cert("other.example")) as server:
@@ -200,7 +200,7 @@ async def test_other_systems_numbers(ca: trustme.CA, number: int, code: str) -> 
 
 
 async def test_windows_has_one_number_for_both_ends(ca: trustme.CA) -> None:
-    """Of a certificate of tomorrow Windows says what it says of yesterday's; its own dates tell them apart."""
+    """Windows reports future certificates like expired ones; the certificate's own dates distinguish them."""
     error = ssl.SSLCertVerificationError("refused")
     error.verify_code, error.verify_message = 0x800B0101, "Not within its validity period."
     for begin, code in ((-9 * _DAY, "tls_expired"), (_DAY, "tls_not_yet_valid")):
@@ -220,13 +220,13 @@ async def _explained(server: Server, error: ssl.SSLCertVerificationError) -> Kdi
 
 
 async def test_another_name_is_told(ca: trustme.CA, file: str) -> None:
-    """A certificate for others says for whom it is, and --server-name says that it is meant."""
+    """A certificate for other names lists them, and the error suggests --server-name if that is intended."""
     async with _server(ca.issue_cert("other.example", "third.example")) as server:
         error = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
         named = await _fails(Dialer(server.url(), trust=Trust(ca_file=file, server_name="third.example")))
     assert error.code == "tls_wrong_host"
     assert "is for other.example, third.example, and not for 127.0.0.1" in error.text
-    assert named.code == "not_a_relay"  # so far it came
+    assert named.code == "not_a_relay"  # the verification succeeded
     assert server.received.count(b"GET ") == 1
 
 
@@ -237,7 +237,7 @@ async def test_another_name_is_told(ca: trustme.CA, file: str) -> None:
 async def test_dates_are_told_with_the_clock(
     ca: trustme.CA, file: str, begin: timedelta, end: timedelta, code: str, says: str
 ) -> None:
-    """A certificate of the past or the future says its date, and what this machine takes for the time."""
+    """The error for an expired or future certificate has its date, and this machine's time."""
     made = ca.issue_cert("127.0.0.1", not_before=_NOW + begin, not_after=_NOW + end)
     async with _server(made) as server:
         error = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
@@ -248,7 +248,7 @@ async def test_dates_are_told_with_the_clock(
 
 @pytest.mark.parametrize("form", ["hex", "base64"])
 async def test_a_pin(ca: trustme.CA, file: str, form: str) -> None:
-    """A pinned key lets the relay in, any other one gets nothing, although its certificate is valid."""
+    """A relay with the pinned key is accepted, any other is refused, although its certificate is valid."""
     made = ca.issue_cert("127.0.0.1")
     key = Certificate.parse(_der(made)).key
     text = key.hex() if form == "hex" else base64.b64encode(key).decode()
@@ -264,7 +264,7 @@ async def test_a_pin(ca: trustme.CA, file: str, form: str) -> None:
 
 
 def test_the_pages_command_prints_a_pin(ca: trustme.CA, tmp_path: Path) -> None:
-    """What docs/networks.md says to run prints the digest that is pinned."""
+    """The command in docs/networks.md prints the digest that is pinned."""
     if shutil.which("openssl") is None:
         pytest.skip("the openssl command is not installed: the page's command can't be run")
     made = ca.issue_cert("relay.example.org")
@@ -278,7 +278,7 @@ def test_the_pages_command_prints_a_pin(ca: trustme.CA, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pin", ["sha256:abc", "abc", "md5:0123", f"sha256:{'g' * 64}", "sha256:" + "A" * 44])
 def test_what_is_no_pin(pin: str) -> None:
-    """A pin that is none is refused at the start, with how one is written."""
+    """An invalid pin is refused at the start, with the valid form."""
     with pytest.raises(SetupError) as caught:
         Trust.of(Settings(pin=pin))
     assert caught.value.code == "bad_request" and "sha256:" in caught.value.hint
@@ -286,7 +286,7 @@ def test_what_is_no_pin(pin: str) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_a_client_certificate(ca: trustme.CA, file: str, tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """A server that asks for our certificate gets it; without one the error says what is missing."""
+    """A server that requests our certificate gets it; without one, the error says what is missing."""
     mine = ca.issue_cert("me@example.org")
     (tmp_path / "me.pem").write_bytes(b"".join(pem.bytes() for pem in mine.cert_chain_pems))
     (tmp_path / "me.key").write_bytes(mine.private_key_pem.bytes())
@@ -296,7 +296,7 @@ async def test_a_client_certificate(ca: trustme.CA, file: str, tmp_path: Path, v
     async with _server(ca.issue_cert("127.0.0.1"), clients=ca, most=version) as server:
         without = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
         assert not server.received
-        if version is ssl.TLSVersion.TLSv1_3:  # the older one has no alert that says so
+        if version is ssl.TLSVersion.TLSv1_3:  # TLS 1.2 has no alert for this
             assert without.code == "tls_client_cert", without.text
         for trust in (apart, in_one):
             assert (await _fails(Dialer(server.url(), trust=trust))).code == "not_a_relay"
@@ -304,7 +304,7 @@ async def test_a_client_certificate(ca: trustme.CA, file: str, tmp_path: Path, v
 
 
 async def test_files_of_no_use(tmp_path: Path) -> None:
-    """Files that are not there or no PEM are named; a key without its certificate is no use either."""
+    """Missing files and files that are not PEM are named, and so is a key without its certificate."""
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing")
     for trust in (
@@ -320,7 +320,7 @@ async def test_files_of_no_use(tmp_path: Path) -> None:
 
 
 async def test_a_new_authority_is_read_at_the_next_try(ca: trustme.CA, tmp_path: Path) -> None:
-    """Where a file of authorities is mended, an agent that runs finds it without being started again."""
+    """A repaired file of authorities is used by a running agent without a restart."""
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
     async with _server(ca.issue_cert("127.0.0.1")) as server:
@@ -339,23 +339,23 @@ def test_the_systems_own_trust() -> None:
 
 @pytest.mark.parametrize("name", [".x", "a..b", "x" * 64, "a b", "a/b"])
 def test_what_is_no_server_name(name: str) -> None:
-    """A name that no certificate can have is refused at the start, and not by a library later."""
+    """A name that no certificate can have is refused at the start, and not later by a library."""
     with pytest.raises(SetupError) as caught:
         Trust.of(Settings(server_name=name))
     assert "--server-name" in caught.value.hint
 
 
 def test_a_pin_needs_tls() -> None:
-    """A pin that could not be checked is refused, instead of being passed over."""
+    """A pin that cannot be checked is refused, and not ignored."""
     pin = f"sha256:{'00' * 32}"
     with pytest.raises(SetupError):
         Dialer.of(Settings(relay="https://a.example,http://127.0.0.1:1", pin=pin))
 
 
 async def test_an_issuer_in_between_is_enough(ca: trustme.CA, tmp_path: Path) -> None:
-    """--ca-file may have the authority that issued the relay's certificate, without the one above it."""
+    """--ca-file may contain the authority that issued the relay's certificate, without the one above it."""
     between = ca.create_child_ca()
     between.cert_pem.write_to_path(str(tmp_path / "between.pem"))
     async with _server(between.issue_cert("127.0.0.1")) as server:
         error = await _fails(Dialer(server.url(), trust=Trust(ca_file=str(tmp_path / "between.pem"))))
-    assert error.code == "not_a_relay"  # so far it came
+    assert error.code == "not_a_relay"  # the verification succeeded

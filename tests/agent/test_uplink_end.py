@@ -13,7 +13,7 @@ from tests.aio.twin import SCALED, running_gate
 
 
 async def test_no_task_is_left() -> None:
-    """When the loop ends, and with it the task that keeps the session, no task of its own is left."""
+    """When the loop ends, and with it the task that keeps the session, the uplink leaves no task."""
     async with running_gate() as relay:
         before = asyncio.all_tasks()
         uplink = Uplink(Dialer(relay.url), lambda _: None, limits=SCALED)
@@ -24,13 +24,13 @@ async def test_no_task_is_left() -> None:
         uplink._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await uplink._task
-        await asyncio.sleep(0)  # what was cancelled ends
+        await asyncio.sleep(0)  # cancelled tasks end
         assert all(task.done() for task in waits)
         await uplink.stop()
 
 
 def test_a_name_that_a_relay_no_longer_takes() -> None:
-    """A relay that refuses the name in its URL ends a first start, but no agent that has been connected by it."""
+    """A relay that refuses the name in its URL ends a first start, but not an agent that was connected with it."""
     refused = Refusal("misdirected", "", final=True)
     assert uplink_module._is_final(refused, connected_before=False)
     assert not uplink_module._is_final(refused, connected_before=True)
@@ -38,7 +38,7 @@ def test_a_name_that_a_relay_no_longer_takes() -> None:
 
 
 def test_a_box_that_takes_the_upgrade_away() -> None:
-    """What the relay says to a request that a box has spoilt ends no agent that has been connected."""
+    """A relay's answer to a request that a box has changed does not end an agent that was connected."""
     for code in ("bad_request", "unknown_address"):
         refused = Refusal(code, "", final=True)
         assert uplink_module._is_final(refused, connected_before=False)

@@ -33,7 +33,7 @@ async def _uplink() -> AsyncIterator[tuple[Uplink, Way, Running]]:
 
 
 async def _quiet(uplink: Uplink) -> None:
-    """A session, and nothing in it for a while."""
+    """A session that is idle for a while."""
     await until(lambda: uplink.condition.state == "connected")
     await asyncio.sleep(0.3)
 
@@ -48,7 +48,7 @@ async def _another_failure(uplink: Uplink) -> None:
 
 
 async def test_two_cuts() -> None:
-    """Two cuts after the same silence are a limit, which the status tells; one is not."""
+    """Two cuts after the same silence make a limit, which the status shows; one does not."""
     async with _uplink() as (uplink, path, _):
         for known in (False, False, True):
             await _quiet(uplink)
@@ -61,7 +61,7 @@ async def test_two_cuts() -> None:
 
 
 async def test_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the relay can't be reached again at once, the cut before is no sign of a limit."""
+    """If the relay cannot be reached again at once, the cut before does not indicate a limit."""
     monkeypatch.setattr("kdispatch.backoff._MOST", 0.2)
     async with _uplink() as (uplink, path, _):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What answers in a relay's place is called the same by agents, commands and doctor, whatever is wrong with it."""
+"""Agents, commands and doctor report a server in a relay's place in the same way, whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def _asked(url: RelayUrl) -> Answer:
 
 
 async def _told(url: RelayUrl) -> list[tuple[str, str]]:
-    """Code and text of an agent's session, of its question, of a command, and of doctor."""
+    """Code and text of an agent's session, of its query, of a command, and of doctor."""
     with pytest.raises(KdispatchError) as caught:
         await Dialer(url).upgrade()
     answer = await _asked(url)
@@ -64,7 +64,7 @@ async def _told(url: RelayUrl) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", _STRANGERS)
 async def test_strangers(case: str) -> None:
-    """Code and sentence are the same for all that ask, and say what is there."""
+    """Code and sentence are the same everywhere, and say what is there."""
     answer, code, words = _STRANGERS[case]
     async with server(says(answer)) as url:
         told = await _told(url)
@@ -82,7 +82,7 @@ async def test_strangers(case: str) -> None:
     ids=["packed", "two lengths", "packed in chunks"],
 )
 async def test_the_relays_own_refusal(answer: bytes) -> None:
-    """What something on the way did to the form of a relay's refusal does not hide what the relay says."""
+    """A relay's refusal is recognised even if something on the way has changed its form."""
     async with server(says(answer)) as url:
         with pytest.raises(KdispatchError) as caught:
             await Dialer(url).upgrade()

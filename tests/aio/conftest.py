@@ -23,7 +23,7 @@ async def pair() -> AsyncIterator[Twin]:
 
 @pytest.fixture
 async def connect(pair: Twin) -> AsyncIterator[Connect]:
-    """Makes one connection through both agents."""
+    """Open one connection through both agents."""
     async with AsyncExitStack() as ending:
 
         async def one() -> Ends:

@@ -1,4 +1,4 @@
-"""Two local programs, and the two agents between them."""
+"""Two local programs, with the two agents between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Connect", "Ends"]
 
 @dataclass
 class Ends:
-    """Two local programs, the pipes that tie them together, and the agents' sockets."""
+    """Two local programs, the pipes that connect them, and the agents' sockets."""
 
     client: Tcp
     service: Tcp

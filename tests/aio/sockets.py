@@ -11,7 +11,7 @@ __all__ = ["tcp_pair"]
 
 
 async def tcp_pair(*, buffers: int = 0) -> tuple[Tcp, socket.socket]:
-    """A program's end, and the agent's for a pipe; ``buffers`` is how little the kernel holds for the program."""
+    """A program's end, and the agent's end for a pipe; ``buffers`` limits what the kernel holds for the program."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if buffers:

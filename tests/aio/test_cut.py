@@ -1,4 +1,4 @@
-"""However a box ends a connection without a word, a link sees that it was cut."""
+"""However a box silently ends a connection, the link reports a cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.net.way import way
 
 
 class _Owner:
-    """Owns a link in which nothing happens."""
+    """Owner of an idle link."""
 
     def __init__(self) -> None:
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -96,6 +96,6 @@ async def _cut(contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None, how: str)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("how", ["closed", "by a box", "reset"])
 async def test_cut(tmp_path: Path, how: str, *, tls: bool) -> None:
-    """A close, with TLS's own goodbye and without, and a reset are all cuts."""
+    """A close, with or without TLS's own goodbye, and a reset all count as cuts."""
     course = await _cut(_contexts(tmp_path) if tls else None, how)
     assert course.cut is Cut.CLOSED

@@ -1,4 +1,4 @@
-"""The driver: whose failure ends what, and that nothing is left behind when it ends."""
+"""The driver: which failure ends what, and that a driver that ends leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Broken(Program):
 
 
 async def _still_carries(client: Program, host: Program) -> None:
-    """The stream goes both ways."""
+    """Check that the stream works in both directions."""
     had = len(client.received), len(host.received)
     client.transport.write(b"ping")
     await host.has(had[1] + 4)
@@ -41,7 +41,7 @@ async def _still_carries(client: Program, host: Program) -> None:
 
 
 async def test_failure_in_data_received(pair: Twin) -> None:
-    """A program that fails over its bytes loses its stream; the others and the session go on."""
+    """A program that fails in data_received loses its stream; other streams and the session go on."""
     client, host = await pair.stream()
     broken = _Broken()
     pair.client.open(SERVICE, broken)
@@ -55,7 +55,7 @@ async def test_failure_in_data_received(pair: Twin) -> None:
 
 
 async def test_failure_in_a_handler(pair: Twin) -> None:
-    """A host's program that fails over a request refuses that stream; its answers still go out at once."""
+    """A host's program that fails over a request refuses that stream, and its answers still go out at once."""
     client, host = await pair.stream()
 
     def fail(stream: Stream) -> None:
@@ -73,7 +73,7 @@ async def test_failure_in_a_handler(pair: Twin) -> None:
 
 
 async def test_failure_behind_accept(pair: Twin) -> None:
-    """A handler that fails after it took the stream resets it: its own program hears of that, too."""
+    """A handler that fails after it accepted the stream resets it, and its own program is told, too."""
 
     def take_and_fail(stream: Stream) -> None:
         pair.take(stream)
@@ -90,9 +90,9 @@ async def test_failure_behind_accept(pair: Twin) -> None:
 
 
 async def test_stop_ends_pending_opens(pair: Twin) -> None:
-    """An open that waits for an answer is reset when the agent ends."""
+    """A pending open is reset when the agent ends."""
     pair.store.answering.clear()
-    doubt(pair.gate.switch, SERVICE)  # the answer is not known already
+    doubt(pair.gate.switch, SERVICE)  # the answer is not cached
     waiting, unsent = Program(), Program()
     pair.client.open(SERVICE, waiting)
     await until(lambda: pair.store.asked == 2)
@@ -104,7 +104,7 @@ async def test_stop_ends_pending_opens(pair: Twin) -> None:
 
 
 async def test_close_of_a_connector_ends_pending_opens() -> None:
-    """Whoever awaits ``open_connection`` while the connector is closed gets an error, at once."""
+    """A caller of ``open_connection`` gets an error at once when the connector is closed."""
     async with running_gate(Limits()) as relay:
         connector = Connector(str(relay.url))
         await connector.start()
@@ -137,9 +137,9 @@ async def test_close_of_a_connector_that_is_starting() -> None:
 
 
 async def test_close_of_a_connector_between_two_tries() -> None:
-    """The same while it waits for its next try."""
+    """A connector that is closed while it waits for its next try leaves nothing either."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        taken.bind(("127.0.0.1", 0))  # and no program listens there
         before = asyncio.all_tasks()
         connector = Connector(f"http://127.0.0.1:{taken.getsockname()[1]}")
         starting = asyncio.create_task(connector.start())
@@ -153,7 +153,7 @@ async def test_close_of_a_connector_between_two_tries() -> None:
 async def test_drain_waits_for_local_programs(pair: Twin) -> None:
     """A drain ends when slow local programs have all of their bytes, not when the streams are finished."""
     program, agent = await tcp_pair(buffers=4096)
-    pipe = Pipe(pair.host, on_local=Pipe.pause_socket)  # until its stream is there
+    pipe = Pipe(pair.host, on_local=Pipe.pause_socket)  # until it has a stream
     await pair.host.loop.create_connection(lambda: pipe.local, sock=agent)
 
     def serve(stream: Stream) -> None:
@@ -181,7 +181,7 @@ async def test_drain_waits_for_local_programs(pair: Twin) -> None:
 
 
 async def test_drain_ends_in_time(pair: Twin) -> None:
-    """A drain does not wait longer than it was told to."""
+    """A drain does not take longer than its time."""
     await pair.stream()
     began = pair.host.loop.time()
     await pair.host.drain(0.05)
@@ -189,8 +189,20 @@ async def test_drain_ends_in_time(pair: Twin) -> None:
     assert pair.host.streams == 1
 
 
+async def test_drain_behind_a_cancellation(pair: Twin) -> None:
+    """A task that was cancelled, and goes on to drain, ends its drain in time and is not cancelled once more."""
+    await pair.stream()
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(1)
+    await pair.host.drain(0.05)
+    assert task.uncancel() == 0
+
+
 async def test_clock_after_a_session_was_given_up() -> None:
-    """Deadlines go on when a session that never answered is given up, and in the next one."""
+    """Deadlines go on when an unanswered session is given up, and in the next session."""
     limits = Limits(ack_delay=0.02, open_total=0.1, open_host=0.05, open_wait=0.15)
     async with twin(limits) as pair:
         pair.client.abort()
@@ -198,7 +210,7 @@ async def test_clock_after_a_session_was_given_up() -> None:
         mute, _ = memory_pair()
         lost = pair.client.connect(mute).lost
         waiting = Program()
-        pair.client.open(SERVICE, waiting)  # its deadline is the earliest one by far
+        pair.client.open(SERVICE, waiting)  # its deadline is by far the earliest
         pair.client.abort()  # as the uplink does when the handshake has timed out
         assert (await lost)[0] == "cancelled"
         assert await waiting.code() == "relay_unreachable"
@@ -210,7 +222,7 @@ async def test_clock_after_a_session_was_given_up() -> None:
 
 
 async def test_stop_resets_what_is_left(pair: Twin) -> None:
-    """The end of an agent that told nobody resets its streams, and the other end's when its grace is over."""
+    """An agent that ends silently resets its streams, and the other end resets them when the grace is over."""
     client, host = await pair.stream()
     pair.client.stop()
     assert (await client.code(), await host.code()) == ("cancelled", "resume_expired")
@@ -225,7 +237,7 @@ async def test_an_orderly_end_is_told(pair: Twin) -> None:
 
 
 async def test_a_stream_goes_on_in_the_next_session(pair: Twin) -> None:
-    """What was written before, while and after a session was away arrives, in both directions."""
+    """What was written before, during and after an interruption of the session arrives, in both directions."""
     client, host = await pair.stream()
     client.transport.write(b"before ")
     pair.client.abort()
@@ -241,7 +253,7 @@ async def test_a_stream_goes_on_in_the_next_session(pair: Twin) -> None:
 
 
 async def test_streams_over_tls_like_connections() -> None:
-    """Sessions go on over transports that are full at the mark, as asyncio's TLS ones are."""
+    """Sessions work over transports that are full at the mark, like asyncio's TLS transports."""
     async with twin(tls=True) as pair:
         client, host = await pair.stream()
         for _ in range(20):
@@ -251,7 +263,7 @@ async def test_streams_over_tls_like_connections() -> None:
 
 
 async def test_alarm_after_cancel() -> None:
-    """An alarm that was cancelled, or has rung, can be set to any later time."""
+    """An alarm that was cancelled, or has fired, can be set to any later time."""
     loop = asyncio.get_running_loop()
     rings = asyncio.Queue[float]()
     alarm = Alarm(loop, lambda: rings.put_nowait(loop.time()))
@@ -266,7 +278,7 @@ async def test_alarm_after_cancel() -> None:
 
 
 async def test_alarms_never_ring_early() -> None:
-    """When an alarm rings its time has come, to the last bit: who finds nothing due would ask again at once."""
+    """An alarm never fires before its exact time: a caller that finds nothing due would set it again at once."""
     loop = asyncio.get_running_loop()
     rings = asyncio.Queue[float]()
     alarm = Alarm(loop, lambda: rings.put_nowait(loop.time()))

@@ -1,4 +1,4 @@
-"""What a driver does while it has no session."""
+"""A driver without a session."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.aio.twin import twin
 
 
 async def test_streams_without_a_session_end_in_time() -> None:
-    """A stream whose session is lost is reset when its grace is over, though nothing else happens meanwhile."""
+    """A stream whose session is lost is reset when its grace is over, even if nothing else happens meanwhile."""
     async with twin() as pair:
         client, host = await pair.stream()
         pair.client.abort()

@@ -1,4 +1,4 @@
-"""A descriptor that goes to a transport is closed once."""
+"""A descriptor that is handed to a transport is closed exactly once."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ async def test_asyncio(end: End) -> None:
 
 @pytest.mark.parametrize("end", ["aborts", "closes", "writes"])
 def test_uvloop(end: End) -> None:
-    """On uvloop too, which learns late of the object that has the descriptor."""
+    """The same holds on uvloop, which learns late which object owns the descriptor."""
     uvloop = pytest.importorskip("uvloop")
     uvloop.run(_closes_once(end))

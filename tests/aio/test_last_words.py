@@ -1,4 +1,4 @@
-"""A program that ends in the middle: what it had said is read at the other end, and then comes the reset."""
+"""What a program had written when it ended abruptly arrives at the other end, and then the reset."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def _gone(pair: Twin) -> None:
 
 @pytest.mark.parametrize("which", ["client", "service"])
 async def test_an_answer_before_the_request_is_read(pair: Twin, connect: Connect, which: str) -> None:
-    """A program that answers, and closes while the other one still sends, is heard each time."""
+    """The answer of a program that closes while its peer still sends always arrives."""
     for _ in range(10):
         ends = await connect()
         one, other = _both(ends, which)
@@ -61,13 +61,13 @@ async def test_an_answer_before_the_request_is_read(pair: Twin, connect: Connect
 
 @pytest.mark.parametrize("which", ["client", "service"])
 async def test_a_write_that_fails_first(pair: Twin, connect: Connect, which: str) -> None:
-    """Words that wait unread in our kernel, when a write shows that the connection is gone, arrive before the reset."""
+    """Unread data in the kernel arrives before the reset, also if a failed write shows that the connection is gone."""
     ends = await connect()
     one, other = _both(ends, which)
     pipe = ends.client_pipe if which == "client" else ends.host_pipe
     await other.send(b"unread")
     await until(lambda: pipe.stream is not None and pipe.stream.stream.inbound.received == 6)
-    pipe.pause_socket()  # the loop reads nothing of it before it writes
+    pipe.pause_socket()  # the loop reads nothing from it before it writes
     await one.send(b"last words")
     one.close()
     await other.send(b"more")
@@ -76,7 +76,7 @@ async def test_a_write_that_fails_first(pair: Twin, connect: Connect, which: str
 
 
 async def test_an_end_and_then_a_failed_write(pair: Twin, connect: Connect) -> None:
-    """Where the program had ended its side before, that end arrives behind its words."""
+    """If the program had ended its side before, that end arrives after its data."""
     ends = await connect()
     ends.host_pipe.pause_socket()
     await ends.service.send(b"bye")
@@ -90,7 +90,7 @@ async def test_an_end_and_then_a_failed_write(pair: Twin, connect: Connect) -> N
 
 
 async def test_more_than_the_stream_takes_at_once(pair: Twin, connect: Connect) -> None:
-    """Words that wait because the stream took no more are read on as the other program takes them, to the last."""
+    """Data that waits because the stream accepted no more is read as the peer takes it, to the last byte."""
     ends = await connect()
     said = bytes(range(256)) * 8000  # 2 MB, more than a window and what is kept unsent
     await ends.client.send(b"unread")
@@ -102,12 +102,12 @@ async def test_more_than_the_stream_takes_at_once(pair: Twin, connect: Connect) 
     ends.service.reset()
     data, how = await reading
     assert how == "reset"
-    assert data == said[: len(data)] and len(data) > 500_000  # a reset throws away what our kernel had no room for
+    assert data == said[: len(data)] and len(data) > 500_000  # a reset drops what the kernel had no room for
     await _gone(pair)
 
 
 async def test_a_lost_session_takes_no_last_words_along(pair: Twin, connect: Connect) -> None:
-    """What a program said while its session was away arrives once there is another, and then the reset."""
+    """What a program wrote while its session was lost arrives in the next session, and then the reset."""
     ends = await connect()
     await ends.client.send(b"unread")
     await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
@@ -123,7 +123,7 @@ async def test_a_lost_session_takes_no_last_words_along(pair: Twin, connect: Con
 
 
 async def test_a_slow_reader_hears_all_before_the_reset(pair: Twin, connect: Connect) -> None:
-    """A program that reads late finds all that was said, and only then the reset."""
+    """A program that reads late finds all data, and only then the reset."""
     ends = await connect()
     await ends.client.send(b"unread")
     await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
@@ -139,7 +139,7 @@ async def test_a_slow_reader_hears_all_before_the_reset(pair: Twin, connect: Con
 
 
 async def test_a_program_that_is_busy_sending(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of another machine that reads only when it has sent everything gets rid of it, and then reads the answer."""
+    """A remote program that reads only after it has sent everything can send it, and then reads the answer."""
     monkeypatch.setattr(last_words, "_is_this_machine", lambda _: False)
     ends = await connect()
     sending = asyncio.create_task(ends.client.send_forever(bytes(65536), 3_000_000))
@@ -152,7 +152,7 @@ async def test_a_program_that_is_busy_sending(pair: Twin, connect: Connect, monk
 
 
 async def test_a_program_that_sends_for_ever(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time that another machine's program gets is bounded, however much it sends."""
+    """The time for a remote program is limited, however much it sends."""
     monkeypatch.setattr(last_words, "_is_this_machine", lambda _: False)
     monkeypatch.setattr(last_words, "_PATIENCE", 0.3)
     ends = await connect()
@@ -166,7 +166,7 @@ async def test_a_program_that_sends_for_ever(pair: Twin, connect: Connect, monke
 
 
 async def test_real_aborts_are_fast(pair: Twin, connect: Connect) -> None:
-    """A reset by a program that said nothing, or nothing lately, is one at the other end at once."""
+    """A reset by a program that wrote nothing, or nothing lately, arrives at the other end at once."""
     ends = await connect()
     began = time.monotonic()
     ends.service.reset()
@@ -176,7 +176,7 @@ async def test_real_aborts_are_fast(pair: Twin, connect: Connect) -> None:
 
 
 async def test_a_program_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a dead connection's program never reads is kept for a bounded time, and in all for so many bytes."""
+    """Data of a dead connection that its program never reads is kept for a limited time, and in a limited amount."""
     monkeypatch.setattr(last_words, "_LOOK_EVERY", 0.01)
     async with twin(replace(SCALED, last_words=0.2)) as pair:
         client, host = await pair.stream()
@@ -203,7 +203,7 @@ async def test_a_program_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_program_that_sends_on_behind_a_reset() -> None:
-    """One that sends before it reads gets the last words behind a reset; one that sends for ever is reset."""
+    """A program that sends before it reads gets the last data after a reset; one that sends for ever is reset."""
     limits = replace(SCALED, dropped=200_000)
     async with twin(limits) as pair:
         client, host = await pair.stream()
@@ -220,7 +220,7 @@ async def test_a_program_that_sends_on_behind_a_reset() -> None:
 
 
 async def test_a_transport_that_closes(pair: Twin) -> None:
-    """A program of the library that writes and closes, while its peer still sends, is heard before the reset."""
+    """A program of the library that writes and closes while its peer still sends is read before the reset."""
     answered = Program()
 
     def serve(stream: Stream) -> None:
@@ -237,7 +237,7 @@ async def test_a_transport_that_closes(pair: Twin) -> None:
 
 
 async def test_words_before_the_stream_is_open(pair: Twin) -> None:
-    """A program that says something and drops its connection before a host has it is heard there all the same."""
+    """A host gets what a program wrote before it dropped its connection, even if no host had opened it then."""
     program, agent = await tcp_pair()
     await program.send(b"a line for a log")
     program.reset()
@@ -255,7 +255,7 @@ async def test_words_before_the_stream_is_open(pair: Twin) -> None:
 
 @pytest.mark.slow
 async def test_a_word_to_write_on_that_is_outdated(pair: Twin, connect: Connect) -> None:
-    """Words that wait in the kernel are read on, although the stream took more and became full again meanwhile."""
+    """Data in the kernel is read on, even if the stream accepted more and became full again meanwhile."""
     ends = await connect()
     await ends.client.send(b"unread")
     await until(lambda: ends.host_pipe.stream is not None and ends.host_pipe.stream.stream.inbound.received == 6)
@@ -267,7 +267,7 @@ async def test_a_word_to_write_on_that_is_outdated(pair: Twin, connect: Connect)
     ends.service.reset()
     assert transport is not None
     await until(lambda: transport.stream.unheard and transport.stream.writer_paused)
-    transport.writing_resumed()  # said of the moment before
+    transport.writing_resumed()  # outdated by now
     data, how = await _heard(ends.client)
     assert len(data) > 500_000 and how == "reset"
     assert not transport.stream.unheard, "what the kernel had was not read to its end"
@@ -275,7 +275,7 @@ async def test_a_word_to_write_on_that_is_outdated(pair: Twin, connect: Connect)
 
 
 class _Uploader(Program):
-    """It reads when it has written ``size`` bytes, or can write no more, and not before."""
+    """Reads only when it has written ``size`` bytes, or can write no more."""
 
     def __init__(self, size: float) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ class _Uploader(Program):
         self.transport.write(b"begin")
 
     def go_on(self) -> None:
-        """Write as much as the stream takes now."""
+        """Write as much as the stream accepts now."""
         while self._left > 0 and self.told[-1] != "pause" and not self.transport.stream.ended:
             self.transport.write(bytes(65536))
             self._left -= 65536
@@ -334,7 +334,7 @@ async def test_an_upload_beside_a_large_answer(pair: Twin, which: str, how: str)
 @pytest.mark.parametrize("which", ["client", "service"])
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_an_upload_that_never_ends(which: str, how: str) -> None:
-    """One that sends for ever and never reads moves no more than the bound, and is reset in time."""
+    """A program that sends for ever and never reads moves no more than the bound, and is reset in time."""
     limits = replace(SCALED, dropped=1_000_000, last_chance=0.2)
     async with twin(limits) as pair:
         uploader, other = await _answered(pair, which, how, math.inf)

@@ -1,4 +1,4 @@
-"""A session's carrier and its link: messages in pieces, slow and dead ends cut, goodbyes both ways."""
+"""A session's carrier and its link: messages in pieces, cuts of slow and dead ends, and closing handshakes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PING = 0x89
 
 
 class _Owner:
-    """Owns a link, or a bare carrier: writes down what it is told, sends what it was given."""
+    """Owner of a link, or of a bare carrier: records what it is told, and sends what it was given."""
 
     def __init__(self) -> None:
         self.link: Link
@@ -125,7 +125,7 @@ class _Far(asyncio.BufferedProtocol):
 
 
 def _link(limits: Limits, *, server: bool = False) -> tuple[Link, _Owner, MemoryTransport, MemoryTransport, _Far]:
-    """A link, its owner, its connection's two ends, and what reads at the other one."""
+    """A link, its owner, the two ends of its connection, and the reader at the other end."""
     owner, far = _Owner(), _Far(server=not server)
     near, other = memory_pair()
     other.set_protocol(far)
@@ -148,7 +148,7 @@ def _data(payload: bytes) -> bytes:
 
 
 def _is_full(carrier: Carrier) -> bool:
-    """Asked anew each time."""
+    """Whether it is full, checked at each call."""
     return carrier.full
 
 
@@ -162,7 +162,7 @@ _TICK = 0.005
 
 
 async def test_slow_consumer() -> None:
-    """A socket that takes no byte for so long is cut, and not before."""
+    """A socket that accepts no byte for the limit of time is cut, and not earlier."""
     link, owner, near, _, _ = _link(_SLOW)
     near.takes = 1000
     owner.to_send = [b"x" * 10_000] * 3
@@ -178,13 +178,13 @@ async def test_slow_consumer() -> None:
 
 @pytest.mark.slow
 async def test_slow_but_alive() -> None:
-    """A socket that takes a little every now and then is left alone for as long as it likes."""
+    """A socket that accepts a little now and then is never cut."""
     link, owner, near, _, _ = _link(_SLOW)
     near.takes = 0
     owner.to_send = [b"x" * 10_000]
     link.wake()
     await until(lambda: link.carrier.full)
-    for _ in range(12):  # three times as long as it may take nothing
+    for _ in range(12):  # three times as long as it may accept nothing
         await asyncio.sleep(_SLOW.slow_consumer / 4)
         near.takes = 1
         near.pump()
@@ -195,7 +195,7 @@ async def test_slow_but_alive() -> None:
 
 
 async def test_dead_peer() -> None:
-    """A silent end is asked, and given up when it stays silent."""
+    """A silent end is asked, and given up if it stays silent."""
     link, owner, _, _, far = _link(Limits(ping=0.1, dead_agent=0.15))
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -207,7 +207,7 @@ async def test_dead_peer() -> None:
 
 
 async def test_peer_that_answers() -> None:
-    """Any byte is life: an end that answers is asked again after the next silence, and kept."""
+    """Any byte shows life: an end that answers is asked again after the next silence, and kept."""
     _, owner, _, other, _ = _link(Limits(ping=0.04, dead_agent=0.1))
     for answers in range(1, 5):
         await until(lambda n=answers: owner.asked == n)  # type: ignore[misc]  # mypy can't infer a default's type
@@ -217,7 +217,7 @@ async def test_peer_that_answers() -> None:
 
 
 async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wall clock that steps against the monotonic one makes an agent ask at once; silence then ends the session."""
+    """If the wall clock jumps, an agent asks at once; silence then ends the session."""
     step = 0.0
     clock = types.SimpleNamespace(time=lambda: time.monotonic() + step)
     monkeypatch.setattr(link_module, "time", clock)
@@ -231,24 +231,24 @@ async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
     other.write(ws_frame(_BINARY, _data(b"pong"), masked=False))
     await asyncio.sleep(0.1)
     assert owner.asked == 1 and not owner.link_over.done()
-    step = 0.0  # back again is a step, too
+    step = 0.0  # a step back counts, too
     async with asyncio.timeout(2):
         assert (await owner.link_over)[1] == "Nothing was heard from the other end."
 
 
 async def test_websocket_pings_keep_nobody_from_asking() -> None:
-    """Pings of a box in between are life, but an agent that hears no message asks all the same."""
+    """Pings of a box in between show life, but an agent that receives no message still asks."""
     link, owner, _, other, far = _link(Limits(ping=0.1, dead_agent=0.3))
     for _ in range(20):
         other.write(ws_frame(_PING, b"", masked=False))
         await asyncio.sleep(0.02)
     assert not owner.link_over.done() and link.carrier.open
     assert 2 <= owner.asked <= 4
-    assert far.messages[: owner.asked - 1] == [b"ask"] * (owner.asked - 1)  # the last one may be on its way
+    assert far.messages[: owner.asked - 1] == [b"ask"] * (owner.asked - 1)  # the last one may be under way
 
 
 async def test_who_only_listens_asks() -> None:
-    """An agent that hears messages and sends none asks, so that both ways are in use; who does both does not."""
+    """An agent that only receives messages asks, so that both directions are used; one that does both does not."""
     link, owner, _, other, _ = _link(Limits(ping=0.1))
     for _ in range(15):
         other.write(ws_frame(_BINARY, _data(b"news"), masked=False))
@@ -273,7 +273,7 @@ async def test_a_ping_of_its_own() -> None:
 
 @pytest.mark.parametrize("how", ["closed", "said", "given up", "unanswered", "slept"])
 async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a session tells in the end: how long it lasted, the silence before, and whether it was cut."""
+    """At its end a session reports its duration, the silence before, and whether it was cut."""
     step = 0.0
     monkeypatch.setattr(link_module, "time", types.SimpleNamespace(time=lambda: time.monotonic() + step))
     link, owner, near, other, _ = _link(Limits(ping=0.3, dead_agent=0.4))
@@ -302,7 +302,7 @@ async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_relay_only_listens() -> None:
-    """The relay asks nothing; it gives a silent agent up after its own time."""
+    """The relay asks nothing; it gives up a silent agent after its own time."""
     _, owner, _, _, far = _link(Limits(dead_relay=0.1), server=True)
     async with asyncio.timeout(2):
         assert (await owner.link_over)[0] == ""
@@ -324,7 +324,7 @@ async def test_latest_ping() -> None:
 
 
 async def test_no_pong_while_full() -> None:
-    """Who does not read gets no pongs either: they would pile up, and each would look like progress."""
+    """An end that does not read gets no pongs, because they would pile up and look like progress."""
     carrier, owner, near, other = _carrier()
     near.takes = 0
     carrier.send([b"x" * 1000])
@@ -346,7 +346,7 @@ async def test_no_pong_while_full() -> None:
 
 
 async def test_close_by_this_end() -> None:
-    """What is queued goes before the close frame; the answer to it ends the connection."""
+    """Queued data goes out before the close frame; the answer to that ends the connection."""
     link, owner, near, other, far = _link(Limits())
     owner.to_send = [b"last"]
     link.close("drain", "moving")
@@ -358,7 +358,7 @@ async def test_close_by_this_end() -> None:
     other.write(ws_frame(_CLOSE, b"\x03\xf0", masked=False))
     async with asyncio.timeout(1):
         assert await owner.link_over == ("drain", "moving")
-    assert owner.messages == []  # this end has made up its mind
+    assert owner.messages == []  # this end reads no more
 
 
 async def test_close_by_the_other_end() -> None:
@@ -381,7 +381,7 @@ async def test_close_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_loss_without_goodbye() -> None:
-    """A connection that just ends says so."""
+    """A connection that ends without a close frame is reported as such."""
     _, owner, _, other, _ = _link(Limits())
     other.abort()
     async with asyncio.timeout(1):
@@ -396,7 +396,7 @@ _GOING_AWAY = b"\x03\xe9"
 @pytest.mark.parametrize("behind", [0, 1, 1000, 40_000])
 @pytest.mark.parametrize("at", [1, 20, 5000, 30_000])
 async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behind: int) -> None:
-    """Caddy writes its close frame amid what it passes on, and may pass on more: no byte of that is taken for data."""
+    """If Caddy writes its close frame amid passed data, and passes on more, none of it is taken for data."""
     link, owner, _, other, _ = _link(Limits(), server=server)
     sound = ws_frame(_BINARY, _data(b"sound"), masked=server)
     other.write(sound)
@@ -428,7 +428,7 @@ async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behin
     ],
 )
 async def test_loss_with_an_error(error: OSError, text: str) -> None:
-    """The system's reason stands in a sentence of its own, without its number."""
+    """The system's reason is in a sentence of its own, without its number."""
     link, owner, _, _, _ = _link(Limits())
     link.carrier.connection_lost(error)
     async with asyncio.timeout(1):
@@ -445,7 +445,7 @@ async def test_loss_with_an_error(error: OSError, text: str) -> None:
     ],
 )
 async def test_violation(data: bytes, code: int) -> None:
-    """A broken frame is answered by a close frame that says what was wrong; what came in the same read is nothing."""
+    """A broken frame is answered with a close frame that says why; what came in the same read is dropped."""
     _, owner, near, other, far = _link(Limits(), server=True)
     other.write(ws_frame(_BINARY, _data(b"good"), masked=True) + data + ws_frame(_BINARY, _data(b"more"), masked=True))
     await settle(5)
@@ -458,7 +458,7 @@ async def test_violation(data: bytes, code: int) -> None:
 
 
 async def test_bad_message() -> None:
-    """A message that breaks the protocol above ends the session with that code; nothing behind it is looked at."""
+    """A message that breaks the protocol ends the session with that code, and nothing after it is processed."""
     _, owner, _, other, far = _link(Limits())
     messages = [ws_frame(_BINARY, _data(message), masked=False) for message in (b"good", b"bad", b"good")]
     other.write(b"".join(messages))
@@ -473,7 +473,7 @@ async def test_bad_message() -> None:
 
 
 async def test_messages_cut_anywhere() -> None:
-    """Messages that a real socket brings in pieces of any size arrive in order, and large ones in pieces."""
+    """Messages that a real socket delivers in pieces of any size arrive in order, and large ones in pieces."""
     chance = random.Random(7)
     messages = [chance.randbytes(chance.choice((1, 125, 126, 4000, 65_536, 200_000))) for _ in range(60)]
     wire = b"".join(ws_frame(_BINARY, message, masked=True) for message in messages)
@@ -503,7 +503,7 @@ async def test_messages_cut_anywhere() -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_full_and_empty_again(tls: bool) -> None:
-    """A carrier is full while bytes wait and never when none do, also over transports that are full at their mark."""
+    """A carrier is full only while bytes wait, also over transports that are full at their mark."""
     carrier, owner, near, _ = _carrier(tls=tls)
     assert not _is_full(carrier)
     for round_ in range(1, 4):
@@ -518,7 +518,7 @@ async def test_full_and_empty_again(tls: bool) -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_everything_goes_out(tls: bool) -> None:
-    """A link sends all that is queued, through full moments of its socket."""
+    """A link sends all that is queued, also while its socket is full at times."""
     owner, far = _Owner(), _Far(server=True)
     near, other = memory_pair(tls=tls)
     other.set_protocol(far)

@@ -1,4 +1,4 @@
-"""A local connection tied to a stream: each way of ending comes out at the other end as what it was."""
+"""A local connection bound to a stream: each kind of end arrives as the same kind at the other side."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def _talk(ends: Ends) -> None:
 
 
 async def _is_reset(tcp: Tcp) -> None:
-    """What arrived may be read, and then comes a reset."""
+    """Read what arrived, until a reset."""
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(tcp.receive_all(), 5)
 
@@ -43,7 +43,7 @@ def _linger(pipe: Pipe) -> tuple[int, int]:
 
 
 async def test_reset_goes_through(pair: Twin, connect: Connect) -> None:
-    """A program's reset is the other program's reset, in either direction."""
+    """A program's reset arrives as a reset, in either direction."""
     for which in ("client", "service"):
         ends = await connect()
         await _talk(ends)
@@ -54,7 +54,7 @@ async def test_reset_goes_through(pair: Twin, connect: Connect) -> None:
 
 
 async def test_end_goes_through(pair: Twin, connect: Connect) -> None:
-    """A half-close is one at the other end, what was sent comes before it, and then both are gone."""
+    """A half-close arrives as one, after the data before it, and then both connections are gone."""
     ends = await connect()
     await _talk(ends)
     await ends.client.send(b"last words")
@@ -68,7 +68,7 @@ async def test_end_goes_through(pair: Twin, connect: Connect) -> None:
 
 
 async def test_reset_while_reading_is_paused(pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reset is noticed even when nobody reads from the connection, because the other end is slow."""
+    """A reset is noticed even while the connection is not read because the other end is slow."""
     monkeypatch.setattr(pipe_module, "_LOOK_EVERY", 0.02)
     ends = await connect()
     local = ends.client_pipe.socket
@@ -76,7 +76,7 @@ async def test_reset_while_reading_is_paused(pair: Twin, connect: Connect, monke
     assert local is not None and remote is not None
     inbound = remote.stream.inbound
     sending = asyncio.create_task(ends.client.send_forever(b"x" * 65536))
-    # The service's socket takes no more, the window is used up, and so the client's program is not read from.
+    # The service's socket is full and the window is used up, so the client's program is not read from.
     stuck = 0
 
     def is_stuck() -> bool:
@@ -96,7 +96,7 @@ async def test_reset_while_reading_is_paused(pair: Twin, connect: Connect, monke
 
 
 async def test_end_for_a_connection_that_is_reset(pair: Twin, connect: Connect) -> None:
-    """The peer's end for a connection that the kernel has closed already ends that pipe, and nothing else."""
+    """The peer's end for a connection that the kernel has already closed ends that pipe, and nothing else."""
     other = await connect()
     ends = await connect()
     await _talk(ends)
@@ -110,7 +110,7 @@ async def test_end_for_a_connection_that_is_reset(pair: Twin, connect: Connect) 
 
 
 async def test_an_agent_that_dies(connect: Connect) -> None:
-    """From the first moment a connection is set to be reset if its process dies."""
+    """From the start, a connection is set to be reset if its process dies."""
     ends = await connect()
     assert _linger(ends.client_pipe) == _linger(ends.host_pipe) == (1, 0)
     await _talk(ends)
@@ -118,7 +118,7 @@ async def test_an_agent_that_dies(connect: Connect) -> None:
 
 
 async def test_connections_inherit_it_from_their_listener(pair: Twin) -> None:
-    """A connection that was accepted is set to be reset where its listener was, without a word of its pipe."""
+    """An accepted connection inherits this setting from its listener, without any action of its pipe."""
     made: asyncio.Queue[Pipe] = asyncio.Queue()
     server = await pair.client.loop.create_server(
         lambda: Pipe(pair.client, on_local=made.put_nowait, resets=True).local, "127.0.0.1", 0, start_serving=False
@@ -136,7 +136,7 @@ async def test_connections_inherit_it_from_their_listener(pair: Twin) -> None:
 
 
 async def test_aborted_pipe(pair: Twin, connect: Connect) -> None:
-    """Streams whose session stays away for longer than the grace reset both programs."""
+    """Streams whose session is lost for longer than the grace reset both programs."""
     ends = await connect()
     await _talk(ends)
     pair.client.abort()
@@ -156,7 +156,7 @@ async def test_abort_after_the_end(pair: Twin, connect: Connect) -> None:
 
 
 async def test_finished_pipe(pair: Twin, connect: Connect) -> None:
-    """A finished stream's connection is closed politely, even to a program that reads late."""
+    """A finished stream's connection is closed normally, even to a program that reads late."""
     ends = await connect()
     await ends.service.send(b"x" * 50_000)
     ends.service.finish()
@@ -169,9 +169,9 @@ async def test_finished_pipe(pair: Twin, connect: Connect) -> None:
 
 
 async def _finished_before_it_was_read(pair: Twin) -> tuple[Tcp, Pipe]:
-    """A program to which 200 kB are on their way from a stream that has finished; the kernel holds a few of them."""
+    """A program that has 200 kB of a finished stream under way, a few of them in the kernel."""
     program, agent = await tcp_pair(buffers=4096)
-    pipe = Pipe(pair.host, on_local=Pipe.pause_socket)  # until its stream is there
+    pipe = Pipe(pair.host, on_local=Pipe.pause_socket)  # until it has a stream
     await pair.host.loop.create_connection(lambda: pipe.local, sock=agent)
 
     def serve(stream: Stream) -> None:
@@ -202,7 +202,7 @@ async def test_last_bytes_in_the_kernel(pair: Twin) -> None:
 
 
 async def test_stop_while_bytes_wait(pair: Twin) -> None:
-    """An agent that ends before a slow program has read everything resets it: no clean end after half of the bytes."""
+    """An agent that ends before a slow program has read everything resets it instead of ending it early."""
     program, _ = await _finished_before_it_was_read(pair)
     pair.host.stop()
     async with program:
@@ -212,7 +212,7 @@ async def test_stop_while_bytes_wait(pair: Twin) -> None:
 async def test_a_finished_connection_that_waits_to_be_read_is_no_reset(
     pair: Twin, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ends finished, the kernel has closed, and reading is paused: what waits still arrives, and then the end."""
+    """With both ends finished, the kernel closed and reading paused, what waits still arrives, and then the end."""
     monkeypatch.setattr(pipe_module, "_LOOK_EVERY", 0.02)
     ends = await connect()
     ends.service.finish()
@@ -221,17 +221,17 @@ async def test_a_finished_connection_that_waits_to_be_read_is_no_reset(
         ends.client_pipe.pause_socket()
         await ends.client.send(b"x" * 50_000)
         ends.client.finish()
-        await asyncio.sleep(0.2)  # ten looks
+        await asyncio.sleep(0.2)  # ten checks
         ends.client_pipe.resume_socket()
         assert await ends.service.receive_all() == b"x" * 50_000
     await _all_gone(pair)
 
 
 async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None:
-    """Bytes and an end that come before there is a stream, as on uvloop in spite of the pause, reach the client."""
+    """Bytes and an end that arrive before the stream exists, as on uvloop despite the pause, reach the client."""
     service, at_host = await tcp_pair()
     client, at_client = await tcp_pair()
-    host_pipe = Pipe(pair.host)  # not paused: as if the pause had come too early
+    host_pipe = Pipe(pair.host)  # not paused: as if the pause had come too late
     await pair.host.loop.create_connection(lambda: host_pipe.local, sock=at_host)
     await service.send(b"banner")
     service.finish()
@@ -258,7 +258,7 @@ async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None
 
 
 def _opened_without_sockets(pair: Twin) -> tuple[Pipe, Pipe]:
-    """The host's and the client's pipe of a stream, neither of which has a socket yet."""
+    """The host's and the client's pipe of a stream, both without a socket so far."""
     host_pipe, source = Pipe(pair.host), Pipe(pair.client)
 
     def serve(stream: Stream) -> None:
@@ -270,7 +270,7 @@ def _opened_without_sockets(pair: Twin) -> tuple[Pipe, Pipe]:
 
 
 async def test_a_stream_before_its_socket(pair: Twin) -> None:
-    """What a client says to a stream whose local socket is yet to come waits for it, the end too."""
+    """Data and end of a stream whose local socket is not there yet wait for that socket."""
     service, at_host = await tcp_pair()
     host_pipe, source = _opened_without_sockets(pair)
     assert source.stream is not None
@@ -286,7 +286,7 @@ async def test_a_stream_before_its_socket(pair: Twin) -> None:
 
 
 async def test_a_stream_that_is_reset_before_its_socket(pair: Twin) -> None:
-    """A socket that comes when its stream has been reset already is reset as well."""
+    """A socket that is attached after its stream was reset is reset as well."""
     service, at_host = await tcp_pair()
     host_pipe, source = _opened_without_sockets(pair)
     await until(lambda: host_pipe.stream is not None)

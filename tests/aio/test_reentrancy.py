@@ -1,4 +1,4 @@
-"""A protocol is called amid a read, with more frames behind its own: whatever it does, those are not harmed."""
+"""A protocol called during a read, with more frames behind its own, may do anything without harm to those frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def pair() -> AsyncIterator[Twin]:
 
 
 class Acting(Program):
-    """Does something, once, when its bytes hold the word."""
+    """Performs an action, once, when its bytes contain the word."""
 
     def __init__(self, act: Callable[[Acting], None]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Acting(Program):
 
 
 async def opened(pair: Twin, program: Program) -> Program:
-    """A stream to this program; returns the host's."""
+    """A stream to this program; returns the host's end."""
     before = len(pair.served)
     pair.client.open(SERVICE, program)
     await until(lambda: len(pair.served) > before and program.transport.stream.state.value == "open")
@@ -56,7 +56,7 @@ def relay_side(pair: Twin) -> MemoryTransport:
 
 
 async def in_one_read(pair: Twin, says: Callable[[], None]) -> None:
-    """What a host's programs say meanwhile reaches the client in one message, or nearly."""
+    """What a host's programs send meanwhile reaches the client in one message, or nearly."""
     relay = relay_side(pair)
     relay.takes = 0
     says()
@@ -113,7 +113,7 @@ IS_OVER = [closes, aborts, raises, pauses_and_closes, aborts_and_raises]
 
 @pytest.mark.parametrize("act", [*GOES_ON, *IS_OVER])
 async def test_what_a_program_does_to_its_own_stream(pair: Twin, act: Callable[[Acting], None]) -> None:
-    """Streams whose frames come behind get all of theirs, and so does this one if its program goes on."""
+    """Streams with later frames in the same read get all of them, and so does this one if its program goes on."""
     program, other = Acting(act), Program()
     to_program, to_other = await opened(pair, program), await opened(pair, other)
 
@@ -143,7 +143,7 @@ async def test_what_a_program_does_to_its_own_stream(pair: Twin, act: Callable[[
 
 
 async def test_opening_another_stream(pair: Twin) -> None:
-    """A stream that is opened amid a read is there before the loop's next turns are over."""
+    """A stream opened during a read exists within the loop's next turns."""
     another = Program()
 
     def opens(_: Acting) -> None:
@@ -159,7 +159,7 @@ async def test_opening_another_stream(pair: Twin) -> None:
 
 @pytest.mark.parametrize("way", ["disconnect", "abort"])
 async def test_ending_the_session(pair: Twin, way: str) -> None:
-    """A session that is given up amid a read takes nothing along: all streams go on in the next one."""
+    """A session that is given up during a read loses nothing: all streams go on in the next one."""
     program, other = Acting(lambda _: getattr(pair.client, way)()), Program()
     to_program, to_other = await opened(pair, program), await opened(pair, other)
 
@@ -180,7 +180,7 @@ async def test_ending_the_session(pair: Twin, way: str) -> None:
 
 
 async def test_stopping_the_driver(pair: Twin) -> None:
-    """A program may end everything amid a read: all streams are over, and nothing is left of them."""
+    """A program may stop the driver during a read: all streams end, and nothing of them is left."""
     program, other = Acting(lambda _: pair.client.stop()), Program()
     to_program, to_other = await opened(pair, program), await opened(pair, other)
     await in_one_read(pair, lambda: _say(b"now ", to_program, to_other))
@@ -190,7 +190,7 @@ async def test_stopping_the_driver(pair: Twin) -> None:
 
 
 async def test_a_close_in_the_breath_of_a_pause_gives_the_credit_back() -> None:
-    """A program that pauses and closes over the bytes that fill its window still lets the peer hear that it closed."""
+    """A program that pauses and closes at the bytes that fill its window still lets the peer learn of the close."""
     limits = Limits(window=16 * KIB, window_floor=16 * KIB, early=16 * KIB)
     async with twin(limits) as pair:
         program = Acting(pauses_and_closes)
@@ -201,7 +201,7 @@ async def test_a_close_in_the_breath_of_a_pause_gives_the_credit_back() -> None:
 
 
 async def test_disconnecting_when_a_writer_may_go_on() -> None:
-    """A session that is given up by a writer which is resumed, between two batches, loses and swaps nothing."""
+    """A session that a resumed writer gives up between two batches loses and swaps nothing."""
     limits = Limits(ack_delay=0.005, grace=5, unsent=4 * KIB)
     async with twin(limits) as pair:
 

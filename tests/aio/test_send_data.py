@@ -1,4 +1,4 @@
-"""What a link sends at once, past its batches."""
+"""What a link sends at once, outside its batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _sends(link: Link, payload: Buffer = b"x", value: int = 0) -> bool:
 
 
 async def test_slow_consumer_of_what_is_sent_at_once() -> None:
-    """A socket that a message sent at once has filled is cut as any other is, counted from then on."""
+    """A socket filled by a message that was sent at once is cut like any other, counted from that moment."""
     link, owner, near, _, _ = _link(_SLOW)
     loop = asyncio.get_running_loop()
     await asyncio.sleep(_SLOW.slow_consumer)  # this does not count
@@ -39,7 +39,7 @@ async def test_slow_consumer_of_what_is_sent_at_once() -> None:
 @_SIZES
 @_ENDS
 async def test_sent_at_once(size: int, server: bool) -> None:
-    """A free link sends without a turn of the loop, in order with its batches; a full one says no."""
+    """A free link sends without a turn of the loop, in order with its batches; a full one refuses."""
     link, owner, near, _, far = _link(Limits(), server=server)
     assert link.carrier.send_data(frames.BLOCKED, 7, 1 << 40, b"o" * size)
     assert not _sends(link, b"lost")  # in memory a write waits for the loop's next turn
@@ -55,7 +55,7 @@ async def test_sent_at_once(size: int, server: bool) -> None:
 
 
 async def test_a_slow_socket_gets_no_more_than_a_batch() -> None:
-    """What is more than a slow socket drains in 20 ms waits for its turn, however free the socket is."""
+    """Data above what a slow socket drains in 20 ms waits for its turn, even if the socket is free."""
     link, _, _, _, far = _link(Limits())
     link._pace.batch = 1000
     assert not _sends(link, b"x" * 1001)
@@ -67,7 +67,7 @@ async def test_a_slow_socket_gets_no_more_than_a_batch() -> None:
 @_SIZES
 @pytest.mark.parametrize("how", ["close", "abort", "lost", "closed by the other end"])
 async def test_nothing_is_sent_when_it_is_over(how: str, size: int) -> None:
-    """Behind its end a link sends nothing at once, and says so."""
+    """After its end a link sends nothing at once, and says so."""
     link, _, near, other, far = _link(Limits())
     match how:
         case "close":

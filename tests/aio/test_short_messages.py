@@ -1,4 +1,4 @@
-"""A read that is one short message: what a carrier passes on is what the general path makes of the same bytes."""
+"""A read of one short message: the carrier's fast path gives what the general path does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MESSAGES = st.one_of(
 
 
 class _Reader(_Owner):
-    """Owns a carrier; what it passes on, or hands over in pieces, become frames. ``takes``: it passes on DATA."""
+    """Owner of a carrier; what it passes on, or delivers in pieces, becomes frames. ``takes``: it passes on DATA."""
 
     def __init__(self, *, server: bool, takes: bool) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Reader(_Owner):
 @given(st.booleans(), st.lists(_MESSAGES, max_size=4), st.sampled_from([0, 0, 0, 1, 3]))
 @settings(max_examples=300, deadline=None)
 def test_what_is_passed_on_is_what_was_said(server: bool, messages: list[bytes], cut: int) -> None:
-    """Frames, their order and what is an error are the same, whether DATA that comes alone is passed on or not."""
+    """Frames, their order and errors are the same, whether a single DATA is passed on or not."""
 
     async def check() -> None:
         fast, general = _Reader(server=server, takes=True), _Reader(server=server, takes=False)
@@ -84,7 +84,7 @@ def test_what_is_passed_on_is_what_was_said(server: bool, messages: list[bytes],
 
 
 async def test_a_short_data_that_comes_alone_is_passed_on() -> None:
-    """The comparison above is of two ways: up to 109 bytes are passed on at once, more are not, nor two in one read."""
+    """A single DATA of up to 109 bytes takes the fast path, but not a larger one, nor two in one read."""
     for server in (False, True):
         reader = _Reader(server=server, takes=True)
         wire = [ws_frame(0x82, frame(DATA, 1, 0, b"d" * size), masked=server) for size in (1, 109, 110)]

@@ -1,4 +1,4 @@
-"""Why a port can't be listened on."""
+"""Errors of listening on a port."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdispatch_protocol.session.aio.sockets import cannot_listen
     ],
 )
 def test_each_reason_has_its_code(number: int, code: str) -> None:
-    """A port that is taken, one that is forbidden, and an address of another machine are three things."""
+    """A port in use, a forbidden port, and an address of another machine have different codes."""
     error = cannot_listen("127.0.0.1:443", OSError(number, f"error while attempting to bind: {os.strerror(number)}"))
     assert (error.code, error.text) == (code, f"127.0.0.1:443 can't be listened on: {os.strerror(number)}.")
 
@@ -36,6 +36,6 @@ def test_other_words() -> None:
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There "permission denied" is said of a port that another program has for itself alone."""
+    """On Windows, "permission denied" also means that another program uses the port exclusively."""
     monkeypatch.setattr(os, "name", "nt")
     assert cannot_listen("127.0.0.1:443", PermissionError(errno.EACCES, "")).code == "port_in_use"

@@ -1,4 +1,4 @@
-"""A stream's end as programs see it: credit, half-close, and the end of it all in every order."""
+"""A stream's end as programs see it: credit, half-close, and the end in every order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def pair() -> AsyncIterator[Twin]:
 
 
 async def _hold(pair: Twin, size: int) -> tuple[Program, Program]:
-    """A stream of whose host's bytes ``size`` are held for the client, which has paused."""
+    """A stream with ``size`` bytes from its host held for the client, which has paused."""
     client, host = await pair.stream()
     client.transport.pause_reading()
     host.transport.write(b"x" * size)
@@ -32,19 +32,19 @@ async def _hold(pair: Twin, size: int) -> tuple[Program, Program]:
 
 
 async def _finish(client: Program, host: Program) -> None:
-    """Both ends, behind what is held."""
+    """End both directions, after the held data."""
     host.transport.write_eof()
     client.transport.write_eof()
     await until(lambda: client.transport.stream.ended and host.transport.stream.ended)
 
 
 def _acknowledged(program: Program) -> bool:
-    """Whether the peer has said that it has everything."""
+    """Whether the peer has acknowledged everything."""
     return program.transport.stream.outbound.fin_acked
 
 
 async def test_close_after_both_ends_finished(pair: Twin) -> None:
-    """A transport that holds unread bytes of a finished stream is lost as soon as it is closed."""
+    """A transport with unread bytes of a finished stream is lost as soon as it is closed."""
     client, host = await _hold(pair, 1000)
     await _finish(client, host)
     await settle()
@@ -55,7 +55,7 @@ async def test_close_after_both_ends_finished(pair: Twin) -> None:
 
 
 async def test_held_bytes_of_a_finished_stream(pair: Twin) -> None:
-    """What is held comes before the end, and the end before the loss, even when the stream has finished."""
+    """Held data comes before the end, and the end before connection_lost, even if the stream has finished."""
     client, host = await _hold(pair, 1000)
     await _finish(client, host)
     client.transport.resume_reading()
@@ -65,7 +65,7 @@ async def test_held_bytes_of_a_finished_stream(pair: Twin) -> None:
 
 
 async def test_resets_wait_for_what_came_before(pair: Twin) -> None:
-    """A program that has paused hears of a RESET, with its code, behind the bytes that it has yet to take."""
+    """A paused program gets a RESET, with its code, after the bytes that it has yet to take."""
     client, host = await _hold(pair, 1000)
     host.transport.reset("host_refused", "no")
     await until(lambda: client.transport.stream.ended)
@@ -77,7 +77,7 @@ async def test_resets_wait_for_what_came_before(pair: Twin) -> None:
 
 
 async def test_end_acknowledged_before_close(pair: Twin) -> None:
-    """Closing a transport whose end was acknowledged before is done at once, whatever the peer still does."""
+    """Closing a transport whose end was acknowledged before completes at once, whatever the peer still does."""
     client, host = await pair.stream()
     client.transport.write(b"x")
     client.transport.write_eof()
@@ -99,7 +99,7 @@ async def test_end_acknowledged_after_close(pair: Twin) -> None:
 
 
 async def test_close_with_unread_bytes(pair: Twin) -> None:
-    """Who closes without reading gives the credit back; the peer sends on, and is told that nobody reads."""
+    """A close without reading gives the credit back; if the peer sends on, it gets a reset."""
     client, host = await pair.stream()
     client.transport.pause_reading()
     host.transport.write(b"x" * 2 * _WINDOW)
@@ -113,7 +113,7 @@ async def test_close_with_unread_bytes(pair: Twin) -> None:
 
 
 async def test_credit_for_what_was_taken(pair: Twin) -> None:
-    """While reading is paused the peer gets one window, and no more before the program goes on."""
+    """While reading is paused, the peer gets one window, and no more until the program resumes."""
     client, host = await pair.stream()
     client.transport.pause_reading()
     assert not client.transport.is_reading()
@@ -128,7 +128,7 @@ async def test_credit_for_what_was_taken(pair: Twin) -> None:
 
 
 class _Sipper(Program):
-    """Pauses whenever it was given something."""
+    """Pauses whenever it is given data."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -136,7 +136,7 @@ class _Sipper(Program):
 
 
 async def test_pause_in_the_same_breath(pair: Twin) -> None:
-    """Bytes are taken when the program resumes, if it paused while they were handed over."""
+    """If a program pauses while data is delivered, the bytes count as taken when it resumes."""
     sipper = _Sipper()
     pair.client.open(SERVICE, sipper)
     await until(lambda: pair.served)
@@ -145,7 +145,7 @@ async def test_pause_in_the_same_breath(pair: Twin) -> None:
     assert sipper.transport.stream.inbound.consumed == 0
     pair.served[0].transport.write(b"y" * 500)
     await until(lambda: sipper.transport.stream.inbound.received == 1500)
-    sipper.transport.resume_reading()  # hands over the second piece, for which it pauses again
+    sipper.transport.resume_reading()  # delivers the second piece, at which it pauses again
     await settle()
     assert sipper.transport.stream.inbound.consumed == 1000
     sipper.transport.resume_reading()
@@ -180,7 +180,7 @@ async def test_buffered_protocol(pair: Twin) -> None:
 
 
 async def test_empty_buffer_ends_the_stream() -> None:
-    """A buffered protocol that gives no room is a failure of its stream."""
+    """A buffered protocol that returns an empty buffer fails its own stream."""
     async with twin(_LIMITS) as pair:
         filled = _Filled()
         filled.buffer = bytearray()
@@ -203,7 +203,7 @@ class _Typed(Program):
 
 
 async def test_a_reader_that_wants_more_than_its_limit(pair: Twin) -> None:
-    """What is held comes in a later turn: asyncio's StreamReader resumes before it waits, and would not be woken."""
+    """Held data comes in a later turn: asyncio's StreamReader resumes before it waits, and would not be woken."""
     client, host = await pair.stream()
     size = 8 * _WINDOW
     reader = asyncio.StreamReader(limit=1000)
@@ -223,7 +223,7 @@ async def test_a_reader_that_wants_more_than_its_limit(pair: Twin) -> None:
 
 @pytest.mark.parametrize(("takes_views", "kind"), [(True, memoryview), (False, bytes)])
 async def test_views(pair: Twin, takes_views: bool, kind: type) -> None:
-    """Only a protocol that asked for it is given views of the message."""
+    """Only a protocol that requests views of the message gets them."""
     typed = _Typed(takes_views=takes_views)
     pair.client.open(SERVICE, typed)
     await until(lambda: pair.served)
@@ -233,7 +233,7 @@ async def test_views(pair: Twin, takes_views: bool, kind: type) -> None:
 
 
 async def test_set_protocol(pair: Twin) -> None:
-    """What arrives after a change of protocol is the new one's, in the shape that it takes."""
+    """After a change of protocol, data goes to the new one, in the form that it takes."""
     client, host = await pair.stream()
     host.transport.write(b"old")
     await client.has(3)
@@ -247,7 +247,7 @@ async def test_set_protocol(pair: Twin) -> None:
 
 
 async def test_extra_info(pair: Twin) -> None:
-    """A transport knows its service, its host and its stream; the rest has a default."""
+    """A transport knows its service, its host and its stream; other extra info has the default."""
     client, host = await pair.stream()
     transport = client.transport
     identity = pair.gate.hosts_of(SERVICE)[0].host
@@ -259,7 +259,7 @@ async def test_extra_info(pair: Twin) -> None:
 
 
 async def test_write_buffer_limits(pair: Twin) -> None:
-    """The marks are the protocol's; wrong ones are refused as asyncio does."""
+    """The marks are the protocol's; invalid ones are refused as by asyncio."""
     client, _host = await pair.stream()
     client.transport.set_write_buffer_limits(high=10, low=5)
     assert client.transport.get_write_buffer_limits() == (_LIMITS.unsent // 2, _LIMITS.unsent)
@@ -295,7 +295,7 @@ async def test_pause_and_resume_are_paired(pair: Twin) -> None:
 
 
 async def test_write_after_close(pair: Twin) -> None:
-    """What is written after the close goes nowhere, and is no failure."""
+    """Writes after the close are dropped without an error."""
     client, host = await pair.stream()
     client.transport.write(b"before")
     client.transport.close()
@@ -325,7 +325,7 @@ async def test_abort(pair: Twin) -> None:
 
 
 async def test_eof_that_does_not_keep_open(pair: Twin) -> None:
-    """A program that returns nothing from ``eof_received`` is closed, as asyncio's transports do."""
+    """A program that returns None from ``eof_received`` is closed, as by asyncio's transports."""
     client, host = await pair.stream()
     client.keep_open = False
     host.transport.write_eof()
@@ -335,7 +335,7 @@ async def test_eof_that_does_not_keep_open(pair: Twin) -> None:
 
 
 async def test_error_is_a_connection_reset(pair: Twin) -> None:
-    """Programs that know nothing of kdispatch see a reset as the error that sockets give."""
+    """Programs that do not know kdispatch see a reset as the error that sockets give."""
     client, host = await pair.stream()
     host.transport.abort()
     error = await client.ended()
@@ -343,12 +343,12 @@ async def test_error_is_a_connection_reset(pair: Twin) -> None:
 
 
 async def test_an_outdated_word_to_write_on(pair: Twin) -> None:
-    """A program that wrote too much again, before it heard that it may write on, hears so when it may."""
+    """A program that wrote too much again, before its pending resume, is resumed when it may write."""
     client, host = await pair.stream()
     host.transport.pause_reading()
     while "pause" not in client.told:
         client.transport.write(bytes(100_000))
-    client.transport.writing_resumed()  # said of the moment before
+    client.transport.writing_resumed()  # outdated by now
     assert client.told[-1] == "pause"
     host.transport.resume_reading()
     await until(lambda: client.told[-1] == "resume")

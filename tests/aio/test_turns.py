@@ -1,4 +1,4 @@
-"""How much of one session a relay works on in one turn of its event loop."""
+"""How much of one session a relay processes in one turn of its event loop."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Owner:
 async def _flooded(
     carries: list[int], wire: bytes, owner: _Owner, turns: Turns | None = None, source: str = ""
 ) -> AsyncIterator[Carrier]:
-    """A server's carrier whose other end has sent all of ``wire``, as far as the kernel takes it, before it reads."""
+    """A server's carrier whose other end has sent all of ``wire``, as far as the kernel accepts it, before it reads."""
     with socket.create_server(("127.0.0.1", 0)) as listening:  # uvloop makes no TCP transport of a pair
         theirs = socket.create_connection(listening.getsockname())
         ours, _ = listening.accept()
@@ -109,7 +109,7 @@ _BULK = ws_frame(0x82, frame(DATA, 1, 0, bytes(64 * KIB)), masked=True) * 48  # 
 
 
 def test_a_session_without_streams(run: Callable[[Coroutine[None, None, None]], None]) -> None:
-    """Of a session that carries nothing a turn of the loop reads 8 KiB, however much is there."""
+    """A session that carries nothing is read 8 KiB in a turn of the loop, however much is there."""
 
     async def check() -> None:
         owner = _Owner()
@@ -123,7 +123,7 @@ def test_a_session_without_streams(run: Callable[[Coroutine[None, None, None]], 
 
 
 def test_a_session_of_bulk(run: Callable[[Coroutine[None, None, None]], None]) -> None:
-    """Of bulk a turn reads up to 512 KiB, once the first reads had large frames, and no more."""
+    """Bulk is read up to 512 KiB in a turn, once the first reads had large frames."""
 
     async def check() -> None:
         owner = _Owner()
@@ -138,7 +138,7 @@ def test_a_session_of_bulk(run: Callable[[Coroutine[None, None, None]], None]) -
 
 
 def test_dense_reads_are_small_again(run: Callable[[Coroutine[None, None, None]], None]) -> None:
-    """Behind bulk a read of many small frames makes the next ones small, though streams are there."""
+    """After bulk, a read of many small frames makes the next ones small, although there are streams."""
 
     async def check() -> None:
         owner = _Owner()
@@ -154,7 +154,7 @@ def test_dense_reads_are_small_again(run: Callable[[Coroutine[None, None, None]]
 
 
 def test_nothing_is_left_behind_streams(run: Callable[[Coroutine[None, None, None]], None]) -> None:
-    """When a session carries nothing any more its reads are small at once."""
+    """When a session no longer carries anything, its reads are small at once."""
 
     async def check() -> None:
         owner = _Owner()
@@ -170,7 +170,7 @@ def test_nothing_is_left_behind_streams(run: Callable[[Coroutine[None, None, Non
 
 
 def test_many_sessions_of_many_frames(run: Callable[[Coroutine[None, None, None]], None]) -> None:
-    """Of all sessions that bring many small frames one reads in each turn, and five of a source gain little by it."""
+    """Of all sessions with many small frames one reads in each turn, and five of one source gain little."""
 
     async def check() -> None:
         turns = Turns()
@@ -186,7 +186,7 @@ def test_many_sessions_of_many_frames(run: Callable[[Coroutine[None, None, None]
                     await asyncio.sleep(0)
             read = [sum(owner.of_turn.values()) for owner in owners]
             of_turn = Counter(turn for owner in owners for turn in owner.of_turn)
-        started = sorted(of_turn)[len(of_turn) // 3]  # at first each has a read that is not known to be dense
+        started = sorted(of_turn)[len(of_turn) // 3]  # at first each has a read that is not yet known to be dense
         assert max(count for turn, count in of_turn.items() if turn > started) == 1
         assert sum(read[1:]) < 2 * read[0] + 5 * 8 * KIB  # a session comes back a turn after its own
 
@@ -194,7 +194,7 @@ def test_many_sessions_of_many_frames(run: Callable[[Coroutine[None, None, None]
 
 
 async def test_a_rest() -> None:
-    """A carrier that rests reads nothing for so long, and then goes on."""
+    """A carrier that rests reads nothing for that time, and then goes on."""
     owner = _Owner()
     async with _flooded([], _PINGS, owner) as carrier:
         await asyncio.sleep(0)
@@ -218,7 +218,7 @@ async def test_a_rest() -> None:
     ids=["pings", "pongs", "empty fragments"],
 )
 async def test_frames_without_a_message(wire: bytes) -> None:
-    """The owner hears how many WebSocket frames brought no byte of a message."""
+    """The owner learns how many WebSocket frames had no byte of a message."""
     owner = _Owner()
     async with _flooded([], wire, owner):
         async with asyncio.timeout(5):

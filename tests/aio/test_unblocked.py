@@ -1,4 +1,4 @@
-"""What a process writes never blocks it, wherever that goes."""
+"""Output never blocks a process, wherever it goes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEFT_OUT = re.compile(r"(\d+) lines were left out here")
 
 
 class Slow:
-    """A place that takes ``most`` bytes at a time, and nothing while it is stopped or fails."""
+    """A destination that accepts ``most`` bytes at a time, and nothing while it is stopped or fails."""
 
     def __init__(self, most: int = 1 << 20) -> None:
         self.most = most
@@ -35,7 +35,7 @@ class Slow:
         self.goes_on.set()
         self.error: int | None = None
         self.taken = b""
-        self.nothing = 0  # so often it says that it takes nothing at the moment
+        self.nothing = 0  # how often it accepts nothing for now
 
     def __call__(self, data: bytes) -> int | None:
         self.goes_on.wait()
@@ -53,7 +53,7 @@ class Slow:
 
 
 def test_lines_keep_their_order() -> None:
-    """All lines arrive whole and in order, however little the place takes at a time."""
+    """All lines arrive complete and in order, however little the destination accepts at a time."""
     slow = Slow(most=7)
     slow.nothing = 2
     place = Place(slow)
@@ -64,7 +64,7 @@ def test_lines_keep_their_order() -> None:
 
 
 def test_a_place_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines for a place that hangs are dropped and counted; the count stands where they were missing."""
+    """Lines for a destination that hangs are dropped and counted; the count is written where they are missing."""
     monkeypatch.setattr(unblocked, "_MOST", 1000)
     monkeypatch.setattr(unblocked, "_LINE", 0)
     slow = Slow()
@@ -85,7 +85,7 @@ def test_a_place_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_count_stands_between_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written again after a gap stands behind the number of lines that the gap has."""
+    """After a gap, the next lines follow the number of lines that are missing."""
     monkeypatch.setattr(unblocked, "_MOST", 100)
     monkeypatch.setattr(unblocked, "_LINE", 0)
     slow = Slow()
@@ -102,7 +102,7 @@ def test_the_count_stands_between_lines(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_count_stands_where_lines_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is put behind a gap, while others still wait, stands behind the gap's count."""
+    """A line after a gap, while others still wait, is written after the gap's count."""
     monkeypatch.setattr(unblocked, "_MOST", 100)
     monkeypatch.setattr(unblocked, "_LINE", 0)
     monkeypatch.setattr(unblocked, "_AT_ONCE", 1)
@@ -128,7 +128,7 @@ def test_the_count_stands_where_lines_are_missing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_place_that_refuses() -> None:
-    """Lines that a full disk refuses are counted, and told when it takes lines again; a torn line is ended first."""
+    """Lines that a full disk refuses are counted and reported when it accepts again; a partial line is ended first."""
     slow = Slow(most=4)
     place = Place(slow)
     place.put(b"one\n")
@@ -145,7 +145,7 @@ def test_a_place_that_refuses() -> None:
 
 @pytest.mark.parametrize("later", [True, False])
 def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -> None:
-    """Where the system refuses a thread the lines wait for one, and at the end for none: then they are written."""
+    """If the system refuses a thread, the lines wait for one, and are written at the end."""
     slow = Slow()
     place = Place(slow)
 
@@ -166,7 +166,7 @@ def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -
 
 
 def test_places_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system numbers no pipes (Windows) what goes to one pipe never goes to the other."""
+    """If the system does not number pipes (Windows), output for one pipe never goes to the other."""
     readers, streams = [], []
     for _ in range(2):
         reader, writer = os.pipe()
@@ -216,7 +216,7 @@ asyncio.run(main())
 
 
 class Talker:
-    """A process that talks to ``place``, both its standard output and its standard error."""
+    """A process whose standard output and standard error both go to ``place``."""
 
     def __init__(self, place: int, log_format: str = "text", *more: str) -> None:
         self._said, said = os.pipe()
@@ -230,7 +230,7 @@ class Talker:
         os.close(told)
 
     def is_alive(self) -> float:
-        """Wait until it has said all; returns the longest time that a turn of its loop took."""
+        """Wait until it has written all; returns the longest turn of its loop."""
         with os.fdopen(self._said) as said:
             return float(said.readline().split()[1])
 
@@ -273,7 +273,7 @@ def read_all(reader: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("fails",)])
 def test_a_pipe_that_nobody_reads(more: tuple[str, ...]) -> None:
-    """A process whose standard error nobody reads goes on, and ends within the time for its last words."""
+    """A process whose standard error is not read goes on, and ends within the time for its last output."""
     with pipe() as (_reader, writer), talker(writer, "text", *more) as talking:
         assert talking.is_alive() < 1.0
         talking.goes_on()
@@ -284,7 +284,7 @@ def test_a_pipe_that_nobody_reads(more: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_pipe_that_is_read_again(log_format: str) -> None:
-    """The log tells in its own form how many lines are missing, and goes on; what is said last is there."""
+    """The log reports in its own form how many lines are missing, and goes on; the last output is there."""
     with pipe() as (reader, writer), talker(writer, log_format, "fails") as talking:
         os.close(writer)
         talking.is_alive()
@@ -308,7 +308,7 @@ def test_a_pipe_that_is_read_again(log_format: str) -> None:
 
 @pytest.mark.slow
 def test_a_fifo() -> None:
-    """A FIFO that somebody holds open and never reads is the same."""
+    """A FIFO that is open but never read behaves in the same way."""
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     path = folder / f"kdispatch-fifo-{os.getpid()}"
     os.mkfifo(path)
@@ -325,7 +325,7 @@ def test_a_fifo() -> None:
 
 @pytest.mark.slow
 def test_a_terminal_that_was_stopped() -> None:
-    """Ctrl-S stops no process; Ctrl-Q shows the number of lines. The terminal's descriptor stays a blocking one."""
+    """Ctrl-S stops no process; Ctrl-Q shows the number of lines. The terminal's descriptor stays blocking."""
     ours, theirs = pty.openpty()
     try:
         termios.tcflow(theirs, termios.TCOOFF)
@@ -381,7 +381,7 @@ for _ in range(2):
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [True, False])
 def test_a_result_that_is_lost(full: bool) -> None:
-    """A full disk behind standard output is told once in the log; a reader that left is not."""
+    """A full disk behind standard output is logged once; a reader that left is not."""
     reader, gone = os.pipe()
     os.close(reader)
     place = os.open("/dev/full", os.O_WRONLY) if full else os.dup(gone)
@@ -407,7 +407,7 @@ sys.stdin.read()
 
 
 def test_the_only_line() -> None:
-    """A line that no other follows is written, also where the system has no room for a thread any more."""
+    """A line that no other follows is written, also if the system has no room for another thread."""
     with subprocess.Popen(
         [sys.executable, "-c", _ONE_LINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=inherited()
     ) as process:

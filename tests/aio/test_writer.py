@@ -1,4 +1,4 @@
-"""Writing to a socket beside its transport: nothing is lost, repeated or swapped, whatever the kernel takes."""
+"""Writing to a socket next to its transport: nothing is lost, repeated or swapped, whatever the kernel accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "writev"), reason="without write
 
 
 class _End(asyncio.Protocol):
-    """A transport's protocol, that writes down what it is told."""
+    """A transport's protocol, which records what it is told."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -86,7 +86,7 @@ def _size(parts: list[Buffer]) -> int:
 
 
 def _message(chance: random.Random) -> list[Buffer]:
-    """A few parts, or many small ones, of every kind of buffer, empty ones too."""
+    """A few parts, or many small ones, of every kind of buffer, including empty ones."""
     sizes = chance.choice(([0, 2, 16, 100], [16, 70_000, 16], [1] * 40, [3000, 0, 5000], [131_072]))
     kinds = [bytes, bytearray, memoryview]
     return [chance.choice(kinds)(chance.randbytes(size)) for size in sizes]
@@ -94,7 +94,7 @@ def _message(chance: random.Random) -> list[Buffer]:
 
 @pytest.mark.parametrize("small", [False, True], ids=["roomy", "small"])
 async def test_order_through_full_moments(small: bool) -> None:
-    """Parts arrive in order and once, written at once, in part, or behind what the transport holds."""
+    """Parts arrive in order and once: written at once, in part, or after what the transport holds."""
     chance = random.Random(11)
     async with _connected(small=small) as (transport, end, there):
         writer = SocketWriter(transport)
@@ -110,7 +110,7 @@ async def test_order_through_full_moments(small: bool) -> None:
             writer.write(list(memory), _size(parts))
             for part in memory:
                 part[:] = b"\xdb" * len(part)  # they may be reused
-            if number % 10 == 0:  # the transport's own way, in between
+            if number % 10 == 0:  # through the transport in between
                 transport.write(own := chance.randbytes(chance.choice((1, 5000))))
                 sent += own
             if chance.random() < 0.5:
@@ -123,7 +123,7 @@ async def test_order_through_full_moments(small: bool) -> None:
 
 
 async def test_a_free_socket_takes_all_at_once() -> None:
-    """What the kernel takes does not go through the transport, and is there before the loop's next turn."""
+    """What the kernel accepts does not go through the transport, and has left before the loop's next turn."""
     async with _connected() as (transport, _, there):
         writer = SocketWriter(transport)
         parts: list[Buffer] = [b"head", memoryview(b"x" * 5000), b"tail"]
@@ -152,7 +152,7 @@ async def test_a_socket_that_takes_a_part(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_full_socket_keeps_what_it_is_given() -> None:
-    """Behind a full socket all waits in the transport, which says so at once and again when all is gone."""
+    """While the socket is full, all waits in the transport, which reports that at once, and again when it is empty."""
     async with _connected(small=True) as (transport, end, there):
         writer = SocketWriter(transport)
         sent = 0
@@ -187,14 +187,14 @@ async def test_a_peer_that_has_reset() -> None:
 
 @pytest.mark.parametrize("how", ["close", "abort"])
 async def test_a_closing_transport(how: str) -> None:
-    """Nothing is written behind a close, and never to a descriptor that may be another's by now."""
+    """Nothing is written after a close, and never to a descriptor that may belong to another by now."""
     async with _connected() as (transport, end, there):
         writer = SocketWriter(transport)
         writer.write([b"before"], 6)
         getattr(transport, how)()
         writer.write([b"behind"], 6)
         await end.lost
-        ours, other = socket.socketpair()  # the first of them has the number of the socket that was closed
+        ours, other = socket.socketpair()  # the first of them has the number of the closed socket
         with ours, other:
             writer.write([b"another's"], 9)
             other.setblocking(False)
@@ -204,7 +204,7 @@ async def test_a_closing_transport(how: str) -> None:
 
 
 async def test_a_transport_that_was_lost_before() -> None:
-    """A writer for a transport whose socket is closed already is made, and does nothing."""
+    """A writer for a transport whose socket is already closed can be created, and does nothing."""
     async with _connected() as (transport, end, _):
         transport.abort()
         await end.lost
@@ -225,7 +225,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @needs("openssl")
 async def test_over_tls(certificate: tuple[Path, Path]) -> None:
-    """A TLS transport is written to in its own way: no byte of it goes to the socket in the clear."""
+    """A TLS transport is written to in its own way: no byte goes to the socket unencrypted."""
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(*certificate)
     client_side = ssl.create_default_context(cafile=certificate[0])

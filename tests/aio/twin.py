@@ -1,4 +1,4 @@
-"""A host and a client joined by a real gate, without sockets: connections are in memory, and the store says yes."""
+"""A host and a client joined by a real gate, without sockets: connections in memory, and a store that allows all."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ async def settle(turns: int = 60) -> None:
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait for what no event tells of."""
+    """Wait for a condition that has no event."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.001)
 
 
 class MemoryTransport(asyncio.Transport):
-    """One end of a connection in memory. ``takes`` is how many bytes its "kernel" will still take.
+    """One end of a connection in memory. ``takes`` is how many bytes its "kernel" will still accept.
 
-    ``tls``: it calls itself full at its high mark, as asyncio's own TLS transports do, and not above it.
+    ``tls``: it reports itself as full at its high mark, like asyncio's own TLS transports, and not above it.
     """
 
     def __init__(self, protocol: asyncio.BaseProtocol, *, tls: bool = False) -> None:
         super().__init__()
         self.peer: MemoryTransport | None = None
         self.takes = 1 << 62
-        self.sent = bytearray()  # all that the "kernel" took
+        self.sent = bytearray()  # all that the "kernel" accepted
         self.lost = asyncio.get_running_loop().create_future()
         self._protocol = protocol
         self._tls = tls
@@ -126,7 +126,7 @@ class MemoryTransport(asyncio.Transport):
         asyncio.get_running_loop().call_soon(self._end)
 
     def pump(self) -> None:
-        """Pass on what the "kernel" takes."""
+        """Pass on what the "kernel" accepts."""
         while self._waits and self.takes:
             count = min(len(self._waits), self.takes, 64 * 1024)
             piece = bytes(self._waits[:count])
@@ -140,7 +140,7 @@ class MemoryTransport(asyncio.Transport):
             self._end()
 
     def arrives(self, data: bytes) -> None:
-        """Bytes from the other end."""
+        """Receive bytes from the other end."""
         protocol = self._protocol
         if isinstance(protocol, asyncio.BufferedProtocol):
             while data:
@@ -173,7 +173,7 @@ class MemoryTransport(asyncio.Transport):
 
 
 def memory_pair(*, tls: bool = False) -> tuple[MemoryTransport, MemoryTransport]:
-    """Two ends; each protocol is to be set."""
+    """Two ends; the caller sets each one's protocol."""
     one, two = (MemoryTransport(asyncio.BaseProtocol(), tls=tls) for _ in range(2))
     one.peer, two.peer = two, one
     return one, two
@@ -199,14 +199,14 @@ class Yes(Authority):
         return Grant(ServiceRecord(service=service, access="public"))
 
     def forget(self, scope: str) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
     def note(self, event: AuditEvent) -> None:
-        """Nobody reads it."""
+        """Not read."""
 
 
 class Program(asyncio.Protocol):
-    """A program at a stream's end, that writes down what it is told."""
+    """A program at a stream's end, which records what it is told."""
 
     transport: StreamTransport
 
@@ -246,24 +246,24 @@ class Program(asyncio.Protocol):
             return await self.lost
 
     async def code(self) -> str:
-        """The same, of a stream that was reset: its code."""
+        """The code of a stream that was reset, after ``connection_lost``."""
         error = await self.ended()
         assert isinstance(error, StreamReset), error
         return error.code
 
     async def has(self, count: int) -> None:
-        """Wait for so many bytes."""
+        """Wait for this many bytes."""
         await until(lambda: len(self.received) >= count)
 
 
 class Twin:
-    """A gate, a host and a client. ``serve`` is what the host does with a stream: at first, take it for ``Program``."""
+    """A gate, a host and a client. ``serve`` handles the host's streams; at first, each gets a ``Program``."""
 
     def __init__(self, limits: Limits) -> None:
         self.store = Yes()
         self.gate = Gate(self.store, limits=limits)
         self.events: list[Event] = []
-        self.failures: list[dict[str, Any]] = []  # what the loop's exception handler was told
+        self.failures: list[dict[str, Any]] = []  # what the loop's exception handler got
         self.served: list[Program] = []
         self.serve: Callable[[Stream], None] = self.take
         self.host = EndpointDriver(Endpoint(b"h" * 32, limits=limits), self._host_event)
@@ -293,7 +293,7 @@ class Twin:
         await self.gate.close()
 
     def take(self, stream: Stream) -> None:
-        """The host's first way: one ``Program`` for each stream."""
+        """The host's default: one ``Program`` for each stream."""
         program = Program()
         self.served.append(program)
         self.host.accept(stream, program)
@@ -334,7 +334,7 @@ class Running:
 
 @asynccontextmanager
 async def running_gate(limits: Limits = SCALED) -> AsyncIterator[Running]:
-    """The relay's tunnel without its database: upgrades on a free port, and a store that says yes."""
+    """The relay's tunnel without its database: upgrades on a free port, and a store that allows everything."""
     store = Yes()
     gate = Gate(store, limits=limits)
     app = web.Application(middlewares=[problems])

@@ -1,4 +1,4 @@
-"""A switch, and agents whose words are written by hand."""
+"""A switch, and agents whose frames the tests write by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Said = list[tuple[str, int, int, bytes]]
 
 
 def revoke_service(switch: Switch, service: str) -> None:
-    """What happens when a service is deleted: everything is asked for again, and nothing may stay."""
+    """Do what the relay does when a service is deleted: check everything again, and allow nothing to stay."""
     doubt(switch, service)
     why = ("unknown_service", "The service was deleted.")
     revoke(switch, dict.fromkeys(claims(switch, service), why), 0.0)
@@ -69,7 +69,7 @@ class Relay:
 
 
 class Peer:
-    """An agent's session, played by hand."""
+    """An agent's session, driven by the test."""
 
     def __init__(self, relay: Relay, number: int) -> None:
         self.relay = relay

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-# No database: a run depends on nothing that an earlier one left behind.
+# No example database: a run does not depend on earlier runs.
 settings.register_profile(
     "default",
     deadline=None,

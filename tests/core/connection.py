@@ -19,18 +19,18 @@ _OPCODES = [bytes((first | opcode,)) for first in (0, 0x80) for opcode in (0, 1,
 
 
 class Wire:
-    """One direction of a connection: WebSocket bytes on their way."""
+    """One direction of a connection: the WebSocket bytes under way."""
 
     def __init__(self, *, to_server: bool) -> None:
         self.bytes = bytearray()
         self.reader = websocket.WebSocketReader(server=to_server, max_message=256 * 1024)
         self.frames = FrameReader()
-        self.eats = False  # a black hole
-        self.intruded = False  # bytes of a server in between are in it
-        self.spoiled = False  # and were found
-        self._memory = bytearray()  # of the last read
-        self._ends: list[int] = []  # where messages end, among all bytes that were ever sent
-        self._taken = 0  # bytes of them
+        self.eats = False  # it delivers nothing: a black hole
+        self.intruded = False  # a server in between has written bytes into it
+        self.spoiled = False  # and the reader has found them
+        self._memory = bytearray()  # the buffer of the last read
+        self._ends: list[int] = []  # where messages end, among all bytes ever sent
+        self._taken = 0  # how many of those bytes were delivered
         self._mask = b"\x1f\x2e\x3d\x4c" if to_server else None
 
     def put(self, parts: list[Buffer]) -> None:
@@ -41,7 +41,7 @@ class Wire:
         self._ends.append(self._taken + len(self.bytes))
 
     def take(self, size: int) -> list[Frame]:
-        """Frames of one read, in memory that is overwritten before the next one. None, if the read breaks a rule."""
+        """Frames of one read, in a buffer that is overwritten before the next; ``None`` if the read breaks a rule."""
         self._memory[:] = b"\xdb" * len(self._memory)
         self._memory = bytearray(self.bytes[:size])
         del self.bytes[:size]
@@ -62,10 +62,10 @@ class Wire:
         return [] if self.spoiled else received
 
     def intrude(self, place: int, *, more: bool) -> None:
-        """A server in between writes its close frame amid what it passes on, then ``more`` of that or nothing.
+        """A server in between writes its close frame into the data that it passes on, then ``more`` of that data.
 
-        Two cases can't be told from what is right, and are left out: a place so near to a message's end that the close
-        frame stands for the rest of it, and a rest that looks like the head of the next one, as one in a hundred does.
+        Two cases look valid and are left out: a close frame so near to a message's end that it completes the message,
+        and a rest that looks like the head of the next message, as one in a hundred does.
         """
         close = websocket.close_payload(1001, "")
         payload = b"".join(websocket.mask_parts([close], self._mask)) if self._mask else close
@@ -81,27 +81,27 @@ class Wire:
 
 
 class Connection:
-    """One WebSocket: each of its sides believes in it until it notices."""
+    """One WebSocket. Each side keeps it until it notices the loss."""
 
     def __init__(self, relay: Switch, session: Session, of_agent: AgentSession, chance: random.Random) -> None:
         self.relay = relay
         self.session = session
         self.of_agent = of_agent
-        self.left_at: float | None = None  # when its agent has gone over to another
+        self.left_at: float | None = None  # when its agent has moved to another one
         self.up = Wire(to_server=True)
         self.down = Wire(to_server=False)
         self.agent_side = True
         self.relay_side = True
-        self._chance = chance  # whether a socket is full
+        self._chance = chance  # decides whether a socket is full
         session.send_data = self.send_data
 
     @property
     def full(self) -> bool:
-        """Whether a socket takes no more for now; drawn anew each time."""
+        """Whether a socket is full now; drawn again at each call."""
         return self._chance.random() < 0.4
 
     def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """As a carrier does it for the relay's fast path."""
+        """Write a DATA as a carrier does for the relay's fast path."""
         if self.full or not self.relay_side:
             return False
         self.down.put([header(DATA, flags, number, value, len(payload)), payload])

@@ -1,4 +1,4 @@
-"""An agent's endpoint, and the relay's words to it."""
+"""An agent's endpoint, and the relay's frames for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WELCOME = Welcome(version=1, relay="00" * 16, credit=1 << 26, spread_ms=500, ope
 
 
 class Conversation:
-    """An endpoint and the relay's words to it."""
+    """An endpoint and the relay's frames for it."""
 
     def __init__(self, *, welcome: Welcome | None = WELCOME, limits: Limits | None = None, offer: bool = False) -> None:
         self.endpoint = Endpoint(SECRET, agent="test", limits=limits or Limits())
@@ -41,11 +41,11 @@ class Conversation:
         return [(frames.TYPE_NAMES[t], s, v, bytes(p)) for t, _, s, v, p in frames.decode(message)] if message else []
 
     def lose(self) -> None:
-        """The session is lost, and nothing is in its place."""
+        """Lose the session, without a new one."""
         self.endpoint.disconnect(self.session, self.now)
 
     def connect(self) -> None:
-        """There is another session."""
+        """Begin another session."""
         self.session = self.endpoint.connect()
 
     def names(self) -> list[str]:
@@ -61,7 +61,7 @@ class Conversation:
             self.endpoint.handle_timeout(self.now)
 
     def client(self) -> Stream:
-        """A stream of ours that a host has opened; its number is 1."""
+        """A client's stream that a host has opened; its number is 1."""
         stream = self.table.open(SERVICE, "11" * 16, self.now)
         trying = Trying(attempt=1, process="22" * 16, host="33" * 16)
         self.hear(
@@ -73,7 +73,7 @@ class Conversation:
         return stream
 
     def host(self) -> Stream:
-        """A stream that we accepted as a host; its number is 2."""
+        """A stream that the endpoint accepted as a host; its number is 2."""
         self.hear(open_frame(2))
         [event] = [e for e in self.events() if isinstance(e, events.StreamRequested)]
         self.table.accept(event.stream, self.now)

@@ -1,7 +1,7 @@
-"""Worlds in which rights are taken back: processes offer twice and by several tokens, and what they rest on ends.
+"""Worlds in which rights are revoked: processes offer repeatedly and by several tokens, and what rests on those ends.
 
-The store is played: what it says is read at one moment and told at a later one, as a look-up's answer is late, and what
-is asked again after a change is answered at some later step.
+The store is simulated. It reads at one moment and answers at a later one, as a real look-up does. What is checked again
+after a change is answered at a later step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TERMS = Terms(public=True, streams=8, public_streams=6, source_part=0.5)
 
 @dataclass
 class _Reading:
-    """A look-up under way, and what the store said; ``ends`` ends the watch over changes meanwhile."""
+    """A look-up under way, with the store's answer; ``ends`` ends the watch for changes meanwhile."""
 
     relay: Switch
     question: Question
@@ -51,7 +51,7 @@ class _Reading:
 
 
 class Grants(World):
-    """A world whose hosts' tokens are revoked, and whose hosts are withdrawn."""
+    """A world in which hosts' tokens are revoked and hosts are withdrawn."""
 
     def __init__(self, rng: random.Random, *, clients: int = 1, hosts: int = 2, limits: Limits = SMALL) -> None:
         self.revoked: set[str] = set()
@@ -64,7 +64,7 @@ class Grants(World):
     # --- what can happen -------------------------------------------------------------------
 
     def offer_again(self, agent: Agent) -> None:
-        """One more offer of the same service in any session of the process, by any token."""
+        """Offer the same service once more, in any session of the process, by any token."""
         ready = [one.of_agent for one in agent.connections if one.agent_side and one.of_agent.ready]
         if agent.serves and ready:
             session = self.rng.choice(ready)
@@ -74,7 +74,7 @@ class Grants(World):
             self.happened["again"] += 1
 
     def withdraw_one(self, agent: Agent) -> None:
-        """A process takes back one of the offers that it made beside its own."""
+        """A process withdraws one of its additional offers."""
         for connection in agent.connections:
             numbers = self.more.get(connection.of_agent)
             if numbers and connection.agent_side:
@@ -83,12 +83,12 @@ class Grants(World):
                 self.happened["withdrawn"] += 1
 
     def come_back(self, agent: Agent) -> None:
-        """A process whose offer was ended makes another one."""
+        """A process whose offer was ended offers again."""
         if agent.serves and not agent.endpoint.offering:
             agent.endpoint.offer(self._offer(agent))
 
     def revoke(self) -> None:
-        """A token is revoked, often one that is looked up: relays hear of it at once, and ask again for what runs."""
+        """Revoke a token, often one that is being looked up. Relays learn of it at once, and check what runs."""
         asked = [reading.question.token for reading in self.readings if not _is_clients(reading.question)]
         token = self.rng.choice(asked or _TOKENS) or _TOKENS[0]
         self.revoked.add(token)
@@ -98,11 +98,11 @@ class Grants(World):
         self.happened["revoked"] += 1
 
     def restore(self) -> None:
-        """The store says yes again, as of an account that was suspended."""
+        """Let the store allow everything again, as after a suspension."""
         self.revoked.clear()
 
     def take_off(self) -> None:
-        """An owner withdraws a host by the id under which it is listed."""
+        """An owner withdraws a host by its listed id."""
         for relay in self.relays:
             hosts = relay.registry.hosts_of(SERVICE)
             if hosts:
@@ -112,7 +112,7 @@ class Grants(World):
             self.settle(agent)
 
     def recheck(self) -> None:
-        """What was asked again after a change is answered: what may not go on ends."""
+        """Answer a check that follows a change: what is not allowed ends."""
         if self.rechecks:
             relay, asked = self.rechecks.popleft()
             if relay in self.relays:
@@ -124,7 +124,7 @@ class Grants(World):
     # --- the store ------------------------------------------------------------------------------
 
     def answer_question(self) -> None:
-        """The store reads what it is asked, or tells what it read: late, and again where something changed."""
+        """The store reads what it is asked, or answers what it has read: late, and again after a change."""
         if self.questions and (not self.readings or self.rng.random() < 0.5):
             relay, question = self.questions.popleft()
             watching = ExitStack()
@@ -178,7 +178,7 @@ class Grants(World):
             super()._event(agent, event)
 
     def check_books(self) -> None:
-        """After every step: each relay's books are right, and nothing is live on what was taken back."""
+        """After every step, each relay's tables are right, and nothing is live on a revoked right."""
         super().check_books()
         for relay in self.relays:
             if all(other is not relay for other, _ in self.rechecks):
@@ -192,12 +192,12 @@ def _rests(offer: LiveOffer) -> bytes | None:
 
 
 def _is_clients(question: Question) -> bool:
-    """Whether the service's being public decides, and no token."""
+    """Whether access depends only on the service being public, not on a token."""
     return isinstance(question, AskOpen) or (isinstance(question, AskAttach) and question.role == "client")
 
 
 def run(seed: int, *, steps: int = 140, clients: int = 1, hosts: int = 2) -> Grants:
-    """Play one world, and check its books after every step; then every right comes back, and nothing is left over."""
+    """Play one world, and check its tables after every step. Then restore all rights; nothing may be left over."""
     rng = random.Random(seed)
     world = Grants(rng, clients=clients, hosts=hosts)
 

@@ -1,4 +1,4 @@
-"""What a relay's tables say, held against a full look at its sessions: after every step of the random worlds."""
+"""Compares a relay's tables with a full count over its sessions, after every step of the random worlds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["check_books", "check_nothing_left"]
 
 
 def check_books(switch: Switch) -> None:
-    """The registry holds exactly the live offers, the indexes what there is, and the counts are right."""
+    """The registry holds exactly the live offers, the indexes are complete, and the counts are right."""
     _check_offers(switch)
     _check_grounds(switch)
     _check_counts(switch)
 
 
 def check_nothing_left(switch: Switch) -> None:
-    """Without a session no table has anything."""
+    """Without sessions, all tables are empty."""
     registry = switch.registry
     assert not switch.sessions and not len(registry)
     assert not registry._hosts and not registry._services and not registry._accounts, "something is left"
 
 
 def _check_offers(switch: Switch) -> None:
-    """Each live offer is one of a listed host, each listed host has one, and is reached by its newest."""
+    """Each live offer belongs to a listed host, each listed host has an offer, and is reached by its newest."""
     registry = switch.registry
     offered: dict[Host, list[LiveOffer]] = {}
     for session in switch.sessions:
@@ -44,7 +44,7 @@ def _check_offers(switch: Switch) -> None:
 
 
 def _check_grounds(switch: Switch) -> None:
-    """The indexes by claim, service and handle have exactly what a look at all sessions finds."""
+    """The indexes by claim, service and handle have exactly what a count over all sessions finds."""
     registry = switch.registry
     found: dict[Claim, set[object]] = {}
     waiting: dict[str, set[object]] = {}

@@ -1,7 +1,7 @@
-"""Two agents, a relay and the paths between them, in played time: how windows follow what a path can carry.
+"""Two agents, a relay and the paths between them, in simulated time: how windows follow the capacity of a path.
 
-The agents, the switch, the outboxes and the pace of batches are the real ones. A path is played as a rate, a delay and
-the kernel's buffer before it; programs write all they can, and read at once or at a rate.
+The agents, the switch, the outboxes and the pace of batches are the real ones. A path is simulated as a rate, a delay
+and the kernel's buffer before it. Programs write all they can, and read at once or at a rate.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["FAST", "Download", "Paths", "Way"]
 SERVICE = "ann/web"
 #: Bytes a second of a path that is no bottleneck.
 FAST = 2e9
-_TICK = 0.005  # seconds between looks at deadlines
+_TICK = 0.005  # seconds between checks of deadlines
 _BLOCK = bytes(64 * KIB)
 
 
 class Way:
-    """One direction of a session's connection; ``seconds`` long."""
+    """One direction of a session's connection, with a delay of ``seconds``."""
 
     def __init__(
         self, paths: Paths, seconds: float, collect: Callable[[int], list[Buffer]], deliver: Callable[[bytes], None]
@@ -52,7 +52,7 @@ class Way:
 
     @property
     def backlog(self) -> float:
-        """Bytes that the kernel has and that have not left yet."""
+        """Bytes in the kernel that have not left yet."""
         return max(0.0, self._busy_until - self._paths.now) * self.rate
 
     def flush(self) -> None:
@@ -65,14 +65,14 @@ class Way:
             self._given += len(message)
             self._busy_until = max(now, self._busy_until) + len(message) / self.rate
             self._paths.at(self._busy_until + self._seconds, functools.partial(self._deliver, message))
-            left = self.backlog - self._pace.batch  # the kernel holds no more unsent than a batch
+            left = self.backlog - self._pace.batch  # the kernel holds at most one unsent batch
             if left > 0:
                 self._full = True
                 self._pace.filled(self._given - int(left), now)
                 self._paths.at(now + left / self.rate, self._drained)
 
     def pause(self, seconds: float) -> None:
-        """What is under way, and what follows, comes so much later: the other end is busy."""
+        """Delay what is under way and what follows: the other end is busy."""
         self._busy_until = max(self._paths.now, self._busy_until) + seconds
 
     def _drained(self) -> None:
@@ -83,16 +83,16 @@ class Way:
 
 @dataclass
 class Download:
-    """A stream from the host to the client, whose host writes all it can."""
+    """A stream from the host to the client; its host writes all it can."""
 
     host: Stream
     client: Stream
     received: int = 0
-    stopped: bool = False  # the host writes no more
+    stopped: bool = False  # the host has stopped writing
 
     @property
     def window(self) -> int:
-        """What its client lets be under way, in bytes."""
+        """The bytes that its client allows to be under way."""
         return self.client.inbound.window
 
 
@@ -109,7 +109,7 @@ class _Agent:
 
     def _collect(self, most: int) -> list[Buffer]:
         parts = self.endpoint.data_to_send(self.of_agent, most, self._paths.now)
-        self._paths.deliver(self)  # whoever was paused writes on
+        self._paths.deliver(self)  # paused writers continue
         return parts
 
     def _at_relay(self, message: bytes) -> None:
@@ -122,7 +122,7 @@ class _Agent:
 
 
 class Paths:
-    """``client`` and ``host`` are joined by the relay; each leg is ``seconds`` long each way."""
+    """``client`` and ``host``, joined by the relay; each leg has a delay of ``seconds`` each way."""
 
     def __init__(self, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -145,7 +145,7 @@ class Paths:
         heapq.heappush(self._events, (when, next(self._count), call))
 
     def run(self, seconds: float, watch: Callable[[], None] | None = None) -> None:
-        """Let so much time pass; ``watch`` is called at each tick."""
+        """Let this much time pass; ``watch`` is called at each tick."""
         end = self.now + seconds
         while self._events and self._events[0][0] <= end:
             self.now, _, call = heapq.heappop(self._events)
@@ -165,7 +165,7 @@ class Paths:
     # --- what happens ----------------------------------------------------------------------
 
     def download(self, count: int = 1) -> list[Download]:
-        """Begin so many."""
+        """Begin this many downloads."""
         begun = []
         for _ in range(count):
             uuid = f"{len(self.downloads) + 1:032x}"
@@ -177,7 +177,7 @@ class Paths:
         return begun
 
     def settle(self) -> None:
-        """Act on what the switch has to say."""
+        """Carry out what the switch has decided."""
         switch = self.switch
         for question in switch.take_questions():
             if isinstance(question, AskOffer):
@@ -190,12 +190,12 @@ class Paths:
             agent.down.flush()
 
     def happened(self, agent: _Agent) -> None:
-        """Act on what an agent's endpoint has to say, and send what that made."""
+        """Handle an endpoint's events, and send the frames that result."""
         self.deliver(agent)
         agent.up.flush()
 
     def deliver(self, agent: _Agent) -> None:
-        """Act on what an agent's endpoint has to say."""
+        """Handle an endpoint's events."""
         table = agent.endpoint.table
         while happened := agent.endpoint.take_events():
             for event in happened:
@@ -225,7 +225,7 @@ class Paths:
 
     @property
     def received(self) -> int:
-        """Bytes of all downloads."""
+        """Bytes received by all downloads."""
         return sum(download.received for download in self.downloads)
 
     @property

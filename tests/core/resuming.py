@@ -1,4 +1,4 @@
-"""An agent's endpoint whose sessions are lost, and what the other end of its streams says of them."""
+"""An agent's endpoint whose sessions are lost, and the peer's ATTACH entries for its streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.core.conversation import SERVICE, WELCOME, Conversation
 SECRET = bytes(range(32))
 UUID = "11" * 16
 HOST = "22" * 16  # the peer of a client's stream
-CLIENT = "55" * 16  # and of a host's
+CLIENT = "55" * 16  # the peer of a host's stream
 KEY = stream_key(SECRET, HOST)
 Said = list[tuple[str, int, int, bytes]]
 
@@ -44,7 +44,7 @@ def host(talk: Conversation, number: int = 2, uuid: str = UUID) -> Stream:
 
 
 def entry(stream: Stream, **changes: object) -> AttachEntry:
-    """What the peer says of the stream, with a proof of its own unless it is changed."""
+    """The peer's entry for the stream, with a valid proof unless it is changed."""
     role = "host" if stream.is_client else "client"
     attach = int(str(changes.get("attach", stream.peer_attach + 1)))
     said = AttachEntry(
@@ -66,12 +66,12 @@ def hear(talk: Conversation, said: AttachEntry) -> None:
 
 
 def attached(said: Said) -> list[AttachEntry]:
-    """The entries of the ATTACHes among what was said."""
+    """The entries of the ATTACHes among these frames."""
     return [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
 
 
 def lose(talk: Conversation) -> Said:
-    """The session is lost, if it was not before, and there is another; returns what is said in it."""
+    """Lose the session, if it is not lost already, and begin another; returns what the endpoint sends in it."""
     if talk.session in talk.table.sessions:
         talk.lose()
     talk.connect()

@@ -1,4 +1,4 @@
-"""What happens to a world: programs at work, wires that move a little, and the faults that a storm brings."""
+"""Random events in a world: programs at work, wires that deliver a little, and the faults of a storm."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Action = tuple[float, Callable[[], None]]
 
 @dataclass(frozen=True)
 class Storm:
-    """Which faults there are."""
+    """Which faults may happen."""
 
     resets: bool = True  # programs give up
     losses: bool = True  # connections are lost, at one side or at both
-    moves: bool = True  # agents move to other connections, and relays are followed by others
+    moves: bool = True  # agents move to other connections, and a new relay replaces a running one
     relays: bool = True  # relays are killed
     agents: bool = True  # agents are killed
-    partings: bool = False  # programs end, and what they wrote is to arrive first
-    jumps: bool = True  # time passes by more than deadlines
+    partings: bool = False  # programs end, and what they wrote must arrive first
+    jumps: bool = True  # time jumps by more than deadlines
 
 
 CALM = Storm(resets=False, losses=False, moves=False, relays=False, agents=False)
@@ -49,10 +49,10 @@ def play(
     *,
     also: Callable[[Agent], list[Action]] = lambda _: [],
 ) -> None:
-    """Let ``steps`` random things happen, those of ``also`` among them; each relay's books are right behind each."""
+    """Let ``steps`` random things happen, including those of ``also``; check each relay's tables after each."""
     if rng.random() < 0.9:
         world.warm_up()
-    for _ in range(rng.choice((0, 0, 1, 3))):  # often there are streams that are open before anything goes wrong
+    for _ in range(rng.choice((0, 0, 1, 3))):  # often some streams are open before anything goes wrong
         world.open()
         world.warm_up(accept=True)
     refusing = rng.choice((0.1, 0.5, 0.8))
@@ -126,6 +126,6 @@ def _faults(rng: random.Random, world: World, agent: Agent, storm: Storm) -> lis
 
 
 def _moved(world: World, agent: Agent) -> None:
-    """An agent reconnects at once, and the relay still believes in the connection before."""
+    """An agent reconnects at once, while the relay still keeps the earlier connection."""
     world.agent_notices(agent)
     world.connect(agent)

@@ -1,4 +1,4 @@
-"""Whatever an agent or a relay says, in any order: the other side's books stay right, and nothing is left over."""
+"""An agent or a relay may send anything in any order: the other side's tables stay right, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CODES = ("closed", "unknown_stream", "peer_restarted", "bad_proof", "cancelled"
 
 
 def _said_to_an_agent(talk: Conversation, stream: Stream, rng: random.Random) -> Callable[[], object]:
-    """One thing that the relay, the program or the clock does."""
+    """One event from the relay, the program or the clock."""
     number = stream.number or rng.choice((1, 2, 3, 5))
     received, out, fin = stream.inbound.received, stream.outbound, rng.random() < 0.3
     peer = {
@@ -72,7 +72,7 @@ def _said_to_an_agent(talk: Conversation, stream: Stream, rng: random.Random) ->
 @settings(max_examples=CASES)
 @given(seed=SEEDS)
 def test_an_agents_books_stay_right(seed: int) -> None:
-    """Credit, replay, unanswered opens and graces are what the streams say, and nothing waits for ever."""
+    """Credit, replay, unanswered opens and graces match the streams' state, and nothing waits for ever."""
     rng = random.Random(seed)
     talk = Conversation(offer=True)
     streams = [client(talk, opened=rng.random() < 0.6), host(talk, uuid="44" * 16)]
@@ -100,7 +100,7 @@ def test_an_agents_books_stay_right(seed: int) -> None:
 
 
 class _Crowd:
-    """Three agents that say anything, a store that answers late and in any order, and sessions that end."""
+    """Three agents that send anything, a store that answers late and in any order, and sessions that end."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -110,7 +110,7 @@ class _Crowd:
         self.pending: list[Question] = []
 
     def new_session(self, number: int) -> None:
-        """The agent has another session, whatever became of the one before; it may claim to be a successor."""
+        """Begin another session of the agent, whatever happened to the last one; it may claim to be a successor."""
         peer = self.peers[number] = Peer(self.relay, number)
         self.numbers[number] = 1
         before = self.rng.choice(([], [bytes([self.rng.choice((1, 2, 3))] * 32).hex()]))
@@ -118,7 +118,7 @@ class _Crowd:
         peer.say(frame(frames.HELLO, payload=hello.encode()))
 
     def something(self) -> None:
-        """One thing that happens."""
+        """One random event."""
         rng = self.rng
         who = rng.choice(list(self.peers))
         peer = self.peers[who]
@@ -211,7 +211,7 @@ class _Crowd:
                     self.new_session(number)
 
     def check(self) -> None:
-        """The relay's counts are what its sessions hold, and each stream is one route."""
+        """The relay's counts match what its sessions hold, and each stream is one route."""
         switch = self.relay.switch
         for session in switch.by_process.values():
             legs = list(session.legs.values())
@@ -233,7 +233,7 @@ class _Crowd:
 @settings(max_examples=CASES)
 @given(seed=SEEDS)
 def test_a_relays_books_stay_right(seed: int) -> None:
-    """Legs, halves, queues and counts agree after anything that agents say; when all are gone nothing is left."""
+    """Legs, halves, queues and counts agree after any frames of agents; when all agents are gone, nothing is left."""
     crowd = _Crowd(random.Random(seed))
     for _ in range(60):
         crowd.something()

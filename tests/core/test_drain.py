@@ -1,4 +1,4 @@
-"""A relay that drains, in played time: who is told when, and when it is done."""
+"""A draining relay in simulated time: which agents are told when, and when the drain ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.core.agents import Peer, Relay, connected
 
 
 class _Watch:
-    """Plays a drain of ``seconds`` in small steps, and notes who heard what after how long."""
+    """Plays a drain of ``seconds`` in small steps, and records which agent was told what, and when."""
 
     def __init__(self, relay: Relay, peers: list[Peer], seconds: float) -> None:
         self.relay = relay
@@ -48,7 +48,7 @@ class _Watch:
 
 @pytest.mark.parametrize("seconds", [30.0, 4.0])
 def test_hosts_first_then_clients_one_by_one(seconds: float) -> None:
-    """Hosts hear it within a second, clients behind them in equal steps, all in the first half of the time."""
+    """Hosts are told within a second, clients after them in equal steps, all within the first half of the time."""
     relay = Relay()
     clients = [relay.agent(number) for number in range(10, 20)]
     hosts = [relay.agent(number, offers=True) for number in range(1, 6)]
@@ -64,7 +64,7 @@ def test_hosts_first_then_clients_one_by_one(seconds: float) -> None:
 
 
 def test_what_an_agent_is_told() -> None:
-    """GOAWAY has the code ``drain``, within which time to leave, and how long the session may go on."""
+    """GOAWAY has the code ``drain``, the time within which to leave, and the time for which the session may go on."""
     relay = Relay()
     client = relay.agent(1)
     watch = _Watch(relay, [client], 20.0)
@@ -75,7 +75,7 @@ def test_what_an_agent_is_told() -> None:
 
 
 def test_agents_that_drain_are_served() -> None:
-    """A session that was told goes on as before: it opens streams, and carries those that it has."""
+    """A session that was told goes on as before: it opens streams, and keeps those that it has."""
     relay = Relay()
     client, host = connected(relay)
     watch = _Watch(relay, [client, host], 10.0)
@@ -91,7 +91,7 @@ def test_agents_that_drain_are_served() -> None:
 
 
 def test_an_agent_that_comes_while_it_drains() -> None:
-    """Who says HELLO late is welcomed, and told as well: at once if all others were."""
+    """An agent that sends HELLO during the drain is welcomed and told, too: at once, if all others were told."""
     relay = Relay()
     first = relay.agent(1)
     watch = _Watch(relay, [first], 10.0)
@@ -105,7 +105,7 @@ def test_an_agent_that_comes_while_it_drains() -> None:
 
 
 def test_hosts_stay_for_clients() -> None:
-    """A host's session is ended by the relay, once no client and no stream is left and it had time for its next one."""
+    """The relay ends a host's session once no client and no stream is left and the host had time for a new session."""
     relay = Relay()
     client, host = connected(relay)
     watch = _Watch(relay, [client, host], 30.0)
@@ -121,7 +121,7 @@ def test_hosts_stay_for_clients() -> None:
 
 
 def test_a_host_alone_has_time_to_move() -> None:
-    """A host that carries nothing is kept for two seconds, so that it is listed elsewhere before its session ends."""
+    """A host without streams is kept for two seconds, so that it is listed elsewhere before its session ends."""
     relay = Relay()
     host = relay.agent(1, offers=True)
     watch = _Watch(relay, [host], 30.0)
@@ -130,7 +130,7 @@ def test_a_host_alone_has_time_to_move() -> None:
 
 
 def test_streams_of_hosts_among_themselves() -> None:
-    """An agent that is host and client counts as a host, and is not ended while it has a stream."""
+    """An agent that is both host and client counts as a host, and is not ended while it has a stream."""
     relay = Relay()
     one, other = relay.agent(1, offers=True), relay.agent(2, offers=True)
     relay.picks = [1]
@@ -146,7 +146,7 @@ def test_streams_of_hosts_among_themselves() -> None:
 
 
 def test_no_time_at_all() -> None:
-    """With a drain of no seconds nobody is asked: the gate ends the sessions."""
+    """With a drain time of zero no agent is asked: the gate ends the sessions."""
     relay = Relay()
     client = relay.agent(1)
     watch = _Watch(relay, [client], 0.0)

@@ -1,4 +1,4 @@
-"""What a session may ask for nothing, and what an honest one asks at its busiest, which is never too much."""
+"""How many frames without effect and how many requests a session may send; an honest one never exceeds the limits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kdispatch_relay.switch.sessions import Session
 from kdispatch_relay.switch.switch import AskAttach, AskOffer, Cut, Switch
 
 SERVICE = "ann/web"
-HELD = 5120  # streams that one session may have: 1,024 that it opened, and 4,096 that it was given
+HELD = 5120  # streams that one session may have: 1,024 that it opened, and 4,096 that it accepted
 
 
 class Relay:
-    """A switch with the limits of a relay by default, in played time; all sessions are of one source."""
+    """A switch with a relay's default limits, in simulated time; all sessions have one source."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.switch = Switch("00" * 16, lambda _: 0, 0.0)  # it waits for no host to come back
+        self.switch = Switch("00" * 16, lambda _: 0, 0.0)  # no open waits for hosts to come back
         self.limiter = Limiter(Settings(), Recent(1), lambda: self.now)
         self.cuts: list[Cut] = []
-        self.rested = 0.0  # seconds in all for which sessions were not to be read
+        self.rested = 0.0  # total seconds for which sessions were not to be read
         self.out: dict[Session, bytearray] = {}
 
     def agent(self, number: int) -> Session:
@@ -44,7 +44,7 @@ class Relay:
         return session
 
     def hear(self, session: Session, *message: bytes) -> None:
-        """One message of an agent's, and all that it causes; the store says yes."""
+        """Handle one message from an agent and all its effects; the store allows everything."""
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
         for question in switch.take_questions():
@@ -62,7 +62,7 @@ class Relay:
         session.effort.rest = 0.0
 
     def said(self, session: Session) -> list[tuple[int, int, int, int, memoryview]]:
-        """What the relay said to an agent since the last look."""
+        """What the relay has sent to an agent since the last call."""
         said, self.out[session] = self.out[session], bytearray()
         return decode(bytes(said)) if said else []
 
@@ -114,7 +114,7 @@ _RESET = Reset(code="cancelled", text="").encode()
     ids=lambda data: frames.TYPE_NAMES[data[0] >> 3],
 )
 def test_frames_for_nothing(for_nothing: bytes) -> None:
-    """A session may send 10,000 frames for nothing at once, and ends with `rate_limited` at once beyond."""
+    """A session may send 10,000 frames without effect at once, and ends with `rate_limited` above that."""
     relay = Relay()
     flooding, other = relay.agent(1), relay.agent(2)
     cost = 4 if for_nothing[0] >> 3 == frames.RESET else 1
@@ -126,14 +126,14 @@ def test_frames_for_nothing(for_nothing: bytes) -> None:
     assert relay.limiter.limited["idle_frames"] > 0
     before = len(relay.out[flooding])
     relay.hear(flooding, frame(frames.PING) * 500)
-    assert len(relay.out[flooding]) == before  # it is not worked for any more
+    assert len(relay.out[flooding]) == before  # the relay has stopped working for it
     relay.hear(other, frame(frames.PING))
     assert [type_ for type_, *_ in relay.said(other)] == [frames.PONG]
 
 
 @pytest.mark.parametrize("repeated", ["ACK", "DATA", "FIN"])
 def test_repeats_of_a_live_stream(repeated: str) -> None:
-    """What a stream's other end was told before is for nothing as well."""
+    """Frames that repeat what a stream's other end already knows count as frames without effect."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, opening(1))
@@ -150,7 +150,7 @@ def test_repeats_of_a_live_stream(repeated: str) -> None:
 
 @pytest.mark.parametrize("opened", [False, True])
 def test_early_data_of_a_try_that_is_over(opened: bool) -> None:
-    """EARLY of another try than the present one is for nothing, whether its stream is open or not."""
+    """EARLY of an earlier attempt counts as a frame without effect, whether its stream is open or not."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, opening(1))
@@ -162,7 +162,7 @@ def test_early_data_of_a_try_that_is_over(opened: bool) -> None:
 
 
 def test_limits_that_rise_without_data() -> None:
-    """A session that grants ever more on a stream that carries nothing is read slower, and ends."""
+    """A session that grants ever more on a stream without data is read slower, and then cut."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, opening(1))
@@ -177,7 +177,7 @@ def test_limits_that_rise_without_data() -> None:
 
 
 def test_many_sessions_of_one_source() -> None:
-    """What a source may send for nothing is not multiplied by its sessions, and the quiet ones of them stay."""
+    """A source's allowance of frames without effect does not grow with its sessions, and its quiet sessions stay."""
     relay = Relay()
     quiet = relay.agent(99)
     flooding = [relay.agent(number) for number in range(1, 11)]
@@ -193,7 +193,7 @@ def test_many_sessions_of_one_source() -> None:
 
 
 def test_opens_that_are_refused() -> None:
-    """A source that asks more than it may is read slower, and its sessions that go on in vain are cut."""
+    """A source that asks too much is read slower, and those of its sessions that go on in vain are cut."""
     relay = Relay()
     session = relay.agent(1)
     for number in range(1, 60_000, 2):
@@ -213,7 +213,7 @@ def test_opens_that_are_refused() -> None:
 
 @pytest.mark.slow
 def test_two_thousand_opens_a_second() -> None:
-    """An agent that opens 2,000 streams a second, which carry a little and end, is neither cut nor slowed."""
+    """An agent that opens 2,000 short streams a second is neither cut nor slowed."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     for turn in range(6000):
@@ -225,7 +225,7 @@ def test_two_thousand_opens_a_second() -> None:
             relay.hear(session, frame(frames.DATA, own, 0, b"x"), frame(frames.FIN, own, 1))
         for session, own in ((client, number), (host, at_host)):
             relay.hear(session, frames.ack_frame(own, 1, 65536, fin=True))
-            relay.hear(session, frames.ack_frame(own, 1, 65536, fin=True))  # behind the end
+            relay.hear(session, frames.ack_frame(own, 1, 65536, fin=True))  # after the end
         relay.now += 1 / 2000
     assert not relay.cuts and not relay.rested
     assert not client.legs and not host.legs
@@ -233,7 +233,7 @@ def test_two_thousand_opens_a_second() -> None:
 
 @pytest.mark.slow
 def test_opens_of_a_service_that_is_down() -> None:
-    """2,000 opens a second that all fail, as no host is there, are refused for as long as they come, and not cut."""
+    """2,000 opens a second that all fail because no host is there are refused as long as they come, and not cut."""
     relay = Relay()
     client = relay.agent(2)
     for turn in range(10_000):
@@ -245,7 +245,7 @@ def test_opens_of_a_service_that_is_down() -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_streams_attach_at_once() -> None:
-    """After a relay's restart both ends of 10,000 streams of one source attach at once: none is cut, all are joined.
+    """After a relay's restart, both ends of 10,000 streams of one source attach at once: none is cut, all are joined.
 
     What is not read at once is read within a few seconds.
     """
@@ -284,7 +284,7 @@ def test_moving_all_streams() -> None:
 
 @pytest.mark.slow
 def test_acknowledgements_of_bulk_and_of_small_streams() -> None:
-    """ACKs that say something new are free, be they ever so many, and so is DATA within its credit."""
+    """ACKs with news cost nothing, however many they are, and neither does DATA within its credit."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, opening(1))
@@ -298,7 +298,7 @@ def test_acknowledgements_of_bulk_and_of_small_streams() -> None:
 
 @pytest.mark.slow
 def test_what_is_under_way_to_a_lost_peer() -> None:
-    """When a peer with 4,096 streams is lost, all that the other end had under way for them is taken, and not cut."""
+    """When a peer with 4,096 streams is lost, the other end is not cut for the frames that it had under way."""
     relay = Relay()
     host = relay.host(1)
     clients = [relay.agent(number) for number in range(2, 6)]
@@ -316,14 +316,14 @@ def test_what_is_under_way_to_a_lost_peer() -> None:
 
 
 def test_limits_of_today_hold_together() -> None:
-    """A session may attach all streams that it may have before it asks too much for too long."""
+    """A session may attach all streams that it may have without exceeding the limit on requests."""
     limits = Limits()
     assert limits.streams_client + limits.streams_host == HELD
     assert limits.storm_burst >= (HELD + limits.opens) / 2 + 4 * limits.offers
 
 
 def test_readers_that_fall_behind() -> None:
-    """An agent whose 500 programs sip at what has long arrived tells of each sip, and is neither cut nor slowed."""
+    """An agent whose 500 slow programs cause an ACK at each small read is neither cut nor slowed."""
     relay = Relay()
     host, client = relay.host(1), relay.agent(2)
     for stream in range(500):

@@ -15,7 +15,7 @@ from tests.core.conversation import OFFER, SERVICE, WELCOME, Conversation, open_
 
 
 def test_hello_is_first_and_alone() -> None:
-    """Before WELCOME nothing but HELLO goes out, whatever waits."""
+    """Before WELCOME an agent sends HELLO and nothing else, whatever waits."""
     talk = Conversation(welcome=None, offer=True)
     talk.table.open(SERVICE, "11" * 16, talk.now)
     assert [name for name, *_ in talk.first] == ["HELLO"]
@@ -34,7 +34,7 @@ def test_hello_is_first_and_alone() -> None:
     ],
 )
 def test_nothing_is_heard_before_welcome(message: bytes) -> None:
-    """A frame that has no place before WELCOME ends the session."""
+    """A frame that is not allowed before WELCOME ends the session."""
     talk = Conversation(welcome=None)
     with pytest.raises(RemoteProtocolError):
         talk.hear(message)
@@ -42,28 +42,28 @@ def test_nothing_is_heard_before_welcome(message: bytes) -> None:
 
 @pytest.mark.parametrize("version", [2, 1])
 def test_a_second_or_strange_welcome_ends_the_session(version: int) -> None:
-    """WELCOME comes once, in a version that we offered."""
+    """WELCOME comes once, in a version that the agent offered."""
     talk = Conversation(welcome=None if version == 2 else WELCOME)
     with pytest.raises(RemoteProtocolError):
         talk.hear(frame(frames.WELCOME, payload=b'{"version":%d,' % version + WELCOME.encode()[13:]))
 
 
 def test_frames_that_only_agents_send_end_the_session() -> None:
-    """A relay that sends an agent's frame has lost its way."""
+    """A frame that only agents send ends the session if it comes from a relay."""
     talk = Conversation()
     with pytest.raises(RemoteProtocolError, match="HELLO"):
         talk.hear(frame(frames.HELLO, payload=b"{}"))
 
 
 def test_a_ping_is_answered_with_its_value() -> None:
-    """PONG carries what PING did; a PONG needs no answer."""
+    """PONG has the value of its PING; a PONG needs no answer."""
     talk = Conversation()
     talk.hear(frame(frames.PING, value=77), frame(frames.PONG, value=5))
     assert talk.said() == [("PONG", 0, 77, b"")]
 
 
 def test_goaway_is_reported_with_its_code() -> None:
-    """What the relay says at the end reaches the program."""
+    """The relay's GOAWAY reaches the program."""
     talk = Conversation()
     talk.events()
     talk.hear(frame(frames.GOAWAY, payload=Goaway(code="drain", text="bye").encode()))
@@ -73,7 +73,7 @@ def test_goaway_is_reported_with_its_code() -> None:
 
 
 def test_offers_are_made_confirmed_and_taken_back() -> None:
-    """An offer gets a number, the relay's OFFERED is reported, WITHDRAW names the number; repeating changes nothing."""
+    """An offer gets a number, OFFERED is reported, WITHDRAW names the number; repeating these changes nothing."""
     talk = Conversation()
     talk.events()
     talk.endpoint.offer(OFFER)
@@ -90,7 +90,7 @@ def test_offers_are_made_confirmed_and_taken_back() -> None:
 
 
 def test_a_refused_offer_is_not_repeated() -> None:
-    """RESET of an offer's number ends it, in later sessions too."""
+    """RESET of an offer's number ends the offer, also in later sessions."""
     talk = Conversation(offer=True)
     talk.events()
     talk.said()
@@ -103,7 +103,7 @@ def test_a_refused_offer_is_not_repeated() -> None:
 
 
 def test_a_host_serves_only_what_it_offers() -> None:
-    """A relay can't drive a host to any other service."""
+    """A relay cannot make a host serve any other service."""
     talk = Conversation(offer=True)
     talk.said()
     talk.hear(open_frame(2, service="bob/db"))
@@ -111,7 +111,7 @@ def test_a_host_serves_only_what_it_offers() -> None:
 
 
 def test_an_open_with_a_used_or_odd_number_ends_the_session() -> None:
-    """The relay's numbers are even and new."""
+    """The relay's numbers are even and new; an OPEN with another ends the session."""
     for number in (3, 2):
         talk = Conversation(offer=True)
         talk.hear(open_frame(2))
@@ -129,7 +129,7 @@ def test_a_uuid_is_taken_once() -> None:
 
 
 def test_a_full_host_says_busy() -> None:
-    """A host takes as many streams as its limit, and refuses the next by name."""
+    """A host accepts streams up to its limit, and refuses the next with `busy`."""
     talk = Conversation(offer=True, limits=Limits(streams_host=1))
     talk.host()
     talk.hear(open_frame(4, uuid="66" * 16))
@@ -137,7 +137,7 @@ def test_a_full_host_says_busy() -> None:
 
 
 def test_opens_beyond_the_relays_limit_wait() -> None:
-    """Only as many OPENs as WELCOME allows are without an answer; the next goes out when one is answered."""
+    """Only as many OPENs as WELCOME allows are pending; the next goes out when one is answered."""
     talk = Conversation()
     streams = [talk.table.open(SERVICE, f"{i:032x}", talk.now) for i in range(4)]
     assert talk.names() == ["OPEN", "OPEN"]
@@ -149,7 +149,7 @@ def test_opens_beyond_the_relays_limit_wait() -> None:
 
 
 def test_an_open_that_waits_can_be_given_up() -> None:
-    """A stream that was never sent is forgotten without a word."""
+    """A stream whose OPEN was never sent is forgotten without a frame."""
     talk = Conversation(welcome=None)
     stream = talk.table.open(SERVICE, "11" * 16, talk.now)
     talk.table.reset(stream, "cancelled")
@@ -160,7 +160,7 @@ def test_an_open_that_waits_can_be_given_up() -> None:
 
 @pytest.mark.parametrize(("welcome", "code"), [(None, "relay_unreachable"), (WELCOME, "host_timeout")])
 def test_an_open_that_nobody_answers_fails_by_itself(welcome: Welcome | None, code: str) -> None:
-    """Without a session, or with a relay that says nothing, an open ends after 30 s."""
+    """Without a session, or with a silent relay, an open fails after 30 s."""
     talk = Conversation(welcome=welcome)
     stream = talk.table.open(SERVICE, "11" * 16, talk.now)
     talk.events()
@@ -173,7 +173,7 @@ def test_an_open_that_nobody_answers_fails_by_itself(welcome: Welcome | None, co
 
 
 def test_a_lost_session_repeats_opens_without_a_host_and_resets_the_rest() -> None:
-    """Without a secret a stream can't go on: it is reset; an open of which nothing was sent is sent again."""
+    """Without a secret, a stream cannot resume and is reset; an open that has sent no data is sent again."""
     talk = Conversation(offer=True)
     hosted = talk.host()
     tried = talk.table.open(SERVICE, "11" * 16, talk.now)
@@ -193,7 +193,7 @@ def test_a_lost_session_repeats_opens_without_a_host_and_resets_the_rest() -> No
 
 
 def test_repeated_opens_promise_what_the_new_session_allows() -> None:
-    """Credit that an OPEN promised in a lost session does not count in the next, which may have less."""
+    """Credit promised by an OPEN in a lost session does not count in the next session, which may have less."""
     talk = Conversation(
         welcome=Welcome(version=1, relay="00" * 16, credit=1 << 26, spread_ms=0, opens=256, streams=999)
     )
@@ -208,7 +208,7 @@ def test_repeated_opens_promise_what_the_new_session_allows() -> None:
 
 
 def test_refusing_a_uuid_in_use_leaves_its_owner_alone() -> None:
-    """A refused OPEN does not take the running stream of the same uuid out of the table."""
+    """A refused OPEN does not remove the running stream with the same uuid from the table."""
     talk = Conversation(offer=True)
     stream = talk.host()
     talk.hear(open_frame(4))

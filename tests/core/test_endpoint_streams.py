@@ -15,7 +15,7 @@ from tests.core.conversation import SERVICE, Conversation, reset_of
 
 
 def test_early_data_begins_again_with_each_try() -> None:
-    """What was sent early for a host that refused is sent again, from offset 0, for the next one."""
+    """Early data for a host that refused is sent again, from offset 0, to the next host."""
     talk = Conversation()
     stream = talk.table.open(SERVICE, "11" * 16, talk.now)
     talk.table.write(stream, b"request")
@@ -42,7 +42,7 @@ def test_early_data_begins_again_with_each_try() -> None:
     ids=["of another attempt", "with a limit below the floor"],
 )
 def test_a_wrong_opened_resets_the_stream(opened: Opened) -> None:
-    """OPENED must be of the current attempt and grant at least what early data may use."""
+    """OPENED must belong to the current attempt and grant at least what early data may use."""
     talk = Conversation()
     talk.table.open(SERVICE, "11" * 16, talk.now)
     trying = Trying(attempt=1, process="22" * 16, host="33" * 16)
@@ -51,7 +51,7 @@ def test_a_wrong_opened_resets_the_stream(opened: Opened) -> None:
 
 
 def test_a_stream_breaks_its_rules_alone() -> None:
-    """Data before OPENED, over the limit or with a gap, and other impossible frames reset that stream only."""
+    """Data before OPENED, over the limit or with a gap, and other invalid frames reset that stream only."""
     late = Trying(attempt=1, process="22" * 16, host="33" * 16).encode()
     for message, code in [
         (frame(frames.DATA, 1, 1, b"x"), "offset_mismatch"),
@@ -77,7 +77,7 @@ def test_a_stream_breaks_its_rules_alone() -> None:
 
 
 def test_late_frames_of_a_forgotten_stream_are_dropped() -> None:
-    """What arrives for a number that is not known any more changes nothing."""
+    """Frames for a number that is no longer known change nothing."""
     talk = Conversation()
     stream = talk.client()
     talk.table.reset(stream, "cancelled")
@@ -89,7 +89,7 @@ def test_late_frames_of_a_forgotten_stream_are_dropped() -> None:
 
 
 def test_known_bytes_are_dropped_and_new_ones_delivered() -> None:
-    """Overlapping DATA, as after a repetition, gives each byte once."""
+    """Overlapping DATA, as after a repetition, delivers each byte once."""
     talk = Conversation()
     stream = talk.client()
     talk.hear(frame(frames.DATA, 1, 0, b"abc"), frame(frames.DATA, 1, 0, b"abc"), frame(frames.DATA, 1, 1, b"bcde"))
@@ -114,7 +114,7 @@ def test_an_acknowledgement_comes_after_the_delay_or_a_quarter_of_the_grant() ->
 
 
 def test_both_directions_end_by_themselves() -> None:
-    """A finished direction leaves the other open; after both the stream is gone, and its last ACK still goes out."""
+    """A finished direction leaves the other open; after both, the stream is gone, and its last ACK still goes out."""
     talk = Conversation(offer=True)
     stream = talk.host()
     talk.hear(frames.ack_frame(2, 0, 65536, fin=False), frame(frames.FIN, 2, 0))
@@ -131,7 +131,7 @@ def test_both_directions_end_by_themselves() -> None:
 
 
 def test_a_writer_may_not_write_behind_its_end() -> None:
-    """Bytes after the end are the program's mistake, and said so."""
+    """Writing after the end is the program's error, and reported as such."""
     talk = Conversation()
     stream = talk.client()
     talk.table.write_eof(stream)
@@ -140,7 +140,7 @@ def test_a_writer_may_not_write_behind_its_end() -> None:
 
 
 def test_a_stream_that_ended_takes_anything_quietly() -> None:
-    """After a reset the program's calls change nothing: it may not know yet."""
+    """After a reset, the program's calls change nothing, because it may not know of the reset yet."""
     talk = Conversation(offer=True)
     stream = talk.host()
     talk.hear(frame(frames.RESET, 2, payload=Reset(code="cancelled").encode()))
@@ -153,7 +153,7 @@ def test_a_stream_that_ended_takes_anything_quietly() -> None:
 
 
 def test_reset_closed_is_an_end_where_the_end_is_all_that_was_missing() -> None:
-    """RESET with `closed` stands in for the last ACK; anywhere else it would hide that bytes are missing."""
+    """RESET with `closed` replaces the last ACK; anywhere else it would hide that bytes are missing."""
     talk = Conversation()
     stream = talk.client()
     talk.table.write_eof(stream)
@@ -181,7 +181,7 @@ def test_a_lost_leg_resets_the_stream() -> None:
 
 
 def test_a_client_that_says_nothing_is_not_waited_for() -> None:
-    """A host resets a stream that its client did not confirm within 30 s, and keeps one that it did."""
+    """A host resets a stream that its client did not confirm within 30 s, and keeps one that was confirmed."""
     for confirmed in (False, True):
         talk = Conversation(offer=True)
         stream = talk.host()
@@ -192,7 +192,7 @@ def test_a_client_that_says_nothing_is_not_waited_for() -> None:
 
 
 def test_what_arrives_after_close_is_refused() -> None:
-    """A program that closed gets no more bytes: the peer is told by a reset, and a silent one is let go in a minute."""
+    """A program that closed gets no more bytes: its peer is reset if it sends, and dropped after a silent minute."""
     for silent in (False, True):
         talk = Conversation()
         stream = talk.client()
@@ -203,14 +203,14 @@ def test_what_arrives_after_close_is_refused() -> None:
             talk.wait(61)
         else:
             talk.hear(frame(frames.DATA, 1, 0, b"x"))
-            assert talk.said() == []  # the end that was sent comes first
+            assert talk.said() == []  # the end that was written is sent first
             talk.hear(frames.ack_frame(1, 0, 1000, fin=True))
         assert [reset_of(said) for said in talk.said()] == ["cancelled"]
         assert isinstance(talk.events()[-1], events.StreamWasReset)
 
 
 def test_a_writer_is_paused_and_resumed_by_what_is_unsent() -> None:
-    """Above the mark of unsent bytes a writer is told to stop, and told to go on at half of it."""
+    """A writer is paused above the mark of unsent bytes, and resumed at half of it."""
     limits = Limits(unsent=1000)
     talk = Conversation(limits=limits)
     stream = talk.client()
@@ -226,7 +226,7 @@ def test_a_writer_is_paused_and_resumed_by_what_is_unsent() -> None:
 
 
 def test_a_stream_keeps_within_its_share_of_the_replay_budget() -> None:
-    """A writer whose unacknowledged bytes are half of what the others leave stops until some are acknowledged."""
+    """A writer stops when its unacknowledged bytes reach half of what the others leave, until some are acknowledged."""
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
     stream = talk.client()
     other = talk.table.open(SERVICE, "77" * 16, talk.now)
@@ -244,7 +244,7 @@ def test_a_stream_keeps_within_its_share_of_the_replay_budget() -> None:
 
 
 def test_a_stream_below_the_floor_may_always_write() -> None:
-    """Where the others leave next to nothing a writer goes on with what its floor allows."""
+    """If the others leave almost nothing, a writer may still use its floor."""
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
     stream = talk.client()
     for one in range(29):
@@ -258,7 +258,7 @@ def test_a_stream_below_the_floor_may_always_write() -> None:
 
 
 def test_a_closed_stream_keeps_its_deadline() -> None:
-    """A program that closed before it was confirmed, or opened, is rid of a silent peer in a minute all the same."""
+    """A program that closes before its stream was confirmed or opened is rid of a silent peer within a minute."""
     talk = Conversation(offer=True)
     stream = talk.host()
     talk.table.close(stream, talk.now)
@@ -277,7 +277,7 @@ def test_a_closed_stream_keeps_its_deadline() -> None:
 
 
 def test_acks_of_an_opened_and_of_an_end_wait_for_company() -> None:
-    """They are no reason to send for 4 ms, and go along with what is sent before that."""
+    """These ACKs alone cause no sending for 4 ms, and go along with anything sent before that."""
     talk = Conversation()
     talk.table.open(SERVICE, "11" * 16, talk.now)
     trying = Trying(attempt=1, process="22" * 16, host="33" * 16)
@@ -298,7 +298,7 @@ def test_acks_of_an_opened_and_of_an_end_wait_for_company() -> None:
 
 
 def test_a_stream_that_ended_has_no_deadline_left() -> None:
-    """Bytes of a stream that finished meanwhile are no reason to wake up for their acknowledgement."""
+    """Bytes of a stream that has finished cause no wake-up for their acknowledgement."""
     talk = Conversation()
     stream = talk.client()
     before = len(talk.table.timers)
@@ -308,6 +308,6 @@ def test_a_stream_that_ended_has_no_deadline_left() -> None:
     talk.said()
     talk.hear(frames.ack_frame(1, 0, 65536, fin=True), frame(frames.FIN, 1, 6))
     talk.said()
-    talk.wait(0.005)  # what waited for company had its turn
+    talk.wait(0.005)  # the delayed ACK had its turn
     assert stream.state is State.CLOSED
-    assert len(talk.table.timers) <= 1  # when its tombstone is swept
+    assert len(talk.table.timers) <= 1  # the sweep of its tombstone

@@ -54,7 +54,7 @@ def test_codes_are_unique() -> None:
 
 @pytest.mark.parametrize("name", CODES)
 def test_each_code_helps(name: str) -> None:
-    """Each code says where the failure lies, what it means and what to do, in sentences of one line."""
+    """Each code says where the failure is, what it means and what to do, in sentences of one line."""
     code = CODES[name]
     assert code.hop in HOPS
     for sentence in (code.meaning, code.hint):
@@ -66,7 +66,7 @@ def test_each_code_helps(name: str) -> None:
 @pytest.mark.parametrize("kind", [KdispatchError, StreamReset])
 @pytest.mark.parametrize("name", CODES)
 def test_an_error_carries_its_code(kind: type[KdispatchError], name: str) -> None:
-    """An error has its code, its row of the table, and a text: its own or the code's meaning."""
+    """An error has its code, its row of the table, and a text: its own, or the code's meaning."""
     error = kind(name)
     assert (error.code, error.text, error.info) == (name, CODES[name].meaning, CODES[name])
     assert str(error) == f"{CODES[name].meaning} [{name}]"
@@ -75,13 +75,13 @@ def test_an_error_carries_its_code(kind: type[KdispatchError], name: str) -> Non
 
 @pytest.mark.parametrize("kind", [LocalProtocolError, RemoteProtocolError])
 def test_protocol_errors(kind: type[LocalProtocolError | RemoteProtocolError]) -> None:
-    """A broken rule is a protocol_error unless a code says more."""
+    """A broken rule is a protocol_error unless another code is given."""
     assert (kind("text").code, kind("text").text) == ("protocol_error", "text")
     assert kind("text", "offset_mismatch").code == "offset_mismatch"
 
 
 def test_one_tree() -> None:
-    """All errors have one base, and a reset stream is a reset connection to code that knows sockets only."""
+    """All errors have one base, and a reset stream is a ConnectionResetError for code that knows only sockets."""
     for kind in (LocalProtocolError, RemoteProtocolError, StreamReset):
         assert issubclass(kind, KdispatchError)
     assert issubclass(StreamReset, ConnectionResetError)
@@ -90,7 +90,7 @@ def test_one_tree() -> None:
 
 
 def test_an_unknown_code_needs_a_text() -> None:
-    """A code that is not in the table has no meaning to fall back on."""
+    """A code outside the table needs a text, because it has no meaning to use instead."""
     with pytest.raises(KeyError):
         KdispatchError("no_such_code")
 

@@ -1,4 +1,4 @@
-"""What a program said before an end of its own making arrives, and then the reset does."""
+"""What a program wrote before it ended arrives, and then the reset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.core.conversation import Conversation, reset_of
 
 
 def test_a_reset_waits_for_last_words() -> None:
-    """What was written before an end of the program's own making is acknowledged first, and then the reset goes out."""
+    """What a program wrote before it ended abnormally is acknowledged first; only then the reset is sent."""
     talk = Conversation()
     stream = talk.client()
     talk.table.write(stream, b"last words")
@@ -27,7 +27,7 @@ def test_a_reset_waits_for_last_words() -> None:
 
 
 def test_last_words_that_nobody_takes_do_not_wait_for_ever() -> None:
-    """A peer that takes last words, however slowly, gets them all; one that takes none for a time is reset."""
+    """A peer that takes the last data, however slowly, gets it all; a peer that takes none for a time is reset."""
     talk = Conversation()
     stream = talk.client()
     talk.table.write(stream, b"last words")
@@ -44,7 +44,7 @@ def test_last_words_that_nobody_takes_do_not_wait_for_ever() -> None:
 
 
 def test_a_program_that_said_nothing_is_reset_at_once() -> None:
-    """Where the peer has everything, or there is nothing to have, a reset waits for nothing."""
+    """If the peer has everything, or there is nothing to send, a reset is sent at once."""
     for said in (b"", b"x"):
         talk = Conversation()
         stream = talk.client()
@@ -56,7 +56,7 @@ def test_a_program_that_said_nothing_is_reset_at_once() -> None:
 
 
 def _sends_all_it_may(talk: Conversation, stream: Stream, most: int) -> int:
-    """The peer sends as far as its credit goes, at most so many bytes; returns how many."""
+    """Let the peer send as far as its credit allows, at most ``most`` bytes; returns how many."""
     sent = stream.inbound.received
     began = sent
     while size := min(stream.inbound.limit - sent, 60_000, began + most - sent):
@@ -68,7 +68,7 @@ def _sends_all_it_may(talk: Conversation, stream: Stream, most: int) -> int:
 
 
 def _parted(dropped: int) -> tuple[Conversation, Stream]:
-    """A client's program has ended behind ten bytes, and so many of its peer's are credited."""
+    """A client's program that has ended after ten bytes, with a limit on its peer's credited bytes."""
     talk = Conversation(limits=Limits(dropped=dropped))
     stream = talk.client()
     talk.table.write(stream, b"last words")
@@ -78,7 +78,7 @@ def _parted(dropped: int) -> tuple[Conversation, Stream]:
 
 
 def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
-    """A peer whose program sends before it reads is credited for what is dropped, and for no byte beyond the bound."""
+    """A peer whose program sends before it reads is credited for dropped bytes up to the bound, and not above."""
     talk, stream = _parted(1_000_003)
     assert _sends_all_it_may(talk, stream, 1_000_003) == 1_000_003
     _sends_all_it_may(talk, stream, 5_000_000)
@@ -90,7 +90,7 @@ def test_dropped_bytes_are_credited_up_to_a_bound() -> None:
 
 
 def test_a_sender_beyond_the_bound_is_reset_soon() -> None:
-    """One that has spent the bound and takes nothing is reset after seconds; one that takes bytes gets them all."""
+    """A sender that used up the bound and takes nothing is reset after seconds; one that takes bytes gets them all."""
     talk, stream = _parted(100_000)
     _sends_all_it_may(talk, stream, 99_999)
     talk.wait(talk.table.limits.last_words - 10)
@@ -105,7 +105,7 @@ def test_a_sender_beyond_the_bound_is_reset_soon() -> None:
 
 
 def test_a_close_is_bounded_alike() -> None:
-    """What arrives behind a close is credited up to the same bound, the first bytes included."""
+    """Bytes that arrive after a close are credited up to the same bound, which includes the first bytes."""
     talk = Conversation(limits=Limits(dropped=300_000))
     stream = talk.client()
     talk.table.write(stream, b"last words")
@@ -117,7 +117,7 @@ def test_a_close_is_bounded_alike() -> None:
 
 
 def test_two_programs_that_end_at_once() -> None:
-    """The last words that nobody takes are acknowledged all the same, so that neither end waits for the other."""
+    """Last data that no program takes is acknowledged all the same, so neither end waits for the other."""
     talk, _ = _parted(0)
     talk.hear(frame(frames.DATA, 1, 0, b"its own"))
     talk.wait(talk.table.limits.ack_delay)

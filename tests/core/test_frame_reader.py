@@ -1,4 +1,4 @@
-"""The incremental decoder: pieces of messages in, frames out, whatever the pieces are."""
+"""The incremental decoder: pieces of messages in, frames out, for any division into pieces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plain(received: list[Frame]) -> list[Plain]:
 
 
 def read(reader: FrameReader, message: bytes, where: list[int]) -> list[Plain]:
-    """Frames of a message in pieces, each in memory that is overwritten as soon as its frames were looked at."""
+    """Frames of a message in pieces, each in a buffer that is overwritten as soon as its frames were read."""
     received: list[Plain] = []
     pieces = list(cut(message, where))
     for place, piece in enumerate(pieces):
@@ -64,12 +64,12 @@ def read(reader: FrameReader, message: bytes, where: list[int]) -> list[Plain]:
 
 
 def check(received: list[Plain], whole: list[Frame]) -> None:
-    """The frames are those of ``whole``, each in one, whatever the pieces were."""
+    """Check that the frames are those of ``whole``, each complete, for any division into pieces."""
     assert received == plain(whole)
 
 
 def problem(reader: FrameReader, message: bytes, where: list[int]) -> tuple[str, str] | None:
-    """Why the decoder refuses it, if it does."""
+    """Why the decoder refuses it; empty if it does not."""
     try:
         read(reader, message, where)
     except RemoteProtocolError as error:
@@ -78,7 +78,7 @@ def problem(reader: FrameReader, message: bytes, where: list[int]) -> tuple[str,
 
 
 def refused(reader: FrameReader, piece: bytes, *, ends: bool) -> bool:
-    """Whether it is, as it may be: by one error, whose code ends the session."""
+    """Whether the decoder refuses it, with the one error that it may raise and whose code ends the session."""
     try:
         reader.receive(piece, ends=ends)
     except RemoteProtocolError as error:
@@ -90,7 +90,7 @@ def refused(reader: FrameReader, piece: bytes, *, ends: bool) -> bool:
 @given(st.lists(st.tuples(messages, places), max_size=3))
 @settings(max_examples=200)
 def test_pieces_give_what_the_whole_gives(conversation: list[tuple[bytes, list[int]]]) -> None:
-    """Cut anywhere, messages give the frames that each gives whole; nothing that is kept is the caller's memory."""
+    """Cut anywhere, messages give the same frames as whole; nothing that is kept refers to the caller's buffer."""
     reader = FrameReader()
     for message, where in conversation:
         check(read(reader, message, where), decode(message))
@@ -99,7 +99,7 @@ def test_pieces_give_what_the_whole_gives(conversation: list[tuple[bytes, list[i
 @given(st.lists(messages.filter(lambda message: len(message) < 1000), min_size=1, max_size=3))
 @settings(max_examples=40)
 def test_byte_by_byte(conversation: list[bytes]) -> None:
-    """A byte a piece is enough."""
+    """One byte in each piece is enough."""
     reader = FrameReader()
     for message in conversation:
         check(read(reader, message, list(range(1, len(message)))), decode(message))
@@ -108,7 +108,7 @@ def test_byte_by_byte(conversation: list[bytes]) -> None:
 @given(st.booleans(), st.lists(st.tuples(messages, places), min_size=1, max_size=3), places)
 @settings(max_examples=100)
 def test_over_fragments_of_a_websocket(server: bool, sent: list[tuple[bytes, list[int]]], where: list[int]) -> None:
-    """Messages in WebSocket fragments, read from the wire in pieces of any size, give the frames of each whole."""
+    """Messages in WebSocket fragments, read in pieces of any size, give the frames of each whole message."""
     wire = b""
     for message, fragments in sent:
         parts = list(cut(message, fragments))
@@ -129,7 +129,7 @@ def test_over_fragments_of_a_websocket(server: bool, sent: list[tuple[bytes, lis
 @example(b"", [0, 0], 0, 0)
 @settings(max_examples=400)
 def test_any_bytes_are_judged_as_the_whole_is(message: bytes, where: list[int], place: int, byte: int) -> None:
-    """Any bytes give the whole message's frames, or its one error."""
+    """Any bytes give the same frames, or the same error, as the whole message."""
     spoiled = bytearray(message)
     if place < len(spoiled):
         spoiled[place] = byte
@@ -143,7 +143,7 @@ def test_any_bytes_are_judged_as_the_whole_is(message: bytes, where: list[int], 
 @pytest.mark.parametrize("size", [*range(1, 20), 70])
 @pytest.mark.parametrize("type_", [frames.DATA, frames.RESET])
 def test_a_frame_that_crosses_a_messages_end(type_: int, size: int) -> None:
-    """A message that ends within a frame is refused, in whichever piece it began."""
+    """A message that ends within a frame is refused, in any piece that the frame began in."""
     begun = frame(type_, 7, 0, b"x" * 60)[:size]
     assert refused(FrameReader(), begun, ends=True)
     for behind in (b"", frame(frames.PING)):
@@ -156,7 +156,7 @@ def test_a_frame_that_crosses_a_messages_end(type_: int, size: int) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2, 5])
 def test_an_empty_message(pieces: int) -> None:
-    """A message of no bytes is refused, in however many pieces; an empty last piece of another is not."""
+    """A message without bytes is refused, in any number of pieces; an empty last piece of another message is not."""
     reader = FrameReader()
     assert reader.receive(frame(frames.PING), ends=False) == []
     assert len(reader.receive(b"", ends=True)) == 1
@@ -166,7 +166,7 @@ def test_an_empty_message(pieces: int) -> None:
 
 
 def test_a_message_waits_for_its_last_byte() -> None:
-    """What follows a part of it may be no byte of it: servers in between write close frames of their own there."""
+    """The last byte of a message is awaited: servers in between write their own close frames at that place."""
     reader = FrameReader()
     message = frame(frames.PING) + frame(frames.DATA, 7, 100, b"abc", frames.BLOCKED)
     assert reader.receive(message[:-1], ends=False) == []

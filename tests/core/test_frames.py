@@ -10,7 +10,7 @@ from kdispatch_protocol.wire import frames
 NUMBERS = {number: name for number, name in frames.TYPE_NAMES.items() if number <= frames.GOAWAY}
 U64 = (1 << 64) - 1
 
-# The rules once more, as docs/protocol.md and the architecture have them: name -> least, most, flags, number.
+# The rules a second time, as in docs/protocol.md and the architecture: name -> least, most, flags, number.
 RULES: dict[str, tuple[int, int, int, bool | None]] = {
     "HELLO": (2, 16384, 0, False),
     "WELCOME": (2, 16384, 0, False),
@@ -36,14 +36,14 @@ TYPES = {name: number for number, name in frames.TYPE_NAMES.items()}
 
 
 def made(name: str, length: int | None = None, stream: int | None = None, value: int = 0, flags: int = 0) -> bytes:
-    """A frame of this type that is valid but for what is said."""
+    """A frame of this type, valid except for the given values."""
     least, _, _, numbered = RULES[name]
     number = (7 if numbered else 0) if stream is None else stream
     return frames.frame(TYPES[name], number, value, b"x" * (least if length is None else length), flags)
 
 
 def refused(message: bytes) -> bool:
-    """Whether the decoder refuses it, as it may: by one error, whose code ends the session."""
+    """Whether the decoder refuses it, with the one error that it may raise and whose code ends the session."""
     try:
         frames.decode(message)
     except RemoteProtocolError as error:
@@ -67,7 +67,7 @@ def wire(parts: list[tuple[int, int, int, int, bytes]]) -> bytes:
 
 
 def test_the_names_are_the_eighteen_types() -> None:
-    """Every type has its name and its number, 1 to 18, and nothing else has one."""
+    """Every type has its name and its number, 1 to 18, and there are no others."""
     assert sorted(frames.TYPE_NAMES) == list(range(1, 19))
     assert set(frames.TYPE_NAMES.values()) == set(RULES)
 
@@ -75,7 +75,7 @@ def test_the_names_are_the_eighteen_types() -> None:
 @given(st.lists(valid_frames(), min_size=1, max_size=6))
 @settings(max_examples=200)
 def test_what_was_framed_is_decoded(parts: list[tuple[int, int, int, int, bytes]]) -> None:
-    """A message of any valid frames gives just these frames, in order."""
+    """A message of any valid frames is decoded to exactly these frames, in order."""
     decoded = frames.decode(wire(parts))
     assert [(*rest, bytes(payload)) for *rest, payload in decoded] == parts
 
@@ -83,7 +83,7 @@ def test_what_was_framed_is_decoded(parts: list[tuple[int, int, int, int, bytes]
 @given(st.lists(valid_frames(), min_size=1, max_size=4))
 @settings(max_examples=50)
 def test_header_and_payload_apart_are_the_frame(parts: list[tuple[int, int, int, int, bytes]]) -> None:
-    """A header sent beside its payload makes the same bytes as the whole frame."""
+    """A header sent before its payload gives the same bytes as the whole frame."""
     for type_, flags, stream, value, payload in parts:
         apart = frames.header(type_, flags, stream, value, len(payload)) + payload
         assert apart == frames.frame(type_, stream, value, payload, flags)
@@ -103,7 +103,7 @@ def test_any_bytes_give_frames_or_one_error(message: bytes) -> None:
 def test_mutated_messages_give_frames_or_one_error(
     parts: list[tuple[int, int, int, int, bytes]], data: st.DataObject
 ) -> None:
-    """A valid message with bytes changed, cut, doubled or put in still gives frames or one error."""
+    """A valid message with bytes changed, cut, doubled or inserted still gives frames or one error."""
     message = bytearray(wire(parts)[:4096])
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, min(len(message), 64)))
@@ -122,7 +122,7 @@ def test_mutated_messages_give_frames_or_one_error(
 
 @pytest.mark.parametrize("name", RULES)
 def test_lengths(name: str) -> None:
-    """Each type has a least and a greatest length; one byte beyond either ends the session."""
+    """Each type has a minimum and a maximum length; one byte beyond either ends the session."""
     least, most, _, _ = RULES[name]
     assert not refused(made(name, least))
     assert not refused(made(name, most))
@@ -132,7 +132,7 @@ def test_lengths(name: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_flags(name: str) -> None:
-    """Each type takes its own flags only."""
+    """Each type accepts only its own flags."""
     for bits in range(8):
         allowed = bits & ~RULES[name][2] == 0
         assert refused(made(name, flags=bits)) is not allowed
@@ -142,7 +142,7 @@ def test_flags(name: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_stream_numbers(name: str) -> None:
-    """Frames of a stream need its number, those of the session have none, RESET may do either."""
+    """Frames of a stream need its number, frames of the session have none, and RESET may do either."""
     numbered = RULES[name][3]
     assert refused(made(name, stream=0)) is (numbered is True)
     assert refused(made(name, stream=1)) is (numbered is False)
@@ -151,7 +151,7 @@ def test_stream_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_values(name: str) -> None:
-    """Offsets end at MAX_OFFSET; a PING's, a PONG's and EARLY's values are anything."""
+    """Offsets end at MAX_OFFSET; the values of PING, PONG and EARLY are arbitrary."""
     assert not refused(made(name, value=frames.MAX_OFFSET))
     assert refused(made(name, value=frames.MAX_OFFSET + 1)) is (name not in ANY_VALUE)
     assert refused(made(name, value=U64)) is (name not in ANY_VALUE)
@@ -159,7 +159,7 @@ def test_values(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [*range(8), *range(19 << 3, 256)])
 def test_unknown_types(kind: int) -> None:
-    """A type that is not in the table ends the session, whatever its flags."""
+    """An unknown type ends the session, whatever its flags."""
     assert refused(bytes((kind,)) + bytes(15))
 
 
@@ -170,7 +170,7 @@ def test_an_empty_message() -> None:
 
 @pytest.mark.parametrize("size", range(1, 20))
 def test_a_frame_cut_short(size: int) -> None:
-    """A message that ends inside a frame ends the session, also behind whole frames."""
+    """A message that ends inside a frame ends the session, also after whole frames."""
     whole = made("DATA", 4)
     assert refused(whole[:size])
     assert refused(whole + whole[:size])
@@ -209,6 +209,6 @@ def test_ack_limit_out_of_range(limit: int) -> None:
 @given(st.integers(0, 0xFFFF), st.integers(0, (1 << 48) - 1))
 @settings(max_examples=50)
 def test_early_value(attempt: int, offset: int) -> None:
-    """An EARLY frame's value is the attempt and the offset, side by side."""
+    """The value of an EARLY frame combines the attempt and the offset."""
     assert frames.split_early(frames.early_value(attempt, offset)) == (attempt, offset)
     assert frames.early_value(attempt, offset) <= U64

@@ -1,4 +1,4 @@
-"""How a window follows what the frames of it say."""
+"""How a window follows the flags of the frames in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdispatch_protocol.wire.frames import BLOCKED, MARKED, frame
 from kdispatch_protocol.wire.messages import Opened, Trying
 from tests.core.conversation import SERVICE, WELCOME, Conversation, open_frame
 
-LIMITS = Limits(window_near=16 * MIB)  # how near the peer is has a test of its own
+LIMITS = Limits(window_near=16 * MIB)  # a test of its own covers the distance of the peer
 
 
 class Path:
@@ -29,7 +29,7 @@ class Path:
         self.now = 0.0
 
     def window(self, *, marked: float = 0.0, blocked: bool = True, taken: float = 1.0, took: float = 0.0) -> int:
-        """One window's worth of bytes arrives; returns the window behind it."""
+        """Let one window's worth of bytes arrive; returns the window after it."""
         inbound = self.inbound
         size = inbound.limit - inbound.received
         late = int(size * marked)
@@ -52,7 +52,7 @@ def test_a_window_that_holds_the_sender_back_doubles() -> None:
 
 
 def test_a_window_that_suffices_stays() -> None:
-    """Where the sender never used up its limit the window stays as it is."""
+    """A window stays as it is if the sender never used up its limit."""
     path = Path()
     assert [path.window(blocked=False) // KIB for _ in range(4)] == [256] * 4
     path.window()
@@ -60,32 +60,32 @@ def test_a_window_that_suffices_stays() -> None:
 
 
 def test_a_program_that_takes_little_gets_no_more() -> None:
-    """Where more than an eighth of a window waits for the program, a larger one would only wait, too."""
+    """A window does not grow while more than an eighth of it waits for the program."""
     assert Path().windows(3, taken=0.8) == [256] * 3
     assert Path().windows(1, taken=0.9) == [512]
 
 
 def test_marks_shrink_it_gently_at_first() -> None:
-    """With all bytes marked it shrinks by an eighth at first, then more and more, down to the floor."""
+    """If all bytes are marked, a window shrinks by an eighth at first, then faster, down to the floor."""
     assert Path().windows(12, marked=1.0) == [224, 175, 124, 81, 50, 29, 16, 16, 16, 16, 16, 16]
 
 
 def test_few_marks_shrink_it_little() -> None:
-    """A window of which a tenth is marked every time shrinks by no more than a twentieth."""
+    """A window of which a tenth is always marked shrinks by at most a twentieth."""
     before = Path()
     sizes = [256, *before.windows(20, marked=0.1)]
     assert all(after >= int(size * 0.949) - 1 for size, after in itertools.pairwise(sizes))
 
 
 def test_after_a_mark_it_grows_by_an_eighth() -> None:
-    """A path that was marked once is not empty: from then on the window grows by an eighth a time."""
+    """After a mark on a path, the window grows by an eighth at a time."""
     path = Path()
     path.window(marked=1.0)
     assert path.windows(3) == [252, 283, 318]
 
 
 def test_a_marked_window_is_not_waited_for() -> None:
-    """A large window on a path that became slow shrinks after half a second of marks, not only when all of it came."""
+    """A large window on a path that became slow shrinks after half a second of marks, before all of it has arrived."""
     path = Path()
     path.windows(6)
     inbound = path.inbound
@@ -103,7 +103,7 @@ def test_a_marked_window_is_not_waited_for() -> None:
 
 
 def test_a_limit_never_goes_down() -> None:
-    """A window that shrinks takes nothing back: the limit stays until the bytes that it allows have come."""
+    """A window that shrinks takes nothing back: the limit stays until the bytes that it allows have arrived."""
     path = Path()
     path.windows(6)
     inbound = path.inbound
@@ -121,7 +121,7 @@ def test_a_limit_never_goes_down() -> None:
 
 
 def test_windows_share_the_budget() -> None:
-    """Streams that want all they can get come to have an N + 1st part of the budget each, whoever came first."""
+    """N streams that want all they can get end with one N + 1st part of the budget each, in any order of arrival."""
     budget = CreditBudget(64 * MIB, LIMITS)
     paths = []
     for _ in range(8):
@@ -139,7 +139,7 @@ def test_windows_share_the_budget() -> None:
 
 
 def test_a_poor_stream_grows_once_there_is_room() -> None:
-    """A stream that began with 16 KiB because others had it all keeps no small window when they are gone."""
+    """A stream that began with 16 KiB because others used the budget grows when they are gone."""
     budget = CreditBudget(2 * MIB, LIMITS)
     path = Path()
     path.budget = budget
@@ -164,7 +164,7 @@ def test_always_within_bounds(rounds: list[tuple[float, bool, float, float]]) ->
 
 @pytest.mark.parametrize("flags", [0, BLOCKED, MARKED])
 def test_nothing_is_kept_for_a_stream_without_flags(flags: int) -> None:
-    """A stream that is never held up nor marked, as most are, carries no more than one empty field for this."""
+    """A stream that is never blocked or marked, as most are, needs only one empty field for this."""
     path = Path()
     path.inbound.accept(0, 100)
     path.inbound.note(flags, 100, 1.0)
@@ -183,7 +183,7 @@ def test_a_near_peer_needs_no_large_window(round_trip: float, most: int) -> None
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.001, 768 * KIB), (0.020, int(0.020 * 640 * MIB))])
 def test_the_round_trip_of_the_open_counts(seconds: float, most: int) -> None:
-    """Each end takes the time from its OPEN, or OPENED, to the answer for how far the other one is."""
+    """Each end measures the round trip from its OPEN, or OPENED, to the answer."""
     talk = Conversation(offer=True)
     client = talk.table.open(SERVICE, "5a" * 16, talk.now)
     number = client.number

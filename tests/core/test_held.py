@@ -1,4 +1,4 @@
-"""What sessions make a relay keep: each kind is counted, bounded by something else, or gone by the end of the read."""
+"""What sessions make a relay keep: each kind is counted, bounded elsewhere, or gone by the end of the read."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _is_container(annotation: ast.AST | None, value: ast.AST | None) -> bool:
 
 
 def _containers(path: Path) -> set[str]:
-    """Each attribute of a class in which something can be kept."""
+    """Each attribute of a class that can hold things."""
     found = set()
     for cls in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)):
         for node in ast.walk(cls):
@@ -171,7 +171,7 @@ def _containers(path: Path) -> set[str]:
 
 
 def test_every_kind_is_known() -> None:
-    """Whatever can keep something in the relay's switch is counted, bounded or transient; a new one has to be named."""
+    """Each container in the relay's switch is counted, bounded or transient, and a new one has to be listed here."""
     found = set().union(*map(_containers, _FILES))
     known = [*COUNTED, *SHARED, *BOUNDED, *TRANSIENT]
     assert len(known) == len(set(known))
@@ -185,7 +185,7 @@ _SERVICE: Final = "ann/web"
 
 
 class Relay:
-    """A switch with little memory; the store says yes."""
+    """A switch with little memory, whose store allows everything."""
 
     def __init__(self, memory: int = 1 << 20, limits: Limits | None = None) -> None:
         self.now = 100.0
@@ -214,7 +214,7 @@ class Relay:
             switch.disconnect(cut.session, self.now)
 
     def sent(self, session: Session) -> list[int]:
-        """What waits for an agent goes out; returns the types."""
+        """Send what waits for an agent; returns the types."""
         said = b""
         while parts := session.outbox.collect(1 << 16, self.now):
             said += b"".join(parts)
@@ -245,7 +245,7 @@ def _open(number: int) -> bytes:
 
 
 def test_each_kind_counts_and_is_given_back() -> None:
-    """Offers, opens, early data, answers, halves, parts of frames and full sockets count, and nothing stays counted."""
+    """Offers, opens, early data, answers, halves, partial frames and full sockets count, and all is given back."""
     relay = Relay()
     host, client = relay.host(1, zone="north"), relay.agent(2)
     assert host.held == held(host) > 1000
@@ -267,12 +267,12 @@ def test_each_kind_counts_and_is_given_back() -> None:
     assert relay.switch.budget.held == held(client) + held(host)
     for session in (client, host):
         relay.switch.disconnect(session, relay.now)
-        session.note_unsent(1000)  # its connection is closed later, and nobody counts it any more
+        session.note_unsent(1000)  # its connection is closed later, and no code counts this any more
     assert (relay.switch.budget.held, relay.switch.budget.queued) == (0, 0)
 
 
 def test_the_largest_of_the_largest_source_goes() -> None:
-    """When memory is short, of the source that holds most the session that holds most is cut; others are not hurt."""
+    """When memory is short, the largest session of the largest source is cut, and others are not affected."""
     relay = Relay(memory=4 << 20)
     relay.host(1)
     honest = [relay.agent(10 + number, f"198.51.100.{number}") for number in range(5)]
@@ -292,7 +292,7 @@ def test_the_largest_of_the_largest_source_goes() -> None:
 
 
 def test_many_small_sessions_of_one_source() -> None:
-    """A source that holds most in many small sessions loses them before an honest one that is larger than each."""
+    """A source that holds most in many small sessions loses those before a larger session of an honest source."""
     relay = Relay(memory=2 << 20)
     relay.host(1)
     honest = relay.agent(9, "198.51.100.1")
@@ -305,7 +305,7 @@ def test_many_small_sessions_of_one_source() -> None:
 
 
 def test_many_addresses_of_one_source() -> None:
-    """The addresses of a network that counts as one source are one here as well."""
+    """The addresses of a network that counts as one source are one source here as well."""
     relay = Relay(memory=2 << 20)
     relay.host(1)
     honest = relay.agent(9, "198.51.100.1", "198.51.100.1")
@@ -318,7 +318,7 @@ def test_many_addresses_of_one_source() -> None:
 
 
 def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When memory ends within a read, sessions are looked through once, not for each of its frames."""
+    """When memory runs out within a read, the sessions are examined once, not for each frame."""
     relay = Relay(memory=1 << 20)
     host, client = relay.host(1), relay.agent(2)
     relay.hear(client, _open(1))
@@ -338,7 +338,7 @@ def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["halves", "answers", "early data", "parts of frames", "unsent"])
 def test_the_budget_holds_whatever_fills_it(kind: str) -> None:
-    """Sessions that fill the budget by one kind are cut, and what they held is free again."""
+    """Sessions that fill the budget with one kind are cut, and what they held is free again."""
     relay = Relay(memory=1 << 20, limits=Limits(idle_burst=1e9, control=1 << 30))
     relay.host(1)
     for number in range(2, 60):
@@ -364,7 +364,7 @@ def test_the_budget_holds_whatever_fills_it(kind: str) -> None:
 
 
 def test_a_half_has_a_deadline() -> None:
-    """A half whose other end does not come is asked for anew by GONE, and kept no longer."""
+    """A half whose other end does not come is ended by GONE, and the agent has to attach again."""
     relay = Relay()
     relay.host(1)
     client = relay.agent(2)
@@ -378,18 +378,18 @@ def test_a_half_has_a_deadline() -> None:
     relay.switch.handle_timeout(relay.now)
     assert relay.sent(client) == [frames.GONE] * 20
     assert len(client.halves) == 10
-    relay.hear(client, _attach(range(101, 141, 2)))  # an honest agent says it again
+    relay.hear(client, _attach(range(101, 141, 2)))  # an honest agent repeats it
     assert len(client.halves) == 30
     relay.now += 60
     relay.switch.handle_timeout(relay.now)
     assert len(client.halves) == 20
     relay.switch.disconnect(client, relay.now)
     assert relay.switch.next_deadline() is None
-    assert Limits().attach_wait > Limits().grace  # who waits as long as agents do never hears of it
+    assert Limits().attach_wait > Limits().grace  # an agent that waits no longer than a grace never sees this
 
 
 def test_names_of_services_are_forgotten() -> None:
-    """An agent that opens streams of ever more services makes the relay remember no more than 1,024 of them."""
+    """The relay remembers at most 1,024 services for an agent that opens streams of ever more services."""
     session = Relay().agent(1)
     for number in range(3000):
         assert session.is_first_of(f"ann/s{number}")

@@ -13,24 +13,24 @@ ALIVE, ASK, DEAD = Verdict.ALIVE, Verdict.ASK, Verdict.DEAD
 
 
 def agent() -> Liveness:
-    """An agent's: it asks after 15 s and gives up after 30."""
+    """An agent's liveness: it asks after 15 s and gives up after 30 s."""
     return Liveness(DEFAULT_LIMITS.ping, DEFAULT_LIMITS.dead_agent, 0.0)
 
 
 def relay() -> Liveness:
-    """A relay's: it only listens, for 45 s."""
+    """A relay's liveness: it only listens, for 45 s."""
     return Liveness(None, DEFAULT_LIMITS.dead_relay, 0.0)
 
 
 def exchange(live: Liveness, now: float) -> None:
-    """A message arrives and is answered, right before a check that finds nothing else."""
+    """Let a message arrive and be answered, right before a check that finds nothing else."""
     live.check(now)
     live.heard(now)
     live.passed(now, now)
 
 
 def test_an_agent_asks_then_gives_up() -> None:
-    """After 15 s of silence an agent asks; after 30 s the other end is dead."""
+    """After 15 s of silence an agent asks; after 30 s it takes the other end for dead."""
     live = agent()
     assert live.next_deadline() == 15
     assert live.check(14.9) is ALIVE
@@ -49,7 +49,7 @@ def test_a_relay_only_listens() -> None:
 
 
 def test_a_relay_that_bears_silence() -> None:
-    """Who said that it would be quiet is given up later."""
+    """A relay gives up later on an agent that has announced that it will be quiet."""
     live = relay()
     live.heard(10)
     live.bear(400)
@@ -60,7 +60,7 @@ def test_a_relay_that_bears_silence() -> None:
 
 @pytest.mark.parametrize("make", [agent, relay])
 def test_any_byte_is_life(make: Callable[[], Liveness]) -> None:
-    """Whatever is heard puts the silence before death back to nothing."""
+    """Any received byte restarts the time until the end counts as dead."""
     live = make()
     for now in range(10, 100, 10):
         live.heard(now)
@@ -68,7 +68,7 @@ def test_any_byte_is_life(make: Callable[[], Liveness]) -> None:
 
 
 def test_an_answer() -> None:
-    """An answer to what was asked begins a new silence, with a question of its own 15 s after the last one."""
+    """An answer to a question begins a new silence, and its own question follows 15 s after the last one."""
     live = agent()
     assert live.check(15) is ASK
     live.heard(15.2)
@@ -81,7 +81,7 @@ def test_an_answer() -> None:
 
 @pytest.mark.parametrize("way", ["arrived", "sent"])
 def test_a_way_that_is_silent(way: str) -> None:
-    """Who hears much and says nothing asks every 15 s, and so does who says much and hears no message."""
+    """An end that only receives asks every 15 s; so does an end that sends much and receives no message."""
     live = agent()
     asked = []
     for now in range(1, 61):
@@ -93,7 +93,7 @@ def test_a_way_that_is_silent(way: str) -> None:
 
 
 def test_control_frames_are_life_and_no_traffic() -> None:
-    """WebSocket pings of a box in between keep the session alive, and keep nobody from asking."""
+    """WebSocket pings of a box in between keep the session alive, but do not replace an agent's own question."""
     live = agent()
     asked = 0
     for now in range(10, 200, 10):
@@ -101,12 +101,12 @@ def test_control_frames_are_life_and_no_traffic() -> None:
         verdict = live.check(now)
         asked += verdict is ASK
         assert verdict is not DEAD
-    assert asked == 9  # at 20, 40 ... : a check in ten seconds
+    assert asked == 9  # at 20, 40 ...: one check every ten seconds
 
 
 @pytest.mark.parametrize(("make", "late"), [(agent, 17.1), (agent, 3600.0), (relay, 47.1), (relay, 1e6)])
 def test_a_late_check_is_no_verdict(make: Callable[[], Liveness], late: float) -> None:
-    """A check that comes more than 2 s late asks and waits 3 s before it judges."""
+    """A check that comes more than 2 s late asks, and waits 3 s before it decides."""
     live = make()
     assert live.check(late) is ASK
     assert live.next_deadline() == late + 3
@@ -114,7 +114,7 @@ def test_a_late_check_is_no_verdict(make: Callable[[], Liveness], late: float) -
 
 @pytest.mark.parametrize("make", [agent, relay])
 def test_silence_after_the_probe(make: Callable[[], Liveness]) -> None:
-    """Who says nothing in the 3 s after a late check is dead."""
+    """An end that sends nothing in the 3 s after a late check is dead."""
     live = make()
     assert live.check(100) is ASK
     assert live.check(102.9) is ALIVE
@@ -123,7 +123,7 @@ def test_silence_after_the_probe(make: Callable[[], Liveness]) -> None:
 
 @pytest.mark.parametrize("make", [agent, relay])
 def test_an_answer_to_the_probe(make: Callable[[], Liveness]) -> None:
-    """Who answers the probe after a late check is alive."""
+    """An end that answers the probe after a late check is alive."""
     live = make()
     assert live.check(100) is ASK
     live.heard(100.5)
@@ -132,7 +132,7 @@ def test_an_answer_to_the_probe(make: Callable[[], Liveness]) -> None:
 
 
 def test_a_probe_before_the_time_is_over() -> None:
-    """A probe that a short stop caused does not shorten the silence that is allowed."""
+    """A probe caused by a short stop does not shorten the allowed silence."""
     live = agent()
     assert live.check(18) is ASK
     assert live.check(21) is ALIVE
@@ -141,7 +141,7 @@ def test_a_probe_before_the_time_is_over() -> None:
 
 
 def test_a_probe_judged_late() -> None:
-    """Where the probe's own check is late too, there is no verdict either."""
+    """If the probe's own check is late too, there is no verdict either."""
     live = agent()
     assert live.check(100) is ASK
     assert live.check(110) is ASK
@@ -149,7 +149,7 @@ def test_a_probe_judged_late() -> None:
 
 
 def test_a_silence_that_began_before_a_stop() -> None:
-    """Stopped with a question open, the process asks once more on return."""
+    """A process that was stopped with an open question asks once more when it continues."""
     live = agent()
     assert live.check(15) is ASK
     assert live.check(600) is ASK
@@ -159,7 +159,7 @@ def test_a_silence_that_began_before_a_stop() -> None:
 
 @pytest.mark.parametrize("make", [agent, relay])
 def test_a_doubt_is_answered_at_once_or_never(make: Callable[[], Liveness]) -> None:
-    """After a sleep that the clock did not see, 3 s decide, however short the silence was; a late judge asks again."""
+    """After a sleep that the clock did not see, 3 s decide, however short the silence was; a late check asks again."""
     live = make()
     live.heard(1)
     live.doubt(2)
@@ -177,7 +177,7 @@ def test_a_doubt_is_answered_at_once_or_never(make: Callable[[], Liveness]) -> N
 @given(st.booleans(), st.lists(st.tuples(st.sampled_from(["heard", "check"]), st.floats(0.1, 40)), max_size=40))
 @settings(max_examples=200)
 def test_no_verdict_without_silence(passive: bool, steps: list[tuple[str, float]]) -> None:
-    """However checks and bytes fall, dead is only who was silent for its whole time, and the deadline moves on."""
+    """With any checks and bytes, an end is dead only after its full time of silence, and the deadline moves on."""
     live = relay() if passive else agent()
     patience = 45 if passive else 30
     now = heard = 0.0
@@ -197,7 +197,7 @@ def test_no_verdict_without_silence(passive: bool, steps: list[tuple[str, float]
 @given(st.lists(st.floats(0.01, 14.9), max_size=40))
 @settings(max_examples=50)
 def test_a_busy_session_is_never_asked(waits: list[float]) -> None:
-    """While messages go both ways every 15 s, a check at each deadline finds life."""
+    """While messages go both ways every 15 s, each check finds the session alive and asks nothing."""
     live = agent()
     now = 0.0
     for wait in waits:
@@ -210,7 +210,7 @@ def test_a_busy_session_is_never_asked(waits: list[float]) -> None:
 @given(st.lists(st.floats(0.01, 60), max_size=20))
 @settings(max_examples=100)
 def test_who_falls_silent_is_found_dead(waits: list[float]) -> None:
-    """Checked at each deadline, an end that falls silent is asked and found dead 30 s after its last byte."""
+    """With a check at each deadline, an end that falls silent is asked, and found dead 30 s after its last byte."""
     live = agent()
     now = 0.0
     for wait in waits:
@@ -230,11 +230,11 @@ def test_who_falls_silent_is_found_dead(waits: list[float]) -> None:
 
 
 def test_what_was_survived() -> None:
-    """A silence after which an answer arrives was survived, whoever broke it; a shorter one later changes nothing."""
+    """A silence counts as survived if an answer follows, whoever ended it; a shorter one later changes nothing."""
     live = agent()
     exchange(live, 1)
     assert live.check(14) is ALIVE
-    live.passed(14.5, None)  # it came after the check: the silence had lasted 13 s by then, at least
+    live.passed(14.5, None)  # it came after the check: the silence had lasted at least 13 s by then
     assert live.survived == 13
     exchange(live, 16)
     assert live.check(31) is ASK
@@ -245,19 +245,19 @@ def test_what_was_survived() -> None:
 
 
 def test_the_silence_before_an_end() -> None:
-    """A session that is closed in the midst of a silence ends for that; at a PING for the one before it."""
+    """A session that is closed during a silence ended because of it; at a PING, because of the one before."""
     live = agent()
     exchange(live, 5)
     assert live.silence(14, Cut.CLOSED) == 9
     assert live.check(15) is ALIVE
     assert live.check(20) is ASK
     assert live.silence(20.3, Cut.CLOSED) == 15
-    assert live.silence(29, Cut.CLOSED) == 9  # after the PING, which was left without an answer
+    assert live.silence(29, Cut.CLOSED) == 9  # after the unanswered PING
     assert live.silence(35, Cut.UNANSWERED) == 15
 
 
 def test_what_was_not_answered_later() -> None:
-    """What we said in a silence, and what needs no answer, begins another silence."""
+    """Anything that was sent during a silence, and what needs no answer, begins another silence."""
     live = agent()
     exchange(live, 1)
     live.check(8)
@@ -268,14 +268,14 @@ def test_what_was_not_answered_later() -> None:
     live = agent()
     exchange(live, 1)
     live.check(1.05)
-    live.passed(None, 1.1)  # an ACK behind what arrived
+    live.passed(None, 1.1)  # an ACK after the data that arrived
     live.check(6)
     assert live.silence(10, Cut.CLOSED) == pytest.approx(8.9)
 
 
 @pytest.mark.parametrize("cut", list(Cut))
 def test_a_busy_session_that_is_lost(cut: Cut) -> None:
-    """Who goes on sending until the end, while nothing comes back, was not silent."""
+    """An end that sends until the session is lost, while nothing comes back, was not silent."""
     live = agent()
     exchange(live, 1)
     for now in range(2, 32):
@@ -286,7 +286,7 @@ def test_a_busy_session_that_is_lost(cut: Cut) -> None:
 
 
 def test_a_process_that_stood_still() -> None:
-    """After a stop or a sleep a session is no witness until a message has arrived."""
+    """After a stop or a sleep, a session proves nothing until a message has arrived."""
     live = agent()
     told = []
     live.check(100)
@@ -303,10 +303,10 @@ def test_a_process_that_stood_still() -> None:
 @given(st.lists(st.tuples(st.floats(0.01, 20), st.booleans(), st.booleans()), max_size=40), st.floats(0.01, 30))
 @settings(max_examples=300)
 def test_silences_are_never_made_up(steps: list[tuple[float, bool, bool]], last: float) -> None:
-    """Whatever passes and whenever it is looked at, no silence is told that is longer than there was one."""
+    """Whatever passes and whenever it is checked, no reported silence is longer than the real one."""
     live = agent()
     now = 0.0
-    times = [0.0]  # of messages either way
+    times = [0.0]  # times of messages in either direction
     for wait, arrives, sends in steps:
         now += wait
         if arrives:

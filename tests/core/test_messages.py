@@ -32,7 +32,7 @@ CLASSES: list[type[Message]] = [
 
 ID = "0123456789abcdef" * 2
 KEY = ID * 2
-# The least that each takes.
+# The smallest payload of each.
 LEAST: dict[type[Message], dict[str, Any]] = {
     Hello: {"versions": [1], "secret": KEY},
     Welcome: {"version": 1, "relay": ID, "credit": 0, "spread_ms": 0, "opens": 1, "streams": 1},
@@ -151,14 +151,14 @@ def refused(kind: type[Message], payload: bytes) -> bool:
 
 
 def with_(kind: type[Message], **changes: object) -> bytes:
-    """The least valid payload, changed."""
+    """The smallest valid payload, changed."""
     return json.dumps(LEAST[kind] | changes).encode()
 
 
 @given(st.one_of(VALID))
 @settings(max_examples=300)
 def test_what_was_encoded_is_parsed(message: Message) -> None:
-    """Every message comes back from its own payload, which leaves out what is None."""
+    """Every message equals the one parsed from its payload, which leaves out ``None``."""
     payload = message.encode()
     assert type(message).parse(payload) == message
     assert None not in json.loads(payload).values()
@@ -166,7 +166,7 @@ def test_what_was_encoded_is_parsed(message: Message) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_the_least_payload(kind: type[Message]) -> None:
-    """What has a default may be missing or null, what has none may not."""
+    """A field with a default may be missing or null; a field without one may not."""
     least = LEAST[kind]
     parsed = kind.parse(with_(kind))
     assert kind.parse(parsed.encode()) == parsed
@@ -189,21 +189,21 @@ def test_unknown_keys(kind: type[Message]) -> None:
 @example(Hello, b"\xef\xbb\xbf{}")
 @settings(max_examples=300)
 def test_any_bytes(kind: type[Message], payload: bytes) -> None:
-    """Parsing is total over bytes."""
+    """The parser returns a message or its one error for any bytes."""
     refused(kind, payload)
 
 
 @given(st.sampled_from(CLASSES), anything)
 @settings(max_examples=200)
 def test_any_json(kind: type[Message], content: object) -> None:
-    """Parsing is total over JSON; what is not an object is refused."""
+    """The parser returns a message or its one error for any JSON, and refuses everything but objects."""
     assert refused(kind, json.dumps(content).encode()) or isinstance(content, dict)
 
 
 @given(st.data())
 @settings(max_examples=250)
 def test_any_value_in_any_field(data: st.DataObject) -> None:
-    """Parsing is total over the values of its own fields, and what it takes it can encode."""
+    """The parser returns a message or its one error for any values in its fields, and can encode what it accepts."""
     kind = data.draw(st.sampled_from(CLASSES))
     name = data.draw(st.sampled_from(sorted(kind.__dataclass_fields__)))
     payload = with_(kind, **{name: data.draw(anything)})
@@ -218,7 +218,7 @@ WRONG_TYPES: list[Any] = [True, False, 1.0, float("nan"), float("inf"), 10**40, 
 @pytest.mark.parametrize("wrong", WRONG_TYPES, ids=lambda v: repr(v)[:12])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_wrong_values(kind: type[Message], wrong: object) -> None:
-    """No field takes a boolean for a number, a fraction, a NaN, a number out of range or another type."""
+    """No field accepts a boolean for a number, a fraction, a NaN, a number out of range or another type."""
     flags = {"fin", "opening"} if isinstance(wrong, bool) else set()
     empty = {"capabilities", "predecessors"} if wrong == [] else {"labels"} if wrong == {} else set()
     for name in set(kind.__dataclass_fields__) - empty - flags:
@@ -275,7 +275,7 @@ def test_wrong_values(kind: type[Message], wrong: object) -> None:
     ],
 )
 def test_each_check(kind: type[Message], name: str, wrong: object) -> None:
-    """Just beyond each rule a value is refused, and the error names the field."""
+    """A value just beyond a rule is refused, and the error names the field."""
     with pytest.raises(RemoteProtocolError, match=f"wrong '{name}'"):
         kind.parse(with_(kind, **{name: wrong}))
 
@@ -298,7 +298,7 @@ def test_each_check(kind: type[Message], name: str, wrong: object) -> None:
     ],
 )
 def test_each_bound(kind: type[Message], name: str, value: object) -> None:
-    """Each rule takes a value at its very bound."""
+    """Each rule accepts a value at its bound."""
     assert getattr(kind.parse(with_(kind, **{name: value})), name) == value
 
 
@@ -329,13 +329,13 @@ def test_hostile_json(kind: type[Message], payload: bytes) -> None:
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig"])
 def test_payloads_are_utf_8(kind: type[Message], encoding: str) -> None:
-    """A valid payload in another encoding, or behind a byte order mark, is refused."""
+    """A valid payload in another encoding, or after a byte order mark, is refused."""
     assert refused(kind, json.dumps(LEAST[kind]).encode(encoding))
 
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_white_space_around_a_payload(kind: type[Message]) -> None:
-    """White space around the object is JSON's, and says nothing."""
+    """White space around the object is valid JSON and changes nothing."""
     payload = json.dumps(LEAST[kind], indent=1)
     assert kind.parse(f" \r\n{payload}\t\n".encode()) == kind.parse(payload.encode())
     assert refused(kind, f"{payload} 1".encode())
@@ -349,7 +349,7 @@ def test_payloads_of_every_buffer_type(view: type[bytes]) -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_codes_of_the_table_travel(code: str) -> None:
-    """Each code of the table is one that RESET and GOAWAY carry."""
+    """RESET and GOAWAY carry every code of the table."""
     assert Reset.parse(Reset(code=code).encode()).code == code
     assert Goaway.parse(Goaway(code=code).encode()).code == code
 
@@ -364,7 +364,7 @@ def test_our_own_texts_fit() -> None:
 @example("\x1b[2J\r\n\u202e\ud800\x7f\x9b\u2028", 60)
 @settings(max_examples=200)
 def test_printable(text: str, most: int) -> None:
-    """What is shown has no control characters and is no longer than asked; good characters stay."""
+    """Displayed text has no control characters and is no longer than requested; other characters stay."""
     shown = printable(text, most)
     assert shown.isprintable()
     assert len(shown) == min(len(text), most)
@@ -373,5 +373,5 @@ def test_printable(text: str, most: int) -> None:
 
 
 def test_public_names() -> None:
-    """What the module exports is there."""
+    """All names that the module exports exist."""
     assert {kind.__name__ for kind in CLASSES} | {"QUIET", "printable", "reset_frame"} == set(messages.__all__)

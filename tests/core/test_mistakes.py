@@ -1,4 +1,4 @@
-"""The property tests are worth something: with any of these mistakes in the code they fail."""
+"""The property tests are effective: they fail with any of these mistakes in the code."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def acknowledges_too_much(patch: Patch) -> None:
 
 
 def credit_as_deltas(patch: Patch) -> None:
-    """An ACK says how much more may be sent, and ATTACH nothing of it."""
+    """An ACK states how much more may be sent, and ATTACH states none of it."""
     told: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
     make_ack, on_ack, attach = Stream.make_ack, Endpoint._ack, Outbound.attach
 
@@ -117,7 +117,7 @@ def no_tombstones(patch: Patch) -> None:
 
 
 def old_numbers_are_taken(patch: Patch) -> None:
-    """Frames under a number that was left still count: those of a replaced session, and of before a switch."""
+    """Frames under an old number still count: those of a replaced session, and those from before a switch."""
     greeted = Switch._hello
 
     def drop(self: AgentSession, stream: Stream) -> None:
@@ -133,7 +133,7 @@ def old_numbers_are_taken(patch: Patch) -> None:
 
     def hello(self: Switch, session: Session, type_: int, payload: memoryview) -> None:
         greeted(self, session, type_, payload)
-        # The older one is not cut: what it still says goes where it always went.
+        # The older one is not cut: its frames are handled as before.
         self.take_cuts()
 
     forgotten = StreamTable._forget
@@ -144,7 +144,7 @@ def old_numbers_are_taken(patch: Patch) -> None:
 
 
 def old_numbers_are_taken_after_a_switch(patch: Patch) -> None:
-    """A stream that has moved still listens to what comes under the number before."""
+    """A stream that has moved still accepts frames under its earlier number."""
     switch, forget = Resumption._switch, StreamTable._forget
 
     def switched(stream: Stream, session: AgentSession, number: int) -> None:
@@ -168,7 +168,7 @@ def replay_is_freed_when_written(patch: Patch) -> None:
 
 
 def fin_is_never_repeated(patch: Patch) -> None:
-    """FIN without an acknowledgement of its own: once sent, it counts as there."""
+    """FIN has no acknowledgement: once sent, it counts as received."""
     rewind = Outbound.rewind
 
     def rewound(self: Outbound) -> None:
@@ -189,7 +189,7 @@ def early_data_goes_to_another_host(patch: Patch) -> None:
 
 
 def relay_is_thought_to_remember(patch: Patch) -> None:
-    """A stream that was attached once is not attached in the next session: the relay had it, after all."""
+    """A stream that was attached once is not attached in the next session, because the relay had it."""
     attach = Resumption._attach
 
     def only_new(self: Resumption, streams: list[Stream]) -> None:
@@ -199,7 +199,7 @@ def relay_is_thought_to_remember(patch: Patch) -> None:
 
 
 def attach_is_believed_twice(patch: Patch) -> None:
-    """What a refused or repeated ATTACH says is acted on: the receiver's numbers go back."""
+    """A refused or repeated ATTACH is acted on: the receiver's numbers go back."""
     join = Resumption._join
 
     def joined(self: Resumption, session: AgentSession, stream: Stream, entry: AttachEntry, now: float) -> None:
@@ -247,7 +247,7 @@ def marks_are_ignored(patch: Patch) -> None:
 def test_planted_mistakes_in_windows_are_found(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None], proof: Callable[[], None]
 ) -> None:
-    """What windows promise is watched: each of these mistakes in their growth fails the test of that promise."""
+    """Each of these mistakes in the growth of windows fails the test of the promise that it breaks."""
     mistake(monkeypatch.setattr)
     with pytest.raises(AssertionError):
         proof()
@@ -263,7 +263,7 @@ def passed_on_is_not_kept(patch: Patch) -> None:
 
 
 def relay_lets_data_overtake(patch: Patch) -> None:
-    """The relay's fast path looks at no outbox."""
+    """The relay's fast path does not check the outbox."""
     right = Switch.pass_on
 
     def pass_on(self: Switch, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
@@ -281,7 +281,7 @@ def relay_lets_data_overtake(patch: Patch) -> None:
 
 
 def reset_overtakes_last_words(patch: Patch) -> None:
-    """A program that ended is told of at once."""
+    """The end of a program is reported at once, before its last data."""
 
     def begin(self: Farewells, stream: Stream, code: str, text: str, now: float, *, more: bool = False) -> None:
         self._table.fail(stream, code, text)
@@ -298,7 +298,7 @@ def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
 
 
 def dropped_bytes_are_credited_for_ever(patch: Patch) -> None:
-    """The mistake that was reverted once: a sender that never ends is credited for each byte."""
+    """A sender that never ends is credited for each byte: a mistake that was reverted once."""
     patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consumed(stream, count, now))
 
 
@@ -323,7 +323,7 @@ def data_does_not_wait_for_its_message(patch: Patch) -> None:
 
 
 def a_half_is_not_given_back(patch: Patch) -> None:
-    """What a half holds is not counted off when it is dropped."""
+    """The memory of a dropped half is not given back."""
 
     def pop(self: Held[int, Any], key: int) -> None:
         if isinstance(self[key], Half):
@@ -336,12 +336,12 @@ def a_half_is_not_given_back(patch: Patch) -> None:
 
 
 def answers_are_not_counted(patch: Patch) -> None:
-    """Control frames that wait are not in the budget."""
+    """Waiting control frames are not counted in the budget."""
     patch(Session, "_hold_control", lambda self, size, frames: None)
 
 
 def early_is_counted_twice(patch: Patch) -> None:
-    """Early data is counted when it comes, and once more at each piece."""
+    """Early data is counted on arrival, and once more at each piece."""
     right = Route.hold_early
 
     def hold_early(self: Route, attempt: int, offset: int, payload: memoryview, limits: Limits) -> bool:
@@ -367,7 +367,7 @@ def one_token_ends_all_offers(patch: Patch) -> None:
 
 
 def a_lost_session_leaves_a_ghost(patch: Patch) -> None:
-    """A session takes along one offer of each host, though its process made several there."""
+    """A lost session removes one offer of each host, although its process made several there."""
     right = Offers.session_lost
 
     def session_lost(self: Offers, session: Session, now: float) -> None:
@@ -389,12 +389,12 @@ def an_ended_stream_stays_indexed(patch: Patch) -> None:
 
 
 def a_late_answer_counts(patch: Patch) -> None:
-    """What the store said before a change is believed after it."""
+    """A store's answer from before a change is believed after it."""
     patch(Doubts, "add", lambda self, scope: None)
 
 
 def a_place_is_not_given_back(patch: Patch) -> None:
-    """A stream that finished well goes on counting among those of its source."""
+    """A stream that finished well still counts among those of its source."""
     right = Account.remove
 
     def remove(self: Account, source: str, *, public: bool) -> None:
@@ -419,7 +419,7 @@ def a_place_is_not_given_back(patch: Patch) -> None:
 def test_planted_mistakes_in_the_books_are_found(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None]
 ) -> None:
-    """Registry and indexes are watched after every step: each of these mistakes is found within 400 worlds."""
+    """Registry and indexes are checked after every step: each of these mistakes is found within 400 worlds."""
     mistake(monkeypatch.setattr)
     with pytest.raises(AssertionError) as found:  # noqa: PT012 - whichever check sees it first
         for seed in range(400):
@@ -460,7 +460,7 @@ def test_planted_mistakes_in_the_books_are_found(
 def test_planted_mistakes_are_found(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Patch], None], storm: Storm
 ) -> None:
-    """The property tests fail when the code is wrong: each of these mistakes is found within 4,000 runs."""
+    """The property tests find each of these mistakes within 4,000 runs."""
     mistake(monkeypatch.setattr)
     with pytest.raises(Exception, match=r".*") as found:  # noqa: PT012 - whichever check sees it first
         for seed in range(4000):
@@ -469,7 +469,7 @@ def test_planted_mistakes_are_found(
 
 
 def test_without_a_mistake_nothing_is_found() -> None:
-    """The worlds by which mistakes are found are worlds in which the code as it is holds."""
+    """The worlds that find mistakes pass with the code as it is."""
     for seed in range(40):
         for storm in (CALM, LOSSES, TRUSTY, LAST_WORDS):
             run(seed, storm)

@@ -19,7 +19,7 @@ LETTERS = string.ascii_lowercase + string.digits
 
 
 def is_name(text: str) -> bool:
-    """The rule in words: 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'."""
+    """The rule in words: 1 to 63 of a-z, 0-9 and '-', not first or last a '-'."""
     return 1 <= len(text) <= 63 and set(text) <= set(LETTERS + "-") and text[0] != "-" and text[-1] != "-"
 
 
@@ -31,7 +31,7 @@ def is_name(text: str) -> bool:
 @example("ﬀ")
 @settings(max_examples=300)
 def test_names(text: str) -> None:
-    """A name is 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'; anything else is bad_name."""
+    """A name is 1 to 63 of a-z, 0-9 and '-', not first or last a '-'; anything else is bad_name."""
     if is_name(text):
         assert check_name(text) == text
         return
@@ -59,7 +59,7 @@ def test_services(text: str) -> None:
 
 
 def test_the_pattern_is_for_others_to_embed() -> None:
-    """The pattern is the rule as the database's and the page's checks take it over."""
+    """The pattern expresses the same rule, for the checks of the database and of the page."""
     assert re.fullmatch(NAME_PATTERN, "a-b")
     assert not re.fullmatch(NAME_PATTERN, "a-")
 
@@ -67,7 +67,7 @@ def test_the_pattern_is_for_others_to_embed() -> None:
 @given(st.sampled_from(KINDS), secrets)
 @settings(max_examples=100)
 def test_tokens_come_back(kind: str, secret: bytes) -> None:
-    """A token says its kind, carries its 32 bytes and is plain text of one length."""
+    """A token names its kind, carries its 32 bytes and is plain text of one length."""
     token = format_token(kind, secret)
     assert token_kind(token) == kind
     assert len(token) == 55
@@ -85,7 +85,7 @@ def test_one_character_changed(token: str, place: int, character: str) -> None:
 
 
 def test_every_change_of_one_token() -> None:
-    """No change of one character of a token goes unseen, at any place, by any character of the alphabet."""
+    """Any change of one character of a token is detected, at any place, with any character of the alphabet."""
     token = format_token("adm", bytes(range(32)))
     for place in range(len(token)):
         for character in set(string.printable) - {token[place]}:
@@ -95,7 +95,7 @@ def test_every_change_of_one_token() -> None:
 @given(tokens, st.integers(0, 53))
 @settings(max_examples=100)
 def test_two_neighbours_swapped_and_cuts(token: str, place: int) -> None:
-    """A token with two neighbours swapped, cut or continued is not well-formed."""
+    """A token with two neighbours swapped, cut or extended is not well-formed."""
     swapped = token[:place] + token[place + 1] + token[place] + token[place + 2 :]
     assert token_kind(swapped) in ({token[:3]} if swapped == token else {None})
     for wrong in (token[:place], token[place + 1 :], token + "0", token + "\n", " " + token):
@@ -105,7 +105,7 @@ def test_two_neighbours_swapped_and_cuts(token: str, place: int) -> None:
 @given(st.text(st.characters(), max_size=80))
 @settings(max_examples=100)
 def test_any_text_has_a_kind_or_none(text: str) -> None:
-    """Whatever is given as a token has no kind, raises nothing, and has a digest."""
+    """Any text given as a token has a kind or none, raises nothing, and has a digest."""
     assert token_kind(text) is None
     assert len(token_digest(text)) == 32
 
@@ -114,7 +114,7 @@ def test_any_text_has_a_kind_or_none(text: str) -> None:
     ("kind", "secret"), [("xyz", bytes(32)), ("ADM", bytes(32)), ("", bytes(32)), ("adm", bytes(31)), ("adm", b"")]
 )
 def test_tokens_that_are_none(kind: str, secret: bytes) -> None:
-    """A token is made of a known kind and 32 bytes, nothing else."""
+    """A token needs a known kind and 32 bytes."""
     with pytest.raises(ValueError, match="32 bytes"):
         format_token(kind, secret)
 
@@ -127,7 +127,7 @@ def test_digest() -> None:
 
 @pytest.mark.parametrize("kind", ["adm", "svc", "cli", "hst", "inv"])
 def test_an_error_holds_no_token(kind: str) -> None:
-    """A token that was put where a name belongs is not repeated, whole or cut."""
+    """An error about a name does not repeat a token that was given as the name, whole or cut."""
     token = format_token(kind, bytes(range(32)))
     for typed in (token, token[:-9], f"https://{token}@relay"):
         error = KdispatchError("bad_name", f"{typed!r} is no name.")

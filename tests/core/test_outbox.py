@@ -34,7 +34,7 @@ class Lane:
 
 
 class Blocked(Lane):
-    """A source that lost what it had to send, as a reset stream does."""
+    """A source that lost what it had to send, like a reset stream."""
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:
         self.sizes.clear()
@@ -42,7 +42,7 @@ class Blocked(Lane):
 
 
 class Stream:
-    """Something that owes an ACK."""
+    """An object that owes an ACK."""
 
     def __init__(self, frame: bytes) -> None:
         self.frame = frame
@@ -59,12 +59,12 @@ def box(*lanes: Lane) -> Outbox:
 
 
 def turns(parts: list[Buffer]) -> list[tuple[str, int]]:
-    """Who sent how much, frame by frame."""
+    """Which lane sent how much, frame by frame."""
     return [(chr(part[0]), len(part)) for part in parts]
 
 
 def test_an_empty_outbox() -> None:
-    """An outbox with nothing in it is false and gives nothing."""
+    """An empty outbox is false and returns nothing."""
     outbox = box()
     assert not outbox
     assert outbox.collect(1 << 20, 0) == []
@@ -82,7 +82,7 @@ def test_control_first_then_acks_then_data() -> None:
 
 
 def test_control_overtakes_waiting_data() -> None:
-    """What is urgent comes next, however much data waits."""
+    """Urgent frames come next, however much data waits."""
     outbox = box(Lane(b"d", *[100] * 50))
     outbox.collect(200, 0)
     outbox.send(b"urgent")
@@ -104,7 +104,7 @@ def test_one_ack_per_stream() -> None:
 
 
 def test_an_ack_that_nobody_needs_any_more() -> None:
-    """A stream that has nothing to tell when its turn comes sends nothing."""
+    """A stream that has nothing to acknowledge when its turn comes sends nothing."""
     outbox = box()
     outbox.acknowledge(Stream(b""))
     assert outbox
@@ -113,7 +113,7 @@ def test_an_ack_that_nobody_needs_any_more() -> None:
 
 
 def test_an_ack_that_waits_for_company() -> None:
-    """It is nothing to send by itself, goes along with what is sent, once, and is due when it is hurried."""
+    """A delayed ACK causes no sending by itself, goes along once with other frames, and is due when it is hurried."""
     outbox = box()
     outbox.acknowledge_soon(Stream(b"a"))
     assert not outbox
@@ -153,7 +153,7 @@ def test_turns_of_a_quantum() -> None:
 
 
 def test_a_large_frame_is_paid_for() -> None:
-    """A source whose frame was larger than its quantum waits the longer for its next turn."""
+    """A source whose frame was larger than its quantum waits longer for its next turn."""
     outbox = box(Lane(b"a", *[3000] * 2), Lane(b"b", *[1000] * 6))
     order = "".join(name for name, _ in turns(outbox.collect(1 << 20, 0)))
     assert order == "abbbabbb"
@@ -167,7 +167,7 @@ def test_activating_again() -> None:
 
 
 def test_a_source_with_nothing_left_leaves() -> None:
-    """A source that is not ready leaves the ring, without credit for the time it is away, and may come back."""
+    """A source that is not ready leaves the ring, gains no credit while it is away, and may come back."""
     lane = Lane(b"a", 10)
     outbox = box(lane)
     outbox.collect(1 << 20, 0)
@@ -180,7 +180,7 @@ def test_a_source_with_nothing_left_leaves() -> None:
 
 
 def test_a_lone_source_takes_no_turns() -> None:
-    """While nobody else waits, a source may fill the batch, and owes nothing for it to those who come later."""
+    """While no other source waits, a source may fill the batch without owing anything to later sources."""
     lane = Lane(b"a", *[300] * 30)
     outbox = box(lane)
     outbox.collect(6000, 0)
@@ -191,7 +191,7 @@ def test_a_lone_source_takes_no_turns() -> None:
 
 
 def test_a_source_that_was_reset() -> None:
-    """A source that turns out to have nothing gives its turn to the next."""
+    """A source that turns out to be empty passes its turn to the next."""
     reset = Blocked(b"r", 10)
     outbox = box(reset, Lane(b"a", 10))
     assert turns(outbox.collect(1 << 20, 0)) == [("a", 10)]
@@ -199,7 +199,7 @@ def test_a_source_that_was_reset() -> None:
 
 
 def test_a_source_is_not_asked_for_more_than_the_batch_has_room() -> None:
-    """The last source of a batch is asked for what is still missing."""
+    """The last source of a batch is asked for as much as is missing."""
     lane = Lane(b"a", *[100] * 10)
     outbox = box(lane)
     outbox.send(b"c" * 70)
@@ -208,7 +208,7 @@ def test_a_source_is_not_asked_for_more_than_the_batch_has_room() -> None:
 
 
 def test_small_batches_make_short_turns() -> None:
-    """A session so slow that its batches are small gives each source a quarter of one: who comes last waits less."""
+    """A session with small batches gives each source a quarter of a batch, so that later ones wait less."""
     lanes = [Lane(bytes([ord("a") + number]), *[1 * KIB] * 64) for number in range(8)]
     outbox = Outbox(Limits())
     for lane in lanes:
@@ -222,7 +222,7 @@ def test_small_batches_make_short_turns() -> None:
 @given(st.lists(st.lists(st.integers(1, 3000), min_size=1, max_size=40), min_size=2, max_size=8))
 @settings(max_examples=150)
 def test_fair_shares(frames: list[list[int]]) -> None:
-    """While sources have something to send, what they got differs by less than two quanta and a frame each."""
+    """While sources have something to send, their totals differ by less than two quanta and a frame each."""
     lanes = [Lane(bytes((97 + place,)), *sizes) for place, sizes in enumerate(frames)]
     left = {chr(97 + place): sum(sizes) for place, sizes in enumerate(frames)}
     bound = 2 * QUANTUM + max(size for sizes in frames for size in sizes)
@@ -240,7 +240,7 @@ def test_fair_shares(frames: list[list[int]]) -> None:
 )
 @settings(max_examples=150)
 def test_no_starvation(frames: list[list[int]], batches: list[int]) -> None:
-    """In batches of any sizes, all frames go out, each lane's in order, no batch is empty or much too large."""
+    """In batches of any sizes, all frames go out, each lane's in order, and no batch is empty or far too large."""
     lanes = [Lane(bytes((97 + place,)), *sizes) for place, sizes in enumerate(frames)]
     outbox = box(*lanes)
     sent: dict[str, list[int]] = {chr(lane.name[0]): [] for lane in lanes}
@@ -266,7 +266,7 @@ def test_a_late_comer_does_not_wait() -> None:
 
 
 class _Endless:
-    """A source of frames of one size that never runs dry."""
+    """A source of frames of one size that never becomes empty."""
 
     def __init__(self, frame: int) -> None:
         self.deficit, self.queued, self.sent, self._frame = 0, False, 0, frame
@@ -284,7 +284,7 @@ class _Endless:
 
 
 def test_a_source_saves_no_turns() -> None:
-    """A source that was cut by small batches has no claim to more than its quantum later on."""
+    """A source that was limited by small batches gets no more than its quantum later."""
     outbox = Outbox(Limits(quantum=1000))
     old, new = _Endless(500), _Endless(500)
     outbox.activate(old)
@@ -300,7 +300,7 @@ def test_a_source_saves_no_turns() -> None:
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=8), st.lists(st.integers(1, 3000), min_size=2, max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_sources_get_the_same_whatever_the_batches(batches: list[int], sizes: list[int]) -> None:
-    """Sources that always have something to send get the same, whatever the sizes of batches and frames."""
+    """Sources that always have something to send get equal amounts, for any sizes of batches and frames."""
     outbox = Outbox(Limits(quantum=1000))
     endless = [_Endless(size) for size in sizes]
     for source in endless:

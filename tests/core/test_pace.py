@@ -10,7 +10,7 @@ LIMITS = Limits()
 
 
 class Socket:
-    """One that is written to as long as it has room; it frees that in jumps, as kernels do."""
+    """A socket that is written to while it has room; it frees room in jumps, as kernels do."""
 
     def __init__(self, rate: float, jump: int = 64 * KIB) -> None:
         self.pace = Pace(LIMITS)
@@ -20,7 +20,7 @@ class Socket:
         self._jump = jump
 
     def drive(self, seconds: float) -> int:
-        """Keep it full for so long; returns the batch then."""
+        """Keep it full for this long; returns the batch then."""
         end = self.now + seconds
         while self.now < end:
             self.pace.filled(self.taken, self.now)
@@ -36,23 +36,23 @@ def test_unknown_rate() -> None:
 
 
 def test_a_slow_socket() -> None:
-    """On 1 MB/s a batch comes to be what drains in 20 ms, though the kernel takes 64 KiB at a time."""
+    """At 1 MB/s a batch becomes what drains in 20 ms, although the kernel takes 64 KiB at a time."""
     assert abs(Socket(1e6).drive(3.0) - 20_000) < 200
     assert abs(Socket(1e6, jump=3 * KIB).drive(3.0) - 20_000) < 2000
 
 
 def test_the_slowest_socket() -> None:
-    """No link is so slow that batches get smaller than the least."""
+    """On the slowest links, batches do not get smaller than the minimum."""
     assert Socket(10_000).drive(100.0) == LIMITS.batch_min
 
 
 def test_a_fast_socket() -> None:
-    """No link is so fast that batches get larger than the most."""
+    """On the fastest links, batches do not get larger than the maximum."""
     assert Socket(100 * MIB).drive(1.0) == LIMITS.batch_max
 
 
 def test_a_short_pause_of_a_fast_socket() -> None:
-    """A reader that was busy for a quarter of a second does not make a fast link slow."""
+    """A reader that is busy for a quarter of a second does not make a fast link count as slow."""
     socket = Socket(300 * MIB)
     socket.drive(0.5)
     socket.pace.filled(socket.taken, socket.now)
@@ -62,7 +62,7 @@ def test_a_short_pause_of_a_fast_socket() -> None:
 
 
 def test_rests_are_not_counted() -> None:
-    """A socket that has nothing to take for a while is not slow."""
+    """A socket without data for a while does not count as slow."""
     socket = Socket(100 * MIB)
     for _ in range(10):
         socket.drive(0.001)
@@ -71,7 +71,7 @@ def test_rests_are_not_counted() -> None:
 
 
 def test_a_link_that_became_fast() -> None:
-    """Batches grow again where the link is full at a higher rate, and where it is not full any more."""
+    """Batches grow again if the link is full at a higher rate, and if it is no longer full."""
     socket = Socket(0.5e6)
     assert socket.drive(5.0) == LIMITS.batch_min
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_link_that_became_fast() -> None:
 @given(st.lists(st.tuples(st.integers(0, 1 << 30), st.floats(0, 100), st.floats(0, 1), st.booleans())))
 @settings(max_examples=100)
 def test_always_within_bounds(times: list[tuple[int, float, float, bool]]) -> None:
-    """Whatever is measured, a batch stays between the least and the most."""
+    """Whatever is measured, a batch stays between the minimum and the maximum."""
     pace = Pace(LIMITS)
     taken, now = 0, 1000.0
     for size, full, free, never in times:

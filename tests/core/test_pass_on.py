@@ -1,4 +1,4 @@
-"""The fast paths of data: what goes straight on is what would have gone through an outbox, and overtakes nothing."""
+"""The fast paths of data: what they send is what an outbox would have sent, and it overtakes nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sender:
     def do(self, what: str, size: int, more: int) -> None:
         talk, stream, out = self.talk, self.stream, self.stream.outbound
         if not talk.endpoint.ready and what not in {"write", "eof"}:
-            return  # the session is lost: nobody says anything
+            return  # the session is lost
         match what:
             case "write" if not out.eof:
                 self.write(bytes([size % 251]) * size)
@@ -96,7 +96,7 @@ def plain(received: list[Frame]) -> list[Plain]:
 
 
 def same_bytes(said: list[Plain]) -> list[Plain]:
-    """DATA that the general path cut in two, at the size of a frame or at the limit, is one again."""
+    """Joins DATA that the general path cut in two, at the size of a frame or at the limit."""
     out: list[Plain] = []
     for type_, flags, stream, value, payload in said:
         if out and type_ == frames.DATA == out[-1][0] and out[-1][3] + len(out[-1][4]) == value:
@@ -110,7 +110,7 @@ def same_bytes(said: list[Plain]) -> list[Plain]:
 @given(st.booleans(), ops)
 @settings(max_examples=400)
 def test_a_sender_says_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
-    """Through ``pass_on`` a sender's frames, offsets, budget, pauses and events are those of the general path."""
+    """With ``pass_on``, a sender's frames, offsets, budget, pauses and events are those of the general path."""
     fast, general = Sender(fast=True, host=host), Sender(fast=False, host=host)
     for op in happens:
         fast.do(*op)
@@ -164,7 +164,7 @@ class Receiver:
         self.talk.table.sink = lambda _, data: self.read.append(bytes(data))
 
     def hear(self, message: bytes) -> None:
-        """One read of the agent's."""
+        """Handle one read of the agent's connection."""
         table, session = self.talk.table, self.talk.session
         received = decode(message)
         if self.fast and is_alone(received):
@@ -180,7 +180,7 @@ class Receiver:
     def do(self, what: str, size: int, more: int) -> None:
         talk, stream = self.talk, self.stream
         if talk.session not in talk.table.sessions:
-            return  # it is lost: nobody says anything
+            return  # it is lost
         start = stream.inbound.received
         number = stream.number or 99
         match what:
@@ -226,7 +226,7 @@ heard = st.tuples(
 @given(st.booleans(), st.lists(heard, max_size=25))
 @settings(max_examples=400)
 def test_a_receiver_does_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
-    """Through ``accept_data`` what a program reads and a receiver says, counts and tells is the general path's."""
+    """With ``accept_data``, what a program reads and a receiver sends and counts is the same as on the general path."""
     fast, general = Receiver(fast=True, host=host), Receiver(fast=False, host=host)
     for op in happens:
         fast.do(*op)
@@ -239,7 +239,7 @@ def test_a_receiver_does_the_same_either_way(host: bool, happens: list[tuple[str
 
 
 class Socket:
-    """What a relay's fast path writes to for one session."""
+    """The socket of one session that a relay's fast path writes to."""
 
     def __init__(self, peer: Peer, log: list[tuple[int, bytes]]) -> None:
         self.peer, self.log = peer, log
@@ -268,7 +268,7 @@ class Wired:
         self.heard: dict[int, list[Plain]] = {0: [], 1: []}
 
     def say(self, who: int, message: bytes) -> None:
-        """One read of the relay's from this agent."""
+        """Handle one read from this agent at the relay."""
         relay, session = self.relay, (self.client, self.host)[who].session
         received = decode(message)
         if self.fast and is_alone(received) and relay.switch.pass_on(session, *received[0][1:]):
@@ -338,7 +338,7 @@ def speak(wired: Wired, what: str, who: int, size: int, sent: dict[int, int]) ->
 @given(st.lists(said, max_size=25))
 @settings(max_examples=400)
 def test_a_relay_says_the_same_either_way(happens: list[tuple[str, int, int]]) -> None:
-    """Through ``pass_on`` both agents hear the frames, in the order, that they hear through the outboxes."""
+    """With ``pass_on``, both agents get the same frames in the same order as through the outboxes."""
     fast, general = Wired(fast=True), Wired(fast=False)
     offsets = {0: 0, 1: 0}, {0: 0, 1: 0}
     for what, who, size in happens:
@@ -352,7 +352,7 @@ def test_a_relay_says_the_same_either_way(happens: list[tuple[str, int, int]]) -
     "obstacle", ["nothing", "queue", "ack", "control", "full", "no socket", "limit", "gap", "tight", "stalled", "lost"]
 )
 def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> None:
-    """DATA goes the long way when anything waits for its receiver, or when there is anything to judge about it."""
+    """DATA takes the general path if anything waits for its receiver, or if it has to be checked."""
     wired = Wired(fast=True)
     relay, client, host = wired.relay, wired.client, wired.host
     switch = relay.switch
@@ -386,7 +386,7 @@ def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> N
 
 
 def test_the_fast_paths_are_taken() -> None:
-    """Where nothing stands in the way, the tests above compare two ways and not one with itself."""
+    """If nothing stands in the way, the tests above compare two paths, and not one with itself."""
     sender, receiver, wired = Sender(fast=True, host=True), Receiver(fast=True, host=False), Wired(fast=True)
     sender.do("write", 100, 0)
     receiver.do("data", 100, 0)

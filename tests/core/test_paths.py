@@ -1,4 +1,4 @@
-"""Windows over paths of any rate and length: a model in played time, with the real ends and the real relay."""
+"""Windows over paths of any rate and length: a model in simulated time, with the real ends and the real relay."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Case:
-    """A bottleneck from the relay to the client, the round trip from end to end, and how many downloads there are."""
+    """A bottleneck from the relay to the client, the end-to-end round trip, and the number of downloads."""
 
     rate: float
     round_trip: float
     streams: int
-    settle: float  # seconds until it is looked at
-    queue: float  # seconds that may wait at the relay, in the middle of all looks
+    settle: float  # seconds before the measurement
+    queue: float  # the median of seconds that wait at the relay
 
     def __str__(self) -> str:
         return f"{self.rate / MB:g} MB/s, {self.round_trip * 1000:g} ms, {self.streams}"
@@ -61,7 +61,7 @@ def begun(rate: float, round_trip: float, streams: int = 1) -> Paths:
 
 
 def rate(paths: Paths, seconds: float) -> float:
-    """Bytes a second that arrive in so much time."""
+    """Bytes a second that arrive in this time."""
     before = paths.received
     paths.run(seconds)
     return (paths.received - before) / seconds
@@ -70,7 +70,7 @@ def rate(paths: Paths, seconds: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases())
 def test_a_path_is_filled_and_its_queue_short(case: Case) -> None:
-    """Of any path at least nine tenths are used, and what waits at the relay is a matter of milliseconds."""
+    """On any path at least nine tenths of the rate are used, and only milliseconds of data wait at the relay."""
     paths = begun(case.rate, case.round_trip, case.streams)
     paths.run(case.settle)
     before, queues, windows = paths.received, [], []
@@ -94,7 +94,7 @@ def test_a_path_is_filled_and_its_queue_short(case: Case) -> None:
 
 @pytest.mark.parametrize(("path", "after"), [(12.5 * MB, 2.0), (1.25 * MB, 4.0)])
 def test_streams_of_different_age_come_to_share(path: float, after: float) -> None:
-    """A stream that comes later gets as much as one that has had the path for itself, after a few seconds."""
+    """A stream that comes later gets as much as one that was alone on the path before, after a few seconds."""
     paths = begun(path, 0.040)
     paths.run(4.0)
     paths.download()
@@ -108,7 +108,7 @@ def test_streams_of_different_age_come_to_share(path: float, after: float) -> No
 
 @pytest.mark.slow
 def test_windows_come_down_and_up_again() -> None:
-    """A path that becomes slow has a short queue again once what was granted is through; fast again, it is filled."""
+    """A path that becomes slow has a short queue again once the granted bytes are through; fast again, it is filled."""
     paths = begun(125 * MB, 0.020)
     paths.run(2.0)
     assert paths.downloads[0].window > 2 * MIB
@@ -123,7 +123,7 @@ def test_windows_come_down_and_up_again() -> None:
 
 
 def test_a_pause_of_the_receiver_is_no_congestion() -> None:
-    """On a fast path nothing is marked, and no window shrinks, because the receiver's process was busy for a moment."""
+    """On a fast path, a short pause of the receiver's process causes no mark and shrinks no window."""
     paths = begun(1000 * MB, 0.004)
     paths.run(0.5)
     before = paths.downloads[0].window
@@ -134,7 +134,7 @@ def test_a_pause_of_the_receiver_is_no_congestion() -> None:
 
 
 def test_many_slow_downloads_settle() -> None:
-    """Twenty downloads over 10 Mbit/s, which begin with 5 MiB under way, come down to their floors in a few seconds."""
+    """Twenty downloads over 10 Mbit/s that begin with 5 MiB under way shrink to their floors in a few seconds."""
     paths = begun(1.25 * MB, 0.010, 20)
     paths.run(2.0)
     most = 0

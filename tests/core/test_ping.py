@@ -1,4 +1,4 @@
-"""PING by an agent, whose value comes back."""
+"""An agent's PING, whose value comes back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sent(endpoint: Endpoint) -> list[tuple[int, int]]:
 
 
 def test_the_value_comes_back() -> None:
-    """A PING goes out with its value, and the PONG that brings it back is told; others are life and no more."""
+    """A PING goes out with its value; the PONG with that value is reported, and others only show life."""
     endpoint = connected()
     endpoint.ping(7)
     assert sent(endpoint) == [(frames.PING, 7)]
@@ -37,7 +37,7 @@ def test_the_value_comes_back() -> None:
 
 
 def test_without_a_session() -> None:
-    """Nothing is asked in no session."""
+    """Without a session, no PING is sent."""
     endpoint = connected()
     endpoint.disconnect(endpoint.table.session, 1.0)
     endpoint.ping(7)

@@ -1,4 +1,4 @@
-"""Who may take a stream up again: its own other end, once for each ATTACH, and nobody else."""
+"""Only a stream's own other end may resume it, once for each ATTACH."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FORGED = {
 @pytest.mark.parametrize("changes", _FORGED.values(), ids=_FORGED)
 @pytest.mark.parametrize("asked", [False, True], ids=["joined", "asked"])
 def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: bool) -> None:
-    """It is refused with `bad_proof` and told of; the stream keeps waiting, and its true peer still gets it."""
+    """A forged ATTACH is refused with `bad_proof` and reported; the stream still waits for its true peer."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"secret")
@@ -43,14 +43,14 @@ def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: b
     assert reset_of(said[0]) == "bad_proof"
     assert talk.events() == [events.AttachRefused(UUID, HOST, "bad_proof")]
     assert "DATA" not in [name for name, *_ in said]
-    assert (stream.number == number) is asked  # a join that was refused used the number up
+    assert (stream.number == number) is asked  # the refused join has used up the number
     assert stream.leg is Leg.ATTACHING
     hear(talk, entry(stream))
     assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
 
 
 def test_an_attach_that_was_used_is_not_taken_again() -> None:
-    """A recorded ATTACH, whole and well proved, is refused: its number is not higher than any seen."""
+    """A recorded ATTACH, complete and with a valid proof, is refused: its number is not higher than any seen."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -63,7 +63,7 @@ def test_an_attach_that_was_used_is_not_taken_again() -> None:
 
 
 def test_an_end_that_was_written_but_never_sent_can_not_have_arrived() -> None:
-    """A peer that claims it resets the stream, and no more."""
+    """A peer that claims to have received an end that was never sent resets that stream only."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"all")
@@ -77,7 +77,7 @@ def test_an_end_that_was_written_but_never_sent_can_not_have_arrived() -> None:
 
 
 def test_an_attach_without_a_proof_ends_the_session() -> None:
-    """A missing proof is a malformed payload, and a relay that passes one on is not to be believed."""
+    """An ATTACH without a proof is malformed, and ends the session of the relay that passes it on."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -89,7 +89,7 @@ def test_an_attach_without_a_proof_ends_the_session() -> None:
 
 @pytest.mark.parametrize("changes", [{"peer": "66" * 16}, {"role": "client"}])
 def test_an_attach_of_somebody_else(changes: dict[str, str]) -> None:
-    """A stream is bound to one process: any other is told that there is no such stream, whatever it proves."""
+    """A stream is bound to one process: any other gets `unknown_stream`, whatever it proves."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)

@@ -1,4 +1,4 @@
-"""The wire is written down twice on purpose: in the code and in docs/protocol.md. Here the two are compared."""
+"""The wire format is written twice on purpose, in the code and in docs/protocol.md; these tests compare them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLAGS = {"blocked": frames.BLOCKED, "marked": frames.MARKED, "fin": frames.FIN_
 
 
 def test_types_flags_and_lengths_are_the_codes() -> None:
-    """Each row of the table of types says what the decoder enforces."""
+    """Each row of the table of types states what the decoder enforces."""
     rows = re.findall(r"^\| (\d+) \| ([A-Z]+) \| ([^|]+) \| ([\d-]+) \| (yes|no|either) \|", PAGE, re.MULTILINE)
     assert {int(number): name for number, name, *_ in rows} == frames.TYPE_NAMES
     for number, _, flags, length, stream in rows:
@@ -27,7 +27,7 @@ def test_types_flags_and_lengths_are_the_codes() -> None:
 def test_json_keys_are_the_codes() -> None:
     """Each JSON payload has the keys of its class, and the same ones are required."""
     rows = re.findall(r"^\| ([A-Z]*) ?\| `(\w+)` \| [^|]+ \| ?([^|]*)\|$", PAGE, re.MULTILINE)
-    # The streams of an ATTACH have a table of their own.
+    # The entries of an ATTACH have a table of their own.
     entries = re.findall(r"^\| `(\w+)` \| [^|]+ \| ?([^|]*)\|$", PAGE, re.MULTILINE)
     rows += [("AttachEntry", *entries[0]), *(("", *entry) for entry in entries[1:])]
     written: dict[str, dict[str, bool]] = {}
@@ -48,7 +48,7 @@ def test_json_keys_are_the_codes() -> None:
 
 
 def states_table() -> str:
-    """The page's table of states, drawn from the code's."""
+    """The page's table of states, generated from the code's."""
     rows = [(state, by, after) for (state, by), after in TABLE.items() if after is not State.RESET]
     return "\n".join(f"| {state.value} | {by.value} | {after.value} |" for state, by, after in rows)
 

@@ -16,7 +16,7 @@ SIZES = st.integers(0, 40) | st.sampled_from([1000, 1023, 1024, 1025, 2000, 16 *
 
 
 def bytes_at(offset: int, count: int) -> bytes:
-    """What a stream has at these offsets: each place has bytes of its own."""
+    """The bytes of a stream at these offsets; each offset has its own."""
     blocks = range(offset // 4, (offset + count) // 4 + 1)
     return b"".join(block.to_bytes(4, "big") for block in blocks)[offset % 4 :][:count]
 
@@ -44,14 +44,14 @@ def chunks(outbound: Outbound) -> int:
 
 
 class Replay(RuleBasedStateMachine):
-    """The sending half beside a plain model: offsets into a sequence of known bytes."""
+    """The sending half next to a simple model: offsets into a sequence of known bytes."""
 
     @initialize()
     def start(self) -> None:
         self.outbound = Outbound()
         self.base = self.sent = self.end = self.limit = 0
-        self.reached = 0  # how far it was sent before it went back
-        self.kept: list[tuple[int, list[Buffer], bytes]] = []  # what was handed out, to be looked at later
+        self.reached = 0  # how far it was sent before the rewind
+        self.kept: list[tuple[int, list[Buffer], bytes]] = []  # bytes handed out, compared later
         self.ended = False
 
     @rule(size=SIZES, kind=st.sampled_from(KINDS))
@@ -62,7 +62,7 @@ class Replay(RuleBasedStateMachine):
                 self.outbound.write(data)
             return
         self.outbound.write(bytes(data) if kind is bytes else kind(data))
-        data[:] = b"?" * len(data)  # the writer may use its memory again
+        data[:] = b"?" * len(data)  # the writer may reuse its memory
         self.end += size
 
     @rule(most=st.integers(-5, 50) | SIZES)
@@ -102,7 +102,7 @@ class Replay(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        if not self.base:  # to somebody who has none of it
+        if not self.base:  # to a peer that has none of it
             self.outbound.restart()
             self.reached = self.sent = 0
 
@@ -116,10 +116,10 @@ class Replay(RuleBasedStateMachine):
         assert (out.base, out.sent, out.end, out.limit) == (self.base, self.sent, self.end, self.limit)
         assert (out.size, out.unsent) == (self.end - self.base, self.end - self.sent)
         held = sum(len(c) for queue in (out._unsent, out._replay) if queue for c in queue)
-        assert held == out.size  # acknowledged bytes are freed, and nothing is kept twice
+        assert held == out.size  # acknowledged bytes are freed, and no byte is kept twice
 
     def teardown(self) -> None:
-        """What was handed out has not changed, and all that is left comes out right."""
+        """What was handed out has not changed, and the rest comes out right."""
         self.outbound.limit = self.end
         assert taken(self.outbound, self.end) == bytes_at(self.sent, self.end - self.sent)
         self.outbound.rewind()
@@ -135,7 +135,7 @@ TestReplay = Replay.TestCase
 
 
 def test_bytes_are_not_copied() -> None:
-    """Large bytes are handed out, kept and sent again as the very object that was written."""
+    """Large bytes are handed out, kept and sent again as the same object that was written."""
     data = bytes(100_000)
     outbound = filled()
     outbound.write(data)
@@ -149,7 +149,7 @@ def test_bytes_are_not_copied() -> None:
 
 
 def test_views_of_other_items() -> None:
-    """A view counts its bytes, whatever its items are."""
+    """A view counts its bytes, for items of any size."""
     outbound = filled()
     outbound.write(memoryview(b"abcdefgh").cast("I"))
     assert outbound.end == 8
@@ -157,7 +157,7 @@ def test_views_of_other_items() -> None:
 
 
 def test_byte_by_byte_stays_compact() -> None:
-    """A million writes of one byte are a hundred objects, unsent, sent and after a rewind."""
+    """A million writes of one byte take a hundred objects: unsent, sent and after a rewind."""
     outbound = Outbound()
     outbound.limit = 1 << 40
     began = time.process_time()
@@ -175,7 +175,7 @@ def test_byte_by_byte_stays_compact() -> None:
 
 
 def test_small_writes_behind_a_split_chunk() -> None:
-    """Small writes gather in a run of their own behind the rest of a chunk that was sent in part."""
+    """Small writes gather in their own run behind the rest of a partly sent chunk."""
     outbound = filled(50_000)
     assert taken(outbound, 10) == bytes_at(0, 10)
     for _ in range(100):
@@ -186,17 +186,17 @@ def test_small_writes_behind_a_split_chunk() -> None:
 
 
 def test_nothing_goes_beyond_the_limit() -> None:
-    """What was written waits for credit."""
+    """Written bytes wait for credit."""
     outbound = filled(100, limit=0)
     assert taken(outbound, 100) == b""
     outbound.acknowledge(0, 30, fin=False)
     assert taken(outbound, 100) == bytes_at(0, 30)
-    outbound.acknowledge(0, 20, fin=False)  # an older, lower limit says nothing
+    outbound.acknowledge(0, 20, fin=False)  # an older, lower limit changes nothing
     assert (outbound.limit, taken(outbound, 100)) == (30, b"")
 
 
 def test_an_empty_half() -> None:
-    """A half to which nothing was written costs no queue, gives nothing and frees nothing."""
+    """A half without writes needs no queue, returns nothing and frees nothing."""
     outbound = filled()
     outbound.write(b"")
     outbound.rewind()
@@ -205,7 +205,7 @@ def test_an_empty_half() -> None:
 
 
 def test_acknowledging_the_end() -> None:
-    """The end is acknowledged by its flag at its offset once it was sent, and stays so."""
+    """The end is acknowledged by its flag at its offset once it was sent, and stays acknowledged."""
     outbound = filled(10)
     taken(outbound, 10)
     outbound.eof = True
@@ -221,7 +221,7 @@ def test_acknowledging_the_end() -> None:
 
 
 def test_rewind_repeats_the_end() -> None:
-    """After a rewind the end is to be sent again too."""
+    """After a rewind the end has to be sent again, too."""
     outbound = filled(10)
     taken(outbound, 10)
     outbound.eof = outbound.fin_sent = True
@@ -230,7 +230,7 @@ def test_rewind_repeats_the_end() -> None:
 
 
 def test_a_cleared_half() -> None:
-    """A half that was cleared says what it freed and holds nothing."""
+    """A half that was cleared returns what it freed, and holds nothing."""
     outbound = filled(10, 2000, 30)
     taken(outbound, 500)
     outbound.acknowledge(100, 0, fin=False)

@@ -1,4 +1,4 @@
-"""What a process asks its programs for, and whom it stops, by what it holds for its peers' acknowledgement."""
+"""How much a process reads from its programs, and which of them it pauses, by what awaits acknowledgement."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.core.conversation import SERVICE, Conversation
 from tests.core.resuming import entry, hear, host, lose
 from tests.core.world import SMALL
 
-_SIP = 256  # what a read is at least
-_MOST = 600  # and at most
+_SIP = 256  # the minimum of a read
+_MOST = 600  # the maximum
 _SCARCE = dataclasses.replace(SMALL, replay=2000)
 _EAGER = Limits(replay=120_000, window_floor=1000, unsent=120_000)
 
@@ -34,7 +34,7 @@ ops = st.lists(
 
 
 def test_a_spent_replay_budget_leaves_sips() -> None:
-    """A program is asked for what makes its share full, then for what its floor leaves, then for next to nothing."""
+    """A process reads from a program up to its share, then up to its floor, then only a minimum."""
     talk = Conversation(limits=Limits(replay=30_000, window_floor=1000))
     table = talk.table
     stream, small = talk.client(), table.open(SERVICE, "77" * 16, talk.now)
@@ -49,7 +49,7 @@ def test_a_spent_replay_budget_leaves_sips() -> None:
 
 
 class Writers:
-    """A host whose programs write all they may. ``asked``: they are read as far as there is room."""
+    """A host whose programs write all they may. ``asked``: each is read only as far as there is room."""
 
     def __init__(self, limits: Limits, *, asked: bool) -> None:
         self.talk = Conversation(limits=limits, offer=True)
@@ -95,7 +95,7 @@ class Writers:
         return stream
 
     def write(self, stream: Stream, size: int) -> None:
-        """A read of its program, on the fast path where that may be."""
+        """One read of its program, on the fast path where possible."""
         table = self.talk.table
         if not self.may_write[stream] or stream.outbound.eof:
             return
@@ -112,7 +112,7 @@ class Writers:
             self.talk.hear(frames.ack_frame(stream.number, received, out.limit + more, fin=fin))
 
     def acknowledge_all(self) -> None:
-        """Each peer is back, takes all there is and says so."""
+        """All peers are back, and acknowledge everything."""
         for stream in list(self.may_write):
             self.do("attach", list(self.may_write).index(stream), 0)
         for _ in range(2):
@@ -133,7 +133,7 @@ class Writers:
 @given(st.booleans(), ops)
 @settings(max_examples=500)
 def test_the_replay_budget_holds_and_nobody_is_forgotten(asked: bool, happens: list[tuple[str, int, int]]) -> None:
-    """Beyond the budget there is a floor and one read for each stream; all go on once all is acknowledged."""
+    """Above the budget each stream has its floor and one read, and all continue once everything is acknowledged."""
     writers = Writers(_SCARCE, asked=asked)
     table, may_write = writers.talk.table, writers.may_write
     for op in happens:
@@ -150,7 +150,7 @@ def test_the_replay_budget_holds_and_nobody_is_forgotten(asked: bool, happens: l
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
 def test_streams_that_write_all_they_can_come_to_equal_parts(count: int) -> None:
-    """N of them hold an N + 1st part of the replay budget each, whoever came first."""
+    """N streams that write all they can end with one N + 1st part of the replay budget each, in any order."""
     writers = Writers(_EAGER, asked=True)
     streams = [*writers.may_write]
     writers.fill(streams[0])
@@ -167,7 +167,7 @@ def test_streams_that_write_all_they_can_come_to_equal_parts(count: int) -> None
 
 
 def test_streams_without_their_peers_leave_room() -> None:
-    """Where eight streams hold all they may, and get no answer, one more may have half a ninth of the budget sent."""
+    """While eight streams hold all they may without an answer, one more may have half a ninth of the budget sent."""
     writers = Writers(_EAGER, asked=True)
     eight = [*writers.may_write, *(writers.open() for _ in range(7))]
     while any(writers.may_write.values()):

@@ -1,4 +1,4 @@
-"""A stream whose leg was lost, as its end sees it: what it says, and what it makes of what the peer says."""
+"""One end of a stream whose leg was lost: what it sends, and how it reacts to the peer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.core.resuming import CLIENT, HOST, KEY, UUID, attached, client, entry
 
 
 def test_what_is_said_in_the_next_session() -> None:
-    """After WELCOME come the streams, under new numbers with what was received, then offers, then opens."""
+    """After WELCOME an agent sends its streams, under new numbers with what was received, then offers, then opens."""
     talk = Conversation(offer=True)
     mine = client(talk)
     theirs = host(talk, uuid="44" * 16)
@@ -40,7 +40,7 @@ def test_what_is_said_in_the_next_session() -> None:
 
 
 def test_nothing_is_sent_before_the_peer_has_attached_and_then_what_it_lacks() -> None:
-    """Bytes that were acknowledged or arrived are not sent again, all others are, and then an ACK."""
+    """After the peer's ATTACH, bytes that it has are not sent again, all others are, and then an ACK."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"0123456789")
@@ -56,7 +56,7 @@ def test_nothing_is_sent_before_the_peer_has_attached_and_then_what_it_lacks() -
 
 
 def test_the_limit_of_an_attach_counts_downwards_too() -> None:
-    """What the peer grants in its ATTACH replaces what it had granted."""
+    """The limit in the peer's ATTACH replaces the earlier one, even if it is lower."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -66,7 +66,7 @@ def test_the_limit_of_an_attach_counts_downwards_too() -> None:
 
 
 def test_an_end_is_repeated_until_it_is_acknowledged() -> None:
-    """FIN goes again under the new number, unless the peer says that it has it: then the stream finishes."""
+    """FIN is sent again under the new number, unless the peer has it: then the stream finishes."""
     for had in (False, True):
         talk = Conversation()
         stream = client(talk)
@@ -85,7 +85,7 @@ def test_an_end_is_repeated_until_it_is_acknowledged() -> None:
 
 @pytest.mark.parametrize("wrong", [{"received": 4}, {"received": 2, "fin": True}, {"received": 3, "fin": True}])
 def test_a_peer_that_claims_too_much(wrong: dict[str, object]) -> None:
-    """Bytes, or an end, that were never sent can't have arrived: the two ends are not of one mind."""
+    """A peer cannot have received bytes, or an end, that were never sent: the stream is reset."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"all")
@@ -97,7 +97,7 @@ def test_a_peer_that_claims_too_much(wrong: dict[str, object]) -> None:
 
 
 def test_asked_by_the_peer_an_end_attaches_once() -> None:
-    """An entry without a number makes a joined stream attach besides; until the join its leg is what it was."""
+    """An entry without a number makes a joined stream attach as well; until the join, its leg stays as it was."""
     talk = Conversation()
     stream = client(talk)
     hear(talk, entry(stream, number=None))
@@ -117,7 +117,7 @@ def test_asked_by_the_peer_an_end_attaches_once() -> None:
 
 
 def test_an_entry_with_a_dead_number_is_ignored() -> None:
-    """What the relay brought together under a number that is no more joins nothing."""
+    """A join under a number that has ended has no effect."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -127,7 +127,7 @@ def test_an_entry_with_a_dead_number_is_ignored() -> None:
 
 
 def test_the_grace() -> None:
-    """A detached stream is reset after 120 s, not before, counted from the first loss; an attached one is not."""
+    """A detached stream is reset after 120 s, counted from the first loss; an attached one is not."""
     for back in (False, True):
         talk = Conversation()
         stream = client(talk)
@@ -147,18 +147,18 @@ def test_the_grace() -> None:
 
 
 def test_gone_detaches_and_attaches_in_the_same_session() -> None:
-    """When the relay says that the other leg is lost, the stream gets a new number at once."""
+    """When the relay reports that the other leg is lost, the stream gets a new number at once."""
     talk = Conversation()
     stream = client(talk)
     talk.hear(frame(frames.GONE, 1))
     [said] = attached(talk.said())
     assert said.number == stream.number == 3
-    talk.hear(frame(frames.GONE, 1))  # of the past
+    talk.hear(frame(frames.GONE, 1))  # of a number that has ended
     assert talk.said() == []
 
 
 def test_what_became_of_a_stream_is_told_to_whoever_asks() -> None:
-    """A stream that ended while its peer was away is answered by its code, one that never was by `unknown_stream`."""
+    """A stream that ended while its peer was away is answered with its code, an unknown one with `unknown_stream`."""
     talk = Conversation(offer=True)
     stream = host(talk)
     talk.hear(frame(frames.DATA, 2, 0, b"x"))
@@ -178,7 +178,7 @@ def test_what_became_of_a_stream_is_told_to_whoever_asks() -> None:
 
 
 def test_a_client_that_had_not_heard_of_its_host() -> None:
-    """With early data sent it asks that very host, whose entry opens the stream and says where to go on."""
+    """A client that has sent early data asks that host alone; its entry opens the stream and says where to continue."""
     talk = Conversation()
     stream = client(talk, opened=False)
     talk.table.write(stream, b"request")
@@ -202,7 +202,7 @@ def test_a_client_that_had_not_heard_of_its_host() -> None:
     ],
 )
 def test_a_client_asks_elsewhere_only_when_nothing_was_delivered(code: str, then: str | None) -> None:
-    """`unknown_stream` from the host that may have the early data lets it open anew; anything else ends the stream."""
+    """`unknown_stream` from the host that may have the early data allows a new open; any other code ends the stream."""
     talk = Conversation()
     stream = client(talk, opened=False)
     talk.table.write(stream, b"request")
@@ -220,7 +220,7 @@ def test_a_client_asks_elsewhere_only_when_nothing_was_delivered(code: str, then
 
 
 def test_a_host_that_stays_away_interrupts_an_open() -> None:
-    """After `open_wait` a client that waits for the one host that may have its data gives up."""
+    """A client that waits for the one host that may have its data gives up after `open_wait`."""
     talk = Conversation()
     client(talk, opened=False)
     talk.table.write(talk.table.by_uuid[UUID], b"request")
@@ -237,7 +237,7 @@ def test_a_host_that_stays_away_interrupts_an_open() -> None:
     (False, True, "unknown_stream"), (True, True, "cancelled"), (False, False, "cancelled"), (True, False, "cancelled")
 ])  # fmt: skip
 def test_whether_anything_was_delivered_decides_the_answer(*, heard: bool, opening: bool, code: str) -> None:
-    """To a client that would open elsewhere a host says `unknown_stream` only of what got no byte."""
+    """A host answers `unknown_stream` to a client that would open elsewhere only if the stream delivered no byte."""
     tombstones = Tombstones(DEFAULT_LIMITS)
     tombstones.add(UUID, "cancelled", CLIENT, 10.0, heard=heard)
     assert tombstones.answer(UUID, CLIENT, 11.0, opening=opening) == code
@@ -245,7 +245,7 @@ def test_whether_anything_was_delivered_decides_the_answer(*, heard: bool, openi
 
 
 def test_a_process_that_had_to_forget_does_not_say_that_it_never_knew() -> None:
-    """Beyond its bound the oldest tombstone goes; until its time would have been over nothing is denied."""
+    """Beyond its bound a process drops the oldest tombstone, and denies no stream until that one would have expired."""
     tombstones = Tombstones(Limits(tombstones=1, grace=10, tombstone_extra=10))
     tombstones.add("a" * 32, "cancelled", CLIENT, 0.0, heard=True)
     tombstones.add("b" * 32, "closed", CLIENT, 5.0, heard=True)
@@ -255,7 +255,7 @@ def test_a_process_that_had_to_forget_does_not_say_that_it_never_knew() -> None:
 
 
 def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
-    """The client had sent nothing of it; a stranger's OPEN of the same uuid, or one of a stream in use, is refused."""
+    """A stream that its client opens again replaces the detached one; an OPEN by another process is refused."""
     talk = Conversation(offer=True)
     first = host(talk)
     lose(talk)
@@ -269,7 +269,7 @@ def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
 
 
 def test_a_reset_on_an_older_session_does_not_end_what_was_attached_anew() -> None:
-    """The relay takes an OPEN back whose client's session is lost, and the same client's question overtakes that."""
+    """A RESET of an OPEN on an older session does not end a stream that was attached in a newer one."""
     talk = Conversation(offer=True)
     stream = host(talk)
     older = talk.session
@@ -288,7 +288,7 @@ def test_a_reset_on_an_older_session_does_not_end_what_was_attached_anew() -> No
 
 
 def test_an_older_entry_is_taken_back_when_a_newer_session_is_lost() -> None:
-    """Its join may be on its way: whoever was joined under it would wait for this end, and hear of nothing."""
+    """When a newer session is lost, its entry is taken back in the older one, because a join may be on its way."""
     talk = Conversation()
     stream = client(talk)
     talk.hear(frame(frames.GONE, stream.number))
@@ -305,7 +305,7 @@ def test_an_older_entry_is_taken_back_when_a_newer_session_is_lost() -> None:
 
 
 def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:
-    """What was written before a close is still sent when the peer is back later than the linger allows."""
+    """What was written before a close is still sent if the peer comes back later than the linger time."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"last words")
@@ -325,7 +325,7 @@ def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached()
 
 
 def test_a_detached_stream_keeps_what_its_program_writes_up_to_the_bound() -> None:
-    """Without a session the writer is paused as soon as the usual bytes wait, and goes on once they can leave."""
+    """Without a session, a writer is paused at the usual number of bytes, and continues once they can leave."""
     talk = Conversation(limits=Limits(unsent=10))
     stream = client(talk)
     talk.lose()
@@ -341,7 +341,7 @@ def test_a_detached_stream_keeps_what_its_program_writes_up_to_the_bound() -> No
 
 
 def test_a_stream_that_is_closed_before_it_is_open_keeps_the_deadline_of_its_open() -> None:
-    """A program that wrote and went away does not wait longer for a host than one that stays."""
+    """A program that writes and closes before the open waits for a host no longer than one that stays."""
     talk = Conversation(welcome=None)
     stream = talk.table.open(SERVICE, UUID, talk.now, secret=bytes(32))
     talk.table.write(stream, b"hello")
@@ -351,7 +351,7 @@ def test_a_stream_that_is_closed_before_it_is_open_keeps_the_deadline_of_its_ope
 
 
 def test_predecessors_are_named_in_every_hello() -> None:
-    """A process that stands in for another shows that one's secret, so that peers need not wait in vain."""
+    """A successor shows its predecessors' secrets in every HELLO, so that peers do not wait in vain."""
     endpoint = Endpoint(bytes(32), predecessors=[b"\x01" * 32])
     for _ in range(2):
         session = endpoint.connect()
@@ -362,7 +362,7 @@ def test_predecessors_are_named_in_every_hello() -> None:
 
 
 def test_what_a_session_carried_is_known() -> None:
-    """Bytes that arrived in order, or were acknowledged, count as carried, and still do when their stream has ended."""
+    """Bytes that arrived in order, or were acknowledged, count as carried, also after the end of their stream."""
     talk = Conversation()
     stream = client(talk)
     carried = talk.table.resumption

@@ -9,7 +9,7 @@ from kdispatch_protocol.errors import LocalProtocolError
 
 
 def walk(*inputs: Input) -> State:
-    """Where a new end stands after these."""
+    """The state of a new end after these events."""
     state = State.OPENING
     for by in inputs:
         state = next_state(state, by)
@@ -18,13 +18,13 @@ def walk(*inputs: Input) -> State:
 
 @pytest.mark.parametrize(("state", "by"), TABLE)
 def test_what_the_table_has(state: State, by: Input) -> None:
-    """Where the table has an answer, that is the next state."""
+    """For a transition in the table, the next state is the table's."""
     assert next_state(state, by) is TABLE[state, by]
 
 
 @pytest.mark.parametrize(("state", "by"), sorted(set(itertools.product(State, Input)) - set(TABLE)))
 def test_what_the_table_lacks(state: State, by: Input) -> None:
-    """Everything else is a defect of ours, and named: the state and what it can't take."""
+    """For any other event, the error is an internal defect that names the state and the event."""
     with pytest.raises(LocalProtocolError) as error:
         next_state(state, by)
     assert state.value in error.value.text
@@ -33,12 +33,12 @@ def test_what_the_table_lacks(state: State, by: Input) -> None:
 
 @pytest.mark.parametrize("state", sorted(END_STATES))
 def test_end_states_absorb(state: State) -> None:
-    """Nothing leads out of an end state."""
+    """No transition leaves an end state."""
     assert not [by for at, by in TABLE if at is state]
 
 
 def test_every_state_is_reachable() -> None:
-    """Each state is reached from the first, and from each one an end is reached."""
+    """Each state can be reached from the first, and from each state an end state can be reached."""
     reached = {State.OPENING}
     for _ in State:
         reached |= {TABLE[at, by] for at, by in TABLE if at in reached}
@@ -48,7 +48,7 @@ def test_every_state_is_reachable() -> None:
 
 
 def test_sending_states() -> None:
-    """Data may be sent just where our FIN is yet to be sent and the stream is open."""
+    """Data may be sent exactly while the stream is open and our FIN was not sent."""
     assert {at for at, by in TABLE if by is Input.FIN_SENT} == SENDING
 
 
@@ -62,7 +62,7 @@ def test_sending_states() -> None:
 )
 @pytest.mark.parametrize("opening", [(Input.OPENED,), (Input.TRIED, Input.TRIED, Input.OPENED)])
 def test_the_ways_to_close(opening: tuple[Input, ...], inputs: tuple[Input, ...]) -> None:
-    """In whatever order the two directions end, the stream is closed when both have, and not before."""
+    """In any order of the two ends, the stream is closed when both directions have ended, and not before."""
     assert walk(*opening, *inputs) is State.CLOSED
     for count in range(len(inputs)):
         assert walk(*opening, *inputs[:count]) not in END_STATES

@@ -1,4 +1,4 @@
-"""What agents without any right can do to others by ATTACH: next to nothing."""
+"""Agents without rights can do almost nothing to others by ATTACH."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BATCH = 64
 
 
 def _flood(stranger: Peer, victim: str, count: int, first: int = 1, *, same: bool = False, answer: bool = True) -> int:
-    """So many entries that name ``victim``, of other streams or of one; returns the next number."""
+    """This many entries that name ``victim``, of different streams or of one; returns the next number."""
     number = first
     for _ in range(count // _BATCH):
         entries = [
@@ -34,7 +34,7 @@ def _flood(stranger: Peer, victim: str, count: int, first: int = 1, *, same: boo
 
 
 def test_strangers_do_not_keep_a_process_out() -> None:
-    """However many halves wait for a process, its session begins, and what it is asked is made piece by piece."""
+    """However many halves wait for a process, its session begins, and the questions to it are built piece by piece."""
     relay = Relay()
     for number in (7, 8, 9, 10):
         _flood(relay.agent(number), process_id(bytes([1]) * 32), 5056)
@@ -47,7 +47,7 @@ def test_strangers_do_not_keep_a_process_out() -> None:
 
 
 def test_what_is_not_waited_for_any_more_is_not_asked() -> None:
-    """Halves that go before their turn cost the one who was to be asked nothing."""
+    """Halves that end before their turn cost the agent that would have been asked nothing."""
     relay = Relay()
     host, stranger = relay.agent(1), relay.agent(7)
     _flood(stranger, host.process, 640)
@@ -57,7 +57,7 @@ def test_what_is_not_waited_for_any_more_is_not_asked() -> None:
 
 
 def test_a_stream_that_is_attached_for_ever_ends_its_session() -> None:
-    """The same half, again and again, asks the other end for one thing at most, and is bounded in itself."""
+    """The same half, attached again and again, asks the other end for one entry at most, and is limited itself."""
     relay = Relay()
     host, stranger = relay.agent(1, offers=True), relay.agent(7)
     _flood(stranger, host.process, 64 * 100, same=True)
@@ -66,7 +66,7 @@ def test_a_stream_that_is_attached_for_ever_ends_its_session() -> None:
 
 
 def test_names_are_not_to_be_guessed_by_attach_either() -> None:
-    """What the store refuses counts like a failed OPEN: after the burst nothing is looked up any more."""
+    """A refusal by the store counts like a failed OPEN: after the burst, nothing is looked up any more."""
     relay = Relay(Limits(failed_opens_burst=50, failed_opens_rate=1))
     stranger = relay.agent(7)
     asked = 0
@@ -81,7 +81,7 @@ def test_names_are_not_to_be_guessed_by_attach_either() -> None:
 
 
 def test_look_ups_are_bounded() -> None:
-    """Attach and give up, again and again: the questions that are under way have a bound, and then the session ends."""
+    """An agent that attaches and gives up again and again reaches a limit of pending look-ups, and its session ends."""
     relay = Relay(Limits(look_ups=10))
     stranger = relay.agent(7)
     number = 1
@@ -95,7 +95,7 @@ def test_look_ups_are_bounded() -> None:
 
 
 def test_a_client_can_not_have_a_host_cut() -> None:
-    """Refusing what a host attaches costs the host its streams with that client, and nothing else."""
+    """A client that refuses what a host attaches costs the host its streams with that client only."""
     relay = Relay()
     client, host = connected(relay)
     for number in range(3, 9003, 2):
@@ -108,7 +108,7 @@ def test_a_client_can_not_have_a_host_cut() -> None:
 
 
 def test_what_a_half_costs() -> None:
-    """A stranger's half costs the relay less than a stream that was opened does."""
+    """A stranger's half costs the relay less memory than an open stream does."""
     relay = Relay()
     stranger = relay.agent(7)
     tracemalloc.start()
@@ -119,7 +119,7 @@ def test_what_a_half_costs() -> None:
 
 
 def test_a_host_that_attaches_a_joined_stream_for_ever_gains_nothing() -> None:
-    """Its client's streams are counted once, so its opens are not `busy`."""
+    """A host that attaches a joined stream again and again does not make its client's opens `busy`: it counts once."""
     relay = Relay()
     client, host = joined(relay)
     for number in range(9, 3009, 2):

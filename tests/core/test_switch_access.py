@@ -1,4 +1,4 @@
-"""The relay's switch: what rests on a claim that does not hold any more ends, and nothing else; quotas and pins."""
+"""The relay's switch: what rests on a claim that no longer holds ends, and nothing else; quotas and pins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def claim(role: str, token: str | None) -> Claim:
 
 
 def opened(relay: Relay, host: Peer, client: Peer, number: int, token: str | None) -> int:
-    """Open a stream by this token; returns the host's number of it."""
+    """Open a stream with this token; returns the host's number of it."""
     client.open(number, token=token)
     relay.answer()
     leg = client.session.legs[number]
@@ -39,7 +39,7 @@ def opened(relay: Relay, host: Peer, client: Peer, number: int, token: str | Non
 
 
 def test_one_clients_token_is_revoked() -> None:
-    """Its streams end with ``revoked`` at both ends, another token's and nobody's go on, and so does the offer."""
+    """Its streams end with ``revoked`` at both ends; other streams, with or without a token, and the offer go on."""
     relay = Relay()
     relay.terms = Terms(public=False)
     host, client, other = relay.agent(1, offers=True), relay.agent(2), relay.agent(3)
@@ -57,7 +57,7 @@ def test_one_clients_token_is_revoked() -> None:
 
 
 def test_one_hosts_token_is_revoked() -> None:
-    """Its offer and its streams end; the clients hear what is no fault of theirs; another host's stream goes on."""
+    """Its offer and its streams end; the clients get a code that does not blame them; another host's stream goes on."""
     relay = Relay()
     relay.terms = Terms(public=False)
     bad = relay.agent(1)
@@ -76,7 +76,7 @@ def test_one_hosts_token_is_revoked() -> None:
 
 
 def test_a_host_that_is_asked_is_revoked() -> None:
-    """An open that waits for its answer goes to another host."""
+    """An open that waits for the revoked host's answer goes to another host."""
     relay = Relay()
     bad, good, client = relay.agent(1), relay.agent(3, offers=True), relay.agent(2)
     bad.offer(token="bad")
@@ -92,7 +92,7 @@ def test_a_host_that_is_asked_is_revoked() -> None:
 
 
 def test_an_open_without_an_answer_is_told_the_code_itself() -> None:
-    """Nothing of it ran, so nothing was revoked: it is refused as the store refuses it."""
+    """An unanswered open is refused with the store's own code instead of ``revoked``, because nothing was running."""
     relay = Relay()
     relay.terms = Terms(public=False)
     host, client = relay.agent(1, offers=True), relay.agent(2)
@@ -104,7 +104,7 @@ def test_an_open_without_an_answer_is_told_the_code_itself() -> None:
 
 
 def test_another_scope_is_left_alone() -> None:
-    """A scope is one service, or all of one handle, and never what only begins alike."""
+    """A scope is one service, or all of one handle, and not names that begin with it."""
     relay = Relay()
     relay.agent(1, offers=True)
     assert claims(relay.switch, "ann/web") == claims(relay.switch, "ann") == {claim("host", "t")}
@@ -112,7 +112,7 @@ def test_another_scope_is_left_alone() -> None:
 
 
 def test_what_is_public_is_asked_for_again() -> None:
-    """After a change the next OPEN is looked up, though the service was known to be public."""
+    """After a change the next OPEN is looked up, although the service was known to be public."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     opened(relay, host, client, 1, None)
@@ -124,7 +124,7 @@ def test_what_is_public_is_asked_for_again() -> None:
 
 
 def test_pins() -> None:
-    """A client gets the host that it chose and no other, where the service allows it, and is refused where not."""
+    """A client gets the host that it chose, and no other, if the service allows pins; otherwise it is refused."""
     relay = Relay()
     first, second, client = relay.agent(1, offers=True), relay.agent(3, offers=True), relay.agent(2)
     client.open(1, pin=host_id(second.process, SERVICE))
@@ -141,7 +141,7 @@ def test_pins() -> None:
 
 @pytest.mark.parametrize("public", [True, False])
 def test_quota_of_streams(public: bool) -> None:
-    """One stream more than the owner may have is refused; one that ends makes a place."""
+    """A stream above the owner's quota is refused, and a stream that ends makes room."""
     relay = Relay()
     relay.terms = Terms(public=public, streams=2)
     host, client = relay.agent(1, offers=True), relay.agent(2)
@@ -157,7 +157,7 @@ def test_quota_of_streams(public: bool) -> None:
 
 
 def test_quota_of_hosts() -> None:
-    """One host more than the owner may have is refused, but one that comes back, or moves, is the same."""
+    """A host above the owner's quota is refused; a host that comes back or moves counts once."""
     relay = Relay()
     relay.terms = Terms(public=True, hosts=1)
     host = relay.agent(1, offers=True)
@@ -174,7 +174,7 @@ def test_quota_of_hosts() -> None:
 
 
 def test_nothing_is_left_of_a_usage() -> None:
-    """What an owner has is forgotten when it is nothing."""
+    """An owner's counts are forgotten when they are zero."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     opened(relay, host, client, 1, None)
@@ -185,7 +185,7 @@ def test_nothing_is_left_of_a_usage() -> None:
 
 @pytest.mark.parametrize("code", ["revoked", "token_refused", "not_permitted", "unknown_service"])
 def test_a_host_can_not_end_its_clients_for_good(code: str) -> None:
-    """What only a relay may say of somebody's access is not passed on from an agent."""
+    """Codes about access that only a relay may send are not passed on from an agent."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     host.reset(opened(relay, host, client, 1, None), code)

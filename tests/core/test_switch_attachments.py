@@ -1,4 +1,4 @@
-"""ATTACH at the relay: halves wait, find each other, and nobody gets between them."""
+"""ATTACH at the relay: halves wait and are joined, and other agents cannot interfere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UUID = "77" * 16
 
 
 def entry(me: Peer, role: str, peer: str, number: int, **more: object) -> AttachEntry:
-    """What an agent says of the stream; proofs are for the other end, not for the relay."""
+    """An agent's entry for the stream; the proofs are for the other end, not for the relay."""
     fields: dict[str, object] = {"received": 10, "limit": 1000, "attach": 1, "proof": f"{me.secret[0]:02x}" * 32}
     fields |= {"uuid": _UUID, "service": SERVICE, "role": role, "peer": peer, "number": number}
     return AttachEntry(**(fields | more))  # type: ignore[arg-type]
@@ -30,13 +30,13 @@ def attach(me: Peer, *entries: AttachEntry, answer: bool = True) -> None:
 
 
 def told(said: Said) -> list[tuple[str, str, int | None]]:
-    """Role, peer and number of each entry that an agent was given."""
+    """Role, peer and number of each entry that an agent was sent."""
     entries = [e for name, _, _, payload in said if name == "ATTACH" for e in Attach.parse(payload).entries()]
     return [(e.role, e.peer, e.number) for e in entries]
 
 
 def joined(relay: Relay, **more: object) -> tuple[Peer, Peer]:
-    """A client and a host whose stream was brought together again: number 5 at the client, 7 at the host."""
+    """A client and a host with a rejoined stream: number 5 at the client, 7 at the host."""
     host, client = relay.agent(1), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5))
     attach(host, entry(host, "host", client.process, 7, **more))
@@ -46,11 +46,11 @@ def joined(relay: Relay, **more: object) -> tuple[Peer, Peer]:
 
 
 def test_two_halves_become_a_stream() -> None:
-    """Each end gets what the other said, with its own number; then data passes from where the receiver is."""
+    """Each end gets the other's entry with its own number; then data passes from the receiver's offset on."""
     relay = Relay()
     host, client = relay.agent(1), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5, received=3))
-    assert told(host.hear()) == [("client", client.process, None)]  # it is asked
+    assert told(host.hear()) == [("client", client.process, None)]  # the relay asks it
     assert client.hear() == []
     attach(host, entry(host, "host", client.process, 7))
     assert told(host.hear()) == [("client", client.process, 7)]
@@ -63,7 +63,7 @@ def test_two_halves_become_a_stream() -> None:
 
 
 def test_a_half_waits_as_long_as_a_grace() -> None:
-    """A half whose peer comes 119 s later is still there for it: the relay must not be what ends the grace."""
+    """A half whose peer comes 119 s later is still there: the relay does not end a grace early."""
     relay = Relay()
     client = relay.agent(2)
     attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
@@ -76,7 +76,7 @@ def test_a_half_waits_as_long_as_a_grace() -> None:
 
 
 def test_nobody_is_asked_before_it_is_here() -> None:
-    """A half waits for a process that has no session, and that process is asked right behind its WELCOME."""
+    """A half waits for a process without a session, and that process is asked directly after its WELCOME."""
     relay = Relay()
     client = relay.agent(2)
     attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
@@ -89,7 +89,7 @@ def test_nobody_is_asked_before_it_is_here() -> None:
 
 
 def test_data_under_a_half_or_a_dead_number_goes_nowhere() -> None:
-    """Before the join nothing passes; a number that the relay does not know is answered by GONE, 10 times a second."""
+    """Before the join nothing passes; DATA for an unknown number is answered with GONE, 10 times a second at most."""
     relay = Relay()
     client = relay.agent(2)
     attach(client, entry(client, "client", "11" * 16, 5))
@@ -101,12 +101,12 @@ def test_data_under_a_half_or_a_dead_number_goes_nowhere() -> None:
 
 
 def test_a_half_of_somebody_else_joins_nothing() -> None:
-    """Who names a stream's process, and is not the one that it names, waits, is refused, and displaces nobody."""
+    """A half that names a process whose own half names another waits, is refused, and displaces no other half."""
     relay = Relay()
     client, thief = relay.agent(2), relay.agent(3)
     attach(client, entry(client, "client", process_id(bytes([1]) * 32), 5))
     attach(thief, entry(thief, "client", process_id(bytes([1]) * 32), 5))
-    assert len(relay.switch.attachments) == 2  # beside the true owner's, not in its place
+    assert len(relay.switch.attachments) == 2  # next to the true owner's, not in its place
     host = relay.agent(1)
     attach(host, entry(host, "host", client.process, 7))
     assert told(client.hear()) == [("host", host.process, 5)]
@@ -121,18 +121,18 @@ def test_a_half_of_somebody_else_joins_nothing() -> None:
 
 
 def test_a_thief_that_plays_the_other_role_joins_nothing() -> None:
-    """Claiming to be the host of a client's stream does not help: the client's half names another process."""
+    """A claim to be the host of a client's stream fails: the client's half names another process."""
     relay = Relay()
     client, thief = relay.agent(2), relay.agent(3)
     attach(client, entry(client, "client", "11" * 16, 5))
     attach(thief, entry(thief, "host", client.process, 5))
-    assert told(client.hear()) == [("host", thief.process, None)]  # who knows that its host is another
+    assert told(client.hear()) == [("host", thief.process, None)]  # the client knows that its host is another process
     assert thief.hear() == []
     assert len(relay.switch.attachments) == 2
 
 
 def test_only_the_named_process_may_refuse() -> None:
-    """RESET by uuid counts from the process for which the half waits, and from no other."""
+    """RESET by uuid counts only from the process that the half waits for."""
     relay = Relay()
     client, host, other = relay.agent(2), relay.agent(1), relay.agent(3)
     attach(client, entry(client, "client", host.process, 5))
@@ -144,7 +144,7 @@ def test_only_the_named_process_may_refuse() -> None:
 
 
 def test_a_lost_session_takes_its_halves_along() -> None:
-    """A half is its session's: the next session's takes its place, and the peer is asked again."""
+    """A half belongs to its session: the next session's half takes its place, and the peer is asked again."""
     relay = Relay()
     client, host = relay.agent(2), relay.agent(1)
     attach(client, entry(client, "client", host.process, 5))
@@ -156,7 +156,7 @@ def test_a_lost_session_takes_its_halves_along() -> None:
 
 
 def test_either_lost_leg_is_told_by_gone() -> None:
-    """After a join a stream can lose a leg again."""
+    """When either leg is lost after a join, the other end gets GONE."""
     for first in (True, False):
         relay = Relay()
         client, host = joined(relay)
@@ -167,7 +167,7 @@ def test_either_lost_leg_is_told_by_gone() -> None:
 
 
 def test_a_half_that_is_given_up() -> None:
-    """RESET with a half's number forgets it, asked or not; the store's late answer changes nothing."""
+    """RESET with a half's number drops it, also if it was asked for; the store's late answer changes nothing."""
     relay = Relay()
     client, host = relay.agent(2), relay.agent(1)
     attach(client, entry(client, "client", host.process, 5), answer=False)
@@ -181,7 +181,7 @@ def test_a_half_that_is_given_up() -> None:
 
 
 def test_a_half_that_is_gone() -> None:
-    """GONE takes an entry back without a word to anybody: its stream goes on under another number."""
+    """GONE takes an entry back without telling others: its stream goes on under another number."""
     relay = Relay()
     host, client = relay.agent(1), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5))
@@ -194,7 +194,7 @@ def test_a_half_that_is_gone() -> None:
 
 
 def test_who_may_not_any_more_is_told() -> None:
-    """The store is asked once for each service and role of a batch, and its no ends those streams."""
+    """The store is asked once for each service and role of a batch; if it refuses, those streams end."""
     relay = Relay()
     client = relay.agent(2)
     two = [entry(client, "client", "11" * 16, 5), entry(client, "client", "12" * 16, 7)]
@@ -209,7 +209,7 @@ def test_who_may_not_any_more_is_told() -> None:
 
 
 def test_what_is_open_to_everybody_is_not_asked_for() -> None:
-    """A client of a public service with a live host attaches without a look into the store; a host never does."""
+    """A client of a public service with a live host attaches without a look-up; a host never does."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5), answer=False)
@@ -221,12 +221,12 @@ def test_what_is_open_to_everybody_is_not_asked_for() -> None:
 
 
 def test_a_stream_that_is_given_up_while_its_attach_is_looked_up() -> None:
-    """The end that waits for it is not left waiting: the one that gave up, or may not, is asked what became of it."""
+    """If an end gives up its attached stream, or may not have it, it is asked for the waiting end what became of it."""
     for allowed in (True, False):
         relay = Relay()
         client, host = relay.agent(2), relay.agent(1)
         attach(host, entry(host, "host", client.process, 7))
-        client.hear()  # it is asked, and attaching already
+        client.hear()  # it is asked, and attaches already
         attach(client, entry(client, "client", host.process, 5), answer=False)
         if allowed:
             client.reset(5)
@@ -235,7 +235,7 @@ def test_a_stream_that_is_given_up_while_its_attach_is_looked_up() -> None:
 
 
 def test_a_stream_that_is_attached_again_is_one_route() -> None:
-    """Once both ends have joined under new numbers the ones before are dead, without a word; nothing counts twice."""
+    """Once both ends have joined under new numbers, the earlier ones end silently, and nothing counts twice."""
     relay = Relay()
     client, host = joined(relay)
     for number in range(9, 99, 2):
@@ -247,7 +247,7 @@ def test_a_stream_that_is_attached_again_is_one_route() -> None:
 
 
 def test_a_half_whose_look_up_comes_behind_the_join_does_not_wait() -> None:
-    """The stream was attached anew meanwhile, and joined: nobody would answer the older half, for 150 s."""
+    """An older half whose look-up ends after a later half was joined does not wait, because it would get no answer."""
     relay = Relay()
     host, client = relay.agent(1), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5), answer=False)
@@ -265,7 +265,7 @@ def test_a_half_whose_look_up_comes_behind_the_join_does_not_wait() -> None:
 
 
 def test_ends_of_different_services_are_not_joined() -> None:
-    """Each end was authorised for the service that it named, and for no other."""
+    """Halves that name different services are not joined: each end was authorised for its own service only."""
     relay = Relay()
     client, host = relay.agent(2), relay.agent(1)
     attach(client, entry(client, "client", host.process, 5))
@@ -275,7 +275,7 @@ def test_ends_of_different_services_are_not_joined() -> None:
 
 
 def test_a_deleted_service_ends_its_halves() -> None:
-    """What waits for its other end when the service is deleted is reset with `revoked`."""
+    """When its service is deleted, a waiting half is reset with `revoked`."""
     relay = Relay()
     client = relay.agent(2)
     attach(client, entry(client, "client", "11" * 16, 5))
@@ -285,7 +285,7 @@ def test_a_deleted_service_ends_its_halves() -> None:
 
 
 def test_a_successor_speaks_for_the_dead() -> None:
-    """Who proves to stand in for a process ends its session and the waits for it, now and later; others can't."""
+    """A process that proves to replace another ends that one's session and its waits; without proof it cannot."""
     relay = Relay()
     client, ghost = relay.agent(2), relay.agent(1)
     attach(client, entry(client, "client", ghost.process, 5))
@@ -310,7 +310,7 @@ def _hello(peer: Peer, predecessor: str) -> bytes:
 
 
 def test_a_hello_that_claims_another_process_is_nobody() -> None:
-    """A process is what its secret makes it: without the secret its id can't be had, and its session stays."""
+    """A process id is derived from its secret: without the secret, no session can claim the id."""
     relay = Relay()
     owner = relay.agent(1)
     thief = Peer(relay, 9)
@@ -321,7 +321,7 @@ def test_a_hello_that_claims_another_process_is_nobody() -> None:
 
 
 def test_numbers_and_counts() -> None:
-    """A number is new and the agent's own; beyond the streams that a session may have a half is `busy`."""
+    """A number is new and the agent's own; above the limit of streams in a session, a half is `busy`."""
     relay = Relay(Limits(streams_client=1, streams_host=1))
     client = relay.agent(2)
     for number in (4, 0):
@@ -334,10 +334,10 @@ def test_numbers_and_counts() -> None:
 
 
 def test_credit_after_a_join() -> None:
-    """The limits in the two entries hold on the new legs; old bytes are dropped, and one jump forward is allowed."""
+    """The limits of the two entries hold on the new legs; old bytes are dropped, and one jump forward is allowed."""
     relay = Relay()
     client, host = joined(relay)
-    client.say(frame(frames.DATA, 5, 0, bytes(10)))  # the host has those
+    client.say(frame(frames.DATA, 5, 0, bytes(10)))  # the host has those bytes
     client.say(frame(frames.DATA, 5, 20, b"later"))
     assert [name for name, *_ in host.hear()] == ["DATA"]
     client.say(frame(frames.DATA, 5, 30, b"a gap"))
@@ -348,7 +348,7 @@ def test_credit_after_a_join() -> None:
 
 
 def test_a_host_counts_the_streams_that_it_brought_along() -> None:
-    """Streams that were attached before the offer count as the host's, and cease to when they end."""
+    """Streams that were attached before the offer count as the host's, until they end."""
     relay = Relay()
     client, host = joined(relay)
     host.offer(9)

@@ -15,7 +15,7 @@ from tests.core.agents import SERVICE, Relay, code_of, connected
 
 
 def test_a_refused_offer_is_reset() -> None:
-    """The store's no reaches the agent with its code; a withdrawn or lost offer is not listed by a late yes."""
+    """A refusal by the store reaches the agent with its code; a late grant does not list a withdrawn or lost offer."""
     relay = Relay()
     for change in ("none", "withdraw", "lose"):
         peer = relay.agent(1)
@@ -41,7 +41,7 @@ def test_data_is_forwarded_under_the_other_number() -> None:
 
 
 def test_a_stream_is_forgotten_when_both_ends_are_acknowledged() -> None:
-    """After both ACKs with `fin` the numbers mean nothing; the ACKs themselves still go out."""
+    """After both ACKs with `fin`, the numbers are forgotten; the ACKs themselves are still sent."""
     relay = Relay()
     client, host = connected(relay)
     client.say(frame(frames.FIN, 1, 0))
@@ -62,7 +62,7 @@ def test_a_stream_is_forgotten_when_both_ends_are_acknowledged() -> None:
     ids=["DATA over the limit", "FIN over the limit"],
 )
 def test_more_than_was_granted_resets_the_stream(message: bytes) -> None:
-    """A sender can't fill its receiver's queue: both ends hear `credit_exceeded`, the sessions go on."""
+    """A sender cannot exceed its receiver's credit: both ends get `credit_exceeded`, and the sessions go on."""
     relay = Relay()
     client, host = connected(relay)
     client.say(message)
@@ -73,7 +73,7 @@ def test_more_than_was_granted_resets_the_stream(message: bytes) -> None:
 
 
 def test_a_reset_overtakes_and_drops_what_waits() -> None:
-    """RESET goes first; the stream's data that waited is forgotten, other streams' is not."""
+    """RESET goes first and drops the stream's waiting data, but not that of other streams."""
     relay = Relay()
     client, host = connected(relay)
     client.open(3)
@@ -88,7 +88,7 @@ def test_a_reset_overtakes_and_drops_what_waits() -> None:
 
 
 def test_a_session_that_granted_too_much_is_cut() -> None:
-    """When more waits for an agent than its budget and floors, it has granted more than it may."""
+    """An agent for which more waits than its credit and floors has granted too much, and its session is cut."""
     relay = Relay(Limits(credit=1000, window_floor=100, open_wait_start=0))
     client, host = connected(relay)
     client.say(frame(frames.DATA, 1, 0, bytes(1100)))
@@ -99,7 +99,7 @@ def test_a_session_that_granted_too_much_is_cut() -> None:
 
 
 def test_a_peers_text_can_not_end_a_session() -> None:
-    """A RESET that the relay took fits a frame when the relay passes it on."""
+    """A RESET that the relay accepted fits a frame when the relay passes it on."""
     relay = Relay()
     client, host = connected(relay)
     payload = json.dumps({"code": "cancelled", "text": "\u00e9" * 8000}, ensure_ascii=False).encode()
@@ -108,7 +108,7 @@ def test_a_peers_text_can_not_end_a_session() -> None:
 
 
 def test_a_finished_stream_leaves_nothing_in_the_budget() -> None:
-    """Two agents that call a stream finished while its data waits hold none of the relay's memory."""
+    """Two agents that end a stream while its data waits hold no memory of the relay."""
     relay = Relay()
     client, host = connected(relay)
     client.say(frame(frames.DATA, 1, 0, bytes(10_000)), frames.ack_frame(1, 0, 1000, fin=True))
@@ -118,7 +118,7 @@ def test_a_finished_stream_leaves_nothing_in_the_budget() -> None:
 
 
 def test_known_data_is_dropped_and_a_gap_resets() -> None:
-    """Under one number DATA is passed on once and in order: what was passed on is dropped, a gap resets the stream."""
+    """Under one number, DATA is passed on once and in order: known bytes are dropped, and a gap resets the stream."""
     relay = Relay()
     client, host = connected(relay)
     for _ in range(100):
@@ -131,7 +131,7 @@ def test_known_data_is_dropped_and_a_gap_resets() -> None:
 
 
 def test_a_flood_of_fins_is_one_fin() -> None:
-    """A repeated FIN says nothing new, and takes no memory."""
+    """A repeated FIN changes nothing and takes no memory."""
     relay = Relay()
     client, host = connected(relay)
     client.say(*[frame(frames.FIN, 1, 0)] * 1000)
@@ -139,7 +139,7 @@ def test_a_flood_of_fins_is_one_fin() -> None:
 
 
 def test_a_session_that_is_both_ends_of_a_stream_leaves_no_ghost() -> None:
-    """When client and host are one session, its loss dials nobody else."""
+    """When client and host are one session, its loss calls no other host."""
     relay = Relay()
     both, other = relay.agent(1, offers=True), relay.agent(3, offers=True)
     both.open(3)
@@ -156,7 +156,7 @@ def test_a_session_that_is_both_ends_of_a_stream_leaves_no_ghost() -> None:
 
 
 def test_short_memory_cuts_no_more_than_it_must() -> None:
-    """Several frames in one turn cut the longest queue once, and others only if that does not suffice."""
+    """Several frames in one read cut the longest queue once, and others only if that does not free enough."""
     relay = Relay(memory=8000)
     client, host = connected(relay)
     relay.agent(9)
@@ -166,7 +166,7 @@ def test_short_memory_cuts_no_more_than_it_must() -> None:
 
 
 def test_a_slow_session_gets_frames_in_pieces() -> None:
-    """Where batches are small a frame is cut to its stream's turn; `blocked` is said of the last piece alone."""
+    """With small batches a frame is cut to its stream's turn, and `blocked` is set only on the last piece."""
     relay = Relay()
     client, host = connected(relay)
     payload = bytes(range(256)) * 40

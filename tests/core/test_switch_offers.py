@@ -35,7 +35,7 @@ def listed(relay: Relay) -> list[Peer | object]:
 
 
 def moved(relay: Relay, number: int) -> Peer:
-    """The next session of the process, which is moving to it."""
+    """The next session of the process, which moves to it."""
     peer = Peer(relay, number)
     hello = Hello(versions=[1], secret=peer.secret.hex(), mode="move")
     peer.say(frame(frames.HELLO, payload=hello.encode()))
@@ -44,7 +44,7 @@ def moved(relay: Relay, number: int) -> Peer:
 
 
 def is_reached(relay: Relay, host: Peer) -> bool:
-    """Whether an OPEN gets to the host, in this session."""
+    """Whether an OPEN reaches the host in this session."""
     client = relay.agent(99)
     client.open()
     relay.answer()
@@ -55,7 +55,7 @@ def is_reached(relay: Relay, host: Peer) -> bool:
 
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_each_token_ends_its_own_offer(first: str) -> None:
-    """One token ends the offer that rests on it; with the other one's the host is gone, and nothing is left."""
+    """Revoking a token ends the offer that rests on it; after the other offer's token, the host is gone."""
     relay = Relay()
     host = relay.agent(1)
     host.offer(1, "a")
@@ -74,7 +74,7 @@ def test_each_token_ends_its_own_offer(first: str) -> None:
 
 
 def test_a_host_is_shown_by_its_newest_offer() -> None:
-    """Token, labels and digest are those of the newest offer, and of the one before when that one ends."""
+    """Token, labels and digest are those of the newest offer; when that ends, those of the one before."""
     relay = Relay()
     host = relay.agent(1)
     for number, token in ((1, "a"), (3, "b")):
@@ -94,7 +94,7 @@ def test_a_host_is_shown_by_its_newest_offer() -> None:
 
 @pytest.mark.parametrize("order", [(1, 3), (3, 1)])
 def test_a_host_is_listed_until_its_last_offer_is_withdrawn(order: tuple[int, int]) -> None:
-    """WITHDRAW ends one number; the host leaves the list with the last one, and its quota is free again."""
+    """WITHDRAW ends one number; with the last one the host leaves the list, and its quota is free again."""
     relay = Relay()
     relay.terms = Terms(public=True, hosts=1)
     host = relay.agent(1)
@@ -111,7 +111,7 @@ def test_a_host_is_listed_until_its_last_offer_is_withdrawn(order: tuple[int, in
 
 @pytest.mark.parametrize("how", ["revoked", "withdrawn", "lost"])
 def test_the_older_session_stands_in_again(how: str) -> None:
-    """While a process moves, its newer offer may end alone: the host is reached in the older session then."""
+    """If only the newer offer of a moving process ends, the host is reached in the older session again."""
     relay = Relay()
     old = relay.agent(1)
     old.offer(1, "a")
@@ -128,7 +128,7 @@ def test_the_older_session_stands_in_again(how: str) -> None:
 
 
 def test_an_older_session_does_not_come_first() -> None:
-    """An offer in the session that is being left, allowed late or made late, does not take the newer one's place."""
+    """An offer in the session that is being left, allowed or made late, does not replace the newer offer."""
     relay = Relay()
     old = relay.agent(1)
     answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ def test_an_older_session_does_not_come_first() -> None:
 
 
 def test_an_offer_whose_session_ends_while_it_is_looked_up() -> None:
-    """The late answer lists nobody."""
+    """The late answer for an offer whose session ended lists no host."""
     relay = Relay()
     host = relay.agent(1)
     answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
@@ -158,7 +158,7 @@ def test_an_offer_whose_session_ends_while_it_is_looked_up() -> None:
 
 
 def test_streams_are_counted_over_all_offers() -> None:
-    """A host that is listed by another offer has the streams that it had; one that comes back, those that go on."""
+    """A host listed by another offer keeps its streams; a host that comes back has those that go on."""
     relay = Relay()
     host, client = relay.agent(1), relay.agent(2)
     host.offer(1, "a")
@@ -175,7 +175,7 @@ def test_streams_are_counted_over_all_offers() -> None:
 
 
 def test_a_withdrawn_host_leaves_by_all_its_numbers() -> None:
-    """The operator's or the owner's word ends each offer of the process, in each of its sessions."""
+    """Withdrawing a host ends each offer of the process, in each of its sessions."""
     relay = Relay()
     old = relay.agent(1)
     old.offer(1, "a")
@@ -192,7 +192,7 @@ def test_a_withdrawn_host_leaves_by_all_its_numbers() -> None:
 
 
 def test_offers_that_are_taken_back_before_their_answer() -> None:
-    """A session has at most so many offers looked up at a time, and they count until the store has answered."""
+    """Withdrawn offers count in the limit on look-ups until the store has answered."""
 
     def back(peer: Peer, number: int) -> None:
         offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32, token="t")

@@ -1,4 +1,4 @@
-"""The relay's switch: opening a stream, from OPEN to the last try."""
+"""The relay's switch: opening a stream, from OPEN to the last attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.core.agents import SERVICE, Peer, Relay, code_of, connected
 
 
 def test_an_open_goes_to_the_host_without_the_clients_secrets() -> None:
-    """The host's OPEN has the attempt, the client's process and a key of its own; token, pin and secret stay here."""
+    """The host's OPEN has the attempt, the client's process and its own key, but not the token, pin and secret."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     client.open(token="cli_x", secret="ab" * 32, pin=host_id(host.process, SERVICE))
@@ -34,7 +34,7 @@ def test_an_open_goes_to_the_host_without_the_clients_secrets() -> None:
 
 
 def test_hosts_are_sent_to_first() -> None:
-    """A client waits for its host, and the host for nobody: whatever an OPEN caused goes to the host first."""
+    """Frames for the host go out first, because the client waits for the host."""
     for order in (True, False):
         relay = Relay()
         first, second = relay.agent(1, offers=order), relay.agent(2, offers=not order)
@@ -44,7 +44,7 @@ def test_hosts_are_sent_to_first() -> None:
 
 
 def test_an_open_among_few_frames_goes_out_at_once() -> None:
-    """It does not wait for what else is done, and goes behind what waits before it."""
+    """An OPEN among few frames is sent before the rest is done, and after anything that waits before it."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     sent: list[list[str]] = []
@@ -59,7 +59,7 @@ def test_an_open_among_few_frames_goes_out_at_once() -> None:
 
 
 def test_early_data_is_held_until_that_host_opened() -> None:
-    """Early data of the current attempt waits at the relay and comes behind OPENED; later pieces go on as DATA."""
+    """The relay holds early data until OPENED, then sends it; later pieces follow as DATA."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     client.open()
@@ -73,7 +73,7 @@ def test_early_data_is_held_until_that_host_opened() -> None:
 
 
 def test_early_data_of_a_failed_attempt_is_dropped() -> None:
-    """What was meant for a host that refused never reaches another."""
+    """Early data for a host that refused never reaches another one."""
     relay = Relay()
     first, second = relay.agent(1, offers=True), relay.agent(3, offers=True)
     client = relay.agent(2)
@@ -103,7 +103,7 @@ def test_early_data_is_bounded_and_without_gaps(offset: int, size: int, code: st
 
 
 def test_a_refusing_host_is_replaced_by_another() -> None:
-    """Up to three hosts are tried; then the client hears the last one's code."""
+    """Up to three hosts are tried; then the client gets the last one's code."""
     relay = Relay()
     hosts = [relay.agent(number, offers=True) for number in (1, 3, 4, 5)]
     client = relay.agent(2)
@@ -117,7 +117,7 @@ def test_a_refusing_host_is_replaced_by_another() -> None:
 
 
 def test_a_silent_host_is_given_up_and_avoided_until_it_speaks() -> None:
-    """After 5 s another host is tried; the silent one is asked for a sign, and gets no new stream until a byte came."""
+    """After 5 s another host is tried; the silent one gets a PING, and no new stream until a byte arrives from it."""
     relay = Relay()
     silent, good = relay.agent(1, offers=True), relay.agent(3, offers=True)
     client = relay.agent(2)
@@ -135,7 +135,7 @@ def test_a_silent_host_is_given_up_and_avoided_until_it_speaks() -> None:
 
 
 def test_a_host_that_goes_away_while_it_is_asked_is_replaced() -> None:
-    """A lost session counts as a refusal."""
+    """A lost session counts as a refusal by the host."""
     relay = Relay()
     first, second = relay.agent(1, offers=True), relay.agent(3, offers=True)
     client = relay.agent(2)
@@ -147,7 +147,7 @@ def test_a_host_that_goes_away_while_it_is_asked_is_replaced() -> None:
 
 
 def test_without_a_host_an_open_waits_for_one_to_come_back() -> None:
-    """After a relay's start, or a host's loss, an OPEN waits; a host that comes gets it."""
+    """After a relay's start, or the loss of a host, an OPEN waits, and goes to a host that comes."""
     relay = Relay(Limits(open_wait_start=10, open_wait_lost=3))
     client = relay.agent(2)
     client.open()
@@ -167,7 +167,7 @@ def test_without_a_host_an_open_waits_for_one_to_come_back() -> None:
 
 
 def test_a_waiting_open_can_be_given_up() -> None:
-    """A client that resets, or goes away, leaves nothing waiting."""
+    """A client that resets or leaves leaves no waiting open behind."""
     relay = Relay(Limits(open_wait_start=10))
     for lost in (False, True):
         client = relay.agent(2)
@@ -180,7 +180,7 @@ def test_a_waiting_open_can_be_given_up() -> None:
 
 
 def test_unknown_services_and_dead_ends_are_told() -> None:
-    """The store's no, and no live host, reach the client as codes."""
+    """A refusal by the store, and a missing host, reach the client as codes."""
     relay = Relay()
     client = relay.agent(2)
     client.open()
@@ -193,7 +193,7 @@ def test_unknown_services_and_dead_ends_are_told() -> None:
 
 
 def test_opens_are_bounded() -> None:
-    """Too many unanswered opens, or streams, are answered `busy`; too many failures `rate_limited`."""
+    """Too many pending opens, or streams, are answered `busy`; too many failures, `rate_limited`."""
     relay = Relay(Limits(opens=1, open_wait_start=10))
     client = relay.agent(2)
     client.open(1)
@@ -216,7 +216,7 @@ def test_opens_are_bounded() -> None:
 
 
 def test_giving_up_too_many_opens_ends_the_session() -> None:
-    """Resets before an answer are limited: they cost others, and the giver nothing."""
+    """Resets before an answer are limited, because they cost others and not the client that sends them."""
     relay = Relay(Limits(early_resets_burst=1, early_resets_rate=0))
     host, client = relay.agent(1, offers=True), relay.agent(2)
     for number in (1, 3):
@@ -228,7 +228,7 @@ def test_giving_up_too_many_opens_ends_the_session() -> None:
 
 
 def test_frames_before_opened_break_the_streams_rules() -> None:
-    """DATA or ACK before OPENED, of either side, and OPENED out of place reset the stream."""
+    """DATA or ACK before OPENED, from either side, and an unexpected OPENED reset the stream."""
     for message in (frame(frames.DATA, 1, 0, b"x"), frames.ack_frame(1, 0, 0, fin=False)):
         relay = Relay()
         host, client = relay.agent(1, offers=True), relay.agent(2)
@@ -252,7 +252,7 @@ def test_frames_before_opened_break_the_streams_rules() -> None:
 
 @pytest.mark.parametrize(("offset", "size", "heard"), [(1, 1, "DATA"), (2, 1, "RESET"), (1, 16384, "RESET")])
 def test_early_data_behind_opened_keeps_its_rules(offset: int, size: int, heard: str) -> None:
-    """Early data that comes after OPENED is still without gaps and within its 16 KiB."""
+    """Early data after OPENED still has no gaps and stays within 16 KiB."""
     relay = Relay()
     client, host = connected(relay)
     client.say(frame(frames.EARLY, 1, frames.early_value(1, 0), b"x"))
@@ -262,7 +262,7 @@ def test_early_data_behind_opened_keeps_its_rules(offset: int, size: int, heard:
 
 
 def test_a_lost_session_is_told_to_the_other_end_of_its_streams() -> None:
-    """Whichever leg goes, the other end hears GONE."""
+    """When either leg is lost, the other end gets GONE."""
     for first in (True, False):
         relay = Relay()
         client, host = connected(relay)
@@ -273,7 +273,7 @@ def test_a_lost_session_is_told_to_the_other_end_of_its_streams() -> None:
 
 
 def test_when_memory_is_short_data_is_marked_opens_are_refused_and_the_longest_queue_is_cut() -> None:
-    """Above half of the process's budget all DATA is marked; above it OPEN is `busy` and the longest queue goes."""
+    """Above half of the budget all DATA is marked; above all of it OPEN is `busy` and the longest queue is cut."""
     relay = Relay(memory=8000)
     client, host = connected(relay)
     client.say(frame(frames.DATA, 1, 0, bytes(5000)))
@@ -307,7 +307,7 @@ def test_guessing_names_is_limited() -> None:
 
 
 def test_a_host_that_is_heard_again_gets_what_waits() -> None:
-    """An open that waits because the only host was silent goes to it as soon as it speaks."""
+    """An open that waits because the only host was silent goes to the host as soon as it sends something."""
     relay = Relay(Limits(open_wait_start=60, open_host=1))
     host, client = relay.agent(1, offers=True), relay.agent(2)
     client.open()
@@ -319,7 +319,7 @@ def test_a_host_that_is_heard_again_gets_what_waits() -> None:
 
 
 def test_a_host_wakes_those_who_may_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OPEN that waits for one host by its pin is not tried again for each other host that offers."""
+    """An OPEN pinned to one host is not tried again for each other host that offers."""
     relay = Relay(Limits())
     gone, client = relay.agent(1, offers=True), relay.agent(2)
     gone.lose()
@@ -335,7 +335,7 @@ def test_a_host_wakes_those_who_may_have_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_opens_in_a_newer_session_look_at_no_other_stream() -> None:
-    """While an agent moves, an OPEN finds its stream in the older session without a look at all of them."""
+    """While an agent moves, an OPEN finds its stream in the older session without a scan of all streams."""
 
     class Unseen(dict[int, Leg]):
         def values(self) -> NoReturn:
@@ -354,4 +354,4 @@ def test_opens_in_a_newer_session_look_at_no_other_stream() -> None:
     relay.answer()
     assert [name for name, *_ in host.hear()] == ["OPEN"]
     newer.say(frame(frames.OPEN, 5, payload=Open(service=SERVICE, uuid=f"{1:032x}", limit=1000).encode()))
-    assert [name for name, *_ in host.hear()] == ["RESET", "OPEN"]  # the older try of the same stream is given up
+    assert [name for name, *_ in host.hear()] == ["RESET", "OPEN"]  # an earlier attempt of the same stream is cancelled

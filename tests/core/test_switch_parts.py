@@ -51,7 +51,7 @@ def data(offset: int, payload: bytes, flags: int = 0, number: int = 7) -> tuple[
 
 
 def test_frames_wait_in_order() -> None:
-    """Frames go out in the order in which they came, under the leg's own number, and the end behind the data."""
+    """Frames go out in the order of arrival, under the leg's own number, with the end after the data."""
     leg = leg_of(session())
     leg.forward(frames.DATA, frames.BLOCKED, 0, b"x" * 2000, 0)
     leg.forward(frames.DATA, 0, 2000, b"y" * 2000, 0)
@@ -67,7 +67,7 @@ def test_frames_wait_in_order() -> None:
 
 
 def test_whole_frames_until_enough() -> None:
-    """A turn ends with the frame that passes what was asked for."""
+    """A turn ends with the frame that passes the requested size."""
     leg = leg_of(session())
     for offset in range(0, 8000, 2000):
         leg.forward(frames.DATA, 0, offset, b"x" * 2000, 0)
@@ -77,14 +77,14 @@ def test_whole_frames_until_enough() -> None:
 
 
 def test_nothing_waits() -> None:
-    """A leg for which nothing waits sends nothing, owes no ACK and has nothing to drop."""
+    """A leg without waiting frames sends nothing, owes no ACK and has nothing to drop."""
     leg = leg_of(session())
     assert (leg.ready(), sent(leg, 0), leg.make_ack()) == (False, [], b"")
     leg.drop_queue()
 
 
 def test_small_frames_are_merged() -> None:
-    """Small data frames that follow one another go out as one, with the flags of all."""
+    """Small consecutive data frames go out as one frame, with the flags of all."""
     leg = leg_of(session())
     leg.forward(frames.DATA, 0, 0, b"one", 0)
     leg.forward(frames.DATA, frames.BLOCKED, 3, memoryview(b"two"), 0)
@@ -98,7 +98,7 @@ def test_small_frames_are_merged() -> None:
     ids=["a gap", "a duplicate", "the end", "a large one"],
 )
 def test_what_is_not_merged(type_: int, offset: int, payload: bytes) -> None:
-    """Only what continues the last frame, and is small, is put behind it."""
+    """Only a small frame that continues the last one is merged into it."""
     leg = leg_of(session())
     leg.forward(frames.DATA, 0, 0, b"one", 0)
     leg.forward(type_, 0, offset, payload, 0)
@@ -117,7 +117,7 @@ def test_runs_end() -> None:
 
 
 def test_small_views_are_copied() -> None:
-    """A small payload does not keep the message it came in, a large one is not copied."""
+    """A small payload does not keep its message alive, and a large one is not copied."""
     leg = leg_of(session())
     message = bytearray(b"x" * 5000)
     leg.forward(frames.DATA, 0, 0, memoryview(message)[:10], 0)
@@ -140,7 +140,7 @@ def test_small_views_are_copied() -> None:
 )
 @settings(max_examples=150)
 def test_accounts_return_to_zero(steps: list[tuple[str, int]]) -> None:
-    """What waits is counted at the session and in the process, byte by byte, and comes back to nothing."""
+    """Waiting bytes are counted in the session and in the process, byte by byte, and the counts return to zero."""
     budget = ProcessBudget(1 << 20)
     owner = session(budget)
     leg = leg_of(owner)
@@ -168,7 +168,7 @@ def test_accounts_return_to_zero(steps: list[tuple[str, int]]) -> None:
 
 
 def wire_of(leg: Leg, most: int) -> list[tuple[int, bytes]]:
-    """The type and payload of what goes out; empty payloads too, which a decoder would refuse."""
+    """The type and payload of what goes out, including empty payloads, which a decoder would refuse."""
     parts: list[Buffer] = []
     leg.pull(most, parts, 0)
     message = memoryview(b"".join(parts))
@@ -182,7 +182,7 @@ def wire_of(leg: Leg, most: int) -> list[tuple[int, bytes]]:
 
 
 def test_dropping() -> None:
-    """A stream that was reset leaves nothing: its frames, its ACK and its accounts are gone."""
+    """A stream that was reset leaves nothing: its frames, its ACK and its counts are gone."""
     budget = ProcessBudget(1 << 20)
     owner, other = session(budget), session(budget)
     leg, rest = leg_of(owner), leg_of(other)
@@ -194,13 +194,13 @@ def test_dropping() -> None:
     leg.drop_queue()
     assert (owner.queued, other.queued) == (0, 5000)
     assert budget.queued == 5000 + 2 * 256
-    assert owner.outbox.collect(1 << 20, 0) == []  # its place in the outbox gives nothing
+    assert owner.outbox.collect(1 << 20, 0) == []  # its place in the outbox yields nothing
     rest.drop_queue()
     assert budget.queued == 0
 
 
 def test_what_a_frame_costs() -> None:
-    """A waiting frame counts its bookkeeping against the process, not against its agent's credit."""
+    """A waiting frame's overhead counts in the process's budget, not in its agent's credit."""
     budget = ProcessBudget(1 << 20)
     owner = session(budget)
     leg = leg_of(owner)
@@ -212,14 +212,14 @@ def test_what_a_frame_costs() -> None:
 
 
 def flags_after(leg: Leg, came: float, now: float) -> int:
-    """The flags of a frame that came and went at these times."""
+    """The flags of a frame that arrived and left at these times."""
     leg.forward(frames.DATA, 0, 0, b"x", came)
     ((_, flags, *_),) = sent(leg, now)
     return flags
 
 
 def test_marks() -> None:
-    """Data is marked once waits have stayed above 20 ms for 50 ms, until the first short one."""
+    """Data is marked once waits have been above 20 ms for 50 ms, until the first short wait."""
     leg = leg_of(session())
     assert flags_after(leg, 0.981, 1.000) == 0  # under 20 ms
     assert flags_after(leg, 1.000, 1.030) == 0  # the first long wait
@@ -232,7 +232,7 @@ def test_marks() -> None:
 
 
 def test_marks_when_memory_is_short() -> None:
-    """Above half of the process's memory all data is marked, however short it waited."""
+    """Above half of the process's memory all data is marked, however short its wait was."""
     budget = ProcessBudget(10_000)
     leg = leg_of(session(budget))
     assert flags_after(leg, 0, 0) == 0
@@ -242,7 +242,7 @@ def test_marks_when_memory_is_short() -> None:
 
 
 def test_an_end_is_not_marked() -> None:
-    """Only data is marked, and what its sender said of it stays."""
+    """Only data is marked, and the sender's own flags stay."""
     budget = ProcessBudget(0)
     budget.queued = 1
     leg = leg_of(session(budget))
@@ -261,7 +261,7 @@ def ack_of(leg: Leg) -> tuple[int, int, int, bool]:
 
 
 def test_acks_that_wait_become_one() -> None:
-    """Of several ACKs that wait the newest numbers go out once, and none is lost by an older one."""
+    """Of several waiting ACKs, the newest numbers go out once, and an older ACK lowers none of them."""
     owner = session()
     leg = leg_of(owner)
     leg.forward_ack(10, 100, fin=False)
@@ -287,11 +287,11 @@ def test_the_limit_never_goes_down() -> None:
 
 
 def test_early_data_is_held_in_order() -> None:
-    """Early data of the attempt under way is held, in order and up to its limit."""
+    """Early data of the current attempt is held in order, up to its limit."""
     route = Route(session(), 1, OPEN)
     route.attempt = 2
     assert route.hold_early(2, 0, b"x" * 1000, LIMITS)
-    assert route.hold_early(1, 7, b"of the attempt before", LIMITS)  # dropped
+    assert route.hold_early(1, 7, b"of the attempt before", LIMITS)  # of an earlier attempt: dropped
     assert route.hold_early(2, 1000, memoryview(b"y" * 15_384), LIMITS)
     assert route.early == b"x" * 1000 + b"y" * 15_384
     assert not route.hold_early(2, LIMITS.early, b"z", LIMITS)
@@ -302,7 +302,7 @@ def test_early_data_is_held_in_order() -> None:
 
 
 def test_one_timer_a_route() -> None:
-    """A route has one deadline; a new one replaces it."""
+    """A route has one deadline, which a new one replaces."""
     timers = Timers()
     route = Route(session(), 1, OPEN)
     route.set_timer(timers.add(1, lambda _: None))
@@ -313,7 +313,7 @@ def test_one_timer_a_route() -> None:
 
 
 def test_reset_frame() -> None:
-    """A RESET by number carries its code and text."""
+    """A RESET by number has its code and text."""
     ((type_, _, number, _, payload),) = frames.decode(reset_frame(9, "busy", "Later."))
     assert (type_, number) == (frames.RESET, 9)
     assert Reset.parse(payload) == Reset(code="busy", text="Later.")
@@ -329,7 +329,7 @@ def test_numbers_are_even_and_new() -> None:
 
 
 def test_overdrawn() -> None:
-    """More than its budget and a floor for every stream is more than an agent may have granted."""
+    """An agent cannot have granted more than its budget and a floor for every stream."""
     owner = session()
     owner.credit = 1000
     assert not owner.overdrawn
@@ -341,7 +341,7 @@ def test_overdrawn() -> None:
 
 
 def test_how_sessions_look() -> None:
-    """A session is named by its process and where it comes from, never by a secret."""
+    """The text form of a session names its process and its source, never a secret."""
     owner = session()
     assert repr(owner) == "<Session new of 192.0.2.1>"
     owner.process = "0123456789abcdef" * 2
@@ -352,7 +352,7 @@ def test_how_sessions_look() -> None:
 
 
 def test_process_budget() -> None:
-    """Above half memory is tight, above all of it spent; just at the bound neither."""
+    """Above half of the total memory is tight, above all of it spent; exactly at the bound it is neither."""
     budget = ProcessBudget(100)
     for queued, tight, spent in [(0, False, False), (50, False, False), (51, True, False), (100, True, False)]:
         budget.queued = queued
@@ -375,7 +375,7 @@ def test_bucket() -> None:
 @given(st.lists(st.floats(0, 1), max_size=60), st.floats(1, 50), st.integers(1, 20))
 @settings(max_examples=100)
 def test_bucket_never_gives_more(waits: list[float], rate: float, burst: int) -> None:
-    """Over any time a bucket gives at most its burst and its rate."""
+    """Over any time, a bucket gives at most its burst and its rate."""
     bucket = Bucket(rate, burst, 0)
     now, given_ = 0.0, 0
     for wait in waits:
@@ -389,13 +389,13 @@ def test_bucket_never_gives_more(waits: list[float], rate: float, burst: int) ->
 
 
 def registry_of(count: int, seed: int = 7) -> tuple[Registry, list[Host]]:
-    """So many live hosts of one service, each of a session of its own."""
+    """This many live hosts of one service, each in its own session."""
     registry = Registry(random.Random(seed).randrange, LIMITS, 0.0)
     return registry, [add(registry, f"{n:032x}") for n in range(count)]
 
 
 def add(registry: Registry, id_: str) -> Host:
-    """The host, with one more offer, in a session of its own."""
+    """The host with one more offer, in a session of its own."""
     host = registry.known(id_, SERVICE)
     registry.add(LiveOffer(host, session(), 1, labels={}, digest=""), None, 0.0)
     return host
@@ -406,7 +406,7 @@ def remove(registry: Registry, host: Host) -> None:
 
 
 def chi_square(registry: Registry, live: list[Host], tried: set[str]) -> float:
-    """How far from uniform 2,000 picks a live host are, over the degrees of freedom, in standard deviations."""
+    """How far from uniform 2,000 picks of a live host are, over the degrees of freedom, in standard deviations."""
     picks = 2000 * len(live)
     found = Counter(picked.id for _ in range(picks) if (picked := registry.pick(SERVICE, tried, None)))
     assert set(found) == {one.id for one in live}
@@ -426,7 +426,7 @@ def test_pick_is_uniform(count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_pick_is_uniform_among_those_left(seed: int) -> None:
-    """Hosts that were tried or do not answer are left out, and the others are picked alike."""
+    """Hosts that were tried or are stalled are left out, and the others are picked with equal frequency."""
     registry, hosts = registry_of(8, seed)
     for silent in hosts[::3]:
         silent.session.stalled = True
@@ -436,7 +436,7 @@ def test_pick_is_uniform_among_those_left(seed: int) -> None:
 
 
 def test_pick_nobody() -> None:
-    """Where no host is left there is none: unknown service, all tried, all silent, all gone."""
+    """No host is picked for an unknown service, or if all were tried, are stalled, or have left."""
     registry, hosts = registry_of(2)
     everybody = {one.id for one in hosts}
     assert registry.pick("ada/other", set(), None) is None
@@ -451,7 +451,7 @@ def test_pick_nobody() -> None:
 
 
 def test_pick_by_pin() -> None:
-    """A pin allows one host only: never another, not even when it was tried, is silent or gone."""
+    """A pin allows only one host, and no other replaces it if it was tried, is stalled or gone."""
     registry, hosts = registry_of(5)
     pinned = hosts[3]
     assert {registry.pick(SERVICE, set(), pinned.id) for _ in range(50)} == {pinned}
@@ -481,16 +481,16 @@ def test_opens_wait_after_the_start() -> None:
 
 
 def test_opens_wait_for_a_lost_host() -> None:
-    """For 3 s after a host's session broke an open waits; a withdrawn host is not waited for."""
+    """For 3 s after a host's session broke an open waits; it does not wait for a withdrawn host."""
     registry, hosts = registry_of(1)
     remove(registry, hosts[0])
-    assert registry.wait_until(SERVICE) == 10  # the start's
+    assert registry.wait_until(SERVICE) == 10  # until the time since the start is over
     registry.lost(SERVICE, 50.0)
     assert registry.wait_until(SERVICE) == 53
 
 
 def test_lost_hosts_are_forgotten() -> None:
-    """Of services whose hosts were lost long ago nothing is kept, however many there are."""
+    """Services whose hosts were lost long ago leave no entries, however many there are."""
     registry, _ = registry_of(0)
     for number in range(1000):
         registry.lost(f"ann/s{number}", float(number))
@@ -498,7 +498,7 @@ def test_lost_hosts_are_forgotten() -> None:
 
 
 def test_forgetting() -> None:
-    """A service's entry, and its account's, go with the last thing that rests on it."""
+    """A service's entry, and its account's, are removed with the last thing that rests on them."""
     registry, (listed,) = registry_of(1)
     leg = Route(session(), 1, OPEN).client
     leg.ground = registry.rest(leg, Claim(SERVICE, "client", None))
@@ -511,7 +511,7 @@ def test_forgetting() -> None:
 
 
 def test_doubts_are_of_one_handle() -> None:
-    """A change counts for look-ups of its own handle; of a handle where nothing is looked up nothing is kept."""
+    """A change affects look-ups of its own handle only; without look-ups under way nothing is kept for a handle."""
     doubts = Doubts()
     with doubts.watching("ann/web") as ann, doubts.watching("bob/web") as bob, doubts.watching("ann/ssh") as also:
         doubts.add("ann/other")
@@ -522,7 +522,7 @@ def test_doubts_are_of_one_handle() -> None:
 
 
 def test_one_late_frame_after_a_rest_is_not_marked() -> None:
-    """Waits that are long apart have not stayed long: a late frame now and one much later are not marked."""
+    """Two late frames with a long gap between them are not marked, because waits did not stay long."""
     owner = Session(Limits(), ProcessBudget(1 << 20), "x", 0.0)
     leg = Route(owner, 7, Open(service="ann/web", uuid="00" * 16, limit=0)).client
     for came in (1.0, 100.0):

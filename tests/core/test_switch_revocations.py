@@ -27,7 +27,7 @@ def withdraw(relay: Relay) -> None:
 
 
 def test_a_deleted_service_ends_offers_and_streams_at_both_ends() -> None:
-    """The offer's number and both ends of each stream hear ``revoked``; an OPEN is looked up again."""
+    """The offer's number and both ends of each stream get ``revoked``; an OPEN is looked up again."""
     relay = Relay()
     client, host = connected(relay)
     revoke_service(relay.switch, SERVICE)
@@ -40,7 +40,7 @@ def test_a_deleted_service_ends_offers_and_streams_at_both_ends() -> None:
 
 
 def test_opens_of_a_deleted_service_are_refused() -> None:
-    """An open that is looked up, tried or waiting ends with ``unknown_service``, and a host that is asked hears it."""
+    """An open that is looked up, tried or waiting ends with ``unknown_service``, and an asked host gets a reset."""
     relay = Relay(Limits())
     host, tried = relay.agent(1, offers=True), relay.agent(2)
     tried.open()
@@ -53,14 +53,14 @@ def test_opens_of_a_deleted_service_are_refused() -> None:
     client.open(3)  # and this one is public, and waits too
     revoke_service(relay.switch, SERVICE)
     client.open(5)
-    revoke_service(relay.switch, SERVICE)  # while it is asked for
+    revoke_service(relay.switch, SERVICE)  # while it is looked up
     relay.answer()
     assert sorted(codes(client.hear())) == [(1, "unknown_service"), (3, "unknown_service"), (5, "unknown_service")]
     assert relay.switch.next_deadline() is None
 
 
 def test_other_services_go_on() -> None:
-    """A deletion concerns one service and no other."""
+    """A deletion affects only its own service."""
     relay = Relay()
     client, host = connected(relay)
     revoke_service(relay.switch, "ann/other")
@@ -71,7 +71,7 @@ def test_other_services_go_on() -> None:
 
 
 def test_a_withdrawn_host_keeps_its_streams() -> None:
-    """The host is off the list and told so; its stream goes on, and an open finds nobody."""
+    """A withdrawn host leaves the list and is told so; its stream goes on, and an open finds no host."""
     relay = Relay()
     client, host = connected(relay)
     withdraw(relay)
@@ -83,7 +83,7 @@ def test_a_withdrawn_host_keeps_its_streams() -> None:
 
 
 def test_a_withdrawn_host_is_not_let_back() -> None:
-    """A RESET that was lost with its session does not bring the host back, and no look-up does."""
+    """If the RESET was lost with the session, the host is still refused, without a look-up."""
     relay = Relay()
     host = relay.agent(1, offers=True)
     withdraw(relay)
@@ -95,7 +95,7 @@ def test_a_withdrawn_host_is_not_let_back() -> None:
 
 
 def test_an_offer_that_is_looked_up_while_its_host_is_withdrawn() -> None:
-    """A second offer of the host, whose look-up ends after the withdrawal, is refused."""
+    """A second offer of the host whose look-up ends after the withdrawal is refused."""
     relay = Relay()
     host = relay.agent(1, offers=True)
     answer, relay.answer = relay.answer, lambda **_: None  # type: ignore[method-assign]
@@ -107,7 +107,7 @@ def test_an_offer_that_is_looked_up_while_its_host_is_withdrawn() -> None:
 
 
 def test_every_number_of_a_host_hears_it() -> None:
-    """An offer that another of the same service replaced is ended too."""
+    """An older offer that a newer one has replaced is ended, too."""
     relay = Relay()
     host = relay.agent(1, offers=True)
     host.offer(3)
@@ -118,7 +118,7 @@ def test_every_number_of_a_host_hears_it() -> None:
 
 
 def test_the_memory_of_withdrawn_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest ids go first."""
+    """When there are too many, the oldest ids are forgotten first."""
     monkeypatch.setattr(registry, "_WITHDRAWN", 3)
     table = Relay().switch.registry
     for name in "abcd":
@@ -128,7 +128,7 @@ def test_the_memory_of_withdrawn_hosts_is_bounded(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("code", ["withdrawn", "revoked"])
 def test_an_agent_hears_that_its_offer_ended(code: str) -> None:
-    """A RESET of the offer's number ends the offer after OFFERED too, and the next session does not repeat it."""
+    """A RESET after OFFERED ends the offer, and the next session does not repeat it."""
     talk = Conversation(offer=True)
     [(_, number, _, _)] = talk.said()
     talk.hear(frame(frames.OFFERED, number, payload=b'{"host":"' + OFFER.host.encode() + b'"}'))
@@ -142,7 +142,7 @@ def test_an_agent_hears_that_its_offer_ended(code: str) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_deletion_leaves_nothing(seed: int) -> None:
-    """Wherever its streams stand, no leg, timer, waiting route, count or queued byte of the service is left."""
+    """In any state of its streams, the service leaves no leg, timer, waiting route, count or queued byte."""
     rng = random.Random(seed)
     relay = Relay(Limits())
     hosts = [relay.agent(n, offers=True) for n in range(1, 4)]

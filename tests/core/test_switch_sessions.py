@@ -14,7 +14,7 @@ from tests.core.agents import SERVICE, Peer, Relay, code_of
 
 
 def test_hello_gets_welcome() -> None:
-    """WELCOME tells the version, the relay and the budgets."""
+    """WELCOME states the version, the relay and the budgets."""
     relay = Relay()
     peer = Peer(relay, 1)
     peer.say(frame(frames.HELLO, payload=Hello(versions=[9, 1], secret=peer.secret.hex()).encode()))
@@ -35,7 +35,7 @@ def test_hello_gets_welcome() -> None:
     ],
 )
 def test_a_session_begins_with_a_valid_hello(message: bytes, code: str) -> None:
-    """Anything else as the first frame ends the session, with a code."""
+    """Any other first frame than a valid HELLO ends the session, with a code."""
     peer = Peer(Relay(), 1)
     with pytest.raises(RemoteProtocolError) as caught:
         peer.say(message)
@@ -44,7 +44,7 @@ def test_a_session_begins_with_a_valid_hello(message: bytes, code: str) -> None:
 
 @pytest.mark.parametrize("type_", [frames.OFFER, frames.OPEN, frames.ATTACH])
 def test_a_quiet_session_carries_nothing(type_: int) -> None:
-    """A relay that knows the capability tells so; what the session asks for then ends it."""
+    """The relay announces the quiet capability, and a session that uses it and then asks for something is ended."""
     relay = Relay()
     peer = Peer(relay, 1)
     hello = Hello(versions=[1], secret=peer.secret.hex(), capabilities=[QUIET])
@@ -64,7 +64,7 @@ def test_a_quiet_session_carries_nothing(type_: int) -> None:
 
 
 def test_a_second_session_of_a_process_supersedes_the_first() -> None:
-    """The newest session of a secret wins; another secret supersedes nothing."""
+    """The newest session of a secret replaces the earlier one; another secret replaces none."""
     relay = Relay()
     first = relay.agent(1)
     relay.agent(2)
@@ -75,7 +75,7 @@ def test_a_second_session_of_a_process_supersedes_the_first() -> None:
 
 
 def test_a_superseded_session_does_not_take_the_new_offer_along() -> None:
-    """A host entry belongs to the session that offered it last."""
+    """The end of a superseded session does not remove the offer of the newer one."""
     relay = Relay()
     old = relay.agent(1, offers=True)
     new = relay.agent(1, offers=True)
@@ -93,7 +93,7 @@ def test_numbers_are_odd_and_grow(frame_type: int) -> None:
 
 
 def test_a_host_id_is_the_processs_own() -> None:
-    """An OFFER under another process's host id ends the session."""
+    """An OFFER with another process's host id ends the session."""
     peer = Relay().agent(1)
     offer = Offer(service=SERVICE, host=host_id("00" * 16, SERVICE), digest="00" * 32)
     with pytest.raises(RemoteProtocolError):
@@ -101,7 +101,7 @@ def test_a_host_id_is_the_processs_own() -> None:
 
 
 def test_offers_are_authorised_listed_and_withdrawn() -> None:
-    """A host is listed after the store's yes, and until it withdraws."""
+    """A host is listed after the store's grant, until it withdraws."""
     relay = Relay()
     peer = relay.agent(1)
     offer = Offer(service=SERVICE, host=host_id(peer.process, SERVICE), digest="00" * 32)
@@ -115,7 +115,7 @@ def test_offers_are_authorised_listed_and_withdrawn() -> None:
 
 
 def test_offers_are_bounded() -> None:
-    """A session offers as many services as its limit, and is told about the next."""
+    """A session offers as many services as its limit, and the next offer is refused."""
     relay = Relay(Limits(offers=1))
     peer = relay.agent(1, offers=True)
     peer.offer(3)
@@ -123,7 +123,7 @@ def test_offers_are_bounded() -> None:
 
 
 def test_frames_that_have_no_place_end_the_session() -> None:
-    """A relay's frame from an agent is a session error."""
+    """A frame that only a relay sends is a session error if an agent sends it."""
     peer = Relay().agent(1)
     peer.say(frame(frames.PONG))
     peer.reset(77)
@@ -135,7 +135,7 @@ def test_frames_that_have_no_place_end_the_session() -> None:
 
 
 def test_nothing_is_done_for_a_session_that_ended() -> None:
-    """Frames behind the one that ended a session, and a second end, change nothing."""
+    """Frames after the one that ended a session, and a second end, change nothing."""
     relay = Relay()
     host, client = relay.agent(1, offers=True), relay.agent(2)
     client.lose()
@@ -145,7 +145,7 @@ def test_nothing_is_done_for_a_session_that_ended() -> None:
 
 
 def test_an_agent_that_asks_and_never_reads_is_cut() -> None:
-    """Answers that wait are bounded: beyond it the session ends, once."""
+    """Waiting answers are limited: above the limit the session ends, once."""
     relay = Relay(Limits(control=1000))
     peer = relay.agent(1)
     relay.switch.take_touched()

@@ -1,4 +1,4 @@
-"""The relay's switch: strangers do not use up what an account may have, neither for its owner nor for each other."""
+"""The relay's switch: strangers cannot use up an account's limits, neither for its owner nor for each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def terms(*, public: bool, streams: int = STREAMS, shares: Shares = SHARES) -> T
 
 
 class Site:
-    """A relay with one account, which has a public service and one that is not, each with a host."""
+    """A relay with one account, which has a public and a private service, each with a host."""
 
     def __init__(self, streams: int = STREAMS, shares: Shares = SHARES) -> None:
         self.relay = Relay()
@@ -52,7 +52,7 @@ class Site:
         self.relay.answer()
 
     def open(self, client: Peer, service: str) -> tuple[str, str] | None:
-        """One more stream of the client; why it is refused, if it is."""
+        """Open one more stream of the client; returns the reason if it is refused."""
         number = client.session.highest_number + 2 - (client.session.highest_number + 1) % 2
         message = Open(service=service, uuid=f"{client.session.rank:016x}{number:016x}", limit=1000, token="c")
         client.say(frame(frames.OPEN, number, payload=message.encode()))
@@ -65,28 +65,28 @@ class Site:
         return None
 
     def fill(self, group: str, service: str, sessions: int = 4) -> int:
-        """Streams that a source gets, by several sessions, until it is refused in each."""
+        """How many streams a source gets, over several sessions, until each is refused."""
         clients = [self.agent(group) for _ in range(sessions)]
         return sum(self.open(clients[number % sessions], service) is None for number in range(4 * STREAMS))
 
 
 @pytest.mark.parametrize("owner", ["ann", "eve"])
 def test_one_source_leaves_the_private_service_to_its_owner(owner: str) -> None:
-    """However many sessions one source has at a public service: the owner has the rest, also from the same address."""
+    """However many sessions a source has at a public service, the owner has the rest, also from the same address."""
     site = Site()
     site.fill("eve", "ann/open")
     assert site.fill(owner, "ann/own") == 10
 
 
 def test_many_sources_leave_the_reserve() -> None:
-    """However many sources fill the public services: all of the reserve is for the others."""
+    """However many sources fill the public services, the reserve stays for the others."""
     site = Site()
     assert sum(site.fill(f"eve{number}", "ann/open", sessions=1) for number in range(20)) == 12
     assert site.fill("ann", "ann/own") == 4
 
 
 def test_one_source_has_half_of_what_the_others_leave() -> None:
-    """Of 12 public streams the first source gets 6, the next one 3, and each one after it finds one."""
+    """Of 12 public streams the first source gets 6, the next one 3, and each later one finds one."""
     site = Site()
     assert [site.fill(group, "ann/open") for group in ("eve", "bob", "tim", "joe", "sue")] == [6, 3, 1, 1, 1]
     refused = site.open(site.agent("eve"), "ann/open")
@@ -95,7 +95,7 @@ def test_one_source_has_half_of_what_the_others_leave() -> None:
 
 
 def test_the_refused_client_is_told_which_limit_it_was() -> None:
-    """The code and the sentence are of the source's share, of the public services', or of the account's."""
+    """The code and the sentence name the limit: the source's share, the public services', or the account's."""
     site = Site()
     site.fill("eve", "ann/open")
     code, text = site.open(site.agent("eve"), "ann/open") or ("", "")
@@ -108,7 +108,7 @@ def test_the_refused_client_is_told_which_limit_it_was() -> None:
 
 
 def test_a_source_that_is_not_known_has_no_share() -> None:
-    """Behind a server that tells no addresses everybody would be one source: only the reserve holds there."""
+    """Behind a server that names no addresses all would be one source, so only the reserve applies there."""
     site = Site()
     assert site.fill("", "ann/open") == 12
     assert site.open(site.agent(""), "ann/own") is None
@@ -126,13 +126,13 @@ def test_what_ends_makes_a_place() -> None:
 
 @pytest.mark.parametrize(("streams", "public"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3), (10, 7), (20_000, 15_000)])
 def test_the_reserve_is_never_nothing(streams: int, public: int) -> None:
-    """With a quota of two or more a stream is left for what is not public; with one, whatever comes first has it."""
+    """With a quota of two or more, one stream stays for private services; with one, the first comer has it."""
     assert SHARES.public_of(streams) == public
     assert Shares().public_of(streams) == streams
 
 
 def test_shares_that_are_off_refuse_nobody() -> None:
-    """0 is no limit: one source may have all that there is."""
+    """0 means no limit: one source may have everything."""
     account, all_ = Account(), terms(public=True, shares=Shares())
     for _ in range(STREAMS):
         assert account.refusal(all_, "eve") is None

@@ -21,7 +21,7 @@ def test_nothing_pending() -> None:
 
 
 def test_due_in_order() -> None:
-    """What is due comes in order of its time, equal times in order of their making, and each once."""
+    """Due timers fire in the order of their times, equal times in the order of their creation, and each once."""
     timers = Timers()
     said: list[str] = []
     for when, name in [(3, "c"), (1, "a"), (2, "b1"), (2, "b2"), (9, "later")]:
@@ -35,7 +35,7 @@ def test_due_in_order() -> None:
 
 
 def test_calls_are_given_the_time() -> None:
-    """A timer is called with the time it is, not the time it was due."""
+    """A timer is called with the current time, not with the time at which it was due."""
     timers = Timers()
     seen: list[float] = []
     timers.add(1, seen.append)
@@ -44,7 +44,7 @@ def test_calls_are_given_the_time() -> None:
 
 
 def test_cancelling() -> None:
-    """A cancelled timer is never called and is no deadline; cancelling again changes nothing."""
+    """A cancelled timer is never called and is not a deadline; a second cancel changes nothing."""
     timers = Timers()
     said: list[float] = []
     first, second = timers.add(1, said.append), timers.add(2, said.append)
@@ -53,12 +53,12 @@ def test_cancelling() -> None:
     assert (len(timers), timers.next_deadline()) == (1, 2)
     run(timers, 5)
     assert said == [5]
-    second.cancel()  # it happened already
+    second.cancel()  # it has fired already
     assert (len(timers), timers.next_deadline()) == (0, None)
 
 
 def test_cancelled_behind_the_first() -> None:
-    """A cancelled timer that is passed over on the way is counted out."""
+    """A cancelled timer that is skipped on the way is removed from the count."""
     timers = Timers()
     timers.add(1, lambda _: None)
     timers.add(2, lambda _: None).cancel()
@@ -68,7 +68,7 @@ def test_cancelled_behind_the_first() -> None:
 
 
 def test_cancelled_by_an_earlier_one() -> None:
-    """One that is due may cancel another that is due at the same moment."""
+    """A timer may cancel another one that is due at the same time."""
     timers = Timers()
     said: list[str] = []
     other: list[Timer] = []
@@ -81,7 +81,7 @@ def test_cancelled_by_an_earlier_one() -> None:
 
 
 def test_added_by_an_earlier_one() -> None:
-    """One that is due may add another; it comes in the same go if it is due as well."""
+    """A timer may add another one, which fires in the same call if it is due."""
     timers = Timers()
     said: list[str] = []
 
@@ -96,7 +96,7 @@ def test_added_by_an_earlier_one() -> None:
 
 
 def test_a_cancelled_timer_lets_go() -> None:
-    """What a cancelled timer would have called is free at once, long before its time."""
+    """A cancelled timer releases its callback at once, long before its time."""
 
     class Held:
         def method(self, now: float) -> None: ...
@@ -111,7 +111,7 @@ def test_a_cancelled_timer_lets_go() -> None:
 
 
 def test_sweeping() -> None:
-    """The heap stays as large as what is pending, however many timers are made and cancelled."""
+    """The heap stays as large as the number of pending timers, however many are made and cancelled."""
     timers = Timers()
     kept = [timers.add(1e6 + n, lambda _: None) for n in range(100)]
     for n in range(100_000):
@@ -133,7 +133,7 @@ def test_sweeping() -> None:
 )
 @settings(max_examples=150)
 def test_as_a_sorted_list(steps: list[tuple[str, int]]) -> None:
-    """Any adding, cancelling and waiting gives what a sorted list would."""
+    """Any sequence of adding, cancelling and waiting gives what a sorted list would."""
     timers = Timers()
     made: list[Timer] = []
     pending: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""Two ends, a relay between them, hostile wires, and every fault: what must hold, holds."""
+"""Two ends, a relay between them, hostile wires, and every fault: all guarantees hold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RUNS = int(os.environ.get("KDISPATCH_RUNS", "10000"))
 
 
 def run(seed: int, storm: Storm, *, steps: int = 140, clients: int = 1, hosts: int = 2) -> World:
-    """Play one world and judge it."""
+    """Play one world and check it."""
     rng = random.Random(seed)
     world = World(rng, clients=clients, hosts=hosts)
     storms.play(rng, world, steps, storm)
@@ -51,52 +51,52 @@ def test_nothing_is_lost_repeated_or_swapped(seed: int, hosts: int) -> None:
 
 @settings(max_examples=1600 // SHARE)
 @given(seed=SEEDS, hosts=st.integers(1, 3))
-@example(seed=333, hosts=1)  # a stream begun anew while the relay believes in a newer session that is lost
-@example(seed=10944, hosts=1)  # what was asked in a newer session that was lost is asked in the older one
-@example(seed=51437, hosts=2)  # a host that moves is one host, whose streams are counted once
+@example(seed=333, hosts=1)  # a stream begun again while the relay keeps a newer session that is lost
+@example(seed=10944, hosts=1)  # a question in a newer session that was lost is asked again in the older one
+@example(seed=51437, hosts=2)  # a host that moves is one host, and its streams are counted once
 @example(seed=110722559793046, hosts=1)  # an ATTACH that a later one has overtaken
-@example(seed=601325916290571, hosts=2)  # a join that was on its way when the newer session was lost
-@example(seed=948375718426085, hosts=1)  # a host whose session is lost, for the relay only, gets a stream anew
-@example(seed=40512, hosts=1)  # of two halves of one agent the later one counts, whichever comes first
-@example(seed=80994, hosts=1)  # a stream begun anew is not the one that is given up
-@example(seed=1381540, hosts=1)  # an OPEN that is taken back on an older session, behind the ATTACH on a newer one
+@example(seed=601325916290571, hosts=2)  # a join that was under way when the newer session was lost
+@example(seed=948375718426085, hosts=1)  # a host whose session is lost only for the relay gets a stream again
+@example(seed=40512, hosts=1)  # of two halves of one agent the later one counts, in any order of arrival
+@example(seed=80994, hosts=1)  # a stream begun again is not the one that is given up
+@example(seed=1381540, hosts=1)  # an OPEN that is cancelled on an older session, after the ATTACH on a newer one
 def test_an_open_stream_survives_lost_sessions_and_relays(seed: int, hosts: int) -> None:
-    """Whatever connections are lost and relays are killed: each stream that was opened finishes, with all its bytes."""
+    """Whatever connections are lost and relays are killed, each opened stream finishes with all its bytes."""
     run(seed, LOSSES, hosts=hosts)
 
 
 @settings(max_examples=1600 // SHARE)
 @given(seed=SEEDS, clients=st.integers(1, 2))
 def test_planned_moves_are_not_noticed(seed: int, clients: int) -> None:
-    """Agents that move, at any moment and to other relays, lose nothing, and no stream that is open ends for it."""
+    """Agents that move, at any moment and to other relays, lose nothing, and no open stream ends because of it."""
     run(seed, PLANNED, clients=clients)
 
 
 @settings(max_examples=1200 // SHARE)
 @given(seed=SEEDS)
 def test_programs_that_give_up_leave_nothing_behind(seed: int) -> None:
-    """A reset at any moment, the other end there or away, ends the stream at both ends and gives back all it held."""
+    """A reset at any moment, with the peer there or away, ends the stream at both ends and frees all that it held."""
     run(seed, TRUSTY, clients=2)
 
 
 @settings(max_examples=1200 // SHARE)
 @given(seed=SEEDS, everything=st.booleans())
 def test_last_words_arrive_before_the_reset(seed: int, everything: bool) -> None:
-    """All that a program said before an end of its own making arrives, whatever is lost, and then the reset does."""
+    """All that a program wrote before it ended arrives, whatever is lost, and then the reset does."""
     run(seed, replace(STORM, partings=True) if everything else LAST_WORDS, clients=2)
 
 
 @settings(max_examples=1200 // SHARE)
 @given(seed=SEEDS, clients=st.integers(1, 2))
-@example(seed=222673562687, clients=1)  # given up while it is attached anew, and joined under an older number
+@example(seed=222673562687, clients=1)  # given up while it is attached again, and joined under an older number
 def test_any_storm_ends_well_or_is_told(seed: int, clients: int) -> None:
-    """With killed agents and long waits too, a stream finishes or is reset at both ends in time, and never errs."""
+    """With killed agents and long waits, a stream still finishes or is reset at both ends in time, and never errs."""
     run(seed, STORM, clients=clients, hosts=3)
 
 
 @pytest.mark.accept
 def test_many_cases() -> None:
-    """The same worlds, by plain seeds, as many as are asked for; the rate is printed."""
+    """The same worlds with plain seeds, as many as requested; the rate is printed."""
     began = time.monotonic()
     kinds = itertools.cycle((LOSSES, STORM, PLANNED, TRUSTY, LOSSES, CALM, LAST_WORDS))
     for seed, storm in zip(range(RUNS), kinds, strict=False):
@@ -107,7 +107,7 @@ def test_many_cases() -> None:
 
 
 def test_a_world_drops_data_behind_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The property tests are about dropped bytes, too: they are credited, and more come than the bound lets be."""
+    """These worlds drop data after an end: dropped bytes are credited, and more arrive than the bound allows."""
     met = Counter[bool]()
     dropped = Farewells.dropped
 
@@ -123,7 +123,7 @@ def test_a_world_drops_data_behind_an_end(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The property tests are about something: streams finish, resume, move, are refused, expire, and bytes flow."""
+    """These worlds do real work: streams finish, resume, move, are refused, expire, and bytes flow."""
     finished = read = 0
     ends: Counter[str | None] = Counter()
     joined = Counter[bool]()

@@ -29,7 +29,7 @@ CONT, TEXT = 0x0, 0x1
 SIZES = st.integers(0, 40) | st.sampled_from([125, 126, 127, 4095, 4096, 4200, 65535, 65536, 70000])
 payloads = st.builds(lambda size, byte: bytes((byte,)) * size, SIZES, st.integers(0, 255))
 small = st.binary(max_size=125)
-# One step of a conversation: a message in so many fragments, or a control frame.
+# One step of a conversation: a message in some fragments, or a control frame.
 Step = tuple[str, list[bytes]]
 steps: st.SearchStrategy[list[Step]] = st.lists(
     st.one_of(
@@ -49,7 +49,7 @@ def reader_of(*, server: bool, max_message: int = 1 << 20) -> WebSocketReader:
 
 
 def theirs(*, server: bool, max_message: int | None = 1 << 20) -> Protocol:
-    """The websockets package's end in the same place."""
+    """The websockets package's end in the same role."""
     return Protocol(Side.SERVER if server else Side.CLIENT, max_size=max_message)
 
 
@@ -92,7 +92,7 @@ def heard_by_theirs(protocol: Protocol) -> tuple[list[bytes], list[bytes], int |
 def test_any_conversation_cut_anywhere(
     server: bool, whole: bool, conversation: list[Step], between: list[Step], where: list[int]
 ) -> None:
-    """Messages, fragments with control frames between, and pings come out as websockets' own end hears them."""
+    """Messages, fragments with control frames between, and pings come out as from websockets' own end."""
     wire = serialized(conversation, between, server=server)
     protocol, reader = theirs(server=server), reader_of(server=server)
     ours = Messages(reader, whole=whole)
@@ -122,7 +122,7 @@ def test_any_conversation_cut_anywhere(
 def test_any_frames_are_judged_alike(
     server: bool, frames: list[tuple[int, bool, bytes, bool]], where: list[int]
 ) -> None:
-    """Of any frames, allowed or not, both readers deliver the same messages and end with the same code."""
+    """For any frames, valid or not, both readers deliver the same messages and end with the same code."""
     wire = b""
     inside = False
     for first, fin, payload, right_mask in frames:
@@ -154,7 +154,7 @@ def test_any_frames_are_judged_alike(
 @example(b"\x82\xff" + b"\xff" * 8 + b"abcd", [3])
 @settings(max_examples=200)
 def test_arbitrary_bytes(server: bool, whole: bool, data: bytes, where: list[int]) -> None:
-    """Whatever arrives, nothing is raised, and after the end nothing is delivered."""
+    """Arbitrary bytes raise nothing, and after the end nothing is delivered."""
     reader = reader_of(server=server, max_message=10_000)
     heard = Messages(reader, whole=whole)
     for piece in cut(data, where):
@@ -164,7 +164,7 @@ def test_arbitrary_bytes(server: bool, whole: bool, data: bytes, where: list[int
         assert all(len(message) <= 10_000 for message in messages)
 
 
-# Autobahn's test suite, as far as it applies where only binary messages exist: name, frames, what comes of it.
+# Autobahn's test suite, as far as it applies to binary messages only: name, frames, expected outcome.
 def close(code: int, reason: bytes = b"") -> tuple[int, bytes]:
     return FIN | CLOSE, struct.pack("!H", code) + reason
 
@@ -261,7 +261,7 @@ def test_autobahn(
     pings: list[bytes],
     code: int | None,
 ) -> None:
-    """The cases of Autobahn's groups 1 to 7 that apply to binary messages have the outcome that it asks for."""
+    """The cases of Autobahn's groups 1 to 7 that apply to binary messages have the outcome that it requires."""
     if step == 1 and sum(len(payload) for _, payload in frames) > 1000:
         step = 997
     wire = b"".join(ws_frame(first, payload, masked=server) for first, payload in frames)
@@ -288,7 +288,7 @@ def test_masking(server: bool, opcode: int) -> None:
 
 @roles
 def test_the_peers_reason(server: bool) -> None:
-    """A close frame's code and reason are reported, and that it was the peer's."""
+    """A close frame's code and reason are reported, and that they came from the peer."""
     reader = reader_of(server=server)
     reader.receive_data(ws_frame(FIN | CLOSE, close_payload(4000, "grüße"), masked=server))
     assert reader.closing == Closing(4000, "grüße", by_peer=True)
@@ -310,7 +310,7 @@ def test_the_peers_reason(server: bool) -> None:
     ],
 )
 def test_the_largest_message(server: bool, sizes: list[int], fits: bool) -> None:
-    """A message beyond the limit ends the session with 1009, over fragments too, before its bytes are there."""
+    """A message beyond the limit ends the session with 1009, also over fragments, before its bytes have arrived."""
     reader = reader_of(server=server, max_message=1000)
     ours = Messages(reader)
     heard = []
@@ -318,7 +318,7 @@ def test_the_largest_message(server: bool, sizes: list[int], fits: bool) -> None
         first = (CONT if place else BINARY) | (FIN if place == len(sizes) - 1 else 0)
         real = b"x" * size if size <= 1000 else b""
         heard += ours.feed(ws_frame(first, real, masked=server, length=size))
-        heard += ours.feed(ws_frame(FIN | PING, b"p" * 125, masked=server))  # does not count
+        heard += ours.feed(ws_frame(FIN | PING, b"p" * 125, masked=server))  # the ping does not count
     assert [len(m) for m in heard] == ([1000] if fits else [])
     assert (reader.closing and reader.closing.code) == (None if fits else 1009)
 
@@ -331,7 +331,7 @@ def test_the_largest_message(server: bool, sizes: list[int], fits: bool) -> None
     ids=["reserved bit", "wrong mask", "text"],
 )
 def test_messages_before_a_violation(server: bool, whole: bool, first: int, right_mask: bool) -> None:
-    """What came whole before a violation, in the same chunk, is delivered, and nothing behind it ever."""
+    """Whole messages before a violation in the same chunk are delivered, and nothing after it."""
     bad = ws_frame(first, masked=server is right_mask)
     good = ws_frame(FIN | BINARY, b"good", masked=server)
     reader = reader_of(server=server)
@@ -346,7 +346,7 @@ def test_messages_before_a_violation(server: bool, whole: bool, first: int, righ
 
 @roles
 def test_many_tiny_fragments(server: bool) -> None:
-    """A message in 100,000 fragments of one byte costs time in proportion, not its square."""
+    """A message in 100,000 fragments of one byte takes time in proportion, not to the square."""
     one = ws_frame(CONT, b"x", masked=server)
     wire = ws_frame(BINARY, b"x", masked=server) + one * 99_998 + ws_frame(FIN, b"x", masked=server)
     reader = reader_of(server=server)
@@ -362,7 +362,7 @@ def test_many_tiny_fragments(server: bool) -> None:
 @given(payloads, st.sampled_from([Opcode.BINARY, Opcode.CLOSE, Opcode.PING]), st.booleans())
 @settings(max_examples=100)
 def test_what_we_write_they_read(payload: bytes, opcode: Opcode, client: bool) -> None:
-    """Heads, and masked payloads joined of parts, are read by websockets' own end."""
+    """websockets' own end reads our heads, and masked payloads joined from parts."""
     if opcode is not Opcode.BINARY:
         payload = b"\x03\xe8" + payload[:100].hex().encode()[:123]
     protocol = theirs(server=client)
@@ -378,7 +378,7 @@ def test_what_we_write_they_read(payload: bytes, opcode: Opcode, client: bool) -
 @example(1000, "€" * 60)
 @settings(max_examples=50)
 def test_close_payload(code: int, reason: str) -> None:
-    """A close frame's payload fits a control frame and cuts its reason between characters."""
+    """A close frame's payload fits a control frame, and its reason is cut between characters."""
     payload = close_payload(code, reason)
     assert len(payload) <= 125
     parsed = Close.parse(payload)

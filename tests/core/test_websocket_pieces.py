@@ -1,4 +1,4 @@
-"""What a WebSocket's reader hands on of a read: pieces, and one by the fast path."""
+"""What a WebSocket's reader returns for a read: pieces, or one piece by the fast path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ roles = pytest.mark.parametrize("server", [True, False], ids=["at the server", "
 @roles
 @pytest.mark.parametrize("kept", [1, 3, 7])
 def test_the_callers_buffer_may_be_reused(server: bool, kept: int) -> None:
-    """What is kept between reads stays right when the caller overwrites the memory that it read into."""
+    """What is kept between reads stays right if the caller overwrites the buffer that it read into."""
     wire = ws_frame(FIN | PING, b"ping", masked=server) + ws_frame(FIN | BINARY, b"in two", masked=server)
     reader = WebSocketReader(server=server, max_message=1 << 20)
     ours = Messages(reader)  # it overwrites what it has given to the reader
@@ -30,7 +30,7 @@ def test_the_callers_buffer_may_be_reused(server: bool, kept: int) -> None:
 
 @st.composite
 def short_reads(draw: st.DrawFn) -> tuple[bool, list[bytes]]:
-    """A role, and reads that are mostly frames for it, whole ones or not."""
+    """A role, and reads that are mostly frames for it, complete or not."""
     server = draw(st.booleans())
     firsts = st.sampled_from([FIN | BINARY] * 4 + [BINARY, CONT, FIN | CONT, FIN | PING, FIN | CLOSE, FIN | TEXT, 0xC2])
     sizes = st.sampled_from([0, 1, 2, 60, 124, 125, 126, 127])
@@ -45,7 +45,7 @@ def short_reads(draw: st.DrawFn) -> tuple[bool, list[bytes]]:
 @given(short_reads() | st.tuples(st.booleans(), st.lists(st.binary(min_size=1, max_size=140), max_size=4)))
 @settings(max_examples=400)
 def test_the_fast_path_says_what_the_other_does(case: tuple[bool, list[bytes]]) -> None:
-    """receive_whole gives the one piece that receive_data gives, or nothing and changes nothing."""
+    """receive_whole returns the one piece that receive_data would, or returns nothing and changes nothing."""
     server, given_reads = case
     fast, plain = (
         WebSocketReader(server=server, max_message=1 << 20),
@@ -60,7 +60,7 @@ def test_the_fast_path_says_what_the_other_does(case: tuple[bool, list[bytes]]) 
 
 @roles
 def test_pieces_do_not_wait(server: bool) -> None:
-    """Every byte of a payload is handed on with the read that brought it; at a client it is not even copied."""
+    """Every byte of a payload is returned with the read that brought it; at a client it is not even copied."""
     payload = bytes(range(256)) * 200
     wire = ws_frame(FIN | BINARY, payload, masked=server)
     head = len(wire) - len(payload)

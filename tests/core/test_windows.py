@@ -10,7 +10,7 @@ from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import KIB, MIB, Limits
 from kdispatch_protocol.wire import frames
 
-# Small enough that every edge is near.
+# Small, so that every edge is near.
 TIGHT = Limits(window=256, window_max=1500, window_tight=64, window_floor=16, credit=1024, ack_bytes=100)
 
 
@@ -22,7 +22,7 @@ def opened(limits: Limits = TIGHT, total: int | None = None) -> Inbound:
 
 
 class Half:
-    """One stream and its honest sender, with the acknowledgements that the rules ask for."""
+    """One stream and its honest sender, with the acknowledgements that the rules require."""
 
     def __init__(self, budget: CreditBudget) -> None:
         self.inbound = Inbound(budget)
@@ -37,7 +37,7 @@ class Half:
 
 
 class Credit(RuleBasedStateMachine):
-    """Streams of one session that come, receive, consume and go in any order."""
+    """Streams of one session that open, receive, consume and end in any order."""
 
     halves = Bundle("halves")
 
@@ -74,7 +74,7 @@ class Credit(RuleBasedStateMachine):
 
     @rule(half=halves, back=st.integers(0, 300), ahead=st.integers(0, 300))
     def repeat(self, half: Half, back: int, ahead: int) -> None:
-        """Bytes that arrive again, with new ones behind them or not."""
+        """Bytes that arrive again, with or without new ones after them."""
         start = max(0, half.sent - back)
         end = max(start, min(half.sent + ahead, half.limit_seen))
         if half.ended:
@@ -86,7 +86,7 @@ class Credit(RuleBasedStateMachine):
 
     @rule(half=halves, beyond=st.integers(1, 50), gap=st.integers(1, 50))
     def misbehave(self, half: Half, beyond: int, gap: int) -> None:
-        """A sender's mistakes are named, and change nothing."""
+        """A sender's violations are reported, and change nothing."""
         inbound = half.inbound
         before = (inbound.received, inbound.limit, self.budget.promised)
         with pytest.raises(RemoteProtocolError) as over:
@@ -116,7 +116,7 @@ class Credit(RuleBasedStateMachine):
 
     @rule(half=halves)
     def drain(self, half: Half) -> None:
-        """A reader that took everything, and an ACK by the rules, always leave the sender something to send."""
+        """After a reader took everything, and an ACK by the rules, the sender always has something to send."""
         inbound = half.inbound
         if inbound.consume(inbound.received - inbound.consumed) or inbound.unacknowledged:
             half.acknowledge()
@@ -151,7 +151,7 @@ class Credit(RuleBasedStateMachine):
         promised = sum(half.inbound.limit - half.inbound.received for half in self.live)
         assert self.budget.promised == promised
         assert promised <= self.budget.total + TIGHT.window_floor * len(self.live)
-        for half in self.live:  # with all that the program has not taken, it is no more than the window ever was
+        for half in self.live:  # with all that the program has not taken, it is at most the largest window so far
             assert half.inbound.limit - half.inbound.consumed <= TIGHT.window_max
         assert self.budget.within(len(self.live))
 
@@ -175,7 +175,7 @@ def test_first_windows() -> None:
 
 
 def test_half_of_what_is_left() -> None:
-    """One grant takes at most half of what is left, beyond the floor that every stream has."""
+    """One grant takes at most half of what is left, above the floor that every stream has."""
     budget = CreditBudget(300, TIGHT)
     first, second, third = Inbound(budget), Inbound(budget), Inbound(budget)
     assert (first.grant(), second.grant(), third.grant()) == (150, 75, 37)
@@ -184,7 +184,7 @@ def test_half_of_what_is_left() -> None:
 
 
 def test_a_spent_budget_leaves_the_floor() -> None:
-    """Where nothing is left a stream still gets its floor, and more again when others are gone."""
+    """With nothing left, a stream still gets its floor, and more again when others are gone."""
     budget = CreditBudget(1000, TIGHT)
     poor = Inbound(budget)
     budget.promised = 1000
@@ -195,7 +195,7 @@ def test_a_spent_budget_leaves_the_floor() -> None:
 
 
 def test_duplicates() -> None:
-    """Bytes that are known are counted out, also when new ones follow them in one frame."""
+    """Known bytes are subtracted, also if new ones follow them in one frame."""
     inbound = opened()
     assert inbound.accept(0, 10) == 0
     assert inbound.accept(0, 10) == 10
@@ -209,7 +209,7 @@ def test_duplicates() -> None:
     [(0, 257, "credit_exceeded"), (256, 1, "credit_exceeded"), (11, 1, "offset_mismatch"), (1 << 62, 1 << 17, None)],
 )
 def test_data_that_breaks_the_rules(offset: int, length: int, code: str | None) -> None:
-    """Data over the limit or behind a gap is refused by its code, however large the numbers."""
+    """Data over the limit or after a gap is refused with its code, however large the numbers."""
     inbound = opened()
     inbound.accept(0, 10)
     with pytest.raises(RemoteProtocolError) as error:
@@ -219,14 +219,14 @@ def test_data_that_breaks_the_rules(offset: int, length: int, code: str | None) 
 
 
 def test_data_behind_the_end() -> None:
-    """Nothing follows an end; what repeats the bytes before it is fine."""
+    """Nothing may follow an end; a repetition of the bytes before it is allowed."""
     inbound = opened()
     inbound.accept(0, 10)
     inbound.finish(10)
     assert inbound.accept(5, 5) == 5
     with pytest.raises(RemoteProtocolError, match="over the limit"):
         inbound.accept(10, 1)
-    inbound.limit += 1  # even if there were credit left
+    inbound.limit += 1  # even with credit left
     with pytest.raises(RemoteProtocolError, match="behind the end") as error:
         inbound.accept(10, 1)
     assert error.value.code == "offset_mismatch"
@@ -250,7 +250,7 @@ def test_the_end() -> None:
 
 
 def test_an_ended_stream_grants_no_more() -> None:
-    """After the end the limit stays, an ACK is due once for the end, and consuming asks for none."""
+    """After the end the limit stays, an ACK is due once for the end, and consuming causes none."""
     inbound = opened()
     inbound.accept(0, 200)
     inbound.finish(200)
@@ -274,7 +274,7 @@ def test_when_an_ack_is_due(window: int, due_at: int) -> None:
 
 @pytest.mark.parametrize("news", ["bytes that arrived", "bytes consumed", "the end"])
 def test_what_is_unacknowledged(news: str) -> None:
-    """The peer is to be told of bytes that arrived, of bytes consumed, and of the end, each once."""
+    """Bytes that arrived, bytes that were consumed, and the end are each reported to the peer once."""
     inbound = opened()
     inbound.accept(0, 1)
     inbound.grant()
@@ -293,7 +293,7 @@ def test_what_is_unacknowledged(news: str) -> None:
 
 
 def test_consuming_too_much() -> None:
-    """A program can't consume more than arrived: that is a defect here, and an assertion."""
+    """A program cannot consume more than has arrived: that would be an internal defect, and fails an assertion."""
     inbound = opened()
     inbound.accept(0, 5)
     with pytest.raises(AssertionError):
@@ -303,7 +303,7 @@ def test_consuming_too_much() -> None:
 @given(st.integers(1, 1 << 40), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 @settings(max_examples=50)
 def test_a_share_is_never_negative(total: int, others: int, own: int) -> None:
-    """A stream may have half of what the others leave, and nothing when the budget is overdrawn."""
+    """A stream may have half of what the others leave, and nothing if the budget is overdrawn."""
     budget = CreditBudget(total, TIGHT)
     budget.promised = promised = others + own
     assert budget.share(own) == max(0, (total - others) // 2)

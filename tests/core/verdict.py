@@ -15,13 +15,13 @@ _EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
 
 
 def check_dropped(world: World) -> None:
-    """Behind the end of a program its peer is credited for no more than the bound. Holds after each step."""
+    """After the end of a program, its peer is credited for at most the bound. This holds after each step."""
     for _, end in world.made:
         assert end.stream.inbound.consumed <= end.most_credited, "what is dropped is credited without a bound"
 
 
 def check_held(world: World) -> None:
-    """The budget says what a full count of everything finds, and that is within it. Holds after each step."""
+    """The budget equals a full count and stays within its total. This holds after each step."""
     for relay in world.relays:
         connected = {
             connection.session
@@ -42,7 +42,7 @@ def _check_budget(relay: Switch, connected: set[Session]) -> None:
 
 
 def held(session: Session) -> int:
-    """A full count of what a session makes the relay keep, beside data that waits for it."""
+    """A full count of what a session makes the relay keep, without the data that waits for it."""
     legs = len(session.legs) * sessions._LEG
     early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
     halves = len(session.halves) * sessions._HALF
@@ -58,7 +58,7 @@ def _queued(session: Session) -> int:
 
 
 def quiesce(world: World) -> None:
-    """No more faults: everybody is connected, reads, and writes the end, and time goes on until nothing moves."""
+    """Stop all faults: every agent is connected, reads, and writes the end, and time runs until nothing moves."""
     for agent in world.agents:
         for connection in [*agent.older, *([agent.connection] if agent.connection else [])]:
             if connection.up.eats or not connection.relay_side:
@@ -78,7 +78,7 @@ def quiesce(world: World) -> None:
 
 
 def _wait(world: World) -> None:
-    """Go to the next deadline of anybody."""
+    """Go to the next deadline of any party."""
     deadlines = [
         *(relay.next_deadline() for relay in world.relays),
         *(agent.endpoint.next_deadline() for agent in world.agents),
@@ -115,8 +115,8 @@ def _waiting(world: World) -> list[str]:
 
 
 def check(world: World, *, all_finish: bool = False) -> None:
-    """What must hold after :func:`quiesce`. ``all_finish``: nothing happened that may end an opened stream."""
-    hosts: dict[str, list[End]] = {}  # a host that accepted in vain has an end as well, and it was reset
+    """Check what must hold after :func:`quiesce`. ``all_finish``: nothing happened that may end an opened stream."""
+    hosts: dict[str, list[End]] = {}  # a host that accepted in vain has an end as well, which was reset
     for _, end in world.made:
         assert end.over, "neither finished nor reset"
         if not end.stream.is_client:
@@ -152,7 +152,7 @@ def _check_stream(world: World, client: End, hosts: list[End], *, all_finish: bo
 
 
 def _check_last_words(client: End, hosts: list[End]) -> None:
-    """All that a program said before an end of its own making arrives before the reset."""
+    """All that a program wrote before it ended arrives before the reset."""
 
     def has_all(one: End, other: End) -> bool:
         return (one.read, one.eof_read) == (other.written, other.eof_written)

@@ -1,4 +1,4 @@
-"""What the core's tests share: messages cut at any place, and WebSocket frames made by hand."""
+"""Helpers of the core's tests: messages cut at any place, and WebSocket frames made by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = b"\x01\x02\x03\x04"
 
 
 def ws_frame(first: int, payload: bytes = b"", *, masked: bool, length: int | None = None) -> bytes:
-    """A WebSocket frame of any first byte; ``length`` is what its head says, whatever is true."""
+    """A WebSocket frame with any first byte; ``length`` is the length in its head, right or wrong."""
     size = len(payload) if length is None else length
     mask = 0x80 if masked else 0
     if size < 126:
@@ -28,7 +28,7 @@ def ws_frame(first: int, payload: bytes = b"", *, masked: bool, length: int | No
 
 
 def is_alone(received: list[Frame]) -> bool:
-    """Whether it is a DATA without others, which may take a fast path."""
+    """Whether the message is a single DATA, which may take a fast path."""
     return len(received) == 1 and received[0][0] == DATA
 
 
@@ -40,7 +40,7 @@ def cut(data: bytes, places: Sequence[int]) -> Iterator[bytes]:
 
 
 class Messages:
-    """Puts a reader's pieces together again, with memory of its own for each. ``whole``: by the fast path if it can."""
+    """Joins a reader's pieces again, in separate buffers. ``whole``: by the fast path if possible."""
 
     def __init__(self, reader: WebSocketReader, *, whole: bool = True) -> None:
         self.reader = reader
@@ -48,7 +48,7 @@ class Messages:
         self._under_way = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Give ``data`` to the reader in memory that is overwritten afterwards; returns the messages that ended."""
+        """Give ``data`` to the reader in a buffer that is overwritten afterwards; returns the messages that ended."""
         memory = bytearray(data)
         view = memoryview(memory)
         whole = self.reader.receive_whole(view, len(view)) if self._whole else None

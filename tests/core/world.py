@@ -1,13 +1,11 @@
 """Agents, a relay and hostile wires between them, without a loop, a socket or a clock.
 
-The ends are the real classes: endpoints, the switch, the WebSocket reader. Only
-what moves between them is played: every byte goes over a wire that delivers in
-pieces of any size, at any time; programs write, read, stop and give up at
-random; time jumps. A connection is lost at one end before the other notices, is
-replaced while the relay still believes in it, or eats all it is given; agents
-move from one to another; relays and agents are killed and started again, and a
-relay is followed by another while it still runs. Whatever happened, the checks at the
-end (``verdict.py``) must hold.
+The ends are the real classes: endpoints, the switch, the WebSocket reader. Only the transport between them is
+simulated: every byte goes over a wire that delivers in pieces of any size, at any time. Programs write, read, stop and
+give up at random; time jumps. A connection is lost at one end before the other notices, is replaced while the relay
+still keeps it, or swallows all that it is given. Agents move from one to another. Relays and agents are killed and
+started again, and a new relay replaces one that still runs. Whatever happened, the checks at the end (``verdict.py``)
+must hold.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ SMALL = Limits(
     open_wait_lost=1.0,
     attach_batch=3,
     grace=300.0,
-    tombstone_extra=10_000.0,  # connections lie still here for longer than any that is watched
+    tombstone_extra=10_000.0,  # connections are idle here for longer than any real ones
 )
 SERVICE = "ann/web"
 #: Codes by which one end says that the other broke the rules. An honest world never hears them.
@@ -87,13 +85,13 @@ class End:
     eof_written: bool = False
     eof_read: bool = False
     may_write: bool = True
-    opened: bool = False  # a client's: it heard that a host has it
+    opened: bool = False  # a client's: it knows that a host has opened it
     reset: str | None = None
     finished: bool = False
-    killed: bool = False  # its process was
-    parting: bool = False  # it has ended: what it had written is to arrive, and then a reset
-    most_credited: int = 1 << 62  # of its peer's bytes, those that are dropped behind its end included
-    last_word: str | None = None  # the text with which it was reset
+    killed: bool = False  # its process was killed
+    parting: bool = False  # it has ended: what it wrote must arrive, and then a reset
+    most_credited: int = 1 << 62  # limit on its peer's credited bytes, including those dropped after its end
+    last_word: str | None = None  # the text of its reset
 
     @property
     def over(self) -> bool:
@@ -102,7 +100,7 @@ class End:
 
 @dataclass
 class Agent:
-    """One agent process. Connections that it has given up may still be alive for the relay."""
+    """One agent process. The relay may still keep connections that the agent has given up."""
 
     name: str
     endpoint: Endpoint
@@ -123,13 +121,13 @@ Action = tuple[int, Callable[[], None]]
 
 
 class World:
-    """A relay with its agents; ``rng`` decides everything that is left to chance."""
+    """A relay with its agents; ``rng`` makes all random decisions."""
 
     def __init__(self, rng: random.Random, *, clients: int = 1, hosts: int = 2, limits: Limits = SMALL) -> None:
         self.rng = rng
         self.now = 100.0
         self.limits = limits
-        self.switch = self._new_relay()  # the one that takes new connections
+        self.switch = self._new_relay()  # the one that accepts new connections
         self.relays = [self.switch]  # all that run
         self.agents: list[Agent] = []
         self.questions: deque[tuple[Switch, Question]] = deque()
@@ -138,7 +136,7 @@ class World:
         self.delivered_to: dict[str, set[str]] = {}  # stream uuid -> processes that got a byte of it
         self.made: list[tuple[str, End]] = []
         self.restarts = 0  # of agents
-        self.chance = random.Random(clients << 8 | hosts)  # decides about fast paths only
+        self.chance = random.Random(clients << 8 | hosts)  # decides only about fast paths
         self.fast = Counter[str]()  # how often each was taken
         for number in range(clients + hosts):
             serves = number >= clients
@@ -169,7 +167,7 @@ class World:
             agent.endpoint.table.sink = lambda stream, data: self._data_arrived(agent, stream, data)
 
     def move(self, agent: Agent) -> None:
-        """An agent whose connection works gets another one beside it, unless it is on its way already."""
+        """An agent whose connection works gets another one beside it, unless one is already on its way."""
         if agent.connection is not None and agent.connection.of_agent.ready and not agent.older:
             agent.older.append(agent.connection)
             agent.connection.left_at = self.now
@@ -177,7 +175,7 @@ class World:
             self.connect(agent)
 
     def move_on(self, agent: Agent) -> bool:
-        """Go to the relay that takes new connections, and away from any other; returns whether that was anything."""
+        """Move agents to the relay that accepts new connections; returns whether there was anything to do."""
         before = agent.connections
         if agent.connection is not None and agent.connection.relay is not self.switch:
             self.move(agent)
@@ -185,7 +183,7 @@ class World:
         return agent.connections != before
 
     def depart(self, agent: Agent) -> None:
-        """An agent that has moved says so where it was; once nothing is left there, or in time, it closes that."""
+        """An agent that has moved announces it on the older connection, and closes it once it is empty, or in time."""
         for connection in list(agent.older):
             if agent.endpoint.table.session is connection.of_agent:
                 continue  # the newer one is not ready
@@ -201,7 +199,7 @@ class World:
         return connection.left_at is not None and self.now - connection.left_at > self.limits.leave
 
     def agent_notices(self, agent: Agent, connection: Connection | None = None) -> None:
-        """An agent finds a connection lost, its newest or this; the relay may believe in it for some time."""
+        """The agent notices a lost connection, its newest or this one; the relay may keep it for some time."""
         connection = connection or agent.connection
         if connection is None:
             return
@@ -216,7 +214,7 @@ class World:
         self.settle(agent)
 
     def relay_notices(self, agent: Agent, connection: Connection) -> None:
-        """The relay finds a connection lost; its agent may believe in it for some time."""
+        """The relay notices a lost connection; its agent may keep it for some time."""
         if connection.relay_side:
             connection.relay_side = False
             connection.relay.disconnect(connection.session, self.now)
@@ -225,14 +223,14 @@ class World:
         self.settle(agent)
 
     def cut(self, agent: Agent, connection: Connection | None = None) -> None:
-        """Both sides notice at once."""
+        """Both sides notice the loss at once."""
         connection = connection or agent.connection
         self.agent_notices(agent, connection)
         if connection is not None:
             self.relay_notices(agent, connection)
 
     def intrude(self, agent: Agent, connection: Connection) -> None:
-        """A server in between ends a connection, with a close frame of its own amid the bytes of either direction."""
+        """A server in between ends a connection, with its own close frame amid the bytes of either direction."""
         for up, wire in ((True, connection.up), (False, connection.down)):
             place = self.rng.randrange(len(wire.bytes) + 1)
             if self.rng.random() < 0.7:
@@ -260,7 +258,7 @@ class World:
         self.relays = [self.switch]
 
     def upgrade(self) -> None:
-        """Another relay takes new connections; the one before keeps those that it has."""
+        """Another relay accepts new connections; the one before keeps those that it has."""
         self.switch = self._new_relay()
         self.relays.append(self.switch)
 
@@ -274,7 +272,7 @@ class World:
                     agent.ghosts.remove(connection)
 
     def restart_agent(self, agent: Agent, *, slot: bool) -> None:
-        """An agent is killed, with its programs, and started; in a slot it proves whose successor it is."""
+        """An agent is killed, with its programs, and started; in a slot it proves that it replaces its predecessor."""
         self.restarts += 1
         agent.ghosts = [connection for connection in agent.connections if connection.relay_side]
         agent.connection, agent.older = None, []
@@ -333,7 +331,7 @@ class World:
             return False
         connection = its[0]
         while parts := agent.endpoint.data_to_send(connection.of_agent, self.limits.batch_max, self.now):
-            connection.up.put(parts)  # where a socket is free mostly nothing waits
+            connection.up.put(parts)  # a free socket mostly has nothing waiting
 
         def send(flags: int, number: int, value: int, payload: Buffer) -> bool:
             connection.up.put([frames.header(frames.DATA, flags, number, value, len(payload)), payload])
@@ -362,7 +360,7 @@ class World:
             agent.endpoint.table.reset(end.stream, "cancelled", "gave up")
 
     def part(self, agent: Agent, end: End) -> None:
-        """A program ends, and takes nothing more: what it wrote is to arrive, and then a reset."""
+        """A program ends and takes nothing more: what it wrote must arrive, and then a reset."""
         if not end.over and not end.stream.ended and not end.parting:
             end.parting = True
             inbound = end.stream.inbound
@@ -385,7 +383,7 @@ class World:
         self.settle(agent)
 
     def _flush_relay(self) -> None:
-        """What waits at the relay goes out where a socket is free."""
+        """Waiting frames at the relay go out on sockets that are free."""
         for agent in self.agents:
             for connection in agent.connections:
                 while connection.relay_side and not connection.full:
@@ -452,13 +450,13 @@ class World:
                 relay.opens.allowed(question.route, Terms(public=True), self.now)
 
     def pump(self, agent: Agent) -> None:
-        """All that an agent and the relay have to say arrives."""
+        """Deliver all that an agent and the relay have to send."""
         self.flush(agent)
         self.deliver(agent, 100_000, up=True)
         self.deliver(agent, 100_000, up=False)
 
     def warm_up(self, *, accept: bool = False) -> None:
-        """Let sessions, offers and streams come about before anything interesting happens."""
+        """Let sessions, offers and streams form before anything else happens."""
         for _ in range(4):
             for agent in self.agents:
                 self.pump(agent)
@@ -468,7 +466,7 @@ class World:
                 self.answer_question()
 
     def check_books(self) -> None:
-        """What each relay's tables say is so."""
+        """Check each relay's tables."""
         for relay in self.relays:
             check_books(relay)
 
@@ -489,7 +487,7 @@ class World:
                 self._event(agent, event)
 
     def _data_arrived(self, agent: Agent, stream: Stream, data: memoryview) -> None:
-        """The receiver's fast path: data behind what happened before it."""
+        """The receiver's fast path: data after earlier events."""
         self.settle(agent)
         self._event(agent, events.DataReceived(stream, data))
 

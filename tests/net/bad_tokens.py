@@ -1,7 +1,7 @@
-"""Shows tokens that nobody has made to a relay, one after the other: python -m tests.net.bad_tokens PORT
+"""Shows invented tokens to a relay, one after the other: python -m tests.net.bad_tokens PORT
 
-For each line on standard input, a count and how many a second, it shows them, and then prints the statuses of the
-answers with how often each came.
+Each line on standard input has a count and a rate a second. The program sends that many tokens, then prints the
+statuses of the answers with their counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdispatch_protocol.tokens import SECRET_BYTES, format_token
 
 
 def show(connection: socket.socket, count: int, rate: int) -> Counter[str]:
-    """Ask with ``count`` tokens, ``rate`` of them a second; returns the statuses."""
+    """Send ``count`` tokens, ``rate`` of them a second; returns the statuses."""
     statuses: Counter[str] = Counter()
     began = time.monotonic()
     for number in range(count):

@@ -30,7 +30,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
-    """One relay for all tests that leave it as it was; each has services of its own."""
+    """One relay for all tests that leave it unchanged; each test has its own services."""
     relay = Relay(tmp_path_factory.mktemp("relay"))
     try:
         asyncio.run(relay.start())
@@ -41,7 +41,7 @@ def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 @pytest.fixture
 async def own_relay(tmp_path: Path) -> AsyncIterator[Relay]:
-    """A relay that the test may stop, or measure."""
+    """A relay that the test may stop or measure."""
     relay = Relay(tmp_path)
     try:
         await relay.start()
@@ -52,7 +52,7 @@ async def own_relay(tmp_path: Path) -> AsyncIterator[Relay]:
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Network]:
-    """Agents on the test's own relay if it asks for one, else on the shared one."""
+    """Agents on the test's own relay if it asks for one, otherwise on the shared one."""
     own = "own_relay" in request.fixturenames
     relay: Relay = request.getfixturevalue("own_relay" if own else "shared_relay")
     network = Network(tmp_path, relay.url, relay.token)

@@ -1,4 +1,4 @@
-"""An honest host and client by hand, in blocking sockets, and how long a small echo between them takes."""
+"""An honest host and client in blocking sockets, which measure the time of small echoes between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE: Final = 0.002  # seconds between two
 
 
 def percentile(times: list[float], share: float) -> float:
-    """The time that so large a share does not exceed."""
+    """The time that this share does not exceed."""
     return sorted(times)[min(len(times) - 1, int(len(times) * share))]
 
 
@@ -39,7 +39,7 @@ class _Peer:
         self._sock.sendall(message(data))
 
     def next(self, type_: int) -> Frame:
-        """The next frame of this type; those before it are dropped."""
+        """The next frame of this type; frames before it are dropped."""
         while True:
             while self._frames:
                 found = self._frames.pop(0)
@@ -58,7 +58,7 @@ class _Peer:
 
 
 class EchoPair:
-    """An open stream of a service, whose host sends back what comes."""
+    """An open stream of a service whose host sends everything back."""
 
     def __init__(self, port: int, service: str, token: str, *, tls: bool = False) -> None:
         self._host, self._client = (_Peer(port, secret * 32, tls=tls) for secret in (b"h", b"c"))
@@ -74,7 +74,7 @@ class EchoPair:
         self._offset = 0
 
     def echo(self) -> float:
-        """Seconds that one takes."""
+        """The seconds of one echo."""
         began = time.perf_counter()
         data = bytes(_SIZE)
         self._client.send(frame(frames.DATA, 1, self._offset, data))
@@ -85,7 +85,7 @@ class EchoPair:
         return time.perf_counter() - began
 
     def measure(self, seconds: float) -> list[float]:
-        """Echo after echo for so long."""
+        """Measure one echo after another for this long."""
         ends = time.monotonic() + seconds
         times = []
         while time.monotonic() < ends:

@@ -1,6 +1,6 @@
-"""What may answer at a relay's port in place of a relay, and how often it was asked.
+"""Servers that answer at a relay's port in place of a relay, and record when they were asked.
 
-Each is for ``service`` of ``tests.net.tcp``: it takes one connection, and notes when.
+Each is for ``service`` of ``tests.net.tcp``: it handles one connection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Answer = Callable[[Tcp], Awaitable[None]]
 
 
 class Asked:
-    """A service that lets ``answer`` answer, which may change at any time; ``at`` has the time of each connection."""
+    """A service whose ``answer`` may be replaced at any time; ``at`` has the time of each connection."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -63,7 +63,7 @@ async def upgrade(tcp: Tcp) -> None:
 
 
 def welcome(stay: float, spread_ms: int = 500) -> Answer:
-    """Take the agent's session, and close it after so many seconds."""
+    """Accept the agent's session, and close it after this many seconds."""
 
     async def answer(tcp: Tcp) -> None:
         await upgrade(tcp)
@@ -77,7 +77,7 @@ def welcome(stay: float, spread_ms: int = 500) -> Answer:
 
 
 def refuse(status: str, code: str) -> Answer:
-    """Answer with a problem, and with ``code`` in it as a relay would."""
+    """Answer with a problem that contains ``code``, as a relay would."""
 
     async def answer(tcp: Tcp) -> None:
         await _request(tcp)

@@ -1,7 +1,7 @@
 """Many agents in one process: python -m tests.net.fleet RELAY SERVICE TOKEN COUNT
 
-Half of them are hosts, half are clients. Each line of its output is something that happened to one of them and when,
-by the clock that all processes share: "try" it dials the relay, "ready" it has a session, and a host is listed again.
+Half of them are hosts, half are clients. Each line of output is an event of one agent, with its time on the clock that
+all processes share: "try" when it calls the relay, "ready" when it has a session and a host is listed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdispatch_protocol.endpoint.streams import Stream
 
 __all__: list[str] = []
 
-_AT_ONCE: Final = 20  # starts, so that the relay's answers do not wait for each other
+_AT_ONCE: Final = 20  # starts at once, so that the relay's answers do not wait for each other
 _START_WAIT: Final = 30.0
 
 
@@ -44,7 +44,7 @@ def _serve(driver: EndpointDriver, stream: Stream) -> None:
 
 
 class _Host(Host):
-    """Says when it is listed."""
+    """Reports when it is listed."""
 
     def _event(self, event: Event) -> None:
         super()._event(event)

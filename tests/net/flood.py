@@ -1,6 +1,6 @@
-"""Sessions that send one kind of frame for nothing, as fast as they may: python -m tests.net.flood PORT KIND ...
+"""Sessions that send one kind of frame without effect, as fast as possible: python -m tests.net.flood PORT KIND ...
 
-They run in a process of their own. It prints one JSON object: what became of each session.
+They run in a process of their own, which prints one JSON object with the outcome of each session.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UPGRADE: Final = (
 
 
 def message(payload: bytes, first: int = 0x82) -> bytes:
-    """A WebSocket frame whose mask is zero: it costs its sender nothing."""
+    """A WebSocket frame whose mask is zero, which costs its sender nothing."""
     size = len(payload)
     if size < 126:
         return bytes((first, 0x80 | size)) + bytes(4) + payload
@@ -77,7 +77,7 @@ def _repeated(one: bytes) -> Callable[[int], Blocks]:
 
 
 def _numbered(payload: bytes, type_: int, digits: bool) -> Callable[[int], Blocks]:
-    """The same frame under one number after another, in its header or, as ten ``digits``, in its payload."""
+    """The same frame with one number after another, in its header or, as ten ``digits``, in its payload."""
     one = message(frame(type_, 0 if digits else 1, payload=payload))
     place = one.index(b"9876543210") if digits else one.index(frame(type_, 1, payload=payload)[:8]) + 4
     count = max(1, _BLOCK // len(one))
@@ -106,7 +106,7 @@ _ATTACH: Final = Attach.of([_ENTRY]).encode().replace(b"987654321,", b"987654321
 
 
 def _offers(session: int) -> Blocks:
-    """OFFER and WITHDRAW by turns."""
+    """OFFER and WITHDRAW in turn."""
     process = process_id(secret_of(session))
     said = Offer(service="nobody/nothing", host=host_id(process, "nobody/nothing"), digest="00" * 32).encode()
     return (
@@ -156,7 +156,7 @@ KINDS: Final[dict[str, Callable[[int], Blocks]]] = {
 
 @dataclass
 class Flood:
-    """One session that floods, and what it heard."""
+    """One session that floods, and what it has received."""
 
     sock: socket.socket
     blocks: Blocks
@@ -171,7 +171,7 @@ class Flood:
     _reader: WebSocketReader = field(default_factory=lambda: WebSocketReader(server=False, max_message=1 << 20))
 
     def push(self, budget: int) -> None:
-        """Send up to so many bytes."""
+        """Send at most this many bytes."""
         while budget > 0 and self.ended is None:
             block = self._rest or next(self.blocks)
             try:
@@ -188,7 +188,7 @@ class Flood:
             self._rest = block[count:]
 
     def pull(self) -> None:
-        """Read what the relay says."""
+        """Read what the relay sends."""
         while self.reads and self.ended is None:
             try:
                 data = self.sock.recv(_BLOCK)
@@ -211,7 +211,7 @@ class Flood:
                 self.over()
 
     def over(self) -> None:
-        """The relay has ended it."""
+        """Whether the relay has ended it."""
         if self.ended is None:
             self.ended = time.monotonic()
             self.sock.close()
@@ -225,7 +225,7 @@ def _flood(port: int, kind: str, number: int, *, tls: bool, reads: bool) -> Floo
 
 
 def main() -> None:
-    """Flood, and tell what became of it."""
+    """Run the floods, and print their outcome."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("kind", choices=KINDS)

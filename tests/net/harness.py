@@ -1,6 +1,6 @@
 """kdispatch as users run it: relay, host agents and client agents are processes of the installed console script.
 
-Each is ended by its pid. What they print is kept in files, which a failing test shows.
+Each is ended by its pid. Their output is kept in files, which a failing test shows.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def sizes(small: object, full: object) -> list[ParameterSet]:
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip a test, and say why, where one of the programs is not installed."""
+    """Skip the test, with the reason, if one of the programs is not installed."""
     missing = [program for program in programs if shutil.which(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -> None:
-    """Return when ``read()`` gives what is expected; fail with what it gave last otherwise."""
+    """Return when ``read()`` gives the expected value; otherwise fail with the last value."""
     deadline = asyncio.get_running_loop().time() + wait
     while (last := read()) != expected and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0.02)
@@ -69,7 +69,7 @@ async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds, from /proc. Sizes are bytes; ``anonymous`` leaves mapped files out."""
+    """The resources of a process, from /proc. Sizes are bytes; ``anonymous`` leaves out mapped files."""
 
     rss: int
     anonymous: int
@@ -87,9 +87,9 @@ class Usage:
 
 
 class Process:
-    """A running program; what it prints goes to two files. What it reads is the file ``given``, or nothing.
+    """A running program, with its output in two files. It reads the file ``given``, or nothing.
 
-    It inherits the descriptors ``kept``, under their numbers. ``errors_to`` gets its standard error in place of a file.
+    It inherits the descriptors ``kept``, under their numbers. ``errors_to`` gets its standard error instead of a file.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Process:
         self.name = name
         self._files = (folder / f"{name}.out", folder / f"{name}.err")
         with given.open("rb") as stdin, self._files[0].open("ab") as out, self._files[1].open("ab") as err:
-            # What an earlier process of this name printed is not read again.
+            # The output of an earlier process of this name is not read again.
             self._read_from = (out.tell(), err.tell())
             self._process = subprocess.Popen(
                 command,
@@ -122,17 +122,17 @@ class Process:
 
     @property
     def out(self) -> bytes:
-        """What it has printed on its standard output so far."""
+        """Its standard output so far."""
         return self._files[0].read_bytes()[self._read_from[0] :]
 
     @property
     def err(self) -> str:
-        """What it has printed on its standard error so far."""
+        """Its standard error so far."""
         return self._files[1].read_bytes()[self._read_from[1] :].decode(errors="replace")
 
     @property
     def text(self) -> str:
-        """Both."""
+        """Both outputs so far."""
         return self.out.decode(errors="replace") + self.err
 
     @property
@@ -145,7 +145,7 @@ class Process:
         return self._process.poll()
 
     async def says(self, pattern: str, wait: float = _START_WAIT) -> re.Match[str]:
-        """Return the first match of ``pattern`` in its output; fail when it ends or time is up before."""
+        """The first match of ``pattern`` in its output; fails if the process ends or time is up before."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             ended = self.status is not None
@@ -192,7 +192,7 @@ async def counts_at_rest(processes: list[Process]) -> list[tuple[int, int]]:
 
 
 class Relay:
-    """A relay in a process of its own, and an admin with an account on it; ``trust`` is how it is believed."""
+    """A relay in a process of its own, and an admin with an account on it; ``trust`` is how agents verify it."""
 
     def __init__(self, folder: Path, trust: Trust | None = None) -> None:
         self.folder = folder
@@ -200,10 +200,10 @@ class Relay:
         self.url = ""
         self.token = ""
         self.process: Process | None = None
-        self.older: list[Process] = []  # relays that this one followed beside
+        self.older: list[Process] = []  # relays that this one replaced while they ran
 
     async def replace(self, *options: str) -> Process:
-        """Start the next one beside it on the same port, then let it drain by SIGTERM; returns the older one."""
+        """Start the next relay beside this one on the same port, then drain this one by SIGTERM; returns this one."""
         older = self.running
         self.older.append(older)
         await self.start("--reuse-port", *options)
@@ -211,11 +211,11 @@ class Relay:
         return older
 
     async def start(self, *options: str) -> None:
-        """Start it, on the port and with the database that it had before; the first time sign up."""
+        """Start it on its earlier port and database; the first time, sign up."""
         listen = self.url.partition("://")[2] or "127.0.0.1:0"
         database = str(self.folder / "relay.db")
         command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
-        # Without another option it ends at once: there is no other relay to go to.
+        # Without this option it ends at once: there is no other relay to move to.
         name = f"relay-{len(self.older)}" if self.older else "relay"
         self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
         self.url = (await self.process.says(r"listening on (https?://[^\s\"]+)"))[1]
@@ -244,7 +244,7 @@ class Relay:
 
 
 class Network:
-    """Agents of one test on the relay at ``url``; ``token`` is an admin's there. ``environment`` is the agents'."""
+    """Agents of one test on the relay at ``url``; ``token`` is an admin's there. ``environment`` is for the agents."""
 
     def __init__(self, folder: Path, url: str, token: str) -> None:
         self.folder = folder
@@ -264,18 +264,18 @@ class Network:
             return (await rest.create_service(f"s{secrets.token_hex(6)}")).service
 
     async def live_hosts(self, service: str) -> int:
-        """How many hosts the relay's REST API counts."""
+        """How many hosts the relay's REST API reports."""
         async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             return (await rest.service(service)).live_hosts
 
     async def has_live_hosts(self, service: str, count: int, wait: float = 15.0) -> None:
-        """Return when the relay's REST API counts so many."""
+        """Wait until the relay's REST API reports this many."""
         async with asyncio.timeout(wait):
             while await self.live_hosts(service) != count:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.05)
 
     def program(self, name: str, *command: str, given: Path = Path(os.devnull)) -> Process:
-        """Start a program, which ends with the test; ``given`` is what it reads."""
+        """Start a program that ends with the test; ``given`` is its input."""
         process = Process(f"{name}-{len(self.processes)}", list(command), self.folder, self.environment, given)
         self.processes.append(process)
         return process
@@ -285,7 +285,7 @@ class Network:
         return self.program(name, _KDISPATCH, "agent", *arguments)
 
     async def host(self, service: str, port: int, *options: str) -> Process:
-        """Start a host agent; returns when it is offered."""
+        """Start a host agent; returns when it is listed."""
         process = self.agent("host", "host", service, "--port", str(port), "--drain-time", "0", *options)
         await process.says("is offered as")
         return process
@@ -296,7 +296,7 @@ class Network:
         return process, int((await process.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1])
 
     def stop(self) -> None:
-        """End every process, whatever it is doing."""
+        """End every process, in any state."""
         for process in reversed(self.processes):
             if process.status is None:
                 process.stop(signal.SIGKILL)

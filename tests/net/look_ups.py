@@ -1,4 +1,4 @@
-"""A load of look-ups: so many connections, each asking again as soon as it is answered. Prints one JSON object.
+"""A load of look-ups: many connections, each of which asks again as soon as it has an answer. Prints one JSON object.
 
 Usage: python -m tests.net.look_ups URL PATH CONNECTIONS SECONDS      # the token comes on standard input
 """

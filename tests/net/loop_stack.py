@@ -1,4 +1,4 @@
-"""Relay, host agents and client agents on one event loop, where a test can look at their tables."""
+"""Relay, host agents and client agents on one event loop, where a test can examine their tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stack:
         self.service = ""
         self.token = ""
         self.drivers: list[EndpointDriver] = []
-        self.resets: list[str] = []  # codes of all streams that clients heard to be reset
+        self.resets: list[str] = []  # codes of all stream resets that clients got
         self._gate = relay.gate
         self._ending = ending
 
@@ -47,7 +47,7 @@ class Stack:
         return self._gate.switch
 
     async def host(self, serve: Serve | int, *, url: str = "") -> Host:
-        """A host that serves with ``serve``, or from that local port; ``url`` is another way to the relay."""
+        """A host that serves with ``serve``, or from a local port; ``url`` is another address of the relay."""
         served = LocalPort("127.0.0.1", serve, self.limits) if isinstance(serve, int) else serve
         host = Host(Dialer(RelayUrl.parse(url or self.url)), self.service, self.token, served, limits=self.limits)
         if isinstance(served, LocalPort):
@@ -58,7 +58,7 @@ class Stack:
         return host
 
     async def client(self, *, url: str = "") -> tuple[Client, int]:
-        """A client, and a local port each of whose connections it carries to the service."""
+        """A client, with a local port whose connections it carries to the service."""
         client = Client(
             Dialer(RelayUrl.parse(url or self.url)), failed=lambda code, _: self.resets.append(code), limits=self.limits
         )
@@ -72,9 +72,9 @@ class Stack:
         return client, listener.port
 
     def check_budgets(self, streams: int) -> dict[str, int]:
-        """Fail where ``streams`` streams hold more than they may in all; returns what is held most, in bytes.
+        """Fail if ``streams`` streams hold more in total than allowed; returns the largest totals, in bytes.
 
-        What is queued is counted for each agent, over the sessions that it has.
+        Queued bytes are counted for each agent, over its sessions.
         """
         floors = streams * self.limits.window_floor
         tables = [driver.endpoint.table for driver in self.drivers]
@@ -92,7 +92,7 @@ class Stack:
         return most
 
     def held(self) -> dict[str, int]:
-        """Everything that streams leave somewhere, counted: all of it is back at zero once they are gone."""
+        """Counts of everything that streams use: all are zero again once the streams are gone."""
         tables = [driver.endpoint.table for driver in self.drivers]
         sessions = list(self.switch.sessions)
         return {
@@ -112,7 +112,7 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(folder: Path, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Stack]:
-    """A relay with the service ``ann/web``; agents that the block made end before it."""
+    """A relay with the service ``ann/web``; agents that the block created end before it."""
 
     make = partial(Gate, limits=limits)
     settings = Settings(listen="127.0.0.1:0", database=str(folder / "loop.db"))

@@ -1,8 +1,8 @@
-"""Many streams in one process, each with agents of its own: python -m tests.net.pairs RELAY SERVICE TOKEN COUNT
+"""Many streams in one process, each with its own agents: python -m tests.net.pairs RELAY SERVICE TOKEN COUNT
 
-Each of so many clients has a stream to one of as many hosts, and says a byte on it four times a second. Each line of
-the output is something that happened, and when by the clock that all processes share: "ready" once all streams have
-echoed, "echo" with the stream's number when a byte came back after a pause, "reset" when a stream ended.
+COUNT clients each have a stream to one of as many hosts, and send a byte on it four times a second. Each line of output
+is an event, with its time on the clock that all processes share: "ready" once all streams have echoed, "echo" with the
+stream's number when a byte came back after a pause, "reset" when a stream ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kdispatch_protocol.endpoint.streams import Stream
 __all__: list[str] = []
 
 _EVERY: Final = 0.25  # seconds between two bytes of a stream
-_PAUSE: Final = 1.0  # seconds without an echo that are one
-_AT_ONCE: Final = 20  # starts, so that the relay's answers do not wait for each other
+_PAUSE: Final = 1.0  # seconds without an echo that count as a pause
+_AT_ONCE: Final = 20  # starts at once, so that the relay's answers do not wait for each other
 _START_WAIT: Final = 30.0
 
 

@@ -1,4 +1,4 @@
-"""What scanners ask of every address, day and night, and a bare aiohttp beside which a relay's cost is judged."""
+"""Requests that scanners send to every address, and a bare aiohttp with which a relay's cost is compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.net.harness import Process
 
 __all__ = ["NAME", "cpu_seconds", "ruler", "scan"]
 
-NAME: Final = "relay.example"  # what the relay that is scanned answers to
+NAME: Final = "relay.example"  # the host name of the scanned relay
 
 _PATHS: Final = (
     "GET /wp-login.php",
@@ -65,19 +65,19 @@ else:
 
 
 async def ruler(folder: Path) -> tuple[Process, int]:
-    """A bare aiohttp application without routes, with the event loop that a relay takes; and its port."""
+    """A bare aiohttp application without routes, on the event loop that a relay uses; yields its port."""
     process = Process("ruler", [sys.executable, "-c", _BARE], folder)
     return process, int((await process.says(r"(\d+)\n"))[1])
 
 
 def cpu_seconds(process: Process) -> float:
-    """What it has used so far, from the kernel's own account in nanoseconds."""
+    """The processor time that it has used so far, from the kernel's account in nanoseconds."""
     tasks = Path(f"/proc/{process.pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 async def scan(port: int, count: int, *, at_once: int = 8) -> dict[int, int]:
-    """Ask so many times, some requests on each connection; returns how many answers had which status."""
+    """Send this many requests, some on each connection; returns the counts of answers by status."""
     seen: dict[int, int] = {}
     numbers = iter(range(0, count, _ON_ONE))
 

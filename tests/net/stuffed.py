@@ -1,4 +1,4 @@
-"""Connections through a tunnel, at both ends of which a program writes all it can and reads nothing."""
+"""Connections through a tunnel whose programs, at both ends, write all they can and read nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.net.tcp import Service, Tcp, service
 __all__ = ["Stuffed", "stuffed"]
 
 _BLOCK: Final = bytes(range(256)) * 32
-_AT_REST: Final = 0.5  # seconds without a byte taken: all is full
+_AT_REST: Final = 0.5  # seconds in which no byte was accepted: all is full
 _RESET: Final = 60.0  # seconds
-_SMALL: Final = 16 * KIB  # what the kernel is to hold of each connection at a program's end
+_SMALL: Final = 16 * KIB  # the most that the kernel may hold of each connection at a program's end
 
 
 class Stuffed:
@@ -24,13 +24,13 @@ class Stuffed:
 
     def __init__(self) -> None:
         self.written = 0
-        self.resets = 0  # connections whose program has heard so, at both ends together
+        self.resets = 0  # connections that were reset, at both ends together
         self.service = Service(0)
         self._connections: list[asyncio.Task[None]] = []
         self._writing = asyncio.Event()
 
     async def connect(self, port: int, count: int) -> None:
-        """Have so many connections, all open at both ends, and nothing written yet."""
+        """Open this many connections, with nothing written yet."""
         self.resets = self.written = 0
         self._writing.clear()
         greeted = asyncio.Barrier(count + 1)
@@ -39,7 +39,7 @@ class Stuffed:
             await greeted.wait()
 
     async def fill(self) -> None:
-        """Write until nobody takes a byte more."""
+        """Write until no more bytes are accepted."""
         self._writing.set()
         before = -1
         while before != self.written:
@@ -47,10 +47,10 @@ class Stuffed:
             await asyncio.sleep(_AT_REST)
 
     async def are_reset(self) -> None:
-        """Return when each program at both ends has had its connection reset.
+        """Return when the connections of all programs at both ends have been reset.
 
-        That may take a while: a kernel whose receive buffer is full may have dropped bytes, and then does not believe
-        the reset, which comes behind them. It learns of it when it next asks whether it may send (RFC 5961, 3.2).
+        That may take a while. A kernel with a full receive buffer may have dropped bytes, and then does not accept the
+        reset that comes after them. It learns of it when it next asks whether it may send (RFC 5961, 3.2).
         """
         await eventually(lambda: (self.resets, self.service.open), (2 * len(self._connections), 0), _RESET)
         await asyncio.gather(*self._connections)

@@ -1,4 +1,4 @@
-"""TCP connections and services of the tests: plain sockets, so that who reads, stops or resets is the test's to say."""
+"""TCP connections and services of the tests: plain sockets, so that the test decides who reads, stops or resets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK: Final = 64 * 1024
 
 
 class Tcp:
-    """One connection's end. Leaving its block closes it."""
+    """One end of a connection. Leaving its block closes it."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -43,7 +43,7 @@ class Tcp:
         await self._loop.sock_sendall(self.sock, data)
 
     async def send_forever(self, block: bytes, most: int = 1 << 62) -> int:
-        """Send ``block`` again and again, up to ``most`` bytes in all."""
+        """Send ``block`` again and again, up to ``most`` bytes in total."""
         sent = 0
         while sent < most:
             await self.send(block[: most - sent])
@@ -51,7 +51,7 @@ class Tcp:
         return sent
 
     async def receive(self, most: int = _CHUNK) -> bytes:
-        """What is there, at least a byte; empty at the end."""
+        """What has arrived, at least a byte; empty at the end."""
         return await self._loop.sock_recv(self.sock, most)
 
     async def receive_exactly(self, size: int) -> bytes:
@@ -68,14 +68,14 @@ class Tcp:
         return bytes(data)
 
     async def chunks(self, most: int = 1 << 62) -> AsyncIterator[memoryview]:
-        """What arrives, until the end or until ``most`` bytes came. Each view is good until the next one."""
+        """What arrives, until the end or until ``most`` bytes came. Each view is valid until the next one."""
         buffer = memoryview(bytearray(_CHUNK))
         while most and (count := await self._loop.sock_recv_into(self.sock, buffer[: min(most, _CHUNK)])):
             most -= count
             yield buffer[:count]
 
     async def digest(self, most: int = 1 << 62) -> tuple[int, bytes]:
-        """Read to the end, or so many bytes; returns how many they were, and their SHA-256."""
+        """Read to the end, or this many bytes; returns their number and SHA-256."""
         size, hashed = 0, hashlib.sha256()
         async for chunk in self.chunks(most):
             size += len(chunk)
@@ -83,7 +83,7 @@ class Tcp:
         return size, hashed.digest()
 
     def finish(self) -> None:
-        """Send no more."""
+        """End this direction."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -93,7 +93,7 @@ class Tcp:
 
     def close(self) -> None:
         if self.sock.fileno() >= 0:
-            # A close under a reader's feet leaves the loop watching a number that others will get.
+            # After a close during a read, the loop would watch a number that other descriptors will get.
             self._loop.remove_reader(self.sock)
             self._loop.remove_writer(self.sock)
             self.sock.close()
@@ -109,7 +109,7 @@ class Tcp:
 
 @dataclass
 class Service:
-    """A running service: its port, and how many connections it has, and had."""
+    """A running service: its port, and how many connections it has, and has had."""
 
     port: int
     open: int = 0
@@ -118,7 +118,7 @@ class Service:
 
 @asynccontextmanager
 async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) -> AsyncIterator[Service]:
-    """Run ``handle`` for each connection; what it left open is closed. A broken connection is no failure of its."""
+    """Run ``handle`` for each connection, and close what it leaves open. A broken connection is not its failure."""
     loop = asyncio.get_running_loop()
     listener = socket.create_server(("127.0.0.1", port), backlog=2048)
     listener.setblocking(False)
@@ -138,7 +138,7 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
             running.open -= 1
 
     def accept() -> None:
-        # Not sock_accept: a connection that it took while it was being cancelled would belong to nobody.
+        # Not sock_accept: if that is cancelled, a connection that it just accepted is lost.
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             sock, _ = listener.accept()
             sock.setblocking(False)
@@ -165,7 +165,7 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
 
 
 async def echo(tcp: Tcp) -> None:
-    """Send back what comes."""
+    """Send everything back."""
     async for chunk in tcp.chunks():
         await tcp.send(bytes(chunk))
 
@@ -177,17 +177,17 @@ async def sink(tcp: Tcp) -> None:
 
 
 async def digest(tcp: Tcp) -> None:
-    """Read to the end, then answer with the SHA-256 of it."""
+    """Read to the end, then answer with the SHA-256."""
     await tcp.send((await tcp.digest())[1])
 
 
 async def silent(tcp: Tcp) -> None:
-    """Read nothing, say nothing."""
+    """Read nothing, and send nothing."""
     await asyncio.Event().wait()
 
 
 def source(block: bytes, most: int = 1 << 62) -> Callable[[Tcp], Awaitable[None]]:
-    """Send ``most`` bytes, whatever comes."""
+    """Send ``most`` bytes, whatever arrives."""
 
     async def handle(tcp: Tcp) -> None:
         await tcp.send_forever(block, most)
@@ -196,6 +196,6 @@ def source(block: bytes, most: int = 1 << 62) -> Callable[[Tcp], Awaitable[None]
 
 
 async def banner(tcp: Tcp) -> None:
-    """Speak first, then echo."""
+    """Send first, then echo."""
     await tcp.send(b"220 ready\r\n")
     await echo(tcp)

@@ -1,4 +1,4 @@
-"""Transfers that one program aborts: the other one hears of it, and nothing is left behind."""
+"""Transfers that one program aborts: the other one gets a reset, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.slow
 
 _BLOCK: Final = bytes(64 * KIB)
 _GREETING: Final = b"!"
-_SOME: Final = 200 * KIB  # bytes after which a program gives up: more than early data, so a stream was there
+_SOME: Final = 200 * KIB  # bytes before a program gives up: more than early data, so the stream was open
 _LEAK: Final = 6 * MIB  # of RssAnon over one series of aborts; a leaked stream keeps its window of 256 KiB
 
 Act = Callable[[Tcp], Awaitable[None]]
 
 
 async def _fate(tcp: Tcp, *, sends: bool) -> str:
-    """Read, and send if asked to, until the connection is over: by ``reset`` or by a clean ``end``."""
+    """Read, and send if requested, until the connection ends: by ``reset`` or by a clean ``end``."""
     tasks: list[asyncio.Task[object]] = [asyncio.create_task(tcp.digest())]
     if sends:
         tasks.append(asyncio.create_task(tcp.send_forever(_BLOCK)))
@@ -51,7 +51,7 @@ async def _give_up_sending(tcp: Tcp) -> None:
 
 
 class _Series:
-    """Aborts in a row: which side gives up how, and what became of the other side's connections."""
+    """Repeated aborts: which side gives up, how, and the outcome at the other side."""
 
     def __init__(self, *, by_client: bool, download: bool) -> None:
         self.fates: list[str] = []
@@ -60,7 +60,7 @@ class _Series:
         self._client, self._serve = (gives_up, hears) if by_client else (hears, gives_up)
 
     async def serve(self, tcp: Tcp) -> None:
-        # An abort before both know of the stream would never reach the other one.
+        # An abort before both ends know of the stream would never reach the other end.
         await tcp.send(_GREETING)
         try:
             await tcp.receive_exactly(1)
@@ -94,7 +94,7 @@ _WAY = pytest.mark.parametrize("download", [True, False], ids=["download", "uplo
 async def test_processes_forget_aborted_transfers(
     network: Network, own_relay: Relay, *, by_client: bool, download: bool, times: int
 ) -> None:
-    """After any number of aborts the other program was reset each time, and memory and descriptors are as before."""
+    """After any number of aborts, the other program was reset each time, and memory and descriptors are as before."""
     series = _Series(by_client=by_client, download=download)
     name = await network.service()
     async with service(series.serve) as running:
@@ -106,7 +106,7 @@ async def test_processes_forget_aborted_transfers(
         memory = [process.usage.anonymous for process in processes]
         await series.run(port, running, times)
         await eventually(lambda: [opened for opened, _ in counts(processes)], [opened for opened, _ in before])
-        # A loop's pool may begin another thread for a look-up, and keeps it.
+        # A loop's pool may start another thread for a look-up, and keeps it.
         assert all(now <= then + 1 for (_, now), (_, then) in zip(counts(processes), before, strict=True))
         growth = [process.usage.anonymous - start for process, start in zip(processes, memory, strict=True)]
         print("growth of relay, host, client, KiB:", [size // KIB for size in growth])
@@ -140,7 +140,7 @@ async def _send_until_stuck(tcp: Tcp) -> None:
 
 @_WHO
 async def test_abort_is_noticed_though_nobody_reads(tmp_path: Path, *, by_client: bool) -> None:
-    """A sender that resets while the other side has stopped reading frees its stream in the time of last words."""
+    """A sender that resets while the other side has stopped reading frees its stream within the time for last data."""
     aborted = asyncio.Event()
     fates: list[str] = []
 
@@ -168,7 +168,7 @@ async def test_abort_is_noticed_though_nobody_reads(tmp_path: Path, *, by_client
 
 
 async def test_end_behind_an_abort_costs_only_its_stream(tmp_path: Path) -> None:
-    """The service's end, arriving for a program that has reset already, does no harm to the session's other streams."""
+    """The service's end for a program that has already reset does not harm the session's other streams."""
     aborted = asyncio.Event()
 
     async def serve(tcp: Tcp) -> None:
@@ -186,7 +186,7 @@ async def test_end_behind_an_abort_costs_only_its_stream(tmp_path: Path) -> None
             await bystander.send(b"echo")
             assert await bystander.receive_exactly(3) == b"cho"
             await tcp.send(b"s")
-            await _send_until_stuck(tcp)  # so the agent does not read, and can't see the reset
+            await _send_until_stuck(tcp)  # the agent does not read, and cannot see the reset
             tcp.reset()
             aborted.set()
             await asyncio.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Relays with one family of addresses, with an address that is dead, and with several URLs."""
+"""Relays with one family of addresses, with a dead address, and with several URLs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.net.tcp import Tcp, echo, service
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _LIVE: Final = (socket.AF_INET, "127.0.0.1")
-_SOON: Final = 5.0  # seconds in which an agent is connected
+_SOON: Final = 5.0  # seconds within which an agent is connected
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def another_relay(tmp_path: Path) -> AsyncIterator[Relay]:
 
 
 async def _works_soon(network: Network, host_url: str, client_url: str) -> None:
-    """A host and a client by these URLs are up in time, and a connection goes through."""
+    """Check that a host and a client with these URLs are up in time, and that a connection passes."""
     name = await network.service()
     async with service(echo) as served:
         began = time.monotonic()
@@ -60,7 +60,7 @@ async def _works_soon(network: Network, host_url: str, client_url: str) -> None:
 
 
 async def test_ipv6_alone(tmp_path: Path) -> None:
-    """Agents reach a relay that has an IPv6 address only."""
+    """Agents reach a relay that has only an IPv6 address."""
     relay = Relay(tmp_path)
     relay.url = "http://[::1]:0"
     try:
@@ -75,12 +75,12 @@ async def test_ipv6_alone(tmp_path: Path) -> None:
 
 
 async def test_the_first_of_two_urls_is_silent(network: Network, hole: str) -> None:
-    """Where the first URL does not answer at all, the second one is used in time."""
+    """If the first URL does not answer at all, the second one is used in time."""
     await _works_soon(network, f"{hole},{network.url}", f"{hole}, {network.url}")
 
 
 async def test_the_first_of_two_urls_is_closed(network: Network) -> None:
-    """Where the first URL refuses, the second one is used at once."""
+    """If the first URL refuses, the second one is used at once."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -88,7 +88,7 @@ async def test_the_first_of_two_urls_is_closed(network: Network) -> None:
 
 
 async def test_commands_take_several_urls(network: Network, hole: str) -> None:
-    """A command that asks once gets its answer by the URL that answers; both flags count, in their order."""
+    """A command that sends one request uses the URL that answers; both flags count, in order."""
     began = time.monotonic()
     asked = network.program("list", _KDISPATCH, "whoami", "--relay", hole, "--relay", network.url, "--quiet")
     assert await asked.ended() == 0, asked.text
@@ -97,7 +97,7 @@ async def test_commands_take_several_urls(network: Network, hole: str) -> None:
 
 
 async def test_urls_of_two_relays(own_relay: Relay, another_relay: Relay, network: Network) -> None:
-    """A second URL that leads to another relay is told and left out, and the agent goes on with the first."""
+    """A second URL of another relay is reported and ignored, and the agent goes on with the first."""
     name = await network.service()
     async with service(echo) as served:
         host = await network.host(name, served.port, "--relay", f"{own_relay.url},{another_relay.url}")
@@ -110,7 +110,7 @@ async def test_urls_of_two_relays(own_relay: Relay, another_relay: Relay, networ
 
 @pytest.mark.parametrize("dead", ["127.0.0.2", "::1"], ids=["silent", "other family"])
 async def test_a_dead_first_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
-    """A name whose first address is dead is reached by its second, without waiting for the first."""
+    """A name whose first address is dead is reached through its second, without waiting for the first."""
     async with running_stack(tmp_path) as stack:
         port = RelayUrl.parse(stack.url).port
         with black_hole(port=port):

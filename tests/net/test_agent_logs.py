@@ -1,4 +1,4 @@
-"""What running agents write: one record for what a person should know, and with --verbose for every connection."""
+"""Logs of running agents: records that a user needs, and with --verbose one for every connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _talk(port: int) -> None:
 
 
 async def test_verbose(network: Network) -> None:
-    """With -v each end writes service, host, bytes each way, seconds and code of a connection; --json means JSON."""
+    """With -v each end logs service, host, bytes each way, seconds and code of a connection; --json means JSON."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port, "--verbose", "--log-format", "json")
@@ -48,7 +48,7 @@ async def test_verbose(network: Network) -> None:
 
 
 async def test_not_verbose(network: Network) -> None:
-    """Without -v nothing is written of a connection that ended well, or that one of the programs gave up."""
+    """Without -v nothing is logged of a connection that ended well, or that a program gave up."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port)
@@ -63,7 +63,7 @@ async def test_not_verbose(network: Network) -> None:
 
 
 async def test_format(network: Network) -> None:
-    """An unknown log format is an error before anything is offered; KDISPATCH_LOG_FORMAT counts, too."""
+    """An unknown log format is an error before a service is offered; KDISPATCH_LOG_FORMAT counts, too."""
     network.environment["KDISPATCH_LOG_FORMAT"] = "xml"
     agent = network.agent("connect", "connect", await network.service())
     assert await agent.ended() == 2

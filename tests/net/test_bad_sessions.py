@@ -1,4 +1,4 @@
-"""What a relay in a process of its own writes into its log for sessions that break the protocol."""
+"""The log of a relay in its own process, for sessions that break the protocol."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.net.harness import Relay
 
 
 def _to_the_end(sock: socket.socket) -> None:
-    """Send no more, so that the relay need not wait for an answer to its close frame."""
+    """End this direction, so that the relay need not wait for an answer to its close frame."""
     sock.shutdown(socket.SHUT_WR)
     while sock.recv(4096):
         pass
 
 
 def _greet(sock: socket.socket) -> None:
-    """Say HELLO, and wait for the answer: of a read that breaks a rule nothing is used."""
+    """Send HELLO, and wait for the answer, because a read that breaks a rule is dropped entirely."""
     hello = Hello(versions=[1], secret=secrets.token_hex(32))
     sock.sendall(message(frame(frames.HELLO, payload=hello.encode())))
     assert sock.recv(4096)
@@ -55,7 +55,7 @@ def _bad_websocket(port: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [_bad_frame, _bad_json, _bad_websocket])
 async def test_bad_sessions_of_one_source(own_relay: Relay, bad: Callable[[int], None]) -> None:
-    """A real relay writes a few lines for 200 bad sessions, and at its end how many it left out."""
+    """A real relay logs a few lines for 200 bad sessions, and at its end how many it left out."""
     port = own_relay.address.port
     for _ in range(200):
         await asyncio.to_thread(bad, port)

@@ -1,4 +1,4 @@
-"""Acceptance point 5 of issue 9: whoever tries tokens gets nowhere, and nobody elsewhere notices."""
+"""Acceptance point 5 of issue 9: a source that guesses tokens fails, and other sources notice nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAUSE: Final = 0.02  # seconds between an honest user's requests
 
 @dataclass(frozen=True)
 class Attack:
-    """So many bad tokens in all, in rounds; so many a second."""
+    """The total number of bad tokens, in rounds, and their rate a second."""
 
     tokens: int
     rounds: int
@@ -37,7 +37,7 @@ class Attack:
 
 
 class Attacker:
-    """A process that shows bad tokens from 127.0.0.1."""
+    """A process that sends bad tokens from 127.0.0.1."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -65,14 +65,14 @@ def attacker(port: int) -> Iterator[Attacker]:
 
 
 class Honest:
-    """A user at 127.0.0.2 with a good token, and how long each answer took."""
+    """A user at 127.0.0.2 with a valid token, and the time of each answer."""
 
     def __init__(self, relay: Relay) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port_of(relay)), source_address=("127.0.0.2", 0))
         self._asked = f"GET /api/v1/whoami HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {relay.token}\r\n\r\n".encode()
 
     def ask(self, seconds: float) -> list[float]:
-        """Ask for so long; returns the seconds of each answer."""
+        """Send requests for this long; returns the seconds of each answer."""
         times = []
         ends = time.perf_counter() + seconds
         while (began := time.perf_counter()) < ends:
@@ -92,7 +92,7 @@ def port_of(relay: Relay) -> int:
 
 @pytest.mark.parametrize("attack", sizes(Attack(200, 2, 400, 10), Attack(5000, 10, 400, 1)))
 async def test_bad_tokens_of_one_source(own_relay: Relay, attack: Attack) -> None:
-    """Of thousands of bad tokens from one source nine are looked up, and another's requests take as long as ever."""
+    """Of thousands of bad tokens from one source nine are looked up, and another source's requests take no longer."""
     await asyncio.to_thread(_attacked, own_relay, attack)
 
 

@@ -1,4 +1,4 @@
-"""Agents in the background, as scripts use them: started, used, stopped; nothing of them is left."""
+"""Agents in the background, as scripts use them: they start, work and stop, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FAILS_WITHIN: Final = 12.0
 
 @pytest.fixture(autouse=True)
 def adopting() -> Iterator[None]:
-    """Processes whose parents are gone become this one's children, so that it sees when they end."""
+    """Make this process the parent of orphaned processes, so that it sees when they end."""
     libc = ctypes.CDLL(None)
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux lets a test adopt processes")
@@ -43,7 +43,7 @@ def adopting() -> Iterator[None]:
 
 @pytest.fixture
 async def offered(network: Network) -> AsyncIterator[tuple[str, Service]]:
-    """A service that echoes, offered by a host in the foreground."""
+    """An echo service, offered by a host in the foreground."""
     async with service(echo) as local:
         name = await network.service()
         await network.host(name, local.port)
@@ -51,7 +51,7 @@ async def offered(network: Network) -> AsyncIterator[tuple[str, Service]]:
 
 
 class Shell:
-    """Runs commands as a script does: it waits for the end of each, and of whatever has its standard output."""
+    """Runs commands as a script does: it waits for the end of each, and of all that have its standard output."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -113,7 +113,7 @@ async def _echoes(port: int) -> bool:
 
 @pytest.mark.parametrize("times", sizes(3, 20))
 async def test_connect_and_stop(shell: Shell, offered: tuple[str, Service], times: int) -> None:
-    """A script gets the bare port, uses it at once, and stops the agent: no process, no record, but its log stays."""
+    """A script gets the bare port, uses it at once, and stops the agent: only its log is left."""
     name, _ = offered
     for _ in range(times):
         begun = await shell("connect", name, "--detach", "--quiet", "--verbose")
@@ -131,7 +131,7 @@ async def test_connect_and_stop(shell: Shell, offered: tuple[str, Service], time
 
 
 async def test_host(shell: Shell, network: Network) -> None:
-    """A host in the background is listed when the command returns; its token came by standard input and is nowhere."""
+    """A host in the background is listed when the command returns; its token came by standard input only."""
     token = network.environment["KDISPATCH_TOKEN"]
     name = await network.service()
     async with service(echo) as local:
@@ -161,7 +161,7 @@ async def test_host(shell: Shell, network: Network) -> None:
 
 
 async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
-    """A running connection ends first; while it doesn't, ``stop`` says busy, and --now ends it at once."""
+    """A running connection ends first; until it does, ``stop`` reports busy, and --now ends it at once."""
     name, _ = offered
     port = int((await shell("connect", name, "--detach", "--quiet", "--drain-time", "0.5")).stdout)
     (record,) = [record for record in shell.records() if record["kind"] == "connect"]
@@ -186,7 +186,7 @@ async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
 
 
 async def test_stop_does_not_answer(shell: Shell, offered: tuple[str, Service]) -> None:
-    """An agent that does not end in its time is told of with ``busy`` and how to end it."""
+    """An agent that does not end in time is reported with ``busy`` and with a way to end it."""
     name, _ = offered
     await shell("connect", name, "--detach", "--quiet", "--drain-time", "0")
     (record,) = [record for record in shell.records() if record["kind"] == "connect"]
@@ -199,7 +199,7 @@ async def test_stop_does_not_answer(shell: Shell, offered: tuple[str, Service]) 
 
 
 async def test_stop_by_service(shell: Shell, network: Network, offered: tuple[str, Service]) -> None:
-    """All agents of a service end by its name, those in the foreground too; then there are none to stop."""
+    """All agents of a service end by its name, also those in the foreground; then there are none to stop."""
     name, _ = offered
     foreground, _ = await network.connect(name)
     await shell("connect", name, "--detach")
@@ -215,7 +215,7 @@ async def test_stop_by_service(shell: Shell, network: Network, offered: tuple[st
 
 
 async def test_dead_agent_is_forgotten(shell: Shell, offered: tuple[str, Service]) -> None:
-    """The record of an agent that was killed is removed when it is met, and nobody with its pid is touched."""
+    """The record of a killed agent is removed when it is found, and no other process with its pid is affected."""
     name, _ = offered
     await shell("connect", name, "--detach")
     (record,) = [record for record in shell.records() if record["kind"] == "connect"]
@@ -243,7 +243,7 @@ async def test_interrupted(shell: Shell, network: Network) -> None:
 
     await eventually(lambda: len(_children(waiting.pid)), 1)
     (child,) = _children(waiting.pid)
-    # The new process has begun when it has read what it is given.
+    # The new process has begun when it has read its input.
     await eventually(lambda: any(path.stat().st_size for path in shell.agents.glob("*.log")), expected=True)
     waiting.send_signal(signal.SIGINT)
     assert await waiting.ended(5) == 130
@@ -253,7 +253,7 @@ async def test_interrupted(shell: Shell, network: Network) -> None:
 
 
 async def test_command_that_is_killed(shell: Shell, network: Network) -> None:
-    """An agent whose command was killed before it could report ends by itself: nobody would know of it."""
+    """An agent whose command was killed before it could report ends by itself, because no user would know of it."""
     name = await network.service()
     waiting = network.agent("waiting", "connect", name, "--detach", "--wait", "25")
     await eventually(lambda: any(path.stat().st_size for path in shell.agents.glob("*.log")), expected=True)
@@ -267,7 +267,7 @@ async def test_command_that_is_killed(shell: Shell, network: Network) -> None:
 
 @pytest.mark.parametrize("failure", ["no_live_host", "port_in_use", "token_refused", "relay_unreachable"])
 async def test_failures(shell: Shell, own_relay: Relay, network: Network, failure: str) -> None:
-    """What goes wrong has the same text, code and exit status as in the foreground, in time, and leaves nothing."""
+    """A failure has the same text, code and exit status as in the foreground, in time, and leaves nothing."""
     name = await network.service()
     arguments, environment = ["connect", name], {}
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -296,7 +296,7 @@ async def test_failures(shell: Shell, own_relay: Relay, network: Network, failur
 
 
 async def test_state_directory(shell: Shell, offered: tuple[str, Service], tmp_path: Path) -> None:
-    """Where no record can be written the background fails with the reason, and the foreground warns and goes on."""
+    """If no record can be written, the background fails with the reason, and the foreground warns and goes on."""
     name, _ = offered
     (tmp_path / "file").write_text("")
     elsewhere = str(tmp_path / "file" / "state")

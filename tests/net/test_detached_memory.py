@@ -1,4 +1,4 @@
-"""What streams may hold that are full and have lost their way, and that nothing is left of them afterwards."""
+"""The memory of full streams that are detached, and that none of it is left afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Load:
     streams: int
     grace: float
     extra: float  # the tombstones' life beyond it
-    budget: float = 1.0  # of the usual ones, so that few streams spend them too
+    budget: float = 1.0  # a fraction of the usual ones, so that few streams use them up too
 
     @property
     def limits(self) -> Limits:
@@ -54,7 +54,7 @@ def _tell(when: str, stack: Stack) -> None:
 
 @pytest.mark.parametrize("load", sizes(_Load(40, 0.6, 0.4, 1 / 16), _FULL))
 async def test_tables_of_detached_streams(tmp_path: Path, load: _Load) -> None:
-    """Full and detached, streams keep within the budgets; their time over, nothing is left of them anywhere."""
+    """Full and detached streams stay within the budgets; after their time, nothing is left of them."""
     async with (
         stuffed() as programs,
         running_stack(tmp_path, load.limits) as stack,
@@ -64,7 +64,7 @@ async def test_tables_of_detached_streams(tmp_path: Path, load: _Load) -> None:
         _, port = await stack.client(url=to_relay.url)
         before, tasks = stack.held(), len(asyncio.all_tasks())
         await programs.connect(port, load.streams)
-        to_relay.hold_answers()  # so that nothing is acknowledged that the host or the client sends
+        to_relay.hold_answers()  # so that nothing from the host or the client is acknowledged
         await programs.fill()
         print()
         _tell("full", stack)
@@ -92,7 +92,7 @@ async def test_tables_of_detached_streams(tmp_path: Path, load: _Load) -> None:
 
 
 class _Memory:
-    """What the relay, the host and the client hold more than at the beginning, in MiB."""
+    """What the relay, the host and the client hold beyond the start, in MiB."""
 
     def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
@@ -108,7 +108,7 @@ class _Memory:
 
 
 async def _fill_and_cut(programs: Stuffed, port: int, to_relay: Way, memory: _Memory) -> list[float]:
-    """Returns what the processes hold then; at the end of it their streams are no more."""
+    """Fill the streams and cut them off; returns what the processes hold then. At the end the streams are gone."""
     await programs.connect(port, _FULL.streams)
     to_relay.hold_answers()
     await programs.fill()
@@ -124,7 +124,7 @@ async def _fill_and_cut(programs: Stuffed, port: int, to_relay: Way, memory: _Me
 
 @pytest.mark.accept
 async def test_memory_of_detached_streams(network: Network, own_relay: Relay) -> None:
-    """The same of processes: what they hold is within the budgets, and there again for the next ones."""
+    """Processes stay within the budgets, too, and the memory is available again for the next streams."""
     name = await network.service()
     grace = f"--grace={_FULL.grace}"
     async with stuffed() as programs, way(own_relay.address.port) as to_relay:
@@ -135,11 +135,11 @@ async def test_memory_of_detached_streams(network: Network, own_relay: Relay) ->
         print()
         memory = _Memory([own_relay.running, *agents])
         first = await _fill_and_cut(programs, port, to_relay, memory)
-        # Their own overhead is a quarter at most, and half at the relay, which keeps each frame with its message.
+        # The overhead is at most a quarter, and half at the relay, which keeps each frame with its message.
         assert max(first[1:]) <= 1.25 * DEFAULT_LIMITS.replay / MIB
         assert first[0] <= 1.5 * DEFAULT_LIMITS.credit / MIB
 
-        # Python's allocator gives little back to the system, so what shows that it is free is that it is used again.
+        # Python's allocator gives little back to the system, so its reuse shows that it is free.
         to_relay.mend()
         await client.says("The session with the relay is back", 30)
         await eventually(lambda: [agent.usage.descriptors for agent in agents], descriptors)

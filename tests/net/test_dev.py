@@ -1,4 +1,4 @@
-"""``kdispatch dev`` as a process: relay, host and client in one, of which nothing stays."""
+"""``kdispatch dev`` as a process: relay, host and client in one, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts kdispatch with its temporary files in ``tmp``; the environment has a relay and a token of no use."""
+    """Start kdispatch with its temporary files in ``tmp``; relay and token in the environment are invalid."""
     (tmp_path / "tmp").mkdir()
     processes: list[Process] = []
     environment = {
@@ -57,7 +57,7 @@ async def _get(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: localhost\r
 async def test_the_built_in_service_answers_and_nothing_stays(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """The printed URL answers, files are their owner's only, and a signal ends with 0 and removes everything."""
+    """The printed URL answers, only the owner can read the files, and a signal ends it with 0 and deletes all."""
     process = start("dev")
     port = int((await process.says(r"is reached by http://127\.0\.0\.1:(\d+)\n"))[1])
     status, _, body = (await _get(port)).partition(b"\r\n\r\n")
@@ -97,7 +97,7 @@ async def test_another_terminal_uses_the_relay(start: Start) -> None:
 
 
 async def test_a_service_that_ends_and_starts_again(start: Start) -> None:
-    """While the given port is closed the service has no live host; once it is open again it is offered again."""
+    """While the given port is closed the service has no live host; once it is open again, it is offered again."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with service(echo, port=port):
@@ -112,7 +112,7 @@ async def test_a_service_that_ends_and_starts_again(start: Start) -> None:
 
 
 async def test_quiet_prints_the_port(start: Start) -> None:
-    """--quiet prints the chosen port and nothing else; the relay listens where it is told to."""
+    """--quiet prints only the chosen port; the relay listens on the given port."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [str(sock.getsockname()[1]) for sock in (one, other)]
     process = start("dev", "--quiet", "--connect-port", ports[0], "--relay-port", ports[1])
@@ -127,7 +127,7 @@ async def test_quiet_prints_the_port(start: Start) -> None:
     [("--port", "local_port_closed"), ("--connect-port", "port_in_use"), ("--relay-port", "port_in_use")],
 )
 async def test_a_port_of_no_use_is_named(start: Start, tmp_path: Path, option: str, code: str) -> None:
-    """A closed port to offer, or a taken one to listen on, ends it with an error, and nothing stays."""
+    """A closed port to offer, or a port in use to listen on, ends it with an error, and nothing is left."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: closed for one, taken for the other
         process = start("dev", option, str(taken.getsockname()[1]))

@@ -1,4 +1,4 @@
-"""An agent that is asked to end: what runs may end first; asked again, it ends at once and says so to its peers."""
+"""An agent that is asked to end lets connections finish; asked again, it ends at once and tells its peers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _DOCKER: Final = 10.0  # seconds between SIGTERM and SIGKILL
-_LOAD: Final = 5.0  # more that a machine takes which others use as well
+_LOAD: Final = 5.0  # more for a machine that others use as well
 _SOON: Final = 5.0  # seconds: far below the grace, after which peers would know as well
 
 
 @dataclass
 class Tunnel:
-    """A host and a client with one connection, that drain for a long time."""
+    """A host and a client with one connection, and a long drain time."""
 
     name: str
     local: Service
@@ -66,7 +66,7 @@ async def _stop(network: Network, *arguments: str) -> int:
 
 
 async def test_a_host(network: Network) -> None:
-    """At the first signal a host is withdrawn, its connection goes on, and with that it ends with 0."""
+    """At the first signal a host is withdrawn, its connection goes on, and at its end the host ends with 0."""
     async with tunnel(network) as made:
         made.host.send_signal(signal.SIGINT)
         await made.host.says(r"Draining: no new connections, 60 s for the running one; Ctrl-C again ends at once\.")
@@ -79,7 +79,7 @@ async def test_a_host(network: Network) -> None:
 
 
 async def test_a_client(network: Network) -> None:
-    """At the first signal a client listens no more, and its connections go on."""
+    """At the first signal a client stops listening, and its connections go on."""
     async with tunnel(network) as made, await Tcp.connect(made.port) as two:
         await two.send(b"x")
         await two.receive_exactly(1)
@@ -95,7 +95,7 @@ async def test_a_client(network: Network) -> None:
 
 @pytest.mark.parametrize(("end", "by"), [("host", "signals"), ("client", "stop --now")])
 async def test_at_once(network: Network, end: str, by: str) -> None:
-    """The second signal ends at once, what 'agent stop --now' does, too; the other end hears of it without a grace."""
+    """The second signal, like 'agent stop --now', ends an agent at once; its peer learns of it without a grace."""
     async with tunnel(network) as made:
         agent = made.host if end == "host" else made.client
         if by == "signals":
@@ -117,7 +117,7 @@ async def test_at_once(network: Network, end: str, by: str) -> None:
 
 
 async def test_stop_is_the_first_signal(network: Network) -> None:
-    """'agent stop' drains, asked twice as well, while '--now' then cuts it short."""
+    """'agent stop' drains, also when repeated, and '--now' then cuts the drain short."""
     async with tunnel(network) as made:
         agent = _id_of(network, made.host)
         waiting = [asyncio.create_task(_stop(network, agent)) for _ in range(2)]
@@ -131,7 +131,7 @@ async def test_stop_is_the_first_signal(network: Network) -> None:
 
 
 async def test_the_time_is_over(network: Network) -> None:
-    """What still runs when the time to drain is over is reset, in one line, at both ends."""
+    """What still runs when the drain time is over is reset at both ends, with one line in the output."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port, "--drain-time", "0.5")
@@ -148,7 +148,7 @@ async def test_the_time_is_over(network: Network) -> None:
 
 
 async def test_an_agent_that_has_not_started(network: Network) -> None:
-    """One that still waits for a host is stopped like any other."""
+    """An agent that still waits for a host is stopped like any other."""
     name = await network.service()
     waiting = network.agent("waiting", "connect", name, "--wait", "30")
     await waiting.says("Waiting for 30 s")
@@ -165,7 +165,7 @@ def _id_of(network: Network, agent: Process) -> str:
 
 
 async def test_docker_stop(network: Network) -> None:
-    """With its default an agent ends by itself within the 10 s behind SIGTERM, and the other end has heard of it."""
+    """By default an agent ends by itself within the 10 s after SIGTERM, and the other end is told."""
     name = await network.service()
     async with service(echo) as local:
         host = network.agent("host", "host", name, "--port", str(local.port))
@@ -186,7 +186,7 @@ async def test_docker_stop(network: Network) -> None:
 
 
 async def test_docker_stop_of_a_relay(own_relay: Relay, network: Network) -> None:
-    """With its default a relay ends by itself within the 10 s behind SIGTERM; connections go on at the next one."""
+    """By default a relay ends by itself within the 10 s after SIGTERM; connections go on at the next one."""
     own_relay.stop()
     await own_relay.start("--drain-time", f"{Settings().drain_time:g}")
     relay = own_relay.running
@@ -206,5 +206,5 @@ async def test_docker_stop_of_a_relay(own_relay: Relay, network: Network) -> Non
 
 
 def test_defaults_leave_time_for_last_words() -> None:
-    """By default agents and relays drain for less than Docker waits, with two seconds for what comes then."""
+    """By default agents and relays drain for less time than Docker waits, with two seconds for the rest."""
     assert max(_DRAIN_TIME, Settings().drain_time) + LAST_WORDS <= _DOCKER

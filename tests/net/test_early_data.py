@@ -1,4 +1,4 @@
-"""Requests that are sent right after connecting, to hosts of which many fail: none is delivered twice, none is lost."""
+"""Requests sent right after connecting, to hosts that often fail: none arrives twice, and none is lost silently."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _LIMITS: Final = Limits(dial=0.3, open_host=0.5, open_total=3.0, open_wait_start
 
 
 class _Requests:
-    """What clients asked, what services got, and how each connection ended."""
+    """What clients sent, what services received, and how each connection ended."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.got: Counter[bytes] = Counter()
         self.ends: Counter[str] = Counter()
-        self.clean_ends = 0  # which services saw before the request was whole
+        self.clean_ends = 0  # ends that services saw before the request was complete
 
     async def ask(self, port: int, number: int) -> None:
-        """Send one request in one piece, up to twice as long as early data may be; take the answer or the reset."""
+        """Send one request in one piece, up to twice as long as early data may be; read the answer or the reset."""
         request = b"%08d" % number + bytes(self.random.choice([0, 100, 16_376, 32_000])) + b"\n"
         try:
             async with asyncio.timeout(_PATIENCE), await Tcp.connect(port) as tcp:
@@ -64,7 +64,7 @@ class _Requests:
         assert self.ends["answer"] <= len(self.got)
 
     async def take(self, tcp: Tcp) -> bytes:
-        """A service's side: the request's number, and note that it came."""
+        """A service's side: read the request's number, and record it."""
         number = await self._number(tcp)
         while not (piece := await tcp.receive()).endswith(b"\n"):
             if not piece:
@@ -104,7 +104,7 @@ class _Requests:
 
 
 class _Moody:
-    """A host's way to serve: dial the service, refuse, never answer, answer late, or lose the session."""
+    """A host's random behaviour: dial the service, refuse, never answer, answer late, or lose the session."""
 
     def __init__(self, requests: _Requests, port: int) -> None:
         self.local = LocalPort("127.0.0.1", port, _LIMITS)
@@ -139,7 +139,7 @@ async def _nobody(tcp: Tcp) -> None:
 
 @pytest.mark.parametrize("count", sizes(150, 2000))
 async def test_no_request_is_delivered_twice(tmp_path: Path, count: int) -> None:
-    """Whatever hosts and services do, a request reaches one of them at most, and is answered or reset."""
+    """Whatever hosts and services do, a request reaches at most one of them, and is answered or reset."""
     requests = _Requests(4)
     async with (
         service(requests.answer) as good,
@@ -160,7 +160,7 @@ async def test_no_request_is_delivered_twice(tmp_path: Path, count: int) -> None
 
 @pytest.mark.parametrize("kills", sizes(2, 8))
 async def test_killed_host_loses_no_request_silently(network: Network, kills: int) -> None:
-    """Requests under way at a host that is killed are answered by another one or reset, and none is delivered twice."""
+    """Requests at a host that is killed are answered by another one or reset, and none is delivered twice."""
     requests = _Requests(5)
 
     async def slow_answer(tcp: Tcp) -> None:

@@ -1,4 +1,4 @@
-"""Agents with 64 descriptors as processes: they serve as many connections as they can, and stay."""
+"""Agents with 64 descriptors as processes: they serve as many connections as they can, and keep running."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.net.tcp import Tcp, echo, service
 pytestmark = pytest.mark.slow
 
 _FEW = 'ulimit -n 64; exec "$@"'
-_TRIED = 60  # connections, which with 64 descriptors are too many
+_TRIED = 60  # connections: too many for 64 descriptors
 
 
 def _agent(network: Network, *arguments: str) -> Process:
@@ -29,16 +29,16 @@ async def _talks(tcp: Tcp) -> bool:
 
 
 async def _goes_on(network: Network, name: str, port: int, agent: Process) -> None:
-    """Most of many connections are served; the service stays listed; behind them new ones are served."""
+    """Most of many connections are served; the service stays listed; afterwards new ones are served."""
     async with contextlib.AsyncExitStack() as stack:
         made = [await stack.enter_async_context(await Tcp.connect(port)) for _ in range(_TRIED)]
         served = await asyncio.gather(*map(_talks, made))
         assert 30 <= sum(served) < _TRIED
-        await asyncio.sleep(3.0)  # the port is looked at every two seconds
+        await asyncio.sleep(3.0)  # the port is checked every two seconds
         assert await network.live_hosts(name) == 1
         assert agent.status is None
     async with asyncio.timeout(10):
-        while True:  # until the others' ends are through
+        while True:  # until the other connections have ended completely
             async with await Tcp.connect(port) as tcp:
                 if await _talks(tcp):
                     break
@@ -57,7 +57,7 @@ async def test_a_host(network: Network) -> None:
 
 
 async def test_a_client(network: Network) -> None:
-    """A client at the limit lets further connections wait, says so once, and neither spins nor fills its log."""
+    """A client at the limit lets further connections wait, reports it once, and neither spins nor fills its log."""
     name = await network.service()
     async with service(echo) as local:
         await network.host(name, local.port)

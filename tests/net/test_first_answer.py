@@ -1,4 +1,4 @@
-"""How many round trips a new connection costs: each agent is 25 ms away from the relay, so 100 ms from the other."""
+"""How many round trips a new connection costs: each agent is 25 ms from the relay, so a round trip is 100 ms."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.net.tcp import Tcp, banner, echo, service
 
 pytestmark = pytest.mark.slow
 
-_LEG: Final = 0.025  # seconds from an agent to the relay, and back likewise
+_LEG: Final = 0.025  # seconds from an agent to the relay, and back again
 _ROUND_TRIP: Final = 4 * _LEG
-_IDLE: Final = 0.15  # seconds without anything under way: more than a round trip, and than an ACK may wait
+_IDLE: Final = 0.15  # seconds without any traffic: longer than a round trip, and than a delayed ACK
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Connections, and how many times wider than in full size the time above the ideal one may be."""
+    """The number of connections, and the factor on the bound beyond the ideal time."""
 
     times: int
     slack: int
@@ -31,7 +31,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Case:
-    """A way to begin, and the round trips until the first byte of the answer: ideally, at least and at most."""
+    """A way to begin, with the ideal, least and greatest number of round trips until the first byte of the answer."""
 
     serve: Callable[[Tcp], Awaitable[None]]
     request: bytes
@@ -64,14 +64,14 @@ async def _round_trips(line: DelayLine, port: int, request: bytes, times: int) -
 @pytest.mark.parametrize(
     "case",
     [
-        # OPEN and TRYING first, then the request travels while the host dials: it waits for OPENED at the relay only.
+        # OPEN and TRYING first, then the request travels while the host dials; it waits for OPENED only at the relay.
         pytest.param(_Case(echo, b"?", ideal=1.5, least=1.45, most=1.8), id="client-first"),
         pytest.param(_Case(banner, b"", ideal=1.0, least=0.95, most=1.3), id="service-first"),
     ],
 )
 @pytest.mark.parametrize("size", sizes(_Size(3, slack=10), _Size(7, slack=1)))
 async def test_first_byte_of_an_answer(network: Network, case: _Case, size: _Size) -> None:
-    """A request's answer begins 1.5 round trips after connect(), and a service that speaks first is heard after one."""
+    """A request's answer begins 1.5 round trips after connect(); a service that sends first arrives after one."""
     name = await network.service()
     relay = int(network.url.rpartition(":")[2])
     async with service(case.serve) as running, delay_line(relay, _LEG) as line:

@@ -1,4 +1,4 @@
-"""Sessions that flood a relay with frames for nothing are cut, and say to nobody else that they were there."""
+"""Sessions that flood a relay with frames without effect are cut, and other sessions notice nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def pair(own_relay: Relay, network: Network) -> EchoPair:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_flood_is_cut(tmp_path: Path, own_relay: Relay, pair: EchoPair, kind: str) -> None:
-    """Ten sessions of one source that send one kind of frame for nothing are cut, each with the reason."""
+    """Ten sessions of one source that send one kind of frame without effect are cut, each with the reason."""
     flood = await _flooding(tmp_path, own_relay, kind, 30)
     told = asyncio.create_task(_told(flood))
     times: list[float] = []
@@ -59,7 +59,7 @@ async def test_a_flood_is_cut(tmp_path: Path, own_relay: Relay, pair: EchoPair, 
 @needs("openssl")
 @pytest.mark.parametrize("kind", ["ping", "single pings", "websocket ping"])
 async def test_a_flood_over_tls(tmp_path: Path, own_relay: Relay, network: Network, kind: str) -> None:
-    """The same over TLS, where what was decrypted is handed over in other pieces."""
+    """Floods are cut over TLS as well, where decrypted data arrives in other pieces."""
     service = await network.service()
     await restart_with_tls(own_relay, network)
     token = network.environment["KDISPATCH_TOKEN"]
@@ -76,20 +76,20 @@ async def test_a_flood_over_tls(tmp_path: Path, own_relay: Relay, network: Netwo
 
 @pytest.mark.slow
 async def test_a_flood_that_does_not_read(tmp_path: Path, own_relay: Relay, pair: EchoPair) -> None:
-    """Who never reads the answers to its flood makes the relay keep no more of them than its budget has frames."""
+    """For a session that never reads the answers to its flood, the relay keeps at most what its budget allows."""
     before = own_relay.running.usage.anonymous
     flood = await _flooding(tmp_path, own_relay, "ping", 3, "--deaf")
     await asyncio.to_thread(pair.measure, 1)
     held = own_relay.running.usage.anonymous - before
     await _told(flood)
-    assert held < 24 << 20  # 20,000 PONGs, some MB of the sockets' buffers, and what a busy process takes
+    assert held < 24 << 20  # 20,000 PONGs, some MB of socket buffers, and the overhead of a busy process
     pair.close()
 
 
 @pytest.mark.accept
 @pytest.mark.parametrize("kind", ["ping", "open", "websocket ping"])
 async def test_nobody_hears_of_a_flood(tmp_path: Path, own_relay: Relay, pair: EchoPair, kind: str) -> None:
-    """While ten sessions of one source flood at 10 MB/s each, an honest echo's p99 is within three times of before."""
+    """While ten sessions of one source flood at 10 MB/s each, the p99 of an honest echo at most triples."""
     await asyncio.to_thread(pair.measure, 1)
     alone = await asyncio.to_thread(pair.measure, 20)
     flood = await _flooding(tmp_path, own_relay, kind, 60)

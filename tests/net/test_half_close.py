@@ -1,4 +1,4 @@
-"""Each direction of a connection ends by itself, as TCP's do."""
+"""Each direction of a connection ends by itself, as with TCP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_answer_follows_the_clients_end(network: Network) -> None:
-    """A service that answers at the end of a big upload gets all of it, and its answer arrives."""
+    """A service that answers after the end of a big upload gets all of it, and its answer arrives."""
     name = await network.service()
     data = random.Random(5).randbytes(20 * MIB)
     async with service(digest) as running:
@@ -50,7 +50,7 @@ async def test_client_speaks_after_the_services_end(network: Network) -> None:
 
 
 async def test_end_at_once_is_an_end(network: Network) -> None:
-    """A connection that is ended without a byte is an empty request, and gets its answer."""
+    """A connection that ends without a byte is an empty request, and gets its answer."""
     name = await network.service()
     async with service(digest) as running:
         await network.host(name, running.port)
@@ -61,7 +61,7 @@ async def test_end_at_once_is_an_end(network: Network) -> None:
 
 
 async def test_service_speaks_first(network: Network) -> None:
-    """A service's banner arrives though the client says nothing, and a dialogue follows."""
+    """A service's banner arrives although the client sends nothing, and a dialogue follows."""
     name = await network.service()
     async with service(banner) as running:
         await network.host(name, running.port)
@@ -89,14 +89,14 @@ async def test_slow_reader_gets_everything_after_the_end(network: Network) -> No
 
 
 async def test_drain_lets_a_slow_reader_finish(network: Network) -> None:
-    """An agent that is told to end first gives a slow reader the rest of a stream that has ended."""
+    """An agent that is told to end first delivers the rest of an ended stream to a slow reader."""
     offered = [64 * MIB]
 
     async def send_and_close(tcp: Tcp) -> None:
         await tcp.send_forever(bytes(16 * KIB), offered[0])
 
     async def kernel_holds() -> int:
-        """What a reader still gets of an agent that was stopped: the agent held none of it any more."""
+        """What a reader still gets from a stopped agent: the agent itself held none of it any more."""
         agent, port = await network.connect(name)
         async with await Tcp.connect(port, receive_buffer=8 * KIB) as tcp:
             await asyncio.sleep(0.7)
@@ -111,7 +111,7 @@ async def test_drain_lets_a_slow_reader_finish(network: Network) -> None:
     name = await network.service()
     async with service(send_and_close) as running:
         await network.host(name, running.port)
-        # Of a little more than that, the agent holds the last bytes.
+        # Of slightly more than that, the agent holds the last bytes.
         kernels = await kernel_holds()
         offered[0] = kernels + 100 * KIB
         agent, port = await network.connect(name, "--drain-time", "5")
@@ -125,7 +125,7 @@ async def test_drain_lets_a_slow_reader_finish(network: Network) -> None:
 
 
 async def test_echo_of_the_whole_dialogue(network: Network) -> None:
-    """An echo of a stream that is written and read at once is that stream, and ends after it."""
+    """An echo of a stream that is written and read at once equals that stream, and ends after it."""
     data = random.Random(8).randbytes(5 * MIB)
     name = await network.service()
     async with service(echo) as running:

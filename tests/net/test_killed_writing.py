@@ -1,4 +1,4 @@
-"""A relay that is killed while it writes: what it has acknowledged is there, and its database is sound."""
+"""A relay killed during writes keeps what it has acknowledged, and its database is intact."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _AT_ONCE = 8  # requests
 @dataclass(frozen=True)
 class _Size:
     kills: int
-    writes: int  # that are asked for between two kills
+    writes: int  # requests between two kills
 
 
 @dataclass
 class _Written:
-    """What the relay has acknowledged; what was not answered may or may not be there."""
+    """What the relay has acknowledged; unanswered writes may or may not be there."""
 
     services: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
@@ -41,7 +41,7 @@ class _Written:
 
 
 class _Writer:
-    """Asks for one write after the other, of any kind, until the relay is gone."""
+    """Sends one write after the other, of any kind, until the relay is gone."""
 
     def __init__(self, http: aiohttp.ClientSession, token: str, written: _Written, rng: random.Random) -> None:
         self._http = http
@@ -124,7 +124,7 @@ def _check(file: Path, written: _Written) -> None:
 
 @pytest.mark.parametrize("size", sizes(_Size(2, 100), _Size(50, 1_000)))
 async def test_killed_while_it_writes(own_relay: Relay, tmp_path: Path, size: _Size) -> None:
-    """After each of several kill -9 every acknowledged write is there, each whole, and the next relay goes on."""
+    """After each of several kill -9, every acknowledged write is there, complete, and the next relay goes on."""
     rng = random.Random(9)
     written = _Written()
     free = ("--limit-requests", "off")

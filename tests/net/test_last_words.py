@@ -81,12 +81,12 @@ def _accepting(handle: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def _say_and_close(sock: socket.socket) -> None:
-    """As MySQL does at its limit: it reads nothing."""
+    """Answer and close without reading, as MySQL does at its limit."""
     sock.sendall(_BANNER)
 
 
 def _say_and_reset(sock: socket.socket) -> None:
-    """Read a part, answer, and drop the connection as hard as that goes."""
+    """Read a part, answer, and reset the connection."""
     sock.recv(1000)
     sock.sendall(_BANNER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -119,7 +119,7 @@ def _nginx(network: Network) -> Iterator[int]:
 
 
 def _upload(port: int) -> bytes:
-    """Send a request as long as that goes, then read: what a careful HTTP client does."""
+    """Send as much of a request as possible, then read: what a careful HTTP client does."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()
         with contextlib.suppress(ConnectionError):
@@ -136,7 +136,7 @@ def _rest(sock: socket.socket) -> bytes:
 
 
 async def _count(port: int, times: int, answer: bytes) -> int:
-    """How many of so many uploads, four at a time, get the answer."""
+    """How many of the uploads, four at a time, get the answer."""
     got = 0
     for _ in range(times // 4):
         answers = await asyncio.gather(*(asyncio.to_thread(_upload, port) for _ in range(4)))
@@ -147,7 +147,7 @@ async def _count(port: int, times: int, answer: bytes) -> int:
 @pytest.mark.parametrize("times", sizes(12, 40))
 @pytest.mark.parametrize("kind", ["http.server", "banner", "reset", "nginx"])
 async def test_answers_before_the_request_is_read(network: Network, kind: str, times: int) -> None:
-    """Each upload to a server that answers early and closes gets the answer; plain TCP is the ruler."""
+    """Each upload to a server that answers early and closes gets the answer, as often as over plain TCP."""
     servers = {
         "http.server": (_http_server(), b" 413 "),
         "banner": (_accepting(_say_and_close), _BANNER),
@@ -166,7 +166,7 @@ async def test_answers_before_the_request_is_read(network: Network, kind: str, t
 
 @pytest.mark.parametrize("times", sizes(12, 40))
 async def test_last_words_of_a_client(network: Network, times: int) -> None:
-    """Each client that says something and drops its connection, while the service still sends, is heard."""
+    """When clients send something and drop their connection while the service still sends, each message arrives."""
     heard = Counter[bytes]()
 
     def serve(sock: socket.socket) -> None:
@@ -208,9 +208,9 @@ class _Answering:
 
 
 def _send_and_read(sock: socket.socket, size: float, *, reads: bool = False) -> tuple[int, float]:
-    """Send ``size`` bytes, then read, or read meanwhile; returns what came, and the seconds behind it until the reset.
+    """Send ``size`` bytes, then read, or read meanwhile; returns what arrived, and the seconds from there to the reset.
 
-    A program that reads only then is timed from the start.
+    For a program that reads only at the end, the time counts from the start.
     """
     sock.settimeout(60)
     began = last = time.monotonic()
@@ -227,7 +227,7 @@ def _send_and_read(sock: socket.socket, size: float, *, reads: bool = False) -> 
 
 
 async def _beside(network: Network, *, client_closes: bool, size: float, reads: bool = False) -> tuple[int, float]:
-    """What :func:`_send_and_read` finds of a program whose peer, the client or the service, answers and closes."""
+    """The result of :func:`_send_and_read` for a program whose peer, the client or the service, answers and closes."""
     found: list[tuple[int, float]] = []
     answering = _Answering()
 
@@ -255,7 +255,7 @@ _WHO = pytest.mark.parametrize("client_closes", [False, True], ids=["service-clo
 
 @_WHO
 async def test_an_upload_before_the_answer_is_read(network: Network, *, client_closes: bool) -> None:
-    """A program that sends 32 MB before it reads gets the whole answer of one that has closed, and soon."""
+    """A program that sends 32 MB before it reads gets the whole answer of a peer that has closed, and soon."""
     received, seconds = await _beside(network, client_closes=client_closes, size=_UPLOAD)
     assert received == len(_ANSWER)
     assert seconds < _SOON
@@ -263,7 +263,7 @@ async def test_an_upload_before_the_answer_is_read(network: Network, *, client_c
 
 @_WHO
 async def test_an_endless_sender_that_reads(network: Network, *, client_closes: bool) -> None:
-    """A program that sends for ever and reads gets the whole answer, and is reset soon behind it."""
+    """A program that sends for ever and reads gets the whole answer, and is reset soon after it."""
     received, seconds = await _beside(network, client_closes=client_closes, size=math.inf, reads=True)
     assert received == len(_ANSWER)
     assert seconds < _SOON
@@ -277,7 +277,7 @@ async def test_an_endless_sender_that_reads_nothing(network: Network, *, client_
 
 
 async def test_a_relay_that_is_killed_behind_an_answer(network: Network, own_relay: Relay) -> None:
-    """The answer of a service that has closed arrives, although the relay is killed at that moment."""
+    """The answer of a service that has closed arrives, even if the relay is killed at that moment."""
     answering = _Answering()
     name = await network.service()
     with _accepting(answering) as port:

@@ -31,7 +31,7 @@ _DATA: Final = random.Random(11).randbytes(5 * MIB)
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the user of these tests has set or stored is not used."""
+    """The settings and tokens of the user who runs the tests are not used."""
     for name in ("KDISPATCH_RELAY", "KDISPATCH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path / "config"))
@@ -44,7 +44,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> bytes:
-    """Send all and the end of it, and receive meanwhile; returns what came."""
+    """Send all and then the end, and receive meanwhile; returns what arrived."""
 
     async def send() -> None:
         writer.write(data)
@@ -60,7 +60,7 @@ async def _server(stack: Stack, connected: Connected) -> kdispatch.Server:
 
 
 async def test_echo(tmp_path: Path) -> None:
-    """5 MB come back whole over asyncio's own streams, and wait_closed() returns on both ends."""
+    """5 MB come back complete over asyncio's own streams, and wait_closed() returns at both ends."""
     closed = asyncio.Event()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,7 +80,7 @@ async def test_echo(tmp_path: Path) -> None:
 
 
 async def test_no_live_host(tmp_path: Path) -> None:
-    """A connection to a service that nobody offers is refused with the code that says so."""
+    """A connection to a service without a live host is refused with the code that says so."""
     async with running_stack(tmp_path, _HASTY) as stack:
         with pytest.raises(kdispatch.StreamReset) as caught:
             await kdispatch.open_connection(stack.service, relay=stack.url)
@@ -105,7 +105,7 @@ async def _give_up(connecting: asyncio.Task[Any]) -> None:
 
 
 async def test_cancelled_connecting_leaves_nothing(tmp_path: Path) -> None:
-    """A program that gives up while a host is asked leaves nothing anywhere, and the session goes on."""
+    """A program that gives up while a host is asked leaves nothing behind, and the session goes on."""
     async with running_stack(tmp_path) as stack, kdispatch.Connector(stack.url) as connector:
         undecided = await stack.host(lambda driver, stream: None)
         client = connector._client
@@ -124,7 +124,7 @@ async def test_cancelled_connecting_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_cancelling_in_any_moment_leaves_nothing(tmp_path: Path) -> None:
-    """Whenever a program gives up, also with the answer on its way, nothing is left."""
+    """At any moment at which a program gives up, also with the answer under way, nothing is left."""
     async with running_stack(tmp_path) as stack, kdispatch.Connector(stack.url) as connector:
         server = await _server(stack, _echo)
         stack.drivers += [connector._client.driver, server._host.driver]
@@ -142,7 +142,7 @@ async def test_cancelling_in_any_moment_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_cancelled_start_ends(tmp_path: Path) -> None:
-    """A connector that is given up while it waits for its relay waits no more."""
+    """A connector that is cancelled while it waits for its relay stops waiting."""
     async with service(silent) as relay, asyncio.timeout(10):
 
         async def enter() -> None:
@@ -156,7 +156,7 @@ async def test_cancelled_start_ends(tmp_path: Path) -> None:
 
 
 async def test_closed_connector_resets_what_it_has(tmp_path: Path) -> None:
-    """Closing a connector resets what it was connecting, and what it had connected."""
+    """Closing a connector resets its pending and its open connections."""
     decided = asyncio.Event()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -181,7 +181,7 @@ async def test_closed_connector_resets_what_it_has(tmp_path: Path) -> None:
 
 
 async def test_closed_connector_connects_no_more(tmp_path: Path) -> None:
-    """A connector that was closed refuses to connect, at once."""
+    """A closed connector refuses further connections at once."""
     async with running_stack(tmp_path) as stack, await _server(stack, _echo):
         connector = kdispatch.Connector(stack.url)
         await connector.start()
@@ -209,7 +209,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_connections_end_when_no_session_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal that is final resets what waited for the next session, with its code, instead of letting it wait."""
+    """A final refusal resets streams that waited for the next session, with its code, instead of letting them wait."""
 
     async def refused(_: Dialer) -> Upgraded:
         raise Refusal("not_permitted", "no", final=True)
@@ -232,7 +232,7 @@ async def test_connections_end_when_no_session_can_be_had(tmp_path: Path, monkey
 
 
 async def test_session_ends_with_the_loop(network: Network) -> None:
-    """A program that connects and just ends leaves no warning behind."""
+    """A program that connects and simply ends causes no warning."""
     name = await network.service()
     program = network.program("program", sys.executable, "-W", "always", "-c", _PROGRAM, network.url, name)
     assert await program.ended() == 0
@@ -240,7 +240,7 @@ async def test_session_ends_with_the_loop(network: Network) -> None:
 
 
 async def test_failing_handler_resets_its_connection_only(tmp_path: Path) -> None:
-    """A handler that raises resets its connection, is reported to the loop, and does no harm to another one."""
+    """A handler that raises resets its own connection, is reported to the loop, and does not affect another one."""
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
 
@@ -272,7 +272,7 @@ async def _send_forever(writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize("fails", [False, True], ids=["closes", "raises"])
 async def test_last_words_of_a_handler(tmp_path: Path, *, fails: bool) -> None:
-    """A handler that answers, and ends while the client still sends, is heard, and then its end or the reset is."""
+    """The answer of a handler that ends while the client still sends arrives, and then its end or the reset."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1000)

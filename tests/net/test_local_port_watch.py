@@ -1,4 +1,4 @@
-"""A host agent and its local port, as processes: watched without a connection, and seen to close in time."""
+"""A host agent and its local port, as processes: the agent watches the port without connecting, and sees it close."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEEN_WITHIN = 10.0
 
 @pytest.mark.parametrize("seconds", sizes(3, 12))
 async def test_watching_costs_the_service_nothing(network: Network, seconds: float) -> None:
-    """While a port is watched nothing connects to it; closed, its host leaves the list in time, and comes back."""
+    """A watched port gets no connections; when it closes, its host leaves the list in time, and comes back."""
     name = await network.service()
     async with service(echo) as local:
         await network.host(name, local.port)
@@ -33,7 +33,7 @@ async def test_watching_costs_the_service_nothing(network: Network, seconds: flo
 
 
 async def test_exit_when_closed_drains(network: Network) -> None:
-    """With --exit-when-closed a running connection goes on after the port closed; the host ends behind it."""
+    """With --exit-when-closed a running connection goes on after the port closed, and the host ends after it."""
     name = await network.service()
     server = await asyncio.start_server(_echo, "127.0.0.1", 0)
     host = network.agent("host", "host", name, "--port", str(server.sockets[0].getsockname()[1]), "--exit-when-closed")

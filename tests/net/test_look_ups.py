@@ -1,4 +1,4 @@
-"""Look-ups of live hosts, as many as one core answers, beside a bulk transfer through the same relay."""
+"""Look-ups of live hosts, as many as one core can answer, beside a bulk transfer through the same relay."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def _received(tcp: Tcp, seconds: float) -> float:
 
 @pytest.mark.parametrize("size", sizes(_Size(2.0, 1, 10), _Size(5.0, 3, 1)))
 async def test_look_ups_beside_bulk(own_relay: Relay, network: Network, size: _Size) -> None:
-    """2,000 a second on one core with a token and the audit, 99 of 100 within 20 ms; bulk keeps half its speed."""
+    """2,000 a second on one core with a token and the audit, 99 of 100 within 20 ms; bulk keeps half its rate."""
     own_relay.stop()
     await own_relay.start("--limit-requests", "off")
     network.environment["PYTHONPATH"] = str(_ROOT)

@@ -1,4 +1,4 @@
-"""Many streams at once over one session each side, and nothing left of them afterwards."""
+"""Many streams at once over one session on each side, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 _POOL: Final = memoryview(random.Random(1).randbytes(8 * MIB))
 _REQUEST: Final = struct.Struct("!III")  # where in the pool the two directions begin, and their size
 _GREETING: Final = b"!"
-_ENOUGH: Final = 100  # seconds; a stream that stalls fails the test
+_ENOUGH: Final = 100  # seconds; a stalled stream fails the test
 
 
 def _piece(begin: int, size: int) -> memoryview:
@@ -32,13 +32,13 @@ def _piece(begin: int, size: int) -> memoryview:
 def _keep_small(tcp: Tcp) -> None:
     """Hold little in the kernel: 2 GB in socket buffers bring all TCP of the machine under memory pressure.
 
-    Then the sessions' own sockets crawl (29-115 MB/s, measured with `nstat`: zero windows, pruned queues).
+    Then the sessions' own sockets become slow (29-115 MB/s, measured with `nstat`: zero windows, pruned queues).
     """
     tcp.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
 
 
 async def _serve(tcp: Tcp) -> None:
-    """Greet, then send and receive at once; at the end say the digest of what came."""
+    """Greet, then send and receive at once; at the end send the digest of what arrived."""
     _keep_small(tcp)
     await tcp.send(_GREETING)
     _, down, size = _REQUEST.unpack(await tcp.receive_exactly(_REQUEST.size))
@@ -66,7 +66,7 @@ async def _exchange(port: int, size: int, seed: int, all_there: asyncio.Barrier)
 
 
 async def _exchange_all(port: int, count: int, size: int) -> float:
-    """All at once; returns the seconds they took."""
+    """Run all at once; returns the seconds they took."""
     began = time.monotonic()
     all_there = asyncio.Barrier(count)
     async with asyncio.timeout(_ENOUGH), asyncio.TaskGroup() as group:
@@ -77,7 +77,7 @@ async def _exchange_all(port: int, count: int, size: int) -> float:
 
 @pytest.mark.parametrize("load", sizes((100, 256 * KIB), (1000, MIB)))
 async def test_processes_carry_many_streams(network: Network, own_relay: Relay, load: tuple[int, int]) -> None:
-    """Every stream's bytes arrive whole both ways, and all three processes have their descriptors and threads back."""
+    """Every stream's bytes arrive complete both ways, and all three processes free their descriptors and threads."""
     count, size = load
     name = await network.service()
     async with service(_serve) as running:
@@ -94,7 +94,7 @@ async def test_processes_carry_many_streams(network: Network, own_relay: Relay, 
 
 @pytest.mark.parametrize("load", sizes((100, 64 * KIB), (1000, 256 * KIB)))
 async def test_tables_are_empty_afterwards(tmp_path: Path, load: tuple[int, int]) -> None:
-    """Nothing is left of finished streams: no task, no table entry, no credit, no byte in a queue."""
+    """Finished streams leave nothing: no task, no table entry, no credit, no byte in a queue."""
     count, size = load
     async with service(_serve) as running, running_stack(tmp_path) as stack:
         await stack.host(running.port)

@@ -1,4 +1,4 @@
-"""Agents that move again and again hold no more than others, whatever their peers do meanwhile."""
+"""Agents that move again and again hold no more than others, whatever their peers do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Load:
 
 
 class _Watch:
-    """Looks at every table all the time; ``moves`` are the sessions that the agents had in all."""
+    """Checks every table all the time; ``moves`` counts the sessions that the agents had in total."""
 
     def __init__(self, stack: Stack, load: _Load) -> None:
         self._stack = stack
@@ -65,7 +65,7 @@ class _Watch:
 
 @pytest.mark.parametrize("load", sizes(_Load(20, 1.0, 0.15, 1 / 16), _Load(500, 15.0, 1.0, 1.0)))
 async def test_moves_beside_slow_stopped_and_detached_peers(tmp_path: Path, load: _Load) -> None:
-    """Bytes kept, granted and queued stay within one session's bounds, and not a stream is lost by it."""
+    """Bytes kept, granted and queued stay within one session's bounds, and no stream is lost."""
     async with (
         stuffed() as programs,
         running_stack(tmp_path, load.limits) as stack,
@@ -79,10 +79,10 @@ async def test_moves_beside_slow_stopped_and_detached_peers(tmp_path: Path, load
         await watch.for_(load.seconds)  # programs that read nothing
         await filling
         moves = [watch.moves]
-        to_relay.hold_answers()  # a client that hears nothing
+        to_relay.hold_answers()  # a client that receives nothing
         await watch.for_(load.seconds)
         moves.append(watch.moves)
-        to_relay.cut()  # and one that is away
+        to_relay.cut()  # and one that is disconnected
         await watch.for_(load.seconds)
         moves.append(watch.moves)
         to_relay.mend()

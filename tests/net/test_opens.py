@@ -1,4 +1,4 @@
-"""Which host a new connection gets, and what people and programs are told when there is none."""
+"""Which host a new connection gets, and what users and programs are told without one."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.slow
 
 _UNFAIR: Final = 1e-6  # a fair choice is this uneven once in a million runs
 _AT_ONCE: Final = 20
-_SOON: Final = 3.0  # seconds; less than a host that does not answer costs
-_HASTY: Final = Limits(open_wait_start=0.2, open_wait_lost=0.2)  # an open waits no longer for a host to come back
+_SOON: Final = 3.0  # seconds; less than a host without an answer costs
+_HASTY: Final = Limits(open_wait_start=0.2, open_wait_lost=0.2)  # an open waits briefly for a host to come back
 
 
 def _named(name: bytes) -> Callable[[Tcp], Awaitable[None]]:
-    """A service that says who it is, then echoes."""
+    """A service that sends its name, then echoes."""
 
     async def handle(tcp: Tcp) -> None:
         await tcp.send(name)
@@ -50,7 +50,7 @@ async def _who(port: int) -> bytes:
 
 @contextlib.contextmanager
 def _closed_port() -> Iterator[int]:
-    """A port on which nobody listens, and nobody else will."""
+    """A port on which no program listens, and none will."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -61,7 +61,7 @@ def _closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("count", sizes(600, 10_000))
 async def test_choice_is_uniform(tmp_path: Path, count: int) -> None:
-    """Each of three hosts gets a third of the connections, as far as chance goes."""
+    """Each of three hosts gets a third of the connections, within the limits of chance."""
     async with AsyncExitStack() as services, running_stack(tmp_path) as stack:
         split: list[Service] = []
         for _ in range(3):
@@ -83,7 +83,7 @@ async def test_choice_is_uniform(tmp_path: Path, count: int) -> None:
 
 
 async def test_refused_dial_goes_elsewhere_unseen(tmp_path: Path) -> None:
-    """While one of two hosts can't reach its service the other serves every connection, and no one hears of it."""
+    """While one of two hosts cannot reach its service, the other serves every connection, and no program notices."""
     asked: list[Stream] = []
     async with service(_named(b"A")) as running, running_stack(tmp_path) as stack:
         with _closed_port() as closed:
@@ -114,7 +114,7 @@ async def test_killed_host_gets_no_more(network: Network) -> None:
 
 
 async def test_drained_host_finishes_what_it_has(network: Network) -> None:
-    """After SIGTERM a host carries its running stream to its end, takes no new ones, then exits 0."""
+    """After SIGTERM a host carries its running stream to its end, accepts no new ones, then exits 0."""
     name = await network.service()
     async with service(_named(b"A")) as a, service(_named(b"B")) as b:
         leaving = await network.host(name, a.port, "--drain-time", "30")
@@ -137,7 +137,7 @@ async def test_drained_host_finishes_what_it_has(network: Network) -> None:
 
 
 async def _ask(port: int, request: bytes) -> bytes:
-    """What a connection brings. A quick reset may already be there when connecting, or sending, is done."""
+    """The outcome of a connection. A quick reset may already be there when connecting, or sending, is done."""
     async with asyncio.timeout(_SOON), await Tcp.connect(port) as tcp:
         await tcp.send(request)
         return await tcp.receive()
@@ -145,7 +145,7 @@ async def _ask(port: int, request: bytes) -> bytes:
 
 @pytest.mark.parametrize("request_", [b"", b"hello\n"], ids=["silent", "request"])
 async def test_no_live_host_is_a_reset(network: Network, tmp_path: Path, request_: bytes) -> None:
-    """Without a live host a connection is reset, not closed politely, and the agent says why in one line."""
+    """Without a live host a connection is reset, not closed normally, and the agent logs why in one line."""
     async with service(echo) as running, running_stack(tmp_path, _HASTY) as stack:
         network.environment |= {"KDISPATCH_RELAY": stack.url, "KDISPATCH_TOKEN": stack.token}
         host = await stack.host(running.port)
@@ -161,7 +161,7 @@ async def test_no_live_host_is_a_reset(network: Network, tmp_path: Path, request
 
 
 async def test_host_that_just_left_is_no_live_host(tmp_path: Path) -> None:
-    """An OPEN that crosses its host's WITHDRAW meets no live host: the service exists, so it is not called unknown."""
+    """An OPEN that crosses its host's WITHDRAW gets `no_live_host`, not `unknown_service`: the service exists."""
 
     def left(driver: EndpointDriver, stream: Stream) -> None:
         driver.refuse(stream, "unknown_service", "This host does not offer that service.")
@@ -175,12 +175,12 @@ async def test_host_that_just_left_is_no_live_host(tmp_path: Path) -> None:
 
 
 def _printed_error(text: str, code: str) -> bool:
-    """Whether it is one error with this code, in its three lines, and nothing else."""
+    """Whether the output is one error with this code, in its three lines, and nothing else."""
     return re.fullmatch(rf"kdispatch: .+ \[{code}\]\n  where: .+\n  try:   .+\n", text) is not None
 
 
 async def test_connect_says_what_is_not_there(network: Network) -> None:
-    """No such service, no host and no free port end ``agent connect`` at once, each with its status and its code."""
+    """A missing service, host or free port ends ``agent connect`` at once, each with its status and code."""
     name = await network.service()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -1,4 +1,4 @@
-"""A relay is away for a while: both ends of running connections are back soon, and none ends within its grace."""
+"""After an outage of the relay, both ends of running connections are back soon, and none ends within its grace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
 
 _ROOT: Final = Path(__file__).parents[2]
 _SOON: Final = 3.0  # seconds, the median of 50 streams
-_SETTLES: Final = 30.0  # seconds in which the last one is back, on a machine with much else to do
+_SETTLES: Final = 30.0  # seconds within which the last one is back, on a busy machine
 _WORKED: Final = 1.5  # seconds of a session before the relay goes
 
 
@@ -27,13 +27,13 @@ _WORKED: Final = 1.5  # seconds of a session before the relay goes
 class _Outage:
     seconds: float
     streams: int
-    stands: bool = False  # the relay is not ended but stands still, so that what dials it hears nothing
-    kept: float = 1.0  # this part of the streams goes on at least
+    stands: bool = False  # the relay is stopped instead of ended, so calls to it get no answer
+    kept: float = 1.0  # at least this fraction of the streams goes on
     soon: float = _SOON
 
 
 def _times(process: Process, what: str) -> dict[int, float]:
-    """By stream, when this happened to it for the last time."""
+    """By stream, the time of this event's last occurrence."""
     lines = (line.split() for line in process.out.decode().splitlines())
     return {int(number): float(at) for happened, number, at in lines if happened == what}
 
@@ -55,7 +55,7 @@ def _times(process: Process, what: str) -> dict[int, float]:
     ],
 )
 async def test_an_outage(network: Network, own_relay: Relay, outage: _Outage) -> None:
-    """Streams of a relay that was away, or stood still, go on within 3 s of its return in the median, and are kept."""
+    """Streams go on within 3 s in the median after a relay returns or continues, and are kept."""
     name = await network.service()
     network.environment["PYTHONPATH"] = str(_ROOT)
     command = [sys.executable, "-m", "tests.net.pairs", network.url, name, own_relay.token, str(outage.streams)]
@@ -66,7 +66,7 @@ async def test_an_outage(network: Network, own_relay: Relay, outage: _Outage) ->
     away = time.monotonic()
     if not outage.stands:
         await own_relay.running.ended()
-    # A relay takes its time to start on a busy machine; the outage lasts until it listens.
+    # On a busy machine a relay takes time to start; the outage lasts until it listens.
     starting = 0.0 if outage.stands else 0.6
     await asyncio.sleep(outage.seconds - starting)
     if outage.stands:

@@ -1,4 +1,4 @@
-"""An agent does not press a relay that can't serve it: how often it tries, by real time and over days."""
+"""An agent does not overload a relay that cannot serve it: how often it tries, in real time and over days."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 _MINUTE: Final = 60.0
 _FIRST: Final = 40  # tries of an agent in the first minute
-_LATER: Final = 20  # and in any that begins later
+_LATER: Final = 20  # and in any minute that begins later
 _REFUSED: Final = 4  # exit status
 _WATCHED: Final = 150.0  # seconds
 _AGENTS: Final = 10  # of each kind of false relay
@@ -31,7 +31,7 @@ _FALSE: Final[dict[str, Answer]] = {"closes": close, "upgrades and closes": upgr
 
 
 def _tries(at: list[float]) -> tuple[int, int]:
-    """How many tries there are in the first minute, and in the fullest that begins after it. Times are from 0."""
+    """The number of tries in the first minute, and in the fullest one that begins after it. Times are from 0."""
     first = sum(time < _MINUTE for time in at)
     most = 0
     for begin in range(first, len(at)):
@@ -59,7 +59,7 @@ def test_tries_of_days(spread: float) -> None:
 
 @asynccontextmanager
 async def _false_relay(answer: Answer) -> AsyncIterator[Asked]:
-    """An agent's own false relay: the agent had a session there, and from now on hears ``answer``."""
+    """An agent's own false relay: the agent had a session there, and from now on gets ``answer``."""
     asked = Asked(welcome(0.2))
     async with service(asked) as running:
         uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)
@@ -74,7 +74,7 @@ async def _false_relay(answer: Answer) -> AsyncIterator[Asked]:
 
 @pytest.mark.parametrize("seconds", sizes(1, _WATCHED))
 async def test_tries_at_false_relays(seconds: float) -> None:
-    """A relay that closes each connection, sooner or later, is tried no more often than that by its agents."""
+    """Agents call a relay that closes each connection, sooner or later, no more often than the bounds allow."""
     async with AsyncExitStack() as ending:
         asked = {
             kind: [await ending.enter_async_context(_false_relay(answer)) for _ in range(_AGENTS)]
@@ -91,7 +91,7 @@ async def test_tries_at_false_relays(seconds: float) -> None:
 
 @pytest.mark.accept
 async def test_tries_of_processes(network: Network, own_relay: Relay) -> None:
-    """The same of processes that had a relay, in whose place there is now one that closes each connection at once."""
+    """Processes whose relay was replaced by one that closes each connection at once stay within the bounds as well."""
     name = await network.service()
     async with service(silent) as local:
         agents = [await network.host(name, local.port), (await network.connect(name))[0]]
@@ -107,7 +107,7 @@ async def test_tries_of_processes(network: Network, own_relay: Relay) -> None:
 
 
 async def test_final_answer(network: Network, own_relay: Relay) -> None:
-    """A relay that answers 401 with its own code is tried once, by agents that were connected and by a new one."""
+    """A relay that answers 401 with its own code is called once, by agents that were connected and by a new one."""
     name = await network.service()
     async with service(silent) as local:
         host = await network.host(name, local.port)

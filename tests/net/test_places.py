@@ -1,4 +1,4 @@
-"""State directories that containers share, or that are copies: each agent is ended where it runs."""
+"""State directories that containers share, or that are copies: each agent is ended only where it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CONTAINER: Final = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child
 
 @pytest.fixture
 def containers() -> None:
-    """Skip, and say why, where there can be no namespaces."""
+    """Skip the test, with the reason, if there can be no namespaces."""
     if shutil.which("unshare") is None:
         pytest.skip("not installed: unshare")
     tried = subprocess.run([*_CONTAINER, "true"], capture_output=True, text=True, check=False)
@@ -41,7 +41,7 @@ async def _run(network: Network, *command: str) -> subprocess.CompletedProcess[s
 
 
 async def _status(network: Network, *inside: str) -> dict[str, dict[str, Any]]:
-    """The agents that 'status' shows, by their kind."""
+    """The agents that 'status' shows, by kind."""
     done = await _run(network, *inside, _KDISPATCH, "status", "--json")
     return {agent["kind"]: agent for agent in json.loads(done.stdout)["agents"]}
 
@@ -52,7 +52,7 @@ async def _echoes(tcp: Tcp, text: bytes) -> None:
 
 
 async def _stays(network: Network, agent: Process, agent_id: str, *inside: str) -> None:
-    """'agent stop' from another place does nothing to the agent, and tells where it runs."""
+    """'agent stop' from another place leaves the agent running, and says where it runs."""
     for options in ([], ["--now"]):
         done = await _run(network, *inside, _KDISPATCH, "agent", "stop", agent_id, *options)
         assert (done.returncode, "runs in another container" in done.stderr) == (3, True), done.stderr
@@ -62,7 +62,7 @@ async def _stays(network: Network, agent: Process, agent_id: str, *inside: str) 
 
 @pytest.mark.usefixtures("containers")
 async def test_containers_that_share_a_directory(network: Network) -> None:
-    """Neither ends, or tidies away, what runs in the other; each stops its own, and status shows the other's."""
+    """Neither container ends or removes what runs in the other; each stops its own, and status shows the other's."""
     name = await network.service()
     async with service(echo) as local:
         host = network.program(
@@ -87,7 +87,7 @@ async def test_containers_that_share_a_directory(network: Network) -> None:
 
 
 async def test_a_copied_state_directory(network: Network) -> None:
-    """A host on a copy of another's state directory takes nothing from that one, and says that it is a copy."""
+    """A host on a copy of another's state directory takes nothing from the other, and reports that it is a copy."""
     name = await network.service()
     async with service(echo) as local:
         first = await network.host(name, local.port)

@@ -1,4 +1,4 @@
-"""Ports and addresses that this user, or this machine, can't listen on."""
+"""Ports and addresses on which this user, or this machine, cannot listen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _refused(folder: Path, kind: str, address: str, port: int, *before: str, loo
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_port_below_1024(tmp_path: Path, kind: str, loop: str) -> None:
-    """A port that takes a right is refused as such, and the error names what gives the right."""
+    """A privileged port is refused as such, and the error says how to get the right."""
     if shutil.which("setpriv") is None or os.getuid() != 0 or int(_PRIVILEGED.read_text()) <= 443:
         pytest.skip("takes root, setpriv, and a system whose low ports take a right")
     status, said = _refused(tmp_path, kind, "127.0.0.1", 443, *_WITHOUT_RIGHT, loop=loop)
@@ -55,6 +55,6 @@ def test_a_port_below_1024(tmp_path: Path, kind: str, loop: str) -> None:
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_an_address_of_another_machine(tmp_path: Path, kind: str, loop: str) -> None:
-    """An address that no interface has is told as such."""
+    """An address that no interface has is reported as such."""
     status, said = _refused(tmp_path, kind, "192.0.2.1", 8443, loop=loop)
     assert (status, "[address_not_here]" in said) == (1, True), said

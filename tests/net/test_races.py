@@ -1,4 +1,4 @@
-"""Fifty at once for what there is once, at a relay in a process of its own: exactly one gets it, and nobody a 5xx."""
+"""Fifty at once for what exists once, at a relay in its own process: exactly one gets it, and none a 5xx."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNLIMITED: Final = (
 
 @dataclass
 class Race:
-    """A relay that limits nobody's rate, and its admin."""
+    """A relay without rate limits, and its admin."""
 
     relay: Relay
     http: aiohttp.ClientSession
@@ -48,7 +48,7 @@ class Race:
             return answer.status, await answer.json(content_type=None)
 
     async def admin(self, **quotas: int) -> tuple[str, str]:
-        """A new one with these quotas; returns its handle and its token."""
+        """A new admin with these quotas; returns its handle and its token."""
         handle = f"h{secrets.token_hex(6)}"
         status, made = await self("/admins", None, handle=handle)
         assert status == 201, made
@@ -66,7 +66,7 @@ class Race:
         return str(made["service"])
 
     async def at_once(self, path: str, token: str | None, *bodies: Mapping[str, object]) -> Counter[object]:
-        """What they are answered: the status, and the code of a refusal."""
+        """The answers to all: the status, and the code of a refusal."""
         answers = await asyncio.gather(*(self(path, token, **body) for body in bodies))
         return Counter(body.get("code", status) for status, body in answers)
 
@@ -103,7 +103,7 @@ async def test_at_the_store(race: Race) -> None:
     assert (await race("/invites/accept", invite["code"]))[0] == 201
     assert await race.at_once("/invites/accept", invite["code"], *[{}] * MANY) == {201: 1, "invite_spent": MANY - 1}
     places = [{"name": "x", "for": "connect", "service": "same"}] * MANY
-    _, full = await race.admin(tokens=2)  # of which one is that of the sign-up
+    _, full = await race.admin(tokens=2)  # one of which comes from the sign-up
     await race("/services", full, name="same")
     assert await race.at_once("/tokens", full, *places) == {201: 1, "quota_exceeded": MANY - 1}
 

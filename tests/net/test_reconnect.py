@@ -1,4 +1,4 @@
-"""The relay goes away and comes back: agents do too, and the connections that they carry go on."""
+"""When the relay goes away and comes back, so do the agents, and the connections that they carry go on."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ async def _echoes(tcp: Tcp, text: bytes) -> None:
 
 
 def _told(agent: Process) -> list[str]:
-    """What it said of its session on standard error, each sentence by its first words."""
+    """What it reported of its session on standard error, each sentence by its first words."""
     return [told for line in agent.err.splitlines() for told in (_LOST, _BACK) if f" {told}" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 async def test_connections_go_on(network: Network, own_relay: Relay, number: signal.Signals) -> None:
-    """A relay's restart costs each agent two lines and no connection: what was open before, and while, works."""
+    """A relay's restart costs each agent two lines and no connection: those opened before and during it work."""
     name = await network.service()
     async with service(echo) as running:
         host = await network.host(name, running.port)
@@ -56,7 +56,7 @@ async def test_connections_go_on(network: Network, own_relay: Relay, number: sig
 
 
 async def test_nobody_comes_back(network: Network, own_relay: Relay) -> None:
-    """When the grace is over both programs are reset, and the agent says so in one line."""
+    """When the grace is over both programs are reset, and the agent reports it in one line."""
     name = await network.service()
     async with service(echo) as running:
         await network.host(name, running.port, "--grace", "0.5")
@@ -73,7 +73,7 @@ async def test_nobody_comes_back(network: Network, own_relay: Relay) -> None:
 
 
 async def test_a_killed_agent_is_known_by_its_successor(network: Network) -> None:
-    """A host that was killed and started again has its clients told at once, long before their grace is over."""
+    """The clients of a host that was killed and restarted are told at once, long before their grace is over."""
     name = await network.service()
     async with service(echo) as running:
         host = await network.host(name, running.port)
@@ -89,7 +89,7 @@ async def test_a_killed_agent_is_known_by_its_successor(network: Network) -> Non
 
 
 async def test_an_agent_that_ends_tells_its_peers(network: Network) -> None:
-    """A stopped agent's connections are reset at the other end at once, not when a grace is over."""
+    """A stopped agent's connections are reset at the other end at once, and not after a grace."""
     name = await network.service()
     async with service(echo) as running:
         host = await network.host(name, running.port)
@@ -103,7 +103,7 @@ async def test_an_agent_that_ends_tells_its_peers(network: Network) -> None:
 
 
 async def test_agents_wait_for_their_relay(network: Network, own_relay: Relay) -> None:
-    """Agents that are started with --wait before their relay get through once it is there."""
+    """Agents that are started with --wait before their relay connect once it is there."""
     name = await network.service()
     own_relay.stop()
     async with service(echo) as running:

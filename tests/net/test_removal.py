@@ -1,4 +1,4 @@
-"""Services deleted and hosts withdrawn by the command line, with real agents and a stream under way."""
+"""Services deleted and hosts withdrawn on the command line, with real agents and a running stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def _talking(port: int) -> Tcp:
 
 
 async def test_a_deleted_service_ends_what_rests_on_it_within_two_seconds(network: Network) -> None:
-    """The stream is reset, and host and client end with `revoked` and 4, the idle client at its next stream with 3."""
+    """The stream is reset, host and client end with `revoked` and 4, and the idle client at its next stream with 3."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port)
@@ -44,7 +44,7 @@ async def test_a_deleted_service_ends_what_rests_on_it_within_two_seconds(networ
 
 
 async def test_a_withdrawn_host_ends_after_its_streams(network: Network) -> None:
-    """It leaves the list at once and the other host gets the new streams; its own stream goes on to its end."""
+    """A withdrawn host leaves the list at once, the other host gets the new streams, and its own stream goes on."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port, "--drain-time", "20")

@@ -1,4 +1,4 @@
-"""Access that is taken back under running streams: what rests on it ends, nothing else does, and nobody tries again."""
+"""Revoked access with running streams: what rests on it ends, nothing else does, and its agents do not try again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Owner:
             return await response.json(content_type=None)
 
     async def token(self, purpose: str) -> tuple[str, str]:
-        """A new token for the service: its id, and itself."""
+        """A new token for the service: its id and text."""
         made = await self("POST", "/tokens", name=purpose, service="db", **{"for": purpose})
         return made["id"], made["token"]
 
@@ -67,7 +67,7 @@ async def _ends(tcp: Tcp) -> float:
 
 
 class _Scene:
-    """One service that is not public, two hosts and two clients with tokens of their own."""
+    """One private service, with two hosts and two clients that have their own tokens."""
 
     def __init__(self, network: Network, owner: _Owner, local: Service, streams: AsyncExitStack) -> None:
         self.network = network
@@ -100,14 +100,14 @@ async def scene(own_relay: Relay, network: Network) -> AsyncIterator[_Scene]:
 
 
 async def _stopped(process: Process) -> None:
-    """It has ended for good, said why, and has said nothing of another try."""
+    """Whether it has ended for good, with the reason, and reported no further try."""
     assert await process.ended(_WITHIN + 3) == 4
     assert "[revoked]" in process.err, process.err
 
 
 @pytest.mark.parametrize("count", sizes(10, 100))
 async def test_a_clients_token(scene: _Scene, count: int) -> None:
-    """All streams of it are cut within two seconds, none of another's, and its agent ends with 4."""
+    """All streams of the token are cut within two seconds, and no others, and its agent ends with 4."""
     await scene.host((await scene.owner.token("host"))[1])
     revoked, token = await scene.owner.token("connect")
     agent, streams = await scene.client(token, count)
@@ -124,7 +124,7 @@ async def test_a_clients_token(scene: _Scene, count: int) -> None:
 
 @pytest.mark.parametrize("count", sizes(10, 100))
 async def test_a_hosts_token(scene: _Scene, count: int) -> None:
-    """The host ends with 4, its streams are cut; the client stays, and is served by the other host."""
+    """The host ends with 4 and its streams are cut; the client stays, and the other host serves it."""
     revoked, token = await scene.owner.token("host")
     host = await scene.host(token)
     agent, streams = await scene.client((await scene.owner.token("connect"))[1], count)
@@ -138,7 +138,7 @@ async def test_a_hosts_token(scene: _Scene, count: int) -> None:
 
 
 async def test_a_suspended_account(scene: _Scene, own_relay: Relay, tmp_path: Path) -> None:
-    """Suspended by another process, everything of the account ends within two seconds, public or not."""
+    """After a suspension by another process, everything of the account ends within two seconds, public or not."""
     await scene.owner("POST", "/services", name="open")
     host = await scene.host((await scene.owner.token("host"))[1])
     agent, streams = await scene.client((await scene.owner.token("connect"))[1], 10)
@@ -159,7 +159,7 @@ async def test_a_suspended_account(scene: _Scene, own_relay: Relay, tmp_path: Pa
 
 @pytest.mark.parametrize("count", sizes(5, 100))
 async def test_while_the_relay_is_away(scene: _Scene, own_relay: Relay, tmp_path: Path, count: int) -> None:
-    """What was revoked meanwhile does not come back with the relay: both agents end with 4; another's streams go on."""
+    """What was revoked during an outage does not return with the relay: both agents end with 4; other streams go on."""
     revoked, token = await scene.owner.token("connect")
     await scene.host((await scene.owner.token("host"))[1])
     agent, streams = await scene.client(token, count)
@@ -175,7 +175,7 @@ async def test_while_the_relay_is_away(scene: _Scene, own_relay: Relay, tmp_path
 
 
 async def test_a_token_that_expires(scene: _Scene, own_relay: Relay, tmp_path: Path) -> None:
-    """Streams of a token end within two seconds of its end, which nobody announces."""
+    """Streams of a token end within two seconds of its expiry, which is not announced."""
     await scene.host((await scene.owner.token("host"))[1])
     ends, token = await scene.owner.token("connect")
     own_relay.stop()
@@ -191,7 +191,7 @@ async def test_a_token_that_expires(scene: _Scene, own_relay: Relay, tmp_path: P
 
 @asynccontextmanager
 async def _store(folder: Path) -> AsyncIterator[Repository]:
-    """The relay's database, as another process on its machine sees it."""
+    """The relay's database, as another process on its machine opens it."""
     database = Database(str(folder / "relay.db"))
     await database.start()
     try:

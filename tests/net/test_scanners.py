@@ -1,4 +1,4 @@
-"""Acceptance point 5 of issue 8: what is hostile at a relay's door costs next to nothing."""
+"""Acceptance point 5 of issue 8: hostile connections and requests cost a relay next to nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GROWTH: Final = 1 << 20  # bytes; what one request in ten would leave behind is
 
 @dataclass(frozen=True)
 class Siege:
-    """So many sockets; each has to be gone ``within`` so many seconds, and an agent has a session in ``honest``."""
+    """This many sockets; each must be gone ``within`` this many seconds, and an agent has a session in ``honest``."""
 
     sockets: int
     within: float
@@ -78,7 +78,7 @@ class Gone:
 
 @pytest.mark.parametrize("siege", sizes(Siege(60, 5.0, 10.0, Limits(hello=0.7)), Siege(500, 15.0, 1.0, DEFAULT_LIMITS)))
 async def test_silent_and_dribbling_sockets(tmp_path: Path, siege: Siege) -> None:
-    """They are gone in time whatever they do, and while they are there an honest agent has its session in a second."""
+    """Silent and slow sockets are closed in time, and meanwhile an honest agent has its session within a second."""
     async with relay_with(tmp_path, siege.limits) as relay:
         gone = Gone()
         pause = siege.limits.hello / 20
@@ -103,7 +103,7 @@ async def test_silent_and_dribbling_sockets(tmp_path: Path, siege: Siege) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets another process's limits")
 async def test_no_descriptor_is_left(scanned: Relay) -> None:
-    """With silent sockets on all its descriptors a relay lets some of them go for an honest agent."""
+    """With silent sockets on all its descriptors, a relay closes some of them for an honest agent."""
     running, port = scanned.running, scanned.address.port
     soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (running.usage.descriptors + 20, hard))
@@ -122,7 +122,7 @@ async def test_no_descriptor_is_left(scanned: Relay) -> None:
 
 @dataclass(frozen=True)
 class Scan:
-    """``rounds`` of ``requests`` each, which may cost ``ratio`` times the ruler's."""
+    """``rounds`` of ``requests`` each, which may cost ``ratio`` times the bare aiohttp."""
 
     rounds: int
     requests: int
@@ -147,11 +147,11 @@ def stopped() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("size", sizes(Scan(1, 400, 10 * _RATIO), Scan(5, 2000, _RATIO)))
 async def test_scanners(scanned: Relay, stopped: ExitStack, tmp_path: Path, size: Scan) -> None:
-    """Their requests leave memory and log where they were, and cost what a bare aiohttp's 404 costs."""
+    """Scanners' requests leave memory and log unchanged, and cost what a bare aiohttp's 404 costs."""
     bare, bare_port = await ruler(tmp_path)
     stopped.callback(bare.stop)
     relay, port = scanned.running, scanned.address.port
-    for at in (bare_port, port):  # what is made once, at the first of a kind
+    for at in (bare_port, port):  # things that are made at the first request of a kind
         await scan(at, 400)
     before, said = relay.usage.anonymous, relay.text
     counted = sum(_refused(scanned).values())

@@ -1,4 +1,4 @@
-"""What a start costs, and what an agent and a relay hold when nothing happens."""
+"""The cost of a start, and what an idle agent and relay hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REST = 3.0  # seconds after which a process is idle
 
 @pytest.mark.parametrize("factor", sizes(_WIDE, 1))
 def test_version_is_quick(factor: int) -> None:
-    """``kdispatch --version`` takes less than 150 ms from exec to exit, as a median."""
+    """``kdispatch --version`` takes less than 150 ms from exec to exit in the median."""
     times = []
     for _ in range(_STARTS):
         began = time.perf_counter()
@@ -38,7 +38,7 @@ def test_version_is_quick(factor: int) -> None:
 
 @pytest.mark.parametrize("factor", sizes(_WIDE, 1))
 async def test_a_host_is_offered_soon(network: Network, factor: int) -> None:
-    """A host agent is offered less than 600 ms after its exec, as a median."""
+    """A host agent is offered less than 600 ms after its exec in the median."""
     times = []
     async with tcp_service(silent) as silence:
         for _ in range(_STARTS if factor == 1 else 1):

@@ -1,4 +1,4 @@
-"""``kdispatch status`` over agents that run, hang and die, as scripts and people use it."""
+"""``kdispatch status`` with agents that run, hang and die, as scripts and people use it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _files(network: Network) -> set[str]:
 
 
 async def test_what_agents_say(network: Network) -> None:
-    """Where no agent runs that is an answer; those that do tell session, service and streams, of both ends."""
+    """Without agents the status is a valid answer; running ones report session, service and streams, at both ends."""
     none = await _kdispatch(network, "status")
     assert (none.returncode, none.stdout, none.stderr) == (0, "", "No agent runs here as this user.\n")
     name = await network.service()
@@ -73,7 +73,7 @@ async def test_what_agents_say(network: Network) -> None:
 
 
 async def test_the_stopped_and_the_dead(network: Network) -> None:
-    """An agent that hangs is told as such in time, and the others all the same; of a dead one nothing is left."""
+    """An agent that hangs is reported as such in time, with all others; a dead one leaves nothing."""
     name = await network.service()
     async with service(echo) as local:
         host = await network.host(name, local.port)
@@ -94,7 +94,7 @@ async def test_the_stopped_and_the_dead(network: Network) -> None:
 
 
 async def test_a_relay_that_is_away(network: Network, own_relay: Relay) -> None:
-    """While the relay is away status says so, with what went wrong and the detached streams; a start is told, too."""
+    """During an outage, status shows the reason and the detached streams; a starting agent is shown, too."""
     name = await network.service()
     async with service(echo) as local:
         await network.host(name, local.port)
@@ -120,8 +120,10 @@ async def test_a_relay_that_is_away(network: Network, own_relay: Relay) -> None:
 
 
 async def test_a_directory_with_a_long_name(network: Network) -> None:
-    """Where the state directory's name is too long for a unix socket agents are asked over loopback, where garbage
-    and askers who go away at once cost a running connection nothing."""
+    """If the state directory's name is too long for a unix socket, agents are asked over loopback.
+
+    Garbage there, and clients that leave at once, do not affect a running connection.
+    """
     network.environment["KDISPATCH_STATE_DIR"] = str(network.folder / ("s" * 120))
     name = await network.service()
     async with service(echo) as local:
@@ -144,7 +146,7 @@ async def test_a_directory_with_a_long_name(network: Network) -> None:
 
 @pytest.mark.parametrize("count", sizes(100, 1000))
 async def test_many_streams(network: Network, count: int) -> None:
-    """A thousand streams are told whole by both ends, while their bytes go on."""
+    """Both ends report a thousand streams completely, while their bytes go on."""
     name = await network.service()
     async with service(echo) as local, contextlib.AsyncExitStack() as stack:
         await network.host(name, local.port)
@@ -161,7 +163,7 @@ async def test_many_streams(network: Network, count: int) -> None:
 
 
 async def test_watching_into_a_file(network: Network) -> None:
-    """Where standard output is no terminal --watch prints a line for each agent every second, until Ctrl-C."""
+    """If standard output is not a terminal, --watch prints a line for each agent every second, until Ctrl-C."""
     name = await network.service()
     async with service(echo) as local:
         await network.host(name, local.port)

@@ -1,4 +1,4 @@
-"""A reader that stops holds up nobody but itself, and costs little memory."""
+"""A reader that stops delays only itself, and costs little memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.net.tcp import Tcp, service
 
 pytestmark = pytest.mark.slow
 
-_OFFERED: Final = 1000 * 1000 * 1000  # bytes, to the reader that stopped
+_OFFERED: Final = 1000 * 1000 * 1000  # bytes for the reader that stopped
 _BLOCK: Final = bytes(64 * KIB)
 _ROUNDS: Final = 3
-_STUCK: Final = 0.5  # seconds in which a transfer to a stopped reader fills everything that it may fill
-_DOWN, _UP, _STOPPED = b"D", b"U", b"S"  # what a client asks the service for
+_STUCK: Final = 0.5  # seconds in which a transfer to a stopped reader fills all buffers
+_DOWN, _UP, _STOPPED = b"D", b"U", b"S"  # what a client requests from the service
 
 
 @dataclass(frozen=True)
 class _Size:
-    """``measured`` bytes give a rate; the other two say how strictly it is judged."""
+    """``measured`` bytes give a rate; the other two say how strictly it is checked."""
 
     measured: int
     memory: int
@@ -60,7 +60,7 @@ async def _rate(port: int, *, download: bool, size: int) -> float:
 
 
 async def _beside(port: int, *, stopped: bool, download: bool, size: int, watched: list[Process]) -> tuple[float, ...]:
-    """The rate of a stream whose neighbour has stopped reading, or moves; and the RSS of the processes meanwhile."""
+    """The rate of a stream whose neighbour has stopped reading, or moves; with the RSS of the processes."""
     async with await Tcp.connect(port) as neighbour:
         await neighbour.send(_DOWN if download else _STOPPED if stopped else _UP)
         working: list[asyncio.Task[object]] = []
@@ -82,7 +82,7 @@ async def _beside(port: int, *, stopped: bool, download: bool, size: int, watche
 @pytest.mark.parametrize("download", [True, False], ids=["download", "upload"])
 @pytest.mark.parametrize("size", _SIZES)
 async def test_stopped_reader_harms_nobody(network: Network, own_relay: Relay, *, download: bool, size: _Size) -> None:
-    """Beside a stream whose reader stopped another one is as fast as beside one that moves, and memory stays small."""
+    """A stream beside one with a stopped reader is as fast as beside a moving one, and memory stays small."""
     name = await network.service()
     async with service(_serve) as running:
         host = await network.host(name, running.port)

@@ -1,4 +1,4 @@
-"""Agents whose access is taken away stop, say why, and make no further try; and clients that choose their host."""
+"""Agents whose access is revoked stop, report the reason, and do not try again; and clients that choose their host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _is_cut(tcp: Tcp) -> None:
 
 
 class Access:
-    """A service that needs tokens, and agents that were given theirs by file."""
+    """A service that needs tokens, and agents that got theirs in files."""
 
     def __init__(self, relay: Relay, network: Network) -> None:
         self.network = network
@@ -65,14 +65,14 @@ class Access:
 
 @pytest.fixture
 def access(request: pytest.FixtureRequest, network: Network) -> Access:
-    """At the test's own relay if it asks for one, as ``network`` is."""
+    """On the test's own relay if it asks for one, like ``network``."""
     name = "own_relay" if "own_relay" in request.fixturenames else "shared_relay"
     relay: Relay = request.getfixturevalue(name)
     return Access(relay, network)
 
 
 async def _stopped(agent: Process, code: str = "revoked", status: int = 4) -> None:
-    """It has ended, said why, and what was said last is no try."""
+    """Whether it has ended with the reason, and its last message is not a try."""
     assert await agent.ended(5) == status, agent.err
     what = agent.err.strip().splitlines()[-3]
     assert what.startswith("kdispatch: ") and what.endswith(f"[{code}]"), agent.err
@@ -80,7 +80,7 @@ async def _stopped(agent: Process, code: str = "revoked", status: int = 4) -> No
 
 
 async def test_an_idle_client(access: Access) -> None:
-    """An agent that has no stream hears it at its next one, and ends; another of the same token has ended at once."""
+    """An agent without a stream learns of it at its next one, and ends; another with the same token ends at once."""
     await access.create()
     async with service(echo) as local:
         await access.host(local.port)
@@ -98,7 +98,7 @@ async def test_an_idle_client(access: Access) -> None:
 
 
 async def test_a_rotated_service_keeps_its_clients(access: Access) -> None:
-    """Without an overlap the hosts of the old token end, and nobody's client does."""
+    """After a rotation without overlap, the hosts of the old token end, and no client does."""
     await access.create("public")
     async with access.relay.rest() as rest, service(echo) as local:
         first = (await rest.rotate_service(access.name)).token
@@ -119,7 +119,7 @@ async def test_a_rotated_service_keeps_its_clients(access: Access) -> None:
 
 
 async def test_a_service_that_is_public_no_more(access: Access) -> None:
-    """A client without a token ends, whose stream is cut."""
+    """When a service stops being public, a client without a token ends with its stream."""
     await access.create("public")
     del access.network.environment["KDISPATCH_TOKEN"]
     async with service(echo) as local:
@@ -135,7 +135,7 @@ async def test_a_service_that_is_public_no_more(access: Access) -> None:
 
 @pytest.mark.accept
 async def test_a_host_that_stood_still(access: Access, own_relay: Relay) -> None:
-    """A host whose token was revoked while it could not hear so comes to the next relay, hears it there, and ends."""
+    """A host whose token was revoked while it was stopped learns of it at the next relay, and ends."""
     await access.create()
     async with service(echo) as local:
         host, token = await access.host(local.port)
@@ -157,7 +157,7 @@ def _ends_with_why(log: Path) -> bool:
 
 
 async def test_in_the_background(access: Access) -> None:
-    """A detached agent ends, too, and its log ends with the reason."""
+    """A detached agent ends as well, and its log ends with the reason."""
     await access.create()
     async with service(echo) as local:
         await access.host(local.port)
@@ -199,7 +199,7 @@ async def test_a_program(access: Access, own_relay: Relay) -> None:
 
 @pytest.mark.accept
 async def test_a_pinned_host(access: Access) -> None:
-    """Every connection goes to the host that was named by its beginning; without the right nothing is begun."""
+    """Every connection goes to the host whose id has the given beginning; without the right nothing is started."""
     await access.create(pins=True)
     async with service(echo) as first, service(echo) as second:
         hosts = [(await access.host(local.port))[0] for local in (first, second)]

@@ -32,7 +32,7 @@ _IGNORING: Final = ("sh", "-c", "trap '' $0; exec \"$@\"")
 
 
 class Terminal:
-    """A program on a terminal of its own, in the foreground there."""
+    """A program in the foreground of its own terminal."""
 
     def __init__(self, environment: dict[str, str], *command: str) -> None:
         self._master, slave = pty.openpty()
@@ -102,7 +102,7 @@ async def _is_reset(tcp: Tcp) -> None:
 
 
 async def test_a_closed_terminal(network: Network) -> None:
-    """A host whose terminal is closed ends in order: its clients hear so, and wait for no grace."""
+    """A host whose terminal is closed ends in order: its clients are told, and do not wait for a grace."""
     name = await network.service()
     async with service(echo) as local:
         command = [_KDISPATCH, "agent", "host", name, "--port", str(local.port), "--drain-time", "0.2"]
@@ -116,7 +116,7 @@ async def test_a_closed_terminal(network: Network) -> None:
 
 
 async def test_hangups_are_one(network: Network) -> None:
-    """Of several SIGHUPs, and of one behind SIGTERM, the first counts: what runs may go on, then the status is 0."""
+    """Of several SIGHUPs, or one after SIGTERM, the first signal counts: what runs goes on, then the status is 0."""
     name = await network.service()
     async with service(echo) as local:
         for first in (signal.SIGHUP, signal.SIGTERM):
@@ -133,7 +133,7 @@ async def test_hangups_are_one(network: Network) -> None:
 
 
 async def test_nohup(network: Network, own_relay: Relay) -> None:
-    """An agent under nohup outlives its terminal, and what it then has to say to nobody does it no harm."""
+    """An agent under nohup outlives its terminal, and output without a reader does not harm it."""
     name = await network.service()
     async with service(echo) as local:
         command = [_KDISPATCH, "agent", "host", name, "--port", str(local.port), "--drain-time", "0"]
@@ -142,7 +142,7 @@ async def test_nohup(network: Network, own_relay: Relay) -> None:
             async with _connected(network, name) as tcp:
                 terminal.hang_up()
                 terminal.process.send_signal(signal.SIGHUP)
-                own_relay.stop(signal.SIGKILL)  # so that there is something to be said
+                own_relay.stop(signal.SIGKILL)  # so that there is something to report
                 await own_relay.start()
                 await _echoes(tcp, b"goes on")
             terminal.process.send_signal(signal.SIGTERM)
@@ -150,7 +150,7 @@ async def test_nohup(network: Network, own_relay: Relay) -> None:
 
 
 async def test_a_relay(own_relay: Relay) -> None:
-    """A relay without a certificate of its own goes on at SIGHUP, and says that there is nothing to read again."""
+    """A relay without its own certificate goes on at SIGHUP, and reports that there is nothing to read again."""
     own_relay.running.send_signal(signal.SIGHUP)
     await own_relay.running.says("SIGHUP: the relay has no certificate of its own to read again, and goes on.")
     async with own_relay.rest() as rest:
@@ -159,7 +159,7 @@ async def test_a_relay(own_relay: Relay) -> None:
 
 
 async def test_a_relay_whose_terminal_is_closed(network: Network, tmp_path: Path) -> None:
-    """A relay goes on when its terminal is closed, and ends with 0 when it is asked to."""
+    """A relay goes on when its terminal is closed, and ends with 0 on request."""
     command = [_KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db")]
     with _on_terminal(network, *command) as terminal:
         await terminal.says("listening on")
@@ -181,7 +181,7 @@ async def test_dev(network: Network) -> None:
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("what", ["host", "relay", "dev", "status --watch"])
 async def test_an_explicit_interrupt(network: Network, what: str, loop: str) -> None:
-    """What a script starts in its background, where shells ignore SIGINT, ends by 'kill -INT' all the same."""
+    """A process in a script's background, where shells ignore SIGINT, still ends by 'kill -INT'."""
     network.environment["KDISPATCH_NO_UVLOOP"] = "" if loop == "uvloop" else "1"
     name = await network.service()
     async with service(echo) as local:
@@ -201,10 +201,10 @@ async def test_an_explicit_interrupt(network: Network, what: str, loop: str) -> 
         assert await program.ended(_SOON) == status
 
 
-@pytest.mark.unguarded  # a process that ends at once waits a moment for its last words to be written
+@pytest.mark.unguarded  # a process that ends at once waits briefly for its last output to be written
 @pytest.mark.parametrize("what", ["host", "relay"])
 async def test_a_second_explicit_interrupt(network: Network, what: str) -> None:
-    """In a script's background, too, the second SIGINT ends a drain at once."""
+    """Also in a script's background, the second SIGINT ends a drain at once."""
     async with service(echo) as local:
         relay = network.program(
             "background", *_IGNORING, "INT", _KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database",
@@ -241,7 +241,7 @@ async def test_a_second_explicit_interrupt(network: Network, what: str) -> None:
 
 
 async def test_an_interrupt_for_the_foreground(network: Network) -> None:
-    """Ctrl-C for a script's foreground leaves what it has in its background alone; there 'kill -INT' works."""
+    """Ctrl-C for a script's foreground does not affect its background, where 'kill -INT' works."""
     name = await network.service()
     async with service(echo) as local:
         command = [_KDISPATCH, "agent", "host", name, "--port", str(local.port), "--drain-time", "0"]
@@ -257,7 +257,7 @@ async def test_an_interrupt_for_the_foreground(network: Network) -> None:
 
 
 async def test_detached_from_the_background(network: Network) -> None:
-    """An agent that a background command started with --detach hears SIGINT as every other does."""
+    """An agent that a background command started with --detach gets SIGINT like any other."""
     name = await network.service()
     async with service(echo) as local:
         command = ["agent", "host", name, "--port", str(local.port), "--detach", "--json"]

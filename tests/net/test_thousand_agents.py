@@ -1,4 +1,4 @@
-"""A fleet of agents comes back to its relay soon, and not in one rush."""
+"""A fleet of agents comes back to its relay soon, and not all at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.unguarded]
 _ROOT: Final = Path(__file__).parents[2]
 _BACK: Final = 20.0  # seconds after the relay was killed
 _RUSH: Final = 0.1  # seconds
-_SHARE: Final = 0.1  # of the fleet in any such time
+_SHARE: Final = 0.1  # of the fleet in any such period
 _COLUMN: Final = 0.5  # seconds in one line of the histogram
 
 
@@ -28,12 +28,12 @@ _COLUMN: Final = 0.5  # seconds in one line of the histogram
 class _Fleet:
     agents: int
     processes: int
-    down: float  # seconds for which there is no relay
+    down: float  # seconds without a relay
     factor: int  # of the bounds
 
 
 def _times(processes: list[Process], what: str, since: float) -> list[float]:
-    """Seconds after ``since`` at which this happened to any agent, in order."""
+    """Seconds after ``since`` at which this event happened to any agent, in order."""
     lines = (line.split() for process in processes for line in process.out.decode().splitlines())
     return sorted(float(at) - since for happened, at in lines if happened == what and float(at) > since)
 
@@ -43,7 +43,7 @@ def _ready(processes: list[Process]) -> int:
 
 
 def _busiest(times: list[float]) -> int:
-    """How many there are in the fullest :data:`_RUSH`, wherever it begins."""
+    """The number of events in the fullest :data:`_RUSH`, wherever it begins."""
     most = first = 0
     for last, at in enumerate(times):
         while times[first] <= at - _RUSH:
@@ -62,7 +62,7 @@ def _histogram(name: str, times: list[float]) -> None:
 
 @pytest.mark.parametrize("fleet", sizes(_Fleet(24, 1, 0.0, 10), _Fleet(1000, 5, 3.0, 1)))
 async def test_a_fleet_comes_back(network: Network, own_relay: Relay, fleet: _Fleet) -> None:
-    """A relay is killed and started again: all agents are back soon, and at most a tenth of them in any 100 ms."""
+    """After a relay was killed and restarted, all agents are back soon, and at most a tenth in any 100 ms."""
     name = await network.service()
     command = [sys.executable, "-m", "tests.net.fleet", network.url, name, own_relay.token]
     network.environment["PYTHONPATH"] = str(_ROOT)
@@ -78,7 +78,7 @@ async def test_a_fleet_comes_back(network: Network, own_relay: Relay, fleet: _Fl
     await eventually(lambda: _ready(processes), 2 * fleet.agents, _BACK * fleet.factor)
     await network.has_live_hosts(name, each // 2 * fleet.processes)
     for process in processes:
-        process.stop(signal.SIGKILL)  # what it says is whole
+        process.stop(signal.SIGKILL)  # its output is complete
     back, tries = _times(processes, "ready", killed), _times(processes, "try", killed)
     _histogram("tries", tries)
     _histogram("agents that are back", back)

@@ -1,4 +1,4 @@
-"""The relay with a certificate of its own, from a CA that only some agents know."""
+"""A relay with its own certificate, from a CA that only some agents know."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _SIZE: Final = 20 * MIB
 
 
 def _certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
-    """Make a certificate and its key, which are valid for two days."""
+    """Create a certificate and its key, valid for two days."""
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-    config = folder / "openssl.cnf"  # an empty one: what the system's adds differs from place to place
+    config = folder / "openssl.cnf"  # an empty one: the system's adds different things in different places
     config.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
     command = ["openssl", "req", "-config", str(config), "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
     command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={name}"]
@@ -36,13 +36,13 @@ def _certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
 
 
 def _sign(relay: Relay, ca: Path, ca_key: Path) -> tuple[Path, Path]:
-    """Make a certificate for the relay, in the place of one that is there."""
+    """Create a certificate for the relay, replacing one that is there."""
     signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-addext", "basicConstraints=critical,CA:FALSE"]
     return _certificate(relay.folder, "relay", *signed, "-addext", "subjectAltName=IP:127.0.0.1")
 
 
 async def restart_with_tls(relay: Relay, network: Network) -> Path:
-    """From now on the relay has a certificate; returns that of the CA which signed it."""
+    """Restart the relay with a certificate; returns that of the CA that signed it."""
     ca, ca_key = _certificate(
         relay.folder, "ca", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"
     )
@@ -55,7 +55,7 @@ async def restart_with_tls(relay: Relay, network: Network) -> Path:
 
 
 async def _echo_and_digest(tcp: Tcp) -> None:
-    """Send back what comes; behind its end, the SHA-256 of it."""
+    """Send everything back; after its end, send its SHA-256."""
     hashed = hashlib.sha256()
     async for chunk in tcp.chunks():
         hashed.update(chunk)
@@ -64,7 +64,7 @@ async def _echo_and_digest(tcp: Tcp) -> None:
 
 
 async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
-    """20 MB arrive whole each way at once, and what the service says after the client's end arrives too."""
+    """20 MB arrive complete each way at once, and so does what the service sends after the client's end."""
     data = random.Random(10).randbytes(_SIZE)
     hashed = hashlib.sha256(data).digest()
     name = await network.service()
@@ -85,7 +85,7 @@ async def test_transfer_over_tls(own_relay: Relay, network: Network) -> None:
 
 
 async def test_a_new_certificate_under_running_streams(own_relay: Relay, network: Network) -> None:
-    """New connections get the new certificate, by SIGHUP at once and otherwise in seconds; streams notice nothing."""
+    """New connections get the new certificate, at once with SIGHUP and otherwise in seconds; streams notice nothing."""
     name = await network.service()
     authority = await restart_with_tls(own_relay, network)
     network.environment["SSL_CERT_FILE"] = str(authority)
@@ -117,7 +117,7 @@ async def test_a_new_certificate_under_running_streams(own_relay: Relay, network
 
 
 async def test_unknown_authority_ends_the_start(own_relay: Relay, network: Network) -> None:
-    """Without the CA neither agent goes on: exit 6, and the code of the reason."""
+    """Without the CA neither agent continues: exit 6, and the code of the reason."""
     name = await network.service()
     await restart_with_tls(own_relay, network)
     with socket.create_server(("127.0.0.1", 0)) as listener:

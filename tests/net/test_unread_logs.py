@@ -1,4 +1,4 @@
-"""Relay and agents whose standard error nobody reads serve as before."""
+"""Relay and agents work as before if their standard error is not read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIPE = 4096  # bytes that a pipe holds here, so that few lines fill it
 
 
 class _Unread:
-    """A pipe that is full soon, and that nobody reads until :meth:`text`."""
+    """A pipe that fills quickly, and that is not read until :meth:`text`."""
 
     def __init__(self) -> None:
         self._reader, self.writer = os.pipe()
@@ -29,7 +29,7 @@ class _Unread:
         os.close(self.writer)
 
     async def text(self) -> str:
-        """What was written, once all who could write are gone."""
+        """What was written, once all writers are gone."""
 
         def read() -> str:
             with os.fdopen(self._reader, errors="replace") as file:

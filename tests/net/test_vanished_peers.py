@@ -1,4 +1,4 @@
-"""A program whose machine vanishes, in a network namespace of its own: its connection does not stay for ever."""
+"""A program whose machine vanishes, in its own network namespace: its connection does not stay for ever."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.net.tcp import Tcp, echo, service
 
 pytestmark = [pytest.mark.slow, pytest.mark.accept]
 
-_NETWORK: Final = f"198.18.{os.getpid() % 256}"  # of this worker's own: others run beside it
+_NETWORK: Final = f"198.18.{os.getpid() % 256}"  # this worker's own: others run beside it
 _HERE: Final = f"{_NETWORK}.1"
 _THERE: Final = f"{_NETWORK}.2"
 
@@ -64,7 +64,7 @@ with socket.create_server((sys.argv[1], 0)) as listener:
 
 
 class _Away:
-    """Another machine, of which the network can go away."""
+    """Another machine, whose network can go away."""
 
     def __init__(self) -> None:
         self.name = f"kd{secrets.token_hex(4)}"
@@ -87,7 +87,7 @@ class _Away:
         return process
 
     def vanish(self) -> None:
-        """Nothing comes from it any more, and nobody is told: packets to it are dropped where it was."""
+        """Let the machine vanish silently: packets to and from it are dropped."""
         _ip("-n", self.name, "addr", "flush", "dev", f"{self.name}b")
 
     def end(self) -> None:
@@ -133,7 +133,7 @@ async def _reaching(stack: Stack) -> AsyncIterator[tuple[Client, LocalListener]]
 
 
 async def test_a_vanished_client(tmp_path: Path, away: _Away) -> None:
-    """The machine of a connected program is gone: within the time of the keep-alives so is its stream."""
+    """When the machine of a connected program is gone, its stream ends within the time of the keep-alives."""
     async with service(echo) as running, running_stack(tmp_path) as stack:
         await stack.host(running.port)
         async with _reaching(stack) as (client, listener):
@@ -158,8 +158,8 @@ async def _pour(tcp: Tcp) -> None:
 async def test_a_client_that_vanishes_amid_bytes(
     tmp_path: Path, away: _Away, monkeypatch: pytest.MonkeyPatch, stops: float
 ) -> None:
-    """A machine that vanishes amid a transfer is missed; a program that only stops to read gets all of it."""
-    monkeypatch.setattr(vanished, "PATIENCE", 4.0)  # more than the kernel waits between two questions by then
+    """A machine that vanishes during a transfer is noticed; a program that only stops reading gets all of it."""
+    monkeypatch.setattr(vanished, "PATIENCE", 4.0)  # longer than the kernel waits between two probes by then
     monkeypatch.setattr(vanished, "LOOK_EVERY", 0.1)
     async with service(_pour) as running, running_stack(tmp_path) as stack:
         await stack.host(running.port)
@@ -177,7 +177,7 @@ async def test_a_client_that_vanishes_amid_bytes(
 
 
 async def test_a_vanished_service(tmp_path: Path, away: _Away) -> None:
-    """The machine of the service is gone: within the time of the keep-alives its clients are reset."""
+    """When the machine of the service is gone, its clients are reset within the time of the keep-alives."""
     program = away.run(_SERVER, _THERE)
     assert program.stdout is not None
     port = int(await asyncio.to_thread(program.stdout.readline))

@@ -1,4 +1,4 @@
-"""A host that its owner withdraws: no new streams and no new offer, but running streams end in peace."""
+"""A host that its owner withdraws gets no new streams and no new offer, but its running streams go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.net.tcp import Tcp, echo, service
 
 
 def _relay_says(host: Host, code: str) -> None:
-    """What a relay sends for the host's offer."""
+    """A relay's answer to the host's offer."""
     [session] = host.driver.sessions
     (number,) = session.session.offers
     reset = frames.frame(frames.RESET, number, payload=Reset(code=code, text="It was withdrawn.").encode())
@@ -90,7 +90,7 @@ async def test_no_new_offer(tmp_path: Path) -> None:
         host = await stack.host(local.port)
         _relay_says(host, "withdrawn")
         await _again(host, stack)
-        host.offer()  # what a local port that is back asks for
+        host.offer()  # what a local port that is back causes
         await asyncio.sleep(0.2)
         assert not stack.switch.registry.hosts_of(stack.service)
 
@@ -110,7 +110,7 @@ async def test_revoked_ends_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", ["withdrawn", "revoked"])
 async def test_library(tmp_path: Path, code: str) -> None:
-    """A program's ``serve_forever`` raises what the relay said."""
+    """A program's ``serve_forever`` raises the relay's code."""
     async with running_stack(tmp_path) as stack:
         dialer = Dialer(RelayUrl.parse(stack.url))
         server = Server(dialer, stack.service, stack.token, lambda _reader, _writer: None, 1 << 16)

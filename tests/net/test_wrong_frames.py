@@ -59,7 +59,7 @@ STRANGE: Final[list[tuple[str, bytes]]] = [
 
 
 def _of(relay: Relay, number: int = 1) -> Any:
-    """An agent by hand at this relay."""
+    """An agent, driven by the test, at this relay."""
     place: Any = SimpleNamespace(port=int(relay.url.rpartition(":")[2]))
     return _Agent.of(place, bytes([number]) * 32)
 
@@ -72,7 +72,7 @@ async def _answers(agent: _Agent, value: int) -> None:
 
 @pytest.mark.parametrize(("data", "code"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
 async def test_a_wrong_frame(shared_relay: Relay, data: bytes, code: int) -> None:
-    """Each wrong frame ends its session with the code that RFC 6455 has for it, and no other session."""
+    """Each wrong frame ends its session with the code of RFC 6455 for it, and no other session."""
     async with _of(shared_relay, 2) as honest, _of(shared_relay) as agent:
         agent._writer.write(data)
         await agent.end()
@@ -82,14 +82,14 @@ async def test_a_wrong_frame(shared_relay: Relay, data: bytes, code: int) -> Non
 
 @pytest.mark.parametrize("data", [case[1] for case in STRANGE], ids=[case[0] for case in STRANGE])
 async def test_a_strange_frame(shared_relay: Relay, data: bytes) -> None:
-    """What is allowed is taken, be it ever so strange."""
+    """A valid frame is accepted, however unusual it is."""
     async with _of(shared_relay) as agent:
         agent._writer.write(data)
         await _answers(agent, 77)
 
 
 class _Watched:
-    """What the relay takes from now on."""
+    """What the relay uses from now on."""
 
     def __init__(self, relay: Relay) -> None:
         self._folder = Path(f"/proc/{relay.running.pid}")
@@ -105,12 +105,12 @@ class _Watched:
 
     @property
     def more(self) -> int:
-        """Bytes more than it held in the beginning, at the most."""
+        """Bytes held beyond the start, at most."""
         return self._peak() - self._held
 
     @property
     def seconds(self) -> float:
-        """Of CPU time."""
+        """Seconds of CPU time."""
         return self._cpu() - self._worked
 
 
@@ -129,7 +129,7 @@ async def _stream(network: Network, host: _Agent, client: _Agent, limit: int) ->
 
 @pytest.mark.slow
 async def test_a_hundred_thousand_fragments(own_relay: Relay, network: Network) -> None:
-    """A message in 100,000 fragments of a byte passes whole, and the relay holds hardly more for it."""
+    """A message in 100,000 fragments of one byte passes completely, and the relay needs hardly more memory for it."""
     data = bytes(range(250)) * 400
     message = frame(frames.DATA, 1, 0, data)
     async with _of(own_relay, 2) as host, _of(own_relay) as client:
@@ -149,7 +149,7 @@ async def test_a_hundred_thousand_fragments(own_relay: Relay, network: Network) 
 
 
 async def test_four_gigabytes_are_announced(own_relay: Relay) -> None:
-    """A length of 4 GiB costs the relay no memory: the session has ended before a byte of it is taken."""
+    """An announced length of 4 GiB costs the relay no memory: the session ends before any byte of it is read."""
     async with _of(own_relay) as warm:
         await _answers(warm, 1)
     watched = _Watched(own_relay)

@@ -1,4 +1,4 @@
-"""A way to a port that a test can hold up, cut, and mend."""
+"""A path to a port that a test can block, cut, and restore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Way", "way"]
 
 
 class Way:
-    """Connections to another port, which are made at ``port``."""
+    """Connections to another port, made at ``port``."""
 
     def __init__(self, to: int) -> None:
         self.port = 0
@@ -26,7 +26,7 @@ class Way:
         return f"http://127.0.0.1:{self.port}"
 
     def hold_answers(self) -> None:
-        """From now on nothing comes back; what is said still gets there."""
+        """From now on nothing comes back; what is sent still arrives there."""
         self._answering.clear()
 
     def cut(self) -> None:
@@ -34,7 +34,7 @@ class Way:
         self._cut.set()
 
     def mend(self) -> None:
-        """Be as at the beginning, for new connections."""
+        """Restore the initial state, for new connections."""
         self._cut.clear()
         self._answering.set()
 
@@ -62,7 +62,7 @@ async def _carry(from_: Tcp, to: Tcp, may: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def way(to: int) -> AsyncIterator[Way]:
-    """A way to a port of this machine."""
+    """A path to a port of this machine."""
     made = Way(to)
     async with service(made.carry) as running:
         made.port = running.port

@@ -138,8 +138,10 @@ class _Wire:
             try:
                 async with asyncio.timeout(_FLUSH):
                     await writer.wait_closed()
-            except (OSError, TimeoutError):  # the end is gone, or takes nothing
+            except TimeoutError:  # the end takes nothing
                 writer.transport.abort()
+            except OSError:
+                pass  # the end is gone
 
     async def carry(self, to: int, upstream: ssl.SSLContext | None) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -17,7 +17,7 @@ from tests.relay.support import Api, relay_api
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database whose tables are made: a relay on a copy of it starts in a third of the time."""
+    """A database with empty tables: a relay on a copy of it starts in a third of the time."""
     file = tmp_path_factory.mktemp("empty") / "relay.db"
 
     async def make() -> None:
@@ -31,7 +31,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A PostgreSQL of these tests, who ask for it by what they are marked with in ``tests.relay.postgres``."""
+    """The PostgreSQL server for tests that are marked to use it, by the marks in ``tests.relay.postgres``."""
     network = Network(tmp_path_factory.mktemp("postgres"), "", "")
     with asyncio.Runner() as runner:
         running = postgres(network)
@@ -45,7 +45,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.fixture
 def location(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> str:
-    """A database whose tables are made, and empty: a file, or where the test is marked so one of PostgreSQL's."""
+    """An empty database with tables: a file, or a PostgreSQL database if the test is marked so."""
     if getattr(request, "param", "sqlite") == "postgres":
         server: Server = request.getfixturevalue("postgres_server")
         return server.emptied()
@@ -60,7 +60,7 @@ async def api(tmp_path: Path, location: str) -> AsyncIterator[Api]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests of the store, and the marks of those that run on it."""
+"""A real PostgreSQL for tests of the store, and the marks of tests that use it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TABLES: Final = ("admins", "audit", "changes", "invites", "services", "tokens")
 
 
 class Server:
-    """A server that runs on ``port``; ``environment`` is what its programs need to be let in."""
+    """A server that runs on ``port``; ``environment`` is what its programs need to log in."""
 
     def __init__(self, port: int, environment: Mapping[str, str]) -> None:
         self._port = port
@@ -39,14 +39,14 @@ class Server:
         self._numbers = count()
 
     async def start(self) -> None:
-        """Make the database of most tests, with its tables: one for each test would be 8 MB and a second."""
+        """Create the database that most tests share, with its tables: one per test would take 8 MB and a second."""
         self._psql("postgres", f"CREATE DATABASE {_SHARED}")
         database = Database(self._url(_SHARED))
         await database.start()
         await database.close()
 
     def emptied(self) -> str:
-        """The URL of a database with tables and nothing in them but the relay's id; it is one test's after another."""
+        """The URL of a database whose tables are empty except for the relay's id; tests use it one after another."""
         self._psql(_SHARED, f"TRUNCATE {', '.join(_TABLES)} RESTART IDENTITY")
         return self._url(_SHARED)
 

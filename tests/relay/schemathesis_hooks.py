@@ -1,7 +1,7 @@
-"""What schemathesis knows of the relay besides its OpenAPI document: who asks, and what is really there.
+"""What schemathesis knows of the relay beside its OpenAPI document: the callers, and what exists.
 
 It runs in schemathesis' own process, which loads it by ``SCHEMATHESIS_HOOKS``; test_schemathesis.py starts that.
-Without it nearly every request would end with 404: nobody guesses the id of a token.
+Without it nearly every request would end with 404, because no generated id exists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schemathesis.core.parameters import ParameterLocation
 
 __all__ = ["GIVEN", "after_call", "before_call", "before_load_schema"]
 
-GIVEN: Final = "KDISPATCH_SCHEMATHESIS"  # names the file with what the test has made
+GIVEN: Final = "KDISPATCH_SCHEMATHESIS"  # names the file with what the test has created
 
 _given: Final[dict[str, Any]] = json.loads(Path(os.environ[GIVEN]).read_text())
 _random: Final = random.Random(_given["seed"])
@@ -70,7 +70,7 @@ _LINKS: Final[dict[tuple[str, str, str], dict[str, dict[str, str]]]] = {
 
 @schemathesis.hook
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
-    """Say which answers hold what other operations take."""
+    """State which answers contain what other operations take."""
     for (path, method, status), links in _LINKS.items():
         raw_schema["paths"][path][method]["responses"][status]["links"] = {
             name: {"operationId": name, "parameters": parameters} for name, parameters in links.items()
@@ -79,10 +79,10 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 
 @schemathesis.auth(refresh_interval=None)
 class Shown:
-    """The token of whoever asks; a code where an invitation is accepted, the operator's where it is asked for."""
+    """The caller's token; a code where an invitation is accepted, and the operator's token where that is needed."""
 
     def get(self, case: Case[Any], context: AuthContext) -> str | None:
-        """None where nobody asks, or no token is described."""
+        """``None`` without a caller, or if no token is described."""
         if not _given["own"] or not case.operation.definition.raw.get("security"):
             return None
         match _name_of(case):
@@ -94,13 +94,13 @@ class Shown:
                 return str(_given["own"])
 
     def set(self, case: Case[Any], data: str, context: AuthContext) -> None:
-        """As the document describes it."""
+        """Put the token where the document describes it."""
         case.headers["Authorization"] = f"Bearer {data}"
 
 
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
-    """Let good requests be about what is there, and none take away what all others need."""
+    """Let valid requests name things that exist, and let none remove what all others need."""
     if case.path_parameters and not _is_wrong(case, ParameterLocation.PATH):
         _make_real(_name_of(case), case.path_parameters)
     if isinstance(case.body, dict) and "service" in case.body and not _is_wrong(case, ParameterLocation.BODY):
@@ -109,7 +109,7 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 @schemathesis.hook
 def after_call(context: HookContext, case: Case[Any], response: Response) -> None:
-    """Count it, and keep what was made."""
+    """Count the answer, and keep what was created."""
     _counted[f"{case.method.upper()} {case.operation.path}", response.status_code] += 1
     if not 200 <= response.status_code < 300 or case.method.upper() != case.operation.method.upper():
         return
@@ -144,7 +144,7 @@ def _is_wrong(case: Case[Any], where: ParameterLocation) -> bool:
 
 
 def _make_real(name: str, path: dict[str, Any]) -> None:
-    """Replace what nobody could know; what follows from an earlier answer stays as it is."""
+    """Replace what no generator could know; values from an earlier answer stay as they are."""
     if "handle" in path and path["name"] not in _known:
         turn = next(_turns[name]) % 3
         path["handle"] = _given["other"] if turn == 2 else _given["handle"]

@@ -1,4 +1,4 @@
-"""A relay in this process on a real socket, with a fake in the switch's place, and a small client for it."""
+"""A relay in this process on a real socket, with a fake instead of the switch, and a small client for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATE = RelayState(
 
 @dataclass
 class FakeGate:
-    """A switch without sessions: who is live is what the test says."""
+    """A switch without sessions: the test decides which hosts are live."""
 
     live: dict[str, list[HostView]] = field(default_factory=dict)
     clients: dict[str, list[ClientView]] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Api:
 
 @asynccontextmanager
 async def relay_api(file: Path, **settings: Any) -> AsyncIterator[Api]:
-    """A relay on a free port with its database in ``file``; one test asks for more than any person would."""
+    """A relay on a free port with its database in ``file``, with high limits, because a test sends many requests."""
     gate = FakeGate()
     made = Settings(**{"listen": "127.0.0.1:0", "database": str(file), **dict.fromkeys(LIMITS, 0), **settings})
     async with (

@@ -23,7 +23,7 @@ async def test_sign_up(api: Api) -> None:
 
 
 async def test_taken_handle(api: Api) -> None:
-    """A handle belongs to whoever took it first."""
+    """A handle belongs to the first who took it."""
     await api.admin("ann")
     answer = await api("POST", "/api/v1/admins", json={"handle": "ann"})
     assert (answer.status, answer.body["code"]) == (409, "handle_taken")
@@ -31,7 +31,7 @@ async def test_taken_handle(api: Api) -> None:
 
 @BOTH_STORES
 async def test_one_of_many_at_once_gets_the_handle(api: Api) -> None:
-    """Of 50 parallel requests for one handle exactly one wins, and its token works."""
+    """Of 50 parallel requests for one handle exactly one succeeds, and its token works."""
     answers = await asyncio.gather(*(api("POST", "/api/v1/admins", json={"handle": "ann"}) for _ in range(50)))
     assert Counter(answer.status for answer in answers) == {201: 1, 409: 49}
     token = next(answer.body["token"] for answer in answers if answer.status == 201)
@@ -43,7 +43,7 @@ async def test_one_of_many_at_once_gets_the_handle(api: Api) -> None:
     ["", "A", "-a", "a-", "a_b", "a.b", "a/b", "a@b", "..", "ä", "a\n", "a\x00", "<img onerror>", "a" * 64, " a"],
 )
 async def test_bad_handle(api: Api, handle: str) -> None:
-    """Whatever is no DNS label in lower case is no handle."""
+    """Anything but a DNS label in lower case is refused as a handle."""
     answer = await api("POST", "/api/v1/admins", json={"handle": handle})
     assert (answer.status, answer.body["code"]) == (422, "bad_name")
 
@@ -56,14 +56,14 @@ async def test_bad_handle(api: Api, handle: str) -> None:
     ],
 )  # fmt: skip
 async def test_malformed_body(api: Api, body: bytes) -> None:
-    """What is not exactly the JSON that is documented is refused, and nothing of it is repeated."""
+    """Anything but the documented JSON is refused, and none of it is repeated."""
     answer = await api("POST", "/api/v1/admins", data=body, headers={"Content-Type": "application/json"})
     assert (answer.status, answer.body["code"]) == (422, "bad_request")
     assert "ann" not in json.dumps(answer.body)
 
 
 async def test_who_am_i(api: Api) -> None:
-    """Every token can be asked for what it stands for."""
+    """The relay says for every token what it stands for."""
     admin = await api.admin("ann")
     service = await api.service(admin, "web")
     answer = await api("GET", "/api/v1/whoami", admin)
@@ -75,14 +75,14 @@ async def test_who_am_i(api: Api) -> None:
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Token adm_x", "Bearer adm_x", "adm_x"])
 async def test_refused_token(api: Api, header: str) -> None:
-    """A token that is missing its form is refused with 401, whoever shows it."""
+    """A malformed token is refused with 401, in any request."""
     answer = await api("GET", "/api/v1/whoami", headers={"Authorization": header})
     assert (answer.status, answer.body["code"]) == (401, "token_refused")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 async def test_token_travels_in_one_header_only(api: Api) -> None:
-    """A token in the query is not looked at, nor repeated, and two headers are one too many."""
+    """A token in the query is ignored and not repeated, and two Authorization headers are refused."""
     token = await api.admin("ann")
     in_query = await api("GET", f"/api/v1/whoami?token={token}&{token}")
     assert (in_query.status, in_query.body["code"]) == (422, "bad_request")

@@ -1,4 +1,4 @@
-"""The bookkeeping of sockets before their HELLO, without a socket."""
+"""The bookkeeping of unauthenticated connections, without a socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW = Limits(arrivals=3, arrivals_source=2, hello=60.0)
 
 
 class Sockets:
-    """Makes arrivals, and keeps the names of those that were dropped."""
+    """Creates arrivals, and records the names of those that were dropped."""
 
     def __init__(self, arrivals: Arrivals) -> None:
         self.arrivals = arrivals
@@ -29,7 +29,7 @@ class Sockets:
 
 
 async def test_deadline() -> None:
-    """What waits is dropped in time, and counted; what works, rests or has ended is not."""
+    """A waiting connection is dropped at its deadline and counted; one that is working, idle or ended is not."""
     sockets = Sockets(Arrivals(limits=Limits(hello=0.05)))
     sockets.admitted("silent")
     sockets.admitted("works").works()
@@ -45,7 +45,7 @@ async def test_deadline() -> None:
 
 
 async def test_a_later_request_has_its_own_deadline() -> None:
-    """A connection that has been answered gets the time again, from when it says something on."""
+    """An answered connection gets the full time again, from the first byte of its next request."""
     sockets = Sockets(Arrivals(limits=Limits(hello=0.05)))
     arrival = sockets.admitted("again")
     arrival.works()
@@ -59,7 +59,7 @@ async def test_a_later_request_has_its_own_deadline() -> None:
 
 
 async def test_one_source() -> None:
-    """Of one source no more than the limit are taken; its others and other sources keep theirs, and ends count."""
+    """A source gets connections up to its limit; other sources are not affected, and ended connections make room."""
     sockets = Sockets(Arrivals(limits=FEW))
     first = sockets.admitted("1")
     sockets.admitted("2")
@@ -75,7 +75,7 @@ async def test_one_source() -> None:
 
 
 async def test_of_all_the_longest_goes() -> None:
-    """When there are too many, a new one takes the place of that for which nothing has been done for longest."""
+    """When there are too many, the connection that was idle or waiting for longest makes room for a new one."""
     sockets = Sockets(Arrivals(limits=FEW))
     sockets.admitted("works", "192.0.2.1").works()
     rests = sockets.admitted("rests", "192.0.2.2")
@@ -89,7 +89,7 @@ async def test_of_all_the_longest_goes() -> None:
 
 
 async def test_nobody_to_let_go() -> None:
-    """Where all have requests that are worked on, a new one is refused."""
+    """If all connections have requests under way, a new one is refused."""
     sockets = Sockets(Arrivals(limits=FEW))
     for number in range(3):
         sockets.admitted("works", f"192.0.2.{number}").works()
@@ -98,7 +98,7 @@ async def test_nobody_to_let_go() -> None:
 
 
 async def test_proxies_bring_many() -> None:
-    """A trusted proxy has no limit of its own, nor has this machine; whom a proxy brings has one."""
+    """A trusted proxy and this machine have no limit of their own; a source behind a proxy has one."""
     sockets = Sockets(Arrivals(networks("10.0.0.1"), Limits(arrivals_source=2, hello=60.0)))
     brought = [sockets.admitted("", "10.0.0.1") for _ in range(4)]
     for _ in range(4):
@@ -112,7 +112,7 @@ async def test_proxies_bring_many() -> None:
 
 
 async def test_nothing_is_left() -> None:
-    """When all have ended nothing is kept of them, whatever they were doing."""
+    """When all connections have ended, nothing is kept of them, whatever their state was."""
     arrivals = Arrivals(limits=FEW)
     sockets = Sockets(arrivals)
     made = [sockets.admitted("", f"192.0.2.{number}") for number in range(3)]
@@ -126,7 +126,7 @@ async def test_nothing_is_left() -> None:
 
 
 async def test_resting_ones_make_place_for_their_source() -> None:
-    """At a source's cap those that rest go first; where all are expected to show something the new one is refused."""
+    """At a source's cap its idle connections go first; if none is idle, the new one is refused."""
     sockets = Sockets(Arrivals(limits=Limits(arrivals_source=2, hello=60.0)))
     sockets.admitted("rests").rests()
     sockets.admitted("waits")
@@ -137,7 +137,7 @@ async def test_resting_ones_make_place_for_their_source() -> None:
 
 
 async def test_room_is_made_by_those_that_had_their_time() -> None:
-    """Where room is needed that a cap does not say, those that have only just come are spared."""
+    """Where room is needed before a cap is reached, connections that have only just come are spared."""
     sockets = Sockets(Arrivals(limits=FEW))
     sockets.admitted("fresh")
     assert not sockets.arrivals.make_room(1.0)
@@ -155,7 +155,7 @@ async def test_this_machine_counts_for_nobody_behind_a_proxy() -> None:
 
 
 async def test_a_proxys_connection_is_nobodys_between_two_requests() -> None:
-    """A kept connection of a trusted proxy counts for a source only as long as it carries its request."""
+    """A kept connection of a trusted proxy counts for a source only while it carries that source's request."""
     sockets = Sockets(Arrivals(networks("192.0.2.1"), FEW))
     kept = sockets.admitted("kept")
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The audit: what is merged and what never is, how much an account and a source can write, and what goes first."""
+"""The audit: what is merged and what is not, how much an account and a source can write, and what is dropped first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONNECT: Final = AuditEvent(actor="anybody", action="connect", subject="ann/web"
 
 
 def merged(events: Iterable[AuditEvent], handle: str = "ann", merger: Merger | None = None) -> list[Row]:
-    """The rows that these events become, in their order."""
+    """The rows that these events become, in order."""
     merger = Merger() if merger is None else merger
     rows: dict[Row, None] = {}
     for event in events:
@@ -36,7 +36,7 @@ def merged(events: Iterable[AuditEvent], handle: str = "ann", merger: Merger | N
 
 
 def test_repetitions_are_one_row() -> None:
-    """The same actor, action, service and source is counted, with both times, and what was the same each time."""
+    """Repetitions by one actor, action, service and source are counted in a row with both times and common details."""
     again = [replace(HOST, at=HOUR + n, detail={"agent": "a", "host": f"{n:x}"}) for n in range(100)]
     [row] = merged(again)
     assert (row.count, row.at, row.last, row.detail) == (100, HOUR, HOUR + 99, {"agent": "a"})
@@ -55,12 +55,12 @@ def test_repetitions_are_one_row() -> None:
     ids=lambda other: next(iter(other)),
 )
 def test_what_tells_rows_apart(other: dict[str, Any]) -> None:
-    """Another actor, action, service, source or hour is another row."""
+    """Another actor, action, service, source or hour makes another row."""
     assert [row.count for row in merged([HOST, replace(HOST, **other)])] == [1, 1]
 
 
 def test_what_an_agent_makes_up_tells_nothing_apart() -> None:
-    """Ids of hosts and processes, addresses of one network, and the id in a host's own token make no rows."""
+    """Ids of hosts and processes, addresses of one network, and the id in a host's own token make no separate rows."""
     varied = [
         replace(CONNECT, source=f"2001:db8:0:7::{n:x}", detail={"agent": f"{n:032x}"}) for n in range(1, 1000)
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_what_an_agent_makes_up_tells_nothing_apart() -> None:
 
 
 def test_many_sources_at_one_account() -> None:
-    """10,000 sources that open a public service are a hundred rows in an hour, and none of them is left out."""
+    """10,000 sources that open a public service make a hundred rows in an hour, and none of them is left out."""
     rows = merged(replace(CONNECT, source=f"10.0.{n >> 8}.{n & 255}") for n in range(10_000))
     assert len(rows) <= merging._OF_ANYBODY + 1
     assert sum(row.count for row in rows) == 10_000
@@ -79,7 +79,7 @@ def test_many_sources_at_one_account() -> None:
 
 
 def test_one_source_at_all_services_of_an_account() -> None:
-    """A stranger takes few of an account's rows, so that others' are still told apart, and those of tokens at all."""
+    """A stranger takes few of an account's rows, so others, above all those with tokens, keep detailed ones."""
     merger = Merger()
     rows = merged((replace(CONNECT, subject=f"ann/s{n}") for n in range(1000)), merger=merger)
     assert len(rows) == merging._OF_SOURCE + 1 and (rows[-1].subject, rows[-1].source) == ("ann", "192.0.2.1")
@@ -91,7 +91,7 @@ def test_one_source_at_all_services_of_an_account() -> None:
 
 
 def test_an_owner_with_many_tokens() -> None:
-    """Tokens, services and addresses without end are a bounded number of rows for their account, too."""
+    """Unlimited tokens, services and addresses make a bounded number of rows for their account."""
     varied = (
         replace(HOST, actor=f"svc {n:x} x", subject=f"ann/s{n}", source=f"10.0.{n >> 8}.{n & 255}") for n in range(9000)
     )
@@ -101,7 +101,7 @@ def test_an_owner_with_many_tokens() -> None:
 
 
 def test_one_source_at_many_accounts() -> None:
-    """What one source writes at all accounts is bounded: beyond that each has one row for such events in an hour."""
+    """The rows of one source over all accounts are bounded; above that, an account gets one row an hour for them."""
     merger = Merger()
     rows = [
         row
@@ -115,7 +115,7 @@ def test_one_source_at_many_accounts() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour's rows are so many, and the next hour begins with none."""
+    """The number of rows in an hour is bounded, and the next hour begins with none."""
     monkeypatch.setattr(merging, "_MOST", 50)
     merger = Merger()
     found = [merger.row(f"h{n}", replace(HOST, source=f"10.0.{n >> 8}.{n & 255}")) for n in range(500)]
@@ -135,7 +135,7 @@ async def rows_of(store: Repository) -> int:
 
 @BOTH_STORES
 async def test_rows_are_brought_up_to_date(location: str) -> None:
-    """A row counts on while it is in the table; changes by the owner beside it are never merged."""
+    """A row continues to count once it is in the table; changes by the owner beside it are never merged."""
     async with opened(location) as store:
         owner = await signed_up(store)
         await service(store, owner)
@@ -162,7 +162,7 @@ async def test_rows_are_brought_up_to_date(location: str) -> None:
 @BOTH_STORES
 @pytest.mark.slow
 async def test_growth(location: str) -> None:
-    """10,000 OFFERs and 10,000 opens, of one source and of many, with all that can be made up, are few rows."""
+    """10,000 OFFERs and 10,000 opens, from one source and from many, with any invented ids, make few rows."""
     async with opened(location) as store:
         await service(store, await signed_up(store))
         before = await rows_of(store)
@@ -187,7 +187,7 @@ async def test_growth(location: str) -> None:
 
 @BOTH_STORES
 async def test_a_row_that_could_not_be_stored(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails to be written is written later, whole; an id that was rolled back is nobody's."""
+    """A row that could not be written is written later, complete; an id that was rolled back belongs to no row."""
     async with opened(location) as store:
         owner = await signed_up(store)
         store.audit.note("ann", HOST)
@@ -215,7 +215,7 @@ async def add(store: Repository, admin: int | None, action: str, count: int) -> 
 
 @BOTH_STORES
 async def test_what_goes_first(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each action of each account has its own place: noise drives out older noise of the same account, nothing else."""
+    """Each action of each account has its own limit: noise replaces older noise of that account only."""
     monkeypatch.setattr(audit, "_KEPT", ((True, 20, 50), (False, 40, 200)))
     async with opened(location) as store:
         ann, bob = await signed_up(store), await signed_up(store, "bob")
@@ -243,11 +243,11 @@ async def test_what_goes_first(location: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(audit, "_KEPT", ((True, 20, 25), (False, 40, 200)))
         await store.audit.trim()
         assert (await counts("ann"))["connect"] == (await counts("ann"))["host"] == 10
-        assert (await counts("bob"))["connect"] == 5  # who has little loses nothing
+        assert (await counts("bob"))["connect"] == 5  # an account with few rows loses nothing
 
 
 async def test_the_table_is_read_by_its_indexes(location: str) -> None:
-    """No page of an account, of one of its services, or of all is found by a look at every row."""
+    """No page of an account, of one of its services, or of all is found by a scan of every row."""
     async with opened(location) as store:
         ann = await signed_up(store)
         await add(store, ann.admin_id, "connect", 50)
@@ -269,7 +269,7 @@ async def test_the_table_is_read_by_its_indexes(location: str) -> None:
 
 @BOTH_STORES
 async def test_an_audit_of_an_older_relay(location: str) -> None:
-    """A row from before events were merged happened once."""
+    """A row from before events were merged counts as one event."""
     async with opened(location) as store:
         ann = await signed_up(store)
         values = f"5, {ann.admin_id}, 'anybody', 'connect', 'ann/web', '::1'"

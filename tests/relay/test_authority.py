@@ -1,4 +1,4 @@
-"""Tests of who may host and who may open, against the database without HTTP."""
+"""Rights to host and to open, checked against the database without HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOSED = ServiceRecord("ann/db", "token")
 
 @pytest.fixture
 async def tokens(api: Api) -> dict[str, str]:
-    """Everybody's tokens: ann has a public ``web`` and a closed ``db``, bob has a ``web`` of his own."""
+    """Tokens of two accounts: ann has a public ``web`` and a private ``db``, bob has his own ``web``."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
     return {
         "ann": ann,
@@ -64,7 +64,7 @@ HOST = [
 async def test_may_host(
     authority: Authority, tokens: dict[str, str], service: str, holder: str, expected: ServiceRecord | str
 ) -> None:
-    """A service is hosted with its own token or its owner's, and with nothing else."""
+    """A service is hosted with its own token or its owner's, and with no other."""
     assert await _outcome(authority.may_host(service, tokens[holder])) == expected
 
 
@@ -92,7 +92,7 @@ OPEN = [
 async def test_may_open(
     authority: Authority, tokens: dict[str, str], service: str, holder: str | None, expected: ServiceRecord | str
 ) -> None:
-    """A public service is open to all, another to its owner; a token that only hosts does not connect."""
+    """A public service is open to everyone, another to its owner; a token to host does not connect."""
     assert await _outcome(authority.may_open(service, None if holder is None else tokens[holder])) == expected
 
 

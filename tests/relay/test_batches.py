@@ -9,7 +9,7 @@ from kdispatch_relay.store.batches import Batches
 
 
 class Source:
-    """Numbers by their names; remembers what it was asked for, and answers when told to."""
+    """Numbers by name; records what was asked, and answers when the test lets it."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -27,7 +27,7 @@ class Source:
 
 
 async def test_look_ups_are_put_together() -> None:
-    """What is asked for during one query goes into the next, each key once."""
+    """Look-ups that arrive during a query go into the next one, each key once."""
     source = Source()
     batches = Batches(source.fetch)
     first = asyncio.create_task(batches.get("one"))
@@ -53,7 +53,7 @@ async def test_answers_are_fresh() -> None:
 
 
 async def test_failure_reaches_everybody_once() -> None:
-    """A failed query fails its own look-ups, and the next one is asked anew."""
+    """A failed query fails its own look-ups, and the next one is made again."""
     source = Source()
     batches = Batches(source.fetch)
     source.go.set()
@@ -65,7 +65,7 @@ async def test_failure_reaches_everybody_once() -> None:
 
 
 async def test_leaving_takes_nothing_from_others() -> None:
-    """Whoever stops waiting for a key does not end the look-up of those who go on."""
+    """A caller that stops waiting for a key does not end the look-up of the others."""
     source = Source()
     batches = Batches(source.fetch)
     leaver, stayer = asyncio.create_task(batches.get("one")), asyncio.create_task(batches.get("one"))

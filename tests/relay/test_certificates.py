@@ -1,4 +1,4 @@
-"""The relay's own certificate: read again when its files change, and kept when what is there is of no use."""
+"""The relay's own certificate: read again when its files change, and kept if the new files are unusable."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 
 @asynccontextmanager
 async def _serving(certificates: Certificates) -> AsyncIterator[int]:
-    """A server with this certificate, which is watched; its port."""
+    """A server with this certificate, which is watched; yields its port."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -80,7 +80,7 @@ async def _serving(certificates: Certificates) -> AsyncIterator[int]:
 
 
 async def _connect(port: int, name: str | None = None) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection, and the digest of the key that it was shown."""
+    """A connection, and the digest of the key that the server showed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -104,7 +104,7 @@ async def _will_show(port: int, key: bytes) -> None:
 
 
 async def test_a_changed_certificate_is_served(files: Files) -> None:
-    """New connections get the new certificate, with or without a name in their hello; running ones go on."""
+    """New connections get the new certificate, with or without a server name; running ones go on."""
     first = files.write("127.0.0.1")
     async with _serving(await files.served()) as port:
         shown, reader, writer = await _connect(port)
@@ -118,7 +118,7 @@ async def test_a_changed_certificate_is_served(files: Files) -> None:
 
 
 async def test_what_is_of_no_use_is_told_and_not_served(files: Files, caplog: pytest.LogCaptureFixture) -> None:
-    """A certificate without its key, or a file that is gone, leaves the one before, and one line in the log."""
+    """A certificate without its key, or a missing file, leaves the one before in use, and one line in the log."""
     first = files.write("127.0.0.1")
     async with _serving(await files.served()) as port:
         files.write("127.0.0.1", key=False)
@@ -133,7 +133,7 @@ async def test_what_is_of_no_use_is_told_and_not_served(files: Files, caplog: py
 
 
 async def test_a_change_that_keeps_time_and_length_is_seen(files: Files) -> None:
-    """A copy that keeps the old time and length is a new certificate all the same."""
+    """A copy with the old time and length is still noticed as a new certificate."""
     length, time = 4096, (1_700_000_000, 1_700_000_000)
 
     def write() -> bytes:
@@ -152,7 +152,7 @@ async def test_a_change_that_keeps_time_and_length_is_seen(files: Files) -> None
 async def test_files_of_no_use_are_told_again(
     files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that stay of no use are told again and again, by name, and no more once they are sound."""
+    """Files that stay unusable are reported again and again, by name, until they are valid."""
     monkeypatch.setattr(certificates, "_AGAIN", 2 * _LOOK)
     files.write("127.0.0.1")
     async with _serving(await files.served()) as port:
@@ -172,7 +172,7 @@ def _errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_it_is_read_again_when_asked(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks need not wait for the next look, nor for a change that shows."""
+    """A request to read the files again is not delayed until the next check or a visible change."""
     monkeypatch.setattr(certificates, "_LOOK", 60)
     files.write("127.0.0.1")
     served = await files.served()
@@ -183,7 +183,7 @@ async def test_it_is_read_again_when_asked(files: Files, monkeypatch: pytest.Mon
 
 
 def test_files_of_no_use_end_a_start(files: Files) -> None:
-    """A relay does not start with a certificate that it can't serve."""
+    """A relay does not start with a certificate that it cannot serve."""
     with pytest.raises(KdispatchError) as caught:
         Certificates(files.certificate, files.key)
     assert caught.value.code == "bad_request" and "can't be used" in caught.value.text

@@ -1,4 +1,4 @@
-"""A change that changes nothing: no row, and no relay has anything to do for it."""
+"""A change without effect writes no row, and gives no relay anything to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rows(file: Path) -> tuple[int, int, list[Any]]:
         counts = [connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("changes", "audit")]
         tables = ("admins", "services", "invites", "tokens")
         stored = [connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
-        # When a token was used last is written now and then.
+        # The time of a token's last use is written now and then.
         column = [item[1] for item in connection.execute("PRAGMA table_info(tokens)")].index("last_used_at")
     stored[-1] = [row[:column] + row[column + 1 :] for row in stored[-1]]
     return *counts, stored
@@ -54,7 +54,7 @@ def rows(file: Path) -> tuple[int, int, list[Any]]:
     ],
 )
 async def test_what_changes_nothing(api: Api, method: str, path: str, body: dict[str, Any] | None, status: int) -> None:
-    """Of what does not exist, and of what is so already, no row is written and no relay asks anything again."""
+    """For what does not exist, and for what is so already, no row is written and no relay checks anything."""
     ann = await api.admin("ann")
     await api.service(ann)
     before = rows(api.file)
@@ -65,7 +65,7 @@ async def test_what_changes_nothing(api: Api, method: str, path: str, body: dict
 
 
 async def test_a_second_time(api: Api) -> None:
-    """What was revoked once is revoked: the second time nothing is written, and nobody asks again."""
+    """Revoking what is already revoked writes nothing and causes no check."""
     ann = await api.admin("ann")
     await api.service(ann)
     token = (await api("POST", "/api/v1/tokens", ann, json={"name": "x", "for": "connect", "service": "web"})).body
@@ -82,7 +82,7 @@ async def test_a_second_time(api: Api) -> None:
 
 
 async def test_an_invitation_alone(api: Api) -> None:
-    """Nothing runs on an invitation: its end is written, and no relay asks anything again."""
+    """Nothing that runs rests on an invitation: its end is written, and no relay checks anything."""
     ann = await api.admin("ann")
     await api.service(ann)
     invite = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})).body
@@ -93,7 +93,7 @@ async def test_an_invitation_alone(api: Api) -> None:
 
 
 async def test_the_operators_second_time(location: str) -> None:
-    """Suspended, resumed, given the same quota, or a code revoked again: once is all that is written and told."""
+    """A repeated suspension, resumption, quota or revocation by the operator is written and announced only once."""
     database = Database(location)
     await database.start()
     try:
@@ -118,7 +118,7 @@ async def test_the_operators_second_time(location: str) -> None:
             assert rows(Path(location)) == before and len(told) == tells
         assert await store.accounts.suspend("ann", "spam")
         told.clear()
-        assert await store.accounts.suspend("ann", "fraud")  # kept and shown; nothing ends for it
+        assert await store.accounts.suspend("ann", "fraud")  # stored and shown; nothing ends because of it
         assert not told and (await store.accounts.list("ann"))[0].suspended_for == "fraud"
         assert not await store.accounts.suspend("eve") and not await store.invites.revoke_code("0" * 16)
         assert not told
@@ -143,7 +143,7 @@ class _Lines:
 
 
 async def _lines(sessions: int, scope: str, file: Path) -> int:
-    """Lines of the relay that run for one change of ``scope``, with so many sessions of others."""
+    """The lines of the relay that run for one change of ``scope``, with this many sessions of others."""
     database = Database(str(file))
     await database.start()
     store = Repository(database)
@@ -169,14 +169,14 @@ async def _lines(sessions: int, scope: str, file: Path) -> int:
 
 @pytest.mark.parametrize("scope", ["own/web", "own", "ann/none", "ann"])
 async def test_a_change_looks_at_what_it_touches(scope: str, tmp_path: Path, empty_database: Path) -> None:
-    """With eight times the sessions and streams a change of one service runs through the same lines as often."""
+    """With eight times the sessions and streams, a change of one service runs the same lines equally often."""
     file = Path(shutil.copy(empty_database, tmp_path / "relay.db"))
     few, many = await _lines(20, scope, file), await _lines(160, scope, file)
     assert few <= many <= few + few // 20, "it looks at others' sessions or streams"
 
 
 class _Asked(Authority):
-    """Counts what is asked, and says yes, but to no client while the service is not public."""
+    """Counts the questions, and allows all except clients while the service is not public."""
 
     def __init__(self, *, public: bool) -> None:
         super().__init__(Repository(Database("/never/opened.db")))
@@ -195,7 +195,7 @@ class _Asked(Authority):
 
 @pytest.mark.parametrize(("public", "asked", "left"), [(True, 1, 60), (False, 61, 0)])
 async def test_tokens_that_nobody_looks_at(public: bool, asked: int, left: int) -> None:
-    """A public service is asked for once, however many tokens its clients have shown; one that is not for each."""
+    """A public service is checked once, however many tokens its clients have shown; a private one for each token."""
     crowd = Crowd()
     crowd.service("own/web", 3, 20, tokens=True)
     store = _Asked(public=public)
@@ -206,7 +206,7 @@ async def test_tokens_that_nobody_looks_at(public: bool, asked: int, left: int) 
 
 
 async def test_changes_faster_than_answers() -> None:
-    """Of many changes of one scope while it is asked again, the last one is asked for once more."""
+    """Of many changes of one scope during a check, only one more check follows, for the last of them."""
     crowd = Crowd()
     crowd.service("own/web", 1, 1)
     store = _Asked(public=True)

@@ -1,4 +1,4 @@
-"""Deleting services and withdrawing hosts over REST: who may, who may not, and what the switch is told."""
+"""Deleting services and withdrawing hosts over REST: the rights, and what the switch is told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def live(api: Api) -> None:
 
 @BOTH_STORES
 async def test_delete_service(api: Api) -> None:
-    """Its owner deletes a service with its token; the switch hears of it, and the rest stays."""
+    """Its owner deletes a service with its token; the switch is told, and the rest stays."""
     ann = await api.admin("ann")
     web, db = await api.service(ann, "web"), await api.service(ann, "db")
     answer = await api("DELETE", "/api/v1/services/ann/web", ann)
@@ -38,7 +38,7 @@ async def test_delete_service(api: Api) -> None:
 
 @BOTH_STORES
 async def test_a_new_service_of_the_name_has_a_new_token(api: Api) -> None:
-    """The token of a deleted service does not host the one that comes after it."""
+    """The token of a deleted service does not host a later service of the same name."""
     ann = await api.admin("ann")
     old = await api.service(ann, "web")
     await api("DELETE", "/api/v1/services/ann/web", ann)
@@ -50,7 +50,7 @@ async def test_a_new_service_of_the_name_has_a_new_token(api: Api) -> None:
 
 
 async def test_who_may_not_delete_a_service(api: Api) -> None:
-    """Tokens are judged before the service is looked at: what is another's answers the same, there or not."""
+    """Tokens are checked before the service is looked up: another's service and a missing one get the same answer."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
     own = await api.service(ann, "web")
     for token in (None, UNKNOWN, ann[:-1], format_token("svc", b"x" * 32), OWN):
@@ -67,7 +67,7 @@ async def test_who_may_not_delete_a_service(api: Api) -> None:
 
 
 async def test_a_delete_whose_answer_was_lost_is_made_up_for(api: Api) -> None:
-    """What is live of a service that the store does not have is ended when its owner asks again."""
+    """If an earlier DELETE lost its answer, a second one ends what is live of the deleted service."""
     ann = await api.admin("ann")
     api.gate.live["ann/web"] = [HostView(HOST, 0.0, {}, 0)]
     assert (await api("DELETE", "/api/v1/services/ann/web", ann)).status == 404
@@ -85,7 +85,7 @@ async def test_withdraw_host(api: Api, by: str) -> None:
 
 
 async def test_who_may_not_withdraw_a_host(api: Api) -> None:
-    """Who has no right to a host gets the answer of one that isn't there; a service's token has none at all."""
+    """A caller without a right to a host gets the answer of a missing one; a service's token has no right at all."""
     ann, bob, prefix = await api.admin("ann"), await api.admin("bob"), await api.admin("an")
     service = await api.service(ann, "web")
     live(api)

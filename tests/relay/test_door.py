@@ -1,4 +1,4 @@
-"""A relay's door on real sockets: who is kept waiting for nothing, who is refused, and that it costs one count."""
+"""A relay's entrance on real sockets: what is refused, at the cost of one count, and that others do not wait for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def relay_with(file: Path, limits: Limits = SHORT, **settings: Any) -> Asy
 
 
 class Visitor:
-    """A connection by hand."""
+    """A connection driven by the test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -62,7 +62,7 @@ class Visitor:
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
     async def ask(self, sent: bytes) -> bytes:
-        """Send it; returns the answer's head, of which the body has been read."""
+        """Send the request; returns the head of the answer, after its body was read."""
         self.writer.write(sent)
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
@@ -76,7 +76,7 @@ class Visitor:
                 await asyncio.sleep(pause)
 
     async def ended(self) -> float:
-        """Seconds until the other end has closed it."""
+        """Wait until the other end has closed it; returns the seconds."""
         began = asyncio.get_running_loop().time()
         async with asyncio.timeout(5):
             with contextlib.suppress(ConnectionError):
@@ -101,7 +101,7 @@ _LATE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", _LATE)
 async def test_one_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    """Whoever has said nothing of use in time is cut, whatever he is doing, and counted; the log has no line of it."""
+    """A connection that shows nothing useful in time is closed and counted, without a line in the log."""
     first, rest = _LATE[kind]
     async with relay_with(tmp_path) as relay, Visitor.of(relay.port) as visitor:
         if first:
@@ -118,7 +118,7 @@ async def test_one_deadline(tmp_path: Path, caplog: pytest.LogCaptureFixture, ki
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "half a hello"])
 async def test_one_deadline_with_tls(tmp_path: Path, certificate: tuple[Path, Path], sent: bytes) -> None:
-    """TLS is part of the same time."""
+    """TLS takes part of the same time."""
     async with (
         relay_with(tmp_path, tls_cert=certificate[0], tls_key=certificate[1]) as relay,
         Visitor.of(relay.port) as visitor,
@@ -132,7 +132,7 @@ async def test_one_deadline_with_tls(tmp_path: Path, certificate: tuple[Path, Pa
 
 @pytest.mark.slow
 async def test_tls_and_upgrade_have_one_deadline(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """What TLS took is gone for the HELLO."""
+    """The time that TLS took is missing for the HELLO."""
     async with (
         relay_with(tmp_path, Limits(hello=0.6), tls_cert=certificate[0], tls_key=certificate[1]) as relay,
         Visitor.of(relay.port) as visitor,
@@ -146,7 +146,7 @@ async def test_tls_and_upgrade_have_one_deadline(tmp_path: Path, certificate: tu
 
 
 async def test_what_is_no_tls(tmp_path: Path, certificate: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    """Plain HTTP to a port of TLS is hung up on at once, and counted."""
+    """Plain HTTP to a port with TLS is disconnected at once, and counted."""
     async with (
         relay_with(tmp_path, tls_cert=certificate[0], tls_key=certificate[1]) as relay,
         Visitor.of(relay.port) as visitor,
@@ -160,7 +160,7 @@ async def test_what_is_no_tls(tmp_path: Path, certificate: tuple[Path, Path], ca
 
 @pytest.mark.slow
 async def test_who_has_been_answered_may_rest(tmp_path: Path) -> None:
-    """An idle connection outlives the deadline and is closed when it has been idle for too long; a session stays."""
+    """An idle connection outlives the deadline and is closed when it is idle for too long; a session stays."""
     async with (
         relay_with(tmp_path, Limits(hello=0.1, keep_alive=0.5)) as relay,
         Visitor.of(relay.port) as idle,
@@ -179,7 +179,7 @@ async def test_who_has_been_answered_may_rest(tmp_path: Path) -> None:
 
 
 async def test_too_many(tmp_path: Path) -> None:
-    """When sockets without a HELLO are too many, the one that has waited for longest makes room for an honest agent."""
+    """When connections without a HELLO are too many, the one that waited longest makes room for an honest agent."""
     async with relay_with(tmp_path, Limits(arrivals=3)) as relay, contextlib.AsyncExitStack() as stack:
         silent = []
         for _ in range(3):
@@ -194,7 +194,7 @@ async def test_too_many(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_too_many_in_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """One that has not even finished TLS makes room as well."""
+    """A connection that has not finished TLS makes room as well."""
     files = {"tls_cert": certificate[0], "tls_key": certificate[1]}
     trust = ssl.create_default_context(cafile=certificate[0])
     async with (
@@ -211,7 +211,7 @@ async def test_too_many_in_tls(tmp_path: Path, certificate: tuple[Path, Path]) -
 
 @pytest.mark.slow
 async def test_too_many_of_one_source(tmp_path: Path) -> None:
-    """Behind a trusted proxy each source has a cap of its own, is told so, and no other one notices."""
+    """Behind a trusted proxy each source has its own cap and is told so, and other sources notice nothing."""
     async with (
         relay_with(tmp_path, Limits(arrivals_source=2), trusted_proxy="127.0.0.1") as relay,
         contextlib.AsyncExitStack() as stack,
@@ -240,7 +240,7 @@ async def test_too_many_of_one_source(tmp_path: Path) -> None:
 async def test_source_of_a_session(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, trusted: str, forwarded: str, source: str
 ) -> None:
-    """A session's source is the connection's, or what a trusted proxy says; what its sender wrote is not believed."""
+    """A session's source is the connection's, or what a trusted proxy names; the sender's own header is ignored."""
     caplog.set_level(logging.DEBUG, "kdispatch.relay")
     async with (
         relay_with(tmp_path, trusted_proxy=trusted) as relay,
@@ -277,7 +277,7 @@ async def test_source_of_a_session(
     ],
 )
 async def test_names(tmp_path: Path, host: str, path: str, status: int) -> None:
-    """With names set the relay answers by these only, but for its health and to programs of its own machine."""
+    """With names set, the relay answers only to these, except for health and for programs on its own machine."""
     async with relay_api(tmp_path / "relay.db", allowed_host=f"{NAME}, [2001:db8::1]") as api:
         answer = await api("GET", path, headers={"Host": host})
         assert answer.status == status
@@ -287,7 +287,7 @@ async def test_names(tmp_path: Path, host: str, path: str, status: int) -> None:
 
 
 async def test_two_names_are_none(tmp_path: Path) -> None:
-    """A request that has two names has none."""
+    """A request with two Host headers counts as one without a valid name."""
     async with relay_with(tmp_path, allowed_host=NAME) as relay, Visitor.of(relay.port) as visitor:
         head = await visitor.ask(f"GET /api/v1/whoami HTTP/1.1\r\nHost: {NAME}\r\nHost: {NAME}\r\n\r\n".encode())
         assert head.split()[1] in {b"400", b"421"}
@@ -306,7 +306,7 @@ async def test_two_names_are_none(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
 async def test_pages(tmp_path: Path, method: str, path: str, origin: str) -> None:
-    """What has an Origin is a web page's doing, whichever page's, and nothing is done for it."""
+    """A request with an Origin comes from a web page and is refused, whichever page it is."""
     async with relay_api(tmp_path / "relay.db") as api:
         answer = await api(method, path, headers={"Origin": origin})
         assert (answer.status, answer.body["code"]) == (403, "not_permitted")
@@ -316,7 +316,7 @@ async def test_pages(tmp_path: Path, method: str, path: str, origin: str) -> Non
 
 
 async def test_counts_are_told(tmp_path: Path) -> None:
-    """What was refused at once is told by code; what a handler refuses is not among it."""
+    """What was refused at once is counted by code; refusals by handlers are not among it."""
     async with relay_api(tmp_path / "relay.db") as api:
         for path in (
             "/",
@@ -333,14 +333,14 @@ async def test_counts_are_told(tmp_path: Path) -> None:
             await visitor.ended()
         found = (await api("GET", "/api/v1/relay/state")).body
         assert found["refused"] == {"bad_request": 1, "unknown_address": 5, "wrong_method": 1}
-        assert found["arrivals"] == 1  # that of the one who asks
+        assert found["arrivals"] == 1  # the connection that asks
 
 
 # --- the listener ----------------------------------------------------------------------------------------------
 
 
 async def test_where_the_loop_watches_no_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event loop that can only wait for a connection serves as well."""
+    """An event loop that can only wait for single connections serves as well."""
     loop = asyncio.get_running_loop()
 
     def add_reader(*_: object) -> None:

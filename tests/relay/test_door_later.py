@@ -1,4 +1,4 @@
-"""A relay's door behind the first header: bodies, what comes right behind, answers that nobody reads, and the end."""
+"""A relay's entrance after the first header: bodies, pipelined requests, unread answers, and the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 
 
 async def test_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
-    """Requests whose bodies do not come are the first to go when there are too many, and go in any case."""
+    """Requests whose bodies do not arrive are closed first when there are too many, and at their deadline anyway."""
     async with (
         relay_with(tmp_path, Limits(arrivals=5, hello=0.5)) as relay,
         contextlib.AsyncExitStack() as stack,
@@ -43,7 +43,7 @@ async def test_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_comes_is_worked_on(tmp_path: Path) -> None:
-    """A request whose body comes in pieces is answered, and its connection may rest behind it."""
+    """A request whose body comes in pieces is answered, and its connection may then be idle."""
     async with relay_with(tmp_path) as relay, Visitor.of(relay.port) as visitor:
         visitor.writer.write(POST + b"\r\n")
         await asyncio.sleep(0.1)
@@ -54,7 +54,7 @@ async def test_a_body_that_comes_is_worked_on(tmp_path: Path) -> None:
 
 
 async def test_what_comes_right_behind_has_a_deadline(tmp_path: Path) -> None:
-    """A request in the same packet as the one before has no longer than any other."""
+    """A request in the same packet as the one before has the same deadline as any other."""
     async with relay_with(tmp_path) as relay, Visitor.of(relay.port) as visitor:
         visitor.writer.write(HEAD + b"\r\n" + _request(_UPGRADE))
         assert await visitor.ended() < 4 * SHORT.hello
@@ -62,7 +62,7 @@ async def test_what_comes_right_behind_has_a_deadline(tmp_path: Path) -> None:
 
 
 async def test_a_body_behind_its_answer_costs_the_next_request_nothing(tmp_path: Path) -> None:
-    """A connection whose refused body came late rests, and a tunnel on it has its whole time."""
+    """A connection whose refused body came late may be idle, and a tunnel on it has its full time."""
     limits = Limits(hello=0.6)
     async with relay_with(tmp_path, limits) as relay, Visitor.of(relay.port) as visitor:
         head = await visitor.ask(POST.replace(b"/api/v1/admins", b"/wp-login.php") + b"\r\n")
@@ -75,7 +75,7 @@ async def test_a_body_behind_its_answer_costs_the_next_request_nothing(tmp_path:
 
 
 async def test_answers_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks on and on and reads nothing is cut when a connection that rests would be."""
+    """A client that sends requests and reads no answer is cut when an idle connection would be."""
     monkeypatch.setattr(arrivals, "_GRACE", 0.1)
     async with (
         relay_with(tmp_path, Limits(hello=0.3, keep_alive=0.3)) as relay,
@@ -91,7 +91,7 @@ async def test_answers_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_who_asks_and_is_gone_leaves_no_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, header: bytes
 ) -> None:
-    """An upgrade whose sender has hung up costs no line in the log."""
+    """An upgrade whose sender has disconnected leaves no line in the log."""
     request = _request(_UPGRADE)[:-2] + header + b"\r\n"
     async with relay_with(tmp_path) as relay:
         for _ in range(5):
@@ -103,7 +103,7 @@ async def test_who_asks_and_is_gone_leaves_no_line(
 
 
 async def test_refused_connections_end_with_the_relay(tmp_path: Path) -> None:
-    """A connection of which only a refusal is known is closed when the relay leaves, as any that rests."""
+    """A connection that only had a refusal is closed when the relay ends, like any idle one."""
     async with relay_with(tmp_path) as relay, Visitor.of(relay.port) as visitor:
         assert (await visitor.ask(HEAD.replace(b"/healthz", b"/.env") + b"\r\n")).startswith(b"HTTP/1.1 404 ")
         await relay.turn_away()
@@ -113,7 +113,7 @@ async def test_refused_connections_end_with_the_relay(tmp_path: Path) -> None:
 
 
 async def test_a_local_server_in_front_is_not_this_machine(tmp_path: Path) -> None:
-    """What is passed on from elsewhere has no right to the names of this machine."""
+    """A request forwarded by a local server has no right to this machine's own names."""
     async with relay_api(tmp_path / "relay.db", allowed_host="relay.example.org") as api:
         for forwarded, status in (({}, 401), ({"X-Forwarded-For": "203.0.113.7"}, 421)):
             answer = await api("GET", "/api/v1/whoami", headers={"Host": "localhost", **forwarded})

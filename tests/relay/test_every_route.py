@@ -1,4 +1,4 @@
-"""All routes, as their table has them: each error that is told of a route occurs, and nothing else does."""
+"""All routes, as their table has them: each documented error of a route occurs, and no other does."""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ class World:
         return route.path.format_map(values)
 
     def token(self, route: Route) -> str | None:
-        """One that may."""
+        """A token with the right."""
         return None if route.token is Token.NONE else self.tokens["code" if route.name == "accept_invite" else "ann"]
 
     async def ask(self, route: Route, token: str | None, path: str, body: object = None, **headers: str) -> str:
-        """The code of the answer, which is among those that are told, or its status."""
+        """The code of the answer, which must be documented for the route, or its status."""
         sent: bytes | None = None
         if route.body is not None:
             sent = (
@@ -157,14 +157,14 @@ class World:
             headers = {**JSON, **headers}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        url = URL(f"{self.api.relay.url}{path}", encoded=True)  # as it is, where a client would tidy it
+        url = URL(f"{self.api.relay.url}{path}", encoded=True)  # unchanged, where a client would normalise it
         async with self.api.http.request(route.method, url, data=sent, headers=headers) as answer:
             text = await answer.text()
         assert answer.headers["Cache-Control"] == "no-store"
         if answer.status == route.status:
             return str(answer.status)
         problem = json.loads(text)
-        if problem["code"] == "unknown_address":  # a path that is another's, or nobody's
+        if problem["code"] == "unknown_address":  # a path of another route, or of none
             return "unknown_address"
         assert problem["code"] in route.problems.get(answer.status, ()), f"{route.label}: {answer.status} {text}"
         return str(problem["code"])
@@ -189,7 +189,7 @@ async def world(api: Api) -> World:
 
 
 async def provoked(world: World, route: Route, code: str) -> str:
-    """What is answered to a request that is wrong as ``code`` says, and right in everything else."""
+    """The answer to a request that is wrong as ``code`` says, and right otherwise."""
     path, body = world.path(route), None
     if code in {"bad_name", "unknown_service"} and "name" in route.parameters:
         path = world.path(route, name="B_D" if code == "bad_name" else "absent")
@@ -199,7 +199,7 @@ async def provoked(world: World, route: Route, code: str) -> str:
         path = world.path(route, token="0" * 16, invite="0" * 16)
     else:
         body = wrong_body(route, code)
-    headers = {"Via": "1.1 a"} if route.name == "relay_state" else {}  # or it would be this machine's own
+    headers = {"Via": "1.1 a"} if route.name == "relay_state" else {}  # otherwise it would count as this machine's own
     return await world.ask(route, wrong_token(world, route, code), path, body, **headers)
 
 
@@ -236,7 +236,7 @@ def wrong_body(route: Route, code: str) -> object:
 
 
 async def test_every_error_that_is_told_occurs(world: World) -> None:
-    """Of each route each code of its own can be had, by a request that is wrong in this alone."""
+    """Each code of each route can be provoked by a request that is wrong in this respect alone."""
     authority = world.api.relay.authority
     accounts = authority.repository.accounts
     wrong = {}
@@ -253,7 +253,7 @@ async def test_every_error_that_is_told_occurs(world: World) -> None:
 
 
 async def test_no_request_is_too_strange(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever stands in path, query or body, or as a token: the answer is one that is told, and nothing is logged."""
+    """Whatever is in path, query, body or token, the answer is a documented one, and nothing is logged."""
     for route in ROUTES:
         if route.name != "open_tunnel":  # its handshake has tests of its own
             await asyncio.gather(*strange(world, route))
@@ -261,7 +261,7 @@ async def test_no_request_is_too_strange(world: World, caplog: pytest.LogCapture
 
 
 def strange(world: World, route: Route) -> list[Coroutine[Any, Any, str]]:
-    """Requests that nobody would make by mistake."""
+    """Requests that no client would send by mistake."""
     path, token = world.path(route), world.token(route)
     asked = [
         *(world.ask(route, token, world.path(route, **{name: text})) for name in route.parameters for text in IN_PATHS),
@@ -279,7 +279,7 @@ def strange(world: World, route: Route) -> list[Coroutine[Any, Any, str]]:
 
 
 async def test_other_methods(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A method that an address does not take is told those that it takes; HEAD is GET without a body."""
+    """A 405 lists the methods that the address takes; HEAD is GET without a body."""
     for path in dict.fromkeys(route.path for route in ROUTES):
         taken = {route.method for route in ROUTES if route.path == path}
         head = any(route.head for route in ROUTES if route.path == path and route.method == "GET")

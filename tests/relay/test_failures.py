@@ -1,4 +1,4 @@
-"""What drivers and the system say of a database, in words."""
+"""Messages of drivers and of the system about a database, in words."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ _TWO = "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), [
     ],
 )
 def test_words(reason: Exception, said: str) -> None:
-    """Numbers and brackets of the system are left out, each reason is told once, and the sentence's stop is ours."""
+    """Numbers and brackets of the system are left out, each reason appears once, and the full stop is our own."""
     assert words(reason) == said

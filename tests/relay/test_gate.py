@@ -1,4 +1,4 @@
-"""The gate on real sockets: who is let in, how sessions end, and who hears of it."""
+"""The gate on real sockets: which upgrades it accepts, how sessions end, and which agents are told."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def _request(headers: dict[str, str]) -> bytes:
 
 
 class HasPort(Protocol):
-    """A relay, as far as agents by hand know it."""
+    """The part of a relay that agents driven by tests need."""
 
     @property
     def port(self) -> int: ...
 
 
 class _Agent:
-    """An agent by hand: it sends what the test says, and keeps what comes."""
+    """An agent driven by the test: it sends what the test says, and keeps what arrives."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes) -> None:
         self.secret = secret
@@ -95,11 +95,11 @@ class _Agent:
         self.write(ws_frame(0x82, message, masked=True))
 
     def write(self, data: bytes) -> None:
-        """Bytes of the connection, of which a message may be a part."""
+        """Write bytes to the connection, perhaps a part of a message."""
         self._writer.write(data)
 
     async def next(self, type_: int) -> Frame:
-        """The next frame of this type; those before it are dropped."""
+        """The next frame of this type; frames before it are dropped."""
         async with asyncio.timeout(2):
             while True:
                 while self.frames:
@@ -163,7 +163,7 @@ class _Agent:
     ],
 )
 async def test_refused_upgrade(relay: Running, changed: dict[str, str], status: int, code: str) -> None:
-    """An upgrade that is none of an agent's is a problem with its code, and makes no session."""
+    """An invalid upgrade is answered with a problem and its code, and makes no session."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     try:
         writer.write(_request(_UPGRADE | changed | ({} if "Upgrade" in changed else {"X-More": "1"})))
@@ -180,14 +180,14 @@ async def test_refused_upgrade(relay: Running, changed: dict[str, str], status: 
 
 
 async def test_frames_behind_the_request(relay: Running) -> None:
-    """What an agent sends in one breath with its request is the session's beginning."""
+    """Frames that an agent sends together with its request begin the session."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     hello = frame(frames.HELLO, payload=Hello(versions=[1], secret="11" * 32).encode())
     writer.write(_request(_UPGRADE) + ws_frame(0x82, hello, masked=True))
     try:
         async with asyncio.timeout(2):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            assert (await reader.readexactly(1)) == b"\x82"  # WELCOME's message
+            assert (await reader.readexactly(1)) == b"\x82"  # the message with WELCOME
     finally:
         writer.transport.abort()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
@@ -198,7 +198,7 @@ async def test_frames_behind_the_request(relay: Running) -> None:
 
 @pytest.mark.parametrize(("size", "close"), [(16 * KIB + 1, 1009), (16 * KIB, 1008)])
 async def test_large_message_before_hello(relay: Running, size: int, close: int) -> None:
-    """Nobody unknown makes the relay set aside more than 16 KiB: a larger message is cut by its head alone."""
+    """Before HELLO, the relay keeps at most 16 KiB for a message: a larger one is cut by its head alone."""
     async with _Agent.of(relay, hello=False) as agent:
         agent._writer.write(ws_frame(0x82, b"\xff" * size if close == 1008 else b"", masked=True, length=size))
         await agent.end()
@@ -207,14 +207,14 @@ async def test_large_message_before_hello(relay: Running, size: int, close: int)
 
 
 async def test_large_message_after_hello(relay: Running) -> None:
-    """Who has said HELLO may send messages of the protocol's size."""
+    """After HELLO, an agent may send messages of the protocol's size."""
     async with _Agent.of(relay) as agent:
         agent.send(frame(frames.PING) * 10_000)
         await agent.next(frames.PONG)
 
 
 async def test_half_a_message_counts(relay: Running) -> None:
-    """What waits for the rest of its message counts among what its session holds; with the last of it that is over."""
+    """An incomplete message counts in what its session holds, until its last byte arrives."""
     async with _Agent.of(relay) as agent:
         [session] = relay.gate.switch.sessions
         before = session.held
@@ -227,7 +227,7 @@ async def test_half_a_message_counts(relay: Running) -> None:
 
 
 async def test_no_hello() -> None:
-    """A session without HELLO in time ends; one that said it stays."""
+    """A session without HELLO in time ends; one with HELLO stays."""
     async with running_gate(Limits(hello=0.1)) as relay, _Agent.of(relay) as greeted:
         async with _Agent.of(relay, hello=False) as silent:
             loop = asyncio.get_running_loop()
@@ -241,7 +241,7 @@ async def test_no_hello() -> None:
 
 
 async def test_a_quiet_session() -> None:
-    """Who said that it would be quiet outlives a silence for which another one is cut."""
+    """An agent that announced that it is quiet outlives a silence for which another one is cut."""
     limits = Limits(dead_relay=0.2, quiet=30.0)
     one, two = b"\x11" * 32, b"\x22" * 32
     async with (
@@ -268,7 +268,7 @@ async def _carried(client: _Agent, host: _Agent) -> int:
 
 
 async def test_protocol_error(relay: Running) -> None:
-    """Peers of an agent that breaks the protocol hear of it at once, while its connection still stands."""
+    """When an agent breaks the protocol, its peers are told at once, while its connection still exists."""
     async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
         number = await _carried(client, host)
         client.send(b"\xff" * 16)  # and it answers no close frame
@@ -281,7 +281,7 @@ async def test_protocol_error(relay: Running) -> None:
 
 
 async def test_protocol_error_of_a_host(relay: Running) -> None:
-    """A host that breaks the protocol is listed no more, and its clients hear of it at once."""
+    """A host that breaks the protocol leaves the list, and its clients are told at once."""
     async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
         await _carried(client, host)
         host.send(b"\xff" * 16)
@@ -298,14 +298,14 @@ async def test_superseded(relay: Running) -> None:
             await older.end()
             assert Goaway.parse(next(f for f in older.frames if f[0] == frames.GOAWAY)[4]).code == "superseded"
             assert older.wire.closing is not None and older.wire.closing.reason == "superseded"
-            assert not relay.gate.hosts_of(SERVICE)  # the offer was the older session's
+            assert not relay.gate.hosts_of(SERVICE)  # the offer belonged to the older session
             assert (await newer.offer())[0] == frames.OFFERED
             await until(lambda: len(relay.gate._links) == 1)
             assert len(relay.gate.hosts_of(SERVICE)) == 1
 
 
 async def test_drain() -> None:
-    """A relay that closes tells its agents to move, and takes no new ones."""
+    """A relay that closes tells its agents to move, and accepts no new ones."""
     async with running_gate() as relay, _Agent.of(relay) as agent:
         closing = asyncio.create_task(relay.gate.close())
         await agent.end()
@@ -319,7 +319,7 @@ async def test_drain() -> None:
 
 
 async def test_close_during_an_open(relay: Running) -> None:
-    """An open that has no answer when the relay closes does not fail: its client hears of the session's end alone."""
+    """An open that is pending when the relay closes does not fail: its client sees only the end of the session."""
     async with _Agent.of(relay, b"\x22" * 32) as host, _Agent.of(relay, b"\x11" * 32) as client:
         await host.offer()
         client.open()
@@ -335,7 +335,7 @@ async def test_close_during_an_open(relay: Running) -> None:
 
 
 async def test_failing_store(relay: Running, caplog: pytest.LogCaptureFixture) -> None:
-    """A store that fails unexpectedly answers offers and opens with ``internal_error``, and leaves a trace."""
+    """If the store fails unexpectedly, offers and opens get ``internal_error``, and the log has a traceback."""
     relay.store.error = ZeroDivisionError("secret detail")
     async with _Agent.of(relay) as agent:
         with caplog.at_level(logging.ERROR, "kdispatch.relay"):
@@ -352,7 +352,7 @@ async def test_failing_store(relay: Running, caplog: pytest.LogCaptureFixture) -
 
 
 async def test_close_during_a_look_up() -> None:
-    """A gate that is closed while the store is asked waits for the answer, and leaves nothing open."""
+    """A gate that closes during a look-up waits for the answer, and leaves nothing open."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         before = asyncio.all_tasks()
@@ -372,7 +372,7 @@ async def test_close_during_a_look_up() -> None:
 
 
 async def test_answer_for_one_who_left(relay: Running) -> None:
-    """A look-up's answer for a session that is gone lists nobody."""
+    """A look-up's answer for an offer whose session is gone lists no host."""
     relay.store.answering.clear()
     async with _Agent.of(relay) as agent:
         offer = Offer(service=SERVICE, host=host_id(agent.process, SERVICE), digest="00" * 32, token="t")

@@ -1,4 +1,4 @@
-"""ATTACH at a relay with a store and a log: what the store can't answer is asked again, what is refused is told."""
+"""ATTACH at a relay with a store and a log: failed look-ups are repeated, and refusals are logged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def _joined(client: _Agent, host: _Agent) -> None:
 
 
 async def test_streams_do_not_end_because_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database is away an ATTACH is neither refused nor forgotten: the relay asks again until it is there."""
+    """While the database is unavailable, an ATTACH is neither refused nor forgotten: the relay repeats the look-up."""
     monkeypatch.setattr(access, "_ASK_AGAIN", 0.01)
     async with (
         running_gate() as relay,
@@ -51,7 +51,7 @@ async def test_streams_do_not_end_because_the_store_does_not_answer(monkeypatch:
 
 
 async def test_a_session_that_ends_meanwhile_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The questions of a session that is gone end with it."""
+    """The look-ups of a session that is gone end with it."""
     monkeypatch.setattr(access, "_ASK_AGAIN", 0.01)
     async with running_gate() as relay:
         async with _Agent.of(relay) as client:
@@ -63,7 +63,7 @@ async def test_a_session_that_ends_meanwhile_is_not_asked_for(monkeypatch: pytes
 
 @pytest.mark.parametrize("code", ["revoked", "token_refused", "internal_error"])
 async def test_what_the_store_refuses(code: str) -> None:
-    """Who may not use the service any more can't resume its streams either."""
+    """An agent that lost its right to a service cannot resume its streams."""
     async with running_gate() as relay, _Agent.of(relay) as client:
         relay.store.error = KdispatchError(code)
         _attach(client, "client", "22" * 16, 5)
@@ -72,7 +72,7 @@ async def test_what_the_store_refuses(code: str) -> None:
 
 
 async def test_refusals_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt at another's stream is a warning with its code and both processes; the others are not."""
+    """An attempt at another's stream is logged as a warning with its code and both processes; others are not."""
     caplog.set_level(logging.DEBUG, "kdispatch.relay")
     async with running_gate() as relay, _Agent.of(relay, b"\x11" * 32) as thief, _Agent.of(relay, b"\x22" * 32) as host:
         for code, level in (("bad_proof", logging.WARNING), ("unknown_stream", logging.DEBUG)):

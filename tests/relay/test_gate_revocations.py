@@ -1,4 +1,4 @@
-"""The gate, when a service is deleted or a host withdrawn while sessions live and look-ups are under way."""
+"""The gate when a service is deleted or a host withdrawn during sessions and look-ups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _reset_code(agent: _Agent) -> tuple[int, str]:
 
 
 class _Store:
-    """Answers when the test lets it, by what was true when it was asked."""
+    """Answers when the test lets it, with what was true when it was asked."""
 
     def __init__(self) -> None:
         self.there = True
@@ -62,7 +62,7 @@ def _slow(relay: Running, monkeypatch: pytest.MonkeyPatch) -> _Store:
 
 
 async def test_deleted_service(relay: Running) -> None:
-    """Both ends of a running stream, and the offer, hear of a deletion at once."""
+    """Both ends of a running stream, and the offer, are told of a deletion at once."""
     async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
         number = await _carried(client, host)
         relay.store.error = KdispatchError("unknown_service")
@@ -73,7 +73,7 @@ async def test_deleted_service(relay: Running) -> None:
 
 
 async def test_withdrawn_host(relay: Running) -> None:
-    """A withdrawn host leaves the list, its agent is told, its stream goes on; another session does not help it."""
+    """A withdrawn host leaves the list, its agent is told, its stream goes on; a new session does not list it again."""
     async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
         number = await _carried(client, host)
         [seen] = relay.gate.hosts_of(SERVICE)
@@ -84,14 +84,14 @@ async def test_withdrawn_host(relay: Running) -> None:
         client.send(frame(frames.DATA, 3, 0, b"still here"))
         data = await host.next(frames.DATA)
         assert (data[2], bytes(data[4])) == (number, b"still here")
-        relay.gate.withdraw(seen.host)  # not there any more: nothing happens
+        relay.gate.withdraw(seen.host)  # it is not there any more: nothing happens
         async with _Agent.of(relay, b"\x22" * 32) as again:
             answer = await again.offer()
             assert Reset.parse(answer[4]).code == "withdrawn"
 
 
 async def test_offer_whose_look_up_was_before_the_deletion(relay: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OFFER that the store allowed before the deletion, and whose answer comes after it, is refused."""
+    """An OFFER that the store allowed before the deletion is refused if the answer comes after it."""
     store = _slow(relay, monkeypatch)
     async with _Agent.of(relay) as host:
         offered = asyncio.create_task(host.offer())

@@ -6,7 +6,7 @@ from tests.relay.support import Api
 
 
 async def test_alive_and_ready(api: Api) -> None:
-    """A relay in order says so, and nothing else."""
+    """A healthy relay says so, and nothing else."""
     assert (await api("GET", "/healthz")).body == {"status": "ok"}
     assert (await api("GET", "/readyz")).body == {"status": "ready"}
 
@@ -19,7 +19,7 @@ async def test_head(api: Api) -> None:
 
 
 async def test_readiness_is_cheap(api: Api) -> None:
-    """However many ask at once whether the relay is ready, the database is asked once."""
+    """However many ask at once whether the relay is ready, the database is probed once."""
     database = api.relay.authority.repository.database
     asked = 0
     probe = database.probe

@@ -1,4 +1,4 @@
-"""What was looked up a moment ago: how long it counts, and that no change is overlooked."""
+"""The cache of look-ups: how long values count, and that no change is overlooked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Source:
 
 
 async def test_for_a_second() -> None:
-    """A value is asked for once in a second, and what there is not each time."""
+    """A value is looked up once a second, and a missing one each time."""
     source = _Source()
     kept = source.kept()
     assert [await kept.get("one") for _ in range(3)] == [1] * 3 and source.asked == 1
@@ -44,7 +44,7 @@ async def test_for_a_second() -> None:
 
 
 async def test_a_change() -> None:
-    """After it nothing of before counts, not even a look-up that was under way."""
+    """After a change no earlier value counts, not even that of a look-up under way."""
     source = _Source()
     kept = source.kept()
     assert await kept.get("one") == 1
@@ -64,7 +64,7 @@ async def test_a_change() -> None:
 
 
 async def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names come from strangers: there are never more than so many."""
+    """The cache has a bounded number of values, because strangers choose the names."""
     monkeypatch.setattr(module, "_MOST", 10)
     source = _Source()
     kept = source.kept()
@@ -75,7 +75,7 @@ async def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_change_of_another_handle() -> None:
-    """What another handle's change does costs nobody a look-up: not what is kept, nor what is under way."""
+    """A change of another handle invalidates neither cached values nor look-ups under way."""
     source = _Source()
     kept = source.kept()
     assert await kept.get("one") == 1
@@ -93,7 +93,7 @@ async def test_a_change_of_another_handle() -> None:
 
 
 async def test_the_memory_of_changes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where very many handles change during one look-up, what it found counts for its asker and is not kept."""
+    """If very many handles change during one look-up, its caller gets the result, but it is not cached."""
     monkeypatch.setattr(module, "_MOST", 10)
     source = _Source()
     kept = source.kept()

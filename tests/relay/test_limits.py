@@ -1,4 +1,4 @@
-"""What comes too often is refused: each limit at its cap and one beyond, on real sockets."""
+"""Rate limits: each at its cap and one beyond, on real sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 
 
 class Site:
-    """One relay, and how many tokens it has looked up."""
+    """One relay, with a count of looked-up tokens."""
 
     def __init__(self, relay: RunningRelay) -> None:
         self.relay = relay
@@ -60,13 +60,13 @@ class Site:
 
 @asynccontextmanager
 async def site(folder: Path, **limits: Any) -> AsyncIterator[Site]:
-    """A relay with these limits and no other."""
+    """A relay with these limits and no others."""
     async with relay_with(folder, DEFAULT_LIMITS, **{**NONE, **limits}) as relay:
         yield Site(relay)
 
 
 class Caller:
-    """Asks from one address."""
+    """Sends requests from one address."""
 
     def __init__(self, port: int, http: aiohttp.ClientSession) -> None:
         self._url = f"http://127.0.0.1:{port}"
@@ -87,11 +87,11 @@ class Caller:
             return Answer(response.status, response.headers, await response.json(content_type=None))
 
     async def statuses(self, count: int, path: str = WHOAMI, token: str | None = None, **more: Any) -> list[int]:
-        """Ask one after the other."""
+        """Send one request after the other."""
         return [(await self("GET", path, token, **more)).status for _ in range(count)]
 
     async def bad(self, count: int, **more: Any) -> list[int]:
-        """Show so many tokens that the relay has never seen."""
+        """Show this many tokens that the relay has never seen."""
         return [(await self("GET", WHOAMI, unknown_token(), **more)).status for _ in range(count)]
 
     async def admin(self, handle: str = "ann") -> str:
@@ -108,7 +108,7 @@ def unknown_token() -> str:
 
 
 async def test_the_tenth_bad_token(tmp_path: Path) -> None:
-    """Nine tokens that are not known are looked up and refused; the tenth is not looked up, for 6 s."""
+    """Nine unknown tokens are looked up and refused; the tenth is not looked up, for 6 s."""
     async with site(tmp_path, limit_bad_tokens=10) as relay, Caller.of(relay) as caller:
         assert await caller.bad(9) == [401] * 9
         assert relay.looked_up == 9
@@ -120,13 +120,13 @@ async def test_the_tenth_bad_token(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["adm_short", "", "nonsense"])
 async def test_malformed_tokens_count(tmp_path: Path, token: str) -> None:
-    """What can't be a token at all counts as much as one that is not known."""
+    """A malformed token counts as much as an unknown one."""
     async with site(tmp_path, limit_bad_tokens=3) as relay, Caller.of(relay) as caller:
         assert await caller.statuses(3, token=token) == [401, 401, 429]
 
 
 async def test_no_token_is_no_bad_one(tmp_path: Path) -> None:
-    """A request that needs a token and has none is nobody's guess, and is answered as ever."""
+    """A request that needs a token and has none does not count as a bad token, and is answered as usual."""
     async with site(tmp_path, limit_bad_tokens=2) as relay, Caller.of(relay) as caller:
         assert await caller.statuses(4) == [401] * 4
         assert await caller.bad(2) == [401, 429]
@@ -134,14 +134,14 @@ async def test_no_token_is_no_bad_one(tmp_path: Path) -> None:
 
 
 async def test_many_bad_tokens_at_once(tmp_path: Path) -> None:
-    """However many come at the same moment, nine are told that they are wrong."""
+    """However many bad tokens come at the same moment, nine are answered as wrong."""
     async with site(tmp_path, limit_bad_tokens=10) as relay, Caller.of(relay) as caller:
         answers = await asyncio.gather(*(caller.bad(1) for _ in range(40)))
         assert Counter(status for (status,) in answers) == {401: 9, 429: 31}
 
 
 async def test_whoever_was_known_goes_on(tmp_path: Path) -> None:
-    """A neighbour's bad tokens lock out nobody whose token was good lately, nor anybody elsewhere."""
+    """Bad tokens from a source lock out neither recently valid tokens from there nor other sources."""
     async with (
         site(tmp_path, limit_bad_tokens=10) as relay,
         Caller.of(relay) as caller,
@@ -159,7 +159,7 @@ async def test_whoever_was_known_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_right_after_retry_after(tmp_path: Path) -> None:
-    """After as many seconds as Retry-After says the next token is looked up."""
+    """After the seconds that Retry-After states, the next token is looked up."""
     async with site(tmp_path, limit_bad_tokens=60) as relay, Caller.of(relay) as caller:
         while (answer := await caller("GET", WHOAMI, unknown_token())).status == 401:
             pass
@@ -169,7 +169,7 @@ async def test_right_after_retry_after(tmp_path: Path) -> None:
 
 
 async def test_state_and_hosts_need_no_look_up(tmp_path: Path) -> None:
-    """The operator's token, and a host's own, are compared in memory: nobody can lock them out."""
+    """The operator's token, and a host's own, are compared in memory, so that bad tokens cannot lock them out."""
     file = tmp_path / "operator.token"
     file.touch(0o600)
     file.write_text("5f" * 20)
@@ -184,7 +184,7 @@ async def test_state_and_hosts_need_no_look_up(tmp_path: Path) -> None:
 
 
 async def test_requests_of_a_source(tmp_path: Path) -> None:
-    """Of one source there are so many at once; another's, and health, are answered."""
+    """One source has a burst of requests; other sources, and health, are still answered."""
     async with site(tmp_path, limit_requests=2) as relay, Caller.of(relay) as caller:
         assert await caller.statuses(9) == [401] * 8 + [429]
         assert await caller.statuses(3, "/healthz") == [200] * 3
@@ -194,7 +194,7 @@ async def test_requests_of_a_source(tmp_path: Path) -> None:
 
 
 async def test_requests_with_a_token(tmp_path: Path) -> None:
-    """Of one token there are so many at once, from wherever they come."""
+    """One token has a burst of requests, over all sources."""
     async with site(tmp_path, limit_requests=2) as relay, AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(Caller.of(relay, f"127.0.0.{last}")) for last in (1, 2, 3)]
         token = await callers[0].admin()
@@ -204,7 +204,7 @@ async def test_requests_with_a_token(tmp_path: Path) -> None:
 
 
 async def test_sign_ups(tmp_path: Path) -> None:
-    """A source takes so many handles in an hour; tries that come to nothing do not count."""
+    """A source may take a number of handles in an hour; failed attempts do not count."""
     async with site(tmp_path, limit_sign_ups=3) as relay, Caller.of(relay) as caller:
         await caller.admin("a0")
         for body in ({"handle": "a0"}, {"handle": "-"}, {}, {"handle": "a0"}):
@@ -218,7 +218,7 @@ async def test_sign_ups(tmp_path: Path) -> None:
 
 
 async def test_many_sign_ups_at_once(tmp_path: Path) -> None:
-    """Handles that are asked for at the same moment are no more than there may be."""
+    """Sign-ups at the same moment do not exceed the limit."""
     async with site(tmp_path, limit_sign_ups=3) as relay, Caller.of(relay) as caller:
         asked = (caller("POST", "/api/v1/admins", json={"handle": f"a{number}"}) for number in range(20))
         answers = await asyncio.gather(*asked)
@@ -238,14 +238,14 @@ async def refusal(port: int, address: str = "127.0.0.1") -> str:
 
 
 async def test_sessions_of_a_source(tmp_path: Path) -> None:
-    """A source has so many sessions, HELLO or not; one that ends makes room for another."""
+    """A source has a number of sessions, with or without HELLO; one that ends makes room for another."""
     async with site(tmp_path, limit_source_sessions=2) as relay:
         await sessions_at_their_cap(relay, "source_sessions")
         assert (await refusal(relay.port, "127.0.0.2")).startswith("HTTP/1.1 101")
 
 
 async def test_sessions_of_all(tmp_path: Path) -> None:
-    """A relay has so many sessions, wherever they come from."""
+    """A relay has a number of sessions over all sources."""
     async with site(tmp_path, limit_sessions=2) as relay:
         await sessions_at_their_cap(relay, "sessions", "127.0.0.2")
 
@@ -264,14 +264,14 @@ async def sessions_at_their_cap(relay: Site, kind: str, address: str = "127.0.0.
 
 
 async def test_sessions_that_did_not_begin_do_not_count(tmp_path: Path) -> None:
-    """An upgrade that is refused for another reason takes nobody's place."""
+    """An upgrade that is refused for another reason takes no place."""
     async with site(tmp_path, limit_sessions=1) as relay, Caller.of(relay) as caller:
         assert await caller.statuses(3, "/api/v1/tunnel") == [422] * 3
         assert (await refusal(relay.port)).startswith("HTTP/1.1 101")
 
 
 async def test_upgrades_of_a_source(tmp_path: Path) -> None:
-    """Twice as many sessions as a source may have it may begin at once, and then no more for a while."""
+    """A source may begin twice as many sessions at once as it may have, and then no more for a while."""
     async with site(tmp_path, limit_source_sessions=3) as relay:
         for _ in range(6):
             assert (await refusal(relay.port)).startswith("HTTP/1.1 101")
@@ -290,14 +290,14 @@ def code(received: Frame) -> str:
 
 
 async def opened(agent: _Agent, number: int, service: str = "ann/nothing", token: str | None = None) -> str:
-    """What an OPEN comes to."""
+    """The result of an OPEN."""
     message = Open(service=service, uuid=secrets.token_hex(16), limit=1 << 16, secret="00" * 32, token=token)
     agent.send(frame(frames.OPEN, number, payload=message.encode()))
     return code(await agent.next(frames.RESET))
 
 
 async def offered(agent: _Agent, number: int, token: str) -> str:
-    """What an OFFER that is refused comes to."""
+    """The code of a refused OFFER."""
     service = "ann/web"
     offer = Offer(service=service, host=host_id(agent.process, service), digest="00" * 32, token=token)
     agent.send(frame(frames.OFFER, number, payload=offer.encode()))
@@ -305,7 +305,7 @@ async def offered(agent: _Agent, number: int, token: str) -> str:
 
 
 async def test_opens_that_fail_in_several_sessions(tmp_path: Path) -> None:
-    """What fails in all sessions of a source counts together."""
+    """Failures in all sessions of a source count together."""
     async with (
         site(tmp_path, limit_failed_opens=1) as relay,
         _Agent.of(relay, b"\x11" * 32) as one,
@@ -342,7 +342,7 @@ def by(address: str) -> dict[str, str]:
 
 
 async def test_behind_a_trusted_proxy(tmp_path: Path) -> None:
-    """Behind a trusted proxy sources are those that it tells; IPv6 counts by 64 bits, and forged lists don't help."""
+    """Behind a trusted proxy, the sources are those it names; IPv6 counts by 64 bits, and forged lists don't help."""
     async with (
         site(tmp_path, limit_bad_tokens=2, trusted_proxy="127.0.0.1") as relay,
         Caller.of(relay) as caller,
@@ -356,7 +356,7 @@ async def test_behind_a_trusted_proxy(tmp_path: Path) -> None:
 
 
 async def test_behind_a_server_that_nobody_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without --trusted-proxy users behind a local server are not limited together, and the log says once why."""
+    """Without --trusted-proxy, users behind a local server are not limited together, and the log says why, once."""
     caplog.set_level(logging.WARNING)
     async with site(tmp_path, limit_bad_tokens=2) as relay, Caller.of(relay) as caller:
         assert await caller.bad(2, headers=by("192.0.2.1")) == [401, 429]
@@ -368,7 +368,7 @@ async def test_behind_a_server_that_nobody_told_of(tmp_path: Path, caplog: pytes
 
 
 async def test_off(tmp_path: Path) -> None:
-    """A limit that is off limits nothing."""
+    """A limit that is off does not limit."""
     async with site(tmp_path) as relay, Caller.of(relay) as caller:
         assert await caller.bad(30) == [401] * 30
         for number in range(12):

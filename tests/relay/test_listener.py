@@ -1,4 +1,4 @@
-"""A relay's port: whom it is refused to, and how it goes from one relay to the next without losing a connection."""
+"""A relay's port: when it is refused, and how one relay takes it over from another without losing a connection."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_hand_over_loses_no_connection(tmp_path: Path, pause: float) -> No
 
 @linux
 async def test_the_newest_gets_what_comes(tmp_path: Path) -> None:
-    """From its start on a relay that took a port over gets all new connections, the older one those that it has."""
+    """From its start, a relay that took over a port gets all new connections; the older one keeps those that it has."""
     older, end_older = await _started(tmp_path, "127.0.0.1:0")
     async with aiohttp.ClientSession(older.url) as kept:
         assert await _calls(kept, older) == 1
@@ -120,19 +120,19 @@ async def test_the_newest_gets_what_comes(tmp_path: Path) -> None:
 
 
 async def _calls(http: aiohttp.ClientSession, expected: RunningRelay) -> int:
-    """How many calls of a request to a tunnel the expected relay sees."""
+    """How many requests for a tunnel the expected relay sees."""
     gate = expected.gate
     assert isinstance(gate, FakeGate)
     before = len(gate.calls)
     async with http.get("/api/v1/tunnel") as answer:
-        assert answer.status == 500  # the fake's
+        assert answer.status == 500  # the fake's answer
     return len(gate.calls) - before
 
 
 @linux
 @pytest.mark.slow
 async def test_where_the_kernel_takes_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the program both relays get connections, the older one until it has left; then the newer gets all."""
+    """Without the BPF program, both relays get connections until the older one has left; then the newer gets all."""
     monkeypatch.setattr(steering, "send_all_to", lambda _sock, _number: False)
     older, end_older = await _started(tmp_path, "127.0.0.1:0")
     newer, end_newer = await _started(tmp_path, f"127.0.0.1:{older.port}", reuse_port=True)
@@ -146,7 +146,7 @@ async def test_where_the_kernel_takes_no_program(tmp_path: Path, monkeypatch: py
 @linux
 @pytest.mark.slow
 async def test_tls_is_handed_over(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """What the kernel had accepted for a relay with TLS is served with TLS."""
+    """Connections that the kernel had accepted for a relay with TLS are served with TLS."""
     files = {"tls_cert": certificate[0], "tls_key": certificate[1]}
     trust = ssl.create_default_context(cafile=certificate[0])
     older, end_older = await _started(tmp_path, "127.0.0.1:0", **files)
@@ -165,7 +165,7 @@ async def test_tls_is_handed_over(tmp_path: Path, certificate: tuple[Path, Path]
 
 
 async def test_requests_under_way(tmp_path: Path) -> None:
-    """A relay that drains finishes the request that it has, and closes idle connections at once."""
+    """A draining relay finishes its pending request, and closes idle connections at once."""
     relay, end = await _started(tmp_path, "127.0.0.1:0")
     idle_reader, idle = await asyncio.open_connection("127.0.0.1", relay.port)
     idle.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -190,7 +190,7 @@ async def test_requests_under_way(tmp_path: Path) -> None:
 
 
 async def test_an_agent_that_was_queued(tmp_path: Path) -> None:
-    """An agent whose connection the kernel had when its relay began to drain gets a session, and is told to move."""
+    """An agent whose connection was queued when its relay began to drain gets a session, and is told to move."""
     settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
     async with running_relay(settings, Gate) as relay:
         await relay.turn_away()
@@ -216,7 +216,7 @@ async def test_an_agent_that_was_queued(tmp_path: Path) -> None:
 
 @linux
 async def test_a_relay_is_not_joined_by_accident(tmp_path: Path) -> None:
-    """A second relay on the port of the first is refused, unless it says that it comes beside it."""
+    """A second relay on the port of the first is refused, unless it has --reuse-port."""
     relay, end = await _started(tmp_path, "127.0.0.1:0")
     async with end:
         await _refused(tmp_path, f"127.0.0.1:{relay.port}")
@@ -227,7 +227,7 @@ async def test_a_relay_is_not_joined_by_accident(tmp_path: Path) -> None:
 @linux
 @pytest.mark.parametrize("shares", [True, False])
 async def test_only_a_relay_is_joined(tmp_path: Path, shares: bool) -> None:
-    """Another program that listens on the port is told of, whether or not it would share it."""
+    """A program on the port that is not a relay is reported, whether or not it shares the port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -241,7 +241,7 @@ async def test_only_a_relay_is_joined(tmp_path: Path, shares: bool) -> None:
 
 @linux
 async def test_another_tls_setting_is_not_joined(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """A relay with TLS does not come beside one without: half of the connections would fail."""
+    """A relay with TLS does not share a port with one without: half of the connections would fail."""
     relay, end = await _started(tmp_path, "127.0.0.1:0")
     async with end:
         files = {"tls_cert": certificate[0], "tls_key": certificate[1]}
@@ -250,7 +250,7 @@ async def test_another_tls_setting_is_not_joined(tmp_path: Path, certificate: tu
 
 @linux
 async def test_reuse_port_where_nobody_listens(tmp_path: Path) -> None:
-    """The first relay may have the flag as well, so that one unit serves for all."""
+    """The first relay may have the flag as well, so that one unit file serves for all."""
     relay, end = await _started(tmp_path, "127.0.0.1:0", reuse_port=True)
     async with end:
         await _refused(tmp_path, f"127.0.0.1:{relay.port}")
@@ -267,7 +267,7 @@ async def _refused(folder: Path, listen: str, **more: Any) -> None:
 
 
 def test_one_port_for_all_addresses() -> None:
-    """Of several addresses with port 0 all get the same; one of a family that is not there is left out."""
+    """With port 0, all addresses get the same port; an address of a missing family is left out."""
     made = sockets.bound([(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET, ("127.0.0.2", 0))], beside=False)
     try:
         assert len({sock.getsockname()[1] for sock in made}) == 1
@@ -287,7 +287,7 @@ def _handed(count: str, names: str = "", pid: int | None = None) -> dict[str, st
 
 @pytest.mark.parametrize("environment", [{}, {"LISTEN_FDS": "1"}, _handed("1", pid=1), _handed("x"), _handed("0")])
 def test_nothing_was_handed_over(environment: dict[str, str]) -> None:
-    """Variables that are meant for another process, or say nothing, are as if there were none."""
+    """Variables for another process, or without content, are ignored."""
     assert sockets.handed_over(environment) == []
     assert not [name for name in environment if name.startswith("LISTEN_")]
 
@@ -295,7 +295,7 @@ def test_nothing_was_handed_over(environment: dict[str, str]) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")
 @pytest.mark.parametrize("kind", ["not listening", "unix", "udp", "file", "closed"])
 def test_what_is_no_listening_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What was handed over and is no listening TCP socket is refused by its name."""
+    """A handed-over descriptor that is not a listening TCP socket is refused by its name."""
     made: socket.socket | None = None
     if kind == "file":
         descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -318,7 +318,7 @@ def test_what_is_no_listening_socket(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")
 async def test_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that was handed over is listened on in place of the settings' address, and goes on behind the relay."""
+    """A socket that was handed over replaces the settings' address, and outlives the relay."""
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         monkeypatch.setattr(sockets, "_FIRST", os.dup(theirs.fileno()))
         for name, value in _handed("1").items():
@@ -338,7 +338,7 @@ async def test_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_several_were_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay listens on all sockets that it is given."""
     theirs = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    monkeypatch.setattr(sockets, "_FIRST", 200)  # descriptors that follow each other, and are nobody's
+    monkeypatch.setattr(sockets, "_FIRST", 200)  # consecutive descriptors that are free
     for number, one in enumerate(theirs):
         os.dup2(one.fileno(), 200 + number)
     for name, value in _handed("2", "one:two").items():
@@ -354,7 +354,7 @@ async def test_several_were_handed_over(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")
 async def test_plaintext_on_a_socket_that_was_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain HTTP on a public address is refused there as well: what counts is where the socket is bound."""
+    """Plain HTTP on a public address is refused for handed-over sockets as well: the bound address counts."""
     with socket.create_server(("0.0.0.0", 0)) as theirs:
         monkeypatch.setattr(sockets, "_FIRST", os.dup(theirs.fileno()))
         for name, value in _handed("1").items():

@@ -1,4 +1,4 @@
-"""Strangers can't fill a relay's log: first lines are written, and the rest is counted."""
+"""Strangers cannot fill a relay's log: first lines are written, and the rest is counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdispatch_relay.log_limits import LogLimits
 
 
 class Log:
-    """What passes the limits in played time."""
+    """What passes the limits, in simulated time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -30,7 +30,7 @@ class Log:
         self.handle(record)
 
     def ended(self, code: str, source: str) -> None:
-        """A session's end, as the gate writes it."""
+        """The end of a session, as the gate logs it."""
         self.write("A session ended: %s: %s", code, "Why.", source=source)
 
 
@@ -40,7 +40,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 
 def test_one_source(log: Log) -> None:
-    """Of one source that causes 550 lines a second some ten are written, and the rest is told in one."""
+    """Of a source that causes 550 lines a second some ten are written, and one line reports the rest."""
     for number in range(5500):
         log.now = number / 550
         log.ended("protocol_error", "192.0.2.1")
@@ -51,11 +51,11 @@ def test_one_source(log: Log) -> None:
     assert log.lines[written:] == [f"Left out {5500 - written:,} lines of 1 source in 60 s."]
     log.now = 120.0
     log.limits.tell()
-    assert len(log.lines) == written + 1  # there is nothing to tell
+    assert len(log.lines) == written + 1  # there is nothing to report
 
 
 def test_many_sources(log: Log) -> None:
-    """Many sources together cause no more than the kind and the whole log may have."""
+    """Many sources together cause no more lines than one kind, and the whole log, may have."""
     for number in range(20_000):
         log.now = number / 2000
         log.ended("protocol_error", f"192.0.2.{number % 200}")
@@ -65,7 +65,7 @@ def test_many_sources(log: Log) -> None:
 
 
 def test_the_first_of_each_kind_is_written(log: Log) -> None:
-    """While strangers fill the log, the first line of another failure, of another code, and of other programs shows."""
+    """While strangers fill the log, the first line of another failure, code or program is written."""
     for _ in range(1000):
         log.ended("protocol_error", "192.0.2.1")
     before = len(log.lines)
@@ -78,7 +78,7 @@ def test_the_first_of_each_kind_is_written(log: Log) -> None:
 
 
 def test_what_varies_is_one_kind(log: Log) -> None:
-    """Lines that differ in addresses, numbers and names only are of one kind, be they of asyncio's."""
+    """Lines that differ only in addresses, numbers and names are of one kind, also those of asyncio."""
     for number in range(1000):
         log.write(
             f"Fatal error on transport <T {number:#x} peer='10.0.0.{number}'>", level=logging.ERROR, name="asyncio"
@@ -87,7 +87,7 @@ def test_what_varies_is_one_kind(log: Log) -> None:
 
 
 def test_kinds_without_end(log: Log) -> None:
-    """Whoever could make ever new kinds of lines would be bounded as well, and so is what is remembered."""
+    """New kinds of lines without end are limited as well, and so is the memory for kinds."""
     for number in range(20_000):
         word = "".join(chr(97 + int(digit)) for digit in str(number))
         log.write(f"failed in {word}zyxw")
@@ -96,14 +96,14 @@ def test_kinds_without_end(log: Log) -> None:
 
 
 def test_the_relays_own_words(log: Log) -> None:
-    """What a relay says of itself at level INFO is always written."""
+    """Lines at level INFO, which the relay writes about itself, are always written."""
     for _ in range(1000):
         log.write("kdispatch relay draining", level=logging.INFO)
     assert len(log.lines) == 1000
 
 
 def test_verbose(log: Log) -> None:
-    """With --verbose an operator sees the sessions of one busy agent, and a flood of them is bounded too."""
+    """With --verbose an operator sees the sessions of one busy agent, and a flood of them is limited too."""
     for number in range(50_000):
         log.now = number / 5000
         log.write("session began", level=logging.DEBUG, source="192.0.2.1")

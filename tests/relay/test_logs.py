@@ -24,7 +24,7 @@ from tests.relay.test_serve import refused, serving
 
 @pytest.mark.parametrize("verbose", [True, False])
 async def test_streams_and_sessions(caplog: pytest.LogCaptureFixture, verbose: bool) -> None:
-    """With -v each session's begin and end and each stream's end is a record with its figures, else there is none."""
+    """With -v each session's begin and end and each stream's end is a record with figures; without it there is none."""
     caplog.set_level(logging.DEBUG if verbose else logging.INFO, "kdispatch.relay")
     async with (
         running_gate() as relay,
@@ -59,11 +59,11 @@ async def test_streams_and_sessions(caplog: pytest.LogCaptureFixture, verbose: b
 
 @pytest.mark.slow
 def test_json_log(tmp_path: Path) -> None:
-    """In the JSON form everything on stderr is one record a line, the one that tells the address too."""
+    """In the JSON form, all of stderr is one record a line, including the one with the address."""
     with serving(tmp_path, "--listen", "127.0.0.1:0", "-v", KDISPATCH_SERVE_LOG_FORMAT="json") as (process, line):
         assert process.stderr is not None
         record = json.loads(line)
-        while "url" not in record:  # more is told of itself with -v
+        while "url" not in record:  # with -v it reports more of itself
             record = json.loads(process.stderr.readline())
         assert record["event"] == f"kdispatch relay listening on {record['url']}"
         with urlopen(f"{record['url']}/healthz", timeout=5) as answer:
@@ -75,7 +75,7 @@ def test_json_log(tmp_path: Path) -> None:
 
 
 def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
-    """What a draining relay says in sentences is in fields as well."""
+    """The messages of a draining relay have their figures in fields as well."""
     told = _Told(Settings(log_format="json", drain_time=5))
     told.port = Port.TAKEN
     with caplog.at_level(logging.INFO, "kdispatch.relay"):
@@ -103,7 +103,7 @@ def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_the_last_word(capsys: pytest.CaptureFixture[str], left: Left, said: str) -> None:
-    """It says whether all have left; a relay that nobody was at says nothing."""
+    """The last message says whether all agents have left; a relay without agents writes none."""
     told = _Told(Settings())
     told.finished(Left(0, 0, 0))
     assert capsys.readouterr().err == ""
@@ -116,7 +116,7 @@ def test_the_last_word(capsys: pytest.CaptureFixture[str], left: Left, said: str
 
 @pytest.mark.slow
 def test_unknown_format(tmp_path: Path) -> None:
-    """A form that isn't one is refused in three lines, before anything is made."""
+    """An unknown form is refused in three lines, before anything is created."""
     result = refused(tmp_path, "--log-format", "xml")
     first, where, hint = result.stderr.splitlines()
     assert (result.returncode, result.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""Tests of ``relay migrate`` as a process of its own."""
+"""``relay migrate`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def migrated(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_migrate(tmp_path: Path) -> None:
-    """An empty database is brought up to date, one that is stays as it is, and each form says so in one line."""
+    """An empty database is brought up to date, a current one stays, and each output form says so in one line."""
     file = str(tmp_path / "relay.db")
     status, out, err = migrated(tmp_path, "--database", file)
     assert (status, out, err) == (0, "The database was brought from empty to revision 0005.\n", "")
@@ -53,7 +53,7 @@ def test_several_at_once(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    """What can't be a database, or can't be opened, is told in three lines or as JSON, with the code's status."""
+    """An invalid or unusable database is reported in three lines or as JSON, with the code's exit status."""
     status, out, err = migrated(tmp_path, "--database", "mysql://u:canary@h/db")
     first, where, hint = err.splitlines()
     assert (status, out) == (2, "") and "canary" not in err

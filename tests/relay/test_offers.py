@@ -24,7 +24,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 
 
 async def test_a_host_without_a_token_left_is_gone(tmp_path: Path) -> None:
-    """Each revoked token ends its own offer; with the last one the host is not listed, nor there to be withdrawn."""
+    """Each revoked token ends its own offer; with the last one the host is not listed and cannot be withdrawn."""
     async with site(tmp_path) as relay, Caller.of(relay) as caller:
         ann = await caller.admin()
         await caller("POST", "/api/v1/services", ann, json={"name": "web"})

@@ -1,4 +1,4 @@
-"""The description for programs: what it says of routes is what routes do."""
+"""The OpenAPI document: what it says of routes is what routes do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENT: dict[str, Any] = json.loads(document(ROUTES, "0"))
 
 
 async def test_it_is_answered(api: Api) -> None:
-    """Everybody may have it, and it is of this relay."""
+    """Everyone may read it, and it belongs to this relay."""
     answer = await api("GET", "/api/v1/openapi.json")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
@@ -33,17 +33,17 @@ def test_routes_differ() -> None:
 
 
 def test_who_may_is_one_table() -> None:
-    """Each route names an action of the table of rights, or one for which none is needed, and each action is named."""
+    """Each route names an action of the table of rights, or one that needs none, and each action is named."""
     named = {route.who for route in ROUTES}
     assert named - RIGHTS.keys() == {"anybody", "relay.state"}
-    assert RIGHTS.keys() - named == {"host", "open"}  # the tunnel's own
+    assert RIGHTS.keys() - named == {"host", "open"}  # used by the tunnel itself
     for route in ROUTES:
         if (right := RIGHTS.get(route.who)) is not None:
             assert (route.token is Token.MUST) == (Party.ANYBODY not in right.parties | right.public)
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """Schemas that are referred to are there, and those that are there are referred to."""
+    """Every schema that is referred to exists, and every existing one is referred to."""
     text = json.dumps(DOCUMENT)
     schemas = DOCUMENT["components"]["schemas"]
     assert {name for name in schemas if f'"#/components/schemas/{name}"' in text} == set(schemas)
@@ -59,7 +59,7 @@ _KEYWORDS = {
 
 
 def _schemas(node: object) -> Iterator[dict[str, Any]]:
-    """What stands under ``schema``, and what is called one."""
+    """All schemas within ``schema``."""
     if isinstance(node, dict):
         for name, inner in node.items():
             if name == "schema":
@@ -78,7 +78,7 @@ def _keywords(schema: dict[str, Any]) -> set[str]:
 
 
 def test_schemas_are_plain() -> None:
-    """Every schema is made of JSON Schema's own keywords, and no pattern names halves of surrogates."""
+    """Every schema uses only JSON Schema's own keywords, and no pattern names lone surrogates."""
     schemas = list(_schemas(DOCUMENT))
     assert len(schemas) > 50
     assert set().union(*map(_keywords, schemas)) == _KEYWORDS
@@ -87,7 +87,7 @@ def test_schemas_are_plain() -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_what_is_told_of_a_route(route: Route) -> None:
-    """Each can give the answer it is for and problems with codes of the table, and its description ends in a stop."""
+    """Each route has its answer and problems with codes of the table, and its description ends with a full stop."""
     operation = DOCUMENT["paths"][route.path][route.method.lower()]
     assert str(int(route.status)) in operation["responses"]
     assert route.text.endswith((".", ")")) and not route.does.endswith(".")
@@ -100,7 +100,7 @@ def test_what_is_told_of_a_route(route: Route) -> None:
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
 def test_examples_fit(route: Route) -> None:
-    """An example's body and answer are what the models take."""
+    """The models accept each example's body and answer."""
     assert route.example is not None
     if route.body is not None:
         route.body.model_validate_json(json.dumps(route.example.body))

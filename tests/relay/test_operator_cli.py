@@ -1,4 +1,4 @@
-"""``kdispatch relay admin``, on the database of a relay that runs, and of one that does not."""
+"""``kdispatch relay admin``, on the database of a running relay, and of a stopped one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path, empty_database: Path) -> Path:
 
 @pytest.fixture
 def run(file: Path) -> Run:
-    """Runs a command; returns its status, and what it printed."""
+    """Run a command; returns its status and output."""
 
     def run(*words: str, database: str = str(file)) -> tuple[int, str, str]:
         ended = CliRunner().invoke(app, ["admin", *words, "--database", database], catch_exceptions=False)
@@ -48,7 +48,7 @@ def run(file: Path) -> Run:
 
 
 async def ran(run: Run, *words: str) -> Any:
-    """What it prints as JSON, beside a relay that runs here."""
+    """The JSON output of a command beside a relay that runs here."""
     status, out, err = await asyncio.to_thread(run, *words, "--json")
     assert (status, err) == (0, ""), err
     return json.loads(out)
@@ -63,7 +63,7 @@ async def signed_up(api: Api, handle: str, code: str | None) -> tuple[int, str]:
 
 
 async def test_sign_up_by_code(file: Path, run: Run) -> None:
-    """Where sign-up needs a code, one is good for as many handles as it says, and none is lost on a taken handle."""
+    """A sign-up code is valid for as many handles as it states, and a taken handle uses none up."""
     async with relay_api(file, sign_up="code") as api:
         made = await ran(run, "code", "create", "--uses", "2", "--expires", "1h")
         assert made["id"] == token_id(token_digest(made["code"]))
@@ -78,7 +78,7 @@ async def test_sign_up_by_code(file: Path, run: Run) -> None:
 
 
 async def test_a_revoked_code(file: Path, run: Run) -> None:
-    """A code that was revoked is of no use from then on."""
+    """A revoked code is refused from then on."""
     async with relay_api(file, sign_up="code") as api:
         made = await ran(run, "code", "create")
         assert await ran(run, "code", "revoke", made["id"]) == {"schema": 1, "id": made["id"], "revoked": True}
@@ -86,7 +86,7 @@ async def test_a_revoked_code(file: Path, run: Run) -> None:
 
 
 async def test_sign_up_closed(file: Path, run: Run) -> None:
-    """Where sign-up is closed nobody gets in, code or not; who is in stays."""
+    """While sign-up is closed, no one gets a handle, with or without a code; existing admins stay."""
     async with relay_api(file) as api:
         token = await api.admin()
     async with relay_api(file, sign_up="closed") as api:
@@ -97,7 +97,7 @@ async def test_sign_up_closed(file: Path, run: Run) -> None:
 
 
 async def test_open_sign_up_looks_at_no_code(file: Path) -> None:
-    """Where everybody may sign up what is shown is not looked at."""
+    """With open sign-up, a shown token is ignored."""
     async with relay_api(file) as api:
         assert await signed_up(api, "ann", "nonsense") == (201, "")
 
@@ -106,7 +106,7 @@ async def test_open_sign_up_looks_at_no_code(file: Path) -> None:
 
 
 async def test_accounts(file: Path, run: Run) -> None:
-    """The operator sees every account, what it has and may have, and changes what it may."""
+    """The operator sees every account, what it has and may have, and can change its quotas."""
     async with relay_api(file) as api:
         ann, _ = await api.admin("ann"), await api.admin("bob")
         await api.service(ann)
@@ -126,7 +126,7 @@ async def test_accounts(file: Path, run: Run) -> None:
 
 
 async def test_suspend_and_resume(file: Path, run: Run) -> None:
-    """A suspended admin's token is refused as revoked, and is good again afterwards; both are in the audit."""
+    """A suspended admin's token is refused as revoked, and is valid again afterwards; both changes are in the audit."""
     async with relay_api(file) as api:
         token = await api.admin()
         await ran(run, "suspend", "ann", "--reason", "spam")
@@ -145,7 +145,7 @@ async def test_suspend_and_resume(file: Path, run: Run) -> None:
 
 @pytest.mark.slow
 async def test_a_running_relay_hears_of_it(file: Path, run: Run) -> None:
-    """Within two seconds after the command a suspended admin's host is gone, and told so."""
+    """Within two seconds after the command, a suspended admin's host is off the list, and told so."""
     async with (
         relay_with(file.parent, DEFAULT_LIMITS, **NONE) as relay,
         Caller.of(Site(relay)) as caller,
@@ -165,7 +165,7 @@ async def test_a_running_relay_hears_of_it(file: Path, run: Run) -> None:
 
 @pytest.mark.slow
 def test_lines_and_quiet(run: Run) -> None:
-    """It prints lines for people, and with --quiet the bare values."""
+    """The command prints lines for people, and with --quiet the bare values."""
     assert run("list") == (0, "There is no admin yet.\n", "")
     status, out, _ = run("code", "create")
     assert status == 0
@@ -204,7 +204,7 @@ def test_lines_and_quiet(run: Run) -> None:
     ids=repr,
 )
 def test_errors(run: Run, words: tuple[str, ...], status: int, code: str) -> None:
-    """What fails is told with its code, as JSON where that is asked for, and ends with the code's status."""
+    """An error is printed with its code, on request as JSON, and ends with the code's exit status."""
     ended, out, err = run(*words, "--json")
     assert (ended, out, json.loads(err)["error"]["code"]) == (status, "", code)
     ended, out, err = run(*words)
@@ -213,7 +213,7 @@ def test_errors(run: Run, words: tuple[str, ...], status: int, code: str) -> Non
 
 
 def test_no_database(tmp_path: Path, run: Run) -> None:
-    """Where there is no database none is made."""
+    """Without a database, the command creates none."""
     status, _, err = run("list", database=str(tmp_path / "none.db"))
     assert (status, "There is no database" in err, (tmp_path / "none.db").exists()) == (1, True, False)
     assert "Running streams" not in err
@@ -223,7 +223,7 @@ def test_no_database(tmp_path: Path, run: Run) -> None:
 
 
 def test_lists_are_read_in_pages(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many accounts and codes there are, a few are read at once, and each form tells each of them once."""
+    """Accounts and codes are read a few at a time, and each output form has each of them once."""
     monkeypatch.setattr(operator_cli, "_PAGE", 7)
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.executemany("INSERT INTO admins (handle, created_at) VALUES (?, 5)", [(f"a{n}",) for n in range(21)])

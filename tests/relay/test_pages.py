@@ -1,4 +1,4 @@
-"""Lists in pages: their order, their cursors, what they cost, and how much of what ended is kept."""
+"""Lists in pages: their order, their cursors, what they cost, and how many ended entries are kept."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def ids(api: Api) -> tuple[int, int]:
 
 
 async def tokens(api: Api, count: int, *, first: int = 0, **values: Any) -> None:
-    """Add connect tokens of the service; ``first`` tells those of several calls apart."""
+    """Add connect tokens of the service; ``first`` distinguishes those of several calls."""
     admin, service = await ids(api)
     common = {"kind": "cli", "name": "x", "admin_id": admin, "service_id": service, "created_at": 1000, **values}
     numbers = range(first, first + count)
@@ -75,7 +75,7 @@ async def invitations(api: Api, count: int, *, first: int = 0, **values: Any) ->
 
 
 async def fill(api: Api, what: str, count: int, *, first: int = 0) -> None:
-    """Add entries of one list, most of which nothing but their ids tells apart."""
+    """Add entries of one list, most of which differ only in their ids."""
     match what:
         case "services":
             admin, _ = await ids(api)
@@ -93,7 +93,7 @@ async def fill(api: Api, what: str, count: int, *, first: int = 0) -> None:
 
 
 async def remove(api: Api, what: str, *names: str) -> None:
-    """Remove entries, by what they are called."""
+    """Remove entries by their ids or names."""
     match what:
         case "hosts":
             api.gate.live["ann/web"] = [host for host in api.gate.live["ann/web"] if host.host not in names]
@@ -107,7 +107,7 @@ async def remove(api: Api, what: str, *names: str) -> None:
 
 
 def entries(what: str, body: Mapping[str, Any]) -> list[str]:
-    """The entries of a page, by what they are called."""
+    """The ids or names of a page's entries."""
     listed = body[what.partition(" ")[0]]
     return [one.get("id") or one.get("host") or one.get("service") or one["source"] for one in listed]
 
@@ -126,7 +126,7 @@ async def pages(api: Api, token: str, path: str, limit: int | None) -> AsyncIter
 @BOTH_STORES
 @pytest.mark.parametrize("what", LISTS)
 async def test_every_entry_once(api: Api, ann: str, what: str) -> None:
-    """Page by page each entry that stays is told exactly once and in one order, while others come and go."""
+    """Over all pages, each entry that stays is listed exactly once and in one order, while others come and go."""
     await fill(api, what, 60)
     whole = [name async for body in pages(api, ann, LISTS[what], 200) for name in entries(what, body)]
     assert len(whole) == len(set(whole)) >= 60
@@ -144,7 +144,7 @@ async def test_every_entry_once(api: Api, ann: str, what: str) -> None:
 
 @pytest.mark.parametrize("what", LISTS)
 async def test_who_asks_for_nothing_gets_a_page(api: Api, ann: str, what: str) -> None:
-    """Without parameters an answer is bounded, and says how to go on; a page larger than the largest is refused."""
+    """Without parameters an answer is bounded and says how to continue; a page larger than the maximum is refused."""
     default, most = (50, 200) if what == "hosts" else (100, 1000)
     await fill(api, what, most + 1)
     first = (await api("GET", LISTS[what], ann)).body
@@ -160,7 +160,7 @@ async def test_who_asks_for_nothing_gets_a_page(api: Api, ann: str, what: str) -
 @pytest.mark.parametrize("what", LISTS)
 @pytest.mark.parametrize("cursor", ["", "~", "%00", "A", "-1-0123456789abcdef", "9" * 60 + "-" + "0" * 16, "x" * 4000])
 async def test_a_bad_cursor(api: Api, ann: str, what: str, cursor: str) -> None:
-    """What no page of the list has answered is refused, in words that say what to do."""
+    """A cursor that no page of the list has returned is refused, in words that say what to do."""
     glue = "&" if "?" in LISTS[what] else "?"
     answer = await api("GET", f"{LISTS[what]}{glue}cursor={cursor}", ann)
     assert (answer.status, answer.body["code"]) == (422, "bad_request")
@@ -168,7 +168,7 @@ async def test_a_bad_cursor(api: Api, ann: str, what: str, cursor: str) -> None:
 
 
 async def test_pages_of_the_largest_hosts(api: Api, ann: str) -> None:
-    """However large the labels, a page stays below what agents read: 1 MiB without parameters, else 4 MiB."""
+    """However large the labels, a page stays below what agents read: 1 MiB without parameters, otherwise 4 MiB."""
     labels = {f"{n:064}": '"' * 256 for n in range(16)}
     api.gate.live["ann/web"] = [HostView(f"{n:032x}", 1000.0, labels, 0) for n in range(300)]
     for query, most in (("", 1 << 20), ("?limit=200", 4 << 20)):
@@ -180,7 +180,7 @@ async def test_pages_of_the_largest_hosts(api: Api, ann: str) -> None:
 
 @asynccontextmanager
 async def explained(api: Api) -> AsyncIterator[list[str]]:
-    """How SQLite carries out what is asked in the block."""
+    """How SQLite executes the queries in the block."""
     database = store_of(api).database
     asked: list[tuple[str, Any]] = []
     plans: list[str] = []
@@ -199,7 +199,7 @@ async def explained(api: Api) -> AsyncIterator[list[str]]:
 
 @pytest.mark.parametrize("what", ["services", "tokens", "tokens of a service", "invites"])
 async def test_a_page_is_read_by_an_index(api: Api, ann: str, what: str) -> None:
-    """Neither the first page nor a later one sorts rows or goes through a table."""
+    """Neither the first page nor a later one sorts rows or scans a table."""
     await fill(api, what, 300)
     async with explained(api) as plans:
         async for _ in pages(api, ann, LISTS[what], 100):
@@ -211,7 +211,7 @@ async def test_a_page_is_read_by_an_index(api: Api, ann: str, what: str) -> None
 
 
 async def lag(stop: asyncio.Event) -> float:
-    """What the event loop worked at one go at the most, in seconds of its thread's processor time."""
+    """The longest uninterrupted work of the event loop, in seconds of its thread's processor time."""
     longest = 0.0
     while not stop.is_set():
         before = time.thread_time()
@@ -222,7 +222,7 @@ async def lag(stop: asyncio.Event) -> float:
 
 @pytest.mark.slow
 async def test_an_account_with_180_000_ended_tokens(api: Api, ann: str) -> None:
-    """Of what an older relay has let grow a page costs as little as of a few, and all of it goes in small steps."""
+    """With many ended rows of an older relay, a page costs as little as with few, and the cleanup is in small steps."""
     now = int(time.time())
     await tokens(api, 180_000, created_at=now - 100, revoked_at=now - 50)
     stop = asyncio.Event()
@@ -256,7 +256,7 @@ async def count(api: Api, *which: Any) -> int:
 
 @BOTH_STORES
 async def test_ended_tokens_that_are_kept(api: Api, ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An account keeps the tokens that ended last, so many, whatever makes new ones; those that hold all stay."""
+    """An account keeps a number of the tokens that ended last, whatever creates new ones; valid ones all stay."""
     monkeypatch.setattr(services, "ENDED_TOKENS", 30)
     now = int(time.time())
     await tokens(api, 40, first=100, revoked_at=now - 40)
@@ -281,7 +281,7 @@ async def test_ended_tokens_that_are_kept(api: Api, ann: str, monkeypatch: pytes
 
 @BOTH_STORES
 async def test_rotations_that_overlap(api: Api, ann: str) -> None:
-    """Of a service's own tokens so many hold at a time; one more rotation is refused, but for one that ends them."""
+    """The number of a service's valid own tokens is limited; above it, only a rotation that ends them is accepted."""
     path = f"{WEB}/rotate"
     for _ in range(services.OWN_TOKENS - 1):
         assert (await api("POST", path, ann, json={"overlap": DAY})).status == 200
@@ -293,7 +293,7 @@ async def test_rotations_that_overlap(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_spent_invitations_that_are_kept(api: Api, ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service keeps its newest ended invitations, those from which tokens hold, and all that can be accepted."""
+    """A service keeps its newest ended invitations, those with valid tokens, and all that can be accepted."""
     monkeypatch.setattr(invites, "ENDED_INVITES", 10)
     used = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})).body
     await api("POST", "/api/v1/invites/accept", used["code"], json={})
@@ -311,7 +311,7 @@ async def test_spent_invitations_that_are_kept(api: Api, ann: str, monkeypatch: 
 
 @BOTH_STORES
 async def test_old_rows_go_in_batches(api: Api, ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is old, no transaction drops more than a batch, and what is not old stays."""
+    """However many rows are old, no transaction drops more than a batch, and newer rows stay."""
     monkeypatch.setattr(tidying, "BATCH", 10)
     await tokens(api, 95, revoked_at=5)
     await tokens(api, 3, first=500, revoked_at=int(time.time()))
@@ -333,7 +333,7 @@ async def test_old_rows_go_in_batches(api: Api, ann: str, monkeypatch: pytest.Mo
 
 @BOTH_STORES
 async def test_changes_that_were_missed(api: Api, ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of changes so many are kept and read at once; a relay that missed some asks again for all that runs on it."""
+    """A bounded number of changes is kept and read at once; a relay that missed some checks all that runs on it."""
     monkeypatch.setattr(changes, "_MOST", 50)
     monkeypatch.setattr(changes, "_AT_ONCE", 20)
     feed = Feed(store_of(api), api.gate, audit_days=90)
@@ -342,7 +342,7 @@ async def test_changes_that_were_missed(api: Api, ann: str, monkeypatch: pytest.
     await add(api, Change, ({"scope": f"bob/{n}"} for n in range(30)))
     api.gate.calls.clear()
     await feed._look()
-    # The relay's own feed looks, too.
+    # The relay's own feed reads changes, too.
     assert set(api.gate.calls) - {"recheck ann"} == {f"recheck bob/{n}" for n in range(30)}
     await add(api, Change, ({"scope": f"eve/{n}"} for n in range(100)))
     await store_of(api).changes.forget_old()

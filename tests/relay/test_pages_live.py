@@ -60,7 +60,7 @@ async def pages(caller: Caller, what: str, token: str, size: int) -> list[list[d
 
 
 async def test_hosts_and_clients(tmp_path: Path) -> None:
-    """Each host, and each client by its token, is on one page, in order, with its streams, whatever ends between."""
+    """Each host, and each client by its token, is on one page, in order, with its streams, whatever ends in between."""
     async with site(tmp_path) as relay, Caller.of(relay) as caller, AsyncExitStack() as stack:
         ann = await caller.admin()
         body = {"name": "web", "access": "token", "pins": True}

@@ -1,6 +1,6 @@
-"""The store on PostgreSQL: its tables, what its locks are for, and what relays on one database tell each other.
+"""The store on PostgreSQL: its tables, the purpose of its locks, and the feed between relays on one database.
 
-What it stores and finds is tested beside SQLite, by the tests that are marked with ``BOTH_STORES``.
+What it stores and finds is tested together with SQLite, by the tests marked with ``BOTH_STORES``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ async def service(store: Repository, owner: Identity, name: str = "web") -> None
 
 @ON_POSTGRES
 async def test_migrations_make_the_models(location: str) -> None:
-    """The tables that the migrations make are those that the models describe, on PostgreSQL too."""
+    """The tables of the migrations are those that the models describe, also on PostgreSQL."""
 
     def differences(connection: Connection) -> object:
         return compare_metadata(MigrationContext.configure(connection), Base.metadata)
@@ -89,13 +89,13 @@ def empty(request: pytest.FixtureRequest, location: str) -> str:
 
 @ON_POSTGRES
 async def test_a_server_that_became_read_only(empty: str) -> None:
-    """A standby's PostgreSQL, or one whose transactions are read-only, keeps no change: the relay is not ready."""
+    """A PostgreSQL that is a standby, or has read-only transactions, keeps no change: the relay is not ready."""
     async with opened(empty) as store:
         await store.database.probe(0.0)
         async with store.database.write() as connection:
             name = (await connection.execute(text("SELECT current_database()"))).scalar_one()
             await connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
-        await store.database.close()  # the next connections are new ones, as behind a failover
+        await store.database.close()  # the next connections are new ones, as after a failover
         with pytest.raises(KdispatchError, match="storage_unavailable"):
             await store.database.probe(0.0)
         async with store.database.read() as connection:
@@ -105,7 +105,7 @@ async def test_a_server_that_became_read_only(empty: str) -> None:
 @pytest.mark.slow
 @BOTH_STORES
 async def test_an_older_database_is_brought_up_to_date(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From revision 0002 every row is kept, its tokens are good and have ids and names, and the relay's id stays."""
+    """From revision 0002 every row is kept, its tokens are valid and have ids and names, and the relay's id stays."""
 
     def to_the_second(connection: Connection) -> None:
         config = Config(attributes={"connection": connection})
@@ -146,7 +146,7 @@ async def test_an_older_database_is_brought_up_to_date(empty: str, monkeypatch: 
 
 @ON_POSTGRES
 async def test_relays_that_start_at_once(empty: str) -> None:
-    """Of several that find an empty database exactly one makes the tables, and none fails."""
+    """Of several relays that find an empty database exactly one creates the tables, and none fails."""
     databases = [Database(empty) for _ in range(4)]
     told = await asyncio.gather(*(database.start() for database in databases))
     for database in databases:
@@ -158,14 +158,14 @@ async def test_relays_that_start_at_once(empty: str) -> None:
 
 
 async def done(*works: Awaitable[object]) -> None:
-    """All of them at once; one that finds that there is nothing for it is done, too."""
+    """Do all of them at once; one that finds nothing to do counts as done."""
     for outcome in await asyncio.gather(*works, return_exceptions=True):
         if isinstance(outcome, BaseException):
             assert isinstance(outcome, KdispatchError) and outcome.code != "storage_unavailable", outcome
 
 
 async def everything(store: Repository, owner: Identity, name: str) -> None:
-    """What may be done to one service, all of it at once."""
+    """All operations on one service, at once."""
     invites, here = [], {"source": "127.0.0.1"}
     for _ in range(2):
         code, new = new_token("inv", int(time.time()) + 60)
@@ -200,7 +200,7 @@ async def everything(store: Repository, owner: Identity, name: str) -> None:
 @pytest.mark.slow
 @BOTH_STORES
 async def test_nobody_waits_in_a_circle(location: str) -> None:
-    """Whatever is done to one account at the same moment, by two relays, the database ends none of it."""
+    """Whatever two relays do to one account at the same moment, there is no deadlock."""
     async with opened(location) as store, opened(location) as other:
         owner = await signed_up(store)
         for number in range(6):
@@ -215,7 +215,7 @@ async def test_nobody_waits_in_a_circle(location: str) -> None:
 @pytest.mark.slow
 @BOTH_STORES
 async def test_no_change_is_missed(location: str) -> None:
-    """Who follows the changes while many are written at once, long and short ones, sees each exactly once."""
+    """A reader of the changes sees each exactly once, while many are written at once in long and short transactions."""
     async with opened(location) as store, opened(location) as other:
         seen: list[str] = []
 
@@ -244,7 +244,7 @@ async def test_no_change_is_missed(location: str) -> None:
 
 @BOTH_STORES
 async def test_what_is_noted_and_dropped(location: str) -> None:
-    """Notes and last uses are written, and what is old enough is dropped: events, changes, tokens and invitations."""
+    """Notes and last uses are written, and old events, changes, tokens and invitations are dropped."""
     async with opened(location) as store:
         owner = await signed_up(store)
         await service(store, owner)
@@ -273,7 +273,7 @@ async def test_what_is_noted_and_dropped(location: str) -> None:
 
 @BOTH_STORES
 async def test_ids_outgrow_32_bits(location: str) -> None:
-    """A relay that has written more events and changes than 32 bits count goes on."""
+    """A relay that has written more events and changes than 32 bits can count still works."""
     async with opened(location) as store:
         owner = await signed_up(store)
         async with store.database.write() as connection:
@@ -293,7 +293,7 @@ async def test_ids_outgrow_32_bits(location: str) -> None:
     ],
 )
 async def test_what_a_database_might_not_take(api: Api, method: str, path: str, code: str | None) -> None:
-    """Numbers and texts that PostgreSQL can't store are answered as what is not there."""
+    """Numbers and texts that PostgreSQL cannot store are answered like missing ones."""
     admin = await api.admin()
     await api.service(admin)
     assert (await api(method, path, admin)).body.get("code") == code
@@ -301,7 +301,7 @@ async def test_what_a_database_might_not_take(api: Api, method: str, path: str, 
 
 @ON_POSTGRES
 async def test_the_operators_commands(location: str) -> None:
-    """``relay admin`` works on a server, and says in one error that there is no such database."""
+    """``relay admin`` works on a server, and reports a missing database there in one error."""
     runner = CliRunner()
 
     def run(*words: str, database: str = location) -> tuple[int, str, str]:

@@ -83,14 +83,14 @@ _UPGRADE: Final = {
     ],
 )
 async def test_a_token_that_is_missing(api: Api, path: str, headers: dict[str, str], missing: str | None) -> None:
-    """A refusal that a token might have turned names the header of a token, if the request had none."""
+    """A refusal that a token might have changed names the missing header, if the request had no token."""
     answer = await api("GET", path, headers=headers)
     assert answer.headers.get("Kdispatch-Missing") == missing
 
 
 @pytest.mark.parametrize("left_out", _UPGRADE)
 def test_a_header_of_the_upgrade_that_is_missing(left_out: str) -> None:
-    """An upgrade that comes without a header is refused by the name of that one."""
+    """An upgrade without one of the headers is refused with the name of that header."""
     headers = {name: value for name, value in _UPGRADE.items() if name != left_out}
     with pytest.raises(SpoiledError) as caught:
         upgrade_headers(make_mocked_request("GET", "/api/v1/tunnel", headers=headers))
@@ -98,23 +98,23 @@ def test_a_header_of_the_upgrade_that_is_missing(left_out: str) -> None:
 
 
 def test_an_upgrade_that_has_all() -> None:
-    """One that has all of them is answered."""
+    """An upgrade with all headers is answered."""
     assert "Sec-WebSocket-Accept" in upgrade_headers(make_mocked_request("GET", "/api/v1/tunnel", headers=_UPGRADE))
 
 
 async def test_body_of_64_kib_is_read(api: Api) -> None:
-    """The limit is 64 KiB and not a byte less."""
+    """The limit of a body is exactly 64 KiB."""
     body = b'{"handle": "ann"}'.ljust(64 * 1024)
     assert (await api("POST", "/api/v1/admins", data=body, headers=JSON)).status == 201
 
 
 async def test_wrong_method_names_the_right_ones(api: Api) -> None:
-    """A 405 says what the address takes."""
+    """A 405 lists the methods that the address takes."""
     assert (await api("DELETE", "/api/v1/services")).headers["Allow"] == "GET,HEAD,POST"
 
 
 async def test_defect(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """A defect of the relay shows its caller a request id that is in the log, and nothing of its inside."""
+    """After a defect in the relay, the caller gets a request id that is in the log, and no internal details."""
     answer = await api("GET", "/api/v1/tunnel?secret=canary")
     assert (answer.status, answer.body["code"]) == (500, "internal_error")
     assert "canary" not in json.dumps(answer.body)
@@ -137,7 +137,7 @@ async def test_defect(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 async def test_what_is_not_http(api: Api, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
-    """Whatever is not HTTP is answered or hung up on with 4xx at most, without a line in the log."""
+    """What is not HTTP is answered with 4xx or disconnected, without a line in the log."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api.relay.port)
     writer.write(sent)
     writer.write_eof()
@@ -148,19 +148,19 @@ async def test_what_is_not_http(api: Api, caplog: pytest.LogCaptureFixture, sent
 
 
 async def test_dribbled_body(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that does not arrive in time is not waited for."""
+    """A body that does not arrive in time is not awaited."""
     monkeypatch.setattr(exchange, "_BODY_TIME", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.relay.port)
     head = "POST /api/v1/admins HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{"
     writer.write(head.encode())
     async with asyncio.timeout(5):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408")
-        await reader.read()  # to the end: the relay hangs up
+        await reader.read()  # to the end: the relay disconnects
     writer.close()
 
 
 async def test_sender_that_leaves(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """A sender that hangs up in the middle of its body costs the relay nothing, not even a line."""
+    """A sender that disconnects in the middle of its body costs the relay nothing, not even a line in the log."""
     for _ in range(3):
         _, writer = await asyncio.open_connection("127.0.0.1", api.relay.port)
         writer.write(b"POST /api/v1/admins HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
@@ -174,7 +174,7 @@ async def test_sender_that_leaves(api: Api, caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_tokens_are_not_logged(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even the most talkative log holds a token, accepted or refused."""
+    """The log never has a token, accepted or refused, at any level."""
     with caplog.at_level(logging.DEBUG):
         admin = await api.admin("ann")
         service = await api.service(admin)

@@ -9,12 +9,12 @@ import pytest
 from kdispatch_relay.rates import Rates, Recent, whole_seconds
 from tests.net.harness import MIB, sizes
 
-LATE = 1_000_000.5  # a clock's time at which sums of floats are not exact
+LATE = 1_000_000.5  # a clock's time at which sums of floats are inexact
 
 
 @pytest.mark.parametrize("now", [0.0, 12_345.678, LATE])
 def test_burst_and_refill(now: float) -> None:
-    """There are so many at once, then one after each step, and all again after the whole span."""
+    """A bucket has a burst at once, then one after each step, and all again after the whole span."""
     rates = Rates[str](1 / 6, 9)
     assert [rates.take("a", now) for _ in range(9)] == [0.0] * 9
     assert whole_seconds(rates.take("a", now)) == 6
@@ -26,7 +26,7 @@ def test_burst_and_refill(now: float) -> None:
 
 
 def test_what_is_refused_costs_nothing() -> None:
-    """Whoever asks again and again while there is none does not wait the longer for it."""
+    """Repeated attempts on an empty bucket do not lengthen the wait."""
     rates = Rates[str](1.0, 1)
     assert rates.take("a", 0.0) == 0.0
     for tenth in range(1, 10):
@@ -35,14 +35,14 @@ def test_what_is_refused_costs_nothing() -> None:
 
 
 def test_keys_do_not_touch_each_other() -> None:
-    """One's bucket is nobody else's."""
+    """Each key has its own bucket."""
     rates = Rates[str](1.0, 2)
     assert [rates.take(key, 0.0) for key in "aaab"] == [0.0, 0.0, 1.0, 0.0]
     assert (rates.wait("a", 0.0), rates.wait("b", 0.0), rates.wait("c", 0.0)) == (1.0, 0.0, 0.0)
 
 
 def test_give_back() -> None:
-    """What was given back can be taken again, and more can't; a key without an entry has nothing to get."""
+    """What was given back can be taken again, and no more; a key without an entry has nothing to get back."""
     rates = Rates[str](1.0, 2)
     rates.give_back("a")
     rates.take("a", 0.0)
@@ -52,7 +52,7 @@ def test_give_back() -> None:
 
 
 def test_full_ones_are_dropped() -> None:
-    """An entry that says nothing any more goes, by and by and without a timer; one that does stays."""
+    """An entry that has become full is dropped eventually, without a timer; others stay."""
     rates = Rates[int](1.0, 10)
     for key in range(100):
         rates.take(key, 0.0)
@@ -65,7 +65,7 @@ def test_full_ones_are_dropped() -> None:
 
 
 def test_at_the_cap_the_least_used_goes() -> None:
-    """Whoever is limited stays so however many others come, and a new one always finds a place."""
+    """A limited key stays limited however many others come, and a new key always gets an entry."""
     rates = Rates[int](0.001, 9, most=64)
     for _ in range(9):
         assert rates.take(-1, 0.0) == 0.0
@@ -93,7 +93,7 @@ def test_a_million_sources(sources: int) -> None:
 
 
 def test_recent() -> None:
-    """The keys that were added last are known, as many as there may be."""
+    """The most recently added keys are known, up to the limit."""
     recent = Recent[str](2)
     for key in ("a", "b", "a", "c"):
         recent.add(key)

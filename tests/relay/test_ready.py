@@ -1,4 +1,4 @@
-"""A relay is ready when, and only when, what is written to its database would be there after a restart."""
+"""A relay is ready if, and only if, what is written to its database would survive a restart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.relay.support import Answer, Api, relay_api
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer is an old one, and no commit proves anything for long."""
+    """No cached answer, and no commit that counts as proof for long."""
     monkeypatch.setattr(health, "_KEPT", 0.0)
     monkeypatch.setattr(health, "_PROVED", 0.05)
 
@@ -55,7 +55,7 @@ def _move_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("harm", [_move, _delete, _replace, _delete_log, _delete_index, _move_folder])
 async def test_files_that_are_not_there_any_more(tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    """A write to a file that is no more the one at its path is refused, and the relay is not ready."""
+    """A write to a file that is no longer the one at its path is refused, and the relay is not ready."""
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "relay.db"
     async with relay_api(file) as api:
@@ -67,12 +67,12 @@ async def test_files_that_are_not_there_any_more(tmp_path: Path, harm: Callable[
             assert answer.body["detail"] == "The relay's database file is not in its place: a change would be lost."
         assert (await api("GET", "/healthz")).status == 200
         assert (await api("GET", "/api/v1/whoami", token)).status == 200
-        if harm in {_move, _delete, _move_folder}:  # nothing has made an empty one
+        if harm in {_move, _delete, _move_folder}:  # nothing has created an empty one
             assert not file.exists()
 
 
 async def test_files_that_are_back(tmp_path: Path) -> None:
-    """Once the file is back in its place writes are kept again."""
+    """Once the file is back in its place, writes are kept again."""
     file = tmp_path / "relay.db"
     async with relay_api(file) as api:
         await api.admin("ann")
@@ -86,7 +86,7 @@ async def test_files_that_are_back(tmp_path: Path) -> None:
 
 
 async def test_asking_writes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often anybody asks, the disk is written to once in so many seconds; a sign-up counts as well."""
+    """However often readiness is asked, the disk is written to once in some seconds; a sign-up counts as well."""
     monkeypatch.setattr(health, "_PROVED", 60.0)
     file = tmp_path / "relay.db"
     async with relay_api(file) as api:
@@ -98,7 +98,7 @@ async def test_asking_writes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_lock_behind_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that is locked right after a commit is not ready, however little time has passed."""
+    """A database that is locked directly after a commit is not ready, however little time has passed."""
     monkeypatch.setattr(health, "_PROVED", 60.0)
     async with relay_api(tmp_path / "relay.db", database_wait=0.05) as api:
         await api.admin("ann")
@@ -110,7 +110,7 @@ async def test_a_lock_behind_a_commit(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_a_file_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file's mode lets no other connection in, the relay is not ready."""
+    """If the file's mode lets no other connection in, the relay is not ready."""
     async with relay_api(tmp_path / "relay.db") as api:
         await api.admin("ann")
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may open everything
@@ -140,7 +140,7 @@ async def on_small_disk(small_disk: Path) -> AsyncIterator[Api]:
 
 
 async def test_a_full_disk(on_small_disk: Api) -> None:
-    """On a full disk the relay is not ready, and refuses writes; it is ready again as soon as there is room."""
+    """On a full disk the relay is not ready and refuses writes; it is ready again as soon as there is room."""
     api = on_small_disk
     assert (await api("GET", "/readyz")).status == 200
     filler = api.file.with_name("filler")
@@ -156,14 +156,14 @@ async def test_a_full_disk(on_small_disk: Api) -> None:
 
 
 async def test_a_disk_that_became_read_only(on_small_disk: Api) -> None:
-    """On a disk that was mounted read-only the relay is not ready, and refuses writes."""
+    """On a disk that was remounted read-only, the relay is not ready and refuses writes."""
     api = on_small_disk
     folder = str(api.file.parent)
     done = await asyncio.to_thread(
         subprocess.run, ["mount", "-o", "remount,ro", folder], check=False, capture_output=True
     )
     if done.returncode:
-        # The kernel refuses while files are open for writing; a real disk becomes read-only by an error of its own.
+        # The kernel refuses this while files are open for writing; a real disk becomes read-only after an error.
         pytest.skip(f"the disk can't be made read-only: {done.stderr.decode().strip()}")
     await asyncio.sleep(0.06)
     for answer in (await api("GET", "/readyz"), await _write(api, "bob")):

@@ -1,4 +1,4 @@
-"""The relay's id: of the database, and not of a process."""
+"""The relay's id, which belongs to the database and not to a process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _told(file: Path) -> str:
 
 
 async def test_it_stays(tmp_path: Path) -> None:
-    """A relay that is started again on its database is the same relay, and one on another database is another."""
+    """A relay that restarts on its database keeps its id, and one on another database has another id."""
     first = await _told(tmp_path / "relay.db")
     assert re.fullmatch(r"[0-9a-f]{32}", first)
     assert await _told(tmp_path / "relay.db") == first
@@ -50,7 +50,7 @@ async def test_two_at_once_share_it(tmp_path: Path) -> None:
 
 
 async def test_agents_are_told(tmp_path: Path) -> None:
-    """WELCOME has it, and so has the relay's state."""
+    """WELCOME and the relay's state contain the id."""
     async with relay_with(tmp_path) as relay, _Agent.of(relay, hello=False) as agent:
         agent.send(frame(frames.HELLO, payload=Hello(versions=[1], secret="11" * 32).encode()))
         welcome = Welcome.parse((await agent.next(frames.WELCOME))[4])
@@ -59,7 +59,7 @@ async def test_agents_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_older_database_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database of the first revision keeps what is in it, and gets an id that stays."""
+    """A database of the first revision keeps its content, and gets an id that stays."""
     file = tmp_path / "relay.db"
 
     def to_the_first(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What a relay says of itself, to whom, and by which command."""
+"""The relay's state: its content, who may read it, and the command that shows it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def token_file(tmp_path: Path) -> Path:
 
 
 async def test_this_machine_may_ask(api: Api) -> None:
-    """A program of the relay's machine is answered without a token."""
+    """A program on the relay's machine is answered without a token."""
     answer = await api("GET", PATH)
     assert answer.status == 200
     assert answer.body["streams"] == {"asking": 0, "waiting": 0, "trying": 1, "open": 40}
@@ -65,7 +65,7 @@ async def test_this_machine_may_ask(api: Api) -> None:
     ids=lambda header: next(iter(header)) + header[next(iter(header))][:9],
 )
 async def test_through_a_proxy_it_is_another_machine(api: Api, header: dict[str, str]) -> None:
-    """What was forwarded is not this machine's own, whatever the headers say; nor is what has another's name."""
+    """A forwarded request does not count as this machine's own, whatever its headers; nor does one for another Host."""
     answer = await api("GET", PATH, headers=header)
     assert (answer.status, answer.body["code"]) == (403, "not_permitted")
 
@@ -76,7 +76,7 @@ async def test_through_a_proxy_it_is_another_machine(api: Api, header: dict[str,
 async def test_other_machines_need_the_token(
     tmp_path: Path, token_file: Path, shown: str | None, status: int
 ) -> None:  # fmt: skip
-    """From elsewhere the operator's token is needed, and it is enough."""
+    """From other machines the operator's token is required, and it is sufficient."""
     async with relay_api(tmp_path / "relay.db", operator_token_file=token_file) as api:
         answer = await api("GET", PATH, shown, headers={"X-Forwarded-For": "192.0.2.7"})
         assert answer.status == status
@@ -86,7 +86,7 @@ async def test_other_machines_need_the_token(
 
 
 async def test_a_token_that_is_shown_must_be_right(api: Api) -> None:
-    """An admin's token, or any where the relay knows of none, is refused, on this machine too."""
+    """An admin's token, or any token if the relay has none, is refused, on this machine too."""
     for token in (TOKEN, await api.admin()):
         answer = await api("GET", PATH, token)
         assert (answer.status, answer.body["code"]) == (401, "token_refused")
@@ -97,7 +97,7 @@ async def test_a_token_that_is_shown_must_be_right(api: Api) -> None:
     [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.9", True), ("::ffff:192.0.2.1", False), ("", False)],
 )
 def test_loopback_addresses(host: str, is_own: bool) -> None:
-    """Addresses of this machine to itself, in whichever form a socket tells them."""
+    """Loopback addresses are recognised in each form in which a socket reports them."""
     assert is_loopback(host) is is_own
 
 
@@ -112,12 +112,12 @@ def test_loopback_addresses(host: str, is_own: bool) -> None:
         ("short", 0o600, "32 to 256 characters"),
         ("a" * 300, 0o600, "32 to 256 characters"),
         ("two words of more than thirty-two characters", 0o600, "one word"),
-        ("\u00e9" * 40, 0o600, "no text"),
+        ("\u00e9" * 40, 0o600, "not text"),
         (None, 0, "No such file"),
     ],
 )
 def test_a_file_of_no_use(tmp_path: Path, content: str | None, mode: int, told: str) -> None:
-    """A token that others can read, or that is too short to be one, ends the start."""
+    """A token file that others can read, or with a token that is too short, ends the start."""
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content)
@@ -129,7 +129,7 @@ def test_a_file_of_no_use(tmp_path: Path, content: str | None, mode: int, told: 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_file_of_another_program(tmp_path: Path, encoding: str) -> None:
-    """Marks of the encoding and an end of line are no part of the operator's token."""
+    """Encoding marks and a line end are not part of the operator's token."""
     file = tmp_path / "token"
     file.touch(0o600)
     file.write_bytes(f"{TOKEN}\r\n".encode(encoding))
@@ -138,7 +138,7 @@ def test_a_file_of_another_program(tmp_path: Path, encoding: str) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes root: a file of root's")
 def test_a_mounted_secret(tmp_path: Path) -> None:
-    """Root's file that nobody may write is a mounted secret, whose mode is not the operator's to change."""
+    """A file of root that no user may write is a mounted secret, and its mode is not the operator's to change."""
     file = tmp_path / "token"
     file.write_text(TOKEN)
     file.chmod(0o444)
@@ -149,7 +149,7 @@ def test_a_mounted_secret(tmp_path: Path) -> None:
 
 
 async def test_the_relay_reads_it_first(tmp_path: Path) -> None:
-    """A file of no use is told before a database is made or a port is taken."""
+    """An unusable token file is reported before a database is created or a port is taken."""
     with pytest.raises(KdispatchError, match="can't be read"):
         async with relay_api(tmp_path / "relay.db", operator_token_file=tmp_path / "none"):
             pass
@@ -160,7 +160,7 @@ async def test_the_relay_reads_it_first(tmp_path: Path) -> None:
 
 
 async def test_figures_of_a_real_gate() -> None:
-    """Sessions, hosts and streams are those that there are; a session that was cut is counted by its code."""
+    """Sessions, hosts and streams are counted as they are; a session that was cut is counted by its code."""
     async with running_gate() as relay:
         async with _Agent.of(relay, b"\x11" * 32) as client, _Agent.of(relay, b"\x22" * 32) as host:
             await _carried(client, host)
@@ -179,7 +179,7 @@ async def test_figures_of_a_real_gate() -> None:
 
 
 def test_queues_marks_and_halves() -> None:
-    """Bytes that wait are counted, with the agent for which most does; so are marks, and ends without the other."""
+    """Waiting bytes are counted, with the agent that has most of them; so are marks, and pending attaches."""
     from kdispatch_relay.switch.state import state_of  # noqa: PLC0415 - the only test of it
 
     relay = Relay()
@@ -211,7 +211,7 @@ def test_queues_marks_and_halves() -> None:
 
 
 async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
-    """``relay state`` asks the relay of this machine; what it refuses keeps its code."""
+    """``relay state`` asks the relay of this machine, and keeps the code of a refusal."""
     where = f"127.0.0.1:{api.relay.port}"
     assert (await api("GET", "/.env", headers={"Connection": "close"})).status == 404
     api.relay.limiter.limited["bad_tokens"] = 4991
@@ -234,7 +234,7 @@ async def test_command(api: Api, tmp_path: Path, token_file: Path) -> None:
 
 
 async def test_command_with_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """Of a relay with TLS the command trusts the certificate that it is given, and no other."""
+    """For a relay with TLS, the command trusts only the certificate that it is given."""
     cert, key = certificate
     async with relay_api(tmp_path / "relay.db", tls_cert=cert, tls_key=key) as api:
         where = f"127.0.0.1:{api.relay.port}"
@@ -247,7 +247,7 @@ async def test_command_with_tls(tmp_path: Path, certificate: tuple[Path, Path]) 
     ("answer", "code"), [(None, "relay_unreachable"), (b"{}", "not_a_relay"), (b"", "not_a_relay")]
 )
 async def test_nobody_there(answer: bytes | None, code: str) -> None:
-    """Where no relay listens the command says so."""
+    """If no relay listens, the command says so."""
 
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -271,7 +271,7 @@ async def test_nobody_there(answer: bytes | None, code: str) -> None:
     [("--quiet", "serving\n"), ("--json", '{"schema": 1, "relay": "9a'), ("", "relay     9a1de3")],
 )
 async def test_command_line(api: Api, option: str, expected: str) -> None:
-    """It prints lines for people, one word with --quiet, an object with --json."""
+    """The command prints lines for people, one word with --quiet, an object with --json."""
     command = [sys.executable, "-c", "from kdispatch_relay.cli import app; app()", "state", *option.split()]
     listen = f"127.0.0.1:{api.relay.port}"
     ended = await asyncio.to_thread(

@@ -21,7 +21,7 @@ CHANGING = re.compile(r"\b(adm|svc|cli|inv)_[A-Za-z0-9_.-]+|\b[0-9a-f]{16}\b|\b\
 
 
 def test_page_names_every_route(api: Api) -> None:
-    """The routes of the page are the routes that the relay answers, in the headings and in the table."""
+    """The routes on the page, in the headings and in the table, are those of the relay."""
     routes = {
         f"{route.method} {route.resource.canonical}"
         for route in make_app(api.relay.authority, api.gate, api.relay.arrivals, api.relay.limiter).router.routes()
@@ -32,7 +32,7 @@ def test_page_names_every_route(api: Api) -> None:
 
 
 def test_codes_of_the_page() -> None:
-    """Every code on the page is in the table of codes, with the status that is told."""
+    """Every code on the page is in the table of codes, with the stated status."""
     told = re.findall(r"^Errors: (.+?)\.$", PAGE, re.MULTILINE | re.DOTALL)
     pairs = {pair for text in told for pair in re.findall(r"`(\w+)` \((\d+)", text)}
     assert len(pairs) >= 8
@@ -40,7 +40,7 @@ def test_codes_of_the_page() -> None:
 
 
 async def test_examples(api: Api, tmp_path: Path) -> None:
-    """The page's commands, run one after the other, give the answers that stand below them."""
+    """The page's commands, run one after the other, give the answers shown below them."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     # 2026-01-31T09:30:00Z
@@ -54,8 +54,8 @@ async def test_examples(api: Api, tmp_path: Path) -> None:
     assert len(EXAMPLES) == PAGE.count("```sh")
     folder = tmp_path / "shell"
     folder.mkdir()
-    for command, answer in sorted(EXAMPLES, key=lambda example: "DELETE" in example[0]):  # not what others need
-        # curl --json came with 7.82; older ones are told the same in longer words.
+    for command, answer in sorted(EXAMPLES, key=lambda example: "DELETE" in example[0]):  # removals come last
+        # curl --json came with 7.82; older versions get the same in longer form.
         script = command.replace("--json", "--header 'Content-Type: application/json' --data")
         process = await asyncio.create_subprocess_exec(
             *("sh", "-eu", "-c", script),

@@ -1,4 +1,4 @@
-"""A relay at the limits of its process: what is short is told in a sentence, and the rest goes on."""
+"""A relay at the limits of its process reports in a sentence what is short, and goes on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.relay.test_serve import COMMAND
     ],
 )
 def test_room(descriptors: int | None, room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    """Sessions and other connections fit into the descriptors beside the relay's own; fewer than wished are a line."""
+    """Sessions and other connections fit the descriptors beside the relay's own; fewer than requested are logged."""
     assert Room.of(descriptors, 20_000, 1_024) == room
     assert len(caplog.records) == (room.sessions < 1_000)
     assert descriptors is None or room.sessions + room.arrivals + 32 <= descriptors
@@ -54,7 +54,7 @@ def test_too_few() -> None:
 
 
 def test_full_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """That there is no room for sessions is one line, however many are refused; so is that there is again."""
+    """A full relay logs one line, however many sessions are refused, and one line when there is room again."""
     caplog.set_level(logging.INFO)
     limiter = Limiter(Settings(), Recent(10), lambda: 0.0, 10)
     for _ in range(10):
@@ -103,7 +103,7 @@ async def few(tmp_path: Path) -> AsyncIterator[_Few]:
 
 @pytest.mark.slow
 async def test_sessions_leave_room(few: _Few) -> None:
-    """With 64 descriptors sessions get 24, further ones 503 and Retry-After, and REST and health answer."""
+    """With 64 descriptors there are 24 sessions, further ones get 503 and Retry-After, and REST and health answer."""
     async with AsyncExitStack() as stack:
         for number in range(24):
             await stack.enter_async_context(_Agent.of(few, bytes([number + 1]) * 32))
@@ -136,7 +136,7 @@ async def test_sessions_leave_room(few: _Few) -> None:
     ],
 )
 def test_a_child_that_failed(out: bytes, err: bytes, status: int, said: str) -> None:
-    """What becomes of the process that migrates is one sentence, and what to do another."""
+    """A failure of the migrating process is one sentence, with what to do in the hint."""
     with pytest.raises(KdispatchError) as caught:
         _revisions(out, err, status)
     assert caught.value.text.endswith(said) and "\n" not in caught.value.text
@@ -154,7 +154,7 @@ def test_a_child_that_failed(out: bytes, err: bytes, status: int, said: str) -> 
     ],
 )
 def test_what_is_short(error: Exception, said: str) -> None:
-    """Each way in which a system refuses more is told by what there is no more of."""
+    """Each way in which a system refuses more is reported as the resource that is exhausted."""
     assert said in (shortage(error) or "")
     assert shortage(ValueError("can't start new thread")) is None
 
@@ -162,7 +162,7 @@ def test_what_is_short(error: Exception, said: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [100, 120, 140, 200])
 async def test_little_memory(tmp_path: Path, megabytes: int) -> None:
-    """However little memory a relay may have, it serves, or ends by itself with three lines and no traceback."""
+    """However little memory a relay may have, it serves, or ends itself with three lines and no traceback."""
     process = await asyncio.create_subprocess_exec(
         "sh", "-c", f'ulimit -v {megabytes * 1024}; exec "$@"', "sh", _KDISPATCH, "relay", "serve",
         "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db"),

@@ -1,7 +1,7 @@
-"""Acceptance point 7 of accounts and access: what OpenAPI says of the relay holds, whatever schemathesis thinks of.
+"""Acceptance point 7 of accounts and access: the OpenAPI document holds for all requests that schemathesis generates.
 
-The relay is a real one in this process, with its gate and its database. schemathesis is a process of its own, one for
-each of those who ask, with all of its checks; ``schemathesis_hooks.py`` tells it what there is.
+The relay is a real one in this process, with its gate and its database. schemathesis runs with all of its checks in a
+process for each caller; ``schemathesis_hooks.py`` tells it what exists.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from tests.relay.test_gate import _Agent
 from tests.relay.test_limits import Caller, unknown_token
 
 _ROOT: Final = Path(__file__).parents[2]
-_HOSTED: Final = "web"  # its hosts are there to be withdrawn
-_USED: Final = "used"  # it has a client all the time
+_HOSTED: Final = "web"  # its hosts can be withdrawn
+_USED: Final = "used"  # it always has a client
 _HOSTS: Final = 3
 _EVERYBODY: Final = ("nobody", "ann", "bob")
 _OPERATOR: Final = "5f" * 20
-_WAIT: Final = 600.0  # seconds of one run; it only ends what hangs
+_WAIT: Final = 600.0  # seconds of one run; this only ends what hangs
 
 #: What can't hold for one operation, for a reason of its own.
 _EXCEPTIONS: Final = """
-# Only an upgrade to a WebSocket gets what the operation is for, and no plain HTTP client sends one.
+# The operation needs an upgrade to a WebSocket, which no plain HTTP client sends.
 [[operations]]
 include-operation-id = "open_tunnel"
 checks.positive_data_acceptance.enabled = false
 
-# A code may be used up (410), which no schema of a request can say; it is looked at before the body.
+# A code may be used up (410), which no request schema can express; it is checked before the body.
 [[operations]]
 include-operation-id = "accept_invite"
 checks.negative_data_rejection.expected-statuses = ["4xx"]
@@ -68,7 +68,7 @@ Counts = Counter[tuple[str, int]]  # of answers, by operation and status
 
 @dataclass(frozen=True)
 class Account:
-    """An admin, and what it had in the beginning. Each token of ``tokens`` and code is of another service."""
+    """An admin, and what it had at the start. Each token of ``tokens`` and each code is of a different service."""
 
     handle: str
     token: str
@@ -101,7 +101,7 @@ class Account:
 
 
 class Live:
-    """Hosts and clients of all accounts, replaced when they were withdrawn or were silent for too long."""
+    """Hosts and clients of all accounts, replaced if they were withdrawn or silent for too long."""
 
     def __init__(self, relay: RunningRelay, accounts: list[Account]) -> None:
         self._relay = relay
@@ -157,7 +157,7 @@ class Live:
 
 @dataclass(frozen=True)
 class World:
-    """A relay, two admins, and who is live."""
+    """A relay, two admins, and live hosts and clients."""
 
     relay: RunningRelay
     folder: Path
@@ -176,7 +176,7 @@ class World:
             )
             accounts = {}
             for number, handle in enumerate(("ann", "bob"), start=2):
-                # Not from where schemathesis asks, for whom the limits begin anew.
+                # From another address than schemathesis, whose limits then start fresh.
                 caller = await stack.enter_async_context(Caller.of(relay, f"127.0.0.{number}"))
                 accounts[handle] = await Account.of(caller, handle)
                 quotas = {"services": 100_000, "tokens": 100_000}
@@ -185,13 +185,13 @@ class World:
             yield cls(relay, folder, accounts)
 
     async def run(self, who: str, seed: int, *options: str) -> Counts:
-        """Let schemathesis ask as ``who``; fails with what it says, returns what was answered."""
+        """Run schemathesis as ``who``; fails with its report, returns the counts of answers."""
         folder = self.folder / f"{who}-{seed}"
         folder.mkdir()
         given, counts, config = folder / "given.json", folder / "counts.json", folder / "schemathesis.toml"
         given.write_text(json.dumps(self._given(who) | {"seed": seed, "counts": str(counts)}))
         config.write_text(_EXCEPTIONS)
-        # From a file: where it is asked for, schemathesis asks for it no more.
+        # From a file: schemathesis does not test the route that it fetches the document from.
         (folder / "openapi.json").write_bytes(document(ROUTES, "0"))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config)),
@@ -199,7 +199,7 @@ class World:
             cwd=folder,
             env={
                 **os.environ,
-                "PYTHONPATH": str(_ROOT),  # without the guards: it is none of the product's processes
+                "PYTHONPATH": str(_ROOT),  # without the guards: this is not a process of the product
                 "SCHEMATHESIS_HOOKS": "tests.relay.schemathesis_hooks",
                 "KDISPATCH_SCHEMATHESIS": str(given),
             },
@@ -237,11 +237,11 @@ class World:
 
 
 def _reached(counts: Counts) -> dict[str, int]:
-    """How often each operation gave what it is for."""
+    """How often each operation gave its intended answer."""
     return {
         route.label: sum(count for (label, status), count in counts.items() if label == route.label and status < 300)
         for route in ROUTES
-        if route.name != "open_tunnel"  # that is the agents', which are live
+        if route.name != "open_tunnel"  # agents use it, and they are live
     }
 
 
@@ -267,12 +267,12 @@ FULL: Final = Size(requests=20_000, examples=120, phases="examples,coverage,fuzz
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("size", sizes(SMALL, FULL))
 async def test_what_is_described_is_what_is_done(tmp_path: Path, empty_database: Path, size: Size) -> None:
-    """Nobody, an admin and another get only described answers to whatever they send, and no failure of the relay."""
+    """Without a token, as an admin and as another, all requests get documented answers, and the relay never fails."""
     together: Counts = Counter()
     async with World.of(tmp_path, empty_database, **dict.fromkeys(LIMITS, 0)) as world:
 
         async def ask(who: str) -> Counts:
-            """Its share of the requests."""
+            """This caller's share of the requests."""
             counts: Counts = Counter()
             seed = 1
             while counts.total() < size.requests / len(_EVERYBODY):
@@ -291,7 +291,7 @@ async def test_what_is_described_is_what_is_done(tmp_path: Path, empty_database:
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", sizes((("stranger", "fuzzing"),), (("stranger", "coverage"), ("ann", "coverage"))))
 async def test_with_limits(tmp_path: Path, empty_database: Path, runs: tuple[tuple[str, str], ...]) -> None:
-    """With the limits as they are by default, what comes too often is refused as described: bad tokens first of all."""
+    """With the default limits, what comes too often is refused as documented, bad tokens first of all."""
     async with World.of(tmp_path, empty_database) as world:
         for who, phase in runs:
             counts = await world.run(who, 1, "-c", _WITH_LIMITS, "-n", "1", "--phases", phase)

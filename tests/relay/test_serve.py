@@ -1,4 +1,4 @@
-"""Tests of ``relay serve`` as a process of its own."""
+"""``relay serve`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _clean_environment(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_serve(tmp_path: Path) -> None:
-    """A relay says in one line where it listens, answers there, and ends cleanly on SIGTERM."""
+    """A relay prints in one line where it listens, answers there, and ends cleanly on SIGTERM."""
     with serving(tmp_path, "--listen", "127.0.0.1:0") as (process, line):
         found = re.fullmatch(r"kdispatch relay listening on (http://127\.0\.0\.1:[1-9]\d*)\n", line)
         assert found, line
@@ -67,7 +67,7 @@ def test_serve(tmp_path: Path) -> None:
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
 )
 def test_second_signal_ends_at_once(tmp_path: Path, first: signal.Signals, second: signal.Signals) -> None:
-    """The first SIGINT or SIGTERM waits for a request that is being answered, the second for nothing."""
+    """After the first SIGINT or SIGTERM a relay waits for a pending request; the second ends it at once."""
     environment = {"KDISPATCH_SERVE_LISTEN": "127.0.0.1:0", "KDISPATCH_SERVE_DATABASE": str(tmp_path / "mine.db")}
     with serving(tmp_path, **environment) as (process, line):
         port = int(line.rpartition(":")[2])
@@ -88,7 +88,7 @@ def test_second_signal_ends_at_once(tmp_path: Path, first: signal.Signals, secon
 
 @pytest.mark.slow
 def test_two_signals_at_the_same_moment(tmp_path: Path) -> None:
-    """Of two signals that come at once the second ends the relay, or comes too late; neither leaves a traceback."""
+    """Of two signals at the same moment, the second ends the relay or comes too late; neither leaves a traceback."""
     with serving(tmp_path, "--listen", "127.0.0.1:0") as (process, line):
         assert "listening on" in line
         process.send_signal(signal.SIGSTOP)  # so that both wait for it
@@ -102,7 +102,7 @@ def test_two_signals_at_the_same_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_public_plaintext_is_refused(tmp_path: Path) -> None:
-    """A relay does not serve tokens in plain text on a public address; the refusal names the way out."""
+    """A relay does not serve tokens in plain text on a public address; the refusal names a solution."""
     result = refused(tmp_path, "--listen", "0.0.0.0:0")
     assert result.returncode == 2
     assert result.stdout == ""
@@ -114,7 +114,7 @@ def test_public_plaintext_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_port_in_use(tmp_path: Path) -> None:
-    """A port that is taken is said to be so, with exit status 1."""
+    """A port in use is reported as such, with exit status 1."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
         result = refused(tmp_path, KDISPATCH_SERVE_LISTEN=f"127.0.0.1:{holder.getsockname()[1]}")
     assert result.returncode == 1
@@ -122,7 +122,7 @@ def test_port_in_use(tmp_path: Path) -> None:
 
 
 def test_help_is_quick() -> None:
-    """What only a running relay needs is not imported for its command's help."""
+    """The help of the command does not import what only a running relay needs."""
     heavy = {"aiohttp", "alembic", "pydantic", "sqlalchemy"}
     code = f"import sys, kdispatch_relay.cli; sys.exit(' '.join(sys.modules.keys() & {heavy}) or 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
@@ -130,7 +130,7 @@ def test_help_is_quick() -> None:
 
 
 async def test_ipv6(tmp_path: Path) -> None:
-    """An IPv6 address is listened on, and written with its brackets."""
+    """A relay can listen on an IPv6 address, and writes it in brackets."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -141,7 +141,7 @@ async def test_ipv6(tmp_path: Path) -> None:
 
 
 async def test_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """With a certificate and its key the relay speaks HTTPS itself."""
+    """With a certificate and its key, the relay serves HTTPS itself."""
     cert, key = certificate
     trust = ssl.create_default_context(cafile=cert)
     async with relay_api(tmp_path / "relay.db", tls_cert=cert, tls_key=key) as api:
@@ -150,7 +150,7 @@ async def test_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
 
 
 async def test_useless_certificate(tmp_path: Path) -> None:
-    """TLS files that can't be used end the start, before anything else is touched."""
+    """Unusable TLS files end the start before anything else is touched."""
     with pytest.raises(KdispatchError, match="TLS certificate and key can't be used") as caught:
         async with relay_api(tmp_path / "relay.db", tls_cert=tmp_path / "none", tls_key=tmp_path / "none"):
             pass
@@ -159,7 +159,7 @@ async def test_useless_certificate(tmp_path: Path) -> None:
 
 
 async def test_address_of_somebody_else(tmp_path: Path) -> None:
-    """An address that isn't this machine's is named as such, and may be its own a moment later."""
+    """An address that is not this machine's is reported as such, because it may become its own a moment later."""
     with pytest.raises(KdispatchError, match=r"192\.0\.2\.1:0 can't be listened on") as caught:
         async with relay_api(tmp_path / "relay.db", listen="192.0.2.1:0", insecure_plaintext=True):
             pass
@@ -168,7 +168,7 @@ async def test_address_of_somebody_else(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_as_many_descriptors_as_the_system_allows(tmp_path: Path) -> None:
-    """A relay that is started with a low limit raises it as far as it may."""
+    """A relay that starts with a low limit of descriptors raises it as far as allowed."""
     if not Path("/proc/self/limits").exists():
         pytest.skip("only Linux shows another process's limits")
     low = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", *COMMAND, "--listen", "127.0.0.1:0"]

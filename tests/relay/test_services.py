@@ -15,7 +15,7 @@ from tests.relay.support import Api
 
 
 async def test_create_service(api: Api) -> None:
-    """An admin's new service is public, and its token is of the kind that hosts."""
+    """An admin's new service is public, and its token may host it."""
     answer = await api("POST", "/api/v1/services", await api.admin("ann"), json={"name": "web"})
     assert answer.status == 201
     token = answer.body.pop("token")
@@ -26,7 +26,7 @@ async def test_create_service(api: Api) -> None:
 
 @BOTH_STORES
 async def test_one_of_many_at_once_creates_the_service(api: Api) -> None:
-    """Of 50 parallel creations of one service exactly one wins, and another admin's is not concerned."""
+    """Of 50 parallel creations of one service exactly one succeeds, and another admin's is not affected."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
     body = {"name": "web"}
     answers = await asyncio.gather(*(api("POST", "/api/v1/services", ann, json=body) for _ in range(50)))
@@ -54,7 +54,7 @@ async def test_only_admins_create_and_list(api: Api) -> None:
 
 @BOTH_STORES
 async def test_list_own_services(api: Api) -> None:
-    """An admin sees all of its own services by name, and nobody else's."""
+    """An admin sees all of its own services by name, and no others."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
     await api.service(ann, "web")
     await api.service(ann, "db", "token")
@@ -70,7 +70,7 @@ async def test_list_own_services(api: Api) -> None:
 
 
 async def test_show_public_service(api: Api) -> None:
-    """Anybody may see a public service and who is live for it."""
+    """Everyone may see a public service and its live hosts."""
     await api.service(await api.admin("ann"))
     api.gate.live["ann/web"] = [HostView("h1", 1_700_000_000.5, {"region": "eu"}, 3)]
     answer = await api("GET", "/api/v1/services/ann/web")
@@ -82,7 +82,7 @@ async def test_show_public_service(api: Api) -> None:
 
 
 async def test_not_yours_looks_like_not_there(api: Api) -> None:
-    """Without the right, a service that isn't public answers with the same bytes as one that does not exist."""
+    """Without the right, a private service is answered with the same bytes as one that does not exist."""
     ann, bob = await api.admin("ann"), await api.admin("bob")
     stranger = await api.service(bob)
     await api.service(ann, "hidden", "token")
@@ -97,7 +97,7 @@ async def test_not_yours_looks_like_not_there(api: Api) -> None:
 
 
 async def test_hidden_service_is_open_to_its_own(api: Api) -> None:
-    """A service that isn't public is shown to its owner and to its own token."""
+    """A private service is shown to its owner and to its own token."""
     ann = await api.admin("ann")
     own = await api.service(ann, "hidden", "token")
     for token in (ann, own):
@@ -106,7 +106,7 @@ async def test_hidden_service_is_open_to_its_own(api: Api) -> None:
 
 
 async def test_refused_token_on_public_service(api: Api) -> None:
-    """A wrong token is refused even where none is needed, so that its holder learns of it."""
+    """An invalid token is refused even where none is needed, so that its holder learns of it."""
     await api.service(await api.admin("ann"))
     answer = await api("GET", "/api/v1/services/ann/web", "adm_mistyped")
     assert (answer.status, answer.body["code"]) == (401, "token_refused")
@@ -114,8 +114,8 @@ async def test_refused_token_on_public_service(api: Api) -> None:
 
 @pytest.mark.parametrize("path", ["Ann/web", "ann/w_b", "ann/%2e%2e", "ann%2Fx/web", "ann/%00", "127.0.0.1/22"])
 async def test_bad_name_in_path(api: Api, path: str) -> None:
-    """What can be no service is told apart from one that is unknown."""
-    url = URL(f"{api.relay.url}/api/v1/services/{path}", encoded=True)  # as it is, where a client would tidy it
+    """An invalid name is answered differently from an unknown service."""
+    url = URL(f"{api.relay.url}/api/v1/services/{path}", encoded=True)  # unchanged, where a client would normalise it
     async with api.http.get(url) as response:
         answer = await response.json(content_type=None)
     assert (answer["status"], answer["code"]) == (422, "bad_name")

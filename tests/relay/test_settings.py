@@ -22,13 +22,13 @@ PEM = Path("relay.pem")
     ],
 )
 def test_loopback(listen: str, address: tuple[str, int]) -> None:
-    """On loopback plain HTTP is in order: TLS is the business of what stands in front."""
+    """On loopback plain HTTP is allowed: a server in front may terminate TLS."""
     assert Settings(listen=listen).address == address
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8443", "[::]:8443", "192.0.2.1:80", "relay.example.org:80", "127.1:80"])
 def test_public_plaintext(listen: str) -> None:
-    """A public address without TLS is refused, unless one insists."""
+    """A public address without TLS is refused, unless --insecure-plaintext is given."""
     with pytest.raises(KdispatchError) as caught:
         Settings(listen=listen)
     assert caught.value.code == "plaintext_refused"
@@ -40,7 +40,7 @@ def test_public_plaintext(listen: str) -> None:
     "listen", ["", "8443", ":8443", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "::1:8443", "[::1]", "a:65536", "a:-1"]
 )
 def test_bad_listen(listen: str) -> None:
-    """What is not HOST:PORT is refused with an example of what is."""
+    """An address that is not HOST:PORT is refused with a valid example."""
     with pytest.raises(KdispatchError, match=r"like 127\.0\.0\.1:8443") as caught:
         Settings(listen=listen)
     assert caught.value.code == "bad_request"
@@ -48,13 +48,13 @@ def test_bad_listen(listen: str) -> None:
 
 @pytest.mark.parametrize("one", ["tls_cert", "tls_key"])
 def test_half_of_tls(one: str) -> None:
-    """A certificate without its key, or the other way round, is a mistake and not plain HTTP."""
-    with pytest.raises(KdispatchError, match="both, or none"):
+    """A certificate without its key, or the other way round, is an error, and does not lead to plain HTTP."""
+    with pytest.raises(KdispatchError, match="both, or neither"):
         Settings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
 
 
 def test_every_setting_is_described() -> None:
-    """Each setting has one sentence and one variable of its own."""
+    """Each setting has one sentence and its own variable."""
     for name, setting in SETTINGS.items():
         assert setting.metadata["help"].endswith(".")
         assert environment_name(name) == "KDISPATCH_SERVE_" + name.upper()
@@ -62,7 +62,7 @@ def test_every_setting_is_described() -> None:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_limits(name: str) -> None:
-    """A limit is a number, 0 is none, and below that is a mistake."""
+    """A limit is a number, 0 means none, and a negative one is an error."""
     assert getattr(Settings(**{name: 0}), name) == 0  # type: ignore[arg-type]  # each is a number
     with pytest.raises(KdispatchError, match=f"--{name.replace('_', '-')} must be"):
         Settings(**{name: -1})  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_limits(name: str) -> None:
 
 @pytest.mark.parametrize(("given", "taken"), [("off", 0), ("0", 0), ("7", 7), ("-1", None), ("many", None)])
 def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit is a number or off, by flag and by variable; anything else ends with the status 2."""
+    """A limit is a number or off, by flag and by variable; anything else ends with exit status 2."""
     made: list[Settings] = []
 
     async def serve(settings: Settings) -> None:
@@ -84,6 +84,6 @@ def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: 
 
 
 def test_sign_up() -> None:
-    """Who may sign up is one of three words."""
+    """The sign-up setting is one of three words."""
     with pytest.raises(KdispatchError, match="open, code or closed"):
         Settings(sign_up="nobody")

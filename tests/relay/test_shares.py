@@ -27,7 +27,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 
 @asynccontextmanager
 async def account(folder: Path) -> AsyncIterator[tuple[Site, str]]:
-    """A relay behind a proxy, and ann's token: she hosts a public service and one that is not."""
+    """A relay behind a proxy, and the token of ann, who hosts a public and a private service."""
     shares = {"limit_public_streams": 75, "limit_source_streams": 50}
     async with (
         site(folder, trusted_proxy="127.0.0.1", **shares) as relay,
@@ -46,7 +46,7 @@ async def account(folder: Path) -> AsyncIterator[tuple[Site, str]]:
 
 
 async def opened(agent: _Agent, first: int, count: int, service: str = "ann/open", token: str = "") -> list[str]:
-    """Codes of so many OPENs, from this number on; "" of those that get to a host."""
+    """Codes of this many OPENs, from this number on; "" for those that reach a host."""
     told = []
     for number in range(first, first + 2 * count, 2):
         message = Open(service=service, uuid=f"{agent.process[:24]}{number:08x}", limit=1 << 16, token=token or None)
@@ -60,7 +60,7 @@ async def opened(agent: _Agent, first: int, count: int, service: str = "ann/open
 
 
 async def test_sessions_of_one_source_leave_room(tmp_path: Path) -> None:
-    """Sessions of one source, an IPv6 network behind the proxy, have one share; owner and others get in beside it."""
+    """Sessions of one source, an IPv6 network behind the proxy, share one part; the owner and others get streams."""
     async with account(tmp_path) as (relay, ann), AsyncExitStack() as ending:
 
         async def agent(secret: int, address: str) -> _Agent:
@@ -77,7 +77,7 @@ async def test_sessions_of_one_source_leave_room(tmp_path: Path) -> None:
 
 
 async def test_what_is_kept_for_the_owner_is_counted(tmp_path: Path) -> None:
-    """Refusals by what all public services may have together count among the relay's limits."""
+    """Refusals by the limit on all public services together are counted among the relay's limits."""
     async with account(tmp_path) as (relay, _), AsyncExitStack() as ending:
         told = []
         for number in range(1, 16):
@@ -89,7 +89,7 @@ async def test_what_is_kept_for_the_owner_is_counted(tmp_path: Path) -> None:
 
 
 async def test_tokens_from_invitations_leave_room(api: Api) -> None:
-    """Who has a code of many uses can't use up the tokens that the owner may have."""
+    """The holder of a code with many uses cannot use up the tokens that the owner may have."""
     ann = await api.admin("ann")
     await api.service(ann)
     assert await api.relay.authority.repository.accounts.set_quotas("ann", {"tokens": 8})

@@ -1,4 +1,4 @@
-"""Many small messages in one read of the relay's."""
+"""Many small messages in one read at the relay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.relay.test_gate import _Agent
 
 
 async def test_they_are_gathered() -> None:
-    """Of the small messages of one read only the first goes on at once; the others go together, in order."""
+    """Of the small messages in one read only the first goes on at once; the others go together, in order."""
     async with running_gate() as relay, _Agent.of(relay, b"\x02" * 32) as host, _Agent.of(relay) as client:
         await host.offer()
         client.open(1)
@@ -30,4 +30,4 @@ async def test_they_are_gathered() -> None:
                 received += (await host.next(frames.DATA))[4]
                 count += 1
         assert received == data
-        assert count < 20  # one, if the read was one
+        assert count < 20  # one, if there was only one read

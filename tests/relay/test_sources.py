@@ -1,4 +1,4 @@
-"""From where somebody comes, as far as that can be believed."""
+"""The source of a request, as far as it can be trusted."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TRUSTED = networks("10.0.0.0/8, 192.0.2.1,2001:db8:1::/48")
     ],
 )
 def test_source(peer: str, lists: list[str], source: str) -> None:
-    """It is the rightmost address that is no trusted proxy's; what its owner wrote left of it counts nothing."""
+    """The source is the rightmost address that is not a trusted proxy's; entries left of it are ignored."""
     assert forwarded_source(peer, lists, TRUSTED) == source
 
 
 def test_nobody_is_trusted() -> None:
-    """Without a setting no header is believed, from this machine neither."""
+    """Without a setting no header is trusted, not even from this machine."""
     assert forwarded_source("127.0.0.1", ["198.51.100.7"], networks("")) == "127.0.0.1"
 
 
@@ -57,7 +57,7 @@ def test_group(one: str, other: str, same: bool) -> None:
 
 @pytest.mark.parametrize("text", ["relay.example.org", "10.0.0.1/8", "10.0.0.0/33", "*"])
 def test_what_is_no_network(text: str) -> None:
-    """A setting that is no address and no network is refused, one with host bits too: it might mean either."""
+    """A setting that is neither an address nor a network is refused; so is one with host bits, which is ambiguous."""
     with pytest.raises(KdispatchError, match="trusted proxy") as caught:
         networks(text)
     assert caught.value.code == "bad_request"
@@ -68,6 +68,6 @@ def test_what_is_no_network(text: str) -> None:
     [(" 192.0.2.1 ", "192.0.2.1"), ("192.0.2.1:80", "192.0.2.1"), ("[::1]:80", "::1"), ("[::1", "::1"), ("_x", None)],
 )
 def test_address(text: str, address: str | None) -> None:
-    """Proxies write addresses with and without a port."""
+    """Addresses of proxies are accepted with and without a port."""
     found = address_of(text)
     assert (found and str(found)) == address

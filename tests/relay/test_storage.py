@@ -44,7 +44,7 @@ def mode(path: Path) -> int:
     "size", [pytest.param(240, marks=pytest.mark.slow), pytest.param(960, marks=pytest.mark.accept)]
 )
 async def test_no_update_is_lost(api: Api, size: int) -> None:
-    """Of many concurrent read-modify-writes every single one counts, from two relays on one file too."""
+    """Concurrent read-modify-writes all count, also from two relays on one file."""
     await api.admin("ann")
 
     async def increment(database: Database) -> None:
@@ -64,7 +64,7 @@ async def test_no_update_is_lost(api: Api, size: int) -> None:
 
 
 async def test_restart_keeps_everything(tmp_path: Path) -> None:
-    """Admins, services and the right of their tokens outlive the relay's process."""
+    """Admins, services and the rights of their tokens survive a restart of the relay."""
     async with relay_api(tmp_path / "relay.db") as api:
         admin = await api.admin("ann")
         service = await api.service(admin)
@@ -74,7 +74,7 @@ async def test_restart_keeps_everything(tmp_path: Path) -> None:
 
 
 async def test_files_are_private(tmp_path: Path) -> None:
-    """The database, its side files and the folder made for them are for the relay's user alone."""
+    """The database, its side files and the folder made for them are accessible to the relay's user only."""
     folder = tmp_path / "made" / "here"
     async with relay_api(folder / "relay.db") as api:
         await api.admin()
@@ -101,7 +101,7 @@ async def test_open_file_is_closed_to_others(public_file: Path) -> None:
 
 
 async def test_only_digests_are_stored(api: Api) -> None:
-    """Whoever steals the database's files finds no token in them."""
+    """A stolen copy of the database's files contains no token."""
     admin = await api.admin("ann")
     service = await api.service(admin)
     stored = b"".join(file.read_bytes() for file in api.file.parent.iterdir())
@@ -112,7 +112,7 @@ async def test_only_digests_are_stored(api: Api) -> None:
 
 
 async def test_locked_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While another program holds the write lock, registration answers 503, look-ups go on, readyz is red."""
+    """While another program holds the write lock, registration answers 503, look-ups go on, and readyz fails."""
     async with relay_api(tmp_path / "relay.db", database_wait=0.05) as api:
         admin = await api.admin("ann")
         await api.service(admin)
@@ -133,7 +133,7 @@ async def test_locked_database(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 async def test_two_relays_start_at_once(tmp_path: Path) -> None:
-    """Relays that start at the same moment on a new file all come up, and the tables are made once."""
+    """Relays that start at the same moment on a new file all come up, and the tables are created once."""
 
     async def start() -> None:
         async with opened(tmp_path / "relay.db") as database, database.read() as connection:
@@ -158,7 +158,7 @@ async def test_tables_of_a_newer_version(tmp_path: Path) -> None:
 
 
 async def test_not_a_database(tmp_path: Path) -> None:
-    """A file that is something else is not written to."""
+    """A file that is not a database is not written to."""
     file = tmp_path / "relay.db"
     file.write_text("somebody's diary\n" * 100)
     with pytest.raises(KdispatchError, match="storage_unavailable"):
@@ -177,7 +177,7 @@ async def test_not_a_database(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_at_the_start(tmp_path: Path, harm: str, said: str, tried: str) -> None:
-    """A relay that can't use its database ends with 1, says why, and what its operator can do."""
+    """A relay that cannot use its database ends with 1, says why, and what its operator can do."""
     file = tmp_path / "relay.db"
     if harm == "folder":
         file.mkdir()
@@ -205,12 +205,12 @@ def test_what_is_wrong_at_the_start(tmp_path: Path, harm: str, said: str, tried:
     ],
 )
 def test_what_is_wrong_is_told_without_a_path(reason: Exception, text: str) -> None:
-    """What strangers are told of a database's fault names its kind and no place."""
+    """Strangers see the kind of a database's fault, but no path."""
     assert text in explain(reason).text
 
 
 async def test_migrations_make_the_models(tmp_path: Path) -> None:
-    """The tables that the migrations make are those that the models describe."""
+    """The tables of the migrations are those that the models describe."""
 
     def differences(connection: Connection) -> object:
         return compare_metadata(MigrationContext.configure(connection), Base.metadata)
@@ -220,7 +220,7 @@ async def test_migrations_make_the_models(tmp_path: Path) -> None:
 
 
 async def test_changing_a_table_keeps_the_others(api: Api) -> None:
-    """A migration that makes a table anew loses no row of those that refer to it."""
+    """A migration that recreates a table loses no row of the tables that refer to it."""
     token = await api.service(await api.admin("ann"))
 
     def rebuild(connection: Connection) -> None:
@@ -235,7 +235,7 @@ async def test_changing_a_table_keeps_the_others(api: Api) -> None:
 
 
 def test_default_location(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a setting the data lie in the platform's data directory of the user."""
+    """Without a setting, the data is in the platform's data directory of the user."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert database_url("").database == str(tmp_path / "kdispatch" / "relay.db")
 
@@ -259,7 +259,7 @@ def test_location(text: str, expected: str) -> None:
     "text", [":memory:", "sqlite://", "sqlite:///:memory:", "sqlite:///x?mode=memory", "mysql://a:secret@b/c", "://"]
 )
 def test_refused_location(text: str) -> None:
-    """A database that can't keep data, or isn't known, is refused without repeating its password."""
+    """A database that cannot keep data, or of an unknown kind, is refused without repeating its password."""
     with pytest.raises(KdispatchError) as caught:
         database_url(text)
     assert caught.value.code == "bad_request"

@@ -1,4 +1,4 @@
-"""Tokens, invitations and the audit over REST, with the real store: what is made, listed, revoked, and told."""
+"""Tokens, invitations and the audit over REST, with the real store: creating, listing and revoking, and the answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def ann(api: Api) -> str:
 @BOTH_STORES
 @pytest.mark.parametrize(("purpose", "kind"), [("admin", "adm"), ("host", "svc"), ("connect", "cli")])
 async def test_a_token_does_what_it_is_for(api: Api, ann: str, purpose: str, kind: str) -> None:
-    """A new token is shown once, is listed, and may what its kind may; its id is derived from its digest."""
+    """A new token is shown once, is listed, and may do what its kind may; its id is derived from its digest."""
     of_service = {} if purpose == "admin" else {"service": "web"}
     token = await made(api, ann, **{"for": purpose}, **of_service)
     assert token_kind(token["token"]) == kind == token["kind"]
@@ -67,7 +67,7 @@ async def _may(question: Any) -> str:
 
 @BOTH_STORES
 async def test_a_revoked_token(api: Api, ann: str) -> None:
-    """It is told ``revoked`` from then on, the switch hears of it, and it stays listed as such."""
+    """A revoked token is answered with ``revoked``, the switch is told of it, and it stays listed as revoked."""
     token = await made(api, ann, **{"for": "connect"}, service="web")
     assert await code(api, ann, f"{TOKENS}/{token['id']}", method="DELETE") is None
     assert "recheck ann/web" in api.gate.calls
@@ -78,7 +78,7 @@ async def test_a_revoked_token(api: Api, ann: str) -> None:
 
 
 async def test_an_expired_token(api: Api, ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused from the second on at which it ends, and told when that was."""
+    """An expired token is refused from the second in which it expires, with the time."""
     token = await made(api, ann, expires=60)
     now = time.time()
     monkeypatch.setattr("kdispatch_relay.auth.time.time", lambda: now + 61)
@@ -89,7 +89,7 @@ async def test_an_expired_token(api: Api, ann: str, monkeypatch: pytest.MonkeyPa
 
 @BOTH_STORES
 async def test_nobody_locks_himself_out(api: Api, ann: str) -> None:
-    """The last admin token that does not expire stays, also where one that expires is there, and of two at once one."""
+    """The last admin token without an expiry stays, also next to one that expires, and if two are revoked at once."""
     first = token_id(token_digest(ann))
     await made(api, ann, expires=600)
     assert await code(api, ann, f"{TOKENS}/{first}", method="DELETE") == "last_token"
@@ -103,7 +103,7 @@ async def test_nobody_locks_himself_out(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_another_admins_tokens(api: Api, ann: str) -> None:
-    """They are not listed, and can't be revoked: it is as if there were none."""
+    """Another admin's tokens are not listed and cannot be revoked: the answer is that of a missing token."""
     bob = await api.admin("bob")
     token = await made(api, ann)
     assert await code(api, bob, f"{TOKENS}/{token['id']}", method="DELETE") == "unknown_token"
@@ -121,7 +121,7 @@ async def test_another_admins_tokens(api: Api, ann: str) -> None:
     ],
 )  # fmt: skip
 async def test_bad_wishes(api: Api, ann: str, body: dict[str, object]) -> None:
-    """What is not described is refused, and nothing is made of it."""
+    """Undocumented values are refused, and nothing is created."""
     answer = await api("POST", TOKENS, ann, json={"name": "laptop", "for": "admin", **body})
     assert (answer.status, answer.body["code"]) == (422, "bad_request")
     assert len((await api("GET", TOKENS, ann)).body["tokens"]) == 2
@@ -129,7 +129,7 @@ async def test_bad_wishes(api: Api, ann: str, body: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("written", ["600", "600.0", "6e2"])
 async def test_numbers_of_json(api: Api, ann: str, written: str) -> None:
-    """A whole number is one however JSON writes it, wherever one is sent."""
+    """A whole number is accepted in any form that JSON allows, wherever one is expected."""
     headers = {"Content-Type": "application/json"}
     for path, body in (
         (TOKENS, '"name": "laptop", "for": "admin", "expires"'),
@@ -143,7 +143,7 @@ async def test_numbers_of_json(api: Api, ann: str, written: str) -> None:
 
 @pytest.mark.parametrize("written", ["600.5", "1e400", "1e300", '"600"', "true", "-600.0", "NaN"])
 async def test_numbers_that_are_none(api: Api, ann: str, written: str) -> None:
-    """Neither fractions, nor what is too large, nor other kinds of values are taken for whole numbers."""
+    """Fractions, numbers that are too large, and other types are not accepted as whole numbers."""
     body = f'{{"name": "laptop", "for": "admin", "expires": {written}}}'
     answer = await api("POST", TOKENS, ann, data=body, headers={"Content-Type": "application/json"})
     assert (answer.status, answer.body["code"]) == (422, "bad_request")
@@ -152,7 +152,7 @@ async def test_numbers_that_are_none(api: Api, ann: str, written: str) -> None:
 @BOTH_STORES
 @pytest.mark.parametrize("overlap", [0, 3600])
 async def test_rotation(api: Api, ann: str, overlap: int) -> None:
-    """The service's own token is replaced, at once or later; another one to host it stays."""
+    """The service's own token is replaced, at once or later; another token to host it stays."""
     old = await api.service(ann, "old")
     other = await made(api, ann, **{"for": "host"}, service="old")
     answer = await api("POST", "/api/v1/services/ann/old/rotate", ann, json={"overlap": overlap} if overlap else {})
@@ -166,7 +166,7 @@ async def test_rotation(api: Api, ann: str, overlap: int) -> None:
 @BOTH_STORES
 @pytest.mark.parametrize(("purpose", "kind"), [("host", "svc"), ("connect", "cli")])
 async def test_an_invitation(api: Api, ann: str, purpose: str, kind: str) -> None:
-    """Its code gives as many tokens as it has uses, each of its own name; then it is spent."""
+    """An invitation's code gives as many tokens as it has uses, each with its own name; then it is spent."""
     wish = {"for": purpose, "uses": 2, "expires": 600, "name": "support"}
     invite = (await api("POST", f"{WEB}/invites", ann, json=wish)).body
     for name in ("bob", None):
@@ -185,7 +185,7 @@ async def test_an_invitation(api: Api, ann: str, purpose: str, kind: str) -> Non
 @BOTH_STORES
 @pytest.mark.parametrize("tokens", [False, True])
 async def test_a_revoked_invitation(api: Api, ann: str, tokens: bool) -> None:
-    """It can't be accepted any more, and takes its tokens along where that is wished."""
+    """A revoked invitation cannot be accepted any more, and its tokens are revoked on request."""
     invite = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect", "uses": 2})).body
     token = (await api("POST", "/api/v1/invites/accept", invite["code"], json={})).body["token"]
     query = "?tokens=true" if tokens else ""
@@ -197,7 +197,7 @@ async def test_a_revoked_invitation(api: Api, ann: str, tokens: bool) -> None:
 
 
 async def test_what_is_no_invitation(api: Api, ann: str) -> None:
-    """Neither an unknown code nor another token is taken for one."""
+    """Neither an unknown code nor another token is accepted as an invitation."""
     for token in (ann, format_token("inv", b"x" * 32), "inv_x", None):
         answer = await api("POST", "/api/v1/invites/accept", token, json={})
         assert (answer.status, answer.body["code"]) == (401, "token_refused")
@@ -205,7 +205,7 @@ async def test_what_is_no_invitation(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_quotas(api: Api, ann: str) -> None:
-    """One service and one token more than the account may have are refused; what is there stays."""
+    """One service and one token above the account's quota are refused; existing ones stay."""
     await api.relay.authority.repository.accounts.set_quotas("ann", {"services": 2, "tokens": 2})
     await api.service(ann, "two")
     answer = await api("POST", "/api/v1/services", ann, json={"name": "three"})
@@ -218,7 +218,7 @@ async def test_quotas(api: Api, ann: str) -> None:
     answer = await api("POST", "/api/v1/invites/accept", invite["code"], json={})
     assert (answer.status, answer.body["code"]) == (429, "quota_exceeded")
     answer = await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})
-    assert answer.status == 201  # one more that nobody has accepted
+    assert answer.status == 201  # one more that was not accepted yet
     answer = await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})
     assert (answer.status, answer.body["code"]) == (429, "quota_exceeded")
     assert {one["used"] for one in (await api("GET", f"{WEB}/invites", ann)).body["invites"]} == {0}
@@ -226,7 +226,7 @@ async def test_quotas(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_a_suspended_account(api: Api, ann: str) -> None:
-    """Every token of it is told ``revoked``, its services look as if there were none, and all comes back with it."""
+    """A suspended account's tokens get ``revoked``, its services look missing, and all comes back on resumption."""
     public = await api.service(ann, "open")
     accounts = api.relay.authority.repository.accounts
     assert await accounts.suspend("ann", "spam") and not await accounts.suspend("nobody")
@@ -242,7 +242,7 @@ async def test_a_suspended_account(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_changing_a_service(api: Api, ann: str) -> None:
-    """What is named changes and nothing else; a change of nothing is refused."""
+    """Only the fields that are given change; a change of nothing is refused."""
     assert (await api("PATCH", WEB, ann, json={"pins": True})).body == {
         "service": "ann/web", "access": "token", "pins": True, "live_hosts": 0,
     }  # fmt: skip
@@ -255,7 +255,7 @@ async def test_changing_a_service(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_the_audit(api: Api, ann: str) -> None:
-    """Every change is there, with who did it, from where, to what; page by page, and without a secret."""
+    """The audit has every change, with its actor, source and subject; page by page, and without a secret."""
     token = await made(api, ann, **{"for": "connect"}, service="web")
     await api("DELETE", f"{TOKENS}/{token['id']}", ann)
     await api("POST", f"{WEB}/rotate", ann, json={})
@@ -291,7 +291,7 @@ async def test_the_audit(api: Api, ann: str) -> None:
 
 @BOTH_STORES
 async def test_races(api: Api, ann: str) -> None:
-    """Of 50 at once one gets the last use of an invitation, the name of a service, the last place of a quota."""
+    """Of 50 at once, one gets the last use of an invitation, the name of a service, the last place of a quota."""
     invite = (await api("POST", f"{WEB}/invites", ann, json={"for": "connect"})).body
     accepting = [api("POST", "/api/v1/invites/accept", invite["code"], json={}) for _ in range(50)]
     statuses = sorted(answer.status for answer in await asyncio.gather(*accepting))

@@ -1,4 +1,4 @@
-"""Tests of what an upgrade needs, and of what a database that is up to date does without."""
+"""What an upgrade of the database needs, and what a current database does without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_newest_revision_is_alembics() -> None:
 
 @pytest.mark.slow
 def test_no_alembic_when_up_to_date(tmp_path: Path, empty_database: Path) -> None:
-    """A start that finds nothing to migrate does not load what migrates."""
+    """A start without migrations does not load the migration code."""
     shutil.copy(empty_database, tmp_path / "relay.db")
     code = (
         "import asyncio, sys; from kdispatch_relay.cli import _migrate;"
@@ -45,7 +45,7 @@ def test_no_alembic_when_up_to_date(tmp_path: Path, empty_database: Path) -> Non
 
 @pytest.mark.slow
 async def test_apart(tmp_path: Path) -> None:
-    """Migrated apart, the tables are made and the revisions told, and a database up to date starts no process."""
+    """Run apart, migrations create the tables and return the revisions; a current database starts no process."""
     database = Database(str(tmp_path / "relay.db"), migrate_apart=True)
     assert await database.start() == (None, "0005")
     assert await database.start() == ("0005", "0005")
@@ -56,7 +56,7 @@ async def test_apart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_several_apart(tmp_path: Path) -> None:
-    """Of several that find nothing at the same moment exactly one makes the tables."""
+    """Of several relays that find an empty database at the same moment, exactly one creates the tables."""
     databases = [Database(str(tmp_path / "relay.db"), migrate_apart=True) for _ in range(3)]
     told = await asyncio.gather(*(database.start() for database in databases))
     for database in databases:
@@ -66,7 +66,7 @@ async def test_several_apart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_errors_apart(tmp_path: Path) -> None:
-    """An error of the process apart is the one that would have been raised here."""
+    """An error of the separate process is the one that would have been raised here."""
     file = tmp_path / "relay.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
@@ -84,7 +84,7 @@ async def test_errors_apart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_locked_apart(tmp_path: Path) -> None:
-    """A lock that somebody holds is told by the process apart as it would be here."""
+    """A lock held by another program is reported from the separate process in the same way as here."""
     with closing(sqlite3.connect(tmp_path / "relay.db", isolation_level=None)) as holder:
         holder.execute("PRAGMA journal_mode = WAL")
         holder.execute("BEGIN IMMEDIATE")
@@ -98,7 +98,7 @@ async def test_locked_apart(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["raise SystemExit(3)", "print('{}')", "print('no answer')"])
 async def test_a_broken_process(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """A process apart that ends without its answer is storage_unavailable, and says how it ended."""
+    """A separate process that ends without an answer is storage_unavailable, with how it ended."""
     monkeypatch.setattr(apart, "_CHILD", program)
     with pytest.raises(KdispatchError, match="failed with status") as caught:
         await upgrade_apart("postgresql://ann:canary@nowhere/relay", 1.0)
@@ -108,7 +108,7 @@ async def test_a_broken_process(monkeypatch: pytest.MonkeyPatch, program: str) -
 
 @pytest.mark.slow
 async def test_a_stopped_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A start that is given up leaves no process behind."""
+    """A cancelled start leaves no process behind."""
     file = tmp_path / "pid"
     program = f"import os, time; open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     monkeypatch.setattr(apart, "_CHILD", program)
@@ -125,7 +125,7 @@ async def test_a_stopped_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @pytest.mark.slow
 async def test_the_url_is_told_on_stdin_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A password in the URL is neither among the process's arguments nor in its environment, and arrives."""
+    """A password in the URL is in neither arguments nor environment of the process, and arrives."""
     program = (
         "import json, os, sys; task = json.loads(sys.stdin.readline());"
         "seen = 'can' 'ary' in str([sys.orig_argv, dict(os.environ)]);"

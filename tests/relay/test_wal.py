@@ -1,4 +1,4 @@
-"""A write-ahead log that SQLite would ignore without a word is told by a relay that starts."""
+"""A relay that starts reports a write-ahead log that SQLite would silently ignore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdispatch_relay.store.location import prepare_file
 
 @pytest.fixture
 def crashed(tmp_path: Path) -> Path:
-    """A database as a crash leaves it: its last change is in the log only."""
+    """A database as a crash leaves it: its last change is only in the log."""
     live, file = tmp_path / "live.db", tmp_path / "relay.db"
     with closing(sqlite3.connect(live, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -47,7 +47,7 @@ def _short(log: bytes) -> bytes:
 
 @pytest.mark.parametrize("harm", [_magic, _checksum, _short])
 def test_a_damaged_log(crashed: Path, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture) -> None:
-    """The change is lost, which SQLite does not say; the relay does."""
+    """With a damaged log the change is lost without a word from SQLite; the relay reports it."""
     log = crashed.with_name("relay.db-wal")
     log.write_bytes(harm(log.read_bytes()))
     prepare_file(crashed, 1.0)
@@ -57,7 +57,7 @@ def test_a_damaged_log(crashed: Path, harm: Callable[[bytes], bytes], caplog: py
 
 
 def test_a_log_that_is_well(crashed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One that a crash left is recovered, and an empty one, or none, is nothing to tell."""
+    """A log left by a crash is recovered, and an empty or missing one is not reported."""
     prepare_file(crashed, 1.0)
     assert _words(crashed) == [("kept",)]
     log = crashed.with_name("relay.db-wal")

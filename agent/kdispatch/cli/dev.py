@@ -90,6 +90,8 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     try:
         await asyncio.gather(host.failed(), client.uplink.failed(), local.watch())
     except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()  # see until_interrupted
         output.note("Ending; everything that dev created is removed.")
 
 

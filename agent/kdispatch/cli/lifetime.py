@@ -159,6 +159,8 @@ async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[
             for coroutine in work:
                 group.create_task(coroutine)
     except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()  # the agent goes on: a time-out that expires from here on is no cancellation
         try:
             if life.interruption.at_once:
                 raise

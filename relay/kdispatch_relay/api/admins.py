@@ -1,4 +1,4 @@
-"""Admins: accounts, each with a handle of its own; and who one is."""
+"""Admins: accounts, each with its own handle; and what a token stands for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["ROUTES"]
 
 
 class NewAdmin(Body):
-    """What one sends to become an admin."""
+    """What a client sends to become an admin."""
 
-    handle: Name = Field(description="the wished handle")
+    handle: Name = Field(description="the wanted handle")
 
 
 class AdminCreated(Answer):
@@ -30,18 +30,18 @@ class AdminCreated(Answer):
 
 
 class WhoAmI(Answer):
-    """Whom the shown token stands for."""
+    """What the shown token stands for."""
 
     kind: str = Field(description="`adm` of an admin, `svc` to host a service, `cli` to connect to one")
     handle: str = Field(description="the admin, or the service's owner")
     service: str | None = Field(default=None, description="the service that it is for, if it is for one")
-    id: str = Field(description="what the token is called by")
-    name: str = Field(description="what people call it")
-    expires: Instant | None = Field(default=None, description="when it ends, if it does")
+    id: str = Field(description="the token's id")
+    name: str = Field(description="its name, for people")
+    expires: Instant | None = Field(default=None, description="when it expires, if it does")
 
 
 async def create_admin(call: Call) -> AdminCreated:
-    """Take a handle that is free."""
+    """Take a free handle."""
     body = await call.body(NewAdmin)
     code = await call.authority.sign_up(call.token)
     token, new = NewToken.made("adm", "sign-up")
@@ -50,7 +50,7 @@ async def create_admin(call: Call) -> AdminCreated:
 
 
 async def who_am_i(call: Call) -> WhoAmI:
-    """Tell what the relay makes of a token."""
+    """Tell what a token stands for."""
     identity = await call.authority.identify(call.token)
     service = identity.service.service if identity.service is not None else None
     return WhoAmI(
@@ -76,15 +76,15 @@ ROUTES: Final = (
 Becomes an admin. The handle must be free. The answer, status 201, is the only one that ever shows the token:
 the relay keeps no copy, only a digest.
 
-Some relays take new admins only with a code of their operator's, an `inv_` token, which is shown in `Authorization`.
-Where everybody may sign up, what is shown there is not looked at.""",
+Some relays accept new admins only with a code from their operator, an `inv_` token in `Authorization`. Where sign-up is
+open to everyone, a token there is ignored.""",
         body=NewAdmin,
         status=HTTPStatus.CREATED,
         answer=AdminCreated,
         errors={
             "bad_name": "",
             "handle_taken": "",
-            "token_refused": "no code where one is needed, or one that the relay does not know",
+            "token_refused": "a code is needed and missing, or the relay does not know it",
             "invite_spent": "",
             "not_permitted": "sign-up is closed, or the code is an invitation to a service",
         },

@@ -1,4 +1,4 @@
-"""Reading requests and writing answers, the same way for every route."""
+"""Reads requests and writes answers, in the same way for every route."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 __all__ = ["BODY_LIMIT", "Call", "respond"]
 
-BODY_LIMIT: Final = 64 * 1024  # bytes; the largest body with a meaning has a few hundred
-_BODY_TIME: Final = 8.0  # seconds for a body to arrive; below those after which its connection is closed without a word
+BODY_LIMIT: Final = 64 * 1024  # bytes; the largest valid body has a few hundred
+_BODY_TIME: Final = 8.0  # seconds for a body to arrive; below those after which the connection is closed silently
 _ERRORS_SHOWN: Final = 3
 _PLACE_SHOWN: Final = 80  # characters; the sender chooses the keys
-_NO_STORE: Final = {"Cache-Control": "no-store"}  # answers hold tokens, or what holds at this moment only
+_NO_STORE: Final = {"Cache-Control": "no-store"}  # answers hold tokens, or what is true only now
 
 _Body = TypeVar("_Body", bound=Body)
 
 
 class Call:
-    """One request for one route, and what its handler finds."""
+    """One request for one route, and what its handler needs."""
 
     def __init__(self, route: Route, request: web.Request) -> None:
-        """Raises ``bad_request`` for a query that the route does not take."""
+        """Raises ``bad_request`` for a query that the route does not accept."""
         self.request = request
         self._route = route
         self._query = None if route.any_query else _read_query(request, route.query)
 
     @property
     def path(self) -> Mapping[str, str]:
-        """What stands where the route's path has braces, without the escapes of URLs."""
+        """The parameters of the path, with URL escapes decoded."""
         return self.request.match_info
 
     @property
     def service(self) -> str:
-        """The ``handle/name`` of the path, not looked at yet."""
+        """The ``handle/name`` of the path, not validated yet."""
         return "{handle}/{name}".format_map(self.path)
 
     @property
@@ -57,7 +57,7 @@ class Call:
 
     @property
     def token(self) -> str | None:
-        """The token of the ``Authorization`` header, the only place where it is looked for."""
+        """The token of the ``Authorization`` header, the only place that is read."""
         headers = self.request.headers.getall("Authorization", [])
         if not headers:
             return None
@@ -68,26 +68,26 @@ class Call:
 
     @property
     def authority(self) -> Authority:
-        """Who decides."""
+        """Decides about rights."""
         return self.request.app[AUTHORITY]
 
     @property
     def repository(self) -> Repository:
-        """What is kept."""
+        """The store."""
         return self.request.app[REPOSITORY]
 
     @property
     def live(self) -> LiveHosts:
-        """Who is live."""
+        """The live hosts."""
         return self.request.app[LIVE_HOSTS]
 
     def query(self, model: type[_Body]) -> _Body:
-        """The query; ``model`` is the one that the route states."""
+        """The query; ``model`` is the route's."""
         assert isinstance(self._query, model)
         return self._query
 
     async def body(self, model: type[_Body]) -> _Body:
-        """The body; ``model`` is the one that the route states.
+        """The body; ``model`` is the route's.
 
         Raises ``bad_request``, ``bad_name``, or HTTP's own 408, 413, 415.
         """
@@ -99,7 +99,7 @@ class Call:
                 data = await self.request.read()
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
-        except (web.RequestPayloadError, OSError) as error:  # bad chunks; the sender hung up
+        except (web.RequestPayloadError, OSError) as error:  # bad chunks, or the client has closed the connection
             raise KdispatchError("bad_request", "The body is not what its headers announce.") from error
         try:
             return model.model_validate_json(data)
@@ -108,7 +108,7 @@ class Call:
 
 
 def respond(answer: Answer | None, status: int) -> web.Response:
-    """``answer`` as JSON; nothing where it is ``None``."""
+    """``answer`` as JSON; an empty body for ``None``."""
     if answer is None:
         return web.Response(status=status, headers=_NO_STORE)
     body = answer.model_dump_json(exclude_none=True, by_alias=True).encode()
@@ -119,10 +119,10 @@ def _read_query(request: web.Request, model: type[Body] | None) -> Body | None:
     query = request.query
     if model is None:
         if query:
-            raise KdispatchError("bad_request", "This address takes no query (what stands behind '?').")
+            raise KdispatchError("bad_request", "This address takes no query (the part after '?').")
         return None
     if len(query) != len(set(query)):
-        raise KdispatchError("bad_request", "The query says the same thing twice.")
+        raise KdispatchError("bad_request", "The query has the same parameter twice.")
     try:
         return model.model_validate(dict(query))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""``/healthz``: the process lives. ``/readyz``: what is written to the database would be kept."""
+"""``/healthz``: the process lives. ``/readyz``: the database would keep a change."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["ROUTES"]
 
 
 class Health(Answer):
-    """That all is well."""
+    """The healthy answer."""
 
     status: str = Field(description="`ok` or `ready`")
 
 
 async def healthz(_call: Call) -> Health:
-    """Answer; that it answers is the message."""
+    """Answer: that alone shows that the process lives."""
     return Health(status="ok")
 
 
 async def readyz(call: Call) -> Health:
-    """Answer, or raise ``storage_unavailable``."""
+    """Answer if the database is ready; otherwise raise ``storage_unavailable``."""
     await call.request.app[READINESS].check()
     return Health(status="ready")
 
@@ -55,11 +55,11 @@ ROUTES: Final = (
         who="anybody",
         does="a change would be kept",
         text="""\
-Answers 200 when a change would be kept: a commit has reached the database within 2 seconds, nobody else holds its
-write lock, its file is still the one at its path, other programs may open that, and its disk has room. The relay
-commits for this once in 2 seconds at most, however many ask, and its answer may be 1 second old; it answers within
-2 seconds. `detail` says what is wrong.
-Streams that are open, and new ones to public services, may well work while this is red.""",
+Answers 200 if a change would be kept: a commit has reached the database within the last 2 seconds, no other program
+holds its write lock, its file is still the one at its path, other programs may open that file, and its disk has room.
+The relay commits for this at most once in 2 seconds, however many ask, and its answer may be 1 second old. It answers
+within 2 seconds. `detail` says what is wrong.
+Open streams, and new ones to public services, may still work while this fails.""",
         answer=Health,
         errors={"storage_unavailable": ""},
         general=("internal_error", "busy"),

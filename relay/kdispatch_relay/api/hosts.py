@@ -1,4 +1,4 @@
-"""The live hosts of a service, and taking one away."""
+"""The live hosts and clients of a service, and the withdrawal of a host."""
 
 from __future__ import annotations
 
@@ -25,40 +25,38 @@ __all__ = ["ROUTES"]
 
 
 class TokenSeen(Answer):
-    """A token that something live rests on."""
+    """The token that a live host or client uses."""
 
-    id: str = Field(description="what the token is called by")
-    name: str | None = Field(default=None, description="what people call it")
+    id: str = Field(description="the token's id")
+    name: str | None = Field(default=None, description="its name, for people")
 
 
 class HostSeen(Answer):
     """A live host."""
 
     host: str = Field(description="the host's identifier")
-    since: Instant = Field(description="since when it offers the service (RFC 3339, UTC)")
-    labels: dict[str, str] = Field(description="what its operator calls it")
-    streams: int = Field(description="connections that are open through it")
-    source: str | None = Field(default=None, description="the address that it comes from; only for the owner")
-    token: TokenSeen | None = Field(default=None, description="the token that it rests on; only for the owner")
+    since: Instant = Field(description="since when it has offered the service (RFC 3339, UTC)")
+    labels: dict[str, str] = Field(description="the labels that its operator gave it")
+    streams: int = Field(description="its open connections")
+    source: str | None = Field(default=None, description="the address that it connects from; only for the owner")
+    token: TokenSeen | None = Field(default=None, description="the token that it uses; only for the owner")
 
 
 class ClientSeen(Answer):
     """An agent that is connected."""
 
     agent: str = Field(description="its process id")
-    source: str = Field(description="the address that it comes from")
-    since: Instant = Field(description="since when the oldest of its open connections is open (RFC 3339, UTC)")
-    streams: int = Field(description="connections that it has open")
-    token: TokenSeen | None = Field(
-        default=None, description="the token that they rest on; none where everybody may connect"
-    )
+    source: str = Field(description="the address that it connects from")
+    since: Instant = Field(description="when the oldest of its open connections was opened (RFC 3339, UTC)")
+    streams: int = Field(description="its open connections")
+    token: TokenSeen | None = Field(default=None, description="the token that it uses; absent if everyone may connect")
 
 
 class ClientList(Answer):
-    """Everybody who is connected to one service."""
+    """The clients that are connected to one service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    clients: list[ClientSeen] = Field(description="a page of them, by their process ids")
+    clients: list[ClientSeen] = Field(description="a page of them, by process id")
     next: str | None = Field(default=None, description=NEXT)
 
 
@@ -66,12 +64,12 @@ class HostList(Answer):
     """All live hosts of one service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    hosts: list[HostSeen] = Field(description="a page of them, by their identifiers")
+    hosts: list[HostSeen] = Field(description="a page of them, by identifier")
     next: str | None = Field(default=None, description=NEXT)
 
 
 async def list_hosts(call: Call) -> HostList:
-    """List who offers the service at this moment."""
+    """List the hosts that offer the service now."""
     grant = await call.authority.may_read(call.service, call.token)
     owner = grant.identity if grant.identity is not None and grant.identity.kind == "adm" else None
     wanted = call.query(ByHost)
@@ -93,7 +91,7 @@ async def list_hosts(call: Call) -> HostList:
 
 
 async def list_clients(call: Call) -> ClientList:
-    """List who is connected to the service at this moment."""
+    """List the agents that are connected to the service now."""
     owner = await call.authority.owner(call.token, call.path["handle"], "service.clients")
     if await call.repository.service(owner.handle, check_name(call.path["name"])) is None:
         raise KdispatchError("unknown_service")
@@ -124,7 +122,7 @@ def _seen(token: str | None, names: Mapping[str, str | None]) -> TokenSeen | Non
 
 
 async def withdraw_host(call: Call) -> None:
-    """Take a live host off the list: by the host's own token, or by its service's owner."""
+    """Take a live host off the list, at the request of the host itself or of the service's owner."""
     host_id = call.path["host"]
     token = call.token
     if token is not None and token_kind(token) == "hst":
@@ -138,7 +136,7 @@ async def withdraw_host(call: Call) -> None:
             raise KdispatchError("not_permitted", "This needs the host's own token, or its service's owner's.")
         host = call.live.host(host_id)
         allowed = host is not None and host.service.startswith(f"{identity.handle}/")
-    if not allowed:  # not live, or somebody else's: the two can't be told apart
+    if not allowed:  # not live, or another account's: both get the same answer
         raise KdispatchError("unknown_host")
     assert host is not None
     call.live.withdraw(host_id)
@@ -163,10 +161,10 @@ ROUTES: Final = (
         section=Section.SERVICES,
         who="service.read",
         does="lists a service's live hosts",
-        text="Lists the hosts that offer the service at this moment, to whom the service itself is shown.",
+        text="Lists the hosts that offer the service now, to those who may see the service itself.",
         query=ByHost,
         answer=HostList,
-        errors={"token_refused": "a token is shown but not known", "unknown_service": ""},
+        errors={"token_refused": "the token shown is not known", "unknown_service": ""},
         example=Example(
             path=f"{PREFIX}/services/ann/web/hosts",
             shows="service",
@@ -190,8 +188,8 @@ ROUTES: Final = (
         handler=list_clients,
         section=Section.SERVICES,
         who="service.clients",
-        does="lists who is connected to a service",
-        text="Lists the agents that have connections to the service open at this moment, for its owner.",
+        does="lists the clients of a service",
+        text="Lists for the owner the agents that have open connections to the service now.",
         query=ByAgent,
         answer=ClientList,
         errors={"not_permitted": "not its owner", "unknown_service": ""},
@@ -221,13 +219,13 @@ ROUTES: Final = (
         does="withdraws a live host",
         text="""\
 Withdraws a live host: by its own token (`hst_...`, made by the agent when it starts) or by the admin's token of its
-service's owner. The answer, status 204, is empty. The host leaves the list at once and its agent is told (`withdrawn`);
-connections that are open through it go on. It stays refused until its agent is started anew.""",
+service's owner. The answer, status 204, is empty. The host leaves the list at once and its agent is told (`withdrawn`).
+Its open connections go on. It stays refused until its agent is restarted.""",
         status=HTTPStatus.NO_CONTENT,
         errors={
             "not_permitted": "a service's token",
-            "unknown_host": "no such host is live, the identifier can't be one, or the token gives no right to it: "
-            "the three can't be told apart",
+            "unknown_host": "the host is not live, the identifier is invalid, or the token gives no right to it; "
+            "all three get the same answer",
         },
         example=Example(path=f"{PREFIX}/hosts/4f1c09d2a8b35e6710fd42c98e6ba173", shows="admin"),
     ),

@@ -1,4 +1,4 @@
-"""Invitations: codes that people exchange for a token of their own."""
+"""Invitations: codes that users exchange for a token of their own."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ from kdispatch_relay.store.records import NewToken
 __all__ = ["ROUTES"]
 
 _ENDED: Final = (
-    f"of those that nobody can accept any more the last {ENDED_INVITES}, for 30 days, and those from which tokens hold"
+    f"of those that can't be accepted any more, the last {ENDED_INVITES}, for 30 days, and those with valid tokens"
 )
-_FOR: Final = AliasChoices("for", "purpose")  # the one on the wire, the other here: it is a word of Python's
+_FOR: Final = AliasChoices("for", "purpose")  # on the wire it is "for", a keyword in Python
 
 
 class InviteWanted(Body):
-    """What an owner sends to invite somebody."""
+    """What an owner sends to invite users to a service."""
 
     purpose: Literal["host", "connect"] = Field(alias="for", description="what its tokens may do")
     uses: Whole = Field(default=1, ge=1, le=10_000, description="how often it may be accepted")
-    expires: Whole = Field(default=24 * 3600, ge=60, le=365 * 24 * 3600, description="seconds after which it ends")
-    name: Title = Field(default="invitation", description="what people call it")
+    expires: Whole = Field(default=24 * 3600, ge=60, le=365 * 24 * 3600, description="seconds after which it expires")
+    name: Title = Field(default="invitation", description="its name, for people")
 
 
 class InviteCreated(Answer):
     """The only answer that ever holds this code."""
 
-    id: str = Field(description="what the invitation is called by")
+    id: str = Field(description="the invitation's id")
     service: str = Field(description="the service, as `handle/name`")
     purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
-    name: str = Field(description="what people call it")
+    name: str = Field(description="its name, for people")
     uses: int = Field(description="how often it may be accepted")
     used: int = Field(description="how often it was accepted")
-    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
-    expires: Instant = Field(description="when it ends")
+    created: Instant = Field(description="when it was created (RFC 3339, UTC)")
+    expires: Instant = Field(description="when it expires")
     code: str = Field(description="the code, `inv_...`")
 
 
 class InviteSeen(Answer):
     """An invitation, without its code."""
 
-    id: str = Field(description="what the invitation is called by")
+    id: str = Field(description="the invitation's id")
     purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
-    name: str = Field(description="what people call it")
+    name: str = Field(description="its name, for people")
     uses: int = Field(description="how often it may be accepted")
     used: int = Field(description="how often it was accepted")
-    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
-    expires: Instant = Field(description="when it ends, or has ended")
-    revoked: bool | None = Field(default=None, description="`true` where it was revoked")
+    created: Instant = Field(description="when it was created (RFC 3339, UTC)")
+    expires: Instant = Field(description="when it expires or expired")
+    revoked: bool | None = Field(default=None, description="`true` if it was revoked")
 
 
 class InviteList(Answer):
@@ -81,15 +81,15 @@ class InviteList(Answer):
 
 
 class InviteEnd(Body):
-    """How an invitation is revoked."""
+    """How to revoke an invitation."""
 
-    tokens: Flag = Field(default=False, description="`true`: the tokens that were made from it are revoked, too")
+    tokens: Flag = Field(default=False, description="`true`: revoke the tokens that came from it as well")
 
 
 class Acceptance(Body):
-    """What one sends to accept an invitation."""
+    """What a user sends to accept an invitation."""
 
-    name: Given[Title] = Field(default=None, description="what people call the token; without it as the invitation")
+    name: Given[Title] = Field(default=None, description="the token's name, for people; without it the invitation's")
 
 
 class Accepted(Answer):
@@ -98,13 +98,13 @@ class Accepted(Answer):
     service: str = Field(description="the service, as `handle/name`")
     purpose: str = Field(validation_alias=_FOR, serialization_alias="for", description="`host` or `connect`")
     kind: str = Field(description="`svc` to host, `cli` to connect")
-    id: str = Field(description="what the token is called by")
-    name: str = Field(description="what people call it")
+    id: str = Field(description="the token's id")
+    name: str = Field(description="its name, for people")
     token: str = Field(description="the token")
 
 
 async def create_invite(call: Call) -> InviteCreated:
-    """Invite somebody to one of one's own services."""
+    """Create an invitation to one of the caller's services."""
     owner = await call.authority.owner(call.token, call.path["handle"], "invite.create")
     name = check_name(call.path["name"])
     body = await call.body(InviteWanted)
@@ -128,7 +128,7 @@ async def create_invite(call: Call) -> InviteCreated:
 
 
 async def list_invites(call: Call) -> InviteList:
-    """List the invitations to one of one's own services."""
+    """List the invitations to one of the caller's services."""
     owner = await call.authority.owner(call.token, call.path["handle"], "invite.list")
     name = check_name(call.path["name"])
     if await call.repository.service(owner.handle, name) is None:
@@ -153,7 +153,7 @@ async def list_invites(call: Call) -> InviteList:
 
 
 async def revoke_invite(call: Call) -> None:
-    """Revoke an invitation, and maybe what came of it."""
+    """Revoke an invitation, and on request the tokens that came from it."""
     owner = await call.authority.owner(call.token, call.path["handle"], "invite.revoke")
     name = check_name(call.path["name"])
     tokens, invite_id = call.query(InviteEnd).tokens, call.path["invite"]
@@ -164,10 +164,10 @@ async def revoke_invite(call: Call) -> None:
 
 
 async def accept_invite(call: Call) -> Accepted:
-    """Exchange a code for a token of one's own."""
+    """Exchange a code for a new token."""
     invite = await call.authority.invitation(call.token)
     if invite.service is None:
-        raise KdispatchError("token_refused", "This code is to sign up with.")
+        raise KdispatchError("token_refused", "This is a sign-up code, not an invitation.")
     body = await call.body(Acceptance)
     kind = KINDS[invite.purpose]
     token, new = NewToken.made(kind, body.name or invite.name)
@@ -175,7 +175,7 @@ async def accept_invite(call: Call) -> Accepted:
     return Accepted(service=invite.service, purpose=invite.purpose, kind=kind, id=new.id, name=new.name, token=token)
 
 
-_OTHERS: Final = {"not_permitted": "not its owner; told without a look at the service"}
+_OTHERS: Final = {"not_permitted": "not its owner; decided without looking up the service"}
 _WHEN: Final = "2026-01-31T09:30:00Z"
 _SHOWN: Final = {
     "id": "6f1c09d2a8b35e67",
@@ -196,10 +196,10 @@ ROUTES: Final = (
         handler=create_invite,
         section=Section.INVITES,
         who="invite.create",
-        does="invites somebody to host or connect to a service",
+        does="creates an invitation to host or connect to a service",
         text="""\
-Makes a code that can be exchanged for a token to host or connect to the service, as often as `uses` says. The answer,
-status 201, is the only one that ever shows the code.""",
+Creates a code that can be exchanged `uses` times for a token to host or connect to the service. The answer, status
+201, is the only one that ever shows the code.""",
         body=InviteWanted,
         status=HTTPStatus.CREATED,
         answer=InviteCreated,
@@ -240,8 +240,8 @@ status 201, is the only one that ever shows the code.""",
         who="invite.revoke",
         does="revokes an invitation",
         text="""\
-Ends an invitation. The answer, status 204, is empty. The tokens that were made from it stay, unless `tokens` says
-otherwise; then what rests on them ends within two seconds (`revoked`).""",
+Ends an invitation. The answer, status 204, is empty. The tokens that came from it stay valid, unless `tokens` is
+`true`; then what rests on them ends within two seconds (`revoked`).""",
         query=InviteEnd,
         status=HTTPStatus.NO_CONTENT,
         errors={**_OTHERS, "unknown_invite": "no such invitation to this service, or no such service"},
@@ -255,12 +255,12 @@ otherwise; then what rests on them ends within two seconds (`revoked`).""",
         who="invite.accept",
         does="exchanges an invitation's code for a token",
         text="""\
-Exchanges the code, which stands in `Authorization` like a token, for a token of one's own. Of many at once no more get
-one than uses are left. The answer, status 201, is the only one that ever shows the token.""",
+Exchanges the code, which stands in `Authorization` like a token, for a new token. If many do so at once, only as many
+get one as uses are left. The answer, status 201, is the only one that ever shows the token.""",
         body=Acceptance,
         status=HTTPStatus.CREATED,
         answer=Accepted,
-        errors={"token_refused": "not a code of an invitation", "invite_spent": "", "quota_exceeded": ""},
+        errors={"token_refused": "not an invitation's code", "invite_spent": "", "quota_exceeded": ""},
         example=Example(
             shows="invite",
             body={"name": "laptop of bob"},

@@ -1,4 +1,4 @@
-"""What the handlers find in the app."""
+"""The objects that handlers find in the app."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kdispatch_relay.store.repository import Repository
 
 __all__ = ["ARRIVALS", "AUTHORITY", "GATE", "LIMITER", "LIVE_HOSTS", "OPERATOR", "READINESS", "REPOSITORY"]
 
-#: Sockets that are no sessions yet, and what was refused at once.
+#: Unauthenticated connections, and what was refused at once.
 ARRIVALS: Final = web.AppKey("arrivals", Arrivals)
 AUTHORITY: Final = web.AppKey("authority", Authority)
 GATE: Final = web.AppKey[TunnelGate]("gate")
-#: Whoever does something too often.
+#: The rate limits.
 LIMITER: Final = web.AppKey("limiter", Limiter)
 LIVE_HOSTS: Final = web.AppKey[LiveHosts]("live_hosts")
-#: SHA-256 of the operator's token, where there is one.
+#: SHA-256 of the operator's token, if there is one.
 OPERATOR: Final = web.AppKey[bytes | None]("operator")
 READINESS: Final = web.AppKey("readiness", Readiness)
 REPOSITORY: Final = web.AppKey("repository", Repository)

@@ -1,4 +1,4 @@
-"""Requests that come too often, before anything is done for them."""
+"""Refuses requests that exceed a rate limit, before anything is done for them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kdispatch_relay.paths import PREFIX
 
 __all__ = ["limits"]
 
-#: Balancers ask for health all the time, and sessions are counted at the gate.
+#: Load balancers ask for health all the time, and sessions are counted at the gate.
 _UNCOUNTED: Final = frozenset({"/healthz", "/readyz", TUNNEL})
-#: Here tokens are compared with one in memory, which costs no look-up: the operator's, and a host's own.
+#: Here a token is compared with one in memory, without a look-up: the operator's, and a host's own.
 _STATE: Final = f"{PREFIX}/relay/state"
 _HOST: Final = f"{PREFIX}/hosts/{{host}}"
 _SIGN_UP: Final = f"{PREFIX}/admins"
@@ -42,7 +42,7 @@ async def limits(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _signing_up(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A sign-up that comes to nothing does not count as one."""
+    """Count a sign-up, but not one that fails."""
     limiter, source = request.app[LIMITER], request.get(COUNTED, "")
     limiter.take("sign_ups", source)
     done = False
@@ -57,6 +57,6 @@ async def _signing_up(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 def _shown(request: web.Request) -> str | None:
-    """What is shown as a token, whether it can be one or not."""
+    """The token that is shown, even if it is malformed."""
     shown = request.headers.get(hdrs.AUTHORIZATION)
     return None if shown is None else shown.partition(" ")[2].strip()

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the routes, with the schemas of the very models that validate."""
+"""The OpenAPI document of the routes, with schemas of the same models that validate requests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PROBLEM: Final = "application/problem+json"
 _TEXT: Final = """\
 Reach TCP services on machines that can only make outgoing HTTPS connections.
 
-Every error is a problem (RFC 9457), whose `code` is what programs should look at. An address answers methods that it
-does not take with 405, `wrong_method` and `Allow`. GET may be HEAD, except for the tunnel and the relay's state.
+Every error is a problem (RFC 9457); programs should look at its `code`. A wrong method is answered with 405,
+`wrong_method` and `Allow`. HEAD works like GET, except for the tunnel and the relay's state.
 Answers may gain fields."""
 _BEARER: Final = """\
 A token: `adm_...` of an admin, `svc_...` to host a service, `cli_...` to connect to one, `hst_...` of a live host,
@@ -37,7 +37,7 @@ _SECURITY: Final[Mapping[Token, list[dict[str, list[str]]]]] = {
 
 
 class Problem(Answer):
-    """What went wrong, as RFC 9457 has it."""
+    """An error, as in RFC 9457."""
 
     type: str = Field(description="always `about:blank`")
     title: str = Field(description="the HTTP status in words")
@@ -47,7 +47,7 @@ class Problem(Answer):
     hint: str = Field(description="what to try")
     request_id: str = Field(
         pattern="^[0-9a-f]{16}$",
-        description="new for each error; for `internal_error` it leads to the cause in the relay's log",
+        description="new for each error; for `internal_error` the relay's log shows it next to the cause",
     )
 
 
@@ -60,24 +60,24 @@ class Description(Answer):
 
 
 class SchemaOfModels(GenerateJsonSchema):
-    """What may be ``None`` is left out, and never null; the names of fields need no titles beside them."""
+    """Schemas without null, because ``None`` is left out, and without titles that repeat the names of fields."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         """The schema without null."""
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        """The schema, with a default that is a value."""
+        """The schema, with a default only if that is a value."""
         without = schema.get("default") is None
         return self.generate_inner(schema["schema"]) if without else super().default_schema(schema)
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
-        """Never."""
+        """No field gets a title."""
         return False
 
 
 def document(routes: Iterable[Route], version: str) -> bytes:
-    """All of it, as JSON."""
+    """The whole document as JSON."""
     routes = list(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:

@@ -1,7 +1,7 @@
-"""Lists in pages: what a request may say of one, and the cursors that lead from one page to the next.
+"""Lists in pages: the query parameters of a list, and the cursors that lead from one page to the next.
 
-A cursor names the last entry of its page by what the list is ordered by, so it stays right while entries come and go:
-no entry that is there all the time is left out or told twice.
+A cursor names the last entry of its page by the list's sort key, so it stays valid while entries come and go. An entry
+that exists all the time is listed exactly once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kdispatch_relay.api.fields import Body, Given, Number
 
 __all__ = ["NEXT", "ByAgent", "ByHost", "ByName", "NewestFirst", "page_of"]
 
-#: The description of an answer's ``next``.
-NEXT: Final = "give it as `cursor` to see what follows, if anything does"
+#: The description of ``next`` in an answer.
+NEXT: Final = "give it as `cursor` to get what follows; absent on the last page"
 
 _CURSOR: Final = "the `next` of the page before; without it the first page"
 _NAMED: Final = NAME_PATTERN
@@ -49,24 +49,24 @@ class _Paged(Body):
 
 
 class ByName(_Paged):
-    """Which part of a list of names is wanted."""
+    """Which part of a list sorted by name to return."""
 
     cursor: Given[Annotated[str, _looks_like(_NAMED), _told_as(_NAMED)]] = Field(default=None, description=_CURSOR)
 
     @property
     def after(self) -> str:
-        """The name behind which the page begins."""
+        """The name after which the page begins."""
         return self.cursor or ""
 
 
 class NewestFirst(_Paged):
-    """Which part of a list of what was made at some time is wanted."""
+    """Which part of a list to return, sorted by creation time."""
 
     cursor: Given[Annotated[str, _looks_like(_MADE), _told_as(_MADE)]] = Field(default=None, description=_CURSOR)
 
     @property
     def after(self) -> tuple[int, str] | None:
-        """When that was made behind which the page begins, and its id."""
+        """The creation time and id of the entry after which the page begins."""
         if self.cursor is None:
             return None
         created, _, called = self.cursor.partition("-")
@@ -74,25 +74,25 @@ class NewestFirst(_Paged):
 
 
 class ByHost(_Paged):
-    """Which part of the hosts is wanted: with 16 labels of 320 characters one is thirty times as large as a token."""
+    """Which part of the hosts to return. With 16 labels of 320 characters, a host is thirty times a token's size."""
 
     limit: Number = Field(default=50, ge=1, le=200, description="how many at most")
     cursor: Given[Annotated[str, _looks_like(_HOST), _told_as(_HOST)]] = Field(default=None, description=_CURSOR)
 
     @property
     def after(self) -> str:
-        """The id of the host behind which the page begins."""
+        """The id of the host after which the page begins."""
         return self.cursor or ""
 
 
 class ByAgent(_Paged):
-    """Which part of the clients is wanted."""
+    """Which part of the clients to return."""
 
     cursor: Given[Annotated[str, _looks_like(_AGENT), _told_as(_AGENT)]] = Field(default=None, description=_CURSOR)
 
     @property
     def after(self) -> tuple[str, str, str]:
-        """The agent, address and token behind which the page begins."""
+        """The agent, address and token after which the page begins."""
         agent, source, token = self.cursor.split("~") if self.cursor is not None else ("", "", "")
         return agent, source, token
 
@@ -100,7 +100,7 @@ class ByAgent(_Paged):
 def page_of(
     found: Sequence[_Entry], limit: int, cursor: Callable[[_Entry], str]
 ) -> tuple[Sequence[_Entry], str | None]:
-    """A page of ``found``, which has one entry more than ``limit`` if there are more; and the cursor of the next."""
+    """One page, and the cursor of the next. ``found`` has one entry more than ``limit`` if there are more."""
     if len(found) <= limit:
         return found, None
     return found[:limit], cursor(found[limit - 1])

@@ -1,4 +1,4 @@
-"""What a relay is doing at this moment, for its operator only."""
+"""The relay's current state, for its operator only."""
 
 from __future__ import annotations
 
@@ -25,57 +25,54 @@ __all__ = ["ROUTES"]
 
 
 _TEXT: Final = """\
-Says in figures what the relay is doing at this moment. It answers programs of the relay's own machine, and whoever
-shows the operator's token, which is the content of the file that the relay's setting `operator_token_file` names.
+Shows in figures what the relay is doing now. It answers programs on the relay's own machine, and requests with the
+operator's token, which is the content of the file that the relay's setting `operator_token_file` names.
 
-A request is the own machine's if its connection comes from a loopback address, its `Host` is one (`127.0.0.1`,
-`[::1]` or `localhost`), and no header says that it was forwarded: `Forwarded`, `Via`, `X-Forwarded-...`, `X-Real-IP`
-and the like are never believed, they only make a request another's. A local proxy that adds none of them makes all
-requests look like the machine's own: let it add one, or keep `/api/v1/relay/` from passing. Caddy adds some by
-itself.
+A request counts as from the own machine if its connection comes from a loopback address, its `Host` is one
+(`127.0.0.1`, `[::1]` or `localhost`), and no header says that it was forwarded. `Forwarded`, `Via`, `X-Forwarded-...`,
+`X-Real-IP` and the like are never trusted: they only make a request count as another's. A local proxy that adds none of
+them makes all requests look like the machine's own. Let it add one, or do not let it pass on `/api/v1/relay/`. Caddy
+adds some by itself.
 
-`refused` counts by code: addresses and methods that there are not (`unknown_address`, `wrong_method`), names that
-the relay does not answer to (`misdirected`), web pages (`not_permitted`), what is not HTTP or not TLS
-(`bad_request`), connections that were too many (`busy`), and those that had said nothing of use after 10 s
-(`timed_out`). Nothing of it leaves a line in a log."""
+`refused` counts by code: unknown addresses and methods (`unknown_address`, `wrong_method`), names that the relay does
+not answer to (`misdirected`), web pages (`not_permitted`), what is not HTTP or not TLS (`bad_request`), connections
+above a limit (`busy`), and those that had shown nothing useful after 10 s (`timed_out`). None of these are logged."""
 
 
 class Queue(Answer):
-    """The agent for which most waits."""
+    """The agent for which most data waits."""
 
     agent: str = Field(description="its process id")
-    bytes: int = Field(description="what waits for it")
+    bytes: int = Field(description="bytes that wait for it")
 
 
 class State(Answer):
-    """One relay at this moment."""
+    """The state of one relay now."""
 
-    relay: str = Field(description="the relay's id, as agents are told: it is the database's, and stays")
+    relay: str = Field(description="the relay's id, as agents see it; it is stored in the database, and stays the same")
     version: str = Field(description="the version of kdispatch")
-    since: Instant = Field(description="since when it runs (RFC 3339, UTC)")
-    draining: bool = Field(description="whether its agents are asked to go elsewhere")
+    since: Instant = Field(description="when it started (RFC 3339, UTC)")
+    draining: bool = Field(description="whether it asks its agents to move to another relay")
     sessions: int = Field(description="agents' sessions")
     hosts: int = Field(description="live hosts, one for each service that a session offers")
     streams: dict[str, int] = Field(
-        description="connections by how far they came: `asking` (may they be opened?), `waiting` (for a host), "
+        description="connections by state: `asking` (rights are looked up), `waiting` (for a host), "
         "`trying` (a host is asked), `open`"
     )
-    waiting: int = Field(description="ends of connections that wait for their other end after a loss")
-    queued_bytes: int = Field(description="data that waits for agents")
-    longest_queue: Queue | None = Field(default=None, description="the agent for which most waits, if any waits")
-    marks: int = Field(description="DATA frames that were marked since the start, because queues were long")
+    waiting: int = Field(description="pending attaches: ends of connections that wait for their other end after a loss")
+    queued_bytes: int = Field(description="bytes of data that wait for agents")
+    longest_queue: Queue | None = Field(default=None, description="the agent for which most data waits, if any does")
+    marks: int = Field(description="DATA frames marked since the start because queues were long")
     cuts: dict[str, int] = Field(description="sessions that the relay has ended since its start, by [code](errors.md)")
-    arrivals: int = Field(
-        description="connections that are no agent's session, or not yet: that of whoever asks is one"
-    )
+    arrivals: int = Field(description="unauthenticated connections; the one that asks is among them")
     refused: dict[str, int] = Field(
-        description="what was refused since the start before anything else was done for it, see above"
+        description="what was refused since the start before anything else was done for it; see above"
     )
-    limited: dict[str, int] = Field(description="what came too often since the start, [by kind](operations.md#limits)")
+    limited: dict[str, int] = Field(description="rate-limited events since the start, [by kind](operations.md#limits)")
 
 
 async def show_state(call: Call) -> State:
-    """Tell it to this machine, or to whoever has the operator's token."""
+    """Return the state, to this machine and to holders of the operator's token."""
     _check(call)
     state = call.live.state()
     arrivals = call.request.app[ARRIVALS]
@@ -112,10 +109,10 @@ def _check(call: Call) -> None:
 
 
 def _is_of_this_machine(request: web.Request) -> bool:
-    """Whether a program of this machine asks, for itself.
+    """Whether a program on this machine asks, for itself.
 
-    The address is that of the connection. A local proxy connects from this machine, too: it is known by what it adds.
-    The host must be this machine's: a page from elsewhere, whose name leads here, has its own.
+    The address is that of the connection. A local proxy also connects from this machine, but adds headers that show it.
+    The ``Host`` must be this machine's: a web page from elsewhere whose name resolves to this machine has its own.
     """
     if is_passed_on(request.headers):
         return False
@@ -134,12 +131,12 @@ ROUTES: Final = (
         handler=show_state,
         section=Section.OPERATOR,
         who="relay.state",
-        does="says what the relay is doing",
+        does="shows what the relay is doing",
         text=_TEXT,
         answer=State,
         errors={
-            "not_permitted": "from elsewhere, and there is no operator's token",
-            "token_refused": "from elsewhere without the token, or a token that is not the operator's",
+            "not_permitted": "from another machine, and the relay has no operator's token",
+            "token_refused": "from another machine without the token, or not the operator's token",
         },
         general=("not_permitted", "rate_limited", "misdirected", "internal_error", "busy"),
         head=False,

@@ -1,4 +1,4 @@
-"""What a route is: stated once as a value, from which the router, OpenAPI and docs/rest-api.md are made."""
+"""Routes, each defined once as a value; the router, OpenAPI and docs/rest-api.md are made from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kdispatch_relay.api.fields import Answer, Body
 
 __all__ = ["GENERAL", "NEEDS", "PATH_PARAMETERS", "Example", "Handler", "Route", "Section", "Token"]
 
-#: Gives the answer that the route states, or one of its own where JSON is not what is answered.
+#: Returns the answer that the route declares, or a response of its own if the answer is not JSON.
 Handler = Callable[[Call], Awaitable[Answer | web.StreamResponse | None]]
 
 
 class Token(Enum):
-    """Whether a token is to be shown."""
+    """Whether a route needs a token."""
 
     NONE = "none"
     MAY = "may"
@@ -30,7 +30,7 @@ class Token(Enum):
 
 
 class Section(Enum):
-    """Where a route stands in the documents."""
+    """The section of the documents that a route belongs to."""
 
     ADMINS = "Admins"
     SERVICES = "Services"
@@ -43,14 +43,14 @@ class Section(Enum):
     DESCRIPTION = "This API, for programs"
 
 
-#: What each action needs: whether a token, and which, as the page's table tells it.
+#: Whether each action needs a token, and which one, as in the page's table.
 NEEDS: Final[Mapping[str, tuple[Token, str]]] = {
     "anybody": (Token.NONE, "-"),
-    "sign_up": (Token.MAY, "see there"),
+    "sign_up": (Token.MAY, "see the route"),
     "whoami": (Token.MUST, "any token"),
     "service.create": (Token.MUST, "admin's token"),
     "service.list": (Token.MUST, "admin's token"),
-    "service.read": (Token.MAY, "see there"),
+    "service.read": (Token.MAY, "see the route"),
     "service.clients": (Token.MUST, "owner's token"),
     "service.change": (Token.MUST, "owner's token"),
     "service.rotate": (Token.MUST, "owner's token"),
@@ -62,12 +62,12 @@ NEEDS: Final[Mapping[str, tuple[Token, str]]] = {
     "token.create": (Token.MUST, "admin's token"),
     "token.list": (Token.MUST, "admin's token"),
     "token.revoke": (Token.MUST, "admin's token"),
-    "host.withdraw": (Token.MUST, "see there"),
+    "host.withdraw": (Token.MUST, "see the route"),
     "audit.read": (Token.MUST, "admin's token"),
-    "relay.state": (Token.MAY, "see there"),
+    "relay.state": (Token.MAY, "see the route"),
 }
 
-#: What stands between the braces of a path: how it looks, and what it is.
+#: The parameters in paths: pattern, and meaning.
 PATH_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
     "handle": (f"^{NAME_PATTERN}$", "The handle of the service's owner."),
     "name": (f"^{NAME_PATTERN}$", "The service's name."),
@@ -76,28 +76,28 @@ PATH_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
     "invite": ("^[0-9a-f]{16}$", "The invitation's id."),
 }
 
-#: What has nothing to do with the route: the door's refusals, the relay's own failures.
+#: Errors that do not depend on the route: refusals at the door, and failures of the relay.
 GENERAL: Final = ("not_permitted", "rate_limited", "misdirected", "internal_error", "busy", "storage_unavailable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One request and its answer. The page's commands are made of it, and run by a test."""
+    """One request and its answer. The page's commands are made from it, and a test runs them."""
 
-    path: str = ""  # where that of the route has parameters, or with a query
-    shows: str = ""  # the token that a former example has kept
+    path: str = ""  # if the route's path has parameters, or to add a query
+    shows: str = ""  # the token that an earlier example has kept
     body: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     keeps: str = ""  # the name under which the answer's token is kept
-    kept: str = "token"  # the field of the answer that it is
+    kept: str = "token"  # the field of the answer that has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One method of one address.
 
-    ``who`` is the action in the table of who may do what, and ``errors`` are the codes that only this route has, or
-    for which it has a reason of its own, in words.
+    ``who`` is the action in the table of rights. ``errors`` are the codes that only this route has, or for which it has
+    its own reason, in words.
     """
 
     method: str
@@ -107,7 +107,7 @@ class Route:
     section: Section
     who: str
     does: str  # what it does, in a few words
-    text: str  # the same in full, in Markdown
+    text: str  # the full description, in Markdown
     query: type[Body] | None = None
     body: type[Body] | None = None
     status: int = HTTPStatus.OK
@@ -115,27 +115,27 @@ class Route:
     errors: Mapping[str, str] = field(default_factory=dict)
     general: tuple[str, ...] = GENERAL
     head: bool = True
-    any_query: bool = False  # what stands behind the '?' is not looked at
+    any_query: bool = False  # the query is ignored
     example: Example | None = None
 
     @property
     def label(self) -> str:
-        """As it is called in the documents."""
+        """Its name in the documents."""
         return f"{self.method} {self.path}"
 
     @property
     def token(self) -> Token:
-        """Whether it wants to see one."""
+        """Whether it needs a token."""
         return NEEDS[self.who][0]
 
     @property
     def parameters(self) -> list[str]:
-        """The names between the braces of its path."""
+        """The parameters of its path."""
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
 
     @property
     def own_errors(self) -> dict[str, str]:
-        """What it can refuse by code, as the codes' table orders them, with the reason where one is told."""
+        """The codes of its own refusals, in the order of the table of codes, each with its reason if there is one."""
         codes = set(self.errors)
         if "name" in self.parameters:
             codes.add("bad_name")
@@ -143,13 +143,13 @@ class Route:
             codes.add("bad_request")
         if self.token is not Token.NONE:
             codes.add("token_refused")
-            if "storage_unavailable" in self.general:  # what is not looked up there can't have been revoked
+            if "storage_unavailable" in self.general:  # without the store, no token can be revoked
                 codes.add("revoked")
         return {code: self.errors.get(code, "") for code in CODES if code in codes}
 
     @property
     def problems(self) -> dict[int, list[str]]:
-        """Everything that it can answer but what it is for: codes by HTTP status."""
+        """All its error answers: codes by HTTP status."""
         found: dict[int, list[str]] = {HTTPStatus.BAD_REQUEST: ["bad_request"]}
         codes = {*self.own_errors, *self.general}
         if not self.any_query:

@@ -1,4 +1,4 @@
-"""All routes, and how they come into the app."""
+"""All routes, and how they are added to the app."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ROUTES", "add_routes"]
 
 
 async def describe(_call: Call) -> web.Response:
-    """Give the document that is made of all routes."""
+    """Return the OpenAPI document of all routes."""
     body = await asyncio.to_thread(_described)  # once; it takes as long as a hundred requests
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -48,14 +48,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         section=Section.DESCRIPTION,
         who="anybody",
         does="describes this API for programs",
-        text="Gives all of this in OpenAPI 3.1.",
+        text="Returns this description as OpenAPI 3.1.",
         answer=Description,
     ),
 )
 
 
 def add_routes(app: web.Application, routes: Iterable[Route] = ROUTES) -> None:
-    """Let ``app`` answer them."""
+    """Let ``app`` serve these routes."""
     for route in routes:
         methods = ("GET", "HEAD") if route.head and route.method == "GET" else (route.method,)
         for method in methods:

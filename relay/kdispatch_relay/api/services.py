@@ -1,4 +1,4 @@
-"""Services: created and listed by their owner, looked up by whoever may connect."""
+"""Services: an owner creates, changes and lists them; those who may connect can look them up."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class NewService(Body):
     name: Name = Field(description="the service's name, unique among the admin's")
     access: Literal["public", "token"] = Field(
         default="public",
-        description="`public`: everybody may connect. `token`: whoever shows a token with that right",
+        description="`public`: everyone may connect. `token`: only with a token that has this right",
     )
     pins: bool = Field(default=False, description="whether clients may choose a host")
 
 
 class ServiceChange(Body):
-    """What is to be changed of a service: at least one thing."""
+    """What to change of a service: at least one thing."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
@@ -43,14 +43,14 @@ class ServiceChange(Body):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError("nothing is to be changed")
+            raise ValueError("there is nothing to change")
         return self
 
 
 class Rotation(Body):
-    """How a service's token is replaced."""
+    """How to replace a service's token."""
 
-    overlap: Whole = Field(default=0, ge=0, le=30 * 24 * 3600, description="seconds for which the old one still holds")
+    overlap: Whole = Field(default=0, ge=0, le=30 * 24 * 3600, description="seconds for which the old one stays valid")
 
 
 class Rotated(Answer):
@@ -58,7 +58,7 @@ class Rotated(Answer):
 
     service: str = Field(description="the service, as `handle/name`")
     token: str = Field(description="the token to host it, `svc_...`")
-    id: str = Field(description="what the token is called by")
+    id: str = Field(description="the token's id")
     old_until: Instant | None = Field(default=None, description="when the old one ends, if it has not ended")
 
 
@@ -66,18 +66,18 @@ class ServiceCreated(Answer):
     """The only answer that ever holds this token, which may host the service."""
 
     service: str = Field(description="the service, as `handle/name`")
-    access: str = Field(description="as it was wished")
-    pins: bool = Field(description="as it was wished")
+    access: str = Field(description="as requested")
+    pins: bool = Field(description="as requested")
     token: str = Field(description="the token to host it, `svc_...`")
 
 
 class ServiceSeen(Answer):
-    """A service, and how many hosts offer it at this moment."""
+    """A service, and how many hosts offer it now."""
 
     service: str = Field(description="the service, as `handle/name`")
     access: str = Field(description="`public` or `token`")
     pins: bool = Field(description="whether clients may choose a host")
-    live_hosts: int = Field(description="how many hosts offer it at this moment")
+    live_hosts: int = Field(description="how many hosts offer it now")
 
 
 class ServiceList(Answer):
@@ -88,7 +88,7 @@ class ServiceList(Answer):
 
 
 async def create_service(call: Call) -> ServiceCreated:
-    """Create a service under one's own handle."""
+    """Create a service under the caller's handle."""
     owner = await call.authority.admin(call.token, "service.create")
     body = await call.body(NewService)
     token, new = NewToken.made("svc", "service")
@@ -99,7 +99,7 @@ async def create_service(call: Call) -> ServiceCreated:
 
 
 async def list_services(call: Call) -> ServiceList:
-    """List one's own services."""
+    """List the caller's services."""
     owner = await call.authority.admin(call.token, "service.list")
     wanted = call.query(ByName)
     found = await call.repository.services.of(owner, after=wanted.after, limit=wanted.limit + 1)
@@ -108,23 +108,21 @@ async def list_services(call: Call) -> ServiceList:
 
 
 async def delete_service(call: Call) -> None:
-    """Delete one of one's own services; what rests on it ends at once."""
+    """Delete one of the caller's services; what rests on it ends at once."""
     owner = await call.authority.owner(call.token, call.path["handle"], "service.delete")
     if not await call.repository.services.delete(owner, check_name(call.path["name"]), source=call.source):
-        if call.live.hosts_of(
-            call.service
-        ):  # the answer of a DELETE before was lost, and so was its word to the switch
+        if call.live.hosts_of(call.service):  # an earlier DELETE may have been cut off before it told the switch
             call.live.recheck(call.service)
         raise KdispatchError("unknown_service")
 
 
 async def show_service(call: Call) -> ServiceSeen:
-    """Show one service to whoever may connect to it."""
+    """Show a service to those who may connect to it."""
     return _seen(call, (await call.authority.may_read(call.service, call.token)).service)
 
 
 async def change_service(call: Call) -> ServiceSeen:
-    """Change one of one's own services; what may not go on ends at once."""
+    """Change one of the caller's services; what is no longer allowed ends at once."""
     owner = await call.authority.owner(call.token, call.path["handle"], "service.change")
     name = check_name(call.path["name"])
     body = await call.body(ServiceChange)
@@ -132,13 +130,13 @@ async def change_service(call: Call) -> ServiceSeen:
     if not await call.repository.services.change(owner, name, values, source=call.source):
         raise KdispatchError("unknown_service")
     record = await call.repository.service(owner.handle, name)
-    if record is None:  # deleted in this moment
+    if record is None:  # deleted just now
         raise KdispatchError("unknown_service")
     return _seen(call, record)
 
 
 async def rotate_service(call: Call) -> Rotated:
-    """Give one of one's own services a new token."""
+    """Give one of the caller's services a new token."""
     owner = await call.authority.owner(call.token, call.path["handle"], "service.rotate")
     name = check_name(call.path["name"])
     body = await call.body(Rotation)
@@ -167,7 +165,7 @@ ROUTES: Final = (
         does="creates a service, gives the token to host it",
         text="""\
 Creates a service under the admin's own handle. The answer, status 201, is the only one that ever shows the
-service's token. Whoever has that token may host this service, and nothing else.""",
+service's token. The holder of that token may host this service, and do nothing else.""",
         body=NewService,
         status=HTTPStatus.CREATED,
         answer=ServiceCreated,
@@ -205,11 +203,11 @@ service's token. Whoever has that token may host this service, and nothing else.
         who="service.read",
         does="shows a service",
         text="""\
-Shows a service. A public one is shown to everybody, without a token. One whose `access` is `token` is shown
-to its owner and to its own tokens, `svc_` and `cli_`. For everybody else it looks exactly like one that does not
-exist.""",
+Shows a service. A public one is shown to everyone, without a token. One whose `access` is `token` is shown
+to its owner and to its own tokens, `svc_` and `cli_`. Everyone else gets the same answer as for a service that does
+not exist.""",
         answer=ServiceSeen,
-        errors={"token_refused": "a token is shown but not known", "unknown_service": ""},
+        errors={"token_refused": "the token shown is not known", "unknown_service": ""},
         example=Example(
             path=f"{PREFIX}/services/ann/web",
             answer={"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1},
@@ -224,11 +222,11 @@ exist.""",
         who="service.change",
         does="changes a service",
         text="""\
-Changes what is named and leaves the rest. When a service is public no more, connections end (`revoked`) unless they
-were opened with a token that may connect.""",
+Changes the fields that are given, and leaves the rest. When a service is no longer public, connections end
+(`revoked`) unless they were opened with a token that may connect.""",
         body=ServiceChange,
         answer=ServiceSeen,
-        errors={"not_permitted": "not its owner; told without a look at the service", "unknown_service": ""},
+        errors={"not_permitted": "not its owner; decided without looking up the service", "unknown_service": ""},
         example=Example(
             path=f"{PREFIX}/services/ann/web",
             shows="admin",
@@ -245,15 +243,15 @@ were opened with a token that may connect.""",
         who="service.rotate",
         does="gives a service a new token",
         text="""\
-Replaces the token that came with the service. Without `overlap` the old one ends at once, and with it the hosts that
-rest on it; with it they have so long to get the new one. Tokens that were made by `POST /api/v1/tokens` or by an
-invitation stay.""",
+Replaces the token that came with the service. Without `overlap` the old token ends at once, and with it the hosts that
+rest on it. With `overlap` they have that long to get the new one. Tokens created by `POST /api/v1/tokens` or by an
+invitation stay valid.""",
         body=Rotation,
         answer=Rotated,
         errors={
-            "not_permitted": "not its owner; told without a look at the service",
+            "not_permitted": "not its owner; decided without looking up the service",
             "unknown_service": "",
-            "quota_exceeded": f"with `overlap`, where {OWN_TOKENS} tokens of the service itself hold already",
+            "quota_exceeded": f"with `overlap`, if the service already has {OWN_TOKENS} valid tokens of its own",
         },
         example=Example(
             path=f"{PREFIX}/services/ann/web/rotate",
@@ -278,11 +276,11 @@ invitation stay.""",
         does="deletes a service and ends what rests on it",
         text="""\
 Deletes a service and its tokens; only its owner's admin token may. The answer, status 204, is empty. At once
-its hosts are refused (`revoked`), its open streams are reset (`revoked`), and opens that wait for it fail
+its hosts are refused (`revoked`), its open streams are reset (`revoked`), and pending opens fail
 (`unknown_service`). A new service of the same name has a new token; the old one stays refused.""",
         status=HTTPStatus.NO_CONTENT,
         errors={
-            "not_permitted": "not an admin's token, or another admin's; told without a look at the service",
+            "not_permitted": "not an admin's token, or another admin's; decided without looking up the service",
             "unknown_service": "",
         },
         example=Example(path=f"{PREFIX}/services/ann/web", shows="admin"),

@@ -1,4 +1,4 @@
-"""Tokens that an admin makes beside those that come with handles and services."""
+"""Tokens that an admin creates beside those that come with a handle or a service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["ROUTES"]
 
 _KINDS: Final = {"admin": "adm", "host": "svc", "connect": "cli"}
 _LONGEST: Final = 10 * 365 * 24 * 3600
-_ENDED: Final = f"those that ended for 30 days, the last {ENDED_TOKENS:,} of them"
+_ENDED: Final = f"ended ones for 30 days, at most the last {ENDED_TOKENS:,} of them"
 
 
 class TokenWanted(Body):
@@ -47,46 +47,46 @@ class TokenWanted(Body):
         }
     )
 
-    name: Title = Field(description="what people call it")
+    name: Title = Field(description="its name, for people")
     purpose: Literal["admin", "host", "connect"] = Field(
-        alias="for", description="to do all that the admin may, or to host or connect to one service"
+        alias="for", description="`admin`: all that the admin may do. `host` or `connect`: only that, to one service"
     )
     service: Given[Name] = Field(default=None, description="the name of the service, for `host` and `connect` only")
     expires: Given[Annotated[int, Field(ge=60, le=_LONGEST), WHOLE]] = Field(
-        default=None, description="seconds after which it ends; without it never"
+        default=None, description="seconds after which it expires; without it never"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.purpose == "admin") != (self.service is None):
-            raise ValueError("a token to host or connect is for one service, and an admin's for none")
+            raise ValueError("a token to host or connect needs a service, and an admin's token has none")
         return self
 
 
 class TokenCreated(Answer):
     """The only answer that ever holds this token."""
 
-    id: str = Field(description="what the token is called by")
+    id: str = Field(description="the token's id")
     kind: str = Field(description="`adm`, `svc` to host, `cli` to connect")
-    name: str = Field(description="what people call it")
+    name: str = Field(description="its name, for people")
     service: str | None = Field(default=None, description="the service that it is for, as `handle/name`")
-    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
-    expires: Instant | None = Field(default=None, description="when it ends, if it does")
+    created: Instant = Field(description="when it was created (RFC 3339, UTC)")
+    expires: Instant | None = Field(default=None, description="when it expires, if it does")
     token: str = Field(description="the token")
 
 
 class TokenListed(Answer):
-    """A token, without itself."""
+    """A token's record, without its secret."""
 
-    id: str = Field(description="what the token is called by")
+    id: str = Field(description="the token's id")
     kind: str = Field(description="`adm`, `svc` to host, `cli` to connect")
-    name: str = Field(description="what people call it")
+    name: str = Field(description="its name, for people")
     service: str | None = Field(default=None, description="the service that it is for, as `handle/name`")
-    created: Instant = Field(description="when it was made (RFC 3339, UTC)")
-    expires: Instant | None = Field(default=None, description="when it ends, if it does")
-    last_used: Instant | None = Field(default=None, description="when it was used last, to a minute")
-    invite: str | None = Field(default=None, description="the id of the invitation that it was made from")
-    revoked: bool | None = Field(default=None, description="`true` where it was revoked")
+    created: Instant = Field(description="when it was created (RFC 3339, UTC)")
+    expires: Instant | None = Field(default=None, description="when it expires, if it does")
+    last_used: Instant | None = Field(default=None, description="when it was last used, to a minute")
+    invite: str | None = Field(default=None, description="the id of the invitation that it came from")
+    revoked: bool | None = Field(default=None, description="`true` if it was revoked")
 
 
 class TokenList(Answer):
@@ -97,13 +97,13 @@ class TokenList(Answer):
 
 
 class TokensOf(NewestFirst):
-    """Which tokens are wanted."""
+    """Which tokens to return."""
 
     service: Given[Name] = Field(default=None, description="only those of the service with this name")
 
 
 async def create_token(call: Call) -> TokenCreated:
-    """Create a token of one's own account."""
+    """Create a token for the caller's own account."""
     owner = await call.authority.admin(call.token, "token.create")
     body = await call.body(TokenWanted)
     kind = _KINDS[body.purpose]
@@ -123,7 +123,7 @@ async def create_token(call: Call) -> TokenCreated:
 
 
 async def list_tokens(call: Call) -> TokenList:
-    """List the tokens of one's own account."""
+    """List the tokens of the caller's own account."""
     owner = await call.authority.admin(call.token, "token.list")
     wanted = call.query(TokensOf)
     found = await call.repository.tokens.of(owner, wanted.service, after=wanted.after, limit=wanted.limit + 1)
@@ -132,7 +132,7 @@ async def list_tokens(call: Call) -> TokenList:
 
 
 async def revoke_token(call: Call) -> None:
-    """Revoke one of one's own tokens; what rests on it ends at once."""
+    """Revoke a token of the caller's own account; what rests on it ends at once."""
     owner = await call.authority.admin(call.token, "token.revoke")
     token_id = call.path["token"]
     if not (is_id(token_id) and await call.repository.tokens.revoke(owner, token_id, source=call.source)):
@@ -166,7 +166,7 @@ ROUTES: Final = (
         who="token.create",
         does="creates a token",
         text="""\
-Creates one more token: of the admin itself, or to host or connect to one of its services. The answer, status 201, is
+Creates one more token: for the admin itself, or to host or connect to one of its services. The answer, status 201, is
 the only one that ever shows it.""",
         body=TokenWanted,
         status=HTTPStatus.CREATED,
@@ -209,11 +209,11 @@ the only one that ever shows it.""",
         does="revokes a token",
         text="""\
 Revokes one of the admin's tokens. The answer, status 204, is empty. Hosts and connections that rest on it end within
-two seconds (`revoked`), at every relay process. It is told `revoked` from now on.""",
+two seconds (`revoked`), at every relay process. From now on the relay answers it with `revoked`.""",
         status=HTTPStatus.NO_CONTENT,
         errors={
             **_OTHERS,
-            "unknown_token": "no such token, it is another's, or it is revoked already",
+            "unknown_token": "no such token, another admin's, or revoked already",
             "last_token": "",
         },
     ),

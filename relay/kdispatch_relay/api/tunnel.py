@@ -1,4 +1,4 @@
-"""The address of the tunnel: what happens there is the switch's."""
+"""The address of the tunnel, which hands connections to the switch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ROUTES"]
 
 
 async def open_tunnel(call: Call) -> web.StreamResponse:
-    """Let the switch have the connection."""
+    """Hand the connection to the switch."""
     return await call.request.app[GATE].handle(call.request)
 
 
@@ -30,9 +30,8 @@ ROUTES: Final = (
         who="anybody",
         does="the WebSocket of agents",
         text="""\
-The WebSocket over which agents offer services and open streams. It is not for use by hand. The request is an upgrade
-to the subprotocol `kdispatch.1`; what is spoken then is described in [the protocol](protocol.md), and tokens travel
-in there.""",
+The WebSocket over which agents offer services and open streams. It is not for manual use. The request is an upgrade
+to the subprotocol `kdispatch.1`. [The protocol](protocol.md) describes what follows; tokens travel inside it.""",
         status=HTTPStatus.SWITCHING_PROTOCOLS,
         errors={"bad_request": "not an upgrade, or a malformed one", "version_unsupported": ""},
         general=("not_permitted", "rate_limited", "misdirected", "internal_error", "busy"),

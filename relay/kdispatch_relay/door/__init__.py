@@ -1,1 +1,1 @@
-"""Connections before a request is anybody's: the listener, and what it refuses."""
+"""The entrance: the listener, unauthenticated connections, and requests that are refused before the app sees them."""

@@ -1,11 +1,11 @@
-"""Sockets that are no agent's session yet, and most of which never will be: how many, whose, and for how long.
+"""Limits unauthenticated connections: how many there may be, how many of one source, and for how long.
 
-Each has one deadline, from when it is accepted until it has shown something of use: a request, or for a tunnel a HELLO.
-A request that is asked for on the same connection later has as long from its first byte on.
+Each has one deadline, which runs from accept until the connection has shown something useful: a request, or for a
+tunnel a HELLO. A later request on the same connection has as much time, from its first byte.
 
-Of all sockets those that show nothing, or nothing more, are let go for new ones when there are too many: an honest
-agent is among them for a few round trips only. Of one source those that rest are let go; those that are expected to
-show something keep their place, and new ones are refused: behind one address there may be a whole office.
+When there are too many connections overall, idle and waiting ones are closed to admit new ones. An honest agent is
+among them only for a few round trips. When one source has too many, its idle connections are closed. Those still
+expected to show something keep their place, and new ones are refused: one address may stand for a whole office.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ __all__ = ["Arrival", "Arrivals"]
 
 _log = logging.getLogger("kdispatch.relay")
 
-_GRACE: Final = 5.0  # seconds in which a connection that has rested for long enough is closed by whoever serves it
+_GRACE: Final = 5.0  # seconds in which the HTTP server itself may close a connection that was idle for too long
 
 
 class Arrival:
-    """One socket. Whoever serves it says what it is doing, and sets ``drop``, which closes it at once."""
+    """One unauthenticated connection. Its server reports its state, and sets ``drop``, which closes it at once."""
 
     __slots__ = ("_arrivals", "drop", "group", "peer", "trusted")
 
     def __init__(self, arrivals: Arrivals, peer: str, group: str, drop: Callable[[], None], *, trusted: bool) -> None:
         self._arrivals = arrivals
         self.peer = peer
-        self.group = group  # what it counts for; empty where nobody counts
+        self.group = group  # the source that it counts for; empty if it counts for none
         self.drop = drop
-        self.trusted = trusted  # it is a proxy's, which says whose it really is
+        self.trusted = trusted  # it comes from a proxy, which names the real source
 
     def waits(self) -> None:
-        """Something is expected of it, within the deadline; that of before stays where there is one."""
+        """The connection has to show something before its deadline. An earlier deadline stays."""
         self._arrivals.wait(self)
 
     def works(self) -> None:
-        """Its request is here whole."""
+        """Its request has arrived completely."""
         self._arrivals.work(self)
 
     def rests(self) -> None:
@@ -62,24 +62,24 @@ class Arrival:
         self._arrivals.rest(self)
 
     def carries_nothing(self) -> None:
-        """It is an agent's that only measures: it has no deadline any more, and is among the first to go."""
+        """It is the session of an agent that only measures: it has no deadline now, and is among the first to close."""
         self._arrivals.spare(self)
 
     def is_of(self, source: str) -> bool:
-        """Its request turned out to be of ``source``; returns whether that may have one more."""
+        """Its request comes from ``source``; returns whether that source may have one more connection."""
         return self._arrivals.regroup(self, source)
 
     def refused(self, code: str) -> None:
-        """Something that came on it is refused; this counts it, unless it was dropped before for another reason."""
+        """Count a refusal on this connection, unless the connection was already dropped for another reason."""
         self._arrivals.count(self, code)
 
     def ends(self) -> None:
-        """It is closed, or an agent's session. Harmless when it is told again."""
+        """The connection is closed, or has become an agent's session. A second call changes nothing."""
         self._arrivals.forget(self)
 
 
 class Arrivals:
-    """All of one relay. ``refused`` counts by code what was refused, before anything else was done for it."""
+    """All unauthenticated connections of one relay. ``refused`` counts, by code, what was refused at this stage."""
 
     def __init__(self, trusted: Networks = (), limits: Limits = DEFAULT_LIMITS) -> None:
         self.refused: Counter[str] = Counter()
@@ -90,15 +90,15 @@ class Arrivals:
         self._alarm = Alarm(self._loop, self._timed_out)
         self._groups: dict[str, int] = {}
         self._all: set[Arrival] = set()
-        self._idle: dict[Arrival, None] = {}  # nothing is done for these; the first has been so for longest
-        self._deadlines: dict[Arrival, float] = {}  # all are given as long, so the first is due first
-        self._resting: dict[Arrival, float] = {}  # likewise: until when there may be another request
+        self._idle: dict[Arrival, None] = {}  # waiting or idle; the longest first
+        self._deadlines: dict[Arrival, float] = {}  # all have the same time, so the first is due first
+        self._resting: dict[Arrival, float] = {}  # until when there may be another request; also in order
 
     def __len__(self) -> int:
         return len(self._all)
 
     def admit(self, peer: str, drop: Callable[[], None]) -> Arrival | None:
-        """A new socket from ``peer``, which waits; ``None`` where it is to be closed."""
+        """Admit a new connection from ``peer``, with a deadline; ``None`` if the caller has to close it."""
         address = address_of(peer)
         trusted = address is not None and is_trusted(address, self._trusted)
         group = self._group_of(peer)
@@ -112,24 +112,25 @@ class Arrivals:
         return arrival
 
     def source_of(self, arrival: Arrival, forwarded: list[str]) -> str:
-        """From where a request on it comes, which has these ``X-Forwarded-For`` headers."""
+        """The source of a request on this connection, given the request's ``X-Forwarded-For`` headers."""
         if not (arrival.trusted and forwarded):
             return arrival.peer
         return forwarded_source(arrival.peer, forwarded, self._trusted)
 
     def counted_for(self, arrival: Arrival, source: str, headers: CIMultiDictProxy[str]) -> str:
-        """What a request of ``source`` counts for where something may be done so and so often; empty where unknown.
+        """The source that a request counts for in rate limits; empty if it is unknown.
 
-        A server in front on this machine that nobody has told of would be everybody's source. So here, and nowhere
-        else, it is believed: whoever could forge its word there is on this machine, or has no source of his own anyway.
+        With a server in front on this machine that is not configured as a proxy, all requests would have one source. So
+        here, and nowhere else, the relay trusts that server's header: a sender that can forge it is on this machine, or
+        has no source of its own anyway.
         """
         if arrival.group or arrival.trusted or not is_passed_on(headers):
             return arrival.group or group_of(source)
         if not self._warned:
             self._warned = True
             _log.warning(
-                "Requests come by a server on this machine that is no trusted proxy: all of them seem to come from "
-                "here, but for limits. Start the relay with --trusted-proxy %s.",
+                "Requests come through a server on this machine that is not a trusted proxy: except for limits, all "
+                "count as coming from this machine. Start the relay with --trusted-proxy %s.",
                 arrival.peer,
             )
         forwarded = headers.getall("X-Forwarded-For", [])
@@ -137,9 +138,9 @@ class Arrivals:
         return "" if believed == arrival.peer else group_of(believed)
 
     def make_room(self, waited: float = 0.0) -> bool:
-        """Close the socket for which nothing has been done for longest; returns whether there was one.
+        """Close the connection that has been waiting or idle for longest; returns whether there was one.
 
-        One that is expected to show something must have had so many seconds for it.
+        A connection with a deadline is closed only after it has had ``waited`` seconds.
         """
         most = self._loop.time() + self._limits.hello - waited
         longest = next((one for one in self._idle if self._deadlines.get(one, 0.0) <= most), None)
@@ -149,10 +150,10 @@ class Arrivals:
         return True
 
     def close(self) -> None:
-        """Look at no deadline any more."""
+        """Stop watching deadlines."""
         self._alarm.cancel()
 
-    # --- what becomes of one --------------------------------------------------------------------
+    # --- states of a connection -----------------------------------------------------------------
 
     def wait(self, arrival: Arrival) -> None:
         """See :meth:`Arrival.waits`."""
@@ -175,9 +176,9 @@ class Arrivals:
         """See :meth:`Arrival.rests`."""
         if arrival in self._all:
             self.spare(arrival)
-            if arrival.trusted:  # its next request is somebody else's
+            if arrival.trusted:  # its next request may come from another source
                 self._move(arrival, "")
-            # aiohttp closes it before; but not where its answer is not read.
+            # aiohttp closes it earlier, but not if the peer does not read its answer.
             self._resting[arrival] = self._loop.time() + self._limits.keep_alive + _GRACE
             self._alarm.set(self._resting[arrival])
 
@@ -212,9 +213,9 @@ class Arrivals:
     # --- inner ----------------------------------------------------------------------------------
 
     def _group_of(self, source: str) -> str:
-        """What a socket from there counts for: for nobody where it is a proxy's, which brings everybody's.
+        """The source that a connection from this address counts for; empty for a proxy's, which brings requests of all.
 
-        On this machine there may be one that nobody has told of.
+        A loopback address also counts for none: there may be a server in front that is not configured as a proxy.
         """
         address = address_of(source)
         if address is None or address.is_loopback or is_trusted(address, self._trusted):

@@ -1,4 +1,4 @@
-"""The relay's own certificate and key, read anew when their files change."""
+"""The relay's own certificate and key, read again when their files change."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["Certificates"]
 
-_LOOK: Final = 2.0  # seconds between two looks at the files
-#: Seconds until files of no use are read, and told, once more: the certificate that is served instead will run out.
+_LOOK: Final = 2.0  # seconds between two checks of the files
+#: Seconds until unusable files are read and reported once more: the certificate served instead will expire.
 _AGAIN: Final = 3600.0
 
-#: Of both files: when it was changed, it and its mode or owner, which one it is, and how long. A name may lead to
-#: another file by a link; copies may keep the time and the length; and one that was unreadable may get another mode.
+#: For each of the two files: modification time, status change time, inode and size. A name may link to another file,
+#: copies may keep time and size, and an unreadable file may get another mode.
 _Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 _log = logging.getLogger("kdispatch.relay")
 
 
 class Certificates:
-    """``newest`` is what a new connection is served with: a context with the newest certificate that was sound.
+    """Loads certificates. ``newest`` is the context for new connections, with the newest certificate that was valid.
 
-    Not one context that chooses by a callback: Python prints a trace for each name in a hello that is no ASCII.
+    There is no single context with a callback: Python prints a trace for each server name that is not ASCII.
 
-    Raises ``bad_request`` when it is made from files of no use.
+    Raises ``bad_request`` if the files are unusable at the start.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
         self._stamp = self._stamps()
-        # A context of its own for each certificate: one that is loaded half, as a key and a certificate are changed
-        # one after the other, serves nobody.
+        # Each certificate has its own context. Key and certificate are replaced one after the other, and a context that
+        # loaded only one of them is never used.
         self.newest = self._load()
         self._asked = asyncio.Event()
-        self._retry: float | None = None  # when files of no use are read once more
+        self._retry: float | None = None  # when unusable files are read once more
 
     def read_again(self) -> None:
-        """Look at the files now, whether they have changed or not."""
+        """Read the files now, even if they have not changed."""
         self._asked.set()
 
     async def watch(self) -> None:
-        """Read the files again as often as they have changed and are then left alone for a moment."""
+        """Read the files again after each change, once they have stayed the same for one check."""
         changed = False
         while True:
             with contextlib.suppress(TimeoutError):
@@ -61,7 +61,7 @@ class Certificates:
                 self._stamp = stamp
                 await self._replace()
             elif stamp != self._stamp:
-                # Whoever writes one of the two may not have written the other one yet.
+                # The program that writes one file may not have written the other one yet.
                 changed = True
                 self._stamp = stamp
 
@@ -82,7 +82,7 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            # Without a password it would be asked for at the terminal, of whoever sits there.
+            # Without this, OpenSSL asks for a password at the terminal.
             context.load_cert_chain(*self._files, password=lambda: b"")
         except OSError as error:
             certificate, key = self._files

@@ -1,4 +1,4 @@
-"""Connections of HTTP while a relay ends: each request is answered, and then there is no next one."""
+"""HTTP connections while a relay ends: each pending request is answered, and then its connection is closed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _LOOK: Final = 0.020  # seconds
 
 
 class Connections:
-    """Knows which connections were answered already: those that are idle lose nothing when they are closed."""
+    """Tracks connections that have been answered: they are idle, and lose nothing when they are closed."""
 
     def __init__(self, runner: web.AppRunner, shutdown: float) -> None:
         self._runner = runner
-        # By the task that works for the connection: it ends with it, and leaves this.
+        # By the task that serves the connection: the entry goes when the task ends.
         self._answered: WeakKeyDictionary[asyncio.Task[Any], web.RequestHandler] = WeakKeyDictionary()
         self._ending = False
         self._shutdown = shutdown
         runner.app.on_response_prepare.append(self._prepared)
 
     async def end(self) -> None:
-        """Close idle connections, and from now on each one behind its next answer."""
+        """Close idle connections now, and each other one after its next answer."""
         self._ending = True
         answered = list(self._answered.values())
         for connection in answered:
@@ -34,14 +34,14 @@ class Connections:
         await asyncio.gather(*(connection.shutdown(self._shutdown) for connection in answered))
 
     async def ended(self, seconds: float) -> None:
-        """Wait for connections that were not answered yet: behind :meth:`end` these are all there are."""
+        """Wait up to ``seconds`` for connections without an answer so far; after :meth:`end` no others are left."""
         server = self._runner.server
         deadline = asyncio.get_running_loop().time() + seconds
         while server is not None and server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_LOOK)
 
     def answered(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """An answer that the app does not make is on its way."""
+        """Note an answer that does not come from the app."""
         if self._ending:
             response.force_close()
         else:
@@ -49,7 +49,7 @@ class Connections:
 
     async def _prepared(self, request: web.Request, response: web.StreamResponse) -> None:
         if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
-            return  # an agent's session has an end of its own
+            return  # an agent's session ends by itself
         self.answered(request, response)
         if self._ending:
-            response.headers[hdrs.CONNECTION] = "close"  # the headers are made already
+            response.headers[hdrs.CONNECTION] = "close"  # the headers are already complete

@@ -1,4 +1,4 @@
-"""The HTTP side of a connection, until it ends or is handed over to the switch: aiohttp's, with a deadline."""
+"""The HTTP phase of a connection, until it ends or is handed over to the switch: aiohttp's, with a deadline."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kdispatch_relay.problems import problem_response
 
 __all__ = ["COUNTED", "SOURCE", "HttpConnections", "hand_over", "http_options"]
 
-#: The address that a request comes from: the connection's, or what a trusted proxy says.
+#: The address that a request comes from: the connection's, or the one that a trusted proxy names.
 SOURCE: Final = web.RequestKey("source", str)
-#: What it counts for where something may be done so and so often; empty where that is not known.
+#: The source that it counts for in rate limits; empty if it is unknown.
 COUNTED: Final = web.RequestKey("counted", str)
 
-#: Hears of a request and its answer.
+#: Called with a request and its answer.
 Answered = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 _LINGER: Final = 1.0  # seconds in which the rest of a refused body is still read, so that its sender sees the answer
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def http_options(limits: Limits) -> dict[str, Any]:
-    """How aiohttp serves a connection here: without a line for each request, and without compressed bodies."""
+    """Options of aiohttp's connections here: no access log, and no decompression of bodies."""
     return {
         "access_log": None,
         "auto_decompress": False,
@@ -43,12 +43,12 @@ def http_options(limits: Limits) -> dict[str, Any]:
 
 
 class HttpConnections:
-    """Makes them, for an app whose runner is set up. What ``screen`` refuses does not get to the app."""
+    """Creates HTTP connections for an app whose runner is set up. Requests that ``screen`` refuses stay here."""
 
     def __init__(
         self, runner: web.AppRunner, arrivals: Arrivals, screen: Screen, options: dict[str, Any], answered: Answered
     ) -> None:
-        """``answered`` hears of answers that the app does not make."""
+        """``answered`` is called with answers that the app does not make."""
         assert runner.server is not None
         self.arrivals = arrivals
         self._answered = answered
@@ -70,7 +70,7 @@ class HttpConnections:
         connection.working = True
         connection.more = False
         body = request.content if request.can_read_body else None
-        arrival.waits()  # it may have come right behind another one
+        arrival.waits()  # this request may have come directly after another one
         try:
             refusal: web.StreamResponse | None = await self._screen.refusal(cast("web.Request", request), arrival)
             if refusal is None:
@@ -79,10 +79,10 @@ class HttpConnections:
                 arrival.works()
                 self._answered(request, refusal)
                 return refusal
-            if request.path != TUNNEL:  # a tunnel's is no use of the connection yet: a HELLO is
+            if request.path != TUNNEL:  # a tunnel's request does not complete the arrival: its HELLO does
                 arrival.works()
                 if body is not None and not body.is_eof():
-                    arrival.waits()  # with a new deadline: a body that dribbles is not worked on
+                    arrival.waits()  # with a new deadline: a body that arrives too slowly is not handled
                     body.on_eof(arrival.works)
             return await self._app(request)
         finally:
@@ -91,7 +91,7 @@ class HttpConnections:
                 connection.rests(body)
 
     def _too_many(self, request: web.BaseRequest, arrival: Arrival) -> web.StreamResponse | None:
-        """Note from where a request comes; the answer to one of a source that has too many connections."""
+        """Note the source of a request; returns the refusal if that source has too many connections."""
         source = self.arrivals.source_of(arrival, request.headers.getall(hdrs.X_FORWARDED_FOR, []))
         request[SOURCE] = source
         if not arrival.trusted or arrival.is_of(source):
@@ -106,10 +106,10 @@ class _HttpConnection(web.RequestHandler):
 
     def __init__(self, server: web.Server, arrival: Arrival, **options: Any) -> None:
         super().__init__(server, **options)
-        self.arrival: Arrival | None = arrival  # none once it is somebody else's
+        self.arrival: Arrival | None = arrival  # ``None`` once the connection was handed over
         self.working = False  # on a request
-        self.more = False  # something came meanwhile
-        self._unread: StreamReader | None = None  # of a request that was answered before its body was here
+        self.more = False  # data came meanwhile
+        self._unread: StreamReader | None = None  # the body of a request that was answered before the body was complete
 
     def rests(self, body: StreamReader | None) -> None:
         """A request with this body is answered."""
@@ -117,7 +117,7 @@ class _HttpConnection(web.RequestHandler):
         self.arrival.rests()
         if body is not None and not body.is_eof():
             self._unread = body
-        elif body is None and self.more:  # it is of the next request
+        elif body is None and self.more:  # that data belongs to the next request
             self.arrival.waits()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -127,7 +127,7 @@ class _HttpConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if not data:
-            pass  # aiohttp's own: it goes on with what it has
+            pass  # aiohttp calls it so to continue with the data it has
         elif self.working:
             self.more = True
         elif self.arrival is not None and self._unread is None:
@@ -148,8 +148,8 @@ class _HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Aiohttp would write a trace into the log for each request that isn't HTTP, and scanners send them all day."""
-        if isinstance(exc, ConnectionError):  # whoever asked is gone; aiohttp ends the connection without a word then
+        """Answers what is not HTTP. aiohttp would log a trace for each such request, and scanners send them all day."""
+        if isinstance(exc, ConnectionError):  # the client is gone; aiohttp then ends the connection silently
             raise exc
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
@@ -161,7 +161,7 @@ class _HttpConnection(web.RequestHandler):
 
 
 def hand_over(request: web.Request) -> Arrival | None:
-    """What is known of the request's connection, which is the caller's from now on; ``None`` where nobody counts."""
+    """Hand the request's connection over to the caller; returns its arrival, or ``None`` if it is not counted."""
     connection = request.protocol
     if not isinstance(connection, _HttpConnection):
         return None

@@ -1,4 +1,4 @@
-"""Where a relay takes connections, and how it stops doing so without losing one."""
+"""The relay's listening sockets, and how a relay leaves its port without losing a connection."""
 
 from __future__ import annotations
 
@@ -27,61 +27,61 @@ from kdispatch_relay.settings import Settings
 
 __all__ = ["Listener", "Port"]
 
-_BACKLOG: Final = 1024  # connections the kernel holds: after a restart a whole fleet arrives in one moment
-_LOOK: Final = 0.010  # seconds between looks at what the kernel has
-_ARRIVAL: Final = 0.030  # seconds for a connection of this machine to itself: it takes less than one
-_PROBES: Final = 4  # a kernel that chooses by a hash sends one of them here
-_DOUBTS: Final = 20  # and one of these elsewhere, but in a case of a million
-_AT_ONCE: Final = 100  # connections that are accepted before others have their turn
-_REST: Final = 0.05  # seconds before more are accepted where there was no descriptor for the next one
-_PATIENCE: Final = 1.0  # seconds that a connection has before it makes room for others: honest ones need less
-_TELL_EVERY: Final = 60.0  # seconds between two lines about that
-_ROOM: Final = 32  # connections that make room for it and those behind it
-# Handshakes that are under way when a relay leaves its port need a round trip, or a second if a packet is lost.
+_BACKLOG: Final = 1024  # connections that the kernel queues: after a restart a whole fleet arrives at once
+_LOOK: Final = 0.010  # seconds between two looks at what the kernel has accepted
+_ARRIVAL: Final = 0.030  # seconds for a connection from this machine to itself: it needs less than 1 ms
+_PROBES: Final = 4  # if the kernel chooses by a hash, one of these comes here
+_DOUBTS: Final = 20  # and one of these goes elsewhere, except in one case of a million
+_AT_ONCE: Final = 100  # connections accepted in one turn of the event loop
+_REST: Final = 0.05  # seconds without accepting after there was no descriptor for a connection
+_PATIENCE: Final = 1.0  # seconds before a waiting connection may be closed to make room: honest ones need less
+_TELL_EVERY: Final = 60.0  # seconds between two warnings about that
+_ROOM: Final = 32  # connections closed at once to make room
+# When a relay leaves its port, handshakes under way need a round trip, or a second if a packet is lost.
 _HANDSHAKES: Final = 1.0
-_QUIET: Final = 0.5  # seconds without a connection after one that came nevertheless
+_QUIET: Final = 0.5  # seconds without a connection after one that still came
 _HANDSHAKES_MOST: Final = 5.0
 
 _log = logging.getLogger("kdispatch.relay")
 
-#: Errors by which the system says that it has no room for one more connection.
+#: Errors that mean that the system has no room for one more connection.
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-#: A connection that was accepted, and the address that it comes from.
+#: An accepted connection, and the address that it comes from.
 _Accepted = tuple[socket.socket, Any]
 
 
 class Port(Enum):
-    """What becomes of a relay's port when it ends."""
+    """What happens to a relay's port when the relay ends."""
 
     TAKEN = "taken"  # another relay listens, and gets all new connections
-    KEPT = "kept"  # whoever handed the socket over has it still
+    KEPT = "kept"  # the program that handed the socket over still has it
     CLOSED = "closed"
 
 
 class Listener:
-    """The sockets of one relay, and what becomes of connections to them."""
+    """The listening sockets of one relay, and the connections that arrive there."""
 
     def __init__(self, found: list[socket.socket], tls: Certificates | None, host: str, *, beside: bool) -> None:
         self._sockets = found
         self._tls = tls
-        self._ours = bool(host)  # else somebody else's, who keeps them open
+        self._ours = bool(host)  # otherwise another program's, which keeps them open
         own_host, self.port = found[0].getsockname()[:2]
-        self.where = written((host or own_host, self.port))  # as people know it
+        self.where = written((host or own_host, self.port))  # as users know it
         self._beside = beside
         self._leaving = False
         self._connections: HttpConnections | None = None
-        self._accepting: set[asyncio.Task[None]] = set()  # where the event loop watches no sockets
+        self._accepting: set[asyncio.Task[None]] = set()  # only on event loops that cannot watch sockets
         self._taking: set[asyncio.Task[None]] = set()
-        self._others = False  # another relay gets what comes
-        self._watched = True  # what comes is taken at once
-        self._tell_again = 0.0  # when it is told once more that there is no room
+        self._others = False  # another relay gets new connections
+        self._watched = True  # new connections are accepted at once
+        self._tell_again = 0.0  # when the next warning about missing room is due
 
     @classmethod
     async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
-        """Sockets that were handed over, else those of the settings.
+        """Sockets that were handed over, otherwise those of the settings.
 
-        Raises ``plaintext_refused``, what :func:`cannot_listen` says, or ``bad_request`` for sockets of no use.
+        Raises ``plaintext_refused``, the error of :func:`cannot_listen`, or ``bad_request`` for unusable sockets.
         """
         handed = sockets.handed_over(os.environ)
         if handed:
@@ -106,7 +106,7 @@ class Listener:
         return cls(found, tls, settings.address[0], beside=beside)
 
     async def start(self, connections: HttpConnections) -> None:
-        """Listen. Of a port that another relay listens on this one gets all new connections from now on."""
+        """Listen. If another relay listens on the port, all new connections come here from now on."""
         self._connections = connections
         for sock in self._sockets:
             if self._ours:
@@ -116,9 +116,9 @@ class Listener:
             self._watch(sock)
 
     async def turn_away(self) -> Port:
-        """See to it that new connections go to another relay, if there is one.
+        """Direct new connections to another relay, if there is one.
 
-        What comes here nevertheless waits for :meth:`close`.
+        Connections that still come here wait for :meth:`close`.
         """
         self._leaving = True
         self._accept_no_more()
@@ -128,7 +128,7 @@ class Listener:
         return Port.TAKEN if self._others else Port.CLOSED
 
     async def close(self) -> None:
-        """Listen no more; behind :meth:`turn_away` take what the kernel has first. Harmless when called again."""
+        """Stop listening; after :meth:`turn_away`, first take what the kernel has accepted. May be called again."""
         leaving, self._leaving = self._leaving, False
         try:
             if leaving and self._ours:
@@ -144,9 +144,9 @@ class Listener:
     # --- inner --------------------------------------------------------------------------------
 
     def _watch(self, sock: socket.socket) -> None:
-        """Take from now on what comes to a listening socket.
+        """Accept connections of a listening socket from now on.
 
-        Not by a server of the event loop's: that one begins with TLS before anybody has counted the connection.
+        The event loop's own server is not used: it starts TLS before the relay has counted the connection.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -169,7 +169,7 @@ class Listener:
             for accepted, peer in islice(_accepted(sock, full=True), _AT_ONCE):
                 self._take(accepted, peer)
         except OSError as error:
-            # As long as one waits the loop would come back at once.
+            # While a connection waits, the loop would call this again at once.
             loop = asyncio.get_running_loop()
             if loop.time() >= self._tell_again:
                 self._tell_again = loop.time() + _TELL_EVERY
@@ -214,7 +214,7 @@ class Listener:
         self._take_all(sock)
 
     async def _turned_away(self, sock: socket.socket) -> bool:
-        """Whether another socket gets new connections, be it that the kernel has to be told so."""
+        """Whether another socket gets new connections; tells the kernel so if necessary."""
         if not sockets.SHARING:
             return False
         for _ in range(_PROBES):
@@ -224,16 +224,16 @@ class Listener:
             return True
         if await self._steer(sock, here=False):
             return True
-        # There is no other, or the kernel can't be told: then it sends some to each.
+        # There is no other socket, or the kernel can't be told: then it gives some to each.
         for _ in range(_DOUBTS):
             if not await self._comes_here(sock):
                 return True
         return False
 
     async def _steer(self, sock: socket.socket, *, here: bool) -> bool:
-        """Let this socket get all new connections, or another one; returns whether that could be done.
+        """Let this socket get all new connections, or another one; returns whether that worked.
 
-        Below the number of the group's sockets a number is one of them for sure, so they are tried from below.
+        Tries the numbers from 0 up: each number below the group's size is certainly one of its sockets.
         """
         for number in range(steering.MOST):
             if not steering.send_all_to(sock, number):
@@ -250,7 +250,7 @@ class Listener:
                 async with asyncio.timeout(_HANDSHAKES):
                     await asyncio.get_running_loop().sock_connect(probe, way_to(sock))
             except (OSError, TimeoutError):
-                return True  # another relay would have taken it
+                return True  # another relay would have accepted it
             own = probe.getsockname()
             deadline = asyncio.get_running_loop().time() + _ARRIVAL
             while True:
@@ -273,7 +273,7 @@ class Listener:
         return bool(found)
 
     def _take(self, accepted: socket.socket, peer: Any) -> None:
-        """Serve a connection, if there may be one more."""
+        """Serve a connection, if the limits allow one more."""
         assert self._connections is not None
         arrival = self._connections.arrivals.admit(str(peer[0]), partial(_cut, accepted))
         if arrival is None:
@@ -289,7 +289,7 @@ class Listener:
         try:
             tls = None if self._tls is None else self._tls.newest
             await loop.connect_accepted_socket(lambda: connections(arrival), accepted, ssl=tls)
-        except OSError:  # TLS that failed is nobody's affair, but it is counted
+        except OSError:  # failed TLS is counted, but not reported
             arrival.refused("bad_request")
         except BaseException:
             arrival.ends()
@@ -300,28 +300,28 @@ class Listener:
 
 
 def _cut(sock: socket.socket) -> None:
-    """End a connection whose TLS is not ready yet, and that has nobody else who could."""
+    """End a connection whose TLS is not ready yet, and which no protocol can close."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def _accepted(sock: socket.socket, *, full: bool = False) -> Iterator[_Accepted]:
-    """What the kernel has accepted for a listening socket; with ``full`` raises ``OSError`` where there is no room."""
+    """Accepted connections of a listening socket; with ``full``, raises ``OSError`` if the system has no room."""
     while True:
         try:
             accepted, peer = sock.accept()
         except ConnectionAbortedError:
-            continue  # that one was reset again
+            continue  # the peer has already reset it
         except OSError as error:
             if full and error.errno in _FULL:
                 raise
-            return  # there is none, or no descriptor for it
+            return  # there is no connection, or no descriptor for it
         accepted.settimeout(0.0)
         yield accepted, peer
 
 
 async def _bound(settings: Settings, tls: Certificates | None) -> tuple[list[socket.socket], bool]:
-    """The sockets, and whether another relay listens on the port, beside which they were made."""
+    """The sockets, and whether they share the port with another relay."""
     host, port = settings.address
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -339,7 +339,7 @@ async def _bound(settings: Settings, tls: Certificates | None) -> tuple[list[soc
 
 
 def _is_relay(host: str, port: int, *, tls: bool) -> bool:
-    """Whether what listens there answers like a relay; no answer is a no."""
+    """Whether the program that listens there answers like a relay. No answer means no."""
     host, port = reachable((host, port))
     try:
         problem = ask(host, port, f"{PREFIX}/whoami", tls=unverified() if tls else None)

@@ -1,4 +1,4 @@
-"""Asking a relay on this machine, or what listens in its place, one question over HTTP."""
+"""Asks a relay on this machine, or any program that listens in its place, one question over HTTP."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any, Final
 __all__ = ["ask", "pinned", "unverified"]
 
 _PATIENCE: Final = 5.0  # seconds
-_MOST: Final = 64 * 1024  # bytes of an answer
+_MOST: Final = 64 * 1024  # most bytes of an answer
 
 
 def ask(
     host: str, port: int, path: str, *, tls: ssl.SSLContext | None = None, token: str | None = None
 ) -> dict[str, Any] | None:
-    """The object that answers ``GET path``, be it a problem, else ``None``; raises ``OSError``. It blocks."""
+    """The JSON object that answers ``GET path``, also a problem; ``None`` for other answers. Raises ``OSError``.
+    Blocks.
+    """
     connection = (
         HTTPConnection(host, port, timeout=_PATIENCE)
         if tls is None
@@ -34,7 +36,7 @@ def ask(
 
 
 def pinned(certificate: Path) -> ssl.SSLContext:
-    """Trusts this certificate alone, whatever name is in it: on the relay's own machine it is called 127.0.0.1."""
+    """A context that trusts only this certificate, with any name: on its own machine a relay is called 127.0.0.1."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -43,7 +45,7 @@ def pinned(certificate: Path) -> ssl.SSLContext:
 
 
 def unverified() -> ssl.SSLContext:
-    """For a question whose answer alone counts, and that shows nothing."""
+    """A context without checks, for questions that send no secret and need only an answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""What is refused before the app hears of it: scanners ask for thousands of things a day, and each costs one count."""
+"""Refuses requests before the app sees them: scanners send thousands a day, and each costs only one count."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["TUNNEL", "Screen"]
 TUNNEL: Final = f"{PREFIX}/tunnel"
 
 _API: Final = f"{PREFIX}/"
-#: Balancers ask for these by address, and they tell nothing of what a name could protect.
+#: Load balancers ask for these by address, and they reveal nothing that a name could protect.
 _HEALTH: Final = frozenset({"/healthz", "/readyz"})
 
 _UNKNOWN_ADDRESS: Final = Problem("unknown_address")
 _WRONG_METHOD: Final = Problem("wrong_method")
 _MISDIRECTED: Final = Problem("misdirected")
-# No page of anybody's has to do with a relay. What a browser lets a page send is no danger now, as no cookie says whose
-# it is; this keeps it so.
+# No web page has business with a relay. What a browser lets a page send is harmless today, because no cookie identifies
+# a user; this rule keeps it so.
 _PAGE: Final = Problem("not_permitted", "Web pages may not use this.")
 
 
 class Screen:
-    """Looks at requests for ``app``. ``hosts`` are the names that the relay answers to, or empty for any."""
+    """Checks requests for ``app``. ``hosts`` are the names that the relay answers to; empty for any."""
 
     def __init__(self, app: web.Application, hosts: frozenset[str], refused: Counter[str]) -> None:
         self._router = app.router
@@ -39,7 +39,7 @@ class Screen:
         self._refused = refused
 
     async def refusal(self, request: web.Request, arrival: Arrival) -> web.Response | None:
-        """The answer to a request that goes no further."""
+        """The answer to a request that goes no further; ``None`` if it may pass."""
         path = request.path
         health = path in _HEALTH
         if self._hosts and not health and not self._is_for_us(request, arrival):
@@ -63,9 +63,9 @@ class Screen:
         return problem.response()
 
     def _is_for_us(self, request: web.Request, arrival: Arrival) -> bool:
-        """Whether the request has one of the relay's names, or comes from this machine and has its address.
+        """Whether the request uses one of the relay's names, or comes from this machine and uses its address.
 
-        What a server in front sends on comes from this machine, too, but is known by what that adds.
+        A request passed on by a server in front also comes from this machine, but has that server's headers.
         """
         named = request.headers.getall(hdrs.HOST, [])
         host = host_of(named[0]) if len(named) == 1 else ""

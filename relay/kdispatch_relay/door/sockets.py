@@ -1,4 +1,4 @@
-"""Listening sockets: made here, or handed over by systemd."""
+"""Listening sockets: created here, or handed over by systemd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["SHARING", "bound", "close", "handed_over", "reachable", "way_to", "written"]
 
-#: Whether several relays of one user can listen on one port, and the kernel can be told which of them is next.
+#: Whether several relays of one user can listen on one port, and the kernel can be told which one gets connections.
 SHARING: Final = sys.platform == "linux"
 
 _FIRST: Final = 3  # the first descriptor that is handed over (sd_listen_fds(3))
@@ -21,10 +21,10 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFD
 
 
 def bound(addresses: Sequence[tuple[int, Any]], *, beside: bool) -> list[socket.socket]:
-    """Sockets that are bound to the addresses (family, address), and do not listen yet; raises ``OSError``.
+    """Sockets bound to the addresses (family, address), not listening yet; raises ``OSError``.
 
-    ``beside`` another relay that listens there; otherwise an address that is taken is refused. Port 0 is the same free
-    one for all. A family that this machine lacks is left out if another one is there.
+    With ``beside``, another relay may listen there; otherwise an address in use is refused. Port 0 becomes the same
+    free port for all. A family that this machine lacks is left out if there is another one.
     """
     made: list[socket.socket] = []
     last = len(addresses) - 1
@@ -45,14 +45,14 @@ def bound(addresses: Sequence[tuple[int, Any]], *, beside: bool) -> list[socket.
 def _bound(family: int, address: tuple[Any, ...], *, beside: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # on Windows it would let others in
+        if os.name == "posix":  # on Windows this option would let other programs bind the same port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if beside:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
-        if SHARING:  # behind bind(), which so has refused a port that is taken; now the next relay may come beside
+        if SHARING:  # only after bind(), which has refused a port in use; now the next relay can listen beside this one
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.settimeout(0.0)
     except BaseException:
@@ -83,16 +83,16 @@ def way_to(sock: socket.socket) -> tuple[Any, ...]:
 
 
 def reachable(address: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same address, but loopback in the place of all of this machine's."""
+    """The same address, with loopback instead of the wildcard address."""
     host, *more = address
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *more  # noqa: S104 - nothing listens by this
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *more  # noqa: S104 - no socket listens on it
 
 
 def handed_over(environment: MutableMapping[str, str]) -> list[socket.socket]:
-    """The sockets that systemd, or whoever does as it does, has opened for this process; empty where it has not.
+    """The sockets that systemd, or a program that works like it, has opened for this process; empty without any.
 
-    Takes the variables out of the environment: what this process starts is not meant by them. Raises ``bad_request``
-    for what is not a listening TCP socket.
+    Removes the variables from the environment, because they are not meant for child processes. Raises ``bad_request``
+    for anything but a listening TCP socket.
     """
     pid, count, names, _ = (environment.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):

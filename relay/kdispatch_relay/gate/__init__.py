@@ -1,1 +1,1 @@
-"""The input and output around the switch: upgrades, access, the sessions' links."""
+"""The I/O around the switch: upgrades, access checks, and the connections of the sessions."""

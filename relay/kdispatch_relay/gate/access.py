@@ -1,4 +1,4 @@
-"""What only the store can answer: may an agent offer, open, attach; and, when that has changed, may it still?"""
+"""Checks with the store whether an agent may offer, open or attach, and checks again when rights may have changed."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from kdispatch_relay.switch.switch import AskAttach, AskOffer, Question, Switch
 
 __all__ = ["Access"]
 
-# While the store does not answer, running streams do not end for it: it is asked again after so many seconds.
+# While the store does not answer, running streams go on, and the store is asked again after this many seconds.
 _ASK_AGAIN: Final = 1.0
 _PASSING: Final = frozenset({"storage_unavailable", "busy"})
-# Nor for what others do behind the same address.
+# Running streams do not end either when others behind the same address exceed its rate.
 _PASSING_FOR_STREAMS: Final = _PASSING | {"rate_limited"}
 _GONE: Final = "The service was deleted, or is not open to you any more."
 _log = logging.getLogger("kdispatch.relay")
 
 
 class Access:
-    """Asks ``authority`` what ``switch`` wants to know, and tells it the answers; ``settle`` is called behind each.
+    """Asks ``authority`` the switch's questions, and gives the switch the answers; each time it then calls ``settle``.
 
-    ``limits_of`` are those of a session, as long as it is there.
+    ``limits_of`` returns the limits of a session, or ``None`` when the session is over.
     """
 
     def __init__(
@@ -53,37 +53,37 @@ class Access:
         self._loop = asyncio.get_running_loop()
         self._work: set[asyncio.Task[None]] = set()
         self._closing = False
-        # When the first token that something of a service rests on expires, by handle and service.
+        # The earliest expiry of a token in use, by handle and service.
         self._until: dict[str, dict[str, int]] = {}
-        self._rechecks: dict[str, bool] = {}  # scopes that are asked again, and whether they are to be once more
+        self._rechecks: dict[str, bool] = {}  # scopes under a check, and whether to repeat it
 
     def ask(self, question: Question) -> None:
-        """Find the answer to one of the switch's questions."""
+        """Answer one of the switch's questions, in a task."""
         self._do(self._answer(question))
 
     def recheck(self, scope: str) -> None:
-        """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
+        """Rights within ``handle/name``, or within a whole handle, may have ended: check again what runs there."""
         self._authority.forget(scope)
         doubt(self._switch, scope)
-        if scope in self._rechecks:  # of changes that come faster than the store answers, the last one counts
+        if scope in self._rechecks:  # if changes come faster than the store answers, one more check covers them all
             self._rechecks[scope] = True
         else:
             self._rechecks[scope] = False
             self._do(self._recheck(scope))
 
     def expire(self, now: float) -> None:
-        """Ask again where a token that something rests on has expired by now, in unix seconds."""
+        """Check again the services where a token in use has expired by ``now``, in unix seconds."""
         expired = [service for services in self._until.values() for service, until in services.items() if until <= now]
         for service in expired:
             self.recheck(service)
 
     async def rechecked(self) -> None:
-        """Return when nothing is asked again any more."""
+        """Wait until no check is under way."""
         while self._rechecks:
             await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
 
     async def close(self) -> None:
-        """Wait for what is under way. It is not cancelled: a look-up that is cut off loses its connection."""
+        """Wait for work under way. It is not cancelled: a cancelled look-up loses its database connection."""
         self._closing = True
         if self._work:
             await asyncio.wait(self._work)
@@ -106,7 +106,7 @@ class Access:
                 if switch.offers.allowed(question, terms, self._loop.time()):
                     self._note_host(question, grant)
             elif isinstance(question, AskAttach):
-                if limits is not None:  # else its session is over
+                if limits is not None:  # otherwise its session is over
                     switch.registry.learn(question.service, terms)
                 switch.attachments.allowed(question, self._loop.time())
             else:
@@ -120,7 +120,7 @@ class Access:
         self._settle()
 
     async def _look_up(self, question: Question) -> Grant:
-        """What is granted, if the question's answer is yes; raises what makes it a no."""
+        """The grant, if the answer is yes; otherwise raises the reason."""
         with self._switch.doubts.watching(question.service) as watched:
             while True:
                 before = watched.version
@@ -137,7 +137,7 @@ class Access:
                     continue
                 if watched.version == before:
                     return grant
-                # Something of its account was taken back meanwhile, and the answer may be from before.
+                # Rights of the account have changed meanwhile, so this answer may be outdated.
 
     async def _ask_store(self, question: Question) -> Grant:
         if isinstance(question, AskOffer):
@@ -153,7 +153,7 @@ class Access:
             services[service] = min(services.get(service, grant.expires), grant.expires)
         return grant
 
-    # --- asking again -------------------------------------------------------------------------
+    # --- checking again -----------------------------------------------------------------------
 
     async def _recheck(self, scope: str) -> None:
         try:
@@ -167,7 +167,7 @@ class Access:
             del self._rechecks[scope]
 
     def _forget_expiries(self, scope: str) -> None:
-        """What is asked again says anew when it expires."""
+        """Forget the expiries within ``scope``: the check that follows sets them again."""
         handle = handle_of(scope)
         services = self._until.get(handle, {})
         services.pop(scope, None)
@@ -175,7 +175,7 @@ class Access:
             self._until.pop(handle, None)
 
     async def _ask_again(self, scope: str) -> None:
-        """End what may not go on. While the store does not answer it does go on."""
+        """End what is no longer allowed. While the store does not answer, everything goes on."""
         left = await self._without_public(claims(self._switch, scope))
         while left and not self._closing:
             answers = await asyncio.gather(*map(self._refusal, left))
@@ -190,7 +190,7 @@ class Access:
                 await asyncio.sleep(_ASK_AGAIN)
 
     async def _without_public(self, asked: set[Claim]) -> list[Claim]:
-        """Leave out the clients of public services: of a thousand tokens that they show there none is looked at."""
+        """Leave out the clients of public services: the tokens that they show, possibly thousands, need no check."""
         clients = Counter(claim.service for claim in asked if claim.role == "client")
         several = [service for service, count in clients.items() if count > 1]
         answers = await asyncio.gather(*(self._refusal(Claim(service, "client", None)) for service in several))
@@ -198,12 +198,12 @@ class Access:
         return [claim for claim in asked if claim.role != "client" or claim.service not in public]
 
     async def _refusal(self, claim: Claim) -> tuple[str, str] | None:
-        """Why a claim does not hold, if it does not."""
+        """Why a claim does not hold; ``None`` if it holds."""
         try:
             await self._grant(claim.role, claim.service, claim.token)
         except KdispatchError as error:
             return error.code, _GONE if error.code == "unknown_service" else error.text
-        except Exception:  # noqa: BLE001 - a defect must not let what may be revoked go on for ever
+        except Exception:  # noqa: BLE001 - after a defect the claim is checked again, and does not go on for ever
             _log.exception("A look-up failed.")
             return "storage_unavailable", ""
         return None
@@ -216,7 +216,7 @@ class Access:
         self._note("host", offer.service, actor, session, host=offer.host)
 
     def note_clients(self, connected: list[Route]) -> None:
-        """Agents opened their first streams of a service."""
+        """Write into the audit that agents opened their first streams of a service."""
         for route in connected:
             session, service = route.client.session, route.message.service
             entry = self._switch.registry.get(service)

@@ -1,4 +1,4 @@
-"""The gate: upgrades, the switch's clock, and everything of it that touches sockets."""
+"""The gate: upgrades connections, runs the switch's clock, and does all socket I/O for it."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ from kdispatch_relay.version import version
 
 __all__ = ["Gate"]
 
-# Before HELLO nobody may make the relay set aside more than this for one message.
+# Until its HELLO, an agent may make the relay keep this many bytes at most for one message.
 _HELLO_MESSAGE: Final = 16 * 1024
-# While it drains the relay says who is left once in so many seconds. As long as nobody is there, it looks more often.
+# While it drains, the relay reports what is left, once in this many seconds. Without a session it checks more often.
 _TELL: Final = 1.0
 _LOOK: Final = 0.020
 _NOBODY: Final = Left(0, 0, 0)
-# Of attempts at others' streams there is a warning once in so many seconds.
+# Attempts at other agents' streams are logged as a warning once in this many seconds.
 _ATTEMPTS: Final = 60.0
 # Ends that an operator need not hear of.
 _ORDERLY: Final = frozenset({"drain", "superseded"})
-# Of several frames in one read those below this are gathered: a system call for each costs more than a copy.
+# When a read brings several frames, those below this size are gathered: a system call for each costs more than a copy.
 _LARGE: Final = 4 * 1024
-# An OPEN among no more frames than this goes to its host ahead of the rest: with one worker that is 5 % more opens.
+# If a read brings at most this many frames, an OPEN goes to its host before the rest: 5 % more opens with one worker.
 _FEW: Final = 3
 _log = logging.getLogger("kdispatch.relay")
 
 
 class Gate:
-    """Agents' sessions, from upgrade to end. Make it on the event loop that it will live on."""
+    """Agents' sessions, from upgrade to end. Create it on the event loop that it will run on."""
 
     def __init__(self, authority: Authority, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -88,14 +88,14 @@ class Gate:
         self._warn_again = 0.0
 
     async def start(self, relay_id: str) -> None:
-        """Begin to take sessions, of the relay with this id."""
+        """Begin to accept sessions, as the relay with this id."""
         self.switch.relay_id = relay_id
         if _log.isEnabledFor(logging.DEBUG):
             self.switch.opens.reports = []
         self._closing = False
 
     def hosts_of(self, service: str, *, after: str = "", limit: int | None = None) -> list[HostView]:
-        """The live hosts of a service by their ids, those behind ``after``."""
+        """The live hosts of a service, sorted by id: ``limit`` of those after ``after``."""
         listed = [host for host in self.switch.registry.hosts_of(service) if host.id > after]
         return [
             HostView(
@@ -120,22 +120,22 @@ class Gate:
         return LiveHost(service=host.service, digest=host.digest) if host else None
 
     def recheck(self, scope: str) -> None:
-        """Something of ``handle/name``, or of all of a handle, may be no more: ask again for what runs there."""
+        """Rights within ``handle/name``, or within a whole handle, may have ended: check again what runs there."""
         self._access.recheck(scope)
 
     def recheck_all(self) -> None:
-        """Likewise for every account of which something runs here."""
+        """Check again every account that has something running here."""
         for handle in self.switch.registry.handles:
             self._access.recheck(handle)
 
     def expire(self, now: float) -> None:
-        """Likewise where a token that something rests on has expired by now, in unix seconds."""
+        """Check again the services where a token in use has expired by ``now``, in unix seconds."""
         self._access.expire(now)
 
     def clients_of(
         self, service: str, *, after: tuple[str, str, str] = ("", "", ""), limit: int | None = None
     ) -> list[ClientView]:
-        """Who has streams of a service open, by their places, those behind ``after``."""
+        """The clients with open streams of a service, sorted by place: ``limit`` of those after ``after``."""
         return clients_of(self.switch, service, self._started, after, limit)
 
     def withdraw(self, host_id: str) -> None:
@@ -146,7 +146,7 @@ class Gate:
             self.settle()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """``GET /api/v1/tunnel``: upgrade, and let a session begin, which outlives the request."""
+        """``GET /api/v1/tunnel``: upgrade, and start a session. The session outlives the request."""
         if self._closing:
             raise KdispatchError("busy", "The relay is shutting down.")
         with SessionLimits(request.app.get(LIMITER), request.get(COUNTED, "")) as limits:
@@ -162,14 +162,14 @@ class Gate:
         return response
 
     def state(self) -> RelayState:
-        """What is going on here, in figures."""
+        """The relay's current state in figures."""
         return state_of(self.switch, self._links, since=self._began, draining=self._drain is not None, cuts=self._cuts)
 
     async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
-        """Ask every agent to go elsewhere, and wait for up to ``seconds`` until all have; returns who has not.
+        """Ask every agent to move, and wait for up to ``seconds`` until all have; returns what has not left.
 
-        Until ``arriving`` is done more may come. ``tell`` hears who is left, where anybody is, and then once a second
-        where it has changed.
+        More agents may come until ``arriving`` is done. ``tell`` gets what is left, if there is anything; afterwards
+        once a second, if it has changed.
         """
         drain = self._drain = Drain(self.switch, self._links, seconds, self._loop.time())
         self.settle()
@@ -184,9 +184,9 @@ class Gate:
         return drain.left()
 
     async def close(self) -> None:
-        """Tell every agent to go elsewhere, and end their sessions."""
+        """Tell every agent to move, and end all sessions."""
         self._closing = True
-        # Clients first: an OPEN without an answer is then made again elsewhere, and does not fail for its host left.
+        # Clients first: an unanswered OPEN is then repeated elsewhere, instead of failing because its host left.
         for link in sorted(self._links.values(), key=lambda link: bool(link.session.offers)):
             link.cut("drain", "The relay is shutting down.")
         waiting = [link.over for link in self._links.values()]
@@ -208,7 +208,7 @@ class Gate:
         self._links[link.session] = link
 
     def left(self, link: _AgentLink, code: str) -> None:
-        """A session's connection is gone; ``code`` is why this end ended it, where it did."""
+        """A session's connection is gone. ``code`` says why this end ended it; empty if it did not."""
         if code:
             self._cuts[code] += 1
         if self._links.pop(link.session, None) is not None:
@@ -216,7 +216,7 @@ class Gate:
             self.settle()
 
     def settle(self) -> None:
-        """After anything happened at the switch: ask, cut, send, and set the clock."""
+        """Carry out what the switch has decided: ask, cut, send, and set the clock. To be called after each change."""
         switch = self.switch
         for question in switch.take_questions():
             self._access.ask(question)
@@ -251,7 +251,7 @@ class Gate:
     def _log_refusals(self, reports: list[AttachRefused]) -> None:
         now = self._loop.time()
         for refused in reports:
-            # Somebody tried another's stream; the other codes say that a stream has ended. Anybody can make many.
+            # bad_proof: an agent tried another's stream. The other codes: a stream has ended. Agents can cause many.
             tell = refused.code == "bad_proof" and now >= self._warn_again
             if tell:
                 self._warn_again = now + _ATTEMPTS
@@ -264,7 +264,7 @@ class Gate:
 
 
 class _AgentLink:
-    """One agent's session: owner of its link."""
+    """One agent's session, as the owner of its link."""
 
     def __init__(
         self, gate: Gate, source: str, arrival: Arrival | None = None, limits: SessionLimits | None = None
@@ -274,8 +274,8 @@ class _AgentLink:
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.limits = limits or SessionLimits(None, "")
         self.session = gate.switch.connect(source, self._loop.time(), self.limits, group=self.limits.source)
-        self._unsettled = False  # the switch was told something in this read
-        self._passed = False  # and was asked to pass something on at once
+        self._unsettled = False  # this read has changed something at the switch
+        self._passed = False  # this read has tried to pass a frame on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
         self.link = Link(
             self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs,
@@ -283,7 +283,7 @@ class _AgentLink:
         )  # fmt: skip
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
-        self._arrival = arrival  # as long as there was no HELLO
+        self._arrival = arrival  # until HELLO
         if arrival is not None:
             arrival.drop = functools.partial(self.link.abort, "", "")
 
@@ -293,7 +293,7 @@ class _AgentLink:
         self.link.carrier.attach(transport, tail)
 
     def cut(self, code: str, text: str) -> None:
-        """Say why, and end the session. What it carried is let go at once."""
+        """Send the reason, and end the session. Its streams are released at once."""
         goaway = Goaway(code=code, text=text)
         self.session.outbox.send(frames.frame(frames.GOAWAY, payload=goaway.encode()))
         self.link.close(code, text)
@@ -310,8 +310,8 @@ class _AgentLink:
     # --- the link's owner ---------------------------------------------------------------------
 
     def link_frames(self, received: list[Frame], now: float) -> None:
-        """Frames of the agent's."""
-        # What is large goes on at once, frame by frame, and so does the first that comes alone.
+        """Handle frames from the agent."""
+        # Large DATA goes on at once, frame by frame, and so does the first frame if it comes alone.
         place = 0
         for type_, flags, number, value, payload in received:
             if type_ != frames.DATA or (len(payload) < _LARGE and (self._passed or len(received) > 1)):
@@ -339,23 +339,23 @@ class _AgentLink:
                 self.link.bear_silence(self._gate.limits.quiet)
 
     def link_violated(self, code: str, text: str) -> None:
-        """The agent broke the protocol: it is told so, and cut."""
+        """The agent broke the protocol: send it the reason, and cut the session."""
         self.cut(code, text)
-        self._gate.settle()  # the link reads no more, so nobody else will
+        self._gate.settle()  # the link reads no more, so link_read() will not settle
 
     def link_idle(self, count: int, now: float) -> None:
-        """WebSocket frames without a message."""
+        """Count WebSocket frames without a message."""
         self._unsettled = True
         self.session.effort.idle += count
         self._gate.switch.settle_effort(self.session, now)
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        """Small pieces cost as much as frames do. Those of a stream's data are free, as frames of it are."""
+        """Small pieces cost as much as idle frames, but not those of a running stream's data."""
         if received[0][0] != frames.DATA or received[0][2] not in self.session.legs:
             self.link_idle(count, now)
 
     def link_read(self) -> None:
-        """A read was worked on: send what it caused, to whomever."""
+        """A read was handled: send what it caused, to all sessions."""
         self._passed = False
         switch, partial = self._gate.switch, self.link.partial
         if partial != self.session.partial:
@@ -372,11 +372,11 @@ class _AgentLink:
                 effort.rest = 0.0
 
     def link_unsent(self, size: int) -> None:
-        """The socket does not take so many bytes."""
+        """Note the bytes that the socket has not taken."""
         self.session.note_unsent(size)
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch."""
+        """The next batch to send."""
         return self.session.outbox.collect(most, now)
 
     def link_ask(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP side of a tunnel: whether a request may become a WebSocket, and how its connection is taken from aiohttp."""
+"""The HTTP side of a tunnel: validates the WebSocket upgrade, and takes the connection over from aiohttp."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["SUBPROTOCOL", "take_over", "upgrade_headers"]
 
 SUBPROTOCOL: Final = "kdispatch.1"
 
-#: What every WebSocket client sends, and ours; with Upgrade and Connection (RFC 6455, 4.1).
+#: Headers that every WebSocket client sends, and the subprotocol; beside Upgrade and Connection (RFC 6455, 4.1).
 _HANDSHAKE: Final = (hdrs.SEC_WEBSOCKET_KEY, hdrs.SEC_WEBSOCKET_VERSION, hdrs.SEC_WEBSOCKET_PROTOCOL)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
 def upgrade_headers(request: web.Request) -> dict[str, str]:
-    """The headers of a valid upgrade's answer (RFC 6455, 4.2); raises the problem of an invalid one."""
+    """The response headers of a valid upgrade (RFC 6455, 4.2); raises the problem of an invalid one."""
     headers = request.headers
     offered = [name.strip() for name in headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
     key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
@@ -39,7 +39,7 @@ def upgrade_headers(request: web.Request) -> dict[str, str]:
     if SUBPROTOCOL not in offered:
         text = f"The subprotocol {SUBPROTOCOL} was not offered."
         raise SpoiledError("version_unsupported", text, _missing(request))
-    # SHA-1 is the handshake's, not ours: it proves that this is a WebSocket server, nothing else.
+    # The handshake prescribes SHA-1. It only proves that this is a WebSocket server.
     accept = base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
     return {
         hdrs.UPGRADE: "websocket",
@@ -54,11 +54,11 @@ def _missing(request: web.Request) -> list[str]:
 
 
 def take_over(request: web.Request) -> bytes:
-    """Take the connection of a request that was answered with 101; returns what came right behind the request."""
+    """Take the connection of a request that was answered with 101; returns the bytes that followed the request."""
     tail = _Tail()
     http = request.protocol
-    http.set_parser(tail)  # type: ignore[arg-type]  # hands over what came behind the request
-    # For aiohttp its connection ends here, without being closed: parser, request and two tasks are 8 KB a session.
+    http.set_parser(tail)  # type: ignore[arg-type]  # collects the bytes that followed the request
+    # Tell aiohttp that the connection ended, without closing it: its parser, request and two tasks take 8 KB a session.
     http.transport = None
     http.connection_lost(None)
     return bytes(tail.data)
@@ -71,15 +71,15 @@ def _is_key(key: str) -> bool:
 
 
 class _Tail:
-    """Takes from aiohttp's protocol the bytes that came right behind the request."""
+    """Takes from aiohttp's protocol the bytes that followed the request."""
 
     def __init__(self) -> None:
         self.data = bytearray()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Aiohttp's parser interface."""
+        """aiohttp's parser interface."""
         self.data += data
         return False, b""
 
     def feed_eof(self) -> None:
-        """Aiohttp's parser interface; called when the connection ends."""
+        """aiohttp's parser interface; called when the connection ends."""

@@ -1,1 +1,1 @@
-"""What an operator asks of the relay on its machine."""
+"""Commands for the operator of the relay on this machine."""

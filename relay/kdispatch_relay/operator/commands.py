@@ -1,7 +1,7 @@
-"""``kdispatch relay admin``: what the relay's operator does with its accounts, on the database itself.
+"""``kdispatch relay admin``: manages the relay's accounts, directly in its database.
 
-A relay that runs on it hears of each change within two seconds. Heavy imports wait inside, so that ``--help`` stays
-quick.
+A relay that runs on the database sees each change within two seconds. Functions import heavy modules themselves, so
+that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="See and control the relay's accounts, on its machine.")
-codes = typer.Typer(no_args_is_help=True, help="Make, list and revoke codes to sign up with.")
+app = typer.Typer(no_args_is_help=True, help="View and manage the relay's accounts, on its machine.")
+codes = typer.Typer(no_args_is_help=True, help="Create, list and revoke sign-up codes.")
 app.add_typer(codes, name="code")
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST: Final = 3650 * 86_400
 _MOST_USES: Final = 10_000
 _MOST_EVENTS: Final = 1_000
-_PAGE: Final = 200  # admins or codes that are read at once
+_PAGE: Final = 200  # admins or codes read at once
 _T = TypeVar("_T")
 
 _Database = Annotated[
@@ -93,12 +93,12 @@ def show(handle: _Handle, *, database: _Database = "", quiet: _Quiet = False, as
 def suspend(
     handle: _Handle,
     *,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is kept and shown.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; stored and shown.")] = None,
     database: _Database = "",
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """Take all tokens and services of an admin out of use; what runs on them ends within two seconds."""
+    """Disable all tokens and services of an admin; what uses them ends within two seconds."""
     with errors_told(as_json=as_json):
         if reason is not None and not (0 < len(reason) <= 200 and reason.isprintable()):
             raise KdispatchError("bad_request", "A reason is 1 to 200 printable characters.")
@@ -109,7 +109,7 @@ def suspend(
 
 @app.command("resume", epilog="Example: kdispatch relay admin resume ann")
 def resume(handle: _Handle, *, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
-    """Let a suspended admin's tokens and services be used again."""
+    """Enable a suspended admin's tokens and services again."""
     with errors_told(as_json=as_json):
         _change(database, handle, lambda store: store.accounts.resume(handle))
     told = {"handle": handle, "suspended": False}
@@ -128,12 +128,12 @@ def quota(
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """Set how much of each an admin may have; what it has already stays. --quiet prints the four, as they are now."""
+    """Set an admin's quotas; what exists already stays. --quiet prints the four quotas, as they are now."""
     with errors_told(as_json=as_json):
         given = {"services": services, "tokens": tokens, "hosts": hosts, "streams": streams}
         quotas = {name: _number(name, text) for name, text in given.items() if text is not None}
         if not quotas:
-            raise KdispatchError("bad_request", "Say which: --services, --tokens, --hosts or --streams.")
+            raise KdispatchError("bad_request", "Give at least one of --services, --tokens, --hosts and --streams.")
         _change(database, handle, lambda store: store.accounts.set_quotas(handle, quotas))
         admin = _on(database, lambda store: _find(store, handle))
     Output(quiet=quiet, as_json=as_json).result(
@@ -145,15 +145,15 @@ def quota(
 
 @app.command("audit", epilog="Example: kdispatch relay admin audit ann --limit 20")
 def audit(
-    handle: Annotated[str | None, typer.Argument(metavar="[HANDLE]", help="Of this admin only.")] = None,
+    handle: Annotated[str | None, typer.Argument(metavar="[HANDLE]", help="Only events of this admin.")] = None,
     *,
     limit: Annotated[int, typer.Option("--limit", min=1, max=_MOST_EVENTS, help="How many events.")] = 100,
-    before: Annotated[int | None, typer.Option("--before", min=1, metavar="ID", help="Older ones than this.")] = None,
+    before: Annotated[int | None, typer.Option("--before", min=1, metavar="ID", help="Only older events.")] = None,
     database: _Database = "",
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """Tell who did what to what, when and from where; the newest first. --quiet prints the ids."""
+    """Show who did what to what, when and from where; the newest first. --quiet prints the ids."""
 
     async def read(store: Repository) -> Any:
         if handle is not None:
@@ -172,13 +172,13 @@ def audit(
 @codes.command("create", epilog="Example: kdispatch relay admin code create --uses 5")
 def create_code(
     *,
-    uses: Annotated[int, typer.Option("--uses", min=1, max=_MOST_USES, help="How many handles it is good for.")] = 1,
-    expires: Annotated[str, typer.Option("--expires", metavar="7d", help="When it ends: s, m, h or d.")] = "7d",
+    uses: Annotated[int, typer.Option("--uses", min=1, max=_MOST_USES, help="How many handles it can create.")] = 1,
+    expires: Annotated[str, typer.Option("--expires", metavar="7d", help="Time to expiry: s, m, h or d.")] = "7d",
     database: _Database = "",
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """Make a code to sign up with at a relay that asks for one. It is shown this once; --quiet prints it alone."""
+    """Create a sign-up code, for a relay that requires one. It is shown only once; --quiet prints only the code."""
     from kdispatch_relay.store.records import NewToken  # noqa: PLC0415 - heavy by its package
 
     with errors_told(as_json=as_json):
@@ -193,7 +193,7 @@ def create_code(
 
 @codes.command("list", epilog="Example: kdispatch relay admin code list")
 def list_codes(*, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
-    """List the codes; those that ended for 30 days. --quiet prints the ids."""
+    """List the sign-up codes; ended ones for 30 days. --quiet prints the ids."""
     output = Output(quiet=quiet, as_json=as_json)
 
     async def work(store: Repository) -> None:
@@ -219,7 +219,7 @@ def revoke_code(
     quiet: _Quiet = False,
     as_json: _Json = False,
 ) -> None:
-    """End a code; who signed up with it stays."""
+    """Revoke a sign-up code; admins who used it stay."""
     with errors_told(as_json=as_json):
         if not (_is_text(code) and _on(database, lambda store: store.invites.revoke_code(code))):
             raise KdispatchError("unknown_invite", f"There is no code {code!r}.")
@@ -228,7 +228,7 @@ def revoke_code(
 
 
 def _on(location: str, work: Callable[[Repository], Awaitable[_T]]) -> _T:
-    """What ``work`` makes of the database; raises ``storage_unavailable`` where there is none."""
+    """Run ``work`` on the database and return its result; raises ``storage_unavailable`` if there is no database."""
     import asyncio  # noqa: PLC0415 - heavy
 
     from kdispatch_relay.store.database import Database  # noqa: PLC0415 - heavy
@@ -261,12 +261,12 @@ def _change(location: str, handle: str, work: Callable[[Repository], Awaitable[b
 
 
 def _is_text(word: str) -> bool:
-    """Whether a database may be asked for it: bytes that are no UTF-8 come from the shell as halves of surrogates."""
+    """Whether a database query may contain it: the shell passes bytes that are not UTF-8 as lone surrogates."""
     return word.isprintable()
 
 
 def _unknown(handle: str) -> KdispatchError:
-    return KdispatchError("unknown_admin", f"Nobody has the handle {handle!r}.")
+    return KdispatchError("unknown_admin", f"There is no admin with the handle {handle!r}.")
 
 
 def _number(name: str, text: str) -> int | None:

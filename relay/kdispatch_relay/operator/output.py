@@ -1,4 +1,4 @@
-"""What ``kdispatch relay admin`` prints, for people and for programs."""
+"""Output of ``kdispatch relay admin``, for people and for programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One command's; ``as_json`` goes before ``quiet``."""
+    """The output of one command; ``as_json`` takes precedence over ``quiet``."""
 
     quiet: bool
     as_json: bool
@@ -38,7 +38,7 @@ class Output:
         plain: Callable[[_T], list[str]],
         none: str,
     ) -> None:
-        """Print a list as :meth:`result` would, page by page; ``none`` tells people that it is empty."""
+        """Print a list like :meth:`result`, page by page; ``none`` is the text for an empty list."""
         objects = JsonList(lambda text: typer.echo(text, nl=False), key)
         printed = False
         async for page in pages:
@@ -64,7 +64,7 @@ class Output:
 
 
 def admin_json(admin: AdminRecord) -> dict[str, Any]:
-    """An admin; ``own_quotas`` names the quotas that are not the relay's defaults."""
+    """An admin as JSON; ``own_quotas`` names the quotas that differ from the relay's defaults."""
     found: dict[str, Any] = {"handle": admin.handle, "created": _time(admin.created)}
     if admin.suspended is not None:
         found["suspended"] = _time(admin.suspended)
@@ -75,7 +75,7 @@ def admin_json(admin: AdminRecord) -> dict[str, Any]:
 
 
 def admin_lines(admin: AdminRecord) -> list[str]:
-    """The same for people."""
+    """An admin as lines for people."""
     state = ""
     if admin.suspended is not None:
         state = f", suspended {_time(admin.suspended)}{f': {admin.suspended_for}' if admin.suspended_for else ''}"
@@ -89,19 +89,19 @@ def admin_lines(admin: AdminRecord) -> list[str]:
 
 
 def code_json(code: InviteRecord) -> dict[str, Any]:
-    """A code to sign up with, without the code itself."""
+    """A sign-up code as JSON, without the code itself."""
     found = {"id": code.id, "uses": code.uses, "used": code.used}
     return {**found, "created": _time(code.created), "expires": _time(code.expires), "revoked": code.revoked}
 
 
 def code_line(code: InviteRecord) -> str:
-    """The same for people."""
+    """A sign-up code as a line for people."""
     state = ", revoked" if code.revoked else ""
     return f"{code.id}  used {code.used:,} of {code.uses:,} times, until {_time(code.expires)}{state}"
 
 
 def event_json(event: AuditEvent) -> dict[str, Any]:
-    """An event of the audit."""
+    """An event of the audit as JSON."""
     found = {"id": event.id, "at": _time(event.at), "actor": event.actor, "action": event.action}
     found |= {"last": _time(event.last), "count": event.count}
     more = {"detail": dict(event.detail)} if event.detail else {}
@@ -109,7 +109,7 @@ def event_json(event: AuditEvent) -> dict[str, Any]:
 
 
 def event_line(event: AuditEvent) -> str:
-    """The same for people."""
+    """An event of the audit as a line for people."""
     detail = " ".join(f"{name}={value}" for name, value in event.detail.items())
     times = f"{event.count:,} times until {_time(event.last)}" if event.count > 1 else ""
     words = (str(event.id), _time(event.at), times, event.actor, event.action, event.subject, event.source, detail)

@@ -1,4 +1,4 @@
-"""The operator's token: a secret in a file, by which the relay's inside may be looked at from other machines."""
+"""The operator's token: a secret in a file that allows reading the relay's state from other machines."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kdispatch_protocol.tokens import token_digest
 __all__ = ["operator_digest", "read_operator_token"]
 
 _LEAST: Final = 32  # characters: 16 random bytes in hexadecimal
-_MOST: Final = 256  # as with every token
-_MOST_BYTES: Final = 1024  # of UTF-16, with a mark and an end of line, and more than any token then
+_MOST: Final = 256  # as for every token
+_MOST_BYTES: Final = 1024  # bytes to read: enough for any token in UTF-16, with a byte order mark and a line end
 _PRIVATE: Final = 0o077
 
 
 def operator_digest(file: Path | None) -> bytes | None:
-    """SHA-256 of the token in ``file``, if there is one to be read; raises as :func:`read_operator_token` does."""
+    """SHA-256 of the token in ``file``; ``None`` without a file. Raises the errors of :func:`read_operator_token`."""
     return None if file is None else token_digest(read_operator_token(file))
 
 
 def read_operator_token(file: Path) -> str:
-    """The token; raises ``bad_request`` for a file that can't be read, that others can read, or that holds none."""
+    """The token; raises ``bad_request`` if the file is unreadable, readable by others, or has no valid token."""
     try:
         with file.open("rb") as opened:
             exposed = _is_exposed(opened.fileno())
@@ -33,7 +33,7 @@ def read_operator_token(file: Path) -> str:
         text = f"The operator's token can't be read from {file}: {error.strerror}."
         raise KdispatchError("bad_request", text) from error
     if not text.isascii():
-        raise KdispatchError("bad_request", f"The operator's token can't be read from {file}: it is no text.")
+        raise KdispatchError("bad_request", f"The operator's token can't be read from {file}: it is not text.")
     if exposed:
         raise KdispatchError("bad_request", f"Others can read the operator's token in {file}: chmod 600 {file}.")
     if not (_LEAST <= len(text) <= _MOST and text.isprintable() and " " not in text):
@@ -43,7 +43,7 @@ def read_operator_token(file: Path) -> str:
 
 
 def _is_exposed(descriptor: int) -> bool:
-    """Whether others can read this user's own file, and this user can change that."""
+    """Whether other users can read this user's file, and this user can change that."""
     if os.name != "posix":
         return False
     status = os.fstat(descriptor)

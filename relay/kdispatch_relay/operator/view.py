@@ -1,4 +1,4 @@
-"""``relay state``: what the relay on this machine says of itself, in lines."""
+"""``relay state``: the state of the relay on this machine, as lines."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _STREAMS: Final = {"open": "open", "trying": "asking a host", "waiting": "waitin
 
 
 def read_state(listen: str, certificate: Path | None, token_file: Path | None) -> dict[str, Any]:
-    """The state of the relay that listens there, with this certificate.
+    """The state of the relay that listens at ``listen`` with this certificate.
 
-    Raises ``relay_unreachable``, ``not_a_relay``, what the relay answers, or ``bad_request`` for a file of no use.
+    Raises ``relay_unreachable``, ``not_a_relay``, the relay's own error, or ``bad_request`` for an unusable file.
     """
     host, port = reachable(Settings(listen=listen, insecure_plaintext=True).address)
     token = None if token_file is None else read_operator_token(token_file)
@@ -42,11 +42,11 @@ def read_state(listen: str, certificate: Path | None, token_file: Path | None) -
     code = found and found.get("code")
     if isinstance(code, str) and code in CODES:
         raise KdispatchError(code, str(found and found.get("detail", "")))
-    raise KdispatchError("not_a_relay", f"What answers at {where} is no relay, or one of another version.")
+    raise KdispatchError("not_a_relay", f"What answers at {where} is not a relay, or is another version.")
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
+    """The state as lines for people."""
     longest = found.get("longest_queue")
     of_all = f", most of it, {_size(longest['bytes'])}, for agent {longest['agent']}" if longest else ""
     streams = [f"{found['streams'].get(state, 0):,} {said}" for state, said in _STREAMS.items()]

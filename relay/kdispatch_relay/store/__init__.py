@@ -1,1 +1,1 @@
-"""What outlives the relay's process: admins, services and the digests of their tokens."""
+"""What persists between runs of the relay: admins, services and the digests of their tokens."""

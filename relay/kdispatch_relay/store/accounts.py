@@ -1,4 +1,4 @@
-"""Admins: they sign up, and the relay's operator looks at them, suspends them, and says how much they may have."""
+"""Admins: they sign up, and the relay's operator lists and suspends them, and sets their quotas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SERVICES: Final = (
 
 
 class Accounts:
-    """Every method may raise ``storage_unavailable``."""
+    """The stored accounts. Every method may raise ``storage_unavailable``."""
 
     def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
         self._database = database
@@ -35,9 +35,9 @@ class Accounts:
         self._audit = audit
 
     async def create(self, handle: str, token: NewToken, *, source: str, code: InviteRecord | None = None) -> None:
-        """Create an admin with its first token, at the cost of one use of ``code``; ``handle_taken``, ``invite_spent``.
+        """Create an admin with its first token, spending one use of ``code``; ``handle_taken``, ``invite_spent``.
 
-        The unique constraint decides, not a look before: of many at once exactly one wins.
+        The unique constraint decides, not an earlier look-up: if many do this at once, exactly one wins.
         """
         try:
             async with self._database.write() as connection:
@@ -53,7 +53,7 @@ class Accounts:
             raise KdispatchError("handle_taken", f"The handle {handle!r} is taken.") from error
 
     async def list(self, handle: str | None = None, *, after: str = "", limit: int | None = None) -> list[AdminRecord]:
-        """The admins by handle, those behind ``after``, or the one of this handle."""
+        """The admins sorted by handle: ``limit`` of those after ``after``, or only the one with this handle."""
         tokens = select(func.count()).select_from(Token).where(Token.admin_id == Admin.id, counted_tokens())
         query = (
             select(
@@ -88,24 +88,24 @@ class Accounts:
         ]
 
     async def suspend(self, handle: str, reason: str | None = None) -> bool:
-        """Take everything of an admin out of use; returns whether there is one of this handle."""
+        """Disable everything of an admin; returns whether there is one with this handle."""
         detail = {"reason": reason} if reason else {}
         async with self._changes.taking(handle) as taking:
             since = await self._find(taking.connection, handle, Admin.suspended_at)
             if since is None or since[0] is None:
                 values = {"suspended_at": int(time.time()), "suspended_for": reason}
-            else:  # nothing runs any more; there may be another reason
+            else:  # nothing runs any more; only the reason may change
                 taking.nothing()
                 values = {"suspended_for": reason}
             return await self._update(taking, handle, values, "admin.suspend", detail)
 
     async def resume(self, handle: str) -> bool:
-        """The opposite of :meth:`suspend`."""
+        """Undo :meth:`suspend`; returns whether there is an admin with this handle."""
         async with self._changes.taking(handle) as taking:
             return await self._update(taking, handle, {"suspended_at": None, "suspended_for": None}, "admin.resume", {})
 
     async def set_quotas(self, handle: str, quotas: Mapping[str, int | None]) -> bool:
-        """Set those that are named; ``None`` is the relay's default. What there is already stays."""
+        """Set the quotas that are named; ``None`` means the relay's default. What exists already stays."""
         values = {f"max_{name}": value for name, value in quotas.items()}
         async with self._changes.taking(handle) as taking:
             return await self._update(taking, handle, values, "admin.quota", quotas)
@@ -118,7 +118,7 @@ class Accounts:
         action: str,
         detail: Mapping[str, object],
     ) -> bool:
-        """Set what is not so already; returns whether there is an admin of this handle."""
+        """Set the values that differ; returns whether there is an admin with this handle."""
         connection = taking.connection
         before = await self._find(connection, handle, *(getattr(Admin, name) for name in values))
         if before is None or tuple(before) == tuple(values.values()):

@@ -1,6 +1,6 @@
-"""Migrations in a short-lived process of their own: what migrates would stay in a relay's memory until it ends.
+"""Runs migrations in a short-lived process: their code would stay in the relay's memory until it ends.
 
-The child gets the database's URL on its stdin, where nobody else can read a password, and answers by one line of JSON.
+The child reads the database's URL from stdin, where no other user can see a password, and answers with a line of JSON.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["answer", "upgrade_apart"]
 
 _log = logging.getLogger(__name__)
 
-_LAST_LINE: Final = 300  # characters of what a child said last
-_BY_HAND: Final = "See all it says with 'kdispatch relay migrate'."
+_LAST_LINE: Final = 300  # characters of the child's last line
+_BY_HAND: Final = "To see its full output, run 'kdispatch relay migrate'."
 
-#: The child finds modules where its parent does, whatever brought these there, and never in the current folder.
+#: The child uses its parent's module path, however that was set, and never the current folder.
 _CHILD: Final = """
 import json, sys
 task = json.loads(sys.stdin.readline())
@@ -36,9 +36,9 @@ answer(task["url"], task["wait"])
 
 
 async def upgrade_apart(url: str, wait: float) -> tuple[str | None, str | None]:
-    """Bring the tables of ``url`` up to date by a child; returns the revisions before and after.
+    """Bring the tables of ``url`` up to date in a child; returns the revisions before and after.
 
-    The child's errors are raised here with their codes; ``OSError`` where there can't be one.
+    Raises the child's errors with their codes, and ``OSError`` if no child can be started.
     """
     task = json.dumps({"url": url, "wait": wait, "path": sys.path})
     pipe = asyncio.subprocess.PIPE
@@ -73,8 +73,8 @@ def _revisions(out: bytes, err: bytes, status: int | None) -> tuple[str | None, 
 
 
 def answer(url: str, wait: float) -> None:
-    """The child's part: upgrade, then print the revisions or the error."""
-    # Who stops the relay stops the group: what was begun is ended in order, and then the relay stops.
+    """Run in the child: upgrade, then print the revisions or the error."""
+    # A signal that stops the relay goes to the whole process group: the child finishes its work, then the relay stops.
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
     told: dict[str, Any]
@@ -85,10 +85,10 @@ def answer(url: str, wait: float) -> None:
         told = {"code": error.code, "text": error.text, "hint": getattr(error, "hint", None)}
     except Exception as error:
         if (text := shortage(error)) is None:
-            raise  # its traceback's last line is told
+            raise  # the parent reports the last line of its traceback
         told = {"code": "storage_unavailable", "text": text, "hint": SHORTAGE_HINT}
     sys.stdout.write(json.dumps(told) + "\n")
-    leave(0)  # threads that a failed start has left would keep it
+    leave(0)  # threads left by a failed start would keep the process alive
 
 
 async def _upgrade(url: str, wait: float) -> tuple[str | None, str | None]:

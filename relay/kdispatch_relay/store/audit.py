@@ -1,8 +1,8 @@
-"""Who did what to what, from where, when.
+"""The audit: who did what to what, from where, when.
 
-A change's row is written in the change's own transaction, and never merged. What happens at the switch, hosting and
-connecting, is noted in memory, merged (:mod:`kdispatch_relay.store.merging`) and written about once a second, so that
-no stream waits for the database. Of each action an account keeps its newest rows.
+A change's row is written in the change's own transaction, and never merged. Events at the switch, hosting and
+connecting, are noted in memory, merged (:mod:`kdispatch_relay.store.merging`) and written about once a second, so that
+no stream waits for the database. Of each action, an account keeps its newest rows.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from kdispatch_relay.store.tidying import BATCH, drop_where
 
 __all__ = ["OPERATOR", "Audit"]
 
-OPERATOR: Final = "operator"  # the actor of what is done on the relay's machine
+OPERATOR: Final = "operator"  # the actor of changes made on the relay's machine
 
-_WAITING: Final = 40_000  # rows that are not written, as many as an hour may have; then the oldest go, which is told
-#: Whether an action is merged, how many rows of one action an account keeps, and all accounts together.
+_WAITING: Final = 40_000  # unwritten rows, as many as an hour may have; above this, the oldest are dropped and counted
+#: Whether an action is merged, how many rows of one action an account keeps, and how many all accounts together.
 _KEPT: Final = ((True, 5_000, 1_000_000), (False, 10_000, 2_000_000))
 _CHANGING: Final = ("actor", "source", "detail", "times", "last_at")
 _log = logging.getLogger("kdispatch.relay")
 
 
 class Audit:
-    """The table, and the notes that are not in it yet."""
+    """The table, and the notes that are not written to it yet."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._merger = Merger()
-        self._waiting: dict[Row, None] = {}  # what is not in the table, or not as it is
+        self._waiting: dict[Row, None] = {}  # rows that the table lacks, or has in an older state
         self._lost = 0
 
     def note(self, handle: str, event: AuditEvent) -> None:
-        """Something that happened at the switch, in the account of ``handle``; ``at`` is set."""
+        """Note an event at the switch, in the account of ``handle``; its ``at`` must be set."""
         merged = event.action in ROUTINE or event.actor.startswith("hst ")
         row = self._merger.row(handle, event) if merged else Row.of(handle, event)
         if row is None:
@@ -56,19 +56,19 @@ class Audit:
             self._lost += 1
 
     async def write_notes(self) -> None:
-        """Store what was noted; it stays noted where that fails."""
+        """Store the notes; if that fails, they are kept."""
         left = deque(self._waiting)
         while left:
             batch = {row: row.count for row in (left.popleft() for _ in range(min(BATCH, len(left))))}
             async with self._database.write() as connection:
                 ids = await _store(connection, list(batch))
-            for row, id_ in ids:  # not before they are committed: one that was rolled back may be another's
+            for row, id_ in ids:  # only after the commit: an id that was rolled back may be given to another row
                 row.id = id_
             for row, count in batch.items():
                 if row.count == count:
                     self._waiting.pop(row, None)
         if self._lost:
-            _log.warning("The audit lacks %d hosts and clients: there were too many at once.", self._lost)
+            _log.warning("The audit lacks %d entries of hosts and clients: too many came at once.", self._lost)
             self._lost = 0
 
     async def add(self, connection: AsyncConnection, admin_id: int | None, event: AuditEvent) -> None:
@@ -106,14 +106,14 @@ class Audit:
             ]
 
     async def forget_before(self, moment: int) -> None:
-        """Drop what is older than ``moment``, unix seconds."""
+        """Drop what is older than ``moment``, in unix seconds."""
         await drop_where(self._database, AuditRow.id, AuditRow.at < moment)
 
     async def trim(self) -> None:
         """Drop the oldest rows of each account and action that has more than it keeps.
 
-        Where all accounts have too many, each keeps half as many, and again half, until they fit: those who have most
-        lose first.
+        If all accounts together have too many, each keeps half as many, and half again, until they fit: accounts with
+        the most rows lose first.
         """
         for merged, of_each, of_all in _KEPT:
             which = AuditRow.action.in_(ROUTINE) if merged else AuditRow.action.not_in(ROUTINE)
@@ -143,7 +143,7 @@ class Audit:
 
 
 async def _store(connection: AsyncConnection, rows: list[Row]) -> list[tuple[Row, int]]:
-    """Add the rows that are not in the table, and bring the others up to date; returns the ids of new ones."""
+    """Add the rows that are new, and update the others; returns the ids of the new ones."""
     handles = {row.handle for row in rows if not row.id}
     found = await connection.execute(select(Admin.handle, Admin.id).where(Admin.handle.in_(handles)))
     admins: dict[str, int] = dict(found.all())
@@ -164,7 +164,7 @@ async def _store(connection: AsyncConnection, rows: list[Row]) -> list[tuple[Row
 
 
 def _now(row: Row) -> dict[str, Any]:
-    """What changes when an event is merged into a row."""
+    """The columns that change when an event is merged into a row."""
     last = row.last if row.count > 1 else None
     values = (row.actor, row.source[:64], _written(row.detail), row.count, last)
     return dict(zip(_CHANGING, values, strict=True))

@@ -1,8 +1,8 @@
-"""Look-ups that arrive while one is under way are asked for together.
+"""Combines look-ups that arrive while a query is under way into one query.
 
-One query by way of SQLAlchemy and aiosqlite costs about 0.9 ms of processor time, nearly all of it for
-going to the driver's thread and back, so a query for a hundred keys costs little more than one for a single key.
-Nothing is kept: a query begins after the last of its look-ups arrived, so that each sees what is true then.
+One query through SQLAlchemy and aiosqlite costs about 0.9 ms of processor time, nearly all of it for going to the
+driver's thread and back, so a query for a hundred keys costs little more than one for a single key. Nothing is cached:
+a query begins after the last of its look-ups arrived, so that each sees the state at that time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Value = TypeVar("_Value")
 
 
 class Batches(Generic[_Key, _Value]):
-    """Look-ups by one kind of key. ``fetch`` gets some keys and returns what there is, by key."""
+    """Look-ups by one kind of key. ``fetch`` gets some keys and returns the values that exist, by key."""
 
     def __init__(self, fetch: Callable[[Collection[_Key]], Awaitable[Mapping[_Key, _Value]]]) -> None:
         self._fetch = fetch
@@ -29,13 +29,13 @@ class Batches(Generic[_Key, _Value]):
         self._task: asyncio.Task[None] | None = None
 
     async def get(self, key: _Key) -> _Value | None:
-        """The value of ``key``; raises what ``fetch`` raised."""
+        """The value of ``key``, ``None`` if there is none; raises what ``fetch`` raised."""
         future = self._waiting.get(key)
         if future is None:
             future = self._waiting[key] = asyncio.get_running_loop().create_future()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="look-ups")
-        # Others may wait for the same future, and one that leaves must not take it away.
+        # Others may wait for the same future, so a caller that is cancelled must not cancel it.
         return await asyncio.shield(future)
 
     async def _run(self) -> None:
@@ -49,7 +49,7 @@ class Batches(Generic[_Key, _Value]):
     async def _answer(self, batch: Mapping[_Key, asyncio.Future[_Value | None]]) -> None:
         try:
             found = await self._fetch(batch.keys())
-        except Exception as error:  # noqa: BLE001 - handed on to whoever asked
+        except Exception as error:  # noqa: BLE001 - passed on to the callers
             for future in batch.values():
                 future.set_exception(error)
         else:

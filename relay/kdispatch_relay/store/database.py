@@ -1,4 +1,4 @@
-"""The database: reading, writing, and one kind of error for everything that goes wrong with it."""
+"""The database: reading, writing, and one kind of error for all its failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kdispatch_relay.store.upgrade import upgrade_tables
 
 __all__ = ["Database"]
 
-_FILES: Final = "kdispatch files"  # where a connection keeps which ones it has open
+_FILES: Final = "kdispatch files"  # the key of a connection's info with the files that it has open
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ _log = logging.getLogger(__name__)
 class Database:
     """One database, by path or URL. Call :meth:`start` before and :meth:`close` after use, in one event loop.
 
-    ``wait`` is how many seconds a lock of somebody else's is waited for. ``migrate_apart``: migrations, where there
-    are any to run, run in a process of their own, so that one that stays does not keep what they need.
-    Everything raises ``storage_unavailable`` when the database does not do what it is asked.
+    ``wait`` is how many seconds to wait for another program's lock. With ``migrate_apart``, migrations run in a process
+    of their own, so that a relay does not keep the memory that they need. Every method raises ``storage_unavailable``
+    if the database fails.
     """
 
     def __init__(self, location: str, *, wait: float = 5.0, migrate_apart: bool = False) -> None:
         self._url = database_url(location)
         self._wait = wait
-        # A program that is not run by an interpreter of its own has none to start.
+        # In a program with an embedded Python there is no interpreter to start.
         self._apart = migrate_apart and bool(sys.executable)
         self._readers = reading_engine(self._url, wait)
         self._writers = writing_engine(self._url, wait)
@@ -57,14 +57,14 @@ class Database:
             *driver_errors(self._url),
         )
         self._failing: set[str] = set()
-        self._written = -math.inf  # when something was committed last
+        self._written = -math.inf  # time of the last commit
         sqlite = self._url.get_backend_name() == "sqlite"
         self._file = Path(self._url.database or "") if sqlite else None
-        self._found = (0, 0)  # which file that was when it was opened
+        self._found = (0, 0)  # the file's identity when it was opened
         self._open: OpenFiles | None = None  # the files of the connection that wrote last
 
     async def start(self) -> tuple[str | None, str | None]:
-        """Make the file where there is none, and the tables up to date; returns the revisions before and after."""
+        """Create the file if it is missing, and bring the tables up to date; returns the revisions before and after."""
         with self._translated("open"):
             if self._file is not None:
                 await asyncio.to_thread(prepare_file, self._file, self._wait)
@@ -80,26 +80,28 @@ class Database:
             return before, after
 
     async def close(self) -> None:
-        """Close all connections; without it their threads keep the process alive."""
+        """Close all connections; without this call, their threads keep the process alive."""
         await self._readers.dispose()
         await self._writers.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one SELECT; several would each see a state of their own."""
+        """A connection for one SELECT; several would not see the same state."""
         with self._translated("read"):
             async with self._readers.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed at the block's end, and rolled back when the block raises.
+        """A transaction that commits at the end of the block, and rolls back if the block raises.
 
-        Read what you change ``with_for_update(key_share=True)``: SQLite holds the write lock anyway, PostgreSQL needs
-        it. Lock a service before its invitations, these before tokens, and the admin last: PostgreSQL ends one of two
-        that wait for each other. ``key_share`` lets in others that only refer to the row.
-        ``IntegrityError`` passes through, for the caller to say which rule was broken. What would be lost because the
-        file at the path is another one than that which is open is not committed.
+        Read what you change ``with_for_update(key_share=True)``: SQLite holds the write lock anyway, but PostgreSQL
+        needs it. Lock a service before its invitations, those before tokens, and the admin last: otherwise PostgreSQL
+        ends one of two transactions that wait for each other. ``key_share`` lets in transactions that only refer to the
+        row.
+
+        ``IntegrityError`` passes through, so that the caller can say which rule was broken. If the file at the path is
+        not the open one, nothing is committed, because it would be lost.
         """
         with self._translated("write"):
             async with self._writers.begin() as connection:
@@ -110,10 +112,10 @@ class Database:
             self._written = time.monotonic()
 
     async def probe(self, often: float) -> None:
-        """Return when a write would be kept at this moment; it changes nothing that anybody reads.
+        """Return if a write would be kept now; it changes nothing that anyone reads.
 
-        It takes the write lock, which another program may hold. A page is written unless one was within ``often``
-        seconds.
+        It takes the write lock, which another program may hold. It writes a page, unless one was written within
+        ``often`` seconds.
         """
         written = self._written
         due = "write" in self._failing or time.monotonic() - written >= often
@@ -121,7 +123,7 @@ class Database:
             await self._check_usable()
             if due:
                 await _touch(connection)
-        if not due:  # a transaction that changes nothing proves nothing of the disk
+        if not due:  # a transaction without changes proves nothing about the disk
             self._written = written
 
     async def _check_usable(self) -> None:
@@ -129,7 +131,7 @@ class Database:
             await asyncio.to_thread(self._open.check_usable)
 
     async def _files(self, connection: AsyncConnection) -> OpenFiles | None:
-        """The files that this connection has open; ``None`` where the database is a server."""
+        """The files that this connection has open; ``None`` if the database is a server."""
         if self._file is not None:
             if _FILES not in connection.info:
                 connection.info[_FILES] = await asyncio.to_thread(OpenFiles, self._file, self._found)
@@ -145,10 +147,10 @@ class Database:
         except self._errors as error:
             reason = getattr(error, "orig", None) or error
             failure = explain(reason)
-            if work == "open":  # at the start, where somebody is there to read it
+            if work == "open":  # at the start, when the operator reads the message
                 hint = failure.hint if failure.known else "Check --database, and the file or the server that it names."
                 raise StorageError(f"The database can't be opened: {words(reason)}.", hint) from error
-            # The first failure is worth a line; one for each request would only fill the log.
+            # Only the first failure is logged; one line for each request would fill the log.
             if work not in self._failing:
                 _log.warning("The relay can't %s the database: %s.", work, words(reason))
             self._failing.add(work)
@@ -159,9 +161,10 @@ class Database:
 
 
 async def _touch(connection: AsyncConnection) -> None:
-    """Change what nobody reads, so that the commit writes to the disk."""
+    """Change a value that no one reads, so that the commit writes to the disk."""
     if connection.dialect.name == "sqlite":
-        # A number in the file's header, of which SQLite itself makes no use. SQLite writes no row that stays as it is.
+        # A number in the file's header that SQLite itself does not use. SQLite does not write a row that stays the
+        # same.
         number = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
         await connection.exec_driver_sql(f"PRAGMA user_version = {(number + 1) % 2**31}")
     else:

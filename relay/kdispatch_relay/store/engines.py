@@ -1,8 +1,8 @@
 """Engines for reading and for writing, set up so that no write is lost.
 
-SQLite by default loses concurrent read-modify-writes without an error: Python's driver begins a transaction
-only at the first write, after what was read has become old. So the driver's own handling is switched off,
-and a writer takes the file's write lock before it reads (``BEGIN IMMEDIATE``).
+By default, concurrent read-modify-writes in SQLite can be lost without an error: Python's driver begins a transaction
+only at the first write, when the values read may already be outdated. So the driver's own handling is switched off, and
+a writer takes the file's write lock before it reads (``BEGIN IMMEDIATE``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["driver_errors", "reading_engine", "writing_engine"]
 
-_SQLITE_READERS = 4  # connections, each with a thread of its own; look-ups gain nothing from more
+_SQLITE_READERS = 4  # connections, each with its own thread; look-ups gain nothing from more
 _POSTGRES_READERS = 8
 _POSTGRES_WRITERS = 4
 
 
 def reading_engine(url: URL, wait: float) -> AsyncEngine:
-    """An engine whose statements are each a transaction of their own: no BEGIN, no ROLLBACK to wait for."""
+    """An engine in which each statement is its own transaction: no BEGIN, and no ROLLBACK to wait for."""
     sqlite = url.get_backend_name() == "sqlite"
     engine = _engine(
         url,
@@ -41,16 +41,16 @@ def reading_engine(url: URL, wait: float) -> AsyncEngine:
 
 
 def writing_engine(url: URL, wait: float, *, foreign_keys: bool = True) -> AsyncEngine:
-    """An engine whose transactions hold the write lock from their first moment (SQLite).
+    """An engine whose transactions hold the write lock from the start (SQLite).
 
-    Migrations want ``foreign_keys`` off: SQLite changes a table by dropping the old one, which would take
-    all rows along that refer to it.
+    Migrations need ``foreign_keys`` off: SQLite changes a table by dropping the old one, which would also delete all
+    rows that refer to it.
     """
     if url.get_backend_name() != "sqlite":
         return _engine(url, wait, size=_POSTGRES_WRITERS)
-    # One connection: SQLite has one writer anyway, and the pool's queue is fair where its polling for the lock is not.
+    # One connection: SQLite has only one writer, and the pool's queue is fair, unlike SQLite's polling for the lock.
     engine = _engine(url, wait, size=1)
-    # NORMAL may lose acknowledged commits in a power cut.
+    # With NORMAL, a power cut may lose acknowledged commits.
     _set_pragmas(engine, wait, synchronous="FULL", foreign_keys="ON" if foreign_keys else "OFF")
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -61,7 +61,7 @@ def writing_engine(url: URL, wait: float, *, foreign_keys: bool = True) -> Async
 
 
 def driver_errors(url: URL) -> tuple[type[Exception], ...]:
-    """What the driver raises itself while it connects, where SQLAlchemy does not translate."""
+    """Errors that the driver itself raises while it connects, which SQLAlchemy does not translate."""
     if url.get_backend_name() != "postgresql":
         return ()
     driver = import_module("asyncpg")
@@ -69,12 +69,12 @@ def driver_errors(url: URL) -> tuple[type[Exception], ...]:
 
 
 def _engine(url: URL, wait: float, *, size: int, **options: object) -> AsyncEngine:
-    # A parameter in an error's text would put handles and digests into the log.
+    # Parameters in the text of an error would put handles and digests into the log.
     options |= {"pool_size": size, "max_overflow": 0, "hide_parameters": True}
     if url.get_backend_name() == "postgresql":
         options |= {"pool_pre_ping": True, "connect_args": {"timeout": wait, "command_timeout": wait}}
     try:
-        # A caller waits its turn for twice the time that one lock may cost; then it is told.
+        # A caller waits for a connection for twice the time that one lock may take; then it gets an error.
         return create_async_engine(url, pool_timeout=2 * wait, **options)
     except ModuleNotFoundError as error:
         raise KdispatchError(
@@ -85,7 +85,7 @@ def _engine(url: URL, wait: float, *, size: int, **options: object) -> AsyncEngi
 def _set_pragmas(engine: AsyncEngine, wait: float, **pragmas: str) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def open_existing(_dialect: object, _entry: object, arguments: list[str], options: dict[str, object]) -> None:
-        # Where the file was moved away SQLite would make an empty one, which a restart would take for the database.
+        # If the file was moved away, SQLite would create an empty one, which a restart would take for the database.
         arguments[0] = f"{Path(arguments[0]).as_uri()}?mode=rw"
         options["uri"] = True
 

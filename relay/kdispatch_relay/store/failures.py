@@ -1,4 +1,4 @@
-"""What is wrong with a database, in a sentence, and what its operator can do."""
+"""Explains what is wrong with a database, and what its operator can do."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _OWNER: Final = (
 
 
 class StorageError(KdispatchError):
-    """``storage_unavailable``, with a ``hint`` of its own."""
+    """``storage_unavailable``, with its own ``hint``."""
 
     def __init__(self, text: str, hint: str, *, known: bool = True) -> None:
         super().__init__("storage_unavailable", text)
         self.hint = hint
-        self.known = known  # what is wrong
+        self.known = known  # whether the cause is known
 
 
 class _Cause(NamedTuple):
@@ -43,7 +43,7 @@ _MOVED: Final = _Cause(
 #: By the primary result code of SQLite (https://sqlite.org/rescode.html).
 _SQLITE: Final = {
     sqlite3.SQLITE_CORRUPT: _Cause("The relay's database is damaged.", _BACKUP),
-    sqlite3.SQLITE_NOTADB: _Cause("The relay's database file is no database, or is damaged.", _BACKUP),
+    sqlite3.SQLITE_NOTADB: _Cause("The relay's database file is not a database, or is damaged.", _BACKUP),
     sqlite3.SQLITE_FULL: _Cause("The relay's database has no room on its disk.", _ROOM),
     sqlite3.SQLITE_READONLY: _Cause("The relay's database can't be written.", _OWNER),
     sqlite3.SQLITE_CANTOPEN: _Cause("The relay's database can't be opened.", _OWNER),
@@ -57,13 +57,13 @@ _SYSTEM: Final = {
         (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT), _SQLITE[sqlite3.SQLITE_CANTOPEN]
     ),
 }
-#: The numbers in what asyncio says of several addresses.
+#: The error numbers in asyncio's message about several addresses.
 _NUMBERS: Final = re.compile(r"\[Errno (\d+)\]")
 _UNKNOWN: Final = _Cause(CODES["storage_unavailable"].meaning, CODES["storage_unavailable"].hint)
 
 
 def explain(reason: BaseException) -> StorageError:
-    """The error for what a driver or the system said. Its text names no path: strangers see it."""
+    """The error for what a driver or the system reported. Its text names no path, because strangers see it."""
     cause = _UNKNOWN
     if (text := shortage(reason)) is not None:
         cause = _Cause(text, SHORTAGE_HINT)
@@ -77,7 +77,7 @@ def explain(reason: BaseException) -> StorageError:
 
 
 def words(reason: BaseException) -> str:
-    """What a driver or the system said, for the operator: without numbers, and without the full stop."""
+    """What a driver or the system reported, for the operator: without numbers, and without the full stop."""
     text = str(reason).strip()
     if isinstance(reason, socket.gaierror):
         text = f"the server's name can't be looked up ({reason.strerror})"

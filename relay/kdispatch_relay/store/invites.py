@@ -1,4 +1,4 @@
-"""Invitations: a code that is exchanged for a token of one's own, as often as it says."""
+"""Invitations: codes that users exchange for a token of their own, a limited number of times."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kdispatch_relay.store.tokens import KEPT
 
 __all__ = ["ENDED_INVITES", "KINDS", "Invites", "spend"]
 
-#: The kind of token that is made from an invitation, by its purpose.
+#: The kind of token that an invitation gives, by its purpose.
 KINDS: Final = {"host": "svc", "connect": "cli"}
 
-ENDED_INVITES: Final = 200  #: of a service that are kept, beside those from which tokens hold
-_PLACE: Final = (Invite.created_at, Invite.token_id)  # in lists
+ENDED_INVITES: Final = 200  #: ended invitations kept for a service, beside those that have valid tokens
+_PLACE: Final = (Invite.created_at, Invite.token_id)  # the sort key of lists
 
 _INVITES: Final = (
     select(
@@ -47,9 +47,9 @@ _INVITES: Final = (
 
 
 async def spend(connection: AsyncConnection, invite: InviteRecord) -> None:
-    """Use an invitation once more, if it may be; raise ``revoked`` or ``invite_spent``.
+    """Spend one use of an invitation; raises ``revoked`` or ``invite_spent``.
 
-    One statement looks and counts, so that of many at once no more than those that are left get through.
+    One statement checks and counts, so if many do this at once, only as many succeed as uses are left.
     """
     query = (
         update(Invite)
@@ -70,7 +70,7 @@ async def spend(connection: AsyncConnection, invite: InviteRecord) -> None:
 
 
 class Invites:
-    """Every method may raise ``storage_unavailable``. ``source`` is the address of whoever asked."""
+    """The stored invitations. Every method may raise ``storage_unavailable``. ``source`` is the caller's address."""
 
     def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
         self._database = database
@@ -80,7 +80,7 @@ class Invites:
     async def create(
         self, owner: Identity, name: str, code: NewToken, *, purpose: str, uses: int, source: str
     ) -> InviteRecord | None:
-        """Store an invitation to ``owner``'s service ``name``; ``None`` where there is none.
+        """Store an invitation to ``owner``'s service ``name``; ``None`` if there is no such service.
 
         Raises ``quota_exceeded``.
         """
@@ -99,7 +99,7 @@ class Invites:
         return made
 
     async def create_code(self, code: NewToken, *, uses: int) -> InviteRecord:
-        """Store a code to sign up with."""
+        """Store a sign-up code."""
         async with self._database.write() as connection:
             made = _new(code, None, "sign-up", uses)
             await _add(connection, None, code, made)
@@ -109,7 +109,7 @@ class Invites:
         return made
 
     async def find(self, digest: bytes) -> InviteRecord | None:
-        """The invitation with this code's digest, whatever has become of it."""
+        """The invitation with this code's digest, in any state."""
         async with self._database.read() as connection:
             rows = await connection.execute(_INVITES.where(Invite.digest == digest))
             return next((_record(row) for row in rows), None)
@@ -119,18 +119,18 @@ class Invites:
     ) -> list[InviteRecord]:
         """The invitations to ``owner``'s service ``name``, the newest first; ended ones for 30 days.
 
-        ``after``: those that follow the one made then, with this id.
+        ``after`` is the creation time and id of the invitation after which the list begins.
         """
         return await self._list(Invite.service_id == service_of(owner, name), after, limit)
 
     async def codes(self, *, after: tuple[int, str] | None = None, limit: int | None = None) -> list[InviteRecord]:
-        """The codes to sign up with, likewise."""
+        """The sign-up codes, listed like :meth:`of`."""
         return await self._list(Invite.service_id.is_(None), after, limit)
 
     async def revoke(self, owner: Identity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
-        """End an invitation to ``owner``'s service ``name``, and maybe the tokens made from it; is there one?
+        """End an invitation to ``owner``'s service ``name``, on request with its tokens; returns whether there is one.
 
-        Nothing that runs rests on an invitation itself: relays have to hear only of tokens.
+        Nothing that runs rests on an invitation itself: other relays need to learn only of revoked tokens.
         """
         service = f"{owner.handle}/{name}"
         async with self._changes.taking(service) as taking:
@@ -158,7 +158,7 @@ class Invites:
         return True
 
     async def revoke_code(self, code_id: str) -> bool:
-        """End a code to sign up with; returns whether there is one."""
+        """End a sign-up code; returns whether there is one."""
         async with self._database.write() as connection:
             found, was_revoked = await _end(connection, Invite.purpose == "sign-up", code_id)
             if found is None or was_revoked:
@@ -168,7 +168,7 @@ class Invites:
         return True
 
     async def accept(self, invite: InviteRecord, token: NewToken, *, source: str) -> None:
-        """Store a token of one's own for one use; raise ``invite_spent``, ``revoked``, ``quota_exceeded``."""
+        """Store a new token for one use; raises ``invite_spent``, ``revoked``, ``quota_exceeded``."""
         async with self._database.write() as connection:
             await spend(connection, invite)
             query = (
@@ -212,9 +212,9 @@ class Invites:
 
 
 async def _trim_ended(connection: AsyncConnection, service_id: int) -> None:
-    """Drop a service's oldest invitations that nobody can accept, where there are more than it keeps.
+    """Drop a service's oldest invitations that cannot be accepted any more, if there are more than are kept.
 
-    One from which tokens hold stays: by it they can be revoked.
+    Invitations with valid tokens stay, because the tokens can be revoked through them.
     """
     now = int(time.time())
     of_service = (Invite.service_id == service_id) & or_(Invite.ended_at <= now, Invite.used >= Invite.uses)
@@ -265,7 +265,7 @@ async def _add(connection: AsyncConnection, service_id: int | None, code: NewTok
 
 
 def _record(row: Sequence[Any]) -> InviteRecord:
-    """Of the columns of ``_INVITES``."""
+    """A record from the columns of ``_INVITES``."""
     token_id, purpose, handle, service, name, uses, used, created, expires, revoked = row
     return InviteRecord(
         id=token_id,

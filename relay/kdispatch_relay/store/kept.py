@@ -1,10 +1,10 @@
-"""What was looked up a moment ago is not looked up again.
+"""A short cache of look-ups.
 
-A query by way of SQLAlchemy and aiosqlite, with its hops between threads, costs more than all the rest of a request:
-with it a look-up of live hosts took the relay 0.68 ms of processor time, without it 0.19. What is kept is dropped when
-it is a second old, and what is of a handle at every change there that this process makes or hears of, so that nothing
-that was taken back is granted for longer than the feed of changes takes anyway. Misses are never kept: the row may be
-made now.
+A query through SQLAlchemy and aiosqlite, with its hops between threads, costs more than all the rest of a request: with
+it, a look-up of live hosts took the relay 0.68 ms of processor time, without it 0.19. Cached values expire after a
+second. A handle's values are also dropped at every change there that this process makes or learns of, so a revoked
+right is not granted for longer than the feed of changes takes anyway. Misses are not cached: the row may be created at
+any moment.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from kdispatch_relay.store.batches import Batches
 __all__ = ["Kept"]
 
 _SECONDS: Final = 1.0
-_MOST: Final = 10_000  # values; then all are dropped: they would be in a second
+_MOST: Final = 10_000  # values; above this all are dropped, as they would be within a second
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
 
 class Kept(Generic[_Key, _Value]):
-    """The look-ups of ``batches``, each good for a second or until :meth:`forget` of its handle.
+    """Caches the look-ups of ``batches``, each for a second or until :meth:`forget` of its handle.
 
-    ``handle_of`` says to which handle a key and its value belong.
+    ``handle_of`` returns the handle that a key and its value belong to.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Kept(Generic[_Key, _Value]):
         self._of: dict[str, dict[_Key, None]] = {}  # the same keys, by handle
         self._looking = 0  # look-ups under way
         self._changes = 0
-        self._changed: dict[str, int] = {}  # by handle, the number of its last change while something was looked up
-        self._forgotten = 0  # changes up to this number are not in there
+        self._changed: dict[str, int] = {}  # by handle, the number of its last change while a look-up was under way
+        self._forgotten = 0  # changes up to this number are no longer in that table
 
     async def get(self, key: _Key) -> _Value | None:
         """The value of ``key``; raises what the look-up raised."""
@@ -52,12 +52,12 @@ class Kept(Generic[_Key, _Value]):
         return await self.look(key) if value is None else value
 
     def kept(self, key: _Key) -> _Value | None:
-        """The value of ``key``, if it is kept."""
+        """The value of ``key``, if it is cached."""
         kept = self._values.get(key)
         return kept[0] if kept is not None and self._clock() < kept[1] else None
 
     async def look(self, key: _Key) -> _Value | None:
-        """The value of ``key`` as it is now; raises what the look-up raised."""
+        """The value of ``key``, looked up now; raises what the look-up raised."""
         now = self._clock()
         before = self._changes
         self._looking += 1
@@ -72,7 +72,7 @@ class Kept(Generic[_Key, _Value]):
         return value
 
     def forget(self, handle: str) -> None:
-        """Something of this handle has changed: nothing of before counts."""
+        """Something of this handle has changed: drop its values."""
         self._changes += 1
         for key in self._of.pop(handle, ()):
             del self._values[key]
@@ -84,7 +84,7 @@ class Kept(Generic[_Key, _Value]):
 
     def _keep(self, key: _Key, value: _Value, before: int, until: float) -> None:
         handle = self._handle_of(key, value)
-        # A look-up that was under way while something changed may have seen what was before.
+        # A look-up that was under way during a change may have returned the state before it.
         if before < self._forgotten or self._changed.get(handle, 0) > before:
             return
         if len(self._values) >= _MOST:

@@ -1,4 +1,4 @@
-"""Where the data lies: from what the operator typed to a URL, and the file's permissions."""
+"""The location of the database: from the operator's setting to a URL, and the file's permissions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def database_url(text: str) -> URL:
     if not text:
         try:
             return _file_url(user_data_path("kdispatch", appauthor=False) / "relay.db")
-        except RuntimeError as error:  # neither HOME nor the system's list of users knows one
+        except RuntimeError as error:  # neither HOME nor the system's list of users has one
             text = "This user has no home directory for the database: give its path (--database), or set HOME."
             raise KdispatchError("bad_request", text) from error
     if "://" not in text and text != ":memory:":
@@ -54,30 +54,30 @@ def database_url(text: str) -> URL:
     if url is not None and url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+asyncpg")
     if url is not None and url.get_backend_name() != "sqlite":
-        raise KdispatchError("bad_request", f"Databases of the kind {url.get_backend_name()!r} are not known. {_FORMS}")
+        raise KdispatchError("bad_request", f"Databases of type {url.get_backend_name()!r} are not supported. {_FORMS}")
     if url is None or not url.database or url.database == ":memory:" or url.query:
-        # One in memory would lose every admin at a restart, and each connection of a pool would have its own.
+        # In memory, every admin would be lost at a restart, and each connection of a pool would have its own database.
         raise KdispatchError("bad_request", f"The database must be a file or a server. {_FORMS}")
     return _file_url(Path(url.database))
 
 
 def check_there(text: str) -> None:
-    """Raise ``storage_unavailable`` where a file is meant that there is not: whoever looks into one makes none."""
+    """Raise ``storage_unavailable`` if a file is meant and does not exist, so that a reader does not create it."""
     url = database_url(text)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         text = f"There is no database {url.database}."
-        raise StorageError(text, "Give the relay's own path as --database, as the user that the relay runs as.")
+        raise StorageError(text, "Give the path that the relay uses as --database, and run this as the relay's user.")
 
 
 def prepare_file(path: Path, wait: float) -> None:
     """Make ``path`` a SQLite file in WAL mode that only this user can read; blocks for up to ``wait`` seconds.
 
-    The folder is made, for this user alone, where it is missing; an existing one is left as it is.
+    A missing folder is created for this user alone; an existing one stays as it is.
     """
-    # One by one: mkdir gives the parents that it makes the umask's mode, which may let everybody write.
+    # One by one: for parents, mkdir uses the umask's mode, which may let everyone write.
     for missing in [one for one in path.parents if not one.exists()][::-1]:
         missing.mkdir(_PRIVATE_FOLDER, exist_ok=True)
-    # SQLite gives its -wal and -shm files the mode of the file itself, so the mode comes first.
+    # SQLite gives its -wal and -shm files the mode of the database file, so that is set first.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE))
     if path.stat().st_mode & 0o077:
         path.chmod(_PRIVATE_FILE)
@@ -92,8 +92,8 @@ def prepare_file(path: Path, wait: float) -> None:
 
 
 def _switch_to_wal(path: Path, wait: float) -> None:
-    # The switch needs the file for a moment alone, and SQLite's own busy_timeout does not cover it: when two
-    # relays start at once, one gets "database is locked" at once. Once switched, the file stays so.
+    # The switch needs the file for itself for a moment, and SQLite's busy_timeout does not cover it: when two relays
+    # start together, one gets "database is locked" at once. After the switch, the file stays in this mode.
     deadline = time.monotonic() + wait
     while True:
         try:

@@ -1,10 +1,10 @@
-"""Hosting and connecting, merged: what the same actor does to the same service again is counted in one row for an hour.
+"""Merges hosting and connecting: for an hour, one row counts what the same actor does to the same service.
 
-Anybody can host and connect as often as they like, under names of their choice: agents' and hosts' ids, and as many
-addresses and tokens as they have. So no id of an agent's choice tells rows apart, and how many rows there may be in an
-hour is bounded for an account, for a source at all accounts, and without a token for a source at an account. Beyond
-that events are counted together, and the row says less. What clients without a token do has rows of its own: it takes
-none from those to whom the owner gave a token. Sans-I/O: an event brings its time.
+Anyone can host and connect as often as they like. They choose the ids of their agents and hosts, and may have many
+addresses and tokens. So rows do not distinguish ids that an agent chooses, and the number of rows in an hour is bounded
+for an account and for a source over all accounts. Without a token it is also bounded for a source at one account. Above
+a bound, events are counted together, and the row says less. Clients without a token have rows of their own, so they
+take none from holders of the owner's tokens. Sans-I/O: an event contains its time.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from kdispatch_relay.store.records import AuditEvent
 
 __all__ = ["ROUTINE", "WINDOW", "Merger", "Row"]
 
-#: Actions of which there is no end while a service is used. What is done by a host's own token is merged, too.
+#: Actions that repeat as long as a service is used. Actions by a host's own token are merged, too.
 ROUTINE: Final = frozenset({"host", "connect"})
 WINDOW: Final = 3600  #: seconds; events of one hour of the clock are merged
 
-_OF_TOKENS: Final = 200  # rows of an account's tokens in an hour: twice as many as it may have services
-_OF_ANYBODY: Final = 100  # rows of an account in an hour, of those who need no token
-_OF_SOURCE: Final = 20  # of these, of one source
-_BY_TOKENS: Final = 2_000  # rows of one source at all accounts in an hour, by tokens: ten accounts' worth
-_BY_ANYBODY: Final = 500  # and without
-_MOST: Final = 20_000  # rows in an hour that are told apart, of some 700 bytes; twice as many with those that are not
+_OF_TOKENS: Final = 200  # rows of an account's tokens in an hour: twice its quota of services
+_OF_ANYBODY: Final = 100  # rows of an account in an hour, for those without a token
+_OF_SOURCE: Final = 20  # of these, for one source
+_BY_TOKENS: Final = 2_000  # rows of one source over all accounts in an hour, by tokens: ten accounts' worth
+_BY_ANYBODY: Final = 500  # and without a token
+_MOST: Final = 20_000  # detailed rows in an hour, of some 700 bytes; twice as many together with the others
 
 _ANYBODY: Final = "anybody"
-_SEVERAL: Final = "several"  # the actor of a row that counts more than one
+_SEVERAL: Final = "several"  # the actor of a row that counts several actors
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One row of the audit: an event, and how often and until when it happened. ``id`` is 0 until it is stored."""
+    """One row of the audit: an event, how often it happened, and until when. ``id`` is 0 until it is stored."""
 
     handle: str
     actor: str
@@ -55,7 +55,7 @@ class Row:
         return cls(handle, event.actor, event.action, event.subject, event.source, event.detail, event.at, event.at)
 
     def again(self, event: AuditEvent, source: str) -> None:
-        """Count one more; what was not the same each time is told no more."""
+        """Count one more event; what differs between the events is dropped from the row."""
         self.count += 1
         self.last = max(self.last, event.at)
         if self.source != event.source:
@@ -67,20 +67,20 @@ class Row:
 
 
 class Merger:
-    """The rows of this hour."""
+    """The rows of the current hour."""
 
     def __init__(self) -> None:
         self._hour = 0
         self._rows: dict[Hashable, Row] = {}
-        self._counts: Counter[Hashable] = Counter()  # rows, by what there may be so many of
+        self._counts: Counter[Hashable] = Counter()  # rows, by the bound that they count in
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, handle: str, event: AuditEvent) -> Row | None:
-        """The row of this event in the account of ``handle``, in which it counts from now on.
+        """The row of this event in the account of ``handle``; the event is counted in it.
 
-        ``None`` where there are more accounts at work in this hour than are remembered.
+        ``None`` if this hour has more active accounts than are remembered.
         """
         if event.at // WINDOW > self._hour:
             self._hour = event.at // WINDOW
@@ -104,8 +104,8 @@ class Merger:
 
     @staticmethod
     def _keys(handle: str, event: AuditEvent, group: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """By what a row is found, with the source that it tells: from one that tells all to one that tells least."""
-        # A host makes up the id of its own token.
+        """The keys under which a row may be found, the most detailed first, each with the source that the row shows."""
+        # The id of a host's own token is the host's choice.
         actor = event.actor.partition(" ")[0] if event.actor.startswith("hst ") else event.actor
         who = _ANYBODY if event.actor == _ANYBODY else _SEVERAL
         return (
@@ -115,7 +115,7 @@ class Merger:
         )
 
     def _has_place(self, handle: str, event: AuditEvent, group: str, key: tuple[str, ...]) -> bool:
-        """Whether there may be one more row of this kind; then it is counted."""
+        """Whether one more row of this kind is allowed; if so, counts it."""
         if len(key) < _WHOLE - 2:
             return len(self._rows) < 2 * _MOST
         public = event.actor == _ANYBODY
@@ -132,4 +132,4 @@ class Merger:
         return True
 
 
-_WHOLE: Final = 6  # parts of the key of a row that tells all
+_WHOLE: Final = 6  # parts of the key of a detailed row

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 __all__ = ["Admin", "AuditRow", "Base", "Change", "Invite", "Relay", "Service", "Token"]
 
 
-# SQLite counts up without reuse in a column of the type INTEGER only, which holds 64 bits there.
+# SQLite counts up without reuse only in a column of type INTEGER, which has 64 bits there.
 _COUNTER = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -36,12 +36,12 @@ def _now() -> int:
     return int(time.time())
 
 
-# When a token or an invitation ended, or ends by itself.
+# When a token or an invitation ended, or will expire.
 _ENDED: Final = "coalesce(revoked_at, expires_at)"
 
 
 class Base(DeclarativeBase):
-    """Constraints have predictable names, so that a migration can drop or change them on every database."""
+    """The base class. Constraints have predictable names, so that a migration can change them on every database."""
 
     metadata = MetaData(
         naming_convention={
@@ -55,7 +55,7 @@ class Base(DeclarativeBase):
 
 
 class Admin(Base):
-    """An account. A quota that is null is the relay's default."""
+    """An account. A null quota means the relay's default."""
 
     __tablename__ = "admins"
 
@@ -88,7 +88,7 @@ class Service(Base):
 
 
 class Relay(Base):
-    """The relay itself, in the one row that a migration has made."""
+    """The relay itself: the only row, which a migration has created."""
 
     __tablename__ = "relay"
     __table_args__ = (CheckConstraint("id = 1", name="one"),)
@@ -98,7 +98,7 @@ class Relay(Base):
 
 
 class Invite(Base):
-    """An invitation, under the digest of its code: to host or connect to one service, or to sign up at the relay."""
+    """An invitation, by the digest of its code: to host or connect to one service, or to sign up at the relay."""
 
     __tablename__ = "invites"
     __table_args__ = (
@@ -123,10 +123,10 @@ class Invite(Base):
 
 
 class Token(Base):
-    """What a token may do, under its digest: ``adm`` for its admin, ``svc`` and ``cli`` for one service of that admin.
+    """A token, by its digest: ``adm`` for its admin, ``svc`` and ``cli`` for one service of that admin.
 
-    ``token_id`` is what people call it by. ``own``: the token that came with its service, which is rotated with it.
-    A revoked one stays for a while, so that its holder can be told.
+    ``token_id`` is its public id. ``own`` marks the token that came with its service, and the tokens that rotations put
+    in its place. A revoked token stays for a while, so that its holder gets the reason.
     """
 
     __tablename__ = "tokens"
@@ -154,10 +154,9 @@ class Token(Base):
 
 
 class Change(Base):
-    """What may have been taken from somebody: every relay process on this database asks again what rests on it.
+    """A change that may have revoked rights: every relay process on this database checks what rests on them.
 
-    ``scope`` is ``handle/name``, or a handle for all that is its admin's. Ids only grow, and become visible in their
-    order.
+    ``scope`` is ``handle/name``, or a handle for everything of its admin. Ids only grow, and become visible in order.
     """
 
     __tablename__ = "changes"
@@ -169,9 +168,9 @@ class Change(Base):
 
 
 class AuditRow(Base):
-    """Who did what to what, from where, when, and where it is merged how often and until when.
+    """Who did what to what, from where, when; if merged, also how often and until when.
 
-    ``detail`` is JSON, without secrets. ``last_at`` is null where it happened once.
+    ``detail`` is JSON, without secrets. ``last_at`` is null if it happened once.
     """
 
     __tablename__ = "audit"

@@ -1,8 +1,7 @@
-"""Whether the SQLite file that a relay has open is still the one at its path, and has room.
+"""Checks that the SQLite file that a relay has open is still the one at its path, and has room.
 
-The kernel lets a relay write to a file that was moved away or deleted, or to its write-ahead log, for as long
-as it likes. What is committed there is lost at the next start. So each commit looks first. The functions block:
-call them in a thread.
+The kernel lets a relay go on writing to a file that was moved or deleted, or to its write-ahead log. What is committed
+there is lost at the next start. So each commit checks first. The functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from typing import Final
 
 __all__ = ["FileMovedError", "OpenFiles", "identity"]
 
-#: The database, its write-ahead log, and the index of that, which other processes share.
+#: The database, its write-ahead log, and that log's index, which other processes share.
 _SUFFIXES: Final = ("", "-wal", "-shm")
-#: Bytes that the disk must have left: more than any one commit writes.
+#: Bytes that the disk must have free: more than any one commit writes.
 _ROOM: Final = 256 * 1024
 
 _Identity = tuple[int, int]
 
 
 class FileMovedError(OSError):
-    """The files at the path are others than those that are open, or there are none."""
+    """The files at the path are not those that are open, or are missing."""
 
 
 class OpenFiles:
-    """The files of one connection, by device and inode. Make it while the connection is in a transaction."""
+    """The files of one connection, by device and inode. Create it while the connection is in a transaction."""
 
     def __init__(self, database: Path, found: _Identity) -> None:
         """``found`` is the database's identity when it was opened. Raises :class:`FileMovedError`."""
@@ -36,13 +35,13 @@ class OpenFiles:
         self.check()
 
     def check(self) -> None:
-        """Raise :class:`FileMovedError` unless all are still at their paths."""
+        """Raise :class:`FileMovedError` unless all files are still at their paths."""
         for path, found in zip(self._paths, self._found, strict=True):
             if identity(path) != found:
                 raise FileMovedError(_moved(path, "another file is there"))
 
     def check_usable(self) -> None:
-        """The same; also raise ``OSError`` where no other connection could be opened, or the disk is full."""
+        """Like :meth:`check`; also raises ``OSError`` if no other connection could be opened, or the disk is full."""
         self.check()
         database = self._paths[0]
         if not os.access(database, os.R_OK | os.W_OK):
@@ -55,7 +54,7 @@ class OpenFiles:
 
 
 def identity(path: Path) -> _Identity:
-    """Device and inode; raises :class:`FileMovedError` where there is no such file."""
+    """Device and inode; raises :class:`FileMovedError` if there is no such file."""
     try:
         found = path.stat()
     except OSError as error:

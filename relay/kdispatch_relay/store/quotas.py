@@ -1,4 +1,4 @@
-"""How much of each an admin may have, and whether one more fits: counted where it is added, in the same transaction."""
+"""Quotas: what an admin may have, and whether one more fits. The check runs in the transaction that adds."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ COLUMNS = tuple(getattr(Admin, f"max_{name}") for name in QUOTAS)
 
 
 _DEFAULTS: Final = Quotas()
-#: Of an account's tokens so many may come from invitations. The holders of a code of many uses decide how often it is
-#: used, and the owner must be able to make a token nevertheless.
+#: The percentage of an account's tokens that may come from invitations. The holders of a code with many uses decide how
+#: often it is used, and the owner must still be able to create a token.
 _INVITED_PERCENT: Final = 75
 
 
 def quotas_of(*own: int | None) -> Quotas:
-    """The defaults, but where the admin has its own."""
+    """The default quotas, replaced by the admin's own where there are any."""
     if not any(value is not None for value in own):
         return _DEFAULTS
     return replace(_DEFAULTS, **{name: value for name, value in zip(QUOTAS, own, strict=True) if value is not None})
 
 
 def counted_tokens() -> Any:
-    """What a token must be to count: valid, and not a service's own."""
+    """The condition for a token to count: valid, and not a service's own."""
     return (
         Token.own.is_(False)
         & Token.revoked_at.is_(None)
@@ -42,14 +42,14 @@ def counted_tokens() -> Any:
 
 
 async def place_for_service(connection: AsyncConnection, admin_id: int) -> None:
-    """Raise ``quota_exceeded`` where the admin has as many services as it may."""
+    """Raise ``quota_exceeded`` if the admin has as many services as it may."""
     allowed = (await _quotas(connection, admin_id)).services
     count = select(func.count()).select_from(Service).where(Service.owner_id == admin_id)
     _check((await connection.execute(count)).scalar_one(), allowed, "services")
 
 
 async def place_for_token(connection: AsyncConnection, admin_id: int, *, invited: bool = False) -> None:
-    """Raise ``quota_exceeded`` where the admin has as many tokens as it may, or as it may have from invitations."""
+    """Raise ``quota_exceeded`` if the admin has as many tokens as it may, in total or from invitations."""
     allowed = (await _quotas(connection, admin_id)).tokens
     count = select(func.count()).select_from(Token).where(Token.admin_id == admin_id, counted_tokens())
     _check((await connection.execute(count)).scalar_one(), allowed, "tokens")
@@ -60,7 +60,7 @@ async def place_for_token(connection: AsyncConnection, admin_id: int, *, invited
 
 
 async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:
-    """Raise ``quota_exceeded`` where the admin has as many invitations that can be accepted as it may have tokens."""
+    """Raise ``quota_exceeded`` if the admin has as many open invitations as it may have tokens."""
     allowed = (await _quotas(connection, admin_id)).tokens
     count = (
         select(func.count())
@@ -77,7 +77,7 @@ async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:
 
 
 async def _quotas(connection: AsyncConnection, admin_id: int) -> Quotas:
-    # The lock on the admin's row, the last of all, lets only one at a time count and add.
+    # The lock on the admin's row, always taken last, lets only one transaction at a time count and add.
     row = await connection.execute(select(*COLUMNS).where(Admin.id == admin_id).with_for_update(key_share=True))
     return quotas_of(*row.one())
 

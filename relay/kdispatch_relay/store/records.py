@@ -1,4 +1,4 @@
-"""What the store hands out and takes: plain values, no rows and no open transaction. Times are unix seconds."""
+"""What the store returns and takes: plain values, no rows and no open transaction. Times are unix seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quotas:
-    """How much of each an admin may have: ``hosts`` and ``streams`` at one moment, at one relay process."""
+    """What an admin may have: ``hosts`` and ``streams`` at one time, at one relay process."""
 
     services: int = 100
     tokens: int = 1_000  # beside each service's own
@@ -52,9 +52,10 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token stands for. ``kind`` is the token's prefix; ``service`` is set for ``svc`` and ``cli`` tokens only.
+    """What a token stands for. ``kind`` is its prefix; ``service`` is set for ``svc`` and ``cli`` tokens only.
 
-    One that expired, is revoked, or whose admin is suspended, is an identity too: whoever has it may be told.
+    An expired or revoked token, or one of a suspended admin, has an identity too, so that its holder can get the
+    reason.
     """
 
     kind: str
@@ -69,13 +70,13 @@ class Identity:
 
     @property
     def actor(self) -> str:
-        """What the audit calls it."""
+        """Its name in the audit."""
         return f"{self.kind} {self.id} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A token, or an invitation's code, that was made and not stored yet."""
+    """A token, or an invitation's code, that was created but not stored yet."""
 
     digest: bytes
     name: str
@@ -83,19 +84,19 @@ class NewToken:
 
     @classmethod
     def made(cls, kind: str, name: str, expires: int | None = None) -> tuple[str, Self]:
-        """Make a new one of ``kind``: its text, which is shown once, and what is stored of it."""
+        """Create a token of ``kind``: its text, which is shown once, and the part that is stored."""
         text = format_token(kind, secrets.token_bytes(SECRET_BYTES))
         return text, cls(token_digest(text), name, expires)
 
     @property
     def id(self) -> str:
-        """What people call it by."""
+        """The public id."""
         return token_id(self.digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """A token as its admin sees it. ``invite`` is the id of the invitation that it was made from."""
+    """A token as its admin sees it. ``invite`` is the id of the invitation that it came from."""
 
     id: str
     kind: str
@@ -125,7 +126,7 @@ class InviteRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminRecord:
-    """An account as the relay's operator sees it. ``own`` are the quotas that were set for it alone."""
+    """An account as the relay's operator sees it. ``own`` names the quotas that were set for this account."""
 
     handle: str
     created: int
@@ -141,7 +142,7 @@ class AdminRecord:
 class AuditEvent:
     """Who did what to what, from where, when. ``id`` is 0 until it is stored.
 
-    One that was merged happened ``count`` times from ``at`` until ``last``.
+    A merged event happened ``count`` times, from ``at`` until ``last``.
     """
 
     actor: str

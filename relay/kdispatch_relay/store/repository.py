@@ -1,4 +1,4 @@
-"""Everything the relay asks of its database. Callers check names and make tokens; here are rows."""
+"""All database access of the relay. Callers validate names and create tokens; this code stores and finds rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SERVICES: Final = select(Admin.handle, *_SERVICE).join(Admin, Admin.id == Servi
 
 
 class Repository:
-    """Look-ups of tokens and services, and what changes them. Every method may raise ``storage_unavailable``."""
+    """Look-ups of tokens and services, and changes to them. Every method may raise ``storage_unavailable``."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -57,21 +57,21 @@ class Repository:
         self.invites = Invites(*parts)
         self._identities = Kept(Batches(self._find_identities), lambda _, identity: identity.handle)
         self._services = Kept(Batches(self._find_services), lambda key, _: key[0])
-        self._names = Kept(Batches(self._find_names), lambda _, __: "")  # nobody renames a token
+        self._names = Kept(Batches(self._find_names), lambda _, __: "")  # a token is never renamed
         self.changes.forget = self.forget
-        self._used: dict[str, int] = {}  # when tokens were last used, by their ids, if that is not stored yet
+        self._used: dict[str, int] = {}  # times of last use by token id, if not stored yet
 
     def forget(self, scope: str) -> None:
-        """Something of ``handle/name``, or of a handle, has changed: look up anew what is of this handle."""
+        """Drop cached look-ups of a handle, given as ``handle/name`` or alone, because something there has changed."""
         handle = scope.partition("/")[0]
         for kept in (self._identities, self._services):
             kept.forget(handle)
 
     async def identity(self, digest: bytes) -> Identity | None:
-        """Whom the token with this digest stands for, or stood for."""
+        """What the token with this digest stands for, or stood for."""
         kept = self._identities.kept(digest)
         if kept is None or kept.revoked or kept.suspended:
-            return await self._identities.look(digest)  # a refusal is looked up anew: its account may be active again
+            return await self._identities.look(digest)  # not cached: the account may be active again
         return kept
 
     async def service(self, handle: str, name: str) -> ServiceRecord | None:
@@ -79,30 +79,30 @@ class Repository:
         return await self._services.get((handle, name))
 
     def kept_service(self, handle: str, name: str) -> ServiceRecord | None:
-        """The service ``handle/name``, if it was looked up a moment ago."""
+        """The service ``handle/name``, if it is cached."""
         return self._services.kept((handle, name))
 
     async def service_now(self, handle: str, name: str) -> ServiceRecord | None:
-        """The service ``handle/name``, looked up now."""
+        """The service ``handle/name``, without the cache."""
         return await self._services.look((handle, name))
 
     async def token_name(self, token_id: str) -> str | None:
-        """What people call the token with this id."""
+        """The display name of the token with this id."""
         return await self._names.get(token_id)
 
     def used(self, identity: Identity) -> None:
-        """A token was accepted."""
+        """Note that a token was accepted."""
         self._used[identity.id] = int(time.time())
 
     async def relay_id(self) -> str:
-        """The relay's id, of 32 hexadecimal digits: one for all processes that use this database, now and later."""
+        """The relay's id, 32 hexadecimal digits: the same for all processes that use this database, now and later."""
         async with self.database.read() as connection:
             return str((await connection.execute(select(Relay.relay_id))).scalar_one())
 
     async def write_used(self) -> None:
-        """Store when tokens were last used; what can't be stored waits for the next time."""
+        """Store when tokens were last used. What cannot be stored is kept for the next call."""
         query = update(Token).where(Token.token_id == bindparam("token")).values(last_used_at=bindparam("moment"))
-        # In the order of their ids, so that relays on one database do not wait for each other in a circle.
+        # Sorted by id, so that relays on one database do not deadlock.
         left, self._used = sorted(self._used.items()), {}
         try:
             while left:
@@ -114,7 +114,7 @@ class Repository:
             raise
 
     async def forget_ended(self) -> None:
-        """Drop tokens and invitations that ended so long ago that nobody needs to be told any more."""
+        """Drop tokens and invitations that ended longer ago than they are kept."""
         since = int(time.time()) - KEPT
         await drop_where(self.database, Token.digest, Token.ended_at < since)
         await drop_where(self.database, Invite.id, Invite.ended_at < since)
@@ -128,7 +128,7 @@ class Repository:
                 kind=kind,
                 admin_id=admin_id,
                 handle=handle,
-                service=_record(handle, service) if service[0] else None,  # the outer join leaves an admin's without
+                service=_record(handle, service) if service[0] else None,  # an admin's token has no service
                 id=token_id,
                 name=name,
                 expires=expires,
@@ -149,6 +149,6 @@ class Repository:
 
 
 def _record(handle: str, row: Sequence[Any]) -> ServiceRecord:
-    """Of the columns of ``_SERVICE``."""
+    """A record from the columns of ``_SERVICE``."""
     name, access, pins, suspended, *quotas = row
     return ServiceRecord(f"{handle}/{name}", access, pins, suspended is not None, quotas_of(*quotas))

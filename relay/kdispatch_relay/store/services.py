@@ -21,37 +21,37 @@ from kdispatch_relay.store.tidying import drop, drop_where
 
 __all__ = ["ENDED_TOKENS", "OWN_TOKENS", "Services", "id_of", "lock_tokens", "service_of", "trim_ended_tokens"]
 
-ENDED_TOKENS: Final = 1_000  #: of an account that are kept, as many as it may have valid ones; the last to end stay
-OWN_TOKENS: Final = 16  #: of a service itself that hold at a time: its newest, and those that rotations overlap with
+ENDED_TOKENS: Final = 1_000  #: ended tokens kept for an account, as many as it may have valid; the latest stay
+OWN_TOKENS: Final = 16  #: valid tokens of a service's own at a time: the newest, and those that rotations let overlap
 
 
 async def id_of(connection: AsyncConnection, owner: Identity, name: str) -> int | None:
-    """The row of a service of ``owner``, locked against others' changes, before any other row."""
+    """The row id of ``owner``'s service, locked against changes by others. Lock it before any other row."""
     query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
     return (await connection.execute(query.with_for_update(key_share=True))).scalar_one_or_none()
 
 
 async def lock_tokens(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
-    """Lock tokens in the order of their ids, as everybody does who changes several."""
+    """Lock tokens in the order of their ids, as all code does that changes several."""
     query = select(Token.digest).where(which).order_by(Token.token_id)
     await connection.execute(query.with_for_update(key_share=True))
 
 
 def service_of(owner: Identity, name: str) -> ScalarSelect[int]:
-    """The row of a service of ``owner``, as a part of a query."""
+    """The row id of ``owner``'s service, as a subquery."""
     query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
     return query.correlate(None).scalar_subquery()
 
 
 async def trim_ended_tokens(connection: AsyncConnection, admin_id: int) -> None:
-    """Drop those of an account that ended first, where more than it keeps have ended: before each that is added."""
+    """Drop an account's tokens that ended first, if it has more ended ones than are kept. Call it before adding one."""
     ended = (Token.admin_id == admin_id) & (Token.ended_at <= int(time.time()))
     rows = select(Token.digest).where(ended).order_by(Token.ended_at.desc()).offset(ENDED_TOKENS)
     await drop(connection, Token.digest, rows)
 
 
 class Services:
-    """Every method may raise ``storage_unavailable``. ``source`` is the address of whoever asked."""
+    """The stored services. Every method may raise ``storage_unavailable``. ``source`` is the caller's address."""
 
     def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
         self._database = database
@@ -61,7 +61,7 @@ class Services:
     async def create(
         self, owner: Identity, name: str, token: NewToken, *, access: str, pins: bool, source: str
     ) -> ServiceRecord:
-        """Create a service of ``owner`` with its own token; raise ``service_exists`` or ``quota_exceeded``."""
+        """Create a service of ``owner`` with its own token; raises ``service_exists`` or ``quota_exceeded``."""
         service = f"{owner.handle}/{name}"
         try:
             async with self._database.write() as connection:
@@ -91,7 +91,8 @@ class Services:
     async def delete(self, owner: Identity, name: str, *, source: str) -> bool:
         """Delete a service of ``owner`` with its tokens and invitations; returns whether there was one."""
         service = f"{owner.handle}/{name}"
-        # What has ended goes before, in batches: the transaction that takes the service then has only what holds.
+        # Delete ended rows first, in batches: the transaction that deletes the service then has only valid ones to
+        # delete.
         gone, now = service_of(owner, name), int(time.time())
         await drop_where(self._database, Token.digest, (Token.service_id == gone) & (Token.ended_at <= now))
         await drop_where(self._database, Invite.id, (Invite.service_id == gone) & (Invite.ended_at <= now))
@@ -130,7 +131,7 @@ class Services:
         return True
 
     async def of(self, owner: Identity, *, after: str = "", limit: int | None = None) -> list[ServiceRecord]:
-        """The services of one admin by name, those behind ``after``."""
+        """The services of one admin sorted by name: ``limit`` of those after ``after``."""
         query = (
             select(Admin.handle, Service.name, Service.access, Service.pins)
             .join(Admin, Admin.id == Service.owner_id)
@@ -144,7 +145,7 @@ class Services:
 
     @staticmethod
     async def _differs(connection: AsyncConnection, service_id: int, values: Mapping[str, Any]) -> bool:
-        """Whether the service has anything else than ``values``."""
+        """Whether any value of the service differs from ``values``."""
         query = select(*(getattr(Service, name) for name in values)).where(Service.id == service_id)
         return tuple((await connection.execute(query)).one()) != tuple(values.values())
 
@@ -155,11 +156,11 @@ class Services:
         own = update(Token).where(which)
         if until is None:
             await connection.execute(own.values(revoked_at=now))
-        else:  # one that ends sooner still does
+        else:  # a token that ends sooner still does
             held = or_(Token.ended_at.is_(None), Token.ended_at > now)
             count = select(func.count()).select_from(Token).where(which, held)
             if (await connection.execute(count)).scalar_one() >= OWN_TOKENS:
-                text = f"The service has {OWN_TOKENS} tokens of its own that still hold; rotate without an overlap."
+                text = f"The service has {OWN_TOKENS} valid tokens of its own; rotate without an overlap."
                 raise KdispatchError("quota_exceeded", text)
             await connection.execute(
                 own.where((Token.expires_at.is_(None)) | (Token.expires_at > until)).values(expires_at=until)

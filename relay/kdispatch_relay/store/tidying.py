@@ -1,4 +1,4 @@
-"""Dropping many rows: a batch in each transaction, so that no other writer waits for longer than one batch takes."""
+"""Deletes many rows in batches, one transaction each, so that other writers wait for one batch at most."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kdispatch_relay.store.database import Database
 
 __all__ = ["BATCH", "drop", "drop_where"]
 
-BATCH: Final = 500  #: rows in a transaction: SQLite drops them, with their indexes, in about 10 ms
+BATCH: Final = 500  #: rows in a transaction: SQLite deletes them, with their indexes, in about 10 ms
 
 
 async def drop(connection: AsyncConnection, key: InstrumentedAttribute[Any], rows: Select[Any]) -> int:
-    """Drop the rows whose ``key`` is among ``rows``, at most a batch; returns how many there were.
+    """Delete the rows whose ``key`` is among ``rows``, at most a batch; returns how many were deleted.
 
-    Rows that another transaction holds are left for the next time: waiting for them could become a circle.
+    Rows that another transaction has locked are left for the next time: waiting for them could deadlock.
     """
     chosen = rows.correlate(None).limit(BATCH).with_for_update(skip_locked=True, of=key.class_)
     return (await connection.execute(delete(key.class_).where(key.in_(chosen)))).rowcount
 
 
 async def drop_where(database: Database, key: InstrumentedAttribute[Any], which: ColumnElement[bool]) -> None:
-    """Drop every row for which ``which`` holds, in transactions of a batch each; ``key`` is the table's primary key."""
+    """Delete every row for which ``which`` holds, one batch a transaction; ``key`` is the table's primary key."""
     while True:
         async with database.write() as connection:
             dropped = await drop(connection, key, select(key).where(which))

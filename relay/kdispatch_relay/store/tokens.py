@@ -1,4 +1,4 @@
-"""Tokens beside those that come with a handle or a service: named, maybe for a time, and revocable."""
+"""Tokens beside those that come with a handle or a service: named, revocable, and with an optional expiry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdispatch_relay.store.services import id_of, service_of, trim_ended_tokens
 
 __all__ = ["KEPT", "Tokens"]
 
-KEPT: Final = 30 * 24 * 3600  # seconds that one is listed, and told that it is revoked, after its end
+KEPT: Final = 30 * 24 * 3600  # seconds after its end for which a token is listed, and answered with `revoked`
 
 _TOKENS: Final = (
     select(
@@ -39,7 +39,7 @@ _TOKENS: Final = (
 
 
 class Tokens:
-    """Every method may raise ``storage_unavailable``. ``source`` is the address of whoever asked."""
+    """The stored tokens. Every method may raise ``storage_unavailable``. ``source`` is the caller's address."""
 
     def __init__(self, database: Database, changes: Changes, audit: Audit) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class Tokens:
     async def create(
         self, owner: Identity, token: NewToken, *, kind: str, name: str | None, source: str
     ) -> TokenRecord | None:
-        """Store a token of ``kind``, for ``owner``'s service ``name``, if it is for one; ``None``: no such service.
+        """Store a token of ``kind``, for ``owner``'s service ``name`` if given; ``None`` if there is no such service.
 
         Raises ``quota_exceeded``.
         """
@@ -96,7 +96,7 @@ class Tokens:
     ) -> list[TokenRecord]:
         """The tokens of one admin, or of its service ``name``, the newest first; ended ones for 30 days.
 
-        ``after``: those that follow the one made then, with this id.
+        ``after`` is the creation time and id of the token after which the list begins.
         """
         place = (Token.created_at, Token.token_id)
         query = _TOKENS.where(or_(Token.ended_at.is_(None), Token.ended_at > int(time.time()) - KEPT))
@@ -125,7 +125,7 @@ class Tokens:
         ]
 
     async def revoke(self, owner: Identity, token_id: str, *, source: str) -> bool:
-        """Revoke one of ``owner``'s tokens; returns whether there was such a valid one. Raises ``last_token``."""
+        """Revoke a token of ``owner``; returns whether there was such a valid one. Raises ``last_token``."""
         async with self._changes.taking(owner.handle) as taking:
             connection, now = taking.connection, int(time.time())
             query = (
@@ -139,7 +139,7 @@ class Tokens:
                 taking.nothing()
                 return False
             digest, kind, expires, name, service = row
-            if service is not None:  # nothing of another service rests on it
+            if service is not None:  # nothing at other services rests on it
                 taking.scope = f"{owner.handle}/{service}"
             if kind == "adm" and expires is None:
                 await self._check_another(connection, owner, digest)
@@ -155,7 +155,7 @@ class Tokens:
         return True
 
     async def _check_another(self, connection: AsyncConnection, owner: Identity, digest: bytes) -> None:
-        # The lock: two that revoke each other's token at once must not leave none.
+        # The lock: if two admin tokens revoke each other at once, one must remain.
         await connection.execute(select(Admin.id).where(Admin.id == owner.admin_id).with_for_update(key_share=True))
         others = select(func.count()).where(
             Token.admin_id == owner.admin_id,

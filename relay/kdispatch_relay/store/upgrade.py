@@ -1,4 +1,4 @@
-"""Bring the tables up to date. Several relays may start at once on one database."""
+"""Brings the tables up to date. Several relays may start at once on one database."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LOCK = 0x6B64_6973  # "kdis": this program's key among PostgreSQL's advisory lo
 
 
 def upgrade_tables(connection: Connection, *, only_look: bool = False) -> tuple[str | None, str | None]:
-    """Run what is missing of the migrations, in the caller's transaction; returns the revisions before and after.
+    """Run the missing migrations in the caller's transaction; returns the revisions before and after.
 
-    With ``only_look`` nothing is run, and the second is the one that is wanted.
-    The transaction is the lock: SQLite's was begun with the write lock, PostgreSQL's takes an advisory lock here.
+    With ``only_look`` it runs nothing, and returns the newest revision as the second. The transaction is the lock:
+    SQLite's was begun with the write lock, PostgreSQL's takes an advisory lock here.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
@@ -40,7 +40,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _run_migrations(connection: Connection) -> None:
-    # Only here: alembic takes 10 MB and 140 ms, and most starts find nothing to do.
+    # Imported here: alembic takes 10 MB and 140 ms, and most starts have nothing to migrate.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -51,5 +51,5 @@ def _run_migrations(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         text = "The database was written by another version of kdispatch, and this one does not know its tables."
-        hint = "Start the version that wrote it, or a newer one; or restore a backup of before."
+        hint = "Start the version that wrote it, or a newer one; or restore an earlier backup."
         raise StorageError(text, hint) from error

@@ -1,4 +1,4 @@
-"""Whether a write-ahead log is one. SQLite says nothing of one that is not, and goes on without what it held."""
+"""Checks a write-ahead log. SQLite silently ignores a damaged one, and goes on without its content."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final
 __all__ = ["is_damaged"]
 
 _HEADER: Final = 32  # bytes (https://sqlite.org/fileformat2.html#walformat): six words, and two of their checksum
-_LITTLE: Final = 0x377F0682  # the checksum reads words so, and with the next number the other way round
+_LITTLE: Final = 0x377F0682  # the checksum reads words as little-endian; with the next number, as big-endian
 _BIG: Final = 0x377F0683
 _WORD: Final = 0xFFFFFFFF
 
 
 def is_damaged(log: Path) -> bool:
-    """Whether the header of the log is none, so that SQLite ignores all of it. A log that is empty or absent is well.
+    """Whether the log's header is invalid, so that SQLite ignores the whole log. An empty or absent log is fine.
 
-    Raises ``OSError`` where it can't be read.
+    Raises ``OSError`` if it cannot be read.
     """
     try:
         with log.open("rb") as file:

@@ -1,1 +1,1 @@
-"""The switch: who is live, whose turn it is, and which frame goes where. Sans-I/O but for gate.py."""
+"""The switch: live hosts and sessions, the choice of a host, and the routing of frames. Sans-I/O."""

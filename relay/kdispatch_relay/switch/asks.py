@@ -1,4 +1,4 @@
-"""What an agent is to be asked: halves of other agents that wait for one of this agent's."""
+"""ATTACH frames that ask one agent for its halves of streams, because other agents' halves wait for them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Asks"]
 
 
 class Asks:
-    """A source of a session's outbox: frames are made when their turn comes, of the halves that then still wait.
+    """A source of a session's outbox. It builds each frame when its turn comes, from the halves that still wait then.
 
-    So strangers, who can make a relay ask anybody, cost the one who is asked a fair share of its session, and the
-    relay a reference each.
+    So if strangers make a relay ask an agent, the asked agent loses only a fair share of its session. The relay keeps
+    one reference for each question.
     """
 
     __slots__ = ("_batch", "_halves", "deficit", "queued")
@@ -35,13 +35,13 @@ class Asks:
         return len(self._halves or ())
 
     def add(self, half: Half) -> None:
-        """Ask about this one."""
+        """Ask about this half."""
         if self._halves is None:
             self._halves = {}
         self._halves[half] = None
 
     def discard(self, half: Half) -> None:
-        """It need not be asked about any more."""
+        """Stop asking about this half."""
         if self._halves is not None:
             self._halves.pop(half, None)
 
@@ -50,7 +50,7 @@ class Asks:
         return bool(self._halves)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - an outbox's source
-        """Append the next question."""
+        """Append one ATTACH frame with the next batch of halves; returns its size in bytes."""
         halves = self._halves
         if not halves:
             return 0

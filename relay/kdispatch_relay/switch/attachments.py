@@ -1,14 +1,12 @@
-"""ATTACH: two ends of a stream find each other again, whatever was lost between them.
+"""ATTACH: rejoins the two ends of a stream after a session was lost.
 
-Each end says which stream it has, and with whom. What one end said is a *half*;
-it waits here for the other one, and goes with its session. When both halves are
-here they become a route like that of an OPEN, and each end is given what the
-other said. An end that is connected, but has not said anything of the stream, is
-asked: it attaches as well, or says what became of it.
+Each agent names the streams that it has, and the peer of each. One end, as its agent describes it, is a *half*. A half
+waits here for the other one, and ends with its session. When both halves are here, they become a route like that of an
+OPEN, and the relay sends each agent the other's entry. If the agent of the other end is connected but has not attached
+the stream, the relay asks it. That agent then attaches as well, or says what became of the stream.
 
-The relay believes nobody: an agent's process is the one that it has proved, a
-half is joined only with one of the process that it names and that names it, and
-the ends check each other's proofs.
+The relay trusts no claim: it uses the process id that an agent has proved, and it joins two halves only if each names
+the other's process. The ends check each other's proofs.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.intents import AttachRefused, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
-from kdispatch_relay.switch.routes import Leg, Route, RouteState
+from kdispatch_relay.switch.routes import Leg, Route, RouteInput
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskAttach", "Attachments", "Half"]
@@ -44,12 +42,12 @@ class Half:
     session: Session
     number: int
     entry: AttachEntry
-    until: float  # then its agent is asked to attach anew
-    ground: Ground | None = None  # with all that rests on the token that was shown with it
+    until: float  # after this the relay drops the half, and its agent has to attach again
+    ground: Ground | None = None  # with everything that rests on the token shown with it
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Under which it waits: with the process, so that nobody's half can take another's place."""
+        """The key under which it waits. It contains the process, so no other agent's half can take its place."""
         return self.entry.uuid, self.entry.role, self.session.process
 
     @property
@@ -58,13 +56,16 @@ class Half:
         return self.entry.uuid, _OTHER[self.entry.role], self.entry.peer
 
     def fits(self, other: Half) -> bool:
-        """Whether the two are the ends of one stream, each in the other's words."""
+        """Whether the two are the ends of one stream: each names the other, and both name the same service."""
         return self.wanted == other.key and self.key == other.wanted and self.entry.service == other.entry.service
 
 
 @dataclass(frozen=True, slots=True)
 class AskAttach:
-    """Intent: find out whether the halves' agent still may use the service, then call ``allowed`` or ``refused``."""
+    """Intent: find out whether the agent of these halves may still use the service.
+
+    The gate then calls ``allowed`` or ``refused``.
+    """
 
     session: Session
     service: str
@@ -73,12 +74,12 @@ class AskAttach:
     halves: list[Half]
 
     def alive(self) -> Iterator[Half]:
-        """Those that were not given up meanwhile."""
+        """The halves that were not dropped meanwhile."""
         return (half for half in self.halves if half.session.halves.get(half.number) is half)
 
 
 class Attachments:
-    """The halves of this relay. ``touched`` are the sessions to which something is to be sent."""
+    """The halves at this relay. ``touched`` collects the sessions that have something to send."""
 
     def __init__(
         self,
@@ -94,29 +95,29 @@ class Attachments:
     ) -> None:
         self.questions: list[AskAttach] = []
         self.reports: list[AttachRefused] = []
-        self.restarted: dict[str, Session] = {}  # processes that are no more, and who stands in for them
+        self.restarted: dict[str, Session] = {}  # processes that have ended, each with the session of its successor
         self._registry = registry
         self._limits = limits
         self._touched = touched
         self._by_process = by_process
         self._cut = cut
-        self._lost = lost  # what to do when a leg is lost
+        self._lost = lost  # called when a leg is lost
         self._opens = opens
         self._waiting: dict[tuple[str, str, str], Half] = {}
-        self._by_peer: dict[str, dict[Half, None]] = {}  # the same, by the process that they wait for
+        self._by_peer: dict[str, dict[Half, None]] = {}  # the same halves, by the process that they wait for
         self._timers = timers
-        self._all: dict[Half, None] = {}  # all of all sessions, in the order in which they are due
-        self._due: Timer | None = None  # when the first one is
+        self._all: dict[Half, None] = {}  # all halves of all sessions, in the order in which they expire
+        self._due: Timer | None = None  # when the first of them expires
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    # --- an agent says ATTACH ---------------------------------------------------------------
+    # --- an agent sends ATTACH ---------------------------------------------------------------
 
     def begin(
         self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool], now: float
     ) -> tuple[int, int]:  # fmt: skip
-        """An agent's ATTACH; whether it may is asked for each service once, unless it is known that everybody may.
+        """Handle an agent's ATTACH. It asks the store once for each service, but not for one known to be public.
 
         Returns how many of its streams were taken, and how many were refused.
         """
@@ -148,7 +149,7 @@ class Attachments:
         return len(attach.streams) - refused, refused
 
     def begun_anew(self, session: Session, uuid: str, now: float) -> None:
-        """A client opens a stream, maybe again: of what it began in a session that is lost nothing was sent."""
+        """A client opens a stream, perhaps again: end its earlier attempts in other sessions, which sent nothing."""
         for other in self._others_of_agent(session):
             self._give_up_open(other, uuid)
             leg = other.streams.get((uuid, "client"))
@@ -156,7 +157,10 @@ class Attachments:
                 self._lost(leg, now)
 
     def _give_up_open(self, other: Session, uuid: str) -> None:
-        """A client asks the one host that may have its early data: no further one must get it from another session."""
+        """Cancel the open of this stream in another session.
+
+        The client resumes with the one host that may have its early data, so no further host may get that data.
+        """
         leg = other.asking.get(uuid)
         if leg is not None:
             self._opens.cancel(leg)
@@ -164,7 +168,7 @@ class Attachments:
     def _others_of_agent(self, session: Session) -> Collection[Session]:
         newest = self._by_process[session.process]
         if newest.older is None and newest is session:
-            return ()  # as nearly always: an open asks this
+            return ()  # the usual case, and every open comes through here
         return [other for other in newest.all_of_agent if other is not session]
 
     def _look_up(self, asked: AskAttach, now: float) -> None:
@@ -179,7 +183,7 @@ class Attachments:
             self.questions.append(asked)
 
     def allowed(self, asked: AskAttach, now: float) -> None:
-        """The agent may: join the halves whose other end is here, and let the others wait."""
+        """The agent may use the service: join the halves whose other end is here, and let the others wait."""
         asked.session.look_ups -= 1
         for half in asked.alive():
             joined = self._joined_later(half)
@@ -188,7 +192,7 @@ class Attachments:
                 continue
             older = self._waiting.get(half.key)
             if older is not None:
-                kept = max(half, older, key=lambda one: one.entry.attach)  # sessions overtake each other
+                kept = max(half, older, key=lambda one: one.entry.attach)  # sessions can overtake each other
                 self._replaced(half if kept is older else older, kept.session)
                 if kept is older:
                     continue
@@ -202,14 +206,14 @@ class Attachments:
 
     @staticmethod
     def _joined_later(half: Half) -> Leg | None:
-        """The leg of the same end, if that was attached after this half, and joined while the half was looked up."""
+        """The leg of the same end, if it was attached after this half and joined while this half was looked up."""
         end = half.entry.uuid, half.entry.role
         legs = (session.streams.get(end) for session in half.session.all_of_agent)
         return next((leg for leg in legs if leg is not None and leg.attach > half.entry.attach), None)
 
     def _replaced(self, half: Half, by: Session) -> None:
         self.drop(half)
-        if half.session is not by:  # which may be lost before this one, where nothing waits then
+        if half.session is not by:  # `by` may be lost first, and then this session has no half waiting
             half.session.outbox.send(frames.frame(frames.GONE, half.number))
             self._touched.add(half.session)
 
@@ -225,7 +229,10 @@ class Attachments:
             self._cut(half.session, "rate_limited", "Too many other agents have to be asked for this one's streams.")
 
     def refused(self, asked: AskAttach, code: str, text: str, now: float) -> None:
-        """The agent may not: its streams of that service end. That counts: names and tokens are not to be guessed."""
+        """The agent may not use the service: reset its streams of it.
+
+        Each counts as a failure, so that names and tokens cannot be guessed.
+        """
         asked.session.look_ups -= 1
         for half in asked.alive():
             asked.session.failures.take(now)
@@ -233,30 +240,30 @@ class Attachments:
             self._refuse(half, code, text)
             other = self._waiting.get(half.wanted)
             if asked.role == "host" and other is not None and other.fits(half):
-                self._refuse(other, *_HOST_GONE)  # a host that hears this ends, and answers nobody
+                self._refuse(other, *_HOST_GONE)  # a host that gets this ends the stream and sends no answer
             else:
                 self._ask_other(half)
 
     # --- sessions -----------------------------------------------------------------------------
 
     def greeted(self, session: Session) -> None:
-        """A process is here: ask it for the ends that wait for it, and tell who waits for one that it replaces."""
+        """A process has greeted: ask it for the ends that wait for it, and refuse those that wait for a predecessor."""
         self.restarted.pop(session.process, None)
         for process in session.predecessors:
             self.restarted[process] = session
             ghost = self._by_process.get(process)
-            if ghost is not None:  # its process is no more, and its connection does not know yet
+            if ghost is not None:  # its process has ended, but its connection has not closed yet
                 self._cut(ghost, "superseded", "")
             for half in list(self._by_peer.get(process, ())):
                 self._refuse(half, *_RESTARTED)
         self.newest(session)
 
     def newest(self, session: Session) -> None:
-        """A process has this session, and no newer one any more: ask it here for the ends that wait for it."""
+        """This session is now the newest of its process: ask there for the ends that wait for the process."""
         self._ask(session, self._by_peer.get(session.process, ()))
 
     def session_lost(self, session: Session) -> None:
-        """Its halves go with it."""
+        """Drop its halves."""
         for half in list(session.halves.values()):
             self.drop(half)
         for process in session.predecessors:
@@ -266,24 +273,24 @@ class Attachments:
     # --- refusals -----------------------------------------------------------------------------
 
     def refused_by_peer(self, session: Session, reset: Reset) -> None:
-        """An agent does not take the ATTACH of a process."""
+        """An agent refuses the ATTACH of another process: refuse the half that waits for this agent."""
         for role in _OTHER:
             half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
             if half is not None and half.entry.peer == session.process:
                 self._refuse(half, said_by_agent(reset.code), reset.text)
 
     def given_up(self, half: Half) -> None:
-        """An agent reset a stream that it had attached: whoever waits for it has to hear what became of it."""
+        """An agent reset a stream that it had attached: let it answer the half that waits for it."""
         self.drop(half)
         self._ask_other(half)
 
     def revoked(self, half: Half, text: str) -> None:
-        """Its agent may not attach it any more."""
+        """The agent may not attach this half any more."""
         self._refuse(half, "revoked", text)
         self._ask_other(half)
 
     def drop(self, half: Half) -> None:
-        """Forget a half; its agent knows, or is gone."""
+        """Forget a half. Its agent knows that, or is gone."""
         if half.session.halves.get(half.number) is half:
             del half.session.halves[half.number]
             del self._all[half]
@@ -302,7 +309,7 @@ class Attachments:
                 session.asked.discard(half)
 
     def _expire(self, now: float) -> None:
-        """Halves wait for so long only: an agent that wants the stream still attaches anew, when its number is gone."""
+        """Drop halves whose wait is over. Their agents get GONE, and attach again if they still want the stream."""
         self._due = None
         while self._all:
             half = next(iter(self._all))
@@ -326,7 +333,7 @@ class Attachments:
         self.reports.append(AttachRefused(entry.service, session.process, session.source, entry.peer, code))
 
     def _ask(self, session: Session, halves: Iterable[Half]) -> None:
-        """Let an agent hear what others said of streams that they have with it."""
+        """Ask an agent about the halves that wait for it."""
         for half in halves:
             session.asked.add(half)
         if session.asked:
@@ -334,22 +341,22 @@ class Attachments:
             self._touched.add(session)
 
     def _ask_other(self, half: Half) -> None:
-        """The half is no more, and its agent knows: let it answer whoever waits for it, though it was asked before."""
+        """A half has ended and its agent knows: ask that agent, even if again, about the half that waits for it."""
         other = self._waiting.get(half.wanted)
         if other is not None and other.wanted == half.key:
             self._ask(half.session, [other])
 
     def _leave(self, half: Half, other: Half, now: float) -> None:
-        """The stream goes on here: what was on the way over its older leg is sent again, by the ends."""
+        """The stream goes on over the new legs: close the older ones. The ends resend what was under way there."""
         for session in half.session.all_of_agent:
             leg = session.streams.get((half.entry.uuid, half.entry.role))
             if leg is not None and leg.peer is not None and leg.peer.session.process == other.session.process:
                 self._opens.forget(leg.route)
             elif leg is not None:
-                self._lost(leg, now)  # whoever was there must not go on waiting
+                self._lost(leg, now)  # its other end must not go on waiting
 
     def _tell(self, session: Session, entry: AttachEntry) -> None:
-        """A join: before any data of the stream, so a control frame."""
+        """Send a join. It is a control frame, because it has to arrive before any data of the stream."""
         session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of([entry]).encode()))
         self._touched.add(session)
 
@@ -357,7 +364,7 @@ class Attachments:
         client, host = (one, two) if one.entry.role == "client" else (two, one)
         message = Open(service=host.entry.service, uuid=host.entry.uuid, limit=host.entry.limit)
         route = Route(client.session, client.number, message)
-        route.state = RouteState.OPEN
+        route.move(RouteInput.JOINED)
         route.began = now
         route.host = Leg(host.session, host.number, route, 0)
         for leg, half in ((route.client, client), (route.host, host)):
@@ -368,7 +375,7 @@ class Attachments:
         self.drop(two)
         self._leave(one, two, now)
         self._leave(two, one, now)
-        entry = route.client.ground.entry  # no quota ends a stream that goes on
+        entry = route.client.ground.entry  # a quota does not end a stream that goes on
         self._opens.count(route, entry.account, public=entry.terms is not None and entry.terms.public)
         route.client.peer, route.host.peer = route.host, route.client
         route.host_entry = self._registry.known(host_id(host.session.process, message.service), message.service)

@@ -1,4 +1,4 @@
-"""What may wait in this process for its sessions, and how often things may fail."""
+"""Limits: the memory that sessions may occupy in this process, and the rate at which requests may fail."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _Value = TypeVar("_Value")
 
 
 class ProcessBudget:
-    """The bytes that all sessions together make the process keep; ``total`` is the most there may be."""
+    """The bytes that all sessions together make this process keep. ``total`` is the limit."""
 
     __slots__ = ("held", "marks", "queued", "total")
 
     def __init__(self, total: int) -> None:
         self.total: Final = total
-        self.queued = 0  # data that waits to go out
-        self.held = 0  # all else: streams, halves, offers, answers, what is incomplete, what a socket does not take
-        self.marks = 0  # DATA frames that were marked so far
+        self.queued = 0  # data that waits to be sent
+        self.held = 0  # all else: streams, halves, offers, answers, incomplete messages, what a socket has not taken
+        self.marks = 0  # DATA frames marked so far
 
     @property
     def tight(self) -> bool:
-        """Above half: every DATA is marked, and new sessions get less credit."""
+        """Above half of the total: every DATA is marked, and new sessions get less credit."""
         return (self.queued + self.held) * 2 > self.total
 
     @property
     def spent(self) -> bool:
-        """Above all of it: those sessions are cut that hold most, and OPEN answers ``busy``."""
+        """Above the total: the sessions that hold most are cut, and OPEN is answered with ``busy``."""
         return self.queued + self.held > self.total
 
 
 class Held(dict[_Key, _Value]):
-    """A table of a session's whose entries count in the process's budget: ``hold`` hears of what comes and goes."""
+    """A table of one session, counted in the process's budget: ``hold`` gets the change in bytes of each entry."""
 
     __slots__ = ("_hold", "_weigh")
 
@@ -54,24 +54,24 @@ class Held(dict[_Key, _Value]):
         self._hold(-size)
 
     def pop(self, key: _Key, *default: Any) -> Any:
-        """As a dict's."""
+        """Like ``dict.pop``."""
         if key in self:
             self._hold(-self._weigh(self[key]))
         return super().pop(key, *default)
 
     def clear(self) -> None:
-        """As a dict's."""
+        """Like ``dict.clear``."""
         self._hold(-sum(map(self._weigh, self.values())))
         super().clear()
 
     def _changed_otherwise(self, *_: object, **__: object) -> Any:
         raise TypeError("what a session holds is counted entry by entry")
 
-    popitem = update = setdefault = __ior__ = _changed_otherwise  # nobody calls them
+    popitem = update = setdefault = __ior__ = _changed_otherwise  # no code calls them
 
 
 class Bucket:
-    """A token bucket: ``rate`` a second, ``burst`` at once. Times are seconds of one clock."""
+    """A token bucket: ``rate`` tokens a second, ``burst`` at once. Times are seconds of one clock."""
 
     __slots__ = ("_burst", "_level", "_rate", "_seen")
 
@@ -82,32 +82,32 @@ class Bucket:
         self._seen = now
 
     def peek(self, now: float) -> bool:
-        """Whether there is one."""
+        """Whether there is a token."""
         self._level = min(self._burst, self._level + (now - self._seen) * self._rate)
         self._seen = now
         return self._level >= 1
 
     def take(self, now: float) -> bool:
-        """Take one; returns whether there was one."""
+        """Take a token; returns whether there was one."""
         there = self.peek(now)
         self._level -= there
         return there
 
 
 class Chances(Protocol):
-    """A bucket, or what is one like it."""
+    """A bucket, or an object that behaves like one."""
 
     def peek(self, now: float) -> bool:
-        """Whether there is one."""
+        """Whether there is a token."""
         ...
 
     def take(self, now: float) -> bool:
-        """Take one; returns whether there was one."""
+        """Take a token; returns whether there was one."""
         ...
 
 
 class Joined:
-    """Two buckets from which is taken as if they were one: a session's own, and one that it has with others."""
+    """Two buckets used as one: the session's own, and one that it shares with other sessions."""
 
     __slots__ = ("_own", "_shared")
 
@@ -116,11 +116,11 @@ class Joined:
         self._shared = shared
 
     def peek(self, now: float) -> bool:
-        """Whether there is one in both."""
+        """Whether both have a token."""
         return self._own.peek(now) and self._shared.peek(now)
 
     def take(self, now: float) -> bool:
-        """Take one from each; returns whether there was one in both."""
-        # Not by `and`: what the one lacks counts in the other nevertheless.
+        """Take a token from each; returns whether both had one."""
+        # No `and`, which would skip the second: each bucket has to count the request.
         own, shared = self._own.take(now), self._shared.take(now)
         return own and shared

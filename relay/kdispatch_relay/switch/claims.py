@@ -1,9 +1,9 @@
-"""On what everything at the switch rests: by claim, by service, and by handle. Sans-I/O.
+"""Which offers, streams and halves rest on which right: by claim, by service, and by handle. Sans-I/O.
 
-An offer, an end of a stream, and a half each rest on one :class:`Claim`. A :class:`Ground` has all that rests on one
-claim, a :class:`ServiceHosts` has the grounds of a service, and an :class:`Account` has the services of a handle. Each
-exists only as long as something rests in it. So a change finds what it touches by two look-ups, however large the relay
-is, and names that strangers make up leave nothing behind.
+An offer, an end of a stream, and a half each rest on one :class:`Claim`. A :class:`Ground` holds everything that rests
+on one claim, a :class:`ServiceHosts` holds the grounds of a service, and an :class:`Account` holds the services of a
+handle. Each exists only as long as something rests in it. So a change finds what it affects by two look-ups, at any
+size of the relay, and names that strangers invent leave nothing behind.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = ["Account", "Claim", "Claims", "Doubts", "Ground", "ServiceHosts", "Te
 
 
 class Claim(NamedTuple):
-    """The right of a token, or of nobody's, to a service."""
+    """The right to use a service, by a token or without one."""
 
     service: str
     role: str  # "host" or "client"
-    token: bytes | None  # its digest
+    token: bytes | None  # its SHA-256 digest; ``None`` without a token
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for a service: whether everybody may connect, whether clients may choose a host.
+    """The rules of a service: whether everyone may connect, and whether clients may choose a host.
 
-    ``hosts`` and ``streams``: how many its owner may have at once, of all services together. ``public_streams``: how
-    many of the streams its public services may have together. ``source_part``: which part of those that other sources
-    leave one source may have.
+    ``hosts`` and ``streams`` limit what its owner may have at once, over all services. ``public_streams`` limits the
+    streams of all the owner's public services together. ``source_part`` is the part of those, as far as other sources
+    leave them free, that one source may use.
     """
 
     public: bool
@@ -47,7 +47,10 @@ class Terms:
 
 
 class Full(NamedTuple):
-    """A refusal, and what it is counted as for the relay's operator; an account's own quota is its admin's affair."""
+    """A refusal, and the counter of the relay's operator that it goes to.
+
+    ``kind`` is empty for an account's own quota: that concerns its admin only.
+    """
 
     code: str
     text: str
@@ -56,20 +59,21 @@ class Full(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One handle: its services, and what they have together at this moment."""
+    """One handle: its services, and what they have together now."""
 
     services: dict[str, ServiceHosts] = field(default_factory=dict)
     hosts: int = 0
     streams: int = 0
-    public: int = 0  # streams that count as those of public services
+    public: int = 0  # streams counted as those of public services
     of_source: dict[str, int] = field(default_factory=dict)  # the same, by source
 
     def refusal(self, terms: Terms, source: str) -> Full | None:
-        """Why there is no place for one more stream of ``source``, where there is none.
+        """Why ``source`` may not open one more stream; ``None`` if it may.
 
-        Strangers may use what is public, so they leave a part to the services that are not, and to each other: one
-        source may have a part of what the others leave, so that the next one finds some, too. Its first stream may take
-        the last place. An empty source is not known. At other services clients show tokens, which the owner can revoke.
+        Strangers may use public services, so their streams leave room for the services that are not public, and for
+        each other. One source may have only a part of what the others leave, so the next source finds some left. The
+        first stream of a source may take the last place. An empty ``source`` means that the source is not known. At
+        other services clients show tokens, and the owner can revoke those.
         """
         if self.streams >= terms.streams:
             return Full("quota_exceeded", "The service's owner has as many open streams as it may.")
@@ -86,14 +90,14 @@ class Account:
         return None
 
     def add(self, source: str, *, public: bool) -> None:
-        """One more stream."""
+        """Count one more stream."""
         self.streams += 1
         if public:
             self.public += 1
             self.of_source[source] = self.of_source.get(source, 0) + 1
 
     def remove(self, source: str, *, public: bool) -> None:
-        """One less."""
+        """Count one stream less."""
         self.streams -= 1
         if public:
             self.public -= 1
@@ -104,10 +108,10 @@ class Account:
 
 @dataclass(slots=True, eq=False)
 class ServiceHosts:
-    """One service: its live hosts, the opens that wait for one, and the grounds of both and of its streams."""
+    """One service: its live hosts, the opens that wait for a host, and the grounds of offers, streams and halves."""
 
     account: Account
-    terms: Terms | None = None  # known once somebody was authorised for it
+    terms: Terms | None = None  # known once a client or a host was authorised for it
     hosts: list[Host] = field(default_factory=list)
     waiting: dict[Route, None] = field(default_factory=dict)
     grounds: dict[Claim, Ground] = field(default_factory=dict)
@@ -115,32 +119,32 @@ class ServiceHosts:
 
 @dataclass(slots=True, eq=False)
 class Ground:
-    """All that rests on one claim."""
+    """Everything that rests on one claim."""
 
     claim: Claim
     entry: ServiceHosts
     things: dict[LiveOffer | Leg | Half, None] = field(default_factory=dict)
 
     def also(self, thing: LiveOffer | Leg | Half) -> Ground:
-        """One more thing rests here, beside another one that does."""
+        """Add one more thing to a ground that is in use."""
         self.things[thing] = None
         return self
 
 
 def handle_of(scope: str) -> str:
-    """The handle of ``handle/name``, or the handle itself."""
+    """The handle of ``handle/name``; of a handle, the handle itself."""
     return scope.partition("/")[0]
 
 
 class Claims:
-    """Plain bookkeeping: what rests on what."""
+    """Plain bookkeeping: what rests on which claim."""
 
     def __init__(self) -> None:
         self._services: dict[str, ServiceHosts] = {}
         self._accounts: dict[str, Account] = {}
 
     def rest(self, thing: LiveOffer | Leg | Half, claim: Claim) -> Ground:
-        """``thing`` rests on ``claim`` from now on; the caller keeps the ground in it."""
+        """Let ``thing`` rest on ``claim``. The caller stores the ground in ``thing``."""
         entry = self._services.get(claim.service)
         if entry is None:
             account = self._accounts.setdefault(handle_of(claim.service), Account())
@@ -151,7 +155,7 @@ class Claims:
         return ground.also(thing)
 
     def free(self, thing: LiveOffer | Leg | Half) -> None:
-        """``thing`` is no more. Calling it again changes nothing."""
+        """Remove ``thing``, which has ended. A second call changes nothing."""
         ground = thing.ground
         if ground is None or thing not in ground.things:
             return
@@ -168,22 +172,22 @@ class Claims:
                 del self._accounts[handle_of(claim.service)]
 
     def get(self, service: str) -> ServiceHosts | None:
-        """The entry of a service on which something rests."""
+        """The entry of a service, if something rests on it."""
         return self._services.get(service)
 
     def learn(self, service: str, terms: Terms) -> None:
-        """The store has said what holds for a service; that is kept as long as anything rests on it."""
+        """Note the service's rules, as the store gave them. They are kept as long as something rests on the service."""
         entry = self._services.get(service)
         if entry is not None:
             entry.terms = terms
 
     def account(self, service: str) -> Account:
-        """What the owner of ``handle/name`` has."""
+        """What the owner of ``handle/name`` has now."""
         return self._accounts.get(handle_of(service)) or Account()
 
     @property
     def handles(self) -> list[str]:
-        """The accounts of which something is here."""
+        """The handles that have something at this relay."""
         return list(self._accounts)
 
     def within(self, scope: str) -> Collection[ServiceHosts]:
@@ -195,7 +199,7 @@ class Claims:
         return () if account is None else account.services.values()
 
     def holds(self, thing: LiveOffer | Leg | Half) -> bool:
-        """Whether ``thing`` is still there."""
+        """Whether ``thing`` still rests on its claim."""
         return thing.ground is not None and thing in thing.ground.things
 
     def things(self, claim: Claim) -> list[LiveOffer | Leg | Half]:
@@ -207,14 +211,14 @@ class Claims:
 
 @dataclass(slots=True)
 class Watched:
-    """A handle of which something is looked up; ``version`` rises with each doubt."""
+    """A handle with a look-up under way; each doubt raises ``version``."""
 
     version: int = 0
     by: int = 0  # look-ups under way
 
 
 class Doubts:
-    """A version for each handle of which something is looked up, and for no other."""
+    """A version for each handle that has a look-up under way, and for no other."""
 
     def __init__(self) -> None:
         self._of: dict[str, Watched] = {}
@@ -224,7 +228,7 @@ class Doubts:
 
     @contextmanager
     def watching(self, service: str) -> Iterator[Watched]:
-        """For the time of a look-up of ``handle/name``: an answer of an older version does not count."""
+        """Watch ``handle/name`` while it is looked up. If the version rises meanwhile, the answer does not count."""
         handle = handle_of(service)
         watched = self._of.setdefault(handle, Watched())
         watched.by += 1
@@ -236,7 +240,7 @@ class Doubts:
                 del self._of[handle]
 
     def add(self, scope: str) -> None:
-        """Something of ``handle/name``, or of all of a handle, may be no more."""
+        """A right to ``handle/name``, or to any service of a handle, may have ended."""
         watched = self._of.get(handle_of(scope))
         if watched is not None:
             watched.version += 1

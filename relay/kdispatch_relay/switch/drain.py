@@ -1,7 +1,7 @@
-"""A relay that is to end: its agents are asked to go elsewhere, hosts first, and what has no more use is ended.
+"""Drains a relay that is to end: it asks agents to move, hosts first, then ends sessions that have no more use.
 
-Nothing is taken from an agent: its session goes on as long as the drain does, with all that it carries and opens. So
-an agent can have its next session before it leaves this one.
+It takes nothing from an agent: until the drain ends, a session keeps all its streams and can open more. So an agent can
+have its next session before it leaves this one.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from kdispatch_relay.switch.views import Left
 
 __all__ = ["Drain"]
 
-_STEP: Final = 0.050  # seconds between looks at who is to be told, and who may go
-# Hosts hear it within a second, or within a tenth of a short drain: clients that have moved find them then.
+_STEP: Final = 0.050  # seconds between two checks of which sessions to tell or to end
+# Hosts are told within a second, or within a tenth of a short drain, so that clients that move find them.
 _HOSTS: Final = 1.0
 _HOSTS_PART: Final = 0.1
-# Clients hear it in the first half: the second is for those that need it.
+# Clients are told in the first half of the drain. The second half is for those that need longer.
 _CLIENTS_PART: Final = 0.5
-# A host whose session is of no use any more may have its next one by now: so long after it was told, or a fifth.
+# A host needs this long after it was told, or a fifth of a short drain, to have its next session. Then an unused
+# session of it may be ended.
 _NEXT_SESSION: Final = 2.0
 _NEXT_SESSION_PART: Final = 0.2
 
 
 @dataclass(slots=True)
 class _Round:
-    """Turns that are spread evenly from ``next`` to ``by``; whoever comes later has his at once."""
+    """Turns spread evenly from ``next`` to ``by``; later ones are due at once."""
 
     next: float
     by: float
 
     def due(self, waiting: int, now: float) -> int:
-        """How many of ``waiting`` have their turn now."""
+        """How many of ``waiting`` are due now."""
         count = 0
         while count < waiting and self.next <= now:
             self.next += max(0.0, self.by - self.next) / (waiting - count)
@@ -46,9 +47,9 @@ class _Round:
 
 
 class Drain:
-    """Begins when it is made, and goes on by the switch's timers for so many ``seconds``.
+    """Starts when it is created, and runs on the switch's timers for ``seconds``.
 
-    ``connected`` are all sessions at any time, in the order in which they came.
+    ``connected`` iterates over the sessions connected at any time, in the order in which they came.
     """
 
     def __init__(self, switch: Switch, connected: Iterable[Session], seconds: float, now: float) -> None:
@@ -59,13 +60,13 @@ class Drain:
         self._stay = min(_NEXT_SESSION, _NEXT_SESSION_PART * seconds)
         self._hosts = _Round(now, now + self._move)
         self._clients = _Round(now + self._move, now + _CLIENTS_PART * seconds)
-        self._told_hosts: dict[Session, float] = {}  # and when
+        self._told_hosts: dict[Session, float] = {}  # with the time at which each was told
         self._told_clients: set[Session] = set()
         if seconds > 0:
             self._step(now)
 
     def left(self) -> Left:
-        """Who is still here; a session without HELLO counts as a client's."""
+        """What has not left yet. A session without HELLO counts as a client's."""
         sessions = self._here()
         hosts = sum(self._is_host(session) for session in sessions)
         streams = sum(leg.route.client is leg for session in sessions for leg in session.legs.values())
@@ -90,7 +91,7 @@ class Drain:
             self._tell(session, now)
         if all(session in self._told_hosts and not session.legs for session in sessions):
             self._end_hosts(now)
-        if now < self.ends:  # be nobody here: somebody may be on the way
+        if now < self.ends:  # also without sessions: an agent may be on its way
             self._switch.timers.add(now + _STEP, self._step)
 
     def _tell(self, session: Session, now: float) -> None:
@@ -104,7 +105,7 @@ class Drain:
         self._switch.touch(session)
 
     def _end_hosts(self, now: float) -> None:
-        """Nobody is left who could open a stream here, so nothing will come for the hosts any more."""
+        """No session is left that could open a stream here, so nothing more comes for the hosts: end their sessions."""
         for session in self._here():
             if now >= self._told_hosts[session] + self._stay:
                 self._switch.cut(session, "drain", "Nothing is left to do here.")

@@ -1,14 +1,16 @@
-"""What a session may make the relay do besides carrying data, by buckets of its own and of its source. Sans-I/O.
+"""Limits what a session makes the relay do besides carrying data, with buckets of the session and its source. Sans-I/O.
 
-Data, and what moves a stream that is there, costs nothing: credit bounds it. All else costs, of one of two kinds:
+Data costs nothing here, nor does a frame that moves a running stream: credit bounds those. All other frames cost, in
+one of two kinds:
 
-* *idle* frames change nothing: PINGs, frames for numbers that are of the past, frames that repeat what was known, and
+* *idle* frames change nothing: PINGs, frames for numbers that have ended, frames that repeat what was known, and
   WebSocket frames without a message. Each takes a microsecond or two. A session with too many is cut.
-* *asking* is what makes the relay look something up: OPEN, OFFER, ATTACH. It takes up to 100 us. Beyond a source's rate
-  its sessions are read no faster than that rate, so that a storm of honest agents is slowed, and ends. A session that
-  goes on all the same for longer than any storm lasts is cut.
+* *asking* frames make the relay look something up: OPEN, OFFER, ATTACH. Each takes up to 100 us. When a source exceeds
+  its rate, the relay reads its sessions no faster than that rate, so that a storm of honest agents is slowed and ends.
+  A session that continues for longer than any storm lasts is cut.
 
-Beyond a source's idle rate those of its sessions are cut that have a part in it, and others are read slower.
+When a source exceeds its idle rate, the relay cuts those of its sessions that have a part in it, and reads the others
+more slowly.
 """
 
 from __future__ import annotations
@@ -22,37 +24,37 @@ __all__ = ["ASKS", "IDLE", "Effort", "Source"]
 IDLE: Final = "idle_frames"
 ASKS: Final = "asking"
 
-# A session has a part in what its source has too much of when it has used this part of its own bucket.
+# A session has a part in its source's excess once it has used this part of its own bucket.
 _PART: Final = 1 / 8
-# What was refused unseen counts so many times against a session whose source asks too much.
+# A request that was refused unread counts this many times against a session whose source asks too much.
 _REFUSED: Final = 4
-# A look-up that found nothing costs the relay about a millisecond, most of it in the database's thread.
+# A look-up that finds nothing costs the relay about a millisecond, most of it in the database's thread.
 _LOOK_UP: Final = 8.0
-# A session is read again after so many seconds at the latest: its streams' data waits as well.
+# The longest pause in reading a session, in seconds: the data of its streams waits as well.
 _LONGEST_REST: Final = 1.0
-# When the stream of a leg ends, so many frames for its number may be under way, from an agent that has done nothing
-# wrong: an ACK, a FIN, a RESET and a DATA, each before it heard of the end.
+# When a leg's stream ends, this many frames for its number may be under way from an agent that did nothing wrong: an
+# ACK, a FIN, a RESET and a DATA, each sent before the agent heard of the end.
 _BEHIND_AN_END: Final = 4
 
 
 class Source(Protocol):
-    """The buckets that all sessions of a source have in common."""
+    """The buckets that all sessions of a source share."""
 
     def spend(self, kind: str, count: float, now: float) -> float:
-        """Take so many, be they there or not; returns the seconds until the bucket is not overdrawn any more."""
+        """Take ``count`` tokens, even if too few are left; returns the seconds until the bucket is in credit again."""
         ...
 
     def exceeded(self, kind: str, count: float) -> None:
-        """So many were beyond what the session or the source may: for the operator's figures."""
+        """Count requests that exceeded the limit of the session or the source, for the operator's figures."""
         ...
 
     def give_back(self, kind: str, count: float) -> None:
-        """So many of those that were taken did not count."""
+        """Give back ``count`` of the tokens that were taken."""
         ...
 
 
 class Effort:
-    """One session's. ``idle``, ``asks`` and ``refused`` count what was not settled yet."""
+    """The effort of one session. ``idle``, ``asks`` and ``refused`` count what was not settled yet."""
 
     __slots__ = ("_asks", "_idle", "_limits", "_source", "asks", "idle", "refused", "rest", "why")
 
@@ -60,11 +62,11 @@ class Effort:
         self._limits = limits
         self._source = source
         self._idle = 0.0  # when the session's own bucket is full again
-        self._asks = 0.0  # likewise
+        self._asks = 0.0  # when its bucket for asking is full again
         self.idle = 0  #: frames that changed nothing
-        self.asks = 0.0  #: OPENs, and what costs as much
-        self.refused = 0.0  #: of these, what was refused unseen
-        self.rest = 0.0  #: seconds for which the session is to be read no more; who heeds it sets it back
+        self.asks = 0.0  #: OPENs, and other requests in units of an OPEN
+        self.refused = 0.0  #: the part of these that was refused unread
+        self.rest = 0.0  #: seconds for which the session is not to be read; the gate clears it
         self.why = ""  #: why the session is cut; empty as long as it is not
 
     def settle(self, now: float) -> bool:
@@ -79,12 +81,12 @@ class Effort:
         return not self.why
 
     def look_up_failed(self) -> None:
-        """The store was asked for nothing. It remembers what is there, and has to look for what is not."""
+        """Count a look-up that found nothing. The store caches rows that exist, but has to search for all others."""
         self.asks += _LOOK_UP
         self.refused += _LOOK_UP
 
     def leg_ended(self) -> None:
-        """A stream's number at this session is of the past: what is on its way there is no fault of the agent's."""
+        """A stream's number at this session has ended: frames that are already under way to it do not count."""
         self._idle -= _BEHIND_AN_END / self._limits.idle_rate
         if self._source is not None:
             self._source.give_back(IDLE, _BEHIND_AN_END)
@@ -95,11 +97,11 @@ class Effort:
         used = (self._idle - now) * limits.idle_rate / limits.idle_burst
         wait = 0.0 if self._source is None else self._source.spend(IDLE, count, now)
         if used > 1 or (wait and used > _PART):
-            self.why = "Too many frames of this session, or of its address, were for nothing."
+            self.why = "Too many frames without effect came from this session or its address."
         self._beyond(IDLE, count, wait)
 
     def limited(self, kind: str) -> None:
-        """Something was refused by a limit that is counted elsewhere; an empty kind is nobody's figure."""
+        """Count a refusal by a limit that is kept elsewhere. An empty kind is not counted."""
         if kind and self._source is not None:
             self._source.exceeded(kind, 1.0)
 
@@ -110,7 +112,7 @@ class Effort:
         limits = self._limits
         self._asks = max(self._asks, now) + (count + _REFUSED * refused) / limits.storm_rate
         if (self._asks - now) * limits.storm_rate > limits.storm_burst:
-            self.why = "This session asked too much for too long."
+            self.why = "This session sent too many requests for too long."
         self._beyond(ASKS, count, wait)
 
     def _beyond(self, kind: str, count: float, wait: float) -> None:

@@ -1,4 +1,4 @@
-"""Who goes when memory is short. Sans-I/O."""
+"""Which sessions are cut when memory is short. Sans-I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["make_room"]
 
 
 def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
-    """Of the source that holds most the session that holds most goes, and so on, until there is room."""
+    """Cut the largest session of the source that holds most, and repeat until there is room."""
     sessions = list(sessions)
     staying = [session for session in sessions if not session.doomed]
     over = budget.queued + budget.held - budget.total - sum(s.weight for s in sessions if s.doomed)

@@ -1,4 +1,4 @@
-"""What the switch wants the gate to do: it can ask no store and close no connection itself."""
+"""What the switch asks of the gate, because it cannot query a store or close a connection itself."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOffer", "AttachRefused", "Cut", "StreamEnded", "said_by_agent"]
 
-# Codes that only a relay may say: an agent that hears one of its access stops for good.
+# Codes about access that only a relay may send: an agent that gets one stops for good.
 _OF_RELAY = frozenset({"revoked", "token_refused", "not_permitted", "unknown_service"})
 
 
 def said_by_agent(code: str) -> str:
-    """An agent's code, as the other end of its stream may hear it."""
+    """The code that an agent sent, as the other end of the stream may see it."""
     return "cancelled" if code in _OF_RELAY else code
 
 
@@ -33,13 +33,13 @@ class AskOffer:
 
     @property
     def token(self) -> str | None:
-        """What the host rests on."""
+        """The token that the host shows."""
         return self.offer.token
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Intent: say GOAWAY with the code, then close the session's carrier."""
+    """Intent: send GOAWAY with the code, then close the session's carrier."""
 
     session: Session
     code: str
@@ -48,10 +48,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class AttachRefused:
-    """Report: an agent's ATTACH came to nothing; ``peer`` is the process that it named."""
+    """Report: an agent's ATTACH was refused. ``peer`` is the process that it named."""
 
     service: str
-    agent: str  # process id
+    agent: str  # its process id
     source: str
     peer: str
     code: str
@@ -59,13 +59,13 @@ class AttachRefused:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """Report: a stream, or an open that came to nothing, is over. ``code`` is ``closed`` where it finished.
+    """Report: a stream has ended, or an open failed. ``code`` is ``closed`` if the stream finished.
 
     ``sent`` and ``received`` are the client's bytes that were passed on. ``began`` is a time of the switch's clock.
     """
 
     service: str
-    host: str  # its id; empty where none was asked at the end
+    host: str  # its id; empty if no host was being asked at the end
     client: str  # its process id
     source: str
     sent: int

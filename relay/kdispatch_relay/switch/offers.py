@@ -1,4 +1,4 @@
-"""OFFER: from a process's wish to be listed to the list."""
+"""OFFER: from a process's offer to a host in the list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _WITHDRAWN = ("withdrawn", "This host was withdrawn.")
 
 
 class Offers:
-    """``touched`` are the sessions to which something is to be sent; ``appeared`` hears of a service's new host."""
+    """The offers of all sessions.
+
+    ``touched`` collects the sessions that have something to send. ``appeared`` is called with a service's new host.
+    """
 
     def __init__(
         self, registry: Registry, limits: Limits, touched: set[Session], appeared: Callable[[Host, float], None]
@@ -30,7 +33,7 @@ class Offers:
         self._appeared = appeared
 
     def begin(self, session: Session, number: int, offer: Offer, now: float) -> None:
-        """An agent's OFFER."""
+        """Handle an agent's OFFER."""
         if max(len(session.offers), session.offers_asked) >= self._limits.offers:
             refusal = ("busy", "This session offers as many services as it may.")
         elif not session.failures.peek(now):
@@ -45,7 +48,7 @@ class Offers:
         session.outbox.send(reset_frame(number, *refusal))
 
     def withdraw(self, session: Session, number: int) -> bool:
-        """An agent's WITHDRAW; returns whether there was such an offer."""
+        """Handle an agent's WITHDRAW; returns whether there was such an offer."""
         there = number in session.offers
         live = session.offers.pop(number, None)
         if live is not None:
@@ -53,7 +56,7 @@ class Offers:
         return there
 
     def session_lost(self, session: Session, now: float) -> None:
-        """Its offers go with it; a process that was moving from another session is reached there again."""
+        """Drop the offers of a lost session. A process that was moving is reached in its other session again."""
         lost = [offer for offer in session.offers.values() if offer is not None]
         session.offers.clear()
         for offer in lost:
@@ -65,12 +68,12 @@ class Offers:
                 self._registry.lost(host.service, now)
 
     def allowed(self, asked: AskOffer, terms: Terms, now: float) -> bool:
-        """The offer is live; opens that waited for a host go on. Returns whether its host was not listed before."""
+        """Make the offer live, and let opens that waited for a host go on. Returns whether the host is newly listed."""
         session, offer = asked.session, asked.offer
         session.ask_offer(-1)
         if session.ended or asked.number not in session.offers:
             return False
-        if self._registry.is_withdrawn(offer.host):  # while the store was asked
+        if self._registry.is_withdrawn(offer.host):  # withdrawn while the store was asked
             self._refuse(asked, *_WITHDRAWN, now=now)
             return False
         is_new = self._registry.host(offer.host) is None
@@ -89,7 +92,10 @@ class Offers:
         return is_new
 
     def refused(self, asked: AskOffer, code: str, text: str, *, now: float) -> None:
-        """The agent may not host it. That counts: names and tokens are not to be guessed."""
+        """The agent may not host the service: reset the offer.
+
+        That counts as a failure, so that names and tokens cannot be guessed.
+        """
         asked.session.ask_offer(-1)
         self._refuse(asked, code, text, now=now)
 

@@ -1,9 +1,8 @@
-"""OPEN: from a client's wish to a host's answer, one try after another.
+"""OPEN: from a client's request to a host's answer, one attempt after another.
 
-A route is ASKING until it is known that the client may have the service, TRYING
-while one host is asked, WAITING while no host is there but one may come back,
-and OPEN once a host's service took the connection. Early data is held here and
-goes to a host only when that host has opened; so no request is delivered twice.
+A route is ASKING until the store has said that the client may use the service. It is TRYING while one host is asked,
+WAITING while no host is live but one may come back, and OPEN once a host's service took the connection. The relay holds
+early data here and sends it to a host only when that host has opened, so no request is delivered twice.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_
 from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.intents import StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
-from kdispatch_relay.switch.routes import Leg, Route, RouteState
+from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
 from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["AskOpen", "Opens"]
 
-# Payloads of RESETs for OPENs that nobody looks at.
+# Payloads of RESETs for OPENs that are refused unread.
 _TOO_MANY = Reset(code="busy", text="This session has as many streams, or unanswered opens, as it may.").encode()
 _NO_MEMORY = Reset(code="busy", text="The relay is short of memory.").encode()
 _FAILED = Reset(code="rate_limited", text="Too many opens of this session, or of its address, failed.").encode()
@@ -45,32 +44,32 @@ class AskOpen:
 
     @property
     def token(self) -> str | None:
-        """What the client rests on."""
+        """The token that the client shows."""
         return self.route.message.token
 
     @property
     def session(self) -> Session:
-        """The client's."""
+        """The client's session."""
         return self.route.client.session
 
 
 class Opens:
-    """Tries and waits. Frames to send go to the sessions' outboxes; a session it touched is in ``touched``."""
+    """Attempts and waits. Frames to send go to the sessions' outboxes, and each such session into ``touched``."""
 
     def __init__(self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session]) -> None:
         self.questions: list[AskOpen] = []
-        self.reports: list[StreamEnded] | None = None  # a list where somebody reads and empties it
+        self.reports: list[StreamEnded] | None = None  # a list if the gate reads and empties it
         self.connected: list[Route] = []  # the first stream of a service in an agent's session
-        self.few = False  # frames are being worked on: an OPEN may have a message of its own
+        self.few = False  # set by the gate while it handles few frames: then an OPEN may be flushed on its own
         self._registry = registry
         self._timers = timers
         self._limits = limits
         self._touched = touched
 
     def refuses(self, session: Session, number: int, now: float) -> bool:
-        """Whether a client's OPEN is one too many, whatever it says; then it is refused without a look at that.
+        """Refuse a client's OPEN that is one too many, without reading it; returns whether it was refused.
 
-        That costs a tenth of what it would cost to read it: who sends many can't make the relay busy so.
+        This costs a tenth of what reading it would cost, so an agent that sends many cannot keep the relay busy.
         """
         if session.unanswered >= self._limits.opens or session.streams_opened >= self._limits.streams_client:
             refusal = _TOO_MANY
@@ -84,7 +83,7 @@ class Opens:
         return True
 
     def begin(self, session: Session, number: int, message: Open, now: float) -> None:
-        """A client's OPEN that is not refused unseen."""
+        """Handle a client's OPEN that was not refused unread."""
         route = Route(session, number, message)
         route.began = now
         session.legs[number] = session.asking[message.uuid] = route.client
@@ -119,19 +118,22 @@ class Opens:
 
     @staticmethod
     def count(route: Route, account: Account, *, public: bool) -> None:
-        """A stream counts among its owner's, until it is released."""
+        """Count a stream among its owner's, until it is released."""
         route.account, route.public = account, public
         account.add(route.client.session.group, public=public)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
-        """The client may not open the service, or there is none. That counts: names are not to be guessed."""
+        """The client may not open the service, or it does not exist: refuse the open.
+
+        That counts as a failure, so that names cannot be guessed.
+        """
         if route.state is RouteState.ASKING:
             route.client.session.failures.take(now)
             route.client.session.effort.look_up_failed()
             self.refuse(route, code, text)
 
     def refuse(self, route: Route, code: str, text: str = "") -> None:
-        """Tell the client that nothing will come of it, and forget the route."""
+        """Tell the client that its open failed, and forget the route. No effect on a route that is open or over."""
         if self.alive(route) and route.state is not RouteState.OPEN:
             why = text or (CODES[code].meaning if code in CODES else "")
             route.client.session.outbox.send(reset_frame(route.client.number, code, why))
@@ -142,14 +144,14 @@ class Opens:
         return route.client.session.legs.get(route.client.number) is route.client
 
     def host_appeared(self, host: Host, now: float) -> None:
-        """A host was listed: opens that wait for one, or for this one, go on."""
+        """A host was listed: opens that wait for any host, or for this one, go on."""
         entry = self._registry.get(host.service)
         waiting = entry.waiting if entry else ()
         for route in [route for route in waiting if route.message.pin in {None, host.id}]:
             self._next_try(route, now)
 
     def early(self, leg: Leg, value: int, payload: memoryview, now: float) -> str:
-        """Early data of a client; returns a code when it breaks the rules."""
+        """Handle a client's early data; returns an error code if it breaks the rules."""
         route = leg.route
         attempt, offset = frames.split_early(value)
         if route.state is RouteState.OPEN and attempt == route.attempt and leg.peer is not None:
@@ -159,13 +161,13 @@ class Opens:
             leg.peer.forward(frames.DATA, 0, offset, bytes(payload), now)
             self._touched.add(leg.peer.session)
         elif route.state is not RouteState.TRYING or attempt != route.attempt:
-            leg.session.effort.idle += 1  # of a try that is over
+            leg.session.effort.idle += 1  # it belongs to an attempt that is over
         elif not route.hold_early(attempt, offset, payload, self._limits):
             return "protocol_error"
         return ""
 
     def opened(self, leg: Leg, payload: memoryview, now: float) -> str:
-        """A host's OPENED: the stream is bound to it, early data goes out. Returns a code when it breaks the rules."""
+        """Handle a host's OPENED: bind the stream, send the early data. Returns an error code if it breaks a rule."""
         route = leg.route
         opened = Opened.parse(payload)
         if route.state is not RouteState.TRYING or route.host is not leg:
@@ -173,7 +175,7 @@ class Opens:
         client = route.client
         if opened.limit < self._limits.early or opened.attempt != route.attempt:
             return "protocol_error"
-        route.state = RouteState.OPEN
+        route.move(RouteInput.OPENED)
         route.set_timer(None)
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
@@ -188,26 +190,26 @@ class Opens:
             leg.forward(frames.DATA, 0, 0, bytes(route.early), now)
         client.next = len(route.early)
         route.drop_early()
-        # What it was asked with is of no use any more, least of all its secret and its token.
+        # The details of the request are no longer needed, above all its secret and its token.
         route.message = Open(service=sys.intern(route.message.service), uuid=route.message.uuid, limit=0)
         route.tried = ()
         self._touched.update((client.session, leg.session))
         return ""
 
     def host_failed(self, route: Route, code: str, text: str, now: float) -> None:
-        """The host that was asked said no, went away, or said nothing in time."""
+        """The host that was asked refused, went away, or did not answer in time."""
         if route.host is not None:
             self._drop_leg(route.host)
             route.host = None
         self._uncount(route)
         route.drop_early()
-        if code == "unknown_service":  # the OPEN met its WITHDRAW on the way: the service is there, this host isn't
+        if code == "unknown_service":  # the OPEN crossed its WITHDRAW: the service exists, this host has left
             code = "no_live_host"
         route.refusal = (said_by_agent(code), text)
         self._next_try(route, now)
 
     def cancel(self, leg: Leg) -> None:
-        """A client gave up before its answer."""
+        """A client gave up before its answer: cancel the attempt at the host, if there is one."""
         host = leg.route.host
         if host is not None:
             host.session.outbox.send(reset_frame(host.number, "cancelled", "The client gave up."))
@@ -215,12 +217,12 @@ class Opens:
         self.close(leg.route, "cancelled")
 
     def close(self, route: Route, code: str) -> None:
-        """A stream is over, wherever it stood. Whoever has to hear of it, and of its code, was told."""
+        """End a stream in any state. The caller has told those who have to hear of it and of its code."""
         self._report(route, code)
         self.forget(route)
 
     def forget(self, route: Route) -> None:
-        """Forget a route; the stream may go on over another."""
+        """Forget a route without a report: the stream may go on over another route."""
         route.set_timer(None)
         if route.state is not RouteState.OPEN:
             route.client.session.unanswered -= 1
@@ -234,7 +236,7 @@ class Opens:
         self._release(route)
 
     def finish(self, route: Route) -> None:
-        """Both directions ended well, say both ends. The last ACKs stay in the outboxes."""
+        """Both ends have confirmed that both directions ended: end the stream. The last ACKs stay in the outboxes."""
         self._report(route, "closed")
         route.client.session.streams_opened -= 1
         self._uncount(route)
@@ -283,7 +285,7 @@ class Opens:
         session = host.session
         route.attempt += 1
         route.tried += (host.id,)
-        route.state = RouteState.TRYING
+        route.move(RouteInput.HOST_ASKED)
         route.host_entry = host
         host.streams += 1
         leg = route.host = Leg(session, session.take_number(), route, message.limit)
@@ -301,7 +303,7 @@ class Opens:
         opening = frames.frame(frames.OPEN, leg.number, payload=forwarded.encode())
         session.outbox.send(opening)
         if self.few and session.flush is not None:
-            session.flush()  # everybody waits for the host now, who can begin while the rest is done here
+            session.flush()  # the client waits for the host now, which can begin while the relay does the rest
         trying = Trying(attempt=route.attempt, process=session.process, host=host.id)
         route.client.session.outbox.send(frames.frame(frames.TRYING, route.client.number, payload=trying.encode()))
         self._touched.update((session, route.client.session))
@@ -311,14 +313,15 @@ class Opens:
     def _host_timed_out(self, route: Route, leg: Leg, now: float) -> None:
         leg.session.stalled = True
         leg.session.outbox.send(reset_frame(leg.number, "host_timeout", "The relay waited long enough."))
-        # A host that merely stood still owes no answer to what was reset: this one tells when it is well again.
+        # A host that was only paused owes no answer to a stream that was reset. It answers this PING once it runs
+        # again.
         leg.session.outbox.send(frames.frame(frames.PING))
         self._touched.add(leg.session)
         self.host_failed(route, "host_timeout", "The host did not answer in time.", now)
 
     def _wait(self, route: Route) -> None:
         service = route.message.service
-        route.state = RouteState.WAITING
+        route.move(RouteInput.NO_HOST)
         entry = self._registry.get(service)
         assert entry is not None  # its client's leg rests there
         entry.waiting[route] = None

@@ -1,4 +1,4 @@
-"""What goes from one end of a stream to the other: order and credit are checked, and frames passed on. Sans-I/O."""
+"""Frames of running streams: checks order and credit, and passes them to the other end. Sans-I/O."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from kdispatch_relay.switch.sessions import Session
 
 __all__ = ["Passing"]
 
-# An ACK that only grants more costs so much beside an OPEN: programs that read slowly what has long arrived cause ten a
-# second for each stream.
+# An ACK that only grants more costs this much, in units of an OPEN: a program that slowly reads data that arrived long
+# ago causes ten a second for each stream.
 _ACK = 0.1
 
 
 class Passing:
-    """The frames of streams that are there. Frames to send go to the sessions' outboxes; those are in ``touched``.
-
-    ``forwarded`` hears of a session for which data waits now.
-    """
+    """Passes on the frames of running streams, to the sessions' outboxes. Each such session goes into ``touched``."""
 
     def __init__(self, opens: Opens, touched: set[Session], forwarded: Callable[[Session], None]) -> None:
         self._opens = opens
@@ -29,7 +26,7 @@ class Passing:
         self._forwarded = forwarded
 
     def data(self, leg: Leg, flags: int, value: int, payload: memoryview, now: float) -> None:
-        """The fast path: check order and credit, pass on."""
+        """The fast path: check order and credit, then pass the DATA on."""
         end = value + len(payload)
         peer = leg.peer
         if peer is None or value != leg.next or end > leg.limit:
@@ -44,7 +41,7 @@ class Passing:
     def frame(  # noqa: PLR0917 - one frame's fields
         self, leg: Leg, type_: int, flags: int, value: int, payload: memoryview, now: float
     ) -> None:
-        """All else that names a stream: OPENED, EARLY, FIN and ACK."""
+        """Handle the other frames that name a stream: OPENED, EARLY, FIN and ACK."""
         code = ""
         if type_ == frames.OPENED:
             code = self._opens.opened(leg, payload, now)
@@ -53,9 +50,9 @@ class Passing:
         elif leg.peer is None:
             code = "protocol_error"
         elif type_ == frames.FIN:
-            if value > leg.limit and not leg.resumed:  # behind an ATTACH all may be there that an older limit allowed
+            if value > leg.limit and not leg.resumed:  # after an ATTACH there may be bytes that an older limit allowed
                 code = "credit_exceeded"
-            elif leg.fin_passed:  # a repeated one says nothing new
+            elif leg.fin_passed:  # a repeated FIN says nothing new
                 leg.session.effort.idle += 1
             else:
                 leg.fin_passed = True
@@ -67,7 +64,7 @@ class Passing:
             self._violated(leg, code, now)
 
     def reset_peer(self, leg: Leg, code: str, text: str) -> None:
-        """The stream is over, for the reason that one end gave; the other one is told."""
+        """End the stream with the reason that one end gave, and tell the other end."""
         peer = leg.peer
         self._opens.close(leg.route, code)
         if peer is not None:
@@ -75,7 +72,7 @@ class Passing:
             self._touched.add(peer.session)
 
     def leg_lost(self, leg: Leg, now: float) -> None:
-        """A leg's session is gone. The other end is told, so that it attaches the stream again."""
+        """A leg's session is gone: tell the other end, so that it attaches the stream again."""
         route, peer = leg.route, leg.peer
         if route.state is RouteState.OPEN and peer is not None:
             self._opens.forget(route)
@@ -100,11 +97,14 @@ class Passing:
         self._touched.add(peer.session)
         if fin:
             peer.fin_acked = True
-            if leg.fin_acked:  # both ends are known to both: nothing more will come
+            if leg.fin_acked:  # both ends have confirmed each other's end: nothing more will come
                 self._opens.finish(leg.route)
 
     def _may_pass(self, leg: Leg, start: int, end: int, now: float) -> bool:
-        """DATA that is not simply the next: known bytes are dropped, and what breaks the rules resets the stream."""
+        """Check DATA that does not simply continue the stream.
+
+        Known bytes are dropped. DATA that breaks the rules resets the stream. Returns whether to pass the frame on.
+        """
         if leg.peer is None:
             self._violated(leg, "protocol_error", now)
         elif end > leg.limit:
@@ -119,7 +119,7 @@ class Passing:
         return False
 
     def _violated(self, leg: Leg, code: str, now: float) -> None:
-        """An agent broke a rule of one stream: both ends hear of it, the session goes on."""
+        """An agent broke a rule of one stream: reset the stream at both ends. The session goes on."""
         route = leg.route
         text = "The relay saw a frame that breaks the stream's rules."
         leg.session.outbox.send(reset_frame(leg.number, code, text))

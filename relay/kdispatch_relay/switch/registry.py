@@ -1,4 +1,4 @@
-"""Who is live: the offers of each process, and the hosts that they make, in memory and nowhere else."""
+"""Live hosts: the offers of each process, and the hosts that they form. They exist in memory only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "LiveOffer", "Registry", "Terms"]
 
-# Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first; a process that lost its RESET
-# comes back within seconds, long before so many others were withdrawn.
+# Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first. A process that lost its RESET comes
+# back within seconds, long before so many others were withdrawn.
 _WITHDRAWN = 10_000
-# Services of which a host was lost, looked at for each one that is added: more than it adds.
+# Old entries of `_lost` that are checked for each one added: more than one, so the table shrinks.
 _SWEPT = 2
 
 
@@ -35,41 +35,41 @@ class LiveOffer:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Of two offers of a process the one in the newer session comes first, and there the later one."""
+        """Orders the offers of a process: by session, the newer one last, and within a session by number."""
         return self.session.rank, self.number
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """One process that serves one service: its live offers, and what it carries.
+    """One process that serves one service: its live offers, and its streams.
 
-    It is listed as long as it has an offer, and known as long as it carries a stream. Opens go to the newest offer.
+    It is listed as long as it has an offer, and known as long as it carries a stream. Opens go to its newest offer.
     """
 
     id: str
     service: str
-    since: float = 0.0  # when it was listed; the caller's clock, seconds
+    since: float = 0.0  # when it was listed, in seconds of the caller's clock
     streams: int = 0
     offers: list[LiveOffer] = field(default_factory=list)  # the newest last
 
     @property
     def session(self) -> Session:
-        """Where it is reached."""
+        """The session of its newest offer, where it is reached."""
         return self.offers[-1].session
 
     @property
     def labels(self) -> dict[str, str]:
-        """What its operator calls it."""
+        """The labels that its operator gave it."""
         return self.offers[-1].labels
 
     @property
     def digest(self) -> str:
-        """Of its own token, SHA-256 in hex."""
+        """The SHA-256 of its own token, in hex."""
         return self.offers[-1].digest
 
     @property
     def ground(self) -> Ground:
-        """With all that rests on the token that its newest offer showed."""
+        """The ground of the token that its newest offer showed."""
         ground = self.offers[-1].ground
         assert ground is not None
         return ground
@@ -80,11 +80,11 @@ class Host:
         return self.ground.claim.token
 
     def add(self, offer: LiveOffer) -> None:
-        """One more offer."""
+        """Add an offer."""
         bisect.insort(self.offers, offer, key=lambda one: one.rank)
 
     def remove(self, offer: LiveOffer) -> None:
-        """One less."""
+        """Remove an offer."""
         self.offers.remove(offer)
 
 
@@ -96,7 +96,7 @@ class Registry(Claims):
         self._choose = choose
         self._limits = limits
         self._started = now
-        self._hosts: dict[str, Host] = {}  # by id: those that are listed, and those that carry something
+        self._hosts: dict[str, Host] = {}  # by id: those that are listed, and those that carry a stream
         self._listed = 0
         self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
         self._lost: dict[str, float] = {}  # services, and until when opens wait for a host; the oldest first
@@ -106,7 +106,7 @@ class Registry(Claims):
         return self._listed
 
     def add(self, offer: LiveOffer, rests: bytes | None, now: float) -> None:
-        """An offer is live, on the token with the digest ``rests``. With its first one a host is listed."""
+        """Make an offer live, on the token with the digest ``rests``. Its first offer lists a host."""
         host = offer.host
         offer.ground = self.rest(offer, Claim(host.service, "host", rests))
         entry = offer.ground.entry
@@ -118,7 +118,7 @@ class Registry(Claims):
         host.add(offer)
 
     def remove(self, offer: LiveOffer) -> None:
-        """A live offer is no more. With its last one a host leaves the list."""
+        """Remove a live offer. Without offers a host leaves the list."""
         host, ground = offer.host, offer.ground
         assert ground is not None
         host.remove(offer)
@@ -135,7 +135,7 @@ class Registry(Claims):
         return host if host is not None and host.offers else None
 
     def known(self, host_id: str, service: str) -> Host:
-        """The host of this id, which is about to offer or to carry ``service``."""
+        """The host of this id, which is about to offer or to carry ``service``; made if it is new."""
         host = self._hosts.get(host_id)
         if host is None:
             host = self._hosts[host_id] = Host(host_id, service)
@@ -151,17 +151,17 @@ class Registry(Claims):
             del self._hosts[host.id]
 
     def withdraw(self, host_id: str) -> None:
-        """Refuse this host from now on: a RESET can be lost with its session, and the agent would offer again."""
+        """Refuse this host from now on. Its RESET can be lost with its session, and the agent would offer again."""
         self._withdrawn[host_id] = None
         if len(self._withdrawn) > _WITHDRAWN:
             del self._withdrawn[next(iter(self._withdrawn))]
 
     def is_withdrawn(self, host_id: str) -> bool:
-        """Whether the host was withdrawn, and not so many others since."""
+        """Whether the host was withdrawn, and is still remembered."""
         return host_id in self._withdrawn
 
     def lost(self, service: str, now: float) -> None:
-        """A host's session broke without a WITHDRAW: it may well come back."""
+        """A host's session broke without a WITHDRAW: opens wait for a while, because it may come back."""
         for _ in range(_SWEPT):
             oldest = next(iter(self._lost), None)
             if oldest is not None and self._lost[oldest] < now:
@@ -174,13 +174,13 @@ class Registry(Claims):
         return max(self._lost.get(service, 0.0), self._started + self._limits.open_wait_start)
 
     def pick(self, service: str, tried: Collection[str], pin: str | None) -> Host | None:
-        """A uniformly random live host that was not tried yet and does answer; ``pin`` allows only one."""
+        """A uniformly random live host that was not tried yet and is not stalled. ``pin`` allows only that host."""
         entry = self.get(service)
         if entry is None or not entry.hosts:
             return None
         if pin is None and not tried:
             count = len(entry.hosts)
-            host = entry.hosts[self._choose(count) if count > 1 else 0]  # a choice of one is none: randomness costs
+            host = entry.hosts[self._choose(count) if count > 1 else 0]  # a single host takes no random number
             if not host.session.stalled:
                 return host
         candidates = [

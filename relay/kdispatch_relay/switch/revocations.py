@@ -1,8 +1,9 @@
-"""Taking back what was granted: what runs is asked for again, and ends where the answer is no. Sans-I/O.
+"""Revocation: the relay checks running streams, halves and offers again, and ends those no longer allowed. Sans-I/O.
 
-Whatever changes who may do what (a token is revoked or expires, a service is deleted or changed, an account is
-suspended), the switch only learns where: a service, or all of an account. :func:`doubt` lets nothing from before count,
-:func:`claims` says on what everything there rests, and :func:`revoke` ends what rests on the claims that do not hold.
+Many changes affect access: a token is revoked or expires, a service is deleted or changed, an account is suspended. The
+switch learns only the scope: a service, or all services of an account. :func:`doubt` invalidates earlier look-ups,
+:func:`claims` lists the claims that things within the scope rest on, and :func:`revoke` ends what rests on claims that
+no longer hold.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ Refused = Mapping[Claim, tuple[str, str]]
 
 
 def doubt(switch: Switch, scope: str) -> None:
-    """Something of ``handle/name``, or of all of a handle, may be no more: what was looked up before does not count."""
+    """A right to ``handle/name``, or to services of a handle, may have ended: earlier look-ups no longer count."""
     switch.doubts.add(scope)
     for entry in switch.registry.within(scope):
         entry.terms = None
 
 
 def claims(switch: Switch, scope: str) -> set[Claim]:
-    """On what everything within ``scope`` rests."""
+    """The claims that things within ``scope`` rest on."""
     return {claim for entry in switch.registry.within(scope) for claim in entry.grounds}
 
 
 def revoke(switch: Switch, refused: Refused, now: float) -> None:
-    """End what rests on one of these. Offers first: nothing is to be tried with a host that goes."""
+    """End what rests on these claims. Offers end first, so that no open is tried at a host that goes."""
     doomed = [(thing, why) for claim, why in refused.items() for thing in switch.registry.things(claim)]
     for thing, (_, text) in doomed:
         if isinstance(thing, LiveOffer):
@@ -56,7 +57,7 @@ def revoke(switch: Switch, refused: Refused, now: float) -> None:
 
 
 def withdraw_host(switch: Switch, host: Host) -> None:
-    """Take a host off the list for good: it gets no new streams, and running ones go on."""
+    """Take a host off the list for good. It gets no new streams, and running ones go on."""
     switch.registry.withdraw(host.id)
     for offer in list(host.offers):
         _end_offer(switch, offer, "withdrawn", "This host was withdrawn.")
@@ -74,7 +75,7 @@ def _end_offer(switch: Switch, offer: LiveOffer, code: str, text: str) -> None:
 
 
 def _end_route(switch: Switch, route: Route, code: str, text: str) -> None:
-    """The client may not have it any more."""
+    """End a stream because its client may not use the service any more."""
     if route.host is not None:
         route.host.session.outbox.send(reset_frame(route.host.number, "revoked", _CLIENT_GONE))
         switch.touch(route.host.session)
@@ -88,7 +89,7 @@ def _end_route(switch: Switch, route: Route, code: str, text: str) -> None:
 
 
 def _end_leg_of_host(switch: Switch, route: Route, text: str, now: float) -> None:
-    """The host may not have it any more; its client has done nothing, and may connect again."""
+    """End a stream because its host may not offer the service any more. Its client may connect again."""
     host, client = route.host, route.client
     assert host is not None
     host.session.outbox.send(reset_frame(host.number, "revoked", text))

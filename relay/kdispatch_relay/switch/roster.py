@@ -1,4 +1,4 @@
-"""Which sessions each agent has: one, and while it moves those that it moves from."""
+"""The sessions of each agent: one, and while it moves also those that it moves from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Roster:
     """Plain bookkeeping over the sessions that have greeted."""
 
     def __init__(self) -> None:
-        self.newest: dict[str, Session] = {}  # of each process
+        self.newest: dict[str, Session] = {}  # by process
         self.sessions: set[Session] = set()
         self._greeted = 0
 
     def enter(self, session: Session, *, moves: bool) -> list[Session]:
-        """A process has greeted in this session; returns those that it replaces.
+        """A process has greeted in this session; returns the sessions that this one replaces.
 
-        Where it moves, the one before stays; one that is left is enough.
+        If the process moves, the session before this one stays, and only that one.
         """
         self._greeted += 1
         session.rank = self._greeted
@@ -31,7 +31,7 @@ class Roster:
         return list(before.all_of_agent) if before is not None else []
 
     def leave(self, session: Session) -> Session | None:
-        """A session is over; returns the older one if that is its process's newest again."""
+        """A session is over; returns the older session if that becomes its process's newest again."""
         self.sessions.discard(session)
         older, session.older = session.older, None
         newest = self.newest.get(session.process)

@@ -1,16 +1,16 @@
-"""A stream as the relay sees it: two legs, and for each what waits to go out on it.
+"""A stream as the relay sees it: two legs, and for each leg the frames that wait to be sent on it.
 
-The relay is a switch. It rewrites a frame's stream number, checks the one thing
-that protects others (credit), and passes the frame on. It grants nothing and
-acknowledges nothing.
+The relay is a switch. It rewrites a frame's stream number, checks credit, which is the one rule that protects others,
+and passes the frame on. It grants nothing and acknowledges nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from kdispatch_protocol.errors import LocalProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
 from kdispatch_protocol.wire import frames
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from kdispatch_relay.switch.registry import Host
     from kdispatch_relay.switch.sessions import Session
 
-__all__ = ["Leg", "Route", "RouteState"]
+__all__ = ["ROUTES", "Leg", "Route", "RouteInput", "RouteState", "next_route_state"]
 
-# Frames of up to SMALL bytes that wait are gathered into runs of up to RUN bytes.
+# Waiting DATA frames of up to SMALL bytes are gathered into runs of up to RUN bytes.
 _SMALL = 1024
 _RUN = 16 * 1024
 
@@ -33,12 +33,41 @@ Waiting = tuple[int, int, int, Buffer, float]
 
 
 class RouteState(Enum):
-    """How far an OPEN came."""
+    """The state of an OPEN."""
 
-    ASKING = "asking"  # may the client open this service?
+    ASKING = "asking"  # the store is asked whether the client may open this service
     WAITING = "waiting"  # for a host to appear
     TRYING = "trying"  # one host is asked
     OPEN = "open"
+
+
+class RouteInput(Enum):
+    """What moves a route."""
+
+    HOST_ASKED = "a host is asked"
+    NO_HOST = "no host is listed"
+    OPENED = "OPENED received"
+    JOINED = "both ends have attached"
+
+
+#: A route has no end state: the switch forgets it. A join makes a route of its own, whose OPEN was asked elsewhere.
+ROUTES: Final[dict[tuple[RouteState, RouteInput], RouteState]] = {
+    (RouteState.ASKING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.ASKING, RouteInput.NO_HOST): RouteState.WAITING,
+    (RouteState.ASKING, RouteInput.JOINED): RouteState.OPEN,
+    (RouteState.WAITING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.WAITING, RouteInput.NO_HOST): RouteState.WAITING,
+    (RouteState.TRYING, RouteInput.HOST_ASKED): RouteState.TRYING,
+    (RouteState.TRYING, RouteInput.OPENED): RouteState.OPEN,
+}
+
+
+def next_route_state(state: RouteState, by: RouteInput) -> RouteState:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return ROUTES[state, by]
+    except KeyError:
+        raise LocalProtocolError(f"A route that is {state.value!r} can't take {by.value!r}.") from None
 
 
 class Leg:
@@ -72,26 +101,26 @@ class Leg:
         self.number = number
         self.route = route
         self.peer: Leg | None = None  # the other leg, once a host has opened
-        self.ground: Ground | None = None  # with all that rests on the token that was shown at this end
-        self.limit = limit  # the last limit passed on to this agent: it sends bytes below it
-        self.next = 0  # the offset that this agent's next byte has
-        self.acked = 0  # below this its peer has said that all has arrived: it need not be sent again
-        self.attach = 0  # of the entry that was joined here
-        self.resumed = False  # the next DATA may begin later: its first under this number
+        self.ground: Ground | None = None  # with everything that rests on the token shown at this end
+        self.limit = limit  # the last limit passed on to this agent, which may send bytes below it
+        self.next = 0  # the offset of this agent's next byte
+        self.acked = 0  # its peer has acknowledged all bytes below this offset: they need not be sent again
+        self.attach = 0  # the attach number of the entry that was joined here
+        self.resumed = False  # the next DATA is the first under this number, and may begin at a later offset
         self.fin_passed = False  # this agent's FIN was passed on
-        self.fin_acked = False  # and acknowledged by its peer
-        self.spoke = False  # an ACK of this agent was here: the first one need not say anything new
+        self.fin_acked = False  # its peer has acknowledged that FIN
+        self.spoke = False  # this agent has sent an ACK; the first one may repeat what is known
         self.reached = 0  # the peer's ``next`` at this agent's last ACK
         self.deficit = 0
         self.queued = False
-        self._queue: deque[Waiting] | None = None  # while something waits: an empty deque is 760 bytes
+        self._queue: deque[Waiting] | None = None  # only while something waits: an empty deque takes 760 bytes
         self.late_since: float | None = None  # since when its frames wait too long
         self._late_last = 0.0
         self._ack: tuple[int, int, bool] | None = None
 
     @property
     def rests(self) -> bytes | None:
-        """The digest of the token that was shown at this end, be it over or not."""
+        """The digest of the token that was shown at this end, also after the end."""
         return None if self.ground is None else self.ground.claim.token
 
     def forward(self, type_: int, flags: int, value: int, payload: Buffer, now: float) -> None:
@@ -109,7 +138,7 @@ class Leg:
         self.session.outbox.activate(self)
 
     def _merged(self, type_: int, flags: int, value: int, payload: Buffer) -> bool:
-        """Put a small DATA behind the one it continues: a frame that waits costs far more than its few bytes."""
+        """Append a small DATA to the frame that it continues: a queued frame costs far more than its few bytes."""
         assert self._queue is not None
         last_type, last_flags, last_value, last_payload, came = self._queue[-1]
         size = len(last_payload)
@@ -121,7 +150,7 @@ class Leg:
         return True
 
     def forward_ack(self, received: int, limit: int, *, fin: bool) -> None:
-        """Queue an ACK towards this leg's agent; of several that wait, the newest numbers go out once."""
+        """Queue an ACK towards this leg's agent. If several wait, one ACK goes out with the newest numbers."""
         if self._ack is not None:
             old_received, old_limit, old_fin = self._ack
             received, limit, fin = max(received, old_received), max(limit, old_limit), fin or old_fin
@@ -130,18 +159,18 @@ class Leg:
         self.session.outbox.acknowledge(self)
 
     def drop_queue(self) -> None:
-        """Forget what waits: the stream was reset."""
+        """Drop what waits: the stream was reset."""
         self.drop_data()
         self._ack = None
 
     def drop_data(self) -> None:
-        """Forget the data that waits; an ACK still goes out."""
+        """Drop the data that waits; an ACK is still sent."""
         if self._queue:
             self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
         self._queue = None
 
     def leave(self) -> None:
-        """Its number is of the past at its session."""
+        """Removes the stream from this session: later frames with its number are ignored."""
         session, route = self.session, self.route
         session.effort.leg_ended()
         session.legs.pop(self.number, None)
@@ -151,7 +180,7 @@ class Leg:
             del session.streams[stream]
 
     def answered(self) -> None:
-        """It is not the client's leg of a stream that no host has opened yet, or not any more."""
+        """Removes it from the unanswered opens: a host has opened the stream, or the stream has ended."""
         asking, uuid = self.session.asking, self.route.message.uuid
         if asking.get(uuid) is self:
             del asking[uuid]
@@ -163,10 +192,10 @@ class Leg:
         return bool(self._queue)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:
-        """Append frames until ``most`` bytes are reached or passed; returns their size.
+        """Append frames until ``most`` bytes are reached or passed; returns their size in bytes.
 
-        Whole ones, as they came, but on a slow session: where twenty streams have 16 KiB each, a turn of whole frames
-        takes a quarter of a second at 10 Mbit/s.
+        Frames go out whole, as they came, but not on a slow session. There, with twenty streams of 16 KiB each, a turn
+        of whole frames takes a quarter of a second at 10 Mbit/s.
         """
         queue = self._queue
         cut = self.session.outbox.slow
@@ -178,7 +207,7 @@ class Leg:
             if cut and len(payload) > room and type_ == frames.DATA:
                 view = memoryview(payload)
                 queue.appendleft((type_, flags, value + room, view[room:], came))
-                flags, payload = flags & ~frames.BLOCKED, view[:room]  # that is said of the last byte
+                flags, payload = flags & ~frames.BLOCKED, view[:room]  # the flag belongs to the last byte
                 count -= 1
             if type_ == frames.DATA and self._late(now - came, now):
                 flags |= frames.MARKED
@@ -195,7 +224,7 @@ class Leg:
         return size
 
     def make_ack(self) -> bytes:
-        """The ACK that waits, if the stream was not reset meanwhile."""
+        """The ACK that waits; empty if the stream was reset meanwhile."""
         if self._ack is None:
             return b""
         received, limit, fin = self._ack
@@ -203,13 +232,13 @@ class Leg:
         return frames.ack_frame(self.number, received, limit, fin=fin)
 
     def _late(self, waited: float, now: float) -> bool:
-        """Whether to mark: waits have been long for some time, or memory is short."""
+        """Whether to mark a frame: waits have been long for some time, or memory is short."""
         limits = self.session.limits
         if waited <= limits.mark_wait:
             self.late_since = None
             return self.session.budget.tight
         if self.late_since is None or now - self._late_last > limits.mark_rest + waited:
-            self.late_since = now  # waits that were long, a rest, and long again did not stay long
+            self.late_since = now  # a late period interrupted by a quiet gap restarts the clock
         self._late_last = now
         return now - self.late_since >= limits.mark_time or self.session.budget.tight
 
@@ -243,15 +272,19 @@ class Route:
         self.attempt = 0
         self.began = 0.0  # when the OPEN came
         self.deadline = 0.0  # of the whole OPEN
-        self.timer: Timer | None = None  # of the try, or the wait, under way
+        self.timer: Timer | None = None  # of the current attempt or wait
         self.tried: tuple[str, ...] = ()  # host ids
-        self.refusal = ("no_live_host", "")  # what to tell the client when no try is left
-        self.early: bytes | bytearray = b""  # held until this attempt's host has opened
-        self.account: Account | None = None  # where it counts
-        self.public = False  # whether among the streams of public services
+        self.refusal = ("no_live_host", "")  # sent to the client when no attempt is left
+        self.early: bytes | bytearray = b""  # held until the host of this attempt has opened
+        self.account: Account | None = None  # the account that it counts in
+        self.public = False  # whether it counts among the streams of public services
+
+    def move(self, by: RouteInput) -> None:
+        """Change the state as the table says."""
+        self.state = next_route_state(self.state, by)
 
     def set_timer(self, timer: Timer | None) -> None:
-        """A new deadline replaces the one before."""
+        """Replace the timer; the one before is cancelled."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
@@ -269,6 +302,6 @@ class Route:
         return True
 
     def drop_early(self) -> None:
-        """The attempt failed: the client sends it again for the next one."""
+        """Drop the early data. If an attempt failed, the client sends it again for the next one."""
         self.client.session.hold(-len(self.early))
         self.early = b""

@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Shared"]
 
-# What a frame that waits costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
+# What a waiting frame costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
 _FRAME_COST = 256
 # What a session makes the relay keep, in bytes, measured: a leg with its share of the route and its timer; a half with
-# its entry and its places in three tables; an offer beside its labels. Each may be the only one of a service, whose
-# entry, ground and account are 1.5 KiB.
+# its entry and its places in three tables; an offer beside its labels. Each may be the only one of a service, so it
+# includes the 1.5 KiB of the service's entry, ground and account.
 _LEG = 2560
 _HALF = 2816
 _OFFER = 2560
 _LABEL = 120
-# An offer that is looked up may have all the labels and the token that its frame has room for.
+# While an offer is looked up, it counts with all the labels and the token that its frame has room for.
 _ASKED_OFFER = 8 * 1024
-# A control frame that waits, beside its bytes.
+# A waiting control frame costs this much beside its bytes.
 _CONTROL = 64
-# Names of services that an agent has opened: beyond so many they are forgotten, and each is noted in the audit again.
+# Names of services whose streams an agent has opened. When there are more, all are forgotten, and the audit notes each
+# of them again.
 _CONNECTS = 1024
 
 
 class Shared(Chances, Source, Protocol):
-    """What all sessions of a source have in common: how often things may fail, and what they may ask."""
+    """The buckets that all sessions of a source share: the rate of failures, and the rate of requests."""
 
 
 class Session:
@@ -98,34 +99,34 @@ class Session:
         self.limits = limits
         self.budget = budget
         self.source = source  # the agent's address, for logs
-        self.group = group  # what counts as one source; empty where that is not known
-        #: Sends a DATA (flags, stream, offset, payload) at once if the socket is free; returns whether it did. The gate
-        #: sets it.
-        self.flush: Callable[[], None] | None = None  # sends what waits, as far as the socket is free; also the gate's
+        self.group = group  # what counts as one source; empty if it is not known
+        #: Both are set by the gate. ``flush`` sends what waits, as far as the socket is free. ``send_data`` sends a
+        #: DATA (flags, stream, offset, payload) at once if the socket is free, and returns whether it did.
+        self.flush: Callable[[], None] | None = None  # see above
         self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
-        self.connects: set[str] | None = None  # services that its agent has opened streams of
+        self.connects: set[str] | None = None  # services whose streams its agent has opened
         self.quiet = False  # it carries nothing, and may be silent for longer
-        self.older: Session | None = None  # of the same agent, which is moving from there to here
-        self.rank = 0  # of two sessions of a process the one that greeted later has the higher one
+        self.older: Session | None = None  # the session of the same agent that it is moving from
+        self.rank = 0  # of two sessions of a process, the one that greeted later has the higher rank
         self.credit = 0  # granted by WELCOME, bytes
-        self.held = 0  # bytes, beside the data that waits for it, that it makes the relay keep
-        self._gone = False  # nothing is counted any more
-        self.partial = 0  # bytes of a message that is not whole, as they were noted last
-        self._unsent = 0  # likewise
+        self.held = 0  # bytes that it makes the relay keep, without the data that waits for it
+        self._gone = False  # the session is over: it counts no more bytes
+        self.partial = 0  # bytes of an incomplete message, as last noted
+        self._unsent = 0  # bytes that the socket has not taken, as last noted
         self.outbox = Outbox(limits, self._hold_control)
-        self.predecessors: tuple[str, ...] = ()  # process ids that this one has proved to stand in for
+        self.predecessors: tuple[str, ...] = ()  # process ids that this process has proved to replace
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
         self.asking: dict[str, Leg] = {}  # its legs of streams that no host has opened yet, by uuid
         self.streams: dict[tuple[str, str], Leg] = {}  # its legs of running streams, by uuid and role
-        #: Streams that this agent attached, and their other end not yet.
+        #: Streams that this agent attached, and whose other end is not here yet.
         self.halves: dict[int, Half] = Held(self.hold, lambda _: _HALF)
-        self.offers_asked = 0  # offers that are looked up, also those that were taken back meanwhile
+        self.offers_asked = 0  # offers that are looked up, also those withdrawn meanwhile
         #: ``None`` while the offer is looked up.
         self.offers: dict[int, LiveOffer | None] = Held(self.hold, _weigh_offer)
         self.queued = 0  # bytes of data that wait for this agent
         self.unanswered = 0
-        self.streams_opened = 0  # legs that this agent opened and that are alive
+        self.streams_opened = 0  # live legs of streams that this agent opened
         self.stalled = False  # it let an OPEN time out and has not been heard since
         self.doomed = False  # it is to be cut
         self.ended = False
@@ -134,22 +135,22 @@ class Session:
         self.effort = Effort(limits, shared)
         self.resets = Bucket(limits.early_resets_rate, limits.early_resets_burst, now)
         self.asks = Bucket(limits.asks_rate, limits.asks_burst, now)
-        self.asked = Asks(limits.attach_batch)  # what other agents' halves want to know of this one
-        self.look_ups = 0  # questions to the store about its halves
+        self.asked = Asks(limits.attach_batch)  # asks this agent about other agents' halves
+        self.look_ups = 0  # pending look-ups for its halves
         self.gones = Bucket(limits.gone_rate, limits.gone_rate, now)
-        self.highest_number = 0  # of the agent's own numbers
+        self.highest_number = 0  # the highest number that the agent has used
         self._next_number = 2
 
     @property
     def all_of_agent(self) -> Iterator[Session]:
-        """This one, and those that its agent is moving from."""
+        """This session, and those that its agent is moving from."""
         session: Session | None = self
         while session is not None:
             yield session
             session = session.older
 
     def is_first_of(self, service: str) -> bool:
-        """Whether its agent has opened no stream of the service before; from now on it has."""
+        """Whether its agent has opened no stream of the service before. Notes the service."""
         if self.connects is None:
             self.connects = set()
         if service in self.connects:
@@ -163,61 +164,61 @@ class Session:
         return f"<Session {self.process[:8] or 'new'} of {self.source}>"
 
     def take_number(self) -> int:
-        """The next of the relay's numbers: even, never used twice in a session."""
+        """The next of the relay's numbers: even, and never used twice in a session."""
         number = self._next_number
         self._next_number += 2
         return number
 
     @property
     def weight(self) -> int:
-        """Bytes of all that the relay keeps because of it."""
+        """Bytes of all that the relay keeps because of this session."""
         return self.queued + self.held
 
     def hold(self, size: int) -> None:
-        """Count bytes that it begins, or ceases, to make the relay keep, beside data that waits for it."""
+        """Add ``size`` bytes (negative: remove) to what it makes the relay keep, without the data that waits for it."""
         if not self._gone:
             self.held += size
             self.budget.held += size
 
     def ask_offer(self, count: int) -> None:
-        """So many more offers are looked up, or fewer."""
+        """Note that ``count`` more offers are looked up, or fewer if it is negative."""
         self.offers_asked += count
         self.hold(count * _ASKED_OFFER)
 
     def _hold_control(self, size: int, frames: int) -> None:
-        if not self._gone:  # as hold(), with one call less: six of these belong to an open
+        if not self._gone:  # as hold(), with one call less: an open takes six of these
             size += frames * _CONTROL
             self.held += size
             self.budget.held += size
 
     def note_partial(self, size: int) -> None:
-        """So much of a message is here that is not whole."""
+        """Note the bytes received of a message that is not complete."""
         self.hold(size - self.partial)
         self.partial = size
 
     def note_unsent(self, size: int) -> None:
-        """Its socket does not take so much of what was given to it."""
+        """Note the bytes that its socket has not taken."""
         self.hold(size - self._unsent)
         self._unsent = size
 
     def let_go(self) -> None:
-        """It is over: what is left of it goes with its connection, and is nobody's any more."""
+        """The session is over. The rest of its memory goes with its connection, and is counted no longer."""
         self.hold(-self.held)
         self._gone = True
 
     def add_queued(self, size: int, frames: int) -> None:
-        """Count bytes and frames that begin, or cease, to wait for this agent."""
+        """Add bytes and frames that wait for this agent, or remove them if negative."""
         self.queued += size
         self.budget.queued += size + frames * _FRAME_COST
         assert self.queued >= 0
 
     @property
     def overdrawn(self) -> bool:
-        """More waits than the agent may have granted: its budget, and the floor for every stream."""
+        """Whether more waits than the agent may have granted: its session's credit, and the floor for every stream."""
         return self.queued > self.credit + len(self.legs) * self.limits.window_floor
 
 
 def _weigh_offer(offer: LiveOffer | None) -> int:
     if offer is None:
-        return 0  # it counts as long as it is looked up
+        return 0  # counted by ask_offer() while it is looked up
     return _OFFER + sum(_LABEL + len(key) + len(value) for key, value in offer.labels.items())

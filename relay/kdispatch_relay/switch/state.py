@@ -16,7 +16,7 @@ __all__ = ["clients_of", "state_of"]
 def state_of(
     switch: Switch, connected: Iterable[Session], *, since: float, draining: bool, cuts: Mapping[str, int]
 ) -> RelayState:
-    """Count it; nothing of it is kept, but what only grows."""
+    """Count the current state. Only ``marks`` and ``cuts`` accumulate."""
     sessions = [session for session in connected if not session.ended]
     streams = dict.fromkeys((state.value for state in RouteState), 0)
     for session in sessions:
@@ -42,11 +42,11 @@ def state_of(
 def clients_of(
     switch: Switch, service: str, started: float, after: tuple[str, str, str], limit: int | None
 ) -> list[ClientView]:
-    """Who has streams of a service open, ``limit`` of those whose places are behind ``after``.
+    """The clients with open streams of a service: ``limit`` of those whose place is behind ``after``.
 
     ``started`` turns the switch's times into unix seconds.
 
-    While the service is public nothing rests on the tokens that clients show, and they are not looked at.
+    While the service is public, access does not depend on the clients' tokens, so no token is shown.
     """
     entry = switch.registry.get(service)
     public = entry is not None and entry.terms is not None and entry.terms.public

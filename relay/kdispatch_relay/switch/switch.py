@@ -1,8 +1,7 @@
 """The switch: frames in from any session, frames out to others. Sans-I/O.
 
-The gate feeds :meth:`Switch.receive_frames` what a session's carrier received,
-sends what the outboxes of :meth:`Switch.take_touched` hold, answers the
-questions of :meth:`Switch.take_questions`, and ends the sessions of
+The gate calls :meth:`Switch.receive_frames` with what a session's carrier received. It sends what the outboxes of
+:meth:`Switch.take_touched` hold, answers the questions of :meth:`Switch.take_questions`, and ends the sessions of
 :meth:`Switch.take_cuts`. Times are seconds of one clock that never goes back.
 """
 
@@ -36,7 +35,7 @@ __all__ = ["AskAttach", "AskOffer", "AskOpen", "Cut", "Question", "Switch"]
 Question = AskOffer | AskOpen | AskAttach
 
 
-# More than 25 methods: one for each type of frame, each short.
+# More than 25 methods: a short one for each type of frame.
 class Switch:
     """One relay's sessions, offers and routes. ``choose(n)`` gives a uniform number below ``n``."""
 
@@ -83,11 +82,11 @@ class Switch:
     # --- sessions ----------------------------------------------------------------------------
 
     def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> Session:
-        """A carrier is up; the agent's HELLO comes next. ``shared`` is what all sessions of its ``group`` have."""
+        """A carrier is up; the agent's HELLO comes next. All sessions of its ``group`` use the same ``shared``."""
         return Session(self.limits, self.budget, source, now, shared, group=group)
 
     def disconnect(self, session: Session, now: float) -> None:
-        """The carrier is gone, or is about to be closed. Calling it again changes nothing."""
+        """The carrier is gone, or is about to be closed. A second call changes nothing."""
         if session.ended:
             return
         session.ended = True
@@ -97,13 +96,13 @@ class Switch:
         if older is not None:
             self.attachments.newest(older)
         for leg in list(session.legs.values()):
-            if session.legs.get(leg.number) is leg:  # the end of one may have been that of another: both ends were here
+            if session.legs.get(leg.number) is leg:  # both ends may be in this session
                 self.passing.leg_lost(leg, now)
         self._touched.discard(session)
         session.let_go()
 
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
-        """Frames of a session's agent. On ``RemoteProtocolError`` cut the session with its code."""
+        """Handle frames from a session's agent. On ``RemoteProtocolError``, cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
         leg_of, pass_data, pass_frame = session.legs.get, self.passing.data, self.passing.frame
@@ -120,9 +119,9 @@ class Switch:
                 pass_frame(leg, type_, flags, value, payload, now)
             else:
                 self._control_frame(session, type_, number, value, payload, now)
-                if session.effort.why:  # this frame was one too many
+                if session.effort.why:  # this frame exceeded a limit
                     return
-        # An open takes eight calls of this: properties, and parts of an OPEN that are settled at once, cost it 3 %.
+        # An open makes eight of these calls. Properties here, and settling parts of an OPEN at once, cost an open 3 %.
         if outbox.control or outbox.acks or outbox.ring:
             self._touched.add(session)
         if effort.idle or effort.asks >= 1:
@@ -133,7 +132,7 @@ class Switch:
     def _control_frame(  # noqa: PLR0917 - one frame's fields
         self, session: Session, type_: int, number: int, value: int, payload: memoryview, now: float
     ) -> None:
-        """A frame that is not of a stream which is there: each counts."""
+        """Handle a frame that does not belong to a running stream. Each such frame counts."""
         effort = session.effort
         if type_ == frames.DATA:
             effort.idle += 1
@@ -157,9 +156,9 @@ class Switch:
             self.cut(session, "rate_limited", session.effort.why)
 
     def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """The fast path: hand a DATA that came alone straight to its peer's socket, if nothing waits before it.
+        """The fast path: write a DATA that came alone directly to its peer's socket, if nothing waits there.
 
-        Returns whether that was done; if not, nothing was, and it is one more frame for :meth:`receive_frames`.
+        Returns whether it did. If not, nothing has changed, and the caller passes the frame to :meth:`receive_frames`.
         """
         leg = session.legs.get(number)
         if leg is None or leg.peer is None or session.stalled or self.budget.tight:
@@ -177,7 +176,10 @@ class Switch:
         return True
 
     def take_touched(self) -> list[Session]:
-        """Sessions whose outboxes may have something to send, hosts first: clients wait for them. Then look at cuts."""
+        """Sessions whose outboxes may have something to send, hosts first, because clients wait for them.
+
+        Take the cuts afterwards: this adds some.
+        """
         taken = sorted(self._touched, key=lambda session: not session.offers)
         self._touched.clear()
         for session in taken:
@@ -186,11 +188,11 @@ class Switch:
         return taken
 
     def touch(self, session: Session) -> None:
-        """Frames were put into a session's outbox from outside."""
+        """Note that frames were put into a session's outbox from outside."""
         self._touched.add(session)
 
     def take_questions(self) -> list[Question]:
-        """What only the store can answer."""
+        """Questions that only the store can answer."""
         asked = (self.offers.questions, self.opens.questions, self.attachments.questions)
         if not any(asked):
             return []
@@ -205,17 +207,17 @@ class Switch:
         return taken
 
     def cut(self, session: Session, code: str, text: str = "") -> None:
-        """End a session for a reason that its agent should hear."""
+        """End a session for a reason that its agent is told."""
         if not session.doomed:
             session.doomed = True
             self._cuts.append(Cut(session, code, text))
 
     def next_deadline(self) -> float | None:
-        """When :meth:`handle_timeout` must be called at the latest."""
+        """The time at which :meth:`handle_timeout` must be called at the latest."""
         return self.timers.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Do what is due."""
+        """Run the timers that are due."""
         for call in self.timers.due(now):
             call(now)
 
@@ -278,7 +280,7 @@ class Switch:
         session.effort.refused += refused * _ENTRY
 
     def _new_number(self, session: Session, number: int) -> bool:
-        """Agents' numbers are odd, and go up: none is used twice in a session, and none at all in a quiet one."""
+        """Whether a number is valid: odd, higher than all before it in the session, and the session not quiet."""
         fresh = number % 2 == 1 and number > session.highest_number and not session.quiet
         session.highest_number = max(session.highest_number, number)
         return fresh
@@ -288,11 +290,11 @@ class Switch:
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
     def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """It says no more than that it came."""
+        """A PONG says nothing beyond its arrival."""
         session.effort.idle += 1
 
     def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
-        """An agent does not trust its number any more: it attaches anew, and so shall the other end."""
+        """An agent distrusts this number and will attach the stream again: tell the other end to do so too."""
         leg, half = session.legs.get(number), session.halves.get(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
             self.passing.leg_lost(leg, now)
@@ -322,7 +324,7 @@ class Switch:
                 self.cut(session, "rate_limited", "Too many streams were given up before they were answered.")
             self.opens.cancel(leg)
 
-    # --- what they cause ---------------------------------------------------------------------------------
+    # --- consequences ------------------------------------------------------------------------------------
 
     def _forwarded(self, session: Session) -> None:
         self._touched.add(session)
@@ -332,24 +334,24 @@ class Switch:
             self.make_room()
 
     def make_room(self) -> None:
-        """The process's budget is spent: cut those sessions that hold most."""
-        if self._cuts:  # those who go take what they hold with them when the read was worked on
+        """The process's budget is spent: cut the sessions that hold most."""
+        if self._cuts:  # earlier cuts are pending, and free their memory after this read
             return
         for cut in make_room(self.sessions, self.budget):
             self.cut(cut.session, cut.code, cut.text)
 
     def _heard_again(self, session: Session, now: float) -> None:
-        """A host that let an OPEN time out may be asked again; somebody may be waiting for it."""
+        """A host that let an OPEN time out has been heard: it may be asked again, and opens that wait for one go on."""
         session.stalled = False
         for host in {offer.host: None for offer in session.offers.values() if offer is not None}:
             self.opens.host_appeared(host, now)
 
 
-# Frames for nothing are settled this many at a time, within what came at once.
+# Idle frames of one read are settled in batches of this many.
 _SETTLED = 256
-# What frames cost beside an OPEN, measured: a look-up, and a row of the audit; a stream of an ATTACH.
+# Costs in units of an OPEN, measured: an OFFER, which takes a look-up and a row of the audit; a stream of an ATTACH.
 _OFFER = 4.0
 _ENTRY = 0.5
-# A RESET of nothing has JSON to be read: it costs as much as so many PINGs.
+# A RESET without a stream has JSON to parse: it costs as much as this many PINGs.
 _RESET = 4
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})

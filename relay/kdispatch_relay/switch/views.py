@@ -10,9 +10,9 @@ __all__ = ["ClientView", "HostView", "Left", "LiveHost", "LongestQueue", "RelayS
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A live host as people may see it. ``since`` is in unix seconds, ``streams`` counts the open ones.
+    """A live host as users may see it. ``since`` is in unix seconds, ``streams`` counts the open ones.
 
-    ``source`` and ``token``, the id of the token that it rests on, are for the service's owner.
+    ``source``, and ``token``, the id of the token that it rests on, are for the service's owner.
     """
 
     host: str
@@ -38,7 +38,7 @@ class ClientView:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """By what clients are ordered."""
+        """The sort key of clients."""
         return self.agent, self.source, self.token or ""
 
 
@@ -52,7 +52,7 @@ class LiveHost:
 
 @dataclass(frozen=True, slots=True)
 class LongestQueue:
-    """The agent, by its process id, for which most waits, and how many bytes."""
+    """The agent, by its process id, for which most data waits, and how many bytes."""
 
     agent: str
     queued: int
@@ -66,9 +66,9 @@ class RelayState:
     since: float  # unix seconds
     draining: bool
     sessions: int
-    hosts: int  # offers that are listed
-    streams: Mapping[str, int]  # by how far they came
-    waiting: int  # ends of streams that wait for the other end
+    hosts: int  # listed hosts
+    streams: Mapping[str, int]  # by the state of the route
+    waiting: int  # halves that wait for the other end
     queued: int  # bytes of data
     longest: LongestQueue | None
     marks: int  # DATA frames that were marked
@@ -77,7 +77,7 @@ class RelayState:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Who has not left a relay that drains. An agent that is host and client counts as a host."""
+    """What has not left a draining relay. An agent that is both host and client counts as a host."""
 
     hosts: int
     clients: int

@@ -43,7 +43,7 @@ class Deadlines:
     def acknowledge(self, stream: Stream, now: float) -> None:
         """Acknowledge received bytes within ``Limits.ack_delay``."""
         when = now + self._table.limits.ack_delay
-        stream.ack_timer = self._table.timers.add(when, lambda _: self._ack_due(stream))
+        stream.set_ack_timer(self._table.timers.add(when, lambda _: self._ack_due(stream)))
 
     def company(self) -> None:
         """Bound the time for which ACKs wait for other frames to go with."""
@@ -59,7 +59,7 @@ class Deadlines:
 
     @staticmethod
     def _ack_due(stream: Stream) -> None:
-        stream.ack_timer = None
+        stream.set_ack_timer(None)
         if stream.inbound.unacknowledged and not stream.ended:
             stream.session.outbox.acknowledge(stream)
 

@@ -254,15 +254,12 @@ class Endpoint:
             raise RemoteProtocolError("An OPEN whose number is not a new one of the relay's.")
         # Interned: thousands of streams share the same service and peer.
         service, peer = sys.intern(message.service), sys.intern(message.process or "")
-        stream = Stream(uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session)
-        stream.number = number
-        stream.attempt = message.attempt or 1
-        stream.peer = peer
-        stream.key = bytes.fromhex(message.key or "")
-        stream.outbound.limit = message.limit
         offer = self._offers.get(message.service)
-        if offer is not None:
-            stream.token = offer.token
+        stream = Stream(
+            uuid=message.uuid, service=service, is_client=False, budget=table.budget, session=session,
+            token=None if offer is None else offer.token, number=number, attempt=message.attempt or 1, peer=peer,
+            key=bytes.fromhex(message.key or ""), limit=message.limit,
+        )  # fmt: skip
         older = table.by_uuid.get(message.uuid)
         if older is not None and self._was_begun_anew(older, stream):
             table.fail(older, "cancelled", "The client opened the stream anew.")
@@ -327,11 +324,7 @@ class Endpoint:
         trying = Trying.parse(payload)
         if not stream.is_client or stream.leg is not Leg.ASKED:
             raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
-        stream.move(Input.TRIED)
-        stream.attempt = trying.attempt
-        stream.peer = sys.intern(trying.process)
-        stream.host = sys.intern(trying.host)
-        stream.outbound.restart()  # the relay dropped what was for the previous host
+        stream.tried(trying.attempt, sys.intern(trying.process), sys.intern(trying.host))
         self.table.activate(stream)
 
     def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:

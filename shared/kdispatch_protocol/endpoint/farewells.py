@@ -34,10 +34,9 @@ class Farewells:
         if stream.ended:
             return
         self._table.now = now
-        stream.unheard = more
+        stream.expect(more=more)
         if stream.farewell is None:
-            stream.farewell = Farewell(code, text, stream.inbound.consumed + self._table.limits.dropped)
-            stream.closing = True
+            stream.close(Farewell(code, text, stream.inbound.consumed + self._table.limits.dropped))
             if stream.opened:  # an unopened stream keeps the deadline of its open
                 self._deadlines.linger(stream, now)
         self.look(stream)

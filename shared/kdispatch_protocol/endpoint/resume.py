@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Leg, State
+from kdispatch_protocol.endpoint.states import Leg, LegInput, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
@@ -64,8 +64,8 @@ class Resumption:
         if stream.leg is Leg.NONE:
             stream.inbound.release()  # the ATTACH will grant the peer a new limit
         if stream.grace is None and stream.opened:
-            stream.detached_at = now
-            stream.set_grace(table.timers.add(self._grace_ends(stream), lambda _: self._grace_expired(stream)))
+            ends = now + table.limits.grace
+            stream.detach(table.timers.add(ends, lambda _: self._grace_expired(stream)), now)
 
     def expires(self, stream: Stream) -> float | None:
         """When this end gives up a detached stream; ``None`` if it is attached. The peer counts its own time."""
@@ -79,8 +79,8 @@ class Resumption:
         """Move the leg of a stream without one to its oldest pending ATTACH, if there is one."""
         if stream.moves:
             session, number = next(iter(stream.moves.items()))
-            _end_move(stream, session)
-            session.carry(stream, number, Leg.ATTACHING)
+            stream.end_move(session)
+            session.carry(stream, number, LegInput.ATTACHED)
 
     def gone(self, stream: Stream, now: float) -> None:
         """Handle GONE: the relay reports that the other leg is lost."""
@@ -92,7 +92,7 @@ class Resumption:
 
     def move_gone(self, session: Session, stream: Stream) -> None:
         """Handle GONE for the number of a move: the relay no longer knows it."""
-        _end_move(stream, session)
+        stream.end_move(session)
         self.move(stream)
 
     def session_lost(self, stream: Stream, session: Session, text: str, now: float) -> bool:
@@ -102,7 +102,7 @@ class Resumption:
         that may have it, and only that one.
         """
         if stream.moves and session in stream.moves:
-            _end_move(stream, session)
+            stream.end_move(session)
             if stream.leg is not Leg.NONE and stream.session is not session:
                 # A join may be on its way, at either end. Then the older number is dead, and neither end would report
                 # it.
@@ -161,13 +161,10 @@ class Resumption:
         session = self._table.session
         number = session.take_number()
         if stream.leg is Leg.NONE:
-            session.carry(stream, number, Leg.ATTACHING)
+            session.carry(stream, number, LegInput.ATTACHED)
         else:
-            if stream.moves is None:
-                stream.moves = {}
-            stream.moves[session] = number
-            session.moving[number] = stream
-        stream.attach += 1
+            stream.add_move(session, number)
+        attach = stream.attach_anew()
         inbound = stream.inbound
         return AttachEntry(
             uuid=stream.uuid,
@@ -179,8 +176,8 @@ class Resumption:
             limit=inbound.grant(),
             fin=inbound.finished,
             opening=not stream.opened,
-            attach=stream.attach,
-            proof=stream.prove(stream.role, stream.attach),
+            attach=attach,
+            proof=stream.prove(stream.role, attach),
         )
 
     # --- the peer's ATTACH --------------------------------------------------------------
@@ -227,7 +224,7 @@ class Resumption:
             if not authentic:
                 self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
             if moved:
-                _end_move(stream, session)
+                stream.end_move(session)
             else:
                 self.detach(stream, now)
             if self._table.session is session:
@@ -240,11 +237,12 @@ class Resumption:
         except RemoteProtocolError as error:
             self._table.fail(stream, error.code, error.text)
             return
-        stream.peer_attach = entry.attach
+        stream.peer_attached(entry.attach)
         if moved:
             self._switch(stream, session, number)
-        stream.leg = Leg.JOINED
-        stream.set_grace(None)
+        else:
+            stream.move_leg(LegInput.MET)
+        stream.end_grace()
         self._table.acknowledged(stream, freed)
         self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
         self._table.farewells.look(stream)
@@ -254,10 +252,10 @@ class Resumption:
         """Give up the stream's leg and all older moves: frames under those numbers are ignored from now on."""
         stream.session.drop(stream)
         for older in list(stream.moves or ()):
-            _end_move(stream, older)
+            stream.end_move(older)
             if older is session:
                 break
-        session.carry(stream, number, Leg.JOINED)
+        session.carry(stream, number, LegInput.SWITCHED)
 
     @staticmethod
     def _rewound(stream: Stream, entry: AttachEntry) -> int:
@@ -284,7 +282,7 @@ class Resumption:
 
     def move_refused(self, session: Session, stream: Stream, code: str, text: str, now: float) -> None:
         """Handle a RESET under the number of a move. A joined stream stays, and moves later if it must."""
-        _end_move(stream, session)
+        stream.end_move(session)
         if stream.leg is not Leg.JOINED:
             self.attach_refused(stream, code, text, now)
 
@@ -308,7 +306,7 @@ class Resumption:
         """The stream ended: tell every session in which a move is pending."""
         for session, number in list((stream.moves or {}).items()):
             session.outbox.send(reset_frame(number, code, ""))
-            _end_move(stream, session)
+            stream.end_move(session)
 
     def remember(self, stream: Stream, code: str) -> None:
         """The stream ended: keep a tombstone, so that a later question gets the code."""
@@ -327,11 +325,3 @@ class Resumption:
     def _sweep(self, now: float) -> None:
         self.tombstones.purge(now)
         self._sweep_later()
-
-
-def _end_move(stream: Stream, session: Session) -> None:
-    """Remove the stream's number of a move to this session."""
-    assert stream.moves is not None
-    del session.moving[stream.moves.pop(session)]
-    if not stream.moves:
-        stream.moves = None

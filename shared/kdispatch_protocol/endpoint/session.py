@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import Leg, LegInput
 from kdispatch_protocol.endpoint.windows import Distances
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.outbox import Outbox
@@ -69,9 +69,9 @@ class Session:
         self._next_number += 2
         return number
 
-    def carry(self, stream: Stream, number: int, leg: Leg) -> None:
+    def carry(self, stream: Stream, number: int, by: LegInput) -> None:
         """Put the stream's leg into this session under this number."""
-        stream.session, stream.number, stream.leg = self, number, leg
+        stream.carry(self, number, by)
         self.by_number[number] = stream
 
     def drop(self, stream: Stream) -> None:
@@ -81,7 +81,7 @@ class Session:
         if self.by_number.get(stream.number) is stream:
             del self.by_number[stream.number]
         self.outbox.discard(stream)
-        stream.number, stream.leg = 0, Leg.NONE
+        stream.leave()
 
     def accept_data(self, flags: int, number: int, value: int, size: int, now: float) -> Stream | None:
         """Fast path of the receiver: return the stream for which a DATA has the next bytes; pass them to its program.

@@ -1,4 +1,5 @@
-"""The states of one end of a stream, in one table. Only this table changes them.
+"""The states of one end of a stream, and those of its leg, in two tables. Only these tables
+change them.
 
 A client's end starts as OPENING when its program connects. The relay names the
 host that it asks (TRYING, once for each host tried); the client may then send
@@ -10,6 +11,11 @@ of the data is a FIN that the peer acknowledges. The peer's end counts as arrive
 once every byte before it has arrived. The stream is CLOSED when both happened. A
 RESET, from either end or from the relay, ends it at any time. Frames that arrive
 later for a stream in an end state are ignored.
+
+A leg is the stream's place in one session. An OPEN asks for it, or an ATTACH once
+the stream exists. The leg is JOINED when the other end has answered, and only then
+do frames of the stream pass. A stream that moves attaches in a newer session too.
+Its leg changes over when both ends have attached there.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from typing import Final
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["END_STATES", "SENDING", "TABLE", "Input", "Leg", "State", "next_state"]
+__all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "Leg", "LegInput", "State", "next_leg", "next_state"]
 
 
 class State(StrEnum):
@@ -57,6 +63,17 @@ class Leg(Enum):
     JOINED = "joined"  # DATA, ACK and FIN may pass
 
 
+class LegInput(StrEnum):
+    """What moves a leg."""
+
+    ASKED = "OPEN sent or received"
+    ANSWERED = "OPENED sent or received"
+    ATTACHED = "ATTACH sent"
+    MET = "the peer's ATTACH received"
+    SWITCHED = "both ends attached in another session"
+    LOST = "the number is given up"
+
+
 END_STATES: Final = frozenset({State.CLOSED, State.RESET})
 #: States in which DATA may be sent (early data in TRYING has its own frame type).
 #: After our FIN only data and a FIN that a lost session dropped are sent again.
@@ -86,3 +103,20 @@ def next_state(state: State, by: Input) -> State:
         return TABLE[state, by]
     except KeyError:
         raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None
+
+
+LEGS: Final[dict[tuple[Leg, LegInput], Leg]] = {
+    (Leg.NONE, LegInput.ASKED): Leg.ASKED,
+    (Leg.ASKED, LegInput.ANSWERED): Leg.JOINED,
+    (Leg.NONE, LegInput.ATTACHED): Leg.ATTACHING,
+    (Leg.ATTACHING, LegInput.MET): Leg.JOINED,
+    (Leg.NONE, LegInput.SWITCHED): Leg.JOINED,
+} | {(leg, LegInput.LOST): Leg.NONE for leg in Leg}
+
+
+def next_leg(leg: Leg, by: LegInput) -> Leg:
+    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    try:
+        return LEGS[leg, by]
+    except KeyError:
+        raise LocalProtocolError(f"A leg that is {leg.value!r} can't take {by.value!r}.") from None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, State, next_state
+from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, LegInput, State, next_leg, next_state
 from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
@@ -25,6 +25,7 @@ class Farewell(NamedTuple):
     credited_to: int  # the peer's bytes below this offset are credited, though no program takes them
 
 
+# More than 25 methods: each change of a field is a method, and stands here.
 class Stream:
     """The client's or the host's end of a stream. It belongs to an endpoint, whose methods act on it.
 
@@ -32,7 +33,8 @@ class Stream:
     under that number. While the stream moves it has further numbers in ``moves``,
     under which nothing passes yet. The stream is a source of its session's outbox:
     it cuts frames from its replay buffer when its turn comes, so no byte is queued
-    twice.
+    twice. Only the methods of this class write its fields, except ``queued`` and
+    ``deficit``, which the outbox writes.
     """
 
     __slots__ = (
@@ -85,6 +87,12 @@ class Stream:
         token: str | None = None,
         secret: bytes = b"",
         pin: str = "",
+        number: int = 0,
+        attempt: int = 0,
+        peer: str = "",
+        key: bytes = b"",
+        limit: int = 0,
+        open_until: float = 0.0,
     ) -> None:
         self.uuid = uuid
         self.service = service
@@ -92,19 +100,20 @@ class Stream:
         self.token = token  # the token that authorizes the stream
         self.pin = pin  # client: the id of the only host to ask, or empty
         self.secret = secret  # client: 32 bytes; without a secret the stream can't be resumed
-        self.key = b""  # host: see `stream_key`
+        self.key = key  # host: see `stream_key`
         self.limits: Limits = budget.limits
         self.inbound = Inbound(budget)
         self.outbound = Outbound()
+        self.outbound.limit = limit
         self.state = State.OPENING
         self.session = session  # the session of its leg; arbitrary while it has no leg
-        self.number = 0
+        self.number = number
         self.leg = Leg.NONE
         self.moves: dict[Session, int] | None = None  # further sessions it attached in, oldest first, with its numbers
         self.attach = 0  # number of our last ATTACH
         self.peer_attach = 0  # number of the peer's last accepted ATTACH
-        self.attempt = 0  # the relay's attempt that this end belongs to
-        self.peer = ""  # process id of the other end
+        self.attempt = attempt  # the relay's attempt that this end belongs to
+        self.peer = peer  # process id of the other end
         self.host = ""  # host id, once the relay has named it
         self.confirmed = is_client  # host: the client has answered OPENED
         self.closing = False  # the program closed; the next data that arrives is answered with a reset
@@ -118,7 +127,7 @@ class Stream:
         self.detached_at = 0.0  # when it was detached
         self.asked_at = 0.0  # when OPEN, or a host's OPENED, was sent: the answer tells the distance
         self.asked_until = 0.0  # client: deadline for the relay's answer to its OPEN
-        self.open_until = 0.0  # client: do not open again after this
+        self.open_until = open_until  # client: do not open again after this
         self.deficit = 0  # owned by the outbox
         self.queued = False  # owned by the outbox
 
@@ -166,11 +175,18 @@ class Stream:
         key = stream_key(self.secret, self.peer) if self.is_client else self.key
         return proof(key, self.uuid, role, attach)
 
-    def set_grace(self, timer: Timer | None) -> None:
-        """Set the timer that ends the grace of a detached stream; ``None`` ends the detached state."""
+    # --- deadlines --------------------------------------------------------------------
+
+    def detach(self, timer: Timer, now: float) -> None:
+        """Start the grace: the stream waits until both ends have attached, or until ``timer`` fires."""
+        self.end_grace()
+        self.grace, self.detached_at = timer, now
+
+    def end_grace(self) -> None:
+        """End the grace: the stream is attached, or over."""
         if self.grace is not None:
             self.grace.cancel()
-        self.grace = timer
+            self.grace = None
 
     def set_timer(self, timer: Timer | None) -> None:
         """Replace the deadline of the state."""
@@ -178,9 +194,97 @@ class Stream:
             self.timer.cancel()
         self.timer = timer
 
+    def set_ack_timer(self, timer: Timer | None) -> None:
+        """The stream's bytes are acknowledged when ``timer`` fires at the latest. The caller cancels an earlier one."""
+        self.ack_timer = timer
+
+    # --- its state --------------------------------------------------------------------
+
     def move(self, by: Input) -> None:
         """Change the state as the table says."""
         self.state = next_state(self.state, by)
+
+    def tried(self, attempt: int, peer: str, host: str) -> None:
+        """The relay asks this host now. It dropped the early data for the previous host."""
+        self.move(Input.TRIED)
+        self.attempt, self.peer, self.host = attempt, peer, host
+        self.outbound.restart()
+
+    def untried(self) -> None:
+        """No host got anything of the stream. The next OPEN starts from byte 0, with the limit of its session."""
+        if self.state is State.TRYING:
+            self.move(Input.UNTRIED)
+        self.peer = self.host = ""
+        self.outbound.restart()
+        self.inbound.release()
+
+    def confirm(self) -> None:
+        """A host's end: the client was heard."""
+        self.confirmed = True
+
+    def close(self, farewell: Farewell | None = None) -> None:
+        """The program is gone. With a ``farewell`` the stream is reset once the peer has all bytes of the program."""
+        self.closing = True
+        self.farewell = farewell
+
+    def expect(self, *, more: bool) -> None:
+        """Say whether more bytes of the program are still to be written behind its farewell."""
+        self.unheard = more
+
+    def pause_writer(self) -> None:
+        """The program must not write until few of its bytes wait."""
+        self.writer_paused = True
+
+    def resume_writer(self) -> None:
+        """The program may write again."""
+        self.writer_paused = False
+
+    def report_to(self, drained: list[Stream]) -> None:
+        """Append this stream to ``drained`` when few bytes of a paused writer wait."""
+        self.drained = drained
+
+    # --- its legs ---------------------------------------------------------------------
+
+    def carry(self, session: Session, number: int, by: LegInput) -> None:
+        """The leg is in ``session`` from now on, under this number."""
+        self.session, self.number = session, number
+        self.move_leg(by)
+
+    def leave(self) -> None:
+        """Give up the number. The leg is lost."""
+        self.number = 0
+        self.move_leg(LegInput.LOST)
+
+    def move_leg(self, by: LegInput) -> None:
+        """Change the leg as the table says."""
+        self.leg = next_leg(self.leg, by)
+
+    def asked(self, now: float, until: float = 0.0) -> None:
+        """An OPEN, or a host's OPENED, goes out at ``now``. The relay answers an OPEN by ``until``."""
+        self.asked_at, self.asked_until = now, until
+
+    def attach_anew(self) -> int:
+        """Count one more ATTACH of this end. Returns its number."""
+        self.attach += 1
+        return self.attach
+
+    def peer_attached(self, attach: int) -> None:
+        """The peer's ATTACH with this number was accepted. Earlier ones are refused from now on."""
+        self.peer_attach = attach
+
+    def add_move(self, session: Session, number: int) -> None:
+        """The stream also attaches in ``session``, under this number."""
+        if self.moves is None:
+            self.moves = {}
+        self.moves[session] = number
+        session.moving[number] = self
+
+    def end_move(self, session: Session) -> None:
+        """Give up the number of the move to ``session``."""
+        assert self.moves is not None
+        del session.moving[self.moves.pop(session)]
+        if not self.moves:
+            self.moves = None
 
     # --- a source of the outbox ------------------------------------------------------
 

@@ -14,7 +14,7 @@ from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import SENDING, Input, Leg, State
+from kdispatch_protocol.endpoint.states import SENDING, Input, Leg, LegInput, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.endpoint.windows import CreditBudget
@@ -73,12 +73,11 @@ class StreamTable:
         """
         stream = Stream(
             uuid=uuid, service=service, is_client=True, budget=self.budget, session=self._nowhere, token=token,
-            secret=secret, pin=pin,
+            secret=secret, pin=pin, open_until=now + self.limits.open_wait,
         )  # fmt: skip
         self.now = now
         self.add(stream)
         self._waiting[stream] = None
-        stream.open_until = now + self.limits.open_wait
         self.send_waiting()
         self._deadlines.open(stream, stream.open_until)
         return stream
@@ -89,10 +88,10 @@ class StreamTable:
             return
         self.now = now
         stream.move(Input.OPENED)
-        stream.leg = Leg.JOINED
+        stream.move_leg(LegInput.ANSWERED)
         opened = Opened(limit=stream.inbound.grant(), attempt=stream.attempt)
         stream.session.outbox.send(frames.frame(frames.OPENED, stream.number, payload=opened.encode()))
-        stream.asked_at = now
+        stream.asked(now)
         self._deadlines.confirm(stream, now)
         self.activate(stream)
 
@@ -116,7 +115,7 @@ class StreamTable:
         self.replay_held += len(data)
         self.activate(stream)
         if out.unsent >= self.limits.unsent or self._has_its_share(stream):
-            stream.writer_paused = True
+            stream.pause_writer()
         return not stream.writer_paused
 
     def _has_its_share(self, stream: Stream) -> bool:
@@ -181,7 +180,7 @@ class StreamTable:
         if stream.ended or stream.closing:
             return
         self.write_eof(stream)
-        stream.closing = True
+        stream.close()
         if stream.opened:  # an unopened stream keeps the deadline of its open
             self._deadlines.linger(stream, now)
 
@@ -211,7 +210,7 @@ class StreamTable:
         session.outbox = Outbox(self.limits)  # drop what was queued
         for stream in lost:
             if stream.session is session:
-                stream.queued, stream.deficit = False, 0
+                Outbox.forget(stream)
             if self.resumption.session_lost(stream, session, text, now):
                 continue
             if stream.is_client:
@@ -224,10 +223,10 @@ class StreamTable:
 
     def add(self, stream: Stream) -> None:
         """Add a new stream."""
-        stream.drained = self._drained
+        stream.report_to(self._drained)
         self.by_uuid[stream.uuid] = stream
         if stream.number:
-            stream.session.carry(stream, stream.number, Leg.ASKED)
+            stream.session.carry(stream, stream.number, LegInput.ASKED)
 
     def send_waiting(self) -> None:
         """Send queued OPENs while there is room."""
@@ -235,11 +234,10 @@ class StreamTable:
         while session.ready and self._waiting and session.unanswered < session.max_opens:
             stream = next(iter(self._waiting))
             del self._waiting[stream]
-            session.carry(stream, session.take_number(), Leg.ASKED)
+            session.carry(stream, session.take_number(), LegInput.ASKED)
             session.unanswered += 1
             # The relay's own deadline comes first; this one covers a relay that does not answer.
-            stream.asked_at = self.now
-            stream.asked_until = self.now + self.limits.open_total + self.limits.open_host
+            stream.asked(self.now, self.now + self.limits.open_total + self.limits.open_host)
             message = Open(
                 service=stream.service,
                 uuid=stream.uuid,
@@ -252,13 +250,9 @@ class StreamTable:
 
     def open_again(self, stream: Stream, now: float) -> None:
         """Client: no host got anything of the stream. Ask for a host again."""
-        if stream.state is State.TRYING:
-            stream.move(Input.UNTRIED)
         stream.session.drop(stream)
         self.resumption.end_moves(stream, "cancelled")
-        stream.peer = stream.host = ""
-        stream.outbound.restart()
-        stream.inbound.release()  # no host uses that limit; the next session may have less to grant
+        stream.untried()
         self._waiting[stream] = None
         self.now = now
         self.send_waiting()
@@ -267,7 +261,7 @@ class StreamTable:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         stream.session.unanswered -= 1
         stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
-        stream.leg = Leg.JOINED
+        stream.move_leg(LegInput.ANSWERED)
         self._begin(stream)
         self.resumption.move(stream)
         self.send_waiting()
@@ -297,7 +291,7 @@ class StreamTable:
     def confirm(self, stream: Stream) -> None:
         """Host: record that the client was heard."""
         if not stream.confirmed:
-            stream.confirmed = True
+            stream.confirm()
             stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
@@ -364,7 +358,7 @@ class StreamTable:
     def _forget(self, stream: Stream, code: str) -> None:
         """Release what the stream held; it is in an end state."""
         stream.set_timer(None)
-        stream.set_grace(None)
+        stream.end_grace()
         if stream.ack_timer is not None:  # otherwise its timer would wake the process again after the stream is gone
             stream.ack_timer.cancel()
         if self.by_uuid.get(stream.uuid) is stream:
@@ -395,5 +389,5 @@ class StreamTable:
         self._drained.clear()
         for stream in ready:
             if stream.writer_paused and not stream.ended and not self._has_its_share(stream):
-                stream.writer_paused = False
+                stream.resume_writer()
                 self.events.append(events.WritingResumed(stream))

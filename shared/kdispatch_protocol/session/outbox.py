@@ -97,7 +97,12 @@ class Outbox:
             acks.pop(source, None)  # type: ignore[call-overload]  # an agent's source is its own acknowledger
         if source.queued:
             self.ring.remove(source)
-            source.queued, source.deficit = False, 0
+            self.forget(source)
+
+    @staticmethod
+    def forget(source: Source) -> None:
+        """This source waits in no outbox any more, and owes nothing."""
+        source.queued, source.deficit = False, 0
 
     def collect(self, most: int, now: float) -> list[Buffer]:
         """The next batch of whole frames, about ``most`` bytes; empty if nothing is queued."""

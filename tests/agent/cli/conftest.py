@@ -12,7 +12,7 @@ from tests.guards.environment import inherited
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test sees the real home, nor the settings of whoever runs it."""
+    """No test sees the real home directory, or the settings of the user who runs it."""
     for name in os.environ.keys() - inherited().keys():
         monkeypatch.delenv(name)
     directory = tmp_path / "config"

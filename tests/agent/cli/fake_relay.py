@@ -1,4 +1,4 @@
-"""A relay of eighty lines: the REST contract as the command line sees it, and whatever a test wants answered."""
+"""A relay of eighty lines: the REST contract as the command line sees it, with any answer that a test wants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problem(code: str, status: int, detail: str = "", **more: Any) -> web.Respon
 
 @dataclass
 class FakeRelay:
-    """Its tables are open to the test; ``instead`` answers every request when it is set."""
+    """The test can access its tables; ``instead``, when set, answers every request."""
 
     url: str = ""
     handles: dict[str, str] = field(default_factory=dict)  # token -> handle
@@ -125,7 +125,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs the real console script with a configuration directory of the test's own, and nothing of ours set."""
+    """Runs the real console script with the test's own configuration directory, and no KDISPATCH variables."""
 
     directory: Path
     relay: FakeRelay

@@ -1,4 +1,4 @@
-"""Records of running agents, their logs, and the one line to the command that started an agent."""
+"""Records of running agents, their logs, and the line to the command that started an agent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _close(held: records.Held) -> None:
-    """What the kernel does when a process is killed."""
+    """Do what the kernel does when a process is killed."""
     held.control.close()
     os.close(held._descriptor)
 
@@ -43,7 +43,7 @@ def _living() -> list[Record]:
 
 
 def test_a_record_is_private_and_lives_with_its_process(state: Path) -> None:
-    """A record, its socket and its directory are the user's alone; they are there while it is held, and no longer."""
+    """Only the user can access a record, its socket and its directory, and they exist only while it is held."""
     held = hold(ONE)
     path = state / f"{ONE.id}.json"
     control = path.with_suffix(".sock")
@@ -57,7 +57,7 @@ def test_a_record_is_private_and_lives_with_its_process(state: Path) -> None:
 
 
 def test_an_orderly_end_removes_the_record(state: Path) -> None:
-    """``remove`` takes the record away before the process is gone, and ``gone`` waits for the process."""
+    """``remove`` deletes the record before the process is gone, and ``gone`` waits for the process."""
     held = hold(ONE)
     ending = Ending(ONE)
     held.remove()
@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_left_out(state: Path) -> None:
     ],
 )
 def test_finding(name: str, meant: list[Record] | str) -> None:
-    """An agent is meant by its id or host id, by an unambiguous beginning of four, or by its service."""
+    """An agent is named by its id or host id, by an unambiguous prefix of four characters, or by its service."""
     if isinstance(meant, list):
         assert find([ONE, TWO, OTHER], name) == meant
     else:
@@ -104,7 +104,7 @@ def test_finding(name: str, meant: list[Record] | str) -> None:
 
 
 def test_a_directory_with_a_long_name(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no unix socket can be, the agent is asked at a port of the loopback address."""
+    """If no unix socket is possible, the agent is asked at a port of the loopback address."""
     monkeypatch.setenv("KDISPATCH_STATE_DIR", str(state / ("x" * 100)))
     held = hold(ONE)
     (record,) = living()
@@ -114,12 +114,12 @@ def test_a_directory_with_a_long_name(state: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_name_alone() -> None:
-    """NAME means the agents of the only service that is called so."""
+    """NAME stands for the agents of the only service with this name."""
     assert find([ONE, TWO], "web") == [ONE, TWO]
 
 
 def test_a_hundred_logs_are_kept(state: Path) -> None:
-    """The oldest logs of agents that are gone are removed, a running agent's never."""
+    """The oldest logs of ended agents are removed, but never a running agent's."""
     state.mkdir(parents=True)
     for number in range(103):
         log = state / f"{number:012x}.log"
@@ -133,7 +133,7 @@ def test_a_hundred_logs_are_kept(state: Path) -> None:
 
 
 def test_a_full_log_begins_anew(tmp_path: Path) -> None:
-    """A log holds at most so many bytes; one older part is kept."""
+    """A log has a limited size, with one older part."""
     path = tmp_path / "a.log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -164,7 +164,7 @@ def test_a_process_that_says_nothing(state: Path) -> None:
 
 @pytest.mark.slow
 def test_only_agents_load_structlog() -> None:
-    """Commands that run no agent, ``stop`` among them, import neither structlog nor rich."""
+    """Commands that run no agent, including ``stop``, import neither structlog nor rich."""
     script = (
         "import sys; sys.argv = ['kdispatch', 'agent', 'stop', 'ann/web']\n"
         "from kdispatch.cli.main import run\nassert run() == 3\n"

@@ -1,4 +1,4 @@
-"""Commands where a machine lacks what most have: a home, a current directory, open descriptors, locks."""
+"""Commands on a machine without what most have: a home, a current directory, open descriptors, locks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KDISPATCH = str(Path(sys.executable).with_name("kdispatch"))
 
 @pytest.fixture(autouse=True)
 def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the command leaves it; put back for the tests behind."""
+    """As the command leaves it; restored for later tests."""
     monkeypatch.setitem(sys.modules, "rich", None)
 
 
@@ -40,7 +40,7 @@ def _environment(folder: Path) -> dict[str, str]:
     [("status", 0), ("agent stop nobody", 3), ("service show ann/web --relay http://127.0.0.1:1", 6)],
 )
 def test_closed_descriptors(closed: str, command: str, status: int, tmp_path: Path) -> None:
-    """A command whose standard streams are closed does what it does with them, whatever event loop it runs on."""
+    """A command with closed standard streams works as with open ones, on any event loop."""
     line = f"{_KDISPATCH} {command} {closed}"
     ended = subprocess.run(["sh", "-c", line], env=_environment(tmp_path), capture_output=True, text=True, check=False)
     assert (ended.returncode, "Traceback" in ended.stderr, "defect" in ended.stderr) == (status, False, False)
@@ -48,7 +48,7 @@ def test_closed_descriptors(closed: str, command: str, status: int, tmp_path: Pa
 
 @pytest.mark.slow
 def test_what_takes_the_number_of_a_closed_descriptor() -> None:
-    """The null device takes it, before any file or socket can, and children inherit it."""
+    """The null device gets its number, before any file or socket can, and children inherit it."""
     script = (
         "import os, sys\nfrom kdispatch.cli.main import _open_standard_streams\n_open_standard_streams()\n"
         "names = [os.readlink(f'/proc/self/fd/{n}') for n in range(3)]\n"
@@ -66,7 +66,7 @@ def test_what_takes_the_number_of_a_closed_descriptor() -> None:
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without HOME and a passwd entry each directory is an error that says which variable to set."""
+    """Without HOME and a passwd entry, each directory is an error that says which variable to set."""
     for name in ("HOME", "KDISPATCH_CONFIG_DIR", "KDISPATCH_STATE_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
@@ -82,7 +82,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> None:
-    """Where files can't be locked the error says so, and which variable names another directory."""
+    """If files cannot be locked, the error says so, and which variable names another directory."""
 
     def refuse(_self: object, _descriptor: int) -> bool:
         raise OSError(number, os.strerror(number))
@@ -94,7 +94,7 @@ def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_a_home_that_is_a_file(tmp_path: Path) -> None:
-    """A file where a directory is to be is told as one."""
+    """A file where a directory is needed is reported as such."""
     (tmp_path / "home").touch()
     with pytest.raises(SetupError, match=r"Not a directory|File exists"):
         make_private(tmp_path / "home" / "state")
@@ -104,7 +104,7 @@ def test_a_home_that_is_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
 def test_no_directory_is_open_to_others(tmp_path: Path) -> None:
-    """With a umask of 0 no directory that is made on the way lets others in."""
+    """With a umask of 0, no directory that is created on the way is accessible to others."""
     before = os.umask(0)
     try:
         make_private(tmp_path / "a" / "b" / "c")
@@ -139,20 +139,20 @@ def test_empty_values(line: list[str], capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_no_secret_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
-    """What stands before an empty argument is not shown where it is a value."""
+    """The part before an empty argument is not shown if it is a value."""
     assert run_command(["whoami", "--token", "hidden-word", ""]) == 2
     assert "hidden-word" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["", " ", "\udcff", "a\x00b"])
 def test_addresses_that_are_none(address: str) -> None:
-    """The library refuses them, too: the system would take an empty one for every address."""
+    """The library refuses empty addresses, too, because the system would take one for every address."""
     with pytest.raises(KdispatchError, match="local address"):
         LocalPort(address, 80)
 
 
 def test_blank_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A blank variable, and an empty line of the file, are errors that name them; an empty variable is not set."""
+    """A blank variable, and an empty line of the file, are errors that name them; an empty variable counts as unset."""
     monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("KDISPATCH_PROXY", "")
     settings.load_settings()
@@ -175,7 +175,7 @@ def test_blank_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_blank_variables(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Each setting's variable, where it is blank, ends a command with an error that names it."""
+    """For each setting, a blank variable ends a command with an error that names it."""
     monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv(name, " ")
     assert run_command(["whoami"]) == 2
@@ -193,7 +193,7 @@ def test_blank_variables(
 def test_blank_variables_that_are_no_settings(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """So does each of the others that a command needs."""
+    """The same holds for all other variables that a command needs."""
     for variable in ("KDISPATCH_CONFIG_DIR", "KDISPATCH_STATE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("KDISPATCH_RELAY", "http://127.0.0.1:1")
@@ -204,7 +204,7 @@ def test_blank_variables_that_are_no_settings(
 
 @pytest.mark.parametrize("name", ["KDISPATCH_NO_UVLOOP", "KDISPATCH_DEBUG"])
 def test_blank_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So do those that are 1 or 0."""
+    """The same holds for variables that are 1 or 0."""
     monkeypatch.setenv(name, " ")
     with pytest.raises(SetupError, match=f"^{name} is blank"):
         settings.environment_switch(name)
@@ -218,7 +218,7 @@ def test_blank_switches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_file_of_no_use(
     content: bytes | None, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What the system says of config.toml is told without its number, and with one full stop."""
+    """The system's reason about config.toml appears without its number, and with one full stop."""
     monkeypatch.setenv("KDISPATCH_CONFIG_DIR", str(tmp_path))
     file = tmp_path / "config.toml"
     if content is None:
@@ -232,7 +232,7 @@ def test_settings_file_of_no_use(
 
 @pytest.mark.slow
 def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
-    """A command whose current directory was deleted works, and a relative path is told to lead nowhere."""
+    """A command whose current directory was deleted works, and the error for a relative path says it leads nowhere."""
     gone = tmp_path / "gone"
     for command, said in (
         ("status", "No agent runs here"),
@@ -248,7 +248,7 @@ def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error of the system that no command has foreseen is told as the system's, and not as a defect."""
+    """A system error that no command expects is reported as the system's, and not as a defect."""
 
     def refuse() -> Path:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")

@@ -20,7 +20,7 @@ HOST = {"host": "0f" * 8, "since": "2026-01-01T00:00:00Z", "labels": {"rack": "\
 
 
 async def test_a_first_day(kdispatch: Shell) -> None:
-    """Sign up, create, list, show, hosts: relay and tokens are remembered, NAME alone is one's own."""
+    """Sign up, create, list, show, hosts: relay and tokens are remembered, and NAME alone means the user's own."""
     relay = kdispatch.relay
 
     signed = await kdispatch("sign-up ann --quiet --relay", relay.url)
@@ -101,7 +101,7 @@ async def test_an_error_is_three_lines_and_its_status(kdispatch: Shell) -> None:
 
 
 async def test_a_given_token_says_whose_a_name_is(kdispatch: Shell) -> None:
-    """With a token of one's own in hand NAME is its handle's, and a literal token is warned about, not shown."""
+    """With a token as argument, NAME belongs to its handle; a literal token causes a warning and is not shown."""
     bob = new_token("adm")
     kdispatch.relay.handles[bob] = "bob"
     await asyncio.to_thread(Credentials().store_admin, RelayUrl.parse(kdispatch.relay.url), "ann", new_token("adm"))
@@ -114,7 +114,7 @@ async def test_a_given_token_says_whose_a_name_is(kdispatch: Shell) -> None:
 
 
 async def test_nothing_is_asked_for_that_could_not_be_stored(kdispatch: Shell) -> None:
-    """With a damaged credentials file no token is asked for: it would be shown once and lost."""
+    """With a damaged credentials file, no token is requested: it would be shown once and lost."""
     kdispatch.directory.mkdir()
     (kdispatch.directory / "credentials.json").write_text("{")
     (kdispatch.directory / "credentials.json").chmod(0o600)
@@ -137,7 +137,7 @@ async def test_what_a_relay_sends_cannot_steer_the_terminal(kdispatch: Shell) ->
 
 
 async def test_a_reader_that_left_is_no_error(kdispatch: Shell) -> None:
-    """A closed standard output ends a command quietly, after what had to be stored was stored."""
+    """A closed standard output ends a command silently, after it has stored what it had to."""
     process = await kdispatch.start("sign-up", "ann", "--relay", kdispatch.relay.url)
     assert process.stdout is not None
     process.stdout._transport.close()  # type: ignore[attr-defined]  # asyncio has no public way to close a reader

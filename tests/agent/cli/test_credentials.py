@@ -31,7 +31,7 @@ def silent(text: str) -> None:
 
 
 def test_tokens_belong_to_one_relay() -> None:
-    """What is stored for one relay is not shown to another, and a second process sees it."""
+    """A token stored for one relay is not shown to another, and a second process sees it."""
     Credentials().store_admin(RELAY, "ann", ADM)
     Credentials().store_service(RELAY, "ann/web", SVC)
     stored = Credentials()
@@ -65,7 +65,7 @@ def test_a_name_alone_is_the_current_handles() -> None:
 
 
 def test_the_first_source_of_a_token_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flag, file, environment, the service's stored token, its owner's: the first that is there."""
+    """The first existing token is used of flag, file, environment, the service's stored token, its owner's."""
     stored, file, warnings = Credentials(), tmp_path / "token", list[str]()
     file.write_text(f"{(in_file := new_token('svc'))}\n")
     file.chmod(0o600)
@@ -101,7 +101,7 @@ def test_a_token_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that was cut short never leaves the machine, nor does the error show it."""
+    """A truncated token never leaves the machine, and the error does not show it."""
     cut = SVC[:-1]
     (file := tmp_path / "token").write_text(cut)
     file.chmod(0o600)
@@ -118,7 +118,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, monkeypatc
 
 
 def test_a_file_that_others_can_read_is_refused() -> None:
-    """A credentials file of another mode is not used, and the command that mends it is named."""
+    """A credentials file with another mode is not used, and the error has the command that repairs it."""
     stored = Credentials()
     stored.store_admin(RELAY, "ann", ADM)
     stored.path.chmod(0o640)
@@ -132,7 +132,7 @@ def test_a_file_that_others_can_read_is_refused() -> None:
 
 
 def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    """A token file of another mode is refused with the command that mends it, and a pipe is not."""
+    """A token file with another mode is refused with the command that repairs it; a pipe is accepted."""
     (file := tmp_path / "token").write_text(GIVEN)
     file.chmod(0o644)
     with pytest.raises(SetupError) as caught:
@@ -146,13 +146,13 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_variable_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KDISPATCH_TOKEN= is like no variable at all."""
+    """An empty KDISPATCH_TOKEN counts as unset."""
     monkeypatch.setenv("KDISPATCH_TOKEN", "")
     assert given_token(None, None, warn=silent) is None
 
 
 def test_what_is_dropped_is_gone_and_nothing_else() -> None:
-    """Dropping takes the named tokens only, and the one handle that is left becomes the current one."""
+    """Dropping removes only the named tokens, and the only remaining handle becomes the current one."""
     stored = Credentials()
     stored.store_admin(RELAY, "ann", ADM)
     stored.store_admin(RELAY, "bob", GIVEN)
@@ -168,7 +168,7 @@ def test_what_is_dropped_is_gone_and_nothing_else() -> None:
                                     '{"credentials_version": 1, "relays": {"r": {"admins": {"a": 1}}}}',
                                     '{"credentials_version": 1, "relays": {"r": 7}}', "\x00\x00"])  # fmt: skip
 def test_a_damaged_file_is_never_overwritten(damage: str) -> None:
-    """Neither reading nor storing changes a file that isn't understood: its tokens can't be had again."""
+    """Neither reading nor storing changes a file that is not understood, because its tokens cannot be had again."""
     stored = Credentials()
     stored.store_admin(RELAY, "ann", ADM)
     stored.path.write_text(damage)
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_never_overwritten(damage: str) -> None:
 
 
 def test_what_a_newer_release_added_to_an_entry_is_kept() -> None:
-    """Keys that this release does not know outlive a write."""
+    """Keys that this release does not know survive a write."""
     stored = Credentials()
     stored.store_admin(RELAY, "ann", ADM)
     content = json.loads(stored.path.read_text())
@@ -206,7 +206,7 @@ async def test_processes_that_write_at_once_lose_nothing(own_configuration: Path
 
 
 def test_the_token_to_connect_with() -> None:
-    """The given one comes before the service's own to connect with, that before its owner's; to host, none of it."""
+    """To connect, the given token comes first, then the service's own, then its owner's; none of these can host."""
     stored, cli = Credentials(), new_token("cli")
     assert stored.token_for_client(RELAY, "ann/web", warn=silent) is None
     stored.store_admin(RELAY, "ann", ADM)
@@ -220,7 +220,7 @@ def test_the_token_to_connect_with() -> None:
 
 
 def test_a_file_of_an_older_release() -> None:
-    """A file without tokens to connect is read, and gets them without losing anything."""
+    """A file without tokens to connect is read, and can get them without losing anything."""
     stored = Credentials()
     stored.store_admin(RELAY, "ann", ADM)
     assert "clients" not in stored.path.read_text()
@@ -232,7 +232,7 @@ def test_a_file_of_an_older_release() -> None:
 
 
 def test_a_revoked_token_is_dropped_by_its_id() -> None:
-    """The token with this id goes from wherever it is stored, and no other."""
+    """The token with this id is removed wherever it is stored, and no other."""
     stored, cli = Credentials(), new_token("cli")
     stored.store_admin(RELAY, "ann", ADM)
     stored.store_client(RELAY, "bob/db", cli)
@@ -244,7 +244,7 @@ def test_a_revoked_token_is_dropped_by_its_id() -> None:
 
 
 def test_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A code is taken as it was typed, from a file or from standard input; no other token is one."""
+    """A code is accepted as it was typed, from a file or from standard input; no other token is."""
     code = new_token("inv")
     monkeypatch.setattr(sys, "stdin", _stdin(f"{code}\n".encode() * 2))
     assert {given_code(code), given_code(f"@{_private(code)}"), given_code("-"), given_code(None)} == {code}
@@ -271,7 +271,7 @@ _ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # of a shell, of Windows' editors
 def test_a_token_as_other_programs_write_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, end: str
 ) -> None:
-    """Marks of the encoding, UTF-16 and ends of lines are no part of a token, from a file or standard input."""
+    """Encoding marks, UTF-16 and line ends are not part of a token, from a file or standard input."""
     data = f"{GIVEN}{end}".encode(encoding)
     file = tmp_path / "token"
     file.touch(0o600)
@@ -287,7 +287,7 @@ def test_a_token_as_other_programs_write_it(
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"\xff\xfea", b"\xef\xbb\xbf", b"\x00" * 56, b"\xff" * 56, b""])
 def test_a_token_file_of_other_bytes(tmp_path: Path, data: bytes) -> None:
-    """What is no token in any encoding is refused as such."""
+    """Bytes that are not a token in any encoding are refused as such."""
     file = tmp_path / "token"
     file.touch(0o600)
     file.write_bytes(data)
@@ -298,21 +298,21 @@ def test_a_token_file_of_other_bytes(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="takes root: a file of root's")
 @pytest.mark.parametrize(("mode", "accepted"), [(0o444, True), (0o440, True), (0o400, True), (0o644, False)])
 def test_a_mounted_secret(tmp_path: Path, mode: int, accepted: bool) -> None:
-    """Root's file that nobody may write is a mounted secret, whose mode is not the user's; one of 0644 is a mistake."""
+    """Root's file that no user may write is a mounted secret, whose mode is not the user's; one of 0644 is an error."""
     file = tmp_path / "token"
     file.write_text(GIVEN)
     file.chmod(mode)
     if accepted:
         assert given_token(None, str(file), warn=silent) == GIVEN
         os.chown(file, 1, 1)
-        assert given_token(None, str(file), warn=silent) == GIVEN  # another user's is theirs to protect
+        assert given_token(None, str(file), warn=silent) == GIVEN  # another user's file is theirs to protect
     else:
         with pytest.raises(SetupError, match="0644"):
             given_token(None, str(file), warn=silent)
 
 
 def test_a_secret_on_a_read_only_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a mount that takes no changes, as those of Kubernetes, a mode that lets others read is accepted."""
+    """On a read-only mount, as in Kubernetes, a mode that lets others read is accepted."""
     file = tmp_path / "token"
     file.write_text(GIVEN)
     file.chmod(0o644)

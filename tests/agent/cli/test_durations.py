@@ -1,4 +1,4 @@
-"""Durations as people write them."""
+"""Durations as users write them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdispatch.settings import SetupError
     ],
 )  # fmt: skip
 def test_what_is_one(typed: str, seconds: int, shown: str) -> None:
-    """A whole number and a unit is so many seconds, and is written in the largest unit that is exact."""
+    """A whole number and a unit is that many seconds, and is written in the largest exact unit."""
     assert seconds_of("--expires", typed, "0s", "10d") == seconds
     assert written(seconds) == shown
 
@@ -25,7 +25,7 @@ def test_what_is_one(typed: str, seconds: int, shown: str) -> None:
     "typed", ["", "5", "h", "1.5h", "-1h", "1h30m", "2weeks", "1 h", "٣h", "9" * 13 + "s", "1h\n1"]
 )
 def test_what_is_none(typed: str) -> None:
-    """Anything else is refused, with the option's name and how it is to be written."""
+    """Anything else is refused, with the option's name and the valid form."""
     with pytest.raises(SetupError) as caught:
         seconds_of("--expires", typed, "0s", "10d")
     assert (caught.value.code, "--expires" in caught.value.text) == ("bad_request", True)
@@ -33,7 +33,7 @@ def test_what_is_none(typed: str) -> None:
 
 
 def test_bounds() -> None:
-    """The least and the most are good, what is beyond is refused with both."""
+    """The minimum and the maximum are accepted, and anything beyond is refused with both."""
     assert [seconds_of("--expires", typed, "60s", "10d") for typed in ("60s", "10d")] == [60, 864_000]
     for typed in ("59s", "241h"):
         with pytest.raises(SetupError) as caught:

@@ -1,4 +1,4 @@
-"""What holds for every command, whoever's package it is in: found by walking them all."""
+"""Rules for every command, from any package, found by walking through all of them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def walk(group: Any, context: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def commands() -> dict[str, Any]:
-    """Each command by its words, found outside of an event loop: that reads the packages' entry points."""
+    """Each command by its words, found outside of an event loop, because that reads the packages' entry points."""
     return {name: command for name, command in everything() if not hasattr(command, "commands")}
 
 
@@ -147,7 +147,7 @@ class Trials:
 
 
 async def test_every_example_of_every_help_runs(commands: dict[str, Any], tmp_path: Path) -> None:
-    """Each command has an example in its help, and each example does what it says at a real relay."""
+    """Each command has an example in its help, and each example works at a real relay."""
     assert {"service delete", "relay serve", "agent host", "dev", "login"} <= commands.keys()
     trials = Trials(tmp_path)
     service = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", int(trials.ports["8080"]))
@@ -163,7 +163,7 @@ async def test_every_example_of_every_help_runs(commands: dict[str, Any], tmp_pa
 
 
 def test_a_groups_example_is_one_of_its_commands(commands: dict[str, Any]) -> None:
-    """What a group's help shows is what a command's own help shows, and is run there."""
+    """The example in a group's help is one of its commands' examples, where it is run."""
     shown = {example for command in commands.values() for example in examples_of(command)}
     of_groups = {name: examples_of(command) for name, command in everything() if hasattr(command, "commands")}
     assert {"", "agent", "relay", "service"} <= of_groups.keys()
@@ -172,14 +172,14 @@ def test_a_groups_example_is_one_of_its_commands(commands: dict[str, Any]) -> No
 
 
 def test_every_command_that_answers_speaks_json(commands: dict[str, Any]) -> None:
-    """Each command but the relay has --quiet and --json."""
+    """Each command except the relay has --quiet and --json."""
     for name, command in commands.items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert name in WITHOUT_JSON or {"--quiet", "--json"} <= options, name
 
 
 async def test_every_error_is_json_where_it_is_asked_for(commands: dict[str, Any], tmp_path: Path) -> None:
-    """A wrong option with --json is one JSON object on stderr, with schema 1 and the status 2."""
+    """A wrong option with --json is one JSON object on stderr, with schema 1 and status 2."""
     programs = Programs(tmp_path)
     for name in sorted(commands.keys() - WITHOUT_JSON):
         ended = await programs.run(KDISPATCH, *name.split(), "--json", "--no-such-option")

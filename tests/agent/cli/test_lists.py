@@ -23,7 +23,7 @@ NAMES: Final = [f"ann/s{number}" for number in range(25)]
 
 
 class Paged:
-    """Answers every list with ten entries a page, and notes what it was asked for."""
+    """Answers every list with ten entries a page, and records the requests."""
 
     def __init__(self, *, pages: bool = True, endless: bool = False) -> None:
         self.queries: list[dict[str, str]] = []
@@ -80,7 +80,7 @@ LISTS: Final[dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", LISTS)
 async def test_each_list_is_followed(relay: FakeRelay, what: str) -> None:
-    """A list is told whole, entry by entry, or page by page; only a relay that gave a cursor is asked for a size."""
+    """A list is returned complete, entry by entry or page by page; only a relay that gave a cursor gets a size."""
     relay.instead = paged = Paged()
     async with RestClient(relay.url, token=new_token("adm")) as client:
         listing: Listing[Any] = LISTS[what](client)
@@ -96,7 +96,7 @@ async def test_each_list_is_followed(relay: FakeRelay, what: str) -> None:
 
 
 async def test_pages_are_asked_for_when_they_are_needed(relay: FakeRelay) -> None:
-    """Who has seen enough of a list asks for no more of it."""
+    """A caller that stops early requests no further page."""
     relay.instead = paged = Paged()
     async with RestClient(relay.url, token=new_token("adm")) as client:
         async for token in client.tokens():
@@ -107,7 +107,7 @@ async def test_pages_are_asked_for_when_they_are_needed(relay: FakeRelay) -> Non
 
 @pytest.mark.parametrize("what", LISTS)
 async def test_a_relay_without_pages(relay: FakeRelay, what: str) -> None:
-    """A relay that answers a list at once, and refuses what it does not know, is understood as before."""
+    """A relay without pages, which refuses unknown parameters, is understood as before."""
     relay.instead = paged = Paged(pages=False)
     async with RestClient(relay.url, token=new_token("adm")) as client:
         assert len(await LISTS[what](client)) == 25
@@ -115,7 +115,7 @@ async def test_a_relay_without_pages(relay: FakeRelay, what: str) -> None:
 
 
 async def test_a_list_without_an_end(relay: FakeRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes on for ever is no relay's list."""
+    """An endless list is refused as not a relay's."""
     monkeypatch.setattr("kdispatch.rest.listing._MOST_PAGES", 20)
     relay.instead = paged = Paged(endless=True)
     async with RestClient(relay.url, token=new_token("adm")) as client:
@@ -125,7 +125,7 @@ async def test_a_list_without_an_end(relay: FakeRelay, monkeypatch: pytest.Monke
 
 
 async def test_hosts_without_aiohttp(relay: FakeRelay) -> None:
-    """Who looks for a certain host sees all pages, too."""
+    """A search for a certain host sees all pages, too."""
     relay.instead = paged = Paged()
     async with ServiceQuery(Dialer(RelayUrl.parse(relay.url)), new_token("cli")) as query:
         assert [host.host for host in await query.hosts("ann/web")] == [f"{number:016x}" for number in range(25)]
@@ -133,7 +133,7 @@ async def test_hosts_without_aiohttp(relay: FakeRelay) -> None:
 
 
 def test_a_table_in_parts() -> None:
-    """Its head is told once, where there is any row; columns never become narrower."""
+    """A table's head is printed once, if there is any row, and columns never become narrower."""
     grid = Table(("ID", "NAME"))
     assert grid.lines([]) == []
     assert grid.lines([("1", "a"), ("22222", "b")]) == ["ID     NAME", "1      a", "22222  b"]
@@ -142,7 +142,7 @@ def test_a_table_in_parts() -> None:
 
 @pytest.mark.parametrize("parts", [[], [[]], [[{"a": 1}], [], [{"b": 2}, {"c": 3}]]])
 def test_json_in_parts(parts: list[list[dict[str, int]]]) -> None:
-    """Put together the parts are the line that the whole object would be."""
+    """The parts joined are the line of the whole object."""
     written: list[str] = []
     objects = JsonList(written.append, "of", {"service": 'a"/b'})
     for part in parts:
@@ -165,7 +165,7 @@ def test_json_in_parts(parts: list[list[dict[str, int]]]) -> None:
     ],
 )
 async def test_commands_print_all_pages(kdispatch: Shell, words: str, key: str) -> None:
-    """Each form of a list has every entry once: a table with one head, one object of JSON, one id a line."""
+    """Each output form has every entry once: a table with one head, one object of JSON, one id a line."""
     kdispatch.relay.instead = Paged()
     flags = {"KDISPATCH_TOKEN": new_token("adm"), "KDISPATCH_RELAY": kdispatch.relay.url}
     plain, as_json, quiet = [await kdispatch(f"{words} {flag}", **flags) for flag in ("", "--json", "--quiet")]
@@ -180,7 +180,7 @@ async def test_commands_print_all_pages(kdispatch: Shell, words: str, key: str) 
 
 @pytest.mark.slow
 async def test_a_page_that_fails(kdispatch: Shell) -> None:
-    """What was printed before stays, the error has its three lines, and the status is its own."""
+    """If a page fails, the output so far stays, the error has its three lines, and the status is its own."""
     paged = Paged()
 
     async def answer(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Logging in elsewhere, logging out, and what is asked for before something is lost."""
+"""Logging in on another machine, logging out, and confirmation before something is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # each test starts several processes
 
 
 async def test_login_stores_what_the_relay_says_it_is(kdispatch: Shell) -> None:
-    """A token on standard input is stored for its handle, the relay remembered, and the token never shown."""
+    """A token on standard input is stored for its handle, the relay is remembered, and the token is never shown."""
     relay, token = kdispatch.relay, new_token("adm")
     relay.handles[token] = "ann"
     ended = await kdispatch("login --relay", relay.url, stdin=f"{token}\n")
@@ -32,7 +32,7 @@ async def test_login_stores_what_the_relay_says_it_is(kdispatch: Shell) -> None:
 
 
 async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
-    """Other kinds, and tokens that the relay doesn't know, are not stored."""
+    """Other kinds of tokens, and tokens that the relay does not know, are not stored."""
     other = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("inv"))
     unknown = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("adm"))
     assert (other.status, other.code, "invite accept" in other.err) == (5, "not_permitted", True)
@@ -41,7 +41,7 @@ async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
 
 
 async def test_logout_drops_no_admin_token_unasked(kdispatch: Shell) -> None:
-    """Without a terminal an admin's token goes with --yes only; not being logged in is not_logged_in."""
+    """Without a terminal an admin's token is dropped with --yes only; without a log-in the error is not_logged_in."""
     await kdispatch("sign-up ann --relay", kdispatch.relay.url)
     await kdispatch("service create web")
     kept = await kdispatch("logout")
@@ -55,7 +55,7 @@ async def test_logout_drops_no_admin_token_unasked(kdispatch: Shell) -> None:
 
 
 async def test_a_service_is_deleted_only_when_it_is_meant(kdispatch: Shell) -> None:
-    """Without a terminal 'service delete' needs --yes, and then drops the stored token too."""
+    """Without a terminal 'service delete' needs --yes, and then drops the stored token, too."""
     await kdispatch("sign-up ann --relay", kdispatch.relay.url)
     await kdispatch("service create web")
     kept = await kdispatch("service delete web")
@@ -67,7 +67,7 @@ async def test_a_service_is_deleted_only_when_it_is_meant(kdispatch: Shell) -> N
 
 @pytest.mark.parametrize(("typed", "status", "left"), [("yes", 0, None), ("no", 2, "ann")])
 async def test_a_terminal_is_asked(kdispatch: Shell, typed: str, status: int, left: str | None) -> None:
-    """At a terminal the loss of an admin's token is asked for, and only 'yes' agrees."""
+    """At a terminal the loss of an admin's token needs confirmation, and only 'yes' confirms."""
     await kdispatch("sign-up ann --relay", kdispatch.relay.url)
     ours, terminal = os.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +82,7 @@ async def test_a_terminal_is_asked(kdispatch: Shell, typed: str, status: int, le
 
 
 async def test_login_hides_what_is_typed(kdispatch: Shell) -> None:
-    """At a terminal the token is asked for and not shown while it is typed."""
+    """At a terminal the token is requested, and not shown while it is typed."""
     token = new_token("adm")
     kdispatch.relay.handles[token] = "ann"
     ours, terminal = os.openpty()
@@ -104,7 +104,7 @@ async def test_login_hides_what_is_typed(kdispatch: Shell) -> None:
 
 @pytest.mark.parametrize("line", ["agent host a/b --port 1", "agent connect a/b", "service hosts a/b", "whoami"])
 async def test_ctrl_c_ends_what_waits_for_a_token(kdispatch: Shell, line: str) -> None:
-    """Ctrl-C ends a command that asks for a token at once, without anything typed."""
+    """Ctrl-C ends a command that waits for a token at once, without any input."""
     ours, terminal = os.openpty()
     arguments = [*line.split(), "--relay", kdispatch.relay.url, "--token", "-"]
     process = await asyncio.create_subprocess_exec(
@@ -125,7 +125,7 @@ async def test_ctrl_c_ends_what_waits_for_a_token(kdispatch: Shell, line: str) -
 
 
 async def test_what_create_prints_works_on_another_machine(tmp_path: Path) -> None:
-    """The printed commands, on a machine that knows nothing, host and reach the service after its token is typed."""
+    """The printed commands host and reach the service on a new machine, after its token is typed there."""
     programs = Programs(tmp_path)
     async with programs:
         dev = await programs.start("dev", KDISPATCH, "dev", "--json")

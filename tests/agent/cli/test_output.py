@@ -53,7 +53,7 @@ run_async(main, Output(), interruption.Interruption(drains=True) if sys.argv[2:]
     ],
 )
 async def test_the_first_signal_drains_and_the_second_ends(drains: str, signals: list[int], status: int) -> None:
-    """A signal cancels the command, which may drain and say its own status; a second one ends it at once."""
+    """A signal cancels the command, which may drain and set its own status; a second one ends it at once."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DRAINING, drains, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -73,12 +73,12 @@ async def test_the_first_signal_drains_and_the_second_ends(drains: str, signals:
     [
         ("quickly", [signal.SIGTERM], 7),
         ("twice", [signal.SIGTERM, signal.SIGINT], 130),
-        ("stubbornly", [signal.SIGINT, signal.SIGTERM], 143),  # its last words take too long
+        ("stubbornly", [signal.SIGINT, signal.SIGTERM], 143),  # its last output takes too long
         ("stubbornly", [signal.SIGINT, signal.SIGTERM, signal.SIGINT], 130),
     ],
 )
 async def test_the_second_signal_cancels_what_drains(drains: str, signals: list[int], status: int) -> None:
-    """A command that drains is cancelled again by the second signal, and ended by the third, or soon after."""
+    """A draining command is cancelled again by the second signal, and ended by the third, or soon after."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DRAINING, drains, "drains", stdout=asyncio.subprocess.PIPE
     )
@@ -104,7 +104,7 @@ def test_a_status_of_zero_returns_and_any_other_ends() -> None:
 
 
 def test_a_failure_inside_a_group_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    """A KdispatchError in a task group is printed like a bare one; a group without one passes."""
+    """A KdispatchError in a task group is printed like a bare one; a group without one passes through."""
 
     async def fail(error: Exception) -> None:
         raise ExceptionGroup("tasks", [ValueError(), ExceptionGroup("inner", [error])])
@@ -118,13 +118,13 @@ def test_a_failure_inside_a_group_is_found(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_code_without_a_status_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """Codes that never end a command still have a status: 1."""
+    """A code without an exit status ends with 1."""
     assert Output().failed(KdispatchError("resume_expired")) == 1
     assert "[resume_expired]" in capsys.readouterr().err
 
 
 def test_the_three_modes_of_a_result(capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain and quiet print their lines, JSON goes before quiet, and messages leave stdout alone."""
+    """Plain and quiet print their lines, JSON takes precedence over quiet, and messages leave stdout alone."""
     for quiet, as_json in ((False, False), (True, False), (True, True)):
         output = Output(quiet=quiet, json=as_json)
         output.result({"port": 7}, quiet=["7"], plain=["listening on", "7"])
@@ -137,13 +137,13 @@ def test_the_three_modes_of_a_result(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_is_wrong_here_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """A fault of this machine's configuration is at the hop 'you' and brings its own hint."""
+    """A fault in this machine's configuration has the hop 'you' and its own hint."""
     assert Output().failed(SetupError("token_refused", "Cut.", hint="Copy it whole.")) == 4
     assert capsys.readouterr().err == "kdispatch: Cut. [token_refused]\n  where: you\n  try:   Copy it whole.\n"
 
 
 def test_the_loop_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KDISPATCH_NO_UVLOOP=1 gives the standard loop, and 0 whatever is installed."""
+    """KDISPATCH_NO_UVLOOP=1 selects the standard loop, and 0 whatever is installed."""
     monkeypatch.setenv("KDISPATCH_NO_UVLOOP", "1")
     assert choose_loop() is asyncio.new_event_loop
     monkeypatch.setenv("KDISPATCH_NO_UVLOOP", "0")
@@ -155,7 +155,7 @@ def test_the_loop_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("command", ["--version", "--help", "status", "relay --help", "agent stop nobody"])
 def test_output_that_takes_nothing(command: str, tmp_path: Path) -> None:
-    """A full disk below standard output is told in three lines; one below standard error changes no status."""
+    """A full disk behind standard output is reported in three lines; one behind standard error changes no status."""
     whole = [str(Path(sys.executable).with_name("kdispatch")), *command.split()]
     environment = {**inherited(), "KDISPATCH_STATE_DIR": str(tmp_path), "KDISPATCH_CONFIG_DIR": str(tmp_path)}
     good = subprocess.run(whole, capture_output=True, env=environment, check=False)

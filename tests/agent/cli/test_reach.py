@@ -1,4 +1,4 @@
-"""The options on the way to a relay: precedence, contradictions, and what others see of them."""
+"""The options for reaching a relay: precedence, contradictions, and what others can see of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print(Path("/proc/self/cmdline").read_bytes().decode().replace("\\0", " "), end=
 
 
 def test_a_proxy_goes_before_what_counts_less(own_configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is named takes back a ``no_proxy`` of a place that counts less, and the other way round."""
+    """A named proxy overrides a ``no_proxy`` from a weaker source, and the other way round."""
     write(own_configuration, "no_proxy = true")
     assert load_settings().no_proxy
     monkeypatch.setenv("KDISPATCH_PROXY", "http://proxy.example:3128")
@@ -33,7 +33,7 @@ def test_a_proxy_goes_before_what_counts_less(own_configuration: Path, monkeypat
 def test_files_are_found_from_anywhere(
     own_configuration: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file's name in config.toml counts from there, one in a flag from the current directory."""
+    """A file name in config.toml is relative to that file, one in a flag to the current directory."""
     write(own_configuration, "ca_file = 'ca.pem'\nclient_cert = '/etc/me.pem'")
     monkeypatch.chdir(tmp_path)
     settings = load_settings(client_key="me.key")
@@ -43,14 +43,14 @@ def test_files_are_found_from_anywhere(
 
 
 def test_several_addresses_are_checked_and_ordered() -> None:
-    """Several addresses are one text with commas; each is checked, and none counts twice."""
+    """Several addresses are one text with commas; each is checked, and duplicates count once."""
     settings = Settings(relay="https://b.example, a.example,https://b.example:443/")
     assert settings.relay_urls == (RelayUrl.parse("https://b.example"), RelayUrl.parse("https://a.example"))
     assert settings.relay_url == settings.relay_urls[0]
 
 
 def test_the_way_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What says how a relay is reached is the same when it is read again from the environment made of it."""
+    """The connection options are the same after a round trip through environment variables."""
     settings = load_settings(proxy="http://me:secret@proxy.example", pin="sha256:abc", no_proxy=False)
     for name, value in settings.network.items():
         monkeypatch.setenv(name, value)
@@ -58,7 +58,7 @@ def test_the_way_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_password_is_in_no_process_list() -> None:
-    """What an argument has before its last @ is overwritten wherever it was typed."""
+    """The part of an argument before its last @ is overwritten wherever it was typed."""
     if sys.platform != "linux":
         pytest.skip("only on Linux a process can change what others see of its arguments")
     proxy = "http://me:se%40cret@proxy.example:3128"

@@ -20,7 +20,7 @@ from kdispatch_protocol.errors import KdispatchError
     ],
 )
 def test_an_address_has_one_canonical_form(text: str, canonical: str, tunnel: str) -> None:
-    """However an address is written, its text is canonical and its tunnel has the same place."""
+    """However an address is written, its text is canonical and its tunnel has the same location."""
     url = RelayUrl.parse(text)
     assert (str(url), url.tunnel) == (canonical, tunnel)
     assert url.rest("/whoami") == f"{canonical}/api/v1/whoami"
@@ -39,7 +39,7 @@ def test_an_address_has_one_canonical_form(text: str, canonical: str, tunnel: st
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
-    """Whatever two programs could read differently is refused, instead of guessed."""
+    """An address that programs could read differently is refused, instead of guessed."""
     with pytest.raises(KdispatchError) as caught:
         RelayUrl.parse(text)
     assert caught.value.code == "bad_relay_url"
@@ -47,7 +47,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["https://ann:s3cret@example.org", "s3cret@example.org", "http://s3cret@127.0.0.1"])
 def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
-    """The error for a password in the address does not show it."""
+    """The error for a password in the address does not show the password."""
     with pytest.raises(KdispatchError) as caught:
         RelayUrl.parse(text)
     assert caught.value.code == "bad_relay_url"
@@ -56,7 +56,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> No
 
 @pytest.mark.parametrize("host", ["example.org", "127.evil.org", "localhost.evil.org", "10.0.0.1", "[2001:db8::1]"])
 def test_plain_http_leaves_this_machine_only_when_asked(host: str) -> None:
-    """Plain http goes to loopback only, unless insecure_plaintext is set."""
+    """Plain http is used for loopback only, unless insecure_plaintext is set."""
     with pytest.raises(KdispatchError) as caught:
         RelayUrl.parse(f"http://{host}")
     assert caught.value.code == "plaintext_refused"

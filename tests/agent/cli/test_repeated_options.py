@@ -32,7 +32,7 @@ _OTHER = {"kind", "service", "reach", "token", "token_file", "quiet", "json", "b
 
 @pytest.mark.parametrize("kind", ["host", "connect"])
 def test_round_trip(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command line of the agent in the background is read as equals what the first command was told."""
+    """The command line of the background agent parses to the same options as the first command."""
     given = _BOTH | _GIVEN[kind]
     names = {field.name for field in dataclasses.fields(Start)}
     assert names == _OTHER | _BOTH.keys() | _GIVEN["host"].keys() | _GIVEN["connect"].keys()
@@ -49,7 +49,7 @@ def test_round_trip(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_in_force_are_repeated() -> None:
-    """A setting that comes from the environment is an option of the agent in the background."""
+    """A setting from the environment becomes an option of the background agent."""
     plain: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Start))
     start = Start(**{**plain, "kind": "connect", "service": "ann/web", "reach": {}})
     repeated = start.repeated(load_settings(grace=77.0))

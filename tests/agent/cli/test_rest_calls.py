@@ -1,4 +1,4 @@
-"""What each call of the REST client sends, and how it reads what the contract answers."""
+"""What each call of the REST client sends, and how it reads the answers of the contract."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _INVITE: Final = _NAMED | {"for": "connect", "uses": 5, "used": 1, "created": AT
 
 
 class Call(NamedTuple):
-    """A call, the request that it makes, and the relay's answer with what is made of it."""
+    """A call, the request that it makes, and the relay's answer with the parsed result."""
 
     do: Callable[[RestClient], Awaitable[Any]]
     request: str
@@ -173,7 +173,7 @@ CALLS: Final = {
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_each_call(relay: FakeRelay, name: str) -> None:
-    """A call is the request that the contract names, by the right token, and its answer is read whole."""
+    """A call makes the request of the contract, with the right token, and its answer is read completely."""
     call = CALLS[name]
 
     async def answer(request: web.Request) -> web.Response:
@@ -191,7 +191,7 @@ async def test_each_call(relay: FakeRelay, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call.answer])
 async def test_what_is_no_relays_answer(relay: FakeRelay, name: str) -> None:
-    """An answer with a member of another type, or a token of another kind, is none of a relay's."""
+    """An answer with a member of another type, or a token of another kind, is refused as not a relay's."""
     call = CALLS[name]
     assert call.answer is not None
     for member, value in call.answer.items():
@@ -205,13 +205,13 @@ async def test_what_is_no_relays_answer(relay: FakeRelay, name: str) -> None:
         relay.instead = answer
         async with RestClient(relay.url, token=ADM) as client:
             if member == "service" and name == "invites":
-                continue  # the list is that of the service that was asked for
+                continue  # the list belongs to the requested service
             with pytest.raises(KdispatchError, match="not_a_relay"):
                 await call.do(client)
 
 
 async def test_a_time_without_a_zone_is_none(relay: FakeRelay) -> None:
-    """Times are of one zone, or not a relay's."""
+    """A time without a zone is refused as not a relay's."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({"kind": "adm", "handle": "ann", "expires": "2026-11-26T05:00:00"})

@@ -39,7 +39,7 @@ async def failure(client: RestClient) -> KdispatchError:
 
 
 async def test_a_first_day(relay: FakeRelay, client: RestClient) -> None:
-    """Sign up, create, list, show, hosts and whoami give typed results, and the token goes in its header only."""
+    """Sign up, create, list, show, hosts and whoami return typed results, and the token is only in its header."""
     client.token = None
     ann = await client.sign_up("ann")
     client.token = ann.token
@@ -54,7 +54,7 @@ async def test_a_first_day(relay: FakeRelay, client: RestClient) -> None:
 
 
 async def test_what_is_removed_is_gone(relay: FakeRelay, client: RestClient) -> None:
-    """Deleting and withdrawing answer nothing; a second time the code says what isn't there."""
+    """Deleting and withdrawing return nothing; a second time, the code says what is missing."""
     client.token = (await client.sign_up("ann")).token
     await client.create_service("web")
     relay.hosts["ann/web"] = [{"host": "0f0f", "since": "2026-01-01T00:00:00Z", "labels": {}, "streams": 0}]
@@ -68,7 +68,7 @@ async def test_what_is_removed_is_gone(relay: FakeRelay, client: RestClient) -> 
 
 
 async def test_a_wrong_name_is_never_sent(relay: FakeRelay, client: RestClient) -> None:
-    """A name that isn't one is refused before it becomes part of an address."""
+    """An invalid name is refused before it becomes part of an address."""
     for service in ("ann", "ann/../bob", "ann/web?x", "Ann/web"):
         with pytest.raises(KdispatchError, match="bad_name"):
             await client.service(service)
@@ -82,14 +82,14 @@ async def test_a_wrong_name_is_never_sent(relay: FakeRelay, client: RestClient) 
 
 
 async def test_it_is_used_in_a_block(relay: FakeRelay) -> None:
-    """Outside of 'async with' a call says so, and sends nothing."""
+    """Outside of 'async with' a call raises an error about that, and sends nothing."""
     with pytest.raises(RuntimeError, match="async with"):
         await RestClient(relay.url).service("ann/web")
     assert relay.seen == []
 
 
 def test_no_answer_shows_its_secret() -> None:
-    """What is logged of an answer that holds a token is the rest of it."""
+    """The log of an answer with a token has the rest of it only."""
     secret = new_token("adm")
     when = datetime(2026, 1, 1, tzinfo=UTC)
     for answer in (
@@ -128,7 +128,7 @@ def test_no_answer_shows_its_secret() -> None:
 async def test_a_problem_keeps_its_code_and_text(
     relay: FakeRelay, client: RestClient, answer: web.Response, code: str, says: str
 ) -> None:
-    """A relay's problem is raised with its code, and a code of tomorrow with what its status means today."""
+    """A relay's problem is raised with its code, and an unknown code with the meaning of its status."""
 
     async def refuse(request: web.Request) -> web.Response:
         return answer
@@ -172,7 +172,7 @@ async def test_the_wait_that_the_relay_asks_for_is_told(relay: FakeRelay, client
 async def test_what_answers_in_a_relays_place_is_told_apart(
     relay: FakeRelay, client: RestClient, status: int, body: str, code: str
 ) -> None:
-    """An answer without a code of ours is never taken for a relay's."""
+    """An answer without one of our codes is never taken for a relay's."""
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=status, text=body, content_type="text/html")
@@ -220,7 +220,7 @@ async def test_a_closed_port_is_named() -> None:
 
 
 async def test_a_name_that_does_not_resolve_is_named() -> None:
-    """A name that nobody has is relay_unreachable and says that it is the name."""
+    """A name that does not exist is relay_unreachable, and the text says that it is the name."""
     async with RestClient("https://relay.invalid") as client:
         error = await failure(client)
     assert error.code == "relay_unreachable"
@@ -237,7 +237,7 @@ async def test_a_name_that_does_not_resolve_is_named() -> None:
     ],
 )
 async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code: str) -> None:
-    """Another protocol is not_a_relay, a connection that ends early is relay_unreachable."""
+    """Another protocol is not_a_relay, and a connection that ends early is relay_unreachable."""
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -254,7 +254,7 @@ async def test_what_speaks_no_http_is_no_relay(speaks: bytes, scheme: str, code:
 
 
 async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay: FakeRelay) -> None:
-    """No answer within the total time is relay_unreachable and says how long was waited."""
+    """No answer within the total time is relay_unreachable, with the time that was waited."""
     monkeypatch.setattr("kdispatch.rest.client.TOTAL_SECONDS", 0.1)
     over = asyncio.Event()
 
@@ -271,7 +271,7 @@ async def test_a_silent_relay_is_given_up(monkeypatch: pytest.MonkeyPatch, relay
 
 @pytest.mark.parametrize(("status", "code"), [(200, "not_a_relay"), (204, ""), (404, "not_a_relay")])
 async def test_only_204_is_done(relay: FakeRelay, client: RestClient, status: int, code: str) -> None:
-    """Any other answer to a deletion, a friendly one too, is not taken for one; nor is 204 taken for data."""
+    """Only 204 counts as the answer to a deletion, and 204 never counts as data."""
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=status, text=None if status == 204 else '{"ok": true}')

@@ -1,4 +1,4 @@
-"""The question without aiohttp: what it asks, and that it fails just as the REST client does."""
+"""The query without aiohttp: what it sends, and that it fails in the same way as the REST client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MISSING = json.dumps({"code": "unknown_service", "detail": "There is no ann/web.
 
 
 def http(status: str, body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
-    """An answer whose body's length is told, unless a header tells otherwise."""
+    """An answer with a stated length, unless a header states another."""
     told = any(header.startswith("Transfer-Encoding") for header in headers)
     head = [f"HTTP/{version} {status}", *headers, *([] if told else [f"Content-Length: {len(body)}"])]
     return "\r\n".join([*head, "", ""]).encode() + body
@@ -90,7 +90,7 @@ async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ends the connection with a reset in place of an answer."""
+    """Resets the connection instead of answering."""
     await reader.readuntil(b"\r\n\r\n")
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -98,7 +98,7 @@ async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def both(url: RelayUrl) -> list[tuple[str, str]]:
-    """How the query ends, and how the REST client's does: its code and text, or the service."""
+    """How the query ends, and how the REST client does: its code and text, or the service."""
     ends = []
     token = new_token("adm")
     for asker in (ServiceQuery(Dialer(url), token), RestClient(Dialer(url), token=token)):
@@ -153,7 +153,7 @@ async def test_the_rest_clients_outcome(case: str) -> None:
 
 
 async def test_the_same_where_nothing_listens() -> None:
-    """A closed port, and a name that nobody has, are told as the REST client tells them."""
+    """A closed port, and a name that does not exist, have the REST client's code and text."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         query, rest = await both(RelayUrl.parse(f"http://127.0.0.1:{taken.getsockname()[1]}"))
@@ -166,7 +166,7 @@ async def test_the_same_where_nothing_listens() -> None:
 
 @pytest.fixture
 def unknown_authority(tmp_path: Path) -> ssl.SSLContext:
-    """A server's side with a certificate that nobody signed."""
+    """A server's side with a certificate of an unknown authority."""
     if shutil.which("openssl") is None:
         pytest.skip("the openssl command is not installed: no certificates to test with")
     made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost"]
@@ -178,7 +178,7 @@ def unknown_authority(tmp_path: Path) -> ssl.SSLContext:
 
 
 async def test_the_same_for_tls(unknown_authority: ssl.SSLContext) -> None:
-    """An authority that is not known, and a server without TLS, are told as the REST client tells them."""
+    """An unknown authority, and a server without TLS, have the REST client's code and text."""
     fake = FakeRelay()
     runner = await fake.start(unknown_authority)
     query, rest = await both(RelayUrl.parse(fake.url))
@@ -197,7 +197,7 @@ async def test_the_same_for_tls(unknown_authority: ssl.SSLContext) -> None:
 
 
 async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer within the total time is relay_unreachable and says how long was waited."""
+    """No answer within the total time is relay_unreachable, with the time that was waited."""
     monkeypatch.setattr("kdispatch.rest.service_query.TOTAL_SECONDS", 0.1)
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -210,7 +210,7 @@ async def test_silence_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_what_is_asked(relay: FakeRelay) -> None:
-    """One request for the service, below the address's prefix, with the token in its header and nowhere else."""
+    """It sends one request for the service, below the address's prefix, with the token in its header only."""
     token = new_token("adm")
     async with ServiceQuery(Dialer(RelayUrl.parse(f"{relay.url}/below")), token) as query:
         with pytest.raises(KdispatchError):
@@ -226,7 +226,7 @@ async def test_what_is_asked(relay: FakeRelay) -> None:
 
 
 async def test_one_connection_for_all_questions() -> None:
-    """The connection is kept between questions, so that one who polls makes no handshake each time."""
+    """The connection is kept between queries, so that polling needs no further handshake."""
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -243,7 +243,7 @@ async def test_one_connection_for_all_questions() -> None:
 
 
 async def test_a_connection_that_ended_at_rest() -> None:
-    """A server that ends a resting connection, even as it is asked, is asked again on a new one."""
+    """If the server ends an idle connection, even during a query, the query is repeated on a new connection."""
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -261,7 +261,7 @@ async def test_a_connection_that_ended_at_rest() -> None:
 
 
 async def test_unasked_data_ends_the_connection() -> None:
-    """What nobody asked for is never taken for the next answer."""
+    """Unrequested data is never taken for the next answer."""
     late = http("200 OK", SERVICE.replace(b"1}", b"7}"))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -279,7 +279,7 @@ async def test_unasked_data_ends_the_connection() -> None:
 
 
 async def test_waiting_for_a_host(relay: FakeRelay) -> None:
-    """wait_for_host returns once there is a host, and tells no_live_host when the time is over."""
+    """wait_for_host returns once there is a host, and raises no_live_host when the time is over."""
     relay.services["ann/web"] = new_token("svc")
     client = Client(Dialer(RelayUrl.parse(relay.url)))
     with pytest.raises(KdispatchError, match="no_live_host"):
@@ -293,7 +293,7 @@ async def test_waiting_for_a_host(relay: FakeRelay) -> None:
 
 @pytest.mark.slow
 def test_a_client_loads_no_aiohttp() -> None:
-    """What a waiting client needs does not load aiohttp."""
+    """A waiting client does not load aiohttp."""
     code = (
         "import asyncio, sys\nfrom kdispatch.client import Client\n"
         "from kdispatch.network.dialer import Dialer\nfrom kdispatch.relay_url import RelayUrl\n"

@@ -20,7 +20,7 @@ def write(directory: Path, text: str) -> Path:
 
 
 def test_flags_go_before_environment_file_and_default(own_configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of flag, environment, file and default that says something is in force."""
+    """The first of flag, environment, file and default with a value is in force."""
     assert load_settings().relay == ""
     write(own_configuration, 'relay = "file.example"\ninsecure_plaintext = true\n')
     assert load_settings() == load_settings(relay="file.example", insecure_plaintext=True)
@@ -44,7 +44,7 @@ def test_flags_go_before_environment_file_and_default(own_configuration: Path, m
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(own_configuration: Path, text: str, says: str) -> None:
-    """An unknown key, a wrong type, a newer version and a syntax error each say the file and the cause."""
+    """An unknown key, a wrong type, a newer version and a syntax error each name the file and the cause."""
     path = write(own_configuration, text)
     with pytest.raises(SetupError) as caught:
         load_settings()
@@ -54,7 +54,7 @@ def test_a_wrong_file_is_named_with_what_is_wrong(own_configuration: Path, text:
 
 
 def test_times_are_numbers_within_bounds(own_configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time may be whole or not, from the file or the environment; what is no time, or too long, is an error."""
+    """A time may be a fraction, from the file or the environment; an invalid or too long one is an error."""
     write(own_configuration, "grace = 60\nopen_wait = 1.5\n")
     assert (load_settings().grace, load_settings().open_wait) == (60.0, 1.5)
     monkeypatch.setenv("KDISPATCH_GRACE", "0.5")
@@ -70,14 +70,14 @@ def test_times_are_numbers_within_bounds(own_configuration: Path, monkeypatch: p
 
 
 def test_a_switch_is_yes_or_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A switch in the environment that is neither yes nor no is an error, never a guess."""
+    """A switch in the environment that is neither yes nor no is an error, and not guessed."""
     monkeypatch.setenv("KDISPATCH_INSECURE_PLAINTEXT", "maybe")
     with pytest.raises(SetupError, match="KDISPATCH_INSECURE_PLAINTEXT"):
         load_settings()
 
 
 def test_the_relay_is_remembered_in_a_private_file(own_configuration: Path) -> None:
-    """The first write makes a directory of mode 0700 and a file of mode 0600 with its version."""
+    """The first write creates a directory of mode 0700 and a file of mode 0600 with its version."""
     assert remember_relay(ONE)
     assert not remember_relay(ONE)
     path = own_configuration / "config.toml"
@@ -96,7 +96,7 @@ def test_the_relay_is_remembered_in_a_private_file(own_configuration: Path) -> N
     ],
 )
 def test_remembering_keeps_what_a_person_wrote(own_configuration: Path, text: str) -> None:
-    """Comments and other keys outlive a change of the relay."""
+    """Comments and other keys survive a change of the relay."""
     path = write(own_configuration, text)
     remember_relay(ONE)
     remember_relay(TWO)
@@ -106,7 +106,7 @@ def test_remembering_keeps_what_a_person_wrote(own_configuration: Path, text: st
 
 
 def test_a_file_that_cannot_be_changed_safely_is_left_alone(own_configuration: Path) -> None:
-    """Where the edit would change more than the relay, the file stays and the line to write is named."""
+    """If the edit would change more than the relay, the file stays, and the error has the line to write."""
     text = '"relay" = "https://old.example"\n'
     path = write(own_configuration, text)
     with pytest.raises(SetupError) as caught:
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_changed_safely_is_left_alone(own_configuration: P
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(own_configuration: Path) -> None:
-    """A file is replaced whole or not at all, and a symbolic link stays one."""
+    """A file is replaced completely or not at all, and a symbolic link stays one."""
     own_configuration.mkdir()
     (own_configuration / "real").write_bytes(b"old")
     link = own_configuration / "link"

@@ -1,4 +1,4 @@
-"""How the console script starts, explains itself, and fails where it is at fault itself."""
+"""How the console script starts, explains itself, and reports its own defects."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def python(kdispatch: Shell, script: str, *arguments: str, **environment: 
 
 
 async def test_the_version_needs_no_heavy_import(kdispatch: Shell) -> None:
-    """--version prints one line and imports nothing that takes long."""
+    """--version prints one line and imports nothing slow."""
     script = (
         "import sys; sys.argv = ['kdispatch', '--version']\n"
         "from kdispatch.cli.main import run\nstatus = run()\n"
@@ -92,7 +92,7 @@ async def test_the_version_needs_no_heavy_import(kdispatch: Shell) -> None:
 
 
 async def test_a_typing_error_gets_a_suggestion(kdispatch: Shell) -> None:
-    """A command, subcommand or option that does not exist ends with 2; its first line names the likely one."""
+    """A command, subcommand or option that does not exist ends with 2; the first line suggests the likely one."""
     meant = {
         "agnt host": ("agent", "kdispatch"),
         "srvice list": ("service", "kdispatch"),
@@ -114,7 +114,7 @@ async def test_a_typing_error_gets_a_suggestion(kdispatch: Shell) -> None:
 
 
 async def test_what_lacks_is_a_usage_error(kdispatch: Shell) -> None:
-    """A missing argument ends with 2 like a mistyped one, and with --json it is JSON."""
+    """A missing argument ends with 2 like a mistyped one, and with --json the error is JSON."""
     missing, as_json, nothing_like_it = await many(kdispatch, "service show", "sign-up --json", "xyzzy")
     assert [one.status for one in (missing, as_json, nothing_like_it)] == [2, 2, 2]
     assert missing.code == "bad_request"
@@ -124,7 +124,7 @@ async def test_what_lacks_is_a_usage_error(kdispatch: Shell) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 async def test_completion_knows_every_command_without_a_heavy_import(kdispatch: Shell, shell: str) -> None:
-    """Commands, those that are loaded when called and their options complete, without loops, HTTP, logs, databases."""
+    """Completion covers all commands, also lazy ones, without importing loops, HTTP, logs or databases."""
     words = {
         "kdispatch ": "sign-up login relay agent dev",
         "kdispatch relay ": "serve",
@@ -145,7 +145,7 @@ async def test_completion_knows_every_command_without_a_heavy_import(kdispatch: 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 async def test_completion_is_shown_and_installed(kdispatch: Shell, tmp_path: Path, shell: str) -> None:
-    """The script of a shell is printed, and installed below the home directory, for the command's own name."""
+    """The completion script of a shell is printed, and installed below the home directory, for this command's name."""
     environment = {"HOME": str(tmp_path / "home"), UNDETECTED: "1"}
     (tmp_path / "home").mkdir()
     shown = await kdispatch(f"--show-completion {shell}", **environment)
@@ -159,7 +159,7 @@ async def test_completion_is_shown_and_installed(kdispatch: Shell, tmp_path: Pat
 
 @needs("bash")
 async def test_bash_completes(kdispatch: Shell, tmp_path: Path) -> None:
-    """In bash the shown script offers the words that begin as what was typed."""
+    """In bash, the printed script offers the words that begin with the typed text."""
     script = (
         'eval "$(kdispatch --show-completion bash)"\n'
         'COMP_WORDS=(kdispatch relay se) COMP_CWORD=2\n_kdispatch_completion kdispatch\necho "${COMPREPLY[@]}"'
@@ -173,7 +173,7 @@ async def test_bash_completes(kdispatch: Shell, tmp_path: Path) -> None:
 
 
 async def test_help_lists_every_command(kdispatch: Shell) -> None:
-    """Without arguments the help names all commands, agent's and the relay's too, on stdout."""
+    """Without arguments the help lists all commands, the agent's and the relay's, on stdout."""
     ended = await kdispatch("")
     assert (ended.status, ended.err) == (0, "")
     for command in ("sign-up", "whoami", "login", "service", "dev", "agent", "relay"):
@@ -183,7 +183,7 @@ async def test_help_lists_every_command(kdispatch: Shell) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR"])
 async def test_nothing_is_coloured_on_a_terminal(kdispatch: Shell, tmp_path: Path, variable: str) -> None:
-    """On a terminal, whatever the environment asks for, help, errors and messages have no escape sequence."""
+    """On a terminal, in any environment, help, errors and messages have no escape sequence."""
     lines = ("", "--help", "agent --help", "relay serve --help", "agnt", "whoami --jsn", "service show", "whoami")
     environment = kdispatch.environment(
         **{variable: "1", "TERM": "xterm-256color", "HOME": str(tmp_path), UNDETECTED: "1"}
@@ -204,7 +204,7 @@ async def test_nothing_is_coloured_on_a_terminal(kdispatch: Shell, tmp_path: Pat
 
 
 def read_terminal(descriptor: int) -> str:
-    """Everything that was written to the other end, until nobody has it open."""
+    """Everything that was written to the other end, until all writers have closed it."""
     data = b""
     with open(descriptor, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO is its end
         while chunk := terminal.read(65536):
@@ -213,7 +213,7 @@ def read_terminal(descriptor: int) -> str:
 
 
 async def test_commands_of_other_packages_say_what_to_install(kdispatch: Shell, tmp_path: Path) -> None:
-    """A plug-in runs below its name; where it lacks a package the error names the pip command, and ends with 1."""
+    """A plug-in runs below its name; if it lacks a package, the error has the pip command, and ends with 1."""
     plug_in = tmp_path / "site" / "other-1.dist-info"
     plug_in.mkdir(parents=True)
     (plug_in / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
@@ -246,7 +246,7 @@ async def test_commands_of_other_packages_say_what_to_install(kdispatch: Shell, 
 
 
 async def test_dev_without_a_relay_says_what_to_install(kdispatch: Shell) -> None:
-    """Where the relay's packages are missing, dev ends with not_installed and the pip command, and makes nothing."""
+    """If the relay's packages are missing, dev ends with not_installed and the pip command, and creates nothing."""
     script = (
         "import sys; sys.modules['sqlalchemy'] = None; sys.argv = ['kdispatch', 'dev']\n"
         "from kdispatch.cli.main import run\nsys.exit(run())"
@@ -260,7 +260,7 @@ async def test_a_defect_is_one_line_unless_asked(kdispatch: Shell) -> None:
     """An unexpected exception names itself and KDISPATCH_DEBUG=1, which shows the traceback; both end with 1."""
     script = (
         "import sys, kdispatch.cli.account as a\n"
-        # Not written as it is: the tracebacks of 3.13 show the lines of a script given by -c, its locals never.
+        # Assembled, because tracebacks of 3.13 show the lines of a script given by -c, but never its locals.
         "def broken(*args, **kwargs): secret_local = 'adm' + '_x'; raise ZeroDivisionError('oh')\n"
         "a.load_settings = broken\nsys.argv = ['kdispatch', 'whoami']\n"
         "from kdispatch.cli.main import run\nsys.exit(run())"

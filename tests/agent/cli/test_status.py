@@ -1,4 +1,4 @@
-"""'kdispatch status' where no agent has to run for it."""
+"""'kdispatch status' without a running agent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.agent.cli.test_background_files import ONE
 
 
 def test_a_look_that_takes_longer_than_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks follow each other every second, or at once where one took longer."""
+    """Queries follow each other every second, or at once if one took longer."""
 
     def slow(_: float) -> list[dict[str, Any]]:
         time.sleep(0.02)
@@ -34,7 +34,7 @@ def test_a_look_that_takes_longer_than_its_turn(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_agent_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is recorded of an agent is shown where it does not answer, but no secret of it."""
+    """The record of an agent that does not answer is shown, but no secret of it."""
     monkeypatch.setenv("KDISPATCH_STATE_DIR", str(tmp_path))
     held = records.hold(ONE)
     held.control.listen()

@@ -1,4 +1,4 @@
-"""How 'kdispatch status' is written for people."""
+"""The text form of 'kdispatch status'."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFFERED: dict[str, Any] = {
 
 
 def test_a_client() -> None:
-    """An agent is two lines while all is well: what it does, and how its session is."""
+    """An agent is two lines while all is well: what it does, and the state of its session."""
     assert described([AGENT]) == [
         "aaaabbbbcccc  connect of ann/web, 127.0.0.1:9090",
         "  relay    https://r.example, connected for 1 min, round trip 12.3 ms",
@@ -76,7 +76,7 @@ def test_streams() -> None:
 
 @pytest.mark.parametrize(("height", "rows"), [(5, 0), (6, 0), (11, 0), (12, 1), (14, 2), (400, 100)])
 def test_every_agent_is_seen(height: int, rows: int) -> None:
-    """On a screen streams take what room the agents leave, each the same."""
+    """On a screen, streams share the room that the agents leave, in equal parts."""
     busy = {**AGENT, "stream_count": 100, "streams": [STREAM] * 100}
     lines = fitting([busy, busy], height)
     assert sum("12345678" in line for line in lines) == 2 * rows
@@ -109,12 +109,12 @@ def test_every_agent_is_seen(height: int, rows: int) -> None:
     ],
 )
 def test_trouble(changes: dict[str, Any], line: str) -> None:
-    """What is not as it should be is told where a person looks first."""
+    """Problems are shown where a person looks first."""
     assert line in described([{**AGENT, **changes}])
 
 
 def test_a_screen_is_never_blank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repaint is one write over what was there, as large as the terminal; its first screen comes back in the end."""
+    """A repaint is one write as large as the terminal; at the end the original screen comes back."""
     out, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((5, 3)))

@@ -1,4 +1,4 @@
-"""Real certificates, made by the openssl command, and the real console script."""
+"""Real certificates, made by the openssl command, with the real console script."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def certificate(folder: Path, name: str, host: str, start: str, end: str) -> Non
 
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
     if name == "ca":
-        # Python 3.13 insists on what an authority may do, and its certificates on whose they are.
+        # Python 3.13 requires key usages of an authority, and key identifiers in its certificates.
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         openssl("req", "-x509", *new_key, *usage, "-subj", f"/CN={host}", "-days", "9999", "-out", "ca.pem")
         return
@@ -79,7 +79,7 @@ async def relays(tmp_path: Path) -> AsyncIterator[dict[str, FakeRelay]]:
 async def test_each_fault_of_a_certificate_has_its_code(
     relays: dict[str, FakeRelay], kdispatch: Shell, tmp_path: Path
 ) -> None:
-    """Unknown CA, wrong host, expired and not yet valid end with 6 and their reason; no request gets through."""
+    """Unknown CA, wrong host, expired and not yet valid end with 6 and their reason; no request is sent."""
     token, ca = new_token("adm"), str(tmp_path / "ca.pem")
     relays["good"].handles[token] = "ann"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import secrets
 from collections.abc import Callable
@@ -130,11 +129,21 @@ class EndpointDriver:
 
     async def drain(self, seconds: float) -> None:
         """Wait until no stream is left and programs have all bytes, for at most ``seconds``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.streams or self.pipes:
-                    self._idle.clear()
-                    await self._idle.wait()
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._idle.set()
+
+        # Not by asyncio.timeout: before Python 3.11.3 it raises CancelledError in a task that was cancelled before.
+        timer = self.loop.call_later(seconds, end)
+        try:
+            while (self.streams or self.pipes) and not over:
+                self._idle.clear()
+                await self._idle.wait()
+        finally:
+            timer.cancel()
 
     # --- streams ---------------------------------------------------------------------------------
 
