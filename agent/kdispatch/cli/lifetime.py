@@ -160,7 +160,7 @@ async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[
                 group.create_task(coroutine)
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None:
-            task.uncancel()  # the agent goes on: a time-out that expires from here on is no cancellation
+            task.uncancel()  # the agent continues: a later time-out must not count as a cancellation
         try:
             if life.interruption.at_once:
                 raise
