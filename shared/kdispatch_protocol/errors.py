@@ -132,7 +132,7 @@ _TABLE: Final = (
     Code("relay_unreachable", _UP, None, 6, "The relay can't be reached.",
          "Check the address and this machine's network."),
     Code("not_a_relay", _UP, None, 6, "Something answers at this address, but it is no kdispatch relay.",
-         "Check the relay's URL, and what stands in front of it."),
+         "Check the relay's URL, and the servers in front of it."),
     Code("misdirected", _UP, 421, 6, "The relay does not answer to this name.",
          "Use the name that the relay's operator gave you; the relay lists it as --allowed-host."),
     Code("other_relay", _UP, None, 6, "The relay's addresses lead to different relays.",

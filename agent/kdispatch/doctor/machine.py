@@ -87,7 +87,7 @@ async def check_port(address: str, port: int) -> list[Finding]:
         if await is_open(address, port, _PORT_SECONDS):
             return [ok("local port", f"something listens on {place(address, port)}")]
     except OSError as error:
-        text = f"Whether anything listens on {place(address, port)} can't be found out: {reason(error)}."
+        text = f"It is unknown whether anything listens on {place(address, port)}: {reason(error)}."
     return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
 
 

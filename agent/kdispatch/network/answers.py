@@ -297,7 +297,7 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
         return not_a_relay(relay, f"it does not speak TLS as expected ({words})")
     if error.errno in SHORT and not isinstance(error, socket.gaierror):
         text = f"{relay.authority} was not asked: this machine has no room for one more connection ({words})."
-        hint = "Raise the limit of open files (ulimit -n, LimitNOFILE= in a unit), or end what uses it up."
+        hint = "Raise the limit of open files (ulimit -n, LimitNOFILE= in a unit), or end programs that use them up."
         return SetupError("relay_unreachable", text, hint=hint)
     if isinstance(error, socket.gaierror):
         return unreachable(relay, f"the name cannot be resolved ({words})")

@@ -87,7 +87,7 @@ def _name(data: bytes) -> str:
             if kind in _TELLING:
                 text = value.decode("utf-16-be" if tag == _UTF16 else "utf-8", "replace")
                 told.append(f"{_TELLING[kind]}={text[:_NAME_CHARACTERS]}")
-    return ", ".join(told) or "nobody by name"
+    return ", ".join(told) or "no known name"
 
 
 def _alternative_names(extensions: bytes) -> Iterator[str]:

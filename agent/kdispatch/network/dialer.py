@@ -69,8 +69,8 @@ class Dialer:
         """The dialer for the settings; raises an error if they are invalid."""
         trust = Trust.of(settings)
         if trust.pins and not all(relay.secure for relay in settings.relay_urls):
-            text = "A pin is for https:// addresses, and the relay is to be reached by http://."
-            raise SetupError("bad_request", text, hint="Leave --pin away, or use https://.")
+            text = "A pin needs an https:// address, but the relay has an http:// one."
+            raise SetupError("bad_request", text, hint="Omit --pin, or use https://.")
         dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy, trust=trust)
         for relay in settings.relay_urls:
             dialer.proxy(relay)

@@ -198,9 +198,13 @@ def _why(code: str, server_name: str, seen: Certificate) -> str:
         names = ", ".join(printable(name) for name in seen.names[:_NAMES]) or printable(seen.subject)
         return f"its certificate is for {names}{', …' * (len(seen.names) > _NAMES)}, and not for {server_name}"
     if code == "tls_expired":
-        ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "rests on one that has expired"
+        ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "depends on one that has expired"
         return f"its certificate {ended}; by this machine's clock it is {_minute(now)}"
-    begins = f"is valid from {_minute(seen.not_before)} on" if seen.not_before > now else "rests on one of tomorrow"
+    begins = (
+        f"is valid from {_minute(seen.not_before)} on"
+        if seen.not_before > now
+        else "depends on one that is not valid yet"
+    )
     return f"its certificate {begins}; by this machine's clock it is {_minute(now)}"
 
 
