@@ -370,7 +370,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         elif type(value) is not type(known[key].default):
             unit = setting_of(key).unit
             raise SetupError(
-                "bad_request", f"{path}: {key} is to be {unit}, not {_KINDS.get(type(value), 'a table')}.", hint=hint
+                "bad_request", f"{path}: {key} must be {unit}, not {_KINDS.get(type(value), 'a table')}.", hint=hint
             )
     return table
 

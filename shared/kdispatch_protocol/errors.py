@@ -77,7 +77,7 @@ _TABLE: Final = (
          "Choose another handle; if it is yours, give its token with --token-file."),
     Code("service_exists", _RELAY, 409, 1, "You have a service of this name already.",
          "Choose another name; its token was shown when it was created."),
-    Code("last_token", _RELAY, 409, 1, "No other admin token lasts for ever; you could not log in again.",
+    Code("last_token", _RELAY, 409, 1, "This is your last admin token without expiry; you could not log in again.",
          "Create another one first: kdispatch token create NAME."),
     Code("port_in_use", _YOU, None, 1, "Another program listens on the local port.",
          "Choose another port; 'agent connect' without --port takes a free one."),
