@@ -228,7 +228,7 @@ async def _live_host(relay: ServiceQuery, service: str, pin: str | None) -> str 
             return None
         raise KdispatchError("no_live_host", f"No host offers {service} at the moment.")
     if not seen.pins:
-        hint = f"Leave --host away, or let its owner allow it: kdispatch service update {service} --pins"
+        hint = f"Omit --host, or ask its owner to allow it: kdispatch service update {service} --pins"
         raise SetupError("not_permitted", f"{service} does not let clients choose a host.", hint=hint)
     found = [host.host for host in await relay.hosts(service) if host.host.startswith(pin)]
     if len(found) > 1:

@@ -162,7 +162,7 @@ class Credentials:
         check_name(service, "service name")
         handle = self.handle(relay)
         if handle is None:
-            text = f"Whose {service!r} is meant is not known: no handle is stored for {relay}."
+            text = f"{service!r} has no handle, and none is stored for {relay}."
             raise SetupError("not_logged_in", text, hint=f"Write HANDLE/{service}, or sign up or log in first.")
         return f"{handle}/{service}"
 
@@ -286,7 +286,7 @@ def given_code(code: str | None) -> str:
         hide_argument(code)
         found = _well_formed(code, "the command line")
     if (kind := token_kind(found)) != "inv":
-        text = f"A token of kind {kind}_ is no invitation's code."
+        text = f"A token of kind {kind}_ is not an invitation code."
         raise SetupError("token_refused", text, hint="Copy the code from inv_ to its end; 'login' takes tokens.")
     return found
 
@@ -332,7 +332,7 @@ def _must_be_private(path: Path, descriptor: int, *, mend: str) -> None:
 def _well_formed(token: str, source: str) -> str:
     token = token.strip("\ufeff").strip()  # an environment variable may contain a byte order mark, too
     if token_kind(token) is None:
-        text = f"What {source} gives is no kdispatch token: cut short, mistyped or empty."
+        text = f"The text from {source} is not a kdispatch token: cut short, mistyped or empty."
         raise SetupError("token_refused", text, hint="Copy the whole token, from adm_, svc_, cli_ or inv_ to its end.")
     return token
 

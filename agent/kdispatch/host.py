@@ -309,8 +309,8 @@ class LocalPort:
         if isinstance(unasked, socket.gaierror) and is_unknown(unasked):
             return SetupError("bad_request", f"{where} can't be offered: {reason(unasked)}.", hint="Check --address.")
         if unasked is not None and self.address != "localhost":
-            text = f"Whether anything listens on {where} can't be found out: {reason(unasked)}."
-            hint = "Check --address, and what this machine and process may have (ulimit -n)."
+            text = f"It is unknown whether anything listens on {where}: {reason(unasked)}."
+            hint = "Check --address, and the limits of this machine and process (ulimit -n)."
             return SetupError("local_port_closed", text, hint=hint)
         return KdispatchError("local_port_closed", f"Nothing listens on {where}.")
 

@@ -355,7 +355,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise SetupError(
             "bad_request",
             f"{path} has config_version {found!r}; this kdispatch knows {CONFIG_VERSION}.",
-            hint="Upgrade kdispatch, or write the file anew.",
+            hint="Upgrade kdispatch, or write the file again.",
         )
     known = {field.name: field for field in dataclasses.fields(Settings)}
     for key, value in list(table.items()):
@@ -364,15 +364,13 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             suggestion = f" Did you mean {close[0]!r}?" if close else f" Known are {', '.join(sorted(known))}."
             raise SetupError("bad_request", f"{path} has an unknown key {key!r}.{suggestion}", hint=hint)
         if isinstance(value, str) and not value.strip():
-            raise SetupError(
-                "bad_request", f"{path}: {key} is empty.", hint=f"{hint} Leave the line away for the default."
-            )
+            raise SetupError("bad_request", f"{path}: {key} is empty.", hint=f"{hint} Remove the line for the default.")
         if type(value) is int and type(known[key].default) is float:
             table[key] = float(value)
         elif type(value) is not type(known[key].default):
             unit = setting_of(key).unit
             raise SetupError(
-                "bad_request", f"{path}: {key} is to be {unit}, not {_KINDS.get(type(value), 'a table')}.", hint=hint
+                "bad_request", f"{path}: {key} must be {unit}, not {_KINDS.get(type(value), 'a table')}.", hint=hint
             )
     return table
 

@@ -357,7 +357,7 @@ class Uplink:
         now = self.driver.loop.time()
         if now >= self._tell_again:
             self._tell_again = now + _ATTEMPTS
-            self._log.warning("Somebody tried to take a running connection over.", code=code)
+            self._log.warning("Another process tried to take over a running connection.", code=code)
 
     def _event(self, event: Event) -> None:
         if isinstance(event, events.SessionReady):

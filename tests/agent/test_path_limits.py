@@ -66,7 +66,7 @@ def test_a_path_that_cuts_the_silent() -> None:
     agent.session(70, silence=12.4)
     assert agent.ping == 6
     assert agent.told == [
-        "The way to the relay cuts sessions that are silent for 12 s: from now on it is kept in use every 6 s."
+        "The path to the relay cuts sessions that are silent for 12 s: from now on the agent sends something every 6 s."
     ]
     assert agent.path.idle_limit(agent.now) == 12 and agent.rotate == USUAL
 

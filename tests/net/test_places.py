@@ -99,7 +99,7 @@ async def test_a_copied_state_directory(network: Network) -> None:
             shutil.copytree(state, network.folder / "copy", ignore=shutil.ignore_patterns("*.sock"))
             network.environment["KDISPATCH_STATE_DIR"] = str(network.folder / "copy")
             second = await network.host(name, local.port)
-            await second.says("an agent on this machine wrote its slots. This agent takes an identity of its own")
+            await second.says("an agent on this machine wrote its slots. This agent uses a new identity")
             await network.has_live_hosts(name, 2)
             await _echoes(tcp, b"goes on")
         assert first.status is None

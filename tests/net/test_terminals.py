@@ -173,7 +173,7 @@ async def test_a_relay_whose_terminal_is_closed(network: Network, tmp_path: Path
 async def test_dev(network: Network) -> None:
     """'kdispatch dev' ends in order when its terminal is closed."""
     with _on_terminal(network, _KDISPATCH, "dev") as terminal:
-        await terminal.says("Ctrl-C ends all of it")
+        await terminal.says("Ctrl-C ends everything")
         terminal.hang_up()
         assert await terminal.ended() == 0
 
@@ -192,7 +192,7 @@ async def test_an_explicit_interrupt(network: Network, what: str, loop: str) -> 
                 "listening on",
                 0,
             ),
-            "dev": (["dev"], "Ctrl-C ends all of it", 0),
+            "dev": (["dev"], "Ctrl-C ends everything", 0),
             "status --watch": (["status", "--watch"], "No agent runs here", 0),
         }[what]
         program = network.program("background", *_IGNORING, "INT", _KDISPATCH, *command)

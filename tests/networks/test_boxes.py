@@ -238,7 +238,7 @@ async def test_what_a_box_makes_of_frames(behind: bytes) -> None:
     async with service(_Box(_switching() + behind)) as running:
         url = f"http://127.0.0.1:{running.port}"
         error, (found, text, hint) = await _starts(url), await _examined(url)
-    assert isinstance(error, HintedError) and "What comes behind the upgrade can't be read" in error.text
+    assert isinstance(error, HintedError) and "What follows the upgrade can't be read" in error.text
     assert (error.code, error.text, error.hint) == (found, text, hint)
     assert (error.info.hop, error.info.exit) == ("you -> relay", _EXIT)
 

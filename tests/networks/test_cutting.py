@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 _TIMES: Final = ("ping", "ping_least", "dead_agent", "rotate_least")
 _LOST: Final = "Lost the session with the relay"
-_LEARNT: Final = "The way to the relay cuts"
+_LEARNT: Final = "The path to the relay cuts"
 _BLOCK: Final = bytes(range(256)) * 16
 
 

@@ -115,7 +115,7 @@ async def test_a_box_that_cuts_the_old(person: Person, port: int, seconds: float
         told = await _doctor(person, box.url, "--idle")
     finding = told.by_check["idle"]
     assert (told.ended.status, told.amiss(), finding["hop"]) == (7, ["idle"], "you -> relay"), told.ended
-    assert finding["text"].startswith(f"Every connection is cut after about {seconds:.0f} s, be it silent or busy.")
+    assert finding["text"].startswith(f"Every connection is cut after about {seconds:.0f} s, silent or busy.")
 
 
 async def test_a_box_that_opens_tls(person: Person, port: int, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ async def test_one_who_says_nothing_to_an_upgrade(shared_relay: Relay) -> None:
     async with middlebox(shared_relay.address.port, Rules(buffers=1 << 30)) as box:
         found = await _examined(Settings(relay=box.url))
     assert _amiss(found) == [("buffering", "fail", "relay_unreachable")]
-    assert "Nothing passes behind the upgrade" in found["buffering"].text
+    assert "Nothing passes after the upgrade" in found["buffering"].text
 
 
 # --- certificates -----------------------------------------------------------------------------------

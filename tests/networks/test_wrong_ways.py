@@ -143,7 +143,7 @@ _CASES: Final[dict[str, tuple[Case, str, str]]] = {
     "expired": (_edge(200, _expired), "tls_expired", ""),
     "not yet valid": (_edge(200, _not_yet_valid), "tls_not_yet_valid", ""),
     "captive portal": (_edge(200), "captive_portal", "A web page is there, and no relay (200)"),
-    "maintenance page": (_edge(503), "relay_unreachable", "says that it is away (503)"),
+    "maintenance page": (_edge(503), "relay_unreachable", "reports that the relay is away (503)"),
     "page of an edge": (_edge(401), "not_a_relay", "it answers with status 401 and text/html"),
 }
 

@@ -1,4 +1,4 @@
-"""``kdispatch sign-up`` and ``whoami``: who one is at a relay."""
+"""``kdispatch sign-up`` and ``whoami``: the account at a relay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls which relay: ``given`` is a token from flags or environment, which goes before the stored ones."""
+    """Caller and relay: ``given`` is a token from flags or environment, which has precedence over stored ones."""
 
     settings: Settings
     relay: RelayUrl
@@ -44,7 +44,7 @@ class Caller:
         token_file: str | None = None,
         ignore_given: bool = False,
     ) -> Caller:
-        """Put together what the flags, the environment and the files say."""
+        """Combine the flags, the environment and the files."""
         settings = load_settings(**reach)
         given = None if ignore_given else given_token(token, token_file, warn=output.warn)
         return cls(settings, settings.relay_url, Credentials(), given)
@@ -56,23 +56,23 @@ class Caller:
 
     @property
     def relay_flags(self) -> str:
-        """The options by which a command on another machine finds the relay, after a space."""
+        """The options by which a command on another machine finds the relay, with a leading space."""
         plaintext = " --insecure-plaintext" if not (self.relay.secure or self.relay.is_loopback) else ""
         return f" --relay {self.relay}{plaintext}"
 
     def rest(self, token: str | None = None) -> RestClient:
-        """The relay's REST API, for ``token``; to be used as an asynchronous context manager."""
+        """The relay's REST API with ``token``. Use it as an asynchronous context manager."""
         from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
         from kdispatch.rest.client import RestClient  # noqa: PLC0415 - heavy
 
         return RestClient(Dialer.of(self.settings), token=token)
 
     def remember_relay(self) -> None:
-        """Make this relay the one that is asked without being named."""
+        """Make this relay the default for later commands."""
         remember_relay(*self.settings.relay_urls)
 
     def must_have_token(self) -> str:
-        """The token; ``not_logged_in`` where there is none."""
+        """The token; raises ``not_logged_in`` if there is none."""
         if (token := self.token) is None:
             raise KdispatchError("not_logged_in", f"No admin's token for {self.relay} is given or stored.")
         return token
@@ -87,19 +87,19 @@ class Caller:
         return token
 
     async def as_reader(self, rest: RestClient, typed: str) -> str:
-        """``HANDLE/NAME`` of a service that is to be looked at, with the token for that."""
+        """``HANDLE/NAME`` of a service to read; sets the token for that."""
         full_name = await self._full_name(rest, typed)
         rest.token = self.given or self.credentials.token_for_reader(self.relay, full_name)
         return full_name
 
     async def as_owner(self, rest: RestClient, typed: str) -> str:
-        """``HANDLE/NAME`` of a service of which something is to be changed, with its owner's token."""
+        """``HANDLE/NAME`` of a service to change; sets its owner's token."""
         full_name = await self._full_name(rest, typed)
         rest.token = self.owner_token(full_name.partition("/")[0])
         return full_name
 
     async def as_admin(self, rest: RestClient, typed: str | None) -> str | None:
-        """``NAME`` of a service of one's own, where one was typed, with its owner's token."""
+        """``NAME`` of an own service, or ``None``; sets its owner's token."""
         if typed is None:
             rest.token = self.must_have_token()
             return None
@@ -110,7 +110,7 @@ class Caller:
         return name
 
     async def _full_name(self, rest: RestClient, typed: str) -> str:
-        """A name alone belongs to the token that was given, or to the current handle."""
+        """Complete a name without a handle: with the given token's handle, or else with the current one."""
         if "/" in typed or self.given is None:
             return self.credentials.full_name(self.relay, typed)
         name = check_name(typed, "service name")
@@ -128,7 +128,7 @@ def sign_up(
         typer.Option(
             "--code",
             metavar="CODE",
-            help="The code that some relays ask for; '-' reads it from standard input, '@FILE' from a file.",
+            help="The code that some relays require; '-' reads it from standard input, '@FILE' from a file.",
             show_default=False,
         ),
     ] = None,
@@ -140,11 +140,11 @@ def sign_up(
     output = Output(quiet=quiet, json=json)
     check_name(handle, "handle")
     caller = Caller.load(output, reach=reach)
-    # Asked for outside of the event loop, where Ctrl-C ends the program at once.
+    # Ask outside of the event loop, where Ctrl-C ends the program at once.
     invitation = None if code is None else given_code(code)
 
     async def main() -> None:
-        # The token is told only once: what would keep it from being stored is to be found before.
+        # The token is sent only once, so detect now what would prevent storing it.
         caller.credentials.check()
         async with caller.rest() as client:
             signed = await client.sign_up(handle, code=invitation)

@@ -1,4 +1,4 @@
-"""``kdispatch agent``: offer a local TCP service, or reach one that is offered."""
+"""``kdispatch agent``: offer a local TCP service, or reach an offered one."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ app = typer.Typer(help="Offer a local TCP service, or reach one that is offered.
 _Wait = Annotated[
     float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait at the start; 0 is not at all.")
 ]
-#: Seconds. Docker, Podman and supervisord kill 10 s behind SIGTERM; by then the peers of what still runs are to know.
+#: Seconds. Docker, Podman and supervisord kill 10 s after SIGTERM; before that, peers of running streams must be told.
 _DRAIN_TIME: Final = 8.0
 _Drain = Annotated[
     float,
     typer.Option("--drain-time", min=0, metavar="SECONDS", help="How long running connections may go on after Ctrl-C."),
 ]
 _Detach = Annotated[
-    bool, typer.Option("--detach", help="Return when it is up, and go on in the background; see 'agent stop'.")
+    bool, typer.Option("--detach", help="Return when it is up, and run on in the background; see 'agent stop'.")
 ]
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log the end of every connection, too.")]
 _log_format = setting_of("log_format")
@@ -64,7 +64,7 @@ _LogFormat = Annotated[
         show_default=False,
     ),
 ]
-#: The id of an agent that another command started: its token comes on standard input.
+#: The id of an agent started by another command, which sends the token on standard input.
 _Background = Annotated[str | None, typer.Option("--background", hidden=True)]
 
 
@@ -149,7 +149,7 @@ def connect(
         typer.Option(
             "--host",
             metavar="HOST",
-            help="Only to this host, where the service allows that: its id, or 8 digits or more of its beginning.",
+            help="Connect only to this host, if the service allows it: its id, or its first 8 or more digits.",
             show_default=False,
         ),
     ] = None,
@@ -212,7 +212,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
 
 
 def _host_id(typed: str | None) -> str | None:
-    """A host's id or its beginning, as it was typed; raises ``bad_request`` for what can't be one."""
+    """Check a host's id or its prefix; raises ``bad_request`` if it is invalid."""
     if typed is not None and re.fullmatch(r"[0-9a-f]{8,32}", typed) is None:
         hint = "Take it from 'kdispatch service hosts SERVICE'."
         raise SetupError("bad_request", f"{typed[:80]!r} is neither a host's id nor 8 digits of one.", hint=hint)
@@ -230,7 +230,7 @@ def _run(start: Start, main: _Main, *, detached: bool) -> None:
     try:
         settings = start.load_settings()
         log = start.log(settings)
-        # A token may be asked for: outside of the event loop, where Ctrl-C ends the program at once.
+        # This may ask for a token: outside of the event loop, where Ctrl-C ends the program at once.
         access = start.access(output, settings)
     except KdispatchError as error:
         raise SystemExit(output.failed(error)) from None
@@ -241,14 +241,14 @@ def _run(start: Start, main: _Main, *, detached: bool) -> None:
 @app.command(epilog="Example: kdispatch agent stop ann/web")
 def stop(
     agent: Annotated[
-        str, typer.Argument(metavar="ID|SERVICE", help="An agent's or host's id or its beginning, or a service.")
+        str, typer.Argument(metavar="ID|SERVICE", help="The id of an agent or host, its first digits, or a service.")
     ],
     *,
-    now: Annotated[bool, typer.Option("--now", help="End at once, and running connections with it.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="End at once, with all running connections.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """End agents that run here, in the background or not; running connections may end first."""
+    """End agents that run here, in the background or not; running connections may finish first."""
     output = Output(quiet=quiet, json=json)
     found = find(living(), agent)
     meant = [record for record in found if record.is_here]
@@ -275,7 +275,7 @@ def stop(
 
 
 def _is_elsewhere(records: list[Record]) -> SetupError:
-    """Why none of these is asked or signalled: their pids mean other processes here."""
+    """The error for agents of other places only: their pids mean other processes here."""
     which = "; ".join(f"{record.id} {record.whereabouts}" for record in records)
     files = " ".join(shlex.quote(str(record_file(record.id))) for record in records)
     return SetupError(
@@ -286,14 +286,14 @@ def _is_elsewhere(records: list[Record]) -> SetupError:
 
 
 _STOPPED: Final = ("id", "kind", "service", "host", "address", "port", "pid", "log")
-_ANSWERS: Final = 2.0  # seconds in which an agent that runs says that it heard
-_LAST_WORDS: Final = 3.0  # seconds that one has which is to end at once
-_PATIENCE: Final = 5.0  # seconds beyond the time that an agent drains
+_ANSWERS: Final = 2.0  # seconds for a running agent to confirm the request
+_LAST_WORDS: Final = 3.0  # seconds for an agent that must end at once
+_PATIENCE: Final = 5.0  # seconds beyond an agent's drain time
 _LOOK_EVERY: Final = 0.02
 
 
 def _end(meant: list[Record], *, now: bool) -> list[Record]:
-    """Ask agents to end, and wait for it; returns those that did not."""
+    """Ask agents to end, and wait for that; returns those that did not end."""
     endings = {record.id: Ending(record) for record in meant}
     try:
         heard = ask(meant, _ANSWERS, command="stop", now=now)
@@ -303,7 +303,7 @@ def _end(meant: list[Record], *, now: bool) -> list[Record]:
         stop = HERE.end_now if now else HERE.ask_to_stop
         asked = set(heard)
         for record in left:
-            # Where no socket answers the system does.
+            # If no socket answers, use the system's means.
             if (now or not (record.draining or record.id in heard)) and stop(record.pid, record.process_started):
                 asked.add(record.id)
         drain = max((r.drain_time for r in left if r.draining or r.id in asked), default=0.0)
@@ -314,7 +314,7 @@ def _end(meant: list[Record], *, now: bool) -> list[Record]:
 
 
 def _wait(left: list[Record], endings: Mapping[str, Ending], seconds: float) -> list[Record]:
-    """Wait until these are gone, at most so long; returns those that are not."""
+    """Wait at most ``seconds`` until these are gone; returns those that are not."""
     deadline = time.monotonic() + seconds
     while left := [record for record in left if not endings[record.id].gone()]:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""``kdispatch audit``: who did what in one's account."""
+"""``kdispatch audit``: who did what in the user's account."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-_MOMENTS: Final = frozenset({"expires", "old_until"})  #: details that are moments
-_PAGE: Final = 1000  #: events that a relay gives at once at the most
+_MOMENTS: Final = frozenset({"expires", "old_until"})  #: details that are times
+_PAGE: Final = 1000  #: events per request, the most that a relay returns
 
 
 @app.command(epilog="Example: kdispatch audit --service web --limit 20")
@@ -32,7 +32,7 @@ _PAGE: Final = 1000  #: events that a relay gives at once at the most
 def audit(
     *,
     service: OfService = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="How many events at the most.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The largest number of events.")] = 50,
     reach: Reach,
     token: Token = None,
     token_file: TokenFile = None,
@@ -41,7 +41,7 @@ def audit(
 ) -> None:
     """Show who did what in your account, from where, when, and how often within an hour; the newest first.
 
-    --quiet leaves the table's head away.
+    --quiet omits the table's head.
     """
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
@@ -60,7 +60,7 @@ def audit(
 
 
 async def _newest(client: RestClient, service: str | None, limit: int) -> tuple[list[AuditEvent], bool]:
-    """So many events, and whether there are older ones."""
+    """At most ``limit`` events, and whether there are older ones."""
     events: list[AuditEvent] = []
     before: int | None = None
     while True:
@@ -78,7 +78,7 @@ def _row(event: AuditEvent) -> tuple[object, ...]:
 
 
 def _told(key: str, value: object) -> object:
-    """A detail for people: moments as elsewhere, which are seconds there."""
+    """A detail for people; times, which are in seconds, are formatted as elsewhere."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key in _MOMENTS and isinstance(value, int):

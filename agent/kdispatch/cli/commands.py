@@ -1,8 +1,8 @@
-"""Finds the command, runs it, and turns what goes wrong into an exit status.
+"""Finds the command, runs it, and turns its failure into an exit status.
 
-Only what a command needs is imported: groups of commands, ``agent`` first, and the commands of the
-entry-point group ``kdispatch.commands`` (the relay's among them) when they are
-called, the HTTP client and asyncio inside the commands that use them.
+Only what a command needs is imported. Groups of commands (``agent`` and others), and the commands of the
+entry-point group ``kdispatch.commands`` (the relay's among them), are imported when
+they are called, the HTTP client and asyncio inside the commands that use them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["app", "run_command"]
 
 ENTRY_POINTS: Final = "kdispatch.commands"
 
-#: What ``--help`` says of a command that is loaded when it is called.
+#: The ``--help`` texts of commands that are loaded on call.
 _HELP: Final = {
     "agent": "Offer a local TCP service, or reach one that is offered.",
     "service": "Create services, look them up, see who hosts and uses them.",
@@ -36,27 +36,27 @@ _HELP: Final = {
     "invite": "Invite others to host a service or to connect to it, and accept invitations.",
     "relay": "Run a relay: the server between hosts and clients.",
 }
-#: Options that take a text for people.
+#: Options with a free text for people.
 _MAY_BE_EMPTY: Final = frozenset({"--reason"})
-#: Errors of a write to something that has no name: standard output.
+#: Write errors without a file name, so of standard output.
 _UNWRITTEN: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-#: Groups of kdispatch itself: each is a module of that name here.
+#: kdispatch's own groups: each is a module of that name here.
 _OWN: Final = ("agent", "service", "token", "invite")
 
 
 class _Commands(TyperGroup):
-    """The top level: stand-ins name the commands that are loaded when they are called."""
+    """The top level. Stand-ins represent the commands that are loaded on call."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-        # No package can take the place of a command of kdispatch itself.
+        # No other package can replace kdispatch's own commands.
         self._plugins = {point.name: point for point in points if point.name not in {*self.commands, *_OWN}}
         for name in (*_OWN, *sorted(self._plugins)):
             self.add_command(TyperCommand(name, help=_HELP.get(name, "A command of another package.")))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that ``args`` begins with, by typer's rules, but the real one in a stand-in's place."""
+        """Resolve the command in ``args`` by typer's rules, and replace a stand-in by the real command."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in _OWN:
             command = _loaded(name, importlib.import_module(f"kdispatch.cli.{name}").app)
@@ -94,13 +94,13 @@ def _top(
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run the command that ``arguments`` are, and return its exit status."""
+    """Run the command in ``arguments`` and return its exit status."""
     output = Output(json="--json" in arguments)
-    # Nothing of ours is coloured. Without rich typer's completion is quick, too, and structlog takes 5 MB less.
+    # kdispatch uses no colours. Without rich, typer's completion is faster, and structlog takes 5 MB less.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
     try:
         _refuse_empty(arguments)
-        # Not standalone: typer would print usage errors, and defects, in its own form.
+        # Not standalone, because typer would print usage errors and defects in its own form.
         status = typer.main.get_command(app).main(arguments, prog_name="kdispatch", standalone_mode=False, color=False)
     except typer.TyperException as error:
         return _usage(error, output)
@@ -108,22 +108,22 @@ def run_command(arguments: list[str]) -> int:
         return output.failed(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last place where it can be told in one line
+    except Exception as error:  # noqa: BLE001 - the last place that can report it in one line
         return _unexpected(arguments, error, output)
     return status if isinstance(status, int) else 0
 
 
 def _unexpected(arguments: list[str], error: Exception, output: Output) -> int:
-    """Tell of what no command has translated: the system's refusals, a missing package, or a defect of ours."""
+    """Report what no command has translated: a refusal by the system, a missing package, or a defect of kdispatch."""
     if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITTEN:
-        return output.unwritten(error)  # of help, and of other packages' results
+        return output.unwritten(error)  # of help texts, and of other packages' results
     if text := shortage(error):
         from kdispatch_protocol.process.unblocked import leave  # noqa: PLC0415 - most commands run no agent
 
         output.error(text, code=None, hop="you", hint=SHORTAGE_HINT)
         leave(1)
     if isinstance(error, OSError) and not environment_switch("KDISPATCH_DEBUG"):
-        hint = "Look at what it names. KDISPATCH_DEBUG=1 shows where it happens."
+        hint = "Check what the message names. KDISPATCH_DEBUG=1 shows where it happens."
         what = "" if error.filename is None else f" {error.filename}"
         output.error(f"The system refused{what}: {error.strerror or error}.", code=None, hop="you", hint=hint)
         return 1
@@ -131,9 +131,9 @@ def _unexpected(arguments: list[str], error: Exception, output: Output) -> int:
 
 
 def _refuse_empty(arguments: list[str]) -> None:
-    """Raise ``bad_request`` for a value without a character: a script's variable was not set, and no default is meant.
+    """Raise ``bad_request`` for an empty value: a variable in a script was not set, and the default is not meant.
 
-    The system would listen on every address where ``--address`` is empty.
+    With an empty ``--address`` the system would listen on every address.
     """
     before = ""
     for argument in arguments:
@@ -144,14 +144,14 @@ def _refuse_empty(arguments: list[str]) -> None:
             before = argument
             continue
         if before not in _MAY_BE_EMPTY:
-            hint = "Give a value, or leave the option away."
-            # A value before it is not repeated: it may be a secret.
-            what = f"What stands behind {before}" if before.startswith("-") else "An argument"
+            hint = "Give a value, or omit the option."
+            # The value before it is not repeated, because it may be a secret.
+            what = f"The value after {before}" if before.startswith("-") else "An argument"
             raise SetupError("bad_request", f"{what} is empty.", hint=hint)
 
 
 def _loaded(name: str, plugin: typer.Typer) -> Any:
-    # Within a group of our own, so that it has neither completion options of its own nor another form of help.
+    # Inside a group of our own, so that it has no completion options and the same form of help.
     group = typer.Typer(add_completion=False, rich_markup_mode=None)
     group.add_typer(plugin, name=name)
     group.callback()(lambda: None)
@@ -163,9 +163,9 @@ def _usage(error: typer.TyperException, output: Output) -> int:
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "kdispatch"
     text = error.format_message()
-    if possible := getattr(error, "possibilities", None):  # of an option, the likely one first
+    if possible := getattr(error, "possibilities", None):  # for an option, the most likely one first
         text = f"{getattr(error, 'message', text)}. Did you mean {possible[0]!r}?"
-    if "\n" in text:  # a group that shows its help where no command is named
+    if "\n" in text:  # a group shows its help if no command is given
         sys.stderr.write(f"{text}\n")
     else:
         output.error(_sentence(text), code="bad_request", hop="you", hint=f"{command} --help")
@@ -173,20 +173,20 @@ def _usage(error: typer.TyperException, output: Output) -> int:
 
 
 def _sentence(text: str) -> str:
-    """The words of a library, with an end; some have one."""
+    """A library's text with a full stop, if it has no end yet."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _missing_package(arguments: list[str], error: Exception, output: Output) -> int:
-    """Explain a failed import of a plug-in command, and return its exit status; 0 where it isn't one."""
+    """Report a failed import of a plug-in command; returns its exit status, or 0 for another error."""
     if not isinstance(error, ModuleNotFoundError) or (error.name or "kdispatch").startswith("kdispatch"):
-        return 0  # our own packages come together, so one that lacks is a defect
+        return 0  # kdispatch's own packages are installed together, so a missing one is a defect
     plugins = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     point = plugins.get(arguments[0]) if arguments else None
     if point is None or environment_switch("KDISPATCH_DEBUG"):
         return 0
     distribution = point.dist.name if point.dist is not None else point.name
-    # Our own extras are called like their command; another distribution has to be complete.
+    # kdispatch's extras are named like their command; another distribution must be installed completely.
     wanted = f"'{distribution}[{point.name}]'" if distribution == "kdispatch" else distribution
     text = f"'kdispatch {point.name}' needs the Python package {error.name}, which is not installed."
     output.error(text, code="not_installed", hop="you", hint=f"pip install {wanted}")

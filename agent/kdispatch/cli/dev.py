@@ -1,4 +1,4 @@
-"""``kdispatch dev``: relay, host and client in one process on loopback, for trying things."""
+"""``kdispatch dev``: relay, host and client in one process on loopback, for a first try."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-PARTS: Final = "kdispatch.parts"  #: the entry-point group by which the relay is found, where it is installed
+PARTS: Final = "kdispatch.parts"  #: the entry-point group of the relay, if it is installed
 _START: Final = 10.0  # seconds; everything is in this process
 _HELLO: Final = b"hello from kdispatch dev\n"
 
@@ -36,9 +36,9 @@ _PORT: Final = {"min": 0, "max": 65535, "show_default": False}
 @app.command(epilog="Example: kdispatch dev")
 def dev(
     *,
-    port: Annotated[int, typer.Option("--port", help="The local port to offer; a small web service's.", **_PORT)] = 0,
+    port: Annotated[int, typer.Option("--port", help="The local port to offer; else a small web server.", **_PORT)] = 0,
     connect_port: Annotated[int, typer.Option("--connect-port", help="Where to reach it; a free one.", **_PORT)] = 0,
-    relay_port: Annotated[int, typer.Option("--relay-port", help="The relay's port; a free one.", **_PORT)] = 0,
+    relay_port: Annotated[int, typer.Option("--relay-port", help="The relay's port; else a free one.", **_PORT)] = 0,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -47,7 +47,7 @@ def dev(
     relay_for_dev = _relay_part()
     with tempfile.TemporaryDirectory(prefix="kdispatch-dev-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        # Tokens and settings of this try-out only; nothing of the person's own is read or changed.
+        # Tokens and settings of this trial only. The user's own are neither read nor changed.
         os.environ["KDISPATCH_CONFIG_DIR"] = str(directory / "config")
 
         async def main() -> int:
@@ -92,11 +92,11 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None:
             task.uncancel()  # see until_interrupted
-        output.note("Ending; what was tried is removed.")
+        output.note("Ending; everything that dev created is removed.")
 
 
 async def _sign_up(url: RelayUrl) -> tuple[str, str]:
-    """Make handle and service, remembered for other terminals; returns the service and its token."""
+    """Create handle and service, and store them for other terminals; returns the service and its token."""
     import asyncio  # noqa: PLC0415 - see run_async
 
     from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
@@ -113,7 +113,7 @@ async def _sign_up(url: RelayUrl) -> tuple[str, str]:
         credentials.store_service(url, created.service, created.token)
         remember_relay(url)
 
-    # The relay is on this loop, too, and no write to the disk may hold it up.
+    # The relay runs on this loop, too, so no disk write may block it.
     await asyncio.to_thread(remember)
     return created.service, created.token
 
@@ -136,12 +136,12 @@ def _tell(output: Output, url: RelayUrl, service: str, port: int, connect_port: 
     output.note(
         "From another terminal:",
         f"  export KDISPATCH_CONFIG_DIR={shlex.quote(config)} KDISPATCH_RELAY={url}",
-        "Ctrl-C ends all of it and removes what it made.",
+        "Ctrl-C ends everything and removes what dev created.",
     )
 
 
 def _relay_part() -> Any:
-    """The relay's maker; raises ``not_installed``."""
+    """The function that starts the relay; raises ``not_installed``."""
     hint = "pip install 'kdispatch[relay]'"
     for point in importlib.metadata.entry_points(group=PARTS, name="relay"):
         try:
@@ -153,7 +153,7 @@ def _relay_part() -> Any:
 
 
 async def _hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one request of any program that speaks HTTP."""
+    """Answer one request of any HTTP client."""
     import asyncio  # noqa: PLC0415 - see run_async
 
     try:
@@ -164,6 +164,6 @@ async def _hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.write(head.encode() + _HELLO)
         await writer.drain()
     except (OSError, EOFError, asyncio.LimitOverrunError):
-        pass  # whoever asked went away, or speaks something else
+        pass  # the client left, or does not speak HTTP
     finally:
         writer.close()

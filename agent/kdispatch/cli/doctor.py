@@ -1,4 +1,4 @@
-"""``kdispatch doctor``: what stands between this machine and a tunnel, step by step."""
+"""``kdispatch doctor``: finds what blocks a tunnel from this machine, step by step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-_WIDTH: Final = 11  # characters of the longest check's name
+_WIDTH: Final = 11  # length of the longest check name
 
 
 @app.command(epilog="Example: kdispatch doctor ann/web")
@@ -34,19 +34,19 @@ def doctor(
     service_option: ServiceOption = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=1, max=65535, help="A local port that is to be offered.", show_default=False),
+        typer.Option("--port", min=1, max=65535, help="A local port to offer.", show_default=False),
     ] = None,
     address: Annotated[str, typer.Option("--address", help="Where that port is.")] = "localhost",
     idle: Annotated[
-        bool, typer.Option("--idle", help="Measure for how long a connection may be silent: up to 6 minutes.")
+        bool, typer.Option("--idle", help="Measure how long a connection may be silent; takes up to 6 minutes.")
     ] = False,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure what passes between here and the relay.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure the throughput to the relay and back.")] = False,
     bundle: Annotated[
         str | None,
         typer.Option(
             "--bundle",
             metavar="FILE.zip",
-            help="Write findings, versions and logs, without secrets, for who helps.",
+            help="Write findings, versions and logs, without secrets, for a support request.",
             show_default=False,
         ),
     ] = None,
@@ -56,11 +56,11 @@ def doctor(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Look what keeps this machine from the relay, and name the hop. --quiet prints the checks that are not OK.
+    """Check what keeps this machine from the relay, and name the hop. --quiet prints the checks that are not OK.
 
-    Each line is OK, WARN or FAIL, or SKIP where an earlier one failed. The status is 0, 7 for warnings, 1 for failures.
+    Each line is OK, WARN or FAIL, or SKIP after an earlier failure. The status is 0, 7 for warnings, 1 for failures.
     """
-    from kdispatch.doctor.bundle import write_bundle  # noqa: PLC0415 - heavy, like what follows
+    from kdispatch.doctor.bundle import write_bundle  # noqa: PLC0415 - heavy, as are the next ones
     from kdispatch.doctor.examination import Wishes  # noqa: PLC0415
     from kdispatch.doctor.findings import exit_status  # noqa: PLC0415
 
@@ -82,7 +82,7 @@ def doctor(
     if bundle is not None:
         path = Path(bundle)
         write_bundle(path, findings, settings, given, _WIDTH)
-        output.note(f"Written: {path}. It has no tokens and passwords, but names and addresses; look into it first.")
+        output.note(f"Written: {path}. It has no tokens or passwords, but names and addresses; check it first.")
     _sum_up(output, findings)
     if status := exit_status(findings):
         raise SystemExit(status)
@@ -95,7 +95,7 @@ def _examine(settings: Settings, wishes: Wishes, findings: list[Finding], output
         try:
             async for finding in examine(settings, wishes):
                 _tell(output, findings, finding)
-        except KdispatchError as error:  # of the settings: all else is a finding
+        except KdispatchError as error:  # of the settings: everything else is a finding
             _broke(output, findings, "config", error)
 
     run_async(main, output)
@@ -113,7 +113,7 @@ def _broke(output: Output, findings: list[Finding], check: str, error: Kdispatch
 
 
 def _tell(output: Output, findings: list[Finding], finding: Finding) -> None:
-    """Keep it; a person sees it at once, because the next one may take a while."""
+    """Store the finding and print it at once, because the next one may take a while."""
     findings.append(finding)
     if not (output.json or output.quiet):
         output.result({}, quiet=[], plain=finding.lines(_WIDTH))

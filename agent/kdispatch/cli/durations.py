@@ -1,4 +1,4 @@
-"""Durations and moments as people write and read them: ``90s``, ``10m``, ``24h``, ``7d``."""
+"""Durations and times as people write and read them: ``90s``, ``10m``, ``24h``, ``7d``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["METAVAR", "moment", "seconds_of", "written"]
 METAVAR: Final = "TIME"
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-#: Twelve digits are more than any duration has, and few enough to be counted with.
+#: Twelve digits suffice for any duration, and limit the size of the number.
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhd])")
 
 
 def seconds_of(option: str, typed: str, least: str, most: str) -> int:
-    """How many seconds a duration is; raises ``bad_request`` for what is none, or is out of bounds.
+    """Parse a duration into seconds; raises ``bad_request`` if it is invalid or out of bounds.
 
-    ``option`` is where it was typed; the bounds are the relay's, as people write them.
+    ``option`` is the option's name; the bounds are the relay's, in the same notation.
     """
     match = _DURATION.fullmatch(typed.strip().lower())
     if match is None:
         raise SetupError(
             "bad_request",
-            f"{option} is {typed[:80]!r}, which is no duration.",
+            f"{option} is {typed[:80]!r}, which is not a duration.",
             hint="Write a whole number and s, m, h or d: 90s, 10m, 24h, 7d.",
         )
     seconds = _seconds(match)
@@ -41,11 +41,11 @@ def _seconds(match: re.Match[str] | None) -> int:
 
 
 def written(seconds: int) -> str:
-    """The same the other way round, in the largest unit that is exact."""
+    """Format seconds as a duration, in the largest exact unit."""
     unit, size = next((unit, size) for unit, size in reversed(_UNITS.items()) if seconds % size == 0)
     return f"{seconds // size}{unit}"
 
 
 def moment(when: datetime | None) -> str:
-    """A moment as relays write it (RFC 3339, UTC); nothing where there is none."""
+    """A time as relays write it (RFC 3339, UTC); empty for ``None``."""
     return "" if when is None else when.strftime("%Y-%m-%dT%H:%M:%SZ")

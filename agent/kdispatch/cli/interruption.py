@@ -1,4 +1,4 @@
-"""What asks a command to end: a signal, or another command at an agent's control socket."""
+"""Requests to end a command: by a signal, or by another command at an agent's control socket."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LAST_WORDS", "Interruption"]
 
-#: Seconds that an agent has, once it is to end at once, to tell its streams' other ends.
+#: Seconds that an agent has to tell its streams' peers, once it must end at once.
 LAST_WORDS: Final = 2.0
 _HANGUP: Final = getattr(signal, "SIGHUP", None)
-_FLUSH: Final = 0.2  # seconds for what was said last, where standard error takes it
+_FLUSH: Final = 0.2  # seconds to write the last output
 
 
 class Interruption:
     """Cancels a command's task when it is asked to end.
 
-    The first time the command may finish what runs. The second time that is
-    cancelled, too, where it ``drains``; any other command's process ends.
+    After the first request the command may finish running work. After the second
+    that is cancelled as well, if it ``drains``; any other command's process ends.
     """
 
     def __init__(self, *, drains: bool = False) -> None:
@@ -32,40 +32,40 @@ class Interruption:
         self._signals: list[int] = []
 
     def watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object]) -> None:
-        """Ask this task to end, by its cancellation, from the first signal on."""
+        """Watch for signals, and end this task by cancelling it."""
         self._task = task
         HERE.on_stop(loop, self.ask)
 
     @property
     def status(self) -> int | None:
-        """How a process ends that was asked to; ``None`` for one that wasn't."""
+        """The exit status after a request to end; ``None`` without one."""
         return 128 + self._signals[-1] if self._signals else None
 
     @property
     def at_once(self) -> bool:
-        """What runs is not to be waited for."""
+        """Whether to end without waiting for running work."""
         return len(self._signals) > 1
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        """End, as this signal asks for it."""
+        """Handle a request to end, as for this signal."""
         assert self._task is not None, "watch() comes first"
         if number == _HANGUP and self._signals:
-            return  # a shell and the kernel both send one, and some supervisors one behind SIGTERM
+            return  # a shell and the kernel both send one, and some supervisors send one after SIGTERM
         self._signals.append(number)
         if self.at_once:
             if not self._drains or len(self._signals) > 2:
-                # Whatever is being done, the person wants out now.
+                # The user wants to leave now, whatever is running.
                 _exit(128 + number)
             self._task.get_loop().call_later(LAST_WORDS, _exit, 128 + number)
         self._task.cancel()
 
     def drain(self) -> None:
-        """Ask as a first signal does, unless something has asked."""
+        """Act like a first signal, unless there was one."""
         if not self._signals:
             self.ask()
 
     def end(self) -> None:
-        """Ask as a second signal does."""
+        """Act like a second signal."""
         self.drain()
         if not self.at_once:
             self.ask()

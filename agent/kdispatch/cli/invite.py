@@ -1,4 +1,4 @@
-"""``kdispatch invite``: a code for somebody else, which they exchange for a token of their own."""
+"""``kdispatch invite``: a code that other people exchange for their own token."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def create(
     service: Service = None,
     *,
     service_option: ServiceOption = None,
-    purpose: Annotated[str, typer.Option("--for", metavar="|".join(_PURPOSES), help="What whoever accepts it may do.")],
+    purpose: Annotated[str, typer.Option("--for", metavar="|".join(_PURPOSES), help="What the invited person may do.")],
     uses: Annotated[int, typer.Option("--uses", min=1, max=10_000, help="How often it can be accepted.")] = 1,
     expires: Annotated[
         str, typer.Option("--expires", metavar=METAVAR, help="How long it can be accepted: 10m, 1h, 7d.")
     ] = "24h",
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="What you will know it by, and its tokens.", show_default=False),
+        typer.Option("--name", metavar="NAME", help="Your name for it and for its tokens.", show_default=False),
     ] = None,
     reach: Reach,
     token: Token = None,
@@ -61,7 +61,7 @@ def create(
         command = f"kdispatch invite accept {made.code}{caller.relay_flags}"
         output.result(_fields(made) | {"command": command}, quiet=[made.code], plain=_shown(made, command))
         output.note(
-            "Send the last line to whom you invite: the code is shown only this once.",
+            "Send the last line to the invited person: the code is shown only this once.",
             f"To take it back: kdispatch invite revoke {made.service} {made.id}",
         )
 
@@ -111,7 +111,7 @@ def revoke(
     which: Annotated[str, typer.Argument(metavar="ID", help="The invitation's id, as 'invite list' shows it.")],
     *,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Revoke the tokens that were made from it, too; what rests on them ends.")
+        bool, typer.Option("--tokens", help="Revoke the tokens made from it, too, and end all that uses them.")
     ] = False,
     reach: Reach,
     token: Token = None,
@@ -119,7 +119,7 @@ def revoke(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Revoke an invitation: nobody can accept it any more. --quiet prints its id."""
+    """Revoke an invitation, so that it can't be accepted any more. --quiet prints its id."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
@@ -131,7 +131,7 @@ def revoke(
             {"service": full_name, "invite": which, "tokens": tokens}, quiet=[which], plain=[f"revoked {which}"]
         )
         if not tokens:
-            output.note("Who has accepted it keeps the token; --tokens revokes those, too.")
+            output.note("Tokens made from it stay valid; --tokens revokes them, too.")
 
     run_async(main, output)
 
@@ -143,14 +143,14 @@ def accept(
         str | None,
         typer.Argument(
             metavar="CODE",
-            help="The code; '-' reads it from standard input, '@FILE' from a file, without one it is asked for.",
+            help="The code; '-' reads it from standard input, '@FILE' from a file, without it, it is asked for.",
             show_default=False,
         ),
     ] = None,
     *,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="What the service's owner will know you by.", show_default=False),
+        typer.Option("--name", metavar="NAME", help="The name that the service's owner sees.", show_default=False),
     ] = None,
     reach: Reach,
     quiet: Quiet = False,
@@ -159,11 +159,11 @@ def accept(
     """Exchange an invitation's code for a token of your own, which is stored. --quiet prints the token."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, ignore_given=True)
-    # Asked for outside of the event loop, where Ctrl-C ends the program at once.
+    # Ask outside of the event loop, where Ctrl-C ends the program at once.
     invitation = given_code(code)
 
     async def main() -> None:
-        # The code may be good only once: what would keep the token from being stored is to be found before.
+        # The code may be valid only once, so detect now what would prevent storing the token.
         caller.credentials.check()
         async with caller.rest() as client:
             accepted = await client.accept_invite(invitation, name=name)
@@ -174,7 +174,7 @@ def accept(
             caller.remember_relay()
         finally:
             plain = [f"service {accepted.service}", f"for     {accepted.purpose}", f"relay   {caller.relay}"]
-            plain += [] if stored else [f"token   {accepted.token}"]  # else it would be lost
+            plain += [] if stored else [f"token   {accepted.token}"]  # otherwise it would be lost
             data = _fields(accepted) | {"relay": str(caller.relay)}
             output.result(data, quiet=[accepted.token], plain=plain)
         output.note(*_what_next(caller, accepted))
@@ -183,7 +183,7 @@ def accept(
 
 
 def _fields(invite: Any) -> dict[str, Any]:
-    """What REST says of it: a keyword of Python is a word like others there."""
+    """The fields as in REST, which has ``for``, a keyword in Python."""
     return {"for" if name == "purpose" else name: value for name, value in asdict(invite).items()}
 
 
@@ -215,7 +215,7 @@ def _end(invite: InviteInfo) -> str:
 def _what_next(caller: Caller, accepted: AcceptedInvite) -> tuple[str, ...]:
     agent = "host" if accepted.kind == "svc" else "connect"
     port = "8080" if accepted.kind == "svc" else "9090"
-    where = "with the port of what you offer" if accepted.kind == "svc" else "with a free port"
+    where = "with the port of your service" if accepted.kind == "svc" else "with a free port"
     return (
         f"The token is stored in {caller.credentials.path}.",
         f"Next, {where}:",

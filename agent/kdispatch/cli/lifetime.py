@@ -1,4 +1,4 @@
-"""An agent's life from its record to its end: who it is, how it is asked, what happens when it is to go."""
+"""An agent's life from its record to its end: its identity, its control socket, its shutdown."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["Life", "in_slot", "recorded", "until_interrupted"]
 
 Claim = Callable[[], Awaitable[None]]
 
-#: Seconds that a status waits for the relay's answer to a PING: more than the longest way on earth and back takes.
+#: Seconds that a status waits for the relay's answer to a PING: longer than the longest round trip on earth.
 _ROUND_TRIP_WAIT: Final = 0.5
 
-#: Fields of a record that concern only those who read records.
+#: Fields of a record that are only for readers of records.
 _INNER: Final = frozenset({"draining", "drain_time", "control", "control_token", "place", "process_started"})
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Life:
-    """A running agent's parts, as far as its status and its end concern them.
+    """The parts of a running agent that its status and its end need.
 
-    ``services`` are what it offers or reaches, ``take_no_more`` stops new streams.
+    ``services`` returns what it offers or reaches, ``take_no_more`` stops new streams.
     """
 
     start: Start
@@ -42,17 +42,17 @@ class Life:
     uplink: Uplink
     services: Callable[[], Sequence[dict[str, Any]]]
     take_no_more: Callable[[], None]
-    ends_at: float | None = None  # while it drains: when what still runs is reset
+    ends_at: float | None = None  # while it drains: when the remaining streams are reset
 
     @property
     def running(self) -> int:
-        """How many streams there are."""
+        """Number of streams."""
         from kdispatch.status import running_streams  # noqa: PLC0415 - heavy
 
         return running_streams(self.uplink.driver)
 
     async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer the control socket's ``status``."""
+        """Answer ``status`` at the control socket."""
         from kdispatch.status import agent_status  # noqa: PLC0415 - heavy
 
         await self.uplink.condition.measure(_ROUND_TRIP_WAIT)
@@ -60,8 +60,8 @@ class Life:
         return {"agent": agent_status(self.uplink, self.services(), drains_for=left)}
 
     async def stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer the control socket's ``stop``: what the first signal does, or with ``now`` the second."""
-        # The answer goes out before the process does.
+        """Answer ``stop`` at the control socket: act like the first signal, or with ``now`` like the second."""
+        # The answer must be sent before the process ends.
         end = self.interruption.end if request.get("now") is True else self.interruption.drain
         self.uplink.driver.loop.call_soon(end)
         return {"running": self.running}
@@ -69,11 +69,11 @@ class Life:
 
 @contextlib.asynccontextmanager
 async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[tuple[Identity, Claim]]:
-    """Hold a slot while the agent runs; where there is none the agent does without.
+    """Hold a slot while the agent runs; without a slot the agent runs anyway.
 
-    Yields who the agent is, and what to await once it has a session.
+    Yields the agent's identity, and a function to await once the agent has a session.
     """
-    import asyncio  # noqa: PLC0415 - help and completion do without
+    import asyncio  # noqa: PLC0415 - help and completion do not need it
 
     from kdispatch.machine.slots import Identity, take_slot  # noqa: PLC0415
 
@@ -106,10 +106,10 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
 async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[tuple[dict[str, Any], Held | None]]:
     """Keep a record, and answer at the control socket, while the agent runs; yields the command's result, the record.
 
-    Where no record can be written an agent in the foreground goes on without one. Files are
-    written in a thread: a slow disk must not stop the streams.
+    If no record can be written, an agent in the foreground runs without one. Files are
+    written in a thread, because a slow disk must not stop the streams.
     """
-    import asyncio  # noqa: PLC0415 - help and completion do without
+    import asyncio  # noqa: PLC0415 - help and completion do not need it
 
     start = life.start
     agent = start.background or records.new_id()
@@ -142,17 +142,17 @@ async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[t
 def _control(life: Life, held: Held | None) -> contextlib.AbstractAsyncContextManager[object]:
     if held is None:
         return contextlib.nullcontext()
-    from kdispatch.machine.control_server import ControlServer  # noqa: PLC0415 - only where an agent runs
+    from kdispatch.machine.control_server import ControlServer  # noqa: PLC0415 - only if an agent runs
 
     return ControlServer(held.control, held.control_token, {"status": life.status, "stop": life.stop})
 
 
 async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[Any, Any, None]]) -> int:
-    """Run until one of ``work`` fails, which is raised, or until the agent is asked to end: it drains; returns 0 then.
+    """Run until one of ``work`` fails, which is raised, or until the agent is asked to end: then drain and return 0.
 
-    Once it is asked a second time ``CancelledError`` is raised. Whoever called then ends the streams.
+    A second request raises ``CancelledError``. The caller must then end the streams.
     """
-    import asyncio  # noqa: PLC0415 - help and completion do without
+    import asyncio  # noqa: PLC0415 - help and completion do not need it
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -160,7 +160,7 @@ async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[
                 group.create_task(coroutine)
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None:
-            task.uncancel()  # the agent goes on: a time-out that expires from here on is no cancellation
+            task.uncancel()  # the agent continues: a later time-out must not count as a cancellation
         try:
             if life.interruption.at_once:
                 raise
@@ -172,7 +172,7 @@ async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[
 
 
 async def _drain(life: Life, held: Held | None) -> None:
-    import asyncio  # noqa: PLC0415 - help and completion do without
+    import asyncio  # noqa: PLC0415 - help and completion do not need it
 
     seconds = life.start.drain_time
     driver = life.uplink.driver

@@ -1,4 +1,4 @@
-"""Printing a relay's list page by page: what a command holds does not grow with the list."""
+"""Prints a relay's list page by page, so that memory use does not grow with the list."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def print_list(
     plain: Callable[[tuple[_T, ...]], list[str]],
     **fields: str,
 ) -> bool:
-    """Print what :meth:`Output.result` would, each page when it is there; returns whether there was any entry.
+    """Print like :meth:`Output.result`, each page as it arrives; returns whether there was any entry.
 
-    With ``--json`` that is one object of ``fields`` and, under ``key``, the list. A page that fails leaves it without
-    its end, and the error is told as always.
+    With ``--json`` this is one object with ``fields`` and, under ``key``, the list. After a failed page the object
+    stays incomplete, and the error is reported as usual.
     """
     objects = JsonList(output.write, key, fields, moment)
     printed = False

@@ -1,4 +1,4 @@
-"""``kdispatch service hosts``, ``clients`` and ``withdraw``: who hosts a service at this moment, and who uses it."""
+"""``kdispatch service hosts``, ``clients`` and ``withdraw``: who hosts a service now, and who uses it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def hosts(
                 service=full_name,
             )
         if not any_host:
-            output.note(f"Nobody hosts {full_name} at the moment.")
+            output.note(f"No host offers {full_name} at the moment.")
 
     run_async(main, output)
 
@@ -90,7 +90,7 @@ def clients(
                 service=full_name,
             )
         if not any_client:
-            output.note(f"Nobody is connected to {full_name} at the moment.")
+            output.note(f"No client is connected to {full_name} at the moment.")
 
     run_async(main, output)
 
@@ -98,7 +98,7 @@ def clients(
 @app.command(epilog="Example: kdispatch service withdraw 0123456789abcdef0123456789abcdef")
 @reaches_relay
 def withdraw(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's whole id, as 'service hosts' lists it.")],
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's full id, as 'service hosts' lists it.")],
     *,
     reach: Reach,
     token: Token = None,
@@ -106,7 +106,7 @@ def withdraw(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Withdraw a live host: it ends, with its connections. An hst_ token will do. --quiet prints the id."""
+    """Withdraw a live host: it ends, with its connections. An hst_ token suffices. --quiet prints the id."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
@@ -119,7 +119,7 @@ def withdraw(
 
 
 class _TableOfHosts:
-    """Where each host is, and its token, are told to the owner only: the first page shows whether."""
+    """Only the owner gets the hosts' addresses and tokens; the first page shows whether the user is the owner."""
 
     def __init__(self) -> None:
         self._owners = False

@@ -1,4 +1,4 @@
-"""``kdispatch login`` and ``logout``: tokens that are there already, stored and dropped."""
+"""``kdispatch login`` and ``logout``: store existing tokens, and remove them."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def login(
     """Store a token that you have, of an admin, to host or to connect; it is asked for, or read from standard input."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
-    # Asked for outside of the event loop, where Ctrl-C ends the program at once.
+    # Ask outside of the event loop, where Ctrl-C ends the program at once.
     secret = caller.given or typed_token()
     kind = token_kind(secret)
     if kind in _NOT_STORED:
-        raise SetupError("not_permitted", f"Nobody logs in with a token of kind {kind}_.", hint=_NOT_STORED[kind])
+        raise SetupError("not_permitted", f"A token of kind {kind}_ is not for login.", hint=_NOT_STORED[kind])
 
     async def main() -> None:
         async with caller.rest(secret) as client:
             identity = await client.whoami()
         if (identity.kind, identity.service is None) != (kind, kind == "adm"):
-            raise KdispatchError("not_a_relay", f"{caller.relay} takes the token for one of another kind.")
+            raise KdispatchError("not_a_relay", f"{caller.relay} reports another kind for the token.")
         if identity.service is None:
             caller.credentials.store_admin(caller.relay, identity.handle, secret)
         else:
@@ -72,7 +72,7 @@ def login(
 @names_relay
 def logout(
     handle: Annotated[
-        str | None, typer.Argument(metavar="HANDLE", help="Whose tokens; the current handle's.", show_default=False)
+        str | None, typer.Argument(metavar="HANDLE", help="The handle; by default the current one.", show_default=False)
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Drop all tokens that are stored for the relay.")] = False,
@@ -98,7 +98,7 @@ def logout(
             *(f"dropped client  {name}" for name in clients),
         ],
     )
-    output.note(f"The tokens are still valid at {caller.relay}; whoever has a copy may use it.")
+    output.note(f"The tokens are still valid at {caller.relay}; anyone with a copy can use them.")
 
 
 def _to_drop(caller: Caller, handle: str | None, *, every: bool) -> tuple[list[str], list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The console script ``kdispatch``: what it does before any command is imported."""
+"""The console script ``kdispatch``, up to the import of the commands."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["print_version", "run"]
 
 
 def run() -> int:
-    """Run the command of ``sys.argv`` and return its exit status."""
+    """Run the command in ``sys.argv`` and return its exit status."""
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # What a terminal's encoding lacks is escaped, instead of ending the command.
+            # Escape characters that the terminal's encoding lacks, instead of failing.
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
-    if arguments == ["--version"]:  # asked for by scripts: importing the commands takes longer than the answer
+    if arguments == ["--version"]:  # for scripts: importing the commands takes longer than the answer
         print_version()
         return 0
     from kdispatch.cli.commands import run_command  # noqa: PLC0415
@@ -29,8 +29,8 @@ def run() -> int:
 
 
 def print_version() -> None:
-    """Say which version this is."""
-    from kdispatch.cli.output import Output  # noqa: PLC0415 - both are a part of every other command anyway
+    """Print the version."""
+    from kdispatch.cli.output import Output  # noqa: PLC0415 - all other commands import both anyway
     from kdispatch.settings import version  # noqa: PLC0415
 
     Output().result({}, quiet=[], plain=[f"kdispatch {version()}"])
@@ -39,13 +39,13 @@ def print_version() -> None:
 def _open_standard_streams() -> None:
     """Open the null device for each standard stream that the caller closed, before another file gets its number.
 
-    A socket would, and whatever writes to standard error would write into a connection.
+    Otherwise a socket could get it, and output to standard error would go into a connection.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
             os.set_inheritable(opened, True)  # noqa: FBT003 - it takes no keywords
             stream: TextIO = os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8", closefd=False)
             setattr(sys, name, stream)

@@ -1,4 +1,4 @@
-"""The options that several commands have: declared once, their texts taken from the settings."""
+"""Options shared by several commands: declared once, with the texts of the settings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = [
 
 
 def from_setting(name: str, metavar: str | None = None) -> Any:
-    """The option by which a setting is given."""
-    # The environment is read by load_settings, where the precedence is; here it is only named.
+    """The option for a setting."""
+    # load_settings reads the environment, with the precedence; here it is only named.
     setting = setting_of(name)
     return typer.Option(setting.flag, metavar=metavar, help=f"{setting.text} [{setting.env}]", show_default=False)
 
@@ -41,7 +41,7 @@ OpenWait = Annotated[float | None, from_setting("open_wait", "SECONDS")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, for scripts.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; errors are JSON, too.")]
 
-Yes = Annotated[bool, typer.Option("--yes", help="Don't ask: what is lost is meant to be lost.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")]
 
 assert "KDISPATCH_TOKEN" in ENVIRONMENT
 Token = Annotated[
@@ -69,14 +69,14 @@ ServiceOption = Annotated[
 
 OfService = Annotated[
     str | None,
-    typer.Option("--service", metavar="SERVICE", help="For this service of yours only.", show_default=False),
+    typer.Option("--service", metavar="SERVICE", help="Only for this service of yours.", show_default=False),
 ]
 
 _NO_SERVICE: Final = "Name one service: HANDLE/NAME, or NAME of your own handle."
 
 
 def one_service(argument: str | None, option: str | None) -> str:
-    """The service as it was typed, either way; raises ``bad_request`` for none or two that differ."""
+    """The service from either place; raises ``bad_request`` for none or two different ones."""
     named = {name for name in (argument, option) if name is not None}
     if len(named) != 1:
         raise SetupError("bad_request", _NO_SERVICE, hint="Add --help to the command to see an example.")
@@ -84,7 +84,7 @@ def one_service(argument: str | None, option: str | None) -> str:
 
 
 def one_of(option: str, typed: str | None, choices: Sequence[str]) -> str | None:
-    """What was typed, if anything was; raises ``bad_request`` for what is none of ``choices``."""
+    """Return ``typed``, which may be ``None``; raises ``bad_request`` if it is not among ``choices``."""
     if typed is not None and typed not in choices:
         text = f"{option} is {typed[:80]!r}."
         raise SetupError("bad_request", text, hint=f"Write {', '.join(choices[:-1])} or {choices[-1]}.")

@@ -1,7 +1,7 @@
-"""How every command speaks: data on stdout, messages on stderr, errors in three lines, exit statuses.
+"""Output of all commands: data on stdout, messages on stderr, errors in three lines, exit statuses.
 
-Nothing here is coloured or animated, and control characters in what a relay
-sent are escaped, so a terminal never obeys them.
+Nothing is coloured or animated. Control characters from a relay are escaped, so
+a terminal never obeys them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERRUPTED", "Output", "Table", "choose_loop", "run_async", "table"]
 
-INTERRUPTED: Final = 128 + 2  #: as shells report SIGINT
-_PIPE_CLOSED: Final = 128 + 13  #: as shells report SIGPIPE, by which other programs end here
+INTERRUPTED: Final = 128 + 2  #: the status that shells report for SIGINT
+_PIPE_CLOSED: Final = 128 + 13  #: the status that shells report for SIGPIPE, which ends other programs here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What one command prints; ``json`` goes before ``quiet``."""
+    """The output of one command; ``json`` has precedence over ``quiet``."""
 
     quiet: bool = False
     json: bool = False
@@ -51,35 +51,35 @@ class Output:
         self.write("".join(f"{escaped(line)}\n" for line in lines))
 
     def write(self, text: str) -> None:
-        """Print a part of the result on stdout as it is."""
+        """Print a part of the result on stdout unchanged."""
         try:
             _put(sys.stdout, text)
         except OSError as error:
             raise SystemExit(self.unwritten(error)) from None
 
     def unwritten(self, error: OSError) -> int:
-        """Standard output does not take the result: say so, but for a reader that left; returns the exit status."""
+        """Report that standard output refuses the result, unless its reader left; returns the exit status."""
         _drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
             return _PIPE_CLOSED
-        hint = "Look at where standard output goes. What the command was to do is done."
+        hint = "Check where standard output goes. The command itself has done its work."
         self.error(f"The result can't be written: {error.strerror or error}.", code=None, hop="you", hint=hint)
         return 1
 
     def note(self, *lines: str) -> None:
-        """Tell a person something on stderr; nothing with --quiet or --json."""
+        """Print a message for people on stderr; nothing with --quiet or --json."""
         if not (self.quiet or self.json):
             _say(*map(escaped, lines))
 
     def warn(self, text: str, code: str | None = None) -> None:
-        """One line on stderr in every mode: something went wrong, and the command goes on."""
+        """Print a warning on stderr in every mode: something went wrong, and the command continues."""
         if self.json:
             _say(json.dumps({"schema": SCHEMA, "warning": {"code": code, "text": text}}))
         else:
             _say(escaped(f"kdispatch: {text} [{code}]" if code else f"kdispatch: warning: {text}"))
 
     def failed(self, error: KdispatchError) -> int:
-        """Print what failed, at which hop and what to try; return the exit status."""
+        """Print what failed, at which hop, and what to try; returns the exit status."""
         row = CODES[error.code]
         local = isinstance(error, SetupError)
         hint = error.hint if isinstance(error, HintedError) else row.hint
@@ -89,7 +89,7 @@ class Output:
         return row.exit or 1
 
     def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
-        """Print an error that may have no code of the table (``None``): then it is this program's own."""
+        """Print an error. ``code`` may be ``None``: then it is an error of this program without a code."""
         if self.json:
             _say(error_json(text, code=code, hop=hop, hint=hint))
         else:
@@ -99,15 +99,15 @@ class Output:
 def run_async(
     main: Callable[[], Awaitable[int | None]], output: Output, interruption: Interruption | None = None
 ) -> None:
-    """Run ``main()`` to its end on a new event loop; return where it returned ``None`` or 0, else end the process.
+    """Run ``main()`` to its end on a new event loop. Returns if it returned ``None`` or 0, otherwise ends the process.
 
-    A :class:`KdispatchError`, also one inside an exception group, is printed
-    and its exit status used. The first SIGINT, SIGTERM or SIGHUP cancels ``main``:
+    A :class:`KdispatchError`, also one inside an exception group, is printed and
+    gives the exit status. The first SIGINT, SIGTERM or SIGHUP cancels ``main``:
     catch ``CancelledError`` to drain and *return* a status, or let it pass for
     128 + signal. The second signal ends the process at once, or does what
     ``interruption`` says.
     """
-    import asyncio  # noqa: PLC0415 - takes 20 ms, and --help and --version do without
+    import asyncio  # noqa: PLC0415 - takes 20 ms, and --help and --version do not need it
 
     interruption = interruption or Interruption()
     try:
@@ -127,14 +127,14 @@ def run_async(
 
 
 class Table:
-    """Lines in columns, for rows that come in parts: each part's columns are as wide as it and those before need."""
+    """Lines in columns, for rows that come in parts: columns are as wide as all parts so far need."""
 
     def __init__(self, head: tuple[str, ...]) -> None:
         self._head: tuple[str, ...] | None = head
         self._widths = list(map(len, head))
 
     def lines(self, rows: Iterable[tuple[object, ...]]) -> list[str]:
-        """The next lines, the first under the head; none where there are no rows."""
+        """The next lines, with the head before the first one; empty if there are no rows."""
         cells = [tuple(map(str, row)) for row in rows]
         if not cells:
             return []
@@ -148,12 +148,12 @@ class Table:
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:
-    """Lines with columns as wide as they have to be; none where there are no rows."""
+    """Lines in columns of sufficient width; empty if there are no rows."""
     return Table(head).lines(rows)
 
 
 def choose_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """The maker of event loops: uvloop's where it is importable and KDISPATCH_NO_UVLOOP isn't set, else asyncio's."""
+    """The factory for event loops: uvloop's if it is installed and KDISPATCH_NO_UVLOOP isn't set, else asyncio's."""
     if not environment_switch("KDISPATCH_NO_UVLOOP"):
         with contextlib.suppress(ImportError):
             maker: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
@@ -173,7 +173,7 @@ async def _watched(main: Callable[[], Awaitable[int | None]], interruption: Inte
 
 
 def _known_cause(error: BaseException) -> KdispatchError | None:
-    """The first failure with a code, looking into groups."""
+    """The first failure with a code, also inside groups."""
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(_known_cause, error.exceptions)), None)
     return error if isinstance(error, KdispatchError) else None
@@ -187,7 +187,7 @@ def _put(stream: TextIO | None, text: str) -> None:
 
 
 def _say(*lines: str) -> None:
-    """Messages: where these can't be written nobody can be told so."""
+    """Write messages to stderr; a failure there can't be reported."""
     try:
         _put(sys.stderr, "".join(f"{line}\n" for line in lines))
     except OSError:
@@ -195,7 +195,7 @@ def _say(*lines: str) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """What the stream still holds must not raise again at the interpreter's end."""
+    """Discard what the stream still holds, so that it does not raise again when the interpreter exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

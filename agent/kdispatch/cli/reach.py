@@ -1,4 +1,4 @@
-"""The options by which every command that asks a relay is told how to reach it."""
+"""The options of all commands that ask a relay: which relay, and how to reach it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdispatch.settings import NETWORK, SetupError
 
 __all__ = ["NAMED", "REACHED", "Reach", "names_relay", "reaches_relay"]
 
-#: What such a command is given: values of settings by their names, ``None`` where an option is not given.
+#: Settings by name; ``None`` for an option that was not given.
 Reach = Mapping[str, Any]
 
-#: The options that say which relay, and those that say how it is reached besides.
+#: The options that name the relay, and with them those that say how to reach it.
 NAMED: Final = ("relay", "insecure_plaintext")
 REACHED: Final = (*NAMED, *NETWORK)
 
@@ -23,19 +23,19 @@ _METAVARS: Final = {
     "relay": "URL", "proxy": "URL", "ca_file": "FILE", "client_cert": "FILE", "client_key": "FILE",
     "server_name": "NAME", "pin": "sha256:…",
 }  # fmt: skip
-#: Options that may be given several times; their setting is one text with commas.
+#: Options that may be repeated; their setting is one text with commas.
 _SEVERAL: Final = frozenset({"relay", "pin"})
 
 _Command = Callable[..., None]
 
 
 def reaches_relay(command: _Command) -> _Command:
-    """Give a command all options on the way to the relay, in the place of its parameter ``reach``."""
+    """Give a command all options for reaching the relay, in place of its parameter ``reach``."""
     return _with_options(command, REACHED)
 
 
 def names_relay(command: _Command) -> _Command:
-    """Give a command that asks nobody the options that say which relay, in the place of ``reach``."""
+    """Give a command that asks no relay only the options that name one, in place of ``reach``."""
     return _with_options(command, NAMED)
 
 

@@ -1,4 +1,4 @@
-"""What ``agent host`` and ``agent connect`` have in common at their start, in the foreground and in the background."""
+"""The common start of ``agent host`` and ``agent connect``, in the foreground and in the background."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Access", "Resets", "Start", "agent_log", "detach", "show"]
 
-#: Ends of streams that a person need not hear of: one of the two programs just went away.
+#: Codes of streams that are not reported: one of the two programs ended the connection.
 _SILENT: Final = frozenset({"cancelled"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Reporting(Output):
-    """The output of an agent in the background: the first thing goes to the command that waits for it."""
+    """The output of an agent in the background: the first result or error goes to the waiting command."""
 
     report: background.Report = dataclasses.field(default_factory=background.Report)
 
     def result(self, data: Mapping[str, Any], *, quiet: Sequence[str], plain: Sequence[str]) -> None:  # noqa: ARG002
         if not self.report.send("result", data):
-            # Its id was never seen: an agent that nobody knows of must not stay.
-            raise KdispatchError("unknown_agent", "The command that started this agent is gone: nobody knows of it.")
+            # Its id was never shown: an agent that nobody knows of must not stay.
+            raise KdispatchError("unknown_agent", "The command that started this agent is gone, so its id is unknown.")
 
     def error(self, text: str, *, code: str | None, hop: str, hint: str) -> None:
         self.report.send("error", {"code": code, "text": text, "hop": hop, "hint": hint})
@@ -45,7 +45,7 @@ class _Reporting(Output):
 
 
 class Access(NamedTuple):
-    """The relay, the service's full name, the token to show, the settings and the limits in force."""
+    """The relay, the service's full name, the token to use, the settings and the limits."""
 
     settings: Settings
     relay: RelayUrl
@@ -54,14 +54,14 @@ class Access(NamedTuple):
     limits: Limits
 
     def dialer(self) -> Dialer:
-        """The way to the relay."""
+        """A dialer for the relay."""
         from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
 
         return Dialer.of(self.settings)
 
 
 class _Repeat(enum.Enum):
-    """What the command of an agent in the background gets of one of its starter's options."""
+    """How a background agent's command line gets one of the options of its start."""
 
     AS_GIVEN = "as given"
     AS_IN_FORCE = "as in force: the settings' value, wherever it came from"
@@ -69,15 +69,15 @@ class _Repeat(enum.Enum):
 
 
 def _option(repeat: _Repeat, *, kind: str = "", default: Any = dataclasses.MISSING) -> Any:
-    """A field of :class:`Start`; ``kind`` is the one command that has the option, if only one has it."""
+    """A field of :class:`Start`; ``kind`` is the only command that has the option, or empty."""
     return dataclasses.field(default=default, metadata={"repeat": repeat, "kind": kind})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What an agent was told at its start; ``background`` is its id where it was started as one.
+    """The options of an agent's start; ``background`` is the agent's id if it runs in the background.
 
-    Each field states what an agent in the background gets of it, so no option is lost there.
+    Each field says how a background agent gets it, so that no option is lost.
     """
 
     kind: str = _option(_Repeat.NOT)
@@ -101,7 +101,7 @@ class Start:
     host: str | None = _option(_Repeat.AS_GIVEN, default=None)
 
     def repeated(self, settings: Settings) -> list[str]:
-        """The options of the same start for an agent in the background; the relay and the token are not among them."""
+        """The options to repeat for an agent in the background; relay and token are passed separately."""
         arguments: list[str] = []
         for field in dataclasses.fields(self):
             repeat, kind = field.metadata["repeat"], field.metadata["kind"]
@@ -117,13 +117,13 @@ class Start:
 
     @property
     def output(self) -> Output:
-        """How its command speaks."""
+        """The output of this command."""
         if self.background is not None:
             return _Reporting(json=self.log_format == "json")
         return Output(quiet=self.quiet, json=self.json)
 
     def load_settings(self) -> Settings:
-        """Read the settings in force: once for a command."""
+        """Read the current settings. Call this once per command."""
         log_format = self.log_format or ("json" if self.json else None)
         return load_settings(
             **self.reach,
@@ -134,8 +134,8 @@ class Start:
         )
 
     def access(self, output: Output, settings: Settings) -> Access:
-        """Resolve relay, name and token; raises what is wrong with any of them."""
-        # Here and below: what only a running agent needs is imported when one runs.
+        """Resolve relay, name and token; raises the error of any of them."""
+        # Here and below: modules for a running agent are imported only when one runs.
         from kdispatch_protocol.limits import DEFAULT_LIMITS  # noqa: PLC0415
 
         relay = settings.relay_url
@@ -151,7 +151,7 @@ class Start:
         return Access(settings, relay, name, token, limits)
 
     def log(self, settings: Settings) -> RunningLog:
-        """Where the running agent's messages go."""
+        """The log of the running agent."""
         file = background.BoundedLog(records.log_file(self.background)) if self.background else None
         return agent_log(settings.log_format, verbose=self.verbose, quiet=self.quiet, file=file)
 
@@ -159,11 +159,11 @@ class Start:
 def agent_log(
     log_format: str, *, verbose: bool = False, quiet: bool = False, file: background.BoundedLog | None = None
 ) -> RunningLog:
-    """Set logs up and return an agent's; ``quiet`` leaves warnings.
+    """Set up logging and return an agent's log; with ``quiet`` only warnings are logged.
 
-    From now on no output of this process blocks, and it may have as many files open as the system lets it have.
+    From now on no output of this process blocks, and it may open as many files as the system allows.
     """
-    # Only where an agent runs: it takes as long as a short command.
+    # Only if an agent runs: the import takes as long as a short command.
     import structlog  # noqa: PLC0415
 
     from kdispatch_protocol.process.descriptors import raise_limit  # noqa: PLC0415
@@ -188,7 +188,7 @@ def detach(start: Start) -> None:
     arguments += ["--relay", ",".join(map(str, settings.relay_urls))]
     arguments += ["--insecure-plaintext"] if settings.insecure_plaintext else []
     try:
-        # A proxy's password is no argument: those are seen by everyone on the machine.
+        # A proxy's password is not passed as an argument, because all users can see those.
         result = background.start(arguments, token, settings.network)
     except background.BackgroundFailed as failed:
         error = failed.error
@@ -198,7 +198,7 @@ def detach(start: Start) -> None:
 
 
 def show(output: Output, result: Mapping[str, Any]) -> None:
-    """Print where an agent is reached, or what it offers."""
+    """Print where an agent is reachable, or what it offers."""
     places = result.get("addresses") or [result["address"]]
     place = " and ".join(addresses.place(address, result["port"]) for address in places)
     if result["kind"] == "host":
@@ -212,7 +212,7 @@ def show(output: Output, result: Mapping[str, Any]) -> None:
 
 
 class Resets:
-    """Tells of connections that were reset: one line for all of one kind that go at once."""
+    """Logs connections that were reset: one line for all with the same reason at the same time."""
 
     def __init__(self, service: str, log: RunningLog) -> None:
         self._service = service
@@ -220,10 +220,10 @@ class Resets:
         self._counts: dict[tuple[str, str], int] = {}
 
     def __call__(self, code: str, text: str) -> None:
-        """One was."""
+        """Count one reset."""
         if code in _SILENT:
             return
-        import asyncio  # noqa: PLC0415 - help and completion do without
+        import asyncio  # noqa: PLC0415 - help and completion do not need it
 
         if not self._counts:
             asyncio.get_running_loop().call_soon(self._tell)

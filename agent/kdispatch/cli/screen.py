@@ -1,4 +1,4 @@
-"""A terminal's screen that shows one text after the other in the same place, without flicker."""
+"""A terminal screen that shows successive texts in the same place, without flicker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final, Self
 
 __all__ = ["Screen"]
 
-# DEC's private modes and ECMA-48's sequences, which every terminal of today knows.
-_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the other screen, so that what was on this one comes back; no cursor
+# DEC's private modes and ECMA-48's sequences, which all current terminals support.
+_ENTER: Final = "\x1b[?1049h\x1b[?25l"  # the alternate screen, so that the old content returns; no cursor
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _TO_THE_LINES_END: Final = "\x1b[K"
@@ -20,7 +20,7 @@ _BELOW: Final = "\x1b[J"
 
 
 class Screen:
-    """Use it as a context manager, and leave it whatever happens; SIGTERM leaves it, too."""
+    """Use it as a context manager, which always restores the terminal; SIGTERM restores it, too."""
 
     def __init__(self) -> None:
         self._before: Any = None
@@ -38,16 +38,16 @@ class Screen:
 
     @property
     def height(self) -> int:
-        """How many lines there is room for now."""
+        """The number of lines that fit now."""
         return shutil.get_terminal_size().lines
 
     def show(self, lines: Sequence[str]) -> None:
-        """Put these lines in place of the last ones, as far as there is room. They hold no control characters."""
+        """Replace the last lines by these, as far as they fit. They must not contain control characters."""
         width, height = shutil.get_terminal_size()
         if len(lines) > height:
             lines = [*lines[: height - 1], f"and {len(lines) - height + 1} more lines"]
-        # Each line is written over the one before: nothing is ever blank. All in one write, the last without an end,
-        # which would scroll.
+        # Each line overwrites the previous one, so nothing is ever blank. All in one write; the last line has no end,
+        # as that would scroll.
         text = "\r\n".join(f"{line[:width]}{_TO_THE_LINES_END}" for line in lines)
         self._write(f"{_HOME}{text}{_BELOW}")
 

@@ -1,4 +1,4 @@
-"""``kdispatch service``: create services, look them up, change them; who hosts and uses them is in ``live.py``."""
+"""``kdispatch service``: create services, look them up, change them; hosts and clients are in ``live.py``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _Access = Annotated[
     typer.Option(
         "--access",
         metavar="|".join(_ACCESS),
-        help="Who may connect: everybody, or who has a token for that.",
+        help="Who may connect: everybody, or only with a token for it.",
         show_default=False,
     ),
 ]
@@ -61,14 +61,14 @@ def create(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Create a service and its token, which lets whoever has it host the service."""
+    """Create a service and its token. The token gives the right to host the service."""
     output = Output(quiet=quiet, json=json)
     check_name(name, "service name")
     access = one_of("--access", access, _ACCESS) or "public"
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
-        # The new token is told only once: what would keep it from being stored is to be found before.
+        # The new token is sent only once, so detect now what would prevent storing it.
         caller.credentials.check()
         async with caller.rest(caller.must_have_token()) as client:
             created = await client.create_service(name, access=access, pins=pins)
@@ -161,7 +161,7 @@ def update(
     access = one_of("--access", access, _ACCESS)
     if access is None and pins is None:
         hint = "Give --access public|token, --pins or --no-pins."
-        raise SetupError("bad_request", "Nothing is to be changed.", hint=hint)
+        raise SetupError("bad_request", "There is nothing to change.", hint=hint)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
     async def main() -> None:
@@ -170,7 +170,7 @@ def update(
         output.result(asdict(seen), quiet=[seen.service], plain=_shown(seen))
         if access == "token":
             output.note(
-                "Whoever is connected without a token for it has been cut off. To give tokens:",
+                "Clients without a token for it were disconnected. To give tokens:",
                 f"  kdispatch invite create {seen.service} --for connect",
             )
 
@@ -184,7 +184,7 @@ def rotate(
     *,
     service_option: ServiceOption = None,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar=METAVAR, help="How long the old token stays good: 10m, 24h, 7d.")
+        str, typer.Option("--overlap", metavar=METAVAR, help="How long the old token stays valid: 10m, 24h, 7d.")
     ] = "0s",
     reach: Reach,
     token: Token = None,
@@ -192,7 +192,7 @@ def rotate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Give a service a new token in the place of its own; the old one ends. --quiet prints the new one."""
+    """Replace a service's token by a new one; the old one ends. --quiet prints the new one."""
     output = Output(quiet=quiet, json=json)
     typed = one_service(service, service_option)
     seconds = seconds_of("--overlap", overlap, "0s", "30d")
@@ -268,12 +268,10 @@ def _what_next(caller: Caller, created: CreatedService) -> tuple[str, ...]:
     flags = caller.relay_flags
     public = created.access == "public"
     access = "everyone who knows the name may connect" if public else "connecting needs a token"
-    invite = (
-        () if public else ("To let somebody connect:", f"  kdispatch invite create {created.service} --for connect")
-    )
+    invite = () if public else ("To let others connect:", f"  kdispatch invite create {created.service} --for connect")
     return (
         f"It is {created.access}: {access}. The token is stored in {caller.credentials.path};",
-        "it is shown only this once, and whoever has it may host the service.",
+        "it is shown only this once, and gives the right to host the service.",
         "Next, where the service runs, with its port; 'login' asks for the token, and isn't needed on this machine:",
         f"  kdispatch login{flags}",
         f"  kdispatch agent host {created.service} --port 8080{flags}",
@@ -287,14 +285,14 @@ def _what_rotating_did(caller: Caller, rotated: RotatedService, seconds: int, *,
     service = rotated.service
     where = f"It is stored in {caller.credentials.path}" if stored else "It is not stored here, as the old one was not"
     if rotated.old_until is None:
-        hosts = "The old token has ended, and with it every host that rests on it (exit 4): start those again"
+        hosts = "The old token has ended, and with it every host that uses it (exit 4): start those again"
     else:
         until = f"{moment(rotated.old_until)}, in {written(seconds)}"
-        hosts = f"The old token ends at {until}: start the hosts that rest on it again before that"
+        hosts = f"The old token ends at {until}: start the hosts that use it again before that"
     return (
         f"{where}; it is shown only this once.",
         f"{hosts}, with the new token:",
         f"  kdispatch login{caller.relay_flags}",
         f"  kdispatch agent host {service} --port 8080{caller.relay_flags}",
-        "Hosts with another token, such as an invitation's or yours, go on.",
+        "Hosts with another token, such as an invitation's or yours, continue.",
     )

@@ -1,4 +1,4 @@
-"""``kdispatch status``: what this user's agents are doing."""
+"""``kdispatch status``: what this user's agents do."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-#: Seconds that an agent has for its answer; it waits for the relay's for a part of that.
+#: Seconds that an agent has to answer; it waits for the relay's answer for a part of that.
 _ANSWERS: Final = 2.0
-_EVERY: Final = 1.0  # seconds between two looks
+_EVERY: Final = 1.0  # seconds between two updates
 _NONE: Final = "No agent runs here as this user."
 _SILENT: Final = "not answering"
 _ELSEWHERE: Final = "elsewhere"
 
-#: Of a record, what a status begins with; the rest is the agent's answer, or nothing.
+#: The fields that a status takes from the record; the others come from the agent's answer, if any.
 _RECORDED: Final = ("id", "kind", "relay", "pid", "started", "log")
 _UNKNOWN: Final[Mapping[str, Any]] = {
     "state": _SILENT, "connected_for": None, "round_trip": None, "unanswered": None, "next_try": None,
@@ -40,7 +40,7 @@ _UNKNOWN: Final[Mapping[str, Any]] = {
 @app.command(epilog="Example: kdispatch status")
 def status(
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update every second, until Ctrl-C.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -57,14 +57,14 @@ def status(
             _repaint()
         for agents in _looks():
             _print(output, agents, summarily=True)
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the usual way to end it
         return
 
 
 def look(seconds: float) -> list[dict[str, Any]]:
-    """All agents of this user, the oldest first, each as it says itself in time."""
+    """All agents of this user, oldest first, each with its answer if that came in time."""
     records = living()
-    # Elsewhere nobody is asked: the address of a control socket may be another program's here.
+    # Agents elsewhere are not asked: their control address may be another program's here.
     asked = [record for record in records if record.is_here]
     said = ask(asked, seconds, command="status")
     if len(said) < len(asked):

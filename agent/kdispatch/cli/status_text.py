@@ -1,4 +1,4 @@
-"""What ``kdispatch status`` found, as a person reads it."""
+"""The result of ``kdispatch status`` as text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from kdispatch.cli.output import table
 
 __all__ = ["described", "fitting", "summary"]
 
-_SHOWN: Final = 8  # characters of a stream's id: enough to tell it from others, and what logs show
-_AROUND: Final = 2  # lines of a table beside its rows
-_LATE: Final = 1.0  # seconds without an answer to a PING that are worth a word
+_SHOWN: Final = 8  # characters of a stream's id: enough to distinguish streams, and as in logs
+_AROUND: Final = 2  # lines of a table besides its rows
+_LATE: Final = 1.0  # seconds without an answer to a PING that are worth a note
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _TIMES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def described(agents: Sequence[Mapping[str, Any]], streams: int | None = None) -> list[str]:
-    """A few lines for each agent, and a table of its streams, or of so many of them."""
+    """A few lines for each agent, and a table of its streams, or of the first ``streams`` of them."""
     return [line for agent in agents for line in _agent(agent, streams)]
 
 
 def fitting(agents: Sequence[Mapping[str, Any]], height: int) -> list[str]:
-    """The same with as many streams of each agent as let all agents be seen in so many lines."""
+    """The same, with as many streams of each agent as let all agents fit into ``height`` lines."""
     free = height - len(described(agents, 0))
     tables = sum(bool(agent["stream_count"]) for agent in agents)
     return described(agents, max(0, free // max(1, tables) - _AROUND))
@@ -56,7 +56,7 @@ def _agent(agent: Mapping[str, Any], streams: int | None) -> Iterator[str]:
 
 
 def _session(agent: Mapping[str, Any]) -> Iterator[str]:
-    """State, and what belongs to it."""
+    """The state, and its details."""
     if agent["stream_count"] is None and agent["whereabouts"] is not None:
         yield f"{agent['state']}: {agent['whereabouts']}, if it runs"
         return
@@ -73,7 +73,7 @@ def _session(agent: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _limits(agent: Mapping[str, Any]) -> Iterator[str]:
-    """What was learnt of the way to the relay."""
+    """The limits learned about the path to the relay."""
     if agent["idle_limit"] is not None:
         yield f"silent for {_time(agent['idle_limit'])}"
     if agent["age_limit"] is not None:
@@ -99,9 +99,9 @@ def _streams(agent: Mapping[str, Any], streams: Sequence[Mapping[str, Any]]) -> 
 
 
 def _detached(stream: Mapping[str, Any]) -> str:
-    """How long it has waited, and how long it still has."""
+    """How long the stream has waited, and the time left."""
     waited = f"detached {_time(stream['detached'])}"
-    left = stream.get("expires_in")  # which an agent of before an upgrade does not tell
+    left = stream.get("expires_in")  # agents from before an upgrade do not send it
     return waited if left is None else f"{waited}, {left:.0f} s left"
 
 

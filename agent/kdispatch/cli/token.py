@@ -1,4 +1,4 @@
-"""``kdispatch token``: several tokens for one account, each with a name, and each to be revoked by itself."""
+"""``kdispatch token``: several tokens for one account, each with a name, and revocable separately."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _FOR: Final = {"adm": "admin", "svc": "host", "cli": "connect"}
 @app.command(epilog="Example: kdispatch token create laptop --expires 30d")
 @reaches_relay
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What you will know it by.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Your name for it.")],
     *,
     purpose: Annotated[
         str | None,
         typer.Option(
             "--for",
             metavar="|".join(_PURPOSES),
-            help="What it lets do: all that you may, host one service, or connect to one. admin is the default.",
+            help="What it permits: all that you may do, to host one service, or to connect to one. Default: admin.",
             show_default=False,
         ),
     ] = None,
     service: OfService = None,
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar=METAVAR, help="How long it is good: 10m, 24h, 30d.", show_default=False),
+        typer.Option("--expires", metavar=METAVAR, help="How long it is valid: 10m, 24h, 30d.", show_default=False),
     ] = None,
     reach: Reach,
     token: Token = None,
@@ -67,7 +67,7 @@ def create(
             created = await client.create_token(name, purpose, service=own, expires=seconds)
         output.result(asdict(created), quiet=[created.token], plain=_shown(created))
         output.note(
-            "It is shown only this once, and not stored here. Where it is to be used:",
+            "It is shown only this once, and not stored here. Where you want to use it:",
             f"  kdispatch login{caller.relay_flags}",
             f"To end it: kdispatch token revoke {created.id}",
         )
@@ -86,7 +86,7 @@ def list_tokens(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List your account's tokens, the newest first; those that ended for 30 days. --quiet prints one id a line."""
+    """List your account's tokens, newest first; ended ones for 30 days. --quiet prints one id a line."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
 
@@ -119,12 +119,12 @@ def revoke(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Revoke a token: hosts, connections and commands that rest on it end at once. --quiet prints its id."""
+    """Revoke a token: hosts, connections and commands that use it end at once. --quiet prints its id."""
     output = Output(quiet=quiet, json=json)
     caller = Caller.load(output, reach=reach, token=token, token_file=token_file)
     shown = caller.must_have_token()
     if which == token_id(token_digest(shown)):
-        loses = "This is the token in use: this command, and all that shows it, is refused from then on"
+        loses = "This is the token in use: this command, and everything else that uses it, is refused from then on"
         must_agree(f"{loses}. Revoke it? Type yes: ", "yes", yes=yes, loses=loses)
 
     async def main() -> None:
@@ -139,13 +139,13 @@ def revoke(
 
 
 def _purpose(purpose: str | None, service: str | None) -> str:
-    """What a new token is for; raises ``bad_request`` where that and the service do not fit."""
+    """What a new token is for; raises ``bad_request`` if that and the service do not fit together."""
     if purpose is None and service is not None:
         hint = "Add --for host or --for connect."
-        raise SetupError("bad_request", "What the token is to do with the service is not said.", hint=hint)
+        raise SetupError("bad_request", "The purpose of the token for the service is missing.", hint=hint)
     purpose = one_of("--for", purpose, _PURPOSES) or "admin"
     if purpose == "admin" and service is not None:
-        hint = "Leave --service away, or give --for host or --for connect."
+        hint = "Omit --service, or give --for host or --for connect."
         raise SetupError("bad_request", "An admin's token is for all your services.", hint=hint)
     if purpose != "admin" and service is None:
         raise SetupError("bad_request", f"--for {purpose} needs a service.", hint="Add --service NAME.")

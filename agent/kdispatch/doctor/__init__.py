@@ -1,1 +1,1 @@
-"""What ``kdispatch doctor`` looks at: each check a function that returns findings."""
+"""The checks of ``kdispatch doctor``: each is a function that returns findings."""

@@ -1,4 +1,4 @@
-"""A file to send to whoever helps: what was found, versions, settings and logs, without secrets."""
+"""A file for support requests: findings, versions, settings and logs, without secrets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from kdispatch.setup_error import SetupError
 
 __all__ = ["write_bundle"]
 
-_LOGS: Final = 10  # the newest
-_LOG_BYTES: Final = 256 * 1024  # the end of each
+_LOGS: Final = 10  # the newest logs
+_LOG_BYTES: Final = 256 * 1024  # from the end of each
 _PACKAGES: Final = (
     "aiohappyeyeballs", "aiohttp", "platformdirs", "python-socks", "structlog", "truststore", "typer", "uvloop",
     "websockets",
@@ -37,7 +37,7 @@ _VARIABLES: Final = (
     "HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE",
     "SSL_CERT_DIR", "LANG",
 )  # fmt: skip
-#: Those of them that have an address with a name and a password in it.
+#: Variables whose address may contain a user name and a password.
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "KDISPATCH_PROXY")
 _SECRET: Final = "KDISPATCH_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -45,7 +45,7 @@ _SECRET: Final = "KDISPATCH_TOKEN"  # noqa: S105 - the name of a variable
 def write_bundle(
     path: Path, findings: Sequence[Finding], settings: Settings | None, token: str | None, width: int
 ) -> list[str]:
-    """Write the file, for this user alone; returns the names in it. Raises ``SetupError``."""
+    """Write the file, readable by this user only; returns the names in it. Raises ``SetupError``."""
     secrets = set(_secrets(settings, token))
 
     def cleaned(content: Any) -> str:
@@ -65,7 +65,7 @@ def write_bundle(
         for name, text in parts.items():
             bundle.writestr(name, text)
     try:
-        path.unlink(missing_ok=True)  # one that others may read would stay so
+        path.unlink(missing_ok=True)  # an existing file would keep its mode, and others may be able to read it
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getvalue())
@@ -76,7 +76,7 @@ def write_bundle(
 
 
 def _secrets(settings: Settings | None, token: str | None) -> Iterable[str]:
-    """Texts that may appear nowhere: tokens, and the parts of proxies' addresses before an ``@``."""
+    """Texts to remove everywhere: tokens, and what precedes the ``@`` in proxy addresses."""
     yield token or ""
     yield os.environ.get(_SECRET, "")
     for address in (*((settings.proxy,) if settings else ()), *map(os.environ.get, _PROXIES)):

@@ -1,4 +1,4 @@
-"""All checks in their order; what an earlier one has made pointless is named, and not made."""
+"""All checks in order. A check that an earlier failure makes pointless is reported as skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdispatch.settings import Settings
 
 __all__ = ["NEEDED", "Wishes", "examine"]
 
-#: The checks that are always made, in their order.
+#: The checks that always run, in their order.
 NEEDED: Final = (
     "config", "files", "credentials", "clock", "dns", "proxy", "tcp", "tls", "http", "upgrade", "buffering",
     "round trip", "relay", "token",
@@ -31,7 +31,7 @@ _NO_SESSION: Final = "not measured: there is no session"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What is to be looked at besides the way to the relay. ``token`` was given; ``port`` is one to be offered."""
+    """What to check besides the path to the relay. ``token`` is the given one; ``port`` is a port to be offered."""
 
     service: str | None = None
     token: str | None = None
@@ -42,7 +42,7 @@ class Wishes:
 
 
 async def examine(settings: Settings, wishes: Wishes) -> AsyncIterator[Finding]:
-    """Each finding once it is there. Raises what is wrong with the settings."""
+    """Yield each finding as soon as it is known. Raises errors of the settings."""
     for finding in await asyncio.to_thread(_kept_here, settings, wishes.token):
         yield finding
     for relay in settings.relay_urls:
@@ -61,9 +61,9 @@ def _kept_here(settings: Settings, token: str | None) -> list[Finding]:
 
 
 async def _along(way: Way, key: RelayUrl, wishes: Wishes) -> AsyncIterator[Finding]:
-    """One URL of the relay, whose tokens are stored under ``key``."""
+    """Check one URL of the relay; tokens are stored under ``key``."""
     found = await _walk(way)
-    # The clock first: where it is wrong, what is said of certificates is not to be believed.
+    # The clock first: if it is wrong, the findings about certificates are not reliable.
     for finding in (*await way.check_clock(), *found):
         yield finding
     broken = next((finding.check for finding in found if finding.level is Level.FAIL), "")
@@ -80,7 +80,7 @@ async def _along(way: Way, key: RelayUrl, wishes: Wishes) -> AsyncIterator[Findi
 
 
 async def _walk(way: Way) -> list[Finding]:
-    """Step after step, up to the first that fails."""
+    """Run step after step, up to the first that fails."""
     found: list[Finding] = []
     steps = {
         "dns": way.check_dns, "proxy": way.check_proxy, "tcp": way.check_tcp, "tls": way.check_tls,

@@ -1,4 +1,4 @@
-"""What a check found: a level, a sentence, and what to do about it."""
+"""The result of a check: a level, a sentence, and a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ON_THE_WAY: Final = "you -> relay"
 
 
 class Level(StrEnum):
-    """How bad it is; ``SKIP`` is a check that could not be made, because of an earlier one."""
+    """How bad it is. ``SKIP``: the check could not run, because an earlier one failed."""
 
     OK = "ok"
     SKIP = "skip"
@@ -30,7 +30,7 @@ _STATUS: Final = {Level.OK: 0, Level.SKIP: 0, Level.WARN: 7, Level.FAIL: 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line. ``hop``, ``hint`` and ``code`` belong to what is not as it should be; ``code`` is of the table."""
+    """One line. Problems have ``hop``, ``hint`` and ``code``; ``code`` is a name in the error table."""
 
     check: str
     level: Level
@@ -51,7 +51,7 @@ class Finding:
         }
 
     def lines(self, width: int) -> list[str]:
-        """The finding as people read it: check names are padded to ``width``."""
+        """The finding as text; check names are padded to ``width``."""
         first = f"{self.level.upper():<4}  {self.check:<{width}}  {clean(self.text)}"
         more = [
             f"{'':<6}{'':<{width}}  {name:<4} {clean(value)}"
@@ -62,27 +62,27 @@ class Finding:
 
 
 def ok(check: str, text: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(check=check, level=Level.OK, text=text)
 
 
 def skipped(check: str, text: str) -> Finding:
-    """Not looked at, and why."""
+    """A finding for a check that did not run, with the reason."""
     return Finding(check=check, level=Level.SKIP, text=text)
 
 
 def warns(check: str, text: str, hint: str, *, hop: str = _ON_THE_WAY, code: str | None = None) -> Finding:
-    """It works, but not as it should."""
+    """A finding for something that works, but not as it should."""
     return Finding(check=check, level=Level.WARN, text=text, hop=hop, hint=hint, code=code)
 
 
 def fails(check: str, text: str, hint: str, *, hop: str = _ON_THE_WAY, code: str | None = None) -> Finding:
-    """It does not work."""
+    """A finding for something that does not work."""
     return Finding(check=check, level=Level.FAIL, text=text, hop=hop, hint=hint, code=code)
 
 
 def failed(check: str, error: KdispatchError, hint: str = "") -> Finding:
-    """It does not work, for the reason that the error tells."""
+    """A finding for something that does not work because of ``error``."""
     row = CODES[error.code]
     own = error.hint if isinstance(error, HintedError) else row.hint
     hop = "you" if isinstance(error, SetupError) else row.hop
@@ -96,10 +96,10 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """0 where all is well, 7 for warnings, 1 for failures."""
+    """0 without problems, 7 for warnings, 1 for failures."""
     return _STATUS[worst(findings)]
 
 
 def is_sound(findings: Iterable[Finding]) -> bool:
-    """Whether none of them has failed, or could not be made."""
+    """Whether all of them ran without failure."""
     return all(finding.level in {Level.OK, Level.WARN} for finding in findings)

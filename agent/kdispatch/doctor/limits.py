@@ -1,4 +1,4 @@
-"""What takes time, and so is only done on request: how long silence lasts on the way, and how much passes."""
+"""Slow measurements, done only on request: the silence that the path allows, and its throughput."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS
 
 __all__ = ["AFTER", "Silences", "check_idle", "check_speed", "measure"]
 
-#: After so many seconds of silence a session is asked whether it is still there. The steps are where known boxes have
-#: their limits: 55 (Heroku), 60 (nginx, ALB), 100 (Cloudflare), 240 (Azure), 350 (NLB).
+#: Seconds of silence after which a session is asked whether it is alive. The steps enclose the limits of known boxes:
+#: 55 (Heroku), 60 (nginx, ALB), 100 (Cloudflare), 240 (Azure), 350 (NLB).
 AFTER: Final = (12.0, 25.0, 40.0, 58.0, 90.0, 120.0, 180.0, 235.0, 300.0, 355.0)
 _ANSWER: Final = 5.0
-#: A relay that does not know the capability cuts whoever is silent for so long itself.
+#: A relay without the capability cuts sessions itself after this much silence.
 _ANYBODY: Final = DEFAULT_LIMITS.dead_relay - 2
 _BUSY: Final = 0.5  # seconds between two PINGs of the session that is never silent
-#: How much longer than the silent ones the busy one has to last, to tell silence from age.
+#: How much longer than the silent sessions the busy one must last, to distinguish silence from age.
 _LONGER: Final = 1.5
-#: A limit on silence that leaves less than this beside our own PINGs is worth a warning.
+#: A silence limit closer than this to our own PING interval is worth a warning.
 _ROOM: Final = 2 * DEFAULT_LIMITS.ping
 
 _FLOOD: Final = 3.0  # seconds
@@ -36,10 +36,10 @@ _PING_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Silences:
-    """What was measured: when things ended, in seconds, or ``None`` where they did not.
+    """The measurement: when sessions ended, in seconds, or ``None`` if they did not.
 
-    A silent session was there after ``lived`` and not any more after ``silence``; ``seen``: its end was seen at that
-    very moment. ``life`` is the age at which the session ended that was never silent.
+    A silent session was alive after ``lived`` and not after ``silence``. ``seen``: its end was noticed at that moment.
+    ``life`` is the age at which the session ended that was never silent.
     """
 
     lived: float
@@ -51,10 +51,10 @@ class Silences:
 async def measure(
     open_quiet: Callable[[], Awaitable[Session]], after: Sequence[float] = AFTER, answer: float = _ANSWER
 ) -> Silences:
-    """Hold sessions that are silent for so many seconds each, and one that never is. Raises ``KdispatchError``."""
+    """Hold one session per silence in ``after``, and one that is never silent. Raises ``KdispatchError``."""
     sessions: list[Session] = []
     try:
-        while len(sessions) <= len(after):  # one by one: a door may take only so many at once
+        while len(sessions) <= len(after):  # one by one: a relay accepts only so many at once
             sessions.append(await open_quiet())
             welcome = sessions[0].welcome.result()
             if QUIET not in welcome.capabilities:
@@ -89,12 +89,12 @@ async def _measured(busy: Session, silent: Mapping[float, Session], answer: floa
 
 class _End(Enum):
     NONE = auto()
-    SEEN = auto()  # in the moment it happened
-    FOUND = auto()  # when somebody asked
+    SEEN = auto()  # at the moment when it happened
+    FOUND = auto()  # at the next question
 
 
 async def _keep_busy(session: Session, answer: float) -> float:
-    """Ask all the time; returns how old the session got."""
+    """Ping all the time; returns the age that the session reached."""
     loop = asyncio.get_running_loop()
     last = session.began
     while await session.ping(answer) is not None:
@@ -104,7 +104,7 @@ async def _keep_busy(session: Session, answer: float) -> float:
 
 
 async def _be_silent(session: Session, seconds: float, answer: float) -> tuple[float, _End]:
-    """Say nothing for so long, then ask; returns how long the silence was, and whether the session lived through it."""
+    """Stay silent for ``seconds``, then ping; returns the length of the silence, and the session's end, if any."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await asyncio.wait({session.over}, timeout=seconds)
@@ -114,19 +114,19 @@ async def _be_silent(session: Session, seconds: float, answer: float) -> tuple[f
 
 
 async def check_idle(open_quiet: Callable[[], Awaitable[Session]], owner: str) -> list[Finding]:
-    """What silence, and age, do to a session. ``owner`` says whom to ask."""
+    """Check how silence and age affect sessions. ``owner`` says whom to ask."""
     try:
         found = await measure(open_quiet)
     except KdispatchError as error:
         return [failed("idle", error)]
     if found.life is not None:
-        text = f"Every connection is cut after about {found.life:.0f} s, be it silent or busy."
-        hint = f"{owner} for longer. Connections through kdispatch go on in a new session each time."
+        text = f"Every connection is cut after about {found.life:.0f} s, silent or busy."
+        hint = f"{owner} for longer. Connections through kdispatch continue in a new session each time."
         return [warns("idle", text, hint)]
     if found.silence is None:
         return [ok("idle", f"a silence of {found.lived:.0f} s is no reason to cut a session")]
     exactly = f"{found.silence:.0f} s" if found.seen else f"{found.lived:.0f} to {found.silence:.0f} s"
-    how = "" if found.seen else ", and nobody is told"
+    how = "" if found.seen else ", without notice"
     text = f"Connections are cut after {exactly} of silence{how}; agents send a PING after {DEFAULT_LIMITS.ping:g} s"
     if found.silence > _ROOM:
         return [ok("idle", text)]
@@ -134,7 +134,7 @@ async def check_idle(open_quiet: Callable[[], Awaitable[Session]], owner: str) -
 
 
 async def check_speed(session: Session) -> list[Finding]:
-    """How many PINGs and answers pass in a few seconds, as many as are under way at once."""
+    """Measure how many PINGs and answers pass in a few seconds, with as many in flight as possible."""
     loop = asyncio.get_running_loop()
     began, answered, sent = loop.time(), session.answered, 0
     while loop.time() - began < _FLOOD and sent < _FLOOD_ALL and not session.over.done():

@@ -1,4 +1,4 @@
-"""Checks of this machine, which ask nobody: files, stored tokens, the local port, the descriptor limit."""
+"""Checks of this machine, without network: files, stored tokens, the local port, the descriptor limit."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from kdispatch_protocol.errors import CODES, KdispatchError
 
 __all__ = ["check_config", "check_credentials", "check_descriptors", "check_files", "check_port"]
 
-#: Open files below which an agent is out of them with a few dozen connections.
+#: With fewer files an agent runs out of them at a few dozen connections.
 _FEW_FILES: Final = 256
-#: Of these an agent needs some for itself; each connection takes one more.
+#: Files that an agent needs for itself; each connection takes one more.
 _OWN_FILES: Final = 32
 _PORT_SECONDS: Final = 4.0
 
 
 def check_config(settings: Settings) -> list[Finding]:
-    """Where the settings come from, and which relay they name."""
+    """Check the source of the settings, and the relay that they name."""
     path = config_directory() / CONFIG_FILE
     relays = settings.relay_urls
     source = str(path) if path.exists() else f"no {path}, so flags and environment alone"
     text = f"{', '.join(map(str, relays))} ({source})"
     if any(not (relay.secure or relay.is_loopback) for relay in relays):
         hint = "Use the relay's https:// address."
-        return [warns("config", f"{text}: plain http, which everybody on the way can read.", hint, hop="you")]
+        return [warns("config", f"{text}: plain http, which everyone on the network path can read.", hint, hop="you")]
     return [ok("config", text)]
 
 
 def check_files(settings: Settings) -> list[Finding]:
-    """Who may read what holds secrets."""
+    """Check who may read the files with secrets."""
     directory = config_directory()
     secret = [directory / CREDENTIALS_FILE]
     if "@" in settings.proxy:
@@ -61,11 +61,11 @@ def check_files(settings: Settings) -> list[Finding]:
             found = f"{path} may be used by others on this machine (mode {stat.S_IMODE(mode):04o})."
             hint = f"chmod {'700' if stat.S_ISDIR(mode) else '600'} {shlex.quote(str(path))}"
             findings.append(fails("files", found, hint, hop="you"))
-    return findings or [ok("files", f"what is secret in {directory} is this user's alone")]
+    return findings or [ok("files", f"only this user can use the secrets in {directory}")]
 
 
 def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
-    """Which tokens there are; whether the relay takes them is another check."""
+    """List the stored tokens. Another check tests whether the relay accepts them."""
     credentials = Credentials()
     try:
         handles, services = credentials.handles(relay), credentials.services(relay)
@@ -80,19 +80,19 @@ def check_credentials(relay: RelayUrl, given: str | None) -> list[Finding]:
 
 
 async def check_port(address: str, port: int) -> list[Finding]:
-    """Whether the service that is to be offered listens."""
+    """Check whether the service to be offered listens."""
     row = CODES["local_port_closed"]
     text = f"Nothing listens on {place(address, port)}."
     try:
         if await is_open(address, port, _PORT_SECONDS):
             return [ok("local port", f"something listens on {place(address, port)}")]
     except OSError as error:
-        text = f"Whether anything listens on {place(address, port)} can't be found out: {reason(error)}."
+        text = f"It is unknown whether anything listens on {place(address, port)}: {reason(error)}."
     return [fails("local port", text, row.hint, hop=row.hop, code=row.name)]
 
 
 def check_descriptors() -> list[Finding]:
-    """How many files, and so connections, a process may have open."""
+    """Check how many files, and so connections, a process may have open."""
     try:
         resource: Any = importlib.import_module("resource")
     except ImportError:  # Windows has no such limit

@@ -1,4 +1,4 @@
-"""Takes secrets out of what is shown to others: tokens, and names and passwords in addresses."""
+"""Removes secrets from texts shown to others: tokens, and user names and passwords in addresses."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kdispatch_protocol.tokens import redacted
 __all__ = ["clean", "without_credentials"]
 
 REDACTED: Final = "[redacted]"
-#: What stands before an ``@`` in an address; a password may hold anything but white space. A hint's example stays.
+#: What precedes the ``@`` in an address. A password may contain anything but white space. A hint's example stays.
 _CREDENTIALS: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)(?!USER:PASSWORD@HOST:PORT(?:[\s,\"']|$))[^\s\"'<>]*@")
 _AUTHORIZATION: Final = re.compile(r"(?im)\b((?:proxy-)?authorization\"?\s*[:=]\s*\"?(?:[a-z]+ +)?)[^\s\"']+")
-#: A secret of fewer characters would be found in words that have nothing to do with it.
+#: A shorter secret would also match parts of unrelated words.
 _SHORT: Final = 4
 
 
 def without_credentials(address: str) -> str:
-    """The address of a proxy, as people write them, without what stands before its ``@``."""
+    """A proxy's address, as users write it, without what precedes its ``@``."""
     before, at, place = address.rpartition("@")
     if not at:
         return address
@@ -28,7 +28,7 @@ def without_credentials(address: str) -> str:
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:
-    """``text`` without tokens, credentials in addresses and headers, and the ``secrets`` that are known."""
+    """``text`` without tokens, without credentials in addresses and headers, and without the known ``secrets``."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORT:
             text = text.replace(secret, REDACTED)

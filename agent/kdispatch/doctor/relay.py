@@ -1,4 +1,4 @@
-"""Checks at the relay's REST API: the token, and the service with its hosts."""
+"""Checks through the relay's REST API: the token, and the service with its hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: Final = {"adm": "admin", "svc": "service", "cli": "client"}
 
 
 async def check_token(way: Way, token: str | None) -> list[Finding]:
-    """Whether the relay takes the token that commands show."""
+    """Check whether the relay accepts the token that commands use."""
     if token is None:
         return [ok("token", "there is none to show")]
     try:
@@ -31,7 +31,7 @@ async def check_token(way: Way, token: str | None) -> list[Finding]:
 
 
 async def check_service(way: Way, key: RelayUrl, typed: str, token: str | None) -> list[Finding]:
-    """Whether there is such a service, and whether anybody hosts it; its tokens are stored under ``key``."""
+    """Check whether the service exists and has a host; its tokens are stored under ``key``."""
     try:
         full_name = Credentials().full_name(key, typed)
         if token is None:
@@ -43,6 +43,6 @@ async def check_service(way: Way, key: RelayUrl, typed: str, token: str | None) 
     hosts = f"{service.live_hosts} live host{'s' * (service.live_hosts != 1)}"
     if not service.live_hosts:
         row = CODES["no_live_host"]
-        text = f"{service.service} ({service.access}) is there, but nobody hosts it at the moment."
+        text = f"{service.service} ({service.access}) exists, but no host offers it at the moment."
         return [warns("service", text, row.hint, hop=row.hop, code=row.name)]
     return [ok("service", f"{service.service} ({service.access}) has {hosts}")]

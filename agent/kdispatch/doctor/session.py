@@ -1,4 +1,4 @@
-"""A bare session with a relay, for measuring: each PING goes alone, and what comes is noted at once."""
+"""A minimal session for measurements: each PING is sent alone, and received data is recorded at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MESSAGE_MAX: Final = 256 * 1024
 
 
 class Session(asyncio.Protocol):
-    """From the end of the upgrade on. ``over`` is done when the connection is gone, and says why."""
+    """A session after the upgrade. ``over`` is done when the connection is gone, and gives the reason."""
 
     def __init__(self, upgraded: Upgraded) -> None:
         loop = asyncio.get_running_loop()
@@ -38,7 +38,7 @@ class Session(asyncio.Protocol):
         self.welcome: asyncio.Future[Welcome] = loop.create_future()
         self.over: asyncio.Future[str] = loop.create_future()
         self.began = loop.time()
-        self.unreadable = False  # it ended because what came broke the rules
+        self.unreadable = False  # it ended because the received data broke the rules
         self.received = 0  #: bytes so far
         self.answered = 0  #: PONGs so far
         self._heard = asyncio.Event()
@@ -48,7 +48,7 @@ class Session(asyncio.Protocol):
         self._transport.resume_reading()
 
     def greet(self, *capabilities: str) -> None:
-        """Say HELLO, as a process that nobody has met before."""
+        """Send HELLO as a new process."""
         agent = f"kdispatch-doctor/{version()}"
         hello = Hello(versions=[1], secret=secrets.token_hex(32), capabilities=list(capabilities), agent=agent)
         self.send(frames.frame(frames.HELLO, payload=hello.encode()))
@@ -58,16 +58,16 @@ class Session(asyncio.Protocol):
         self._send(BINARY, message)
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        if self._transport.is_closing():  # uvloop raises where asyncio drops it
+        if self._transport.is_closing():  # uvloop raises an error where asyncio drops the data
             return
         mask = os.urandom(4)
         self._transport.write(frame_head(opcode, len(payload), mask) + apply_mask(payload, mask))
 
     async def ping(self, seconds: float) -> float | None:
-        """The round trip of one PING alone, in seconds; ``None`` where no answer comes in time, or the session ends."""
+        """The round trip of a single PING, in seconds; ``None`` without an answer in time, or if the session ends."""
         value = secrets.randbits(63)
         answer = self._waiting[value] = self._loop.create_future()
-        began = time.perf_counter()  # uvloop's time has milliseconds only
+        began = time.perf_counter()  # uvloop's time has only milliseconds
         self.send(frames.frame(frames.PING, value=value))
         ends: set[asyncio.Future[float] | asyncio.Future[str]] = {answer, self.over}
         try:
@@ -77,14 +77,14 @@ class Session(asyncio.Protocol):
             del self._waiting[value]
 
     async def flood(self, count: int) -> int:
-        """Send so many PINGs in one message, once the last ones have left; returns the bytes."""
+        """Send ``count`` PINGs in one message, once the last ones have left; returns the bytes."""
         await self._writable.wait()
         message = frames.frame(frames.PING) * count
         self.send(message)
         return len(message)
 
     async def hears(self, seconds: float) -> bool:
-        """Wait until something arrives, but not longer; whether it did."""
+        """Wait at most ``seconds`` until something arrives; returns whether it did."""
         self._heard.clear()
         try:
             async with asyncio.timeout(seconds):
@@ -94,14 +94,14 @@ class Session(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        """Say goodbye and end it; doing so twice is nothing."""
+        """Send a close frame and close the connection. It is safe to call this again."""
         self._send(CLOSE, close_payload(1000, ""))
         self._transport.close()
 
     # --- asyncio.Protocol -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Bytes are there."""
+        """Handle received bytes."""
         self.received += len(data)
         self._heard.set()
         try:
@@ -136,7 +136,7 @@ class Session(asyncio.Protocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """The socket takes more."""
+        """The socket has room again."""
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the tunnel itself: the upgrade, small frames alone, and what a box between does to them."""
+"""Checks of the tunnel: the upgrade, single small frames, and what a box on the path does to them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kdispatch_protocol.wire.messages import Welcome
 __all__ = ["Tunnel"]
 
 _UPGRADE: Final = 15.0  # seconds for connect, TLS and upgrade
-_ALONE: Final = 3.0  # seconds for the answer to a small frame; a relay cuts who has not said HELLO after 10
+_ALONE: Final = 3.0  # seconds for the answer to a small frame; a relay cuts a session without HELLO after 10
 _PINGS: Final = 5
 _PUSH: Final = 256  # PINGs in a message, 4 KiB
 _PUSHED_MOST: Final = 1024 * 1024
 _PUSH_EVERY: Final = 0.010
-#: Seconds by which a small frame may take longer than a connection did, before somebody is said to gather bytes.
+#: Seconds by which a small frame may take longer than a connection did, before doctor reports buffering.
 _LATE: Final = 0.150
 _KIB: Final = 1024
 
@@ -38,7 +38,7 @@ class Tunnel:
         self.welcome: Welcome | None = None
 
     async def open(self, *capabilities: str) -> Session:
-        """Connect, upgrade, say HELLO; raises ``KdispatchError``."""
+        """Connect, upgrade, send HELLO; raises ``KdispatchError``."""
         try:
             async with asyncio.timeout(_UPGRADE):
                 session = Session(await self._way.dialer.upgrade())
@@ -50,7 +50,7 @@ class Tunnel:
         return session
 
     async def open_quiet(self) -> Session:
-        """Another session beside the first, which may be silent for minutes; raises ``KdispatchError``."""
+        """Open another session, which may be silent for minutes; raises ``KdispatchError``."""
         session = await self.open(QUIET)
         ends: set[asyncio.Future[Welcome] | asyncio.Future[str]] = {session.welcome, session.over}
         await asyncio.wait(ends, timeout=_ALONE, return_when=asyncio.FIRST_COMPLETED)
@@ -61,16 +61,16 @@ class Tunnel:
 
     @property
     def owner(self) -> str:
-        """Whom to ask, and to let what pass."""
+        """Whom to ask to let what pass."""
         return self._way.owner
 
     def close(self) -> None:
-        """Let the session go."""
+        """Close the session."""
         if self.session is not None:
             self.session.close()
 
     async def check_upgrade(self) -> list[Finding]:
-        """Whether the relay takes the upgrade, and else who says no."""
+        """Check whether the relay accepts the upgrade, or else what refuses it."""
         try:
             self.session = await self.open()
         except KdispatchError as error:
@@ -81,18 +81,19 @@ class Tunnel:
         way = self._way
         error = await explain(way.relay, way.proxy, way.connect, error)
         finding = failed("upgrade", error)
-        # Who opens TLS may be who does it; a box that answers by itself, or the relay's own no, needs no guess.
+        # If TLS is intercepted, that box may be the cause. A box's own answer, or the relay's refusal, needs no such
+        # guess.
         return replace(finding, text=finding.text + way.intercepted_by) if isinstance(error, HintedError) else finding
 
     async def check_buffering(self) -> list[Finding]:
-        """Whether a small message arrives alone: HELLO's answer, then a PING's."""
+        """Check whether a small message arrives alone: HELLO's answer, then a PING's."""
         session = self.session
         assert session is not None
         await self._waits(session, _ALONE)
         if session.over.done() and not session.welcome.done():
             if session.unreadable:
                 return [failed("buffering", frames_spoiled(self._way.relay, self._way.proxy))]
-            text = f"The session ended before the relay's first word: {session.over.result()}."
+            text = f"The session ended before the relay's first message: {session.over.result()}."
             return [fails("buffering", text, f"{self._way.owner}.", code="relay_unreachable")]
         held_to = "the relay's first answer"
         if session.welcome.done():
@@ -106,7 +107,7 @@ class Tunnel:
         return [await self._held_back(session, held_to)]
 
     async def _held_back(self, session: Session, what: str) -> Finding:
-        """Push until it comes, to tell a box that gathers bytes from one that eats them."""
+        """Send more until the message arrives, to distinguish a box that buffers from one that drops."""
         before = session.received
         sent = 0
         while sent < _PUSHED_MOST and session.received == before and not session.over.done():
@@ -118,16 +119,16 @@ class Tunnel:
             self.welcome = session.welcome.result()
         way = self._way
         if not got:
-            text = f"Nothing passes behind the upgrade: {what} never comes, whatever is sent."
+            text = f"Nothing passes after the upgrade: {what} never comes, whatever is sent."
             return fails("buffering", text + way.intercepted_by, f"{way.owner}.", code="relay_unreachable")
         text = (
             f"Small messages are held back: {what} came only after {sent // _KIB} KiB had been sent, together with "
-            f"{got // _KIB} KiB. Something on the way gathers bytes before it passes them on."
+            f"{got // _KIB} KiB. Something on the way buffers bytes before it passes them on."
         )
         return fails("buffering", text + way.intercepted_by, f"{way.owner} unbuffered.", code="relay_unreachable")
 
     async def check_round_trip(self) -> list[Finding]:
-        """How long a small frame takes there and back, beside how long a connection took."""
+        """Measure the round trip of a small frame, and compare it with the time of a connection."""
         session = self.session
         assert session is not None
         times = []
@@ -142,14 +143,14 @@ class Tunnel:
         text = f"{middle * 1000:.1f} ms (median of {_PINGS} PINGs)"
         connected = self._way.connect_seconds
         if connected is not None and middle > connected + _LATE:
-            found = f"{text}, but a connection takes {connected * 1000:.1f} ms: something may gather bytes for a while."
+            found = f"{text}, but a connection takes {connected * 1000:.1f} ms: something may buffer bytes for a while."
             return [warns("round trip", found, f"{self._way.owner} unbuffered.")]
         return [ok("round trip", text)]
 
     async def check_relay(self) -> list[Finding]:
-        """What the relay says of itself."""
+        """Report what the relay says about itself."""
         if self.welcome is None:
-            return [skipped("relay", "not looked at: it has not said a word")]
+            return [skipped("relay", "not looked at: it has not sent anything")]
         name = self.welcome.program or "a relay that does not tell its version"
         return [ok("relay", f"{name}, protocol {self.welcome.version}, id {self.welcome.relay}")]
 

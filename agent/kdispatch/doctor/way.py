@@ -1,4 +1,4 @@
-"""Checks of the way to one address of the relay: name, proxy, TCP, TLS, and what answers behind them."""
+"""Checks of the path to one URL of the relay: name, proxy, TCP, TLS, and what answers there."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ from kdispatch_protocol.session.aio.handover import connection_over
 __all__ = ["Way"]
 
 _SECONDS: Final = 8.0  # for each step
-_ADDRESSES: Final = 6  # of a name that are tried
-_SKEW: Final = 60.0  # seconds: beyond that certificates, and people's logs, begin to disagree
+_ADDRESSES: Final = 6  # addresses of a name that are tried
+_SKEW: Final = 60.0  # seconds: beyond this certificates and log times begin to disagree
 _AGREES: Final = 2.0  # the header has whole seconds
-_RENEWED: Final = timedelta(days=2)  # before its end a certificate should have been replaced
+_RENEWED: Final = timedelta(days=2)  # a certificate this close to its end should have been replaced
 _FAMILIES: Final = ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6"))
 _Address = tuple[socket.AddressFamily, Any]
 
 
 class Way:
-    """One URL of the relay, and what was found on the way to it so far."""
+    """One URL of the relay, with the findings about its path so far."""
 
     def __init__(self, settings: Settings, relay: RelayUrl) -> None:
         self.relay = relay
         self.settings = dataclasses.replace(settings, relay=str(relay))
         self.dialer = Dialer.of(self.settings)
         self.proxy: Proxy | None = self.dialer.proxy(relay)
-        self.connect_seconds: float | None = None  # of the fastest TCP connection, or of that through the proxy
-        self.certificate: Certificate | None = None  # that was accepted
+        self.connect_seconds: float | None = None  # of the fastest TCP connection, or of the one through the proxy
+        self.certificate: Certificate | None = None  # the accepted one
         self.answer: Answer | None = None  # the relay's, to a plain request
-        self._refused = False  # a certificate was shown, and is not valid
+        self._refused = False  # a certificate was shown, but is not valid
         self._addresses: list[_Address] = []
 
     @property
     def intercepted_by(self) -> str:
-        """A sentence about who ends TLS, and can look inside; empty where nobody does."""
-        return f" TLS is ended by what {self.certificate.issuer} has signed." if self.certificate else ""
+        """A sentence about the issuer of the certificate that ends TLS, and so can read it; may be empty."""
+        return f" TLS ends at a certificate issued by {self.certificate.issuer}." if self.certificate else ""
 
     @property
     def owner(self) -> str:
-        """Whom to ask, and to let what pass."""
+        """Whom to ask to let what pass."""
         return owner(self.relay, self.proxy)
 
     async def check_dns(self) -> list[Finding]:
-        """The name, in both families."""
+        """Check the name, in both address families."""
         with_address = _is_address(self.relay.host)
         if self.proxy is not None and not with_address:
             return [ok("dns", f"left to the proxy, which resolves {self.relay.host}")]
@@ -97,7 +97,7 @@ class Way:
         return found, why
 
     async def check_proxy(self) -> list[Finding]:
-        """Which proxy, where it was found, and what it says to the relay's name."""
+        """Check which proxy is used, where it is configured, and whether it connects to the relay."""
         proxy = self.proxy
         if proxy is None:
             return [ok("proxy", "none: the relay is reached directly")]
@@ -110,14 +110,14 @@ class Way:
             text = f"{proxy} (from {proxy.source}) says nothing within {_SECONDS:g} s."
             return [fails("proxy", text, row.hint, code=row.name)]
         except KdispatchError as error:
-            return [failed("proxy", error)]  # which proxy, and from where, is in its text
+            return [failed("proxy", error)]  # its text names the proxy and its source
         sock.close()
         self.connect_seconds = time.monotonic() - began
         text = f"{proxy} (from {proxy.source}) lets {self.relay.authority} pass, {_ms(self.connect_seconds)}"
         return [ok("proxy", text)]
 
     async def check_tcp(self) -> list[Finding]:
-        """Each address of the relay."""
+        """Check each address of the relay."""
         if self.proxy is not None:
             return [ok("tcp", "made by the proxy")]
         addresses = self._addresses[:_ADDRESSES]
@@ -144,7 +144,7 @@ class Way:
         return [ok("tcp", ", ".join(good))]
 
     async def check_tls(self) -> list[Finding]:
-        """The handshake as agents make it, and who signed the certificate."""
+        """Check the TLS handshake as agents do it, and the issuer of the certificate."""
         if not self.relay.secure:
             return [ok("tls", "none: plain http")]
         began = time.monotonic()
@@ -152,7 +152,7 @@ class Way:
             async with asyncio.timeout(2 * _SECONDS):
                 transport = await self.connect(asyncio.Protocol)
         except TimeoutError:
-            return [fails("tls", "No end of the TLS handshake in time.", _TLS_HINT, code="relay_unreachable")]
+            return [fails("tls", "The TLS handshake did not finish in time.", _TLS_HINT, code="relay_unreachable")]
         except KdispatchError as error:
             self._refused = error.code.startswith("tls_")
             return [failed("tls", error, _UNKNOWN_CA if error.code == "tls_unknown_ca" else "")]
@@ -171,12 +171,12 @@ class Way:
         return ok("tls", text)
 
     async def connect(self, make: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        """A connection as agents make it."""
+        """Connect as agents do."""
         _, transport, _ = await self.dialer.open_at(self.relay, lambda _: make())
         return transport
 
     async def _connect_by(self, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        """One by another context, by which nothing secret may be told."""
+        """Connect with another context; send nothing secret over this connection."""
         loop = asyncio.get_running_loop()
         name = self.settings.server_name or self.relay.host
         async with asyncio.timeout(_SECONDS):
@@ -190,7 +190,7 @@ class Way:
         return transport
 
     async def check_http(self) -> list[Finding]:
-        """Whether a relay answers a plain request."""
+        """Check whether a relay answers a plain request."""
         try:
             self.answer = answer = await ask(self.relay, self.connect)
         except KdispatchError as error:
@@ -200,7 +200,7 @@ class Way:
         return [failed("http", strange(self.relay, answer.status, answer.headers))]
 
     async def check_clock(self) -> list[Finding]:
-        """This machine's clock against that of what answers, be its certificate valid or not."""
+        """Compare this machine's clock with that of the server, even if its certificate is not valid."""
         answer = self.answer
         if answer is None and self._refused:
             with contextlib.suppress(KdispatchError, OSError):
@@ -218,13 +218,13 @@ class Way:
 
 _UNKNOWN_CA: Final = (
     "If the issuer is your network's own, it opens TLS: ask its owner for the issuer's certificate, and give it by "
-    "--ca-file FILE or install it. If nobody there knows it, do not go on."
+    "--ca-file FILE or install it. If the owner does not know it, do not continue."
 )
 _TLS_HINT: Final = "Ask the network's owner whether it opens or blocks TLS to the relay."
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """For the date of what answers, and nothing else."""
+    """A context only for reading the date of an answer: it verifies nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -232,7 +232,7 @@ def _any_certificate() -> ssl.SSLContext:
 
 
 async def _connects(family: socket.AddressFamily, place: Any) -> float | str:
-    """Seconds that it took, or why it did not work."""
+    """Seconds that the connection took, or the reason of its failure."""
     began = time.monotonic()
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(0)
@@ -242,7 +242,7 @@ async def _connects(family: socket.AddressFamily, place: Any) -> float | str:
         except TimeoutError as error:
             return os.strerror(error.errno).lower() if error.errno else f"no answer within {_SECONDS:g} s"
         except OSError as error:
-            # By number: the loops put words of their own in place of the system's.
+            # By number, because event loops replace the system's text with their own.
             return os.strerror(error.errno).lower() if error.errno else str(error)
     return time.monotonic() - began
 

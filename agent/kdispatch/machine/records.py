@@ -231,7 +231,7 @@ def find(records: Sequence[Record], name: str) -> list[Record]:
 def _one_of(names: set[str], name: str) -> None:
     if len(names) > 1:
         text = f"{name!r} may mean {' or '.join(sorted(names))}."
-        raise SetupError("bad_request", text, hint="Write the one that is meant in full.")
+        raise SetupError("bad_request", text, hint="Write the full name or id.")
 
 
 class Ending:

@@ -147,7 +147,7 @@ def _free(paths: list[Path], *, spare: bool) -> Slot | None:
 
 
 def _told(state: Path, others: str) -> str:
-    return f"{state} is a copy, or shared: an agent {others} wrote its slots. This agent takes an identity of its own."
+    return f"{state} is a copy, or shared: an agent {others} wrote its slots. This agent uses a new identity."
 
 
 def _file(descriptor: int, path: Path) -> dict[str, Any]:

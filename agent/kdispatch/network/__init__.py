@@ -1,1 +1,1 @@
-"""The way to a relay: addresses, proxies, TLS, the WebSocket handshake."""
+"""The path to a relay: addresses, proxies, TLS, the WebSocket handshake."""

@@ -1,7 +1,7 @@
-"""What answers a REST request, a relay or something in its place, and what keeps us from an answer, by stable code.
+"""Errors of requests to a relay, by stable code: what answered, and what prevented an answer.
 
-Everything that asks a relay takes its errors from here, so that one failure has one code and one sentence,
-whatever the request was sent with. Names of headers are in lower case.
+Everything that asks a relay takes its errors from here. So one failure has one code and one sentence,
+whatever sent the request. Names of headers are in lower case.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ CONNECT_SECONDS: Final = 10.0  #: name look-up, TCP and TLS
 TOTAL_SECONDS: Final = 30.0  #: one request with its answer
 _DIGITS: Final = 10  # of a number of seconds
 _PACKED: Final = frozenset({"gzip", "x-gzip", "deflate"})
-_ANY_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's form or zlib's
-_UNPACKED_MAX: Final = 4 * 1024 * 1024  # bytes: no answer of a relay has more
-DETAIL_CHARACTERS: Final = 512  #: of a problem's text that are kept
+_ANY_WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's format or zlib's
+_UNPACKED_MAX: Final = 4 * 1024 * 1024  # bytes: no answer of a relay is larger
+DETAIL_CHARACTERS: Final = 512  #: characters of a problem's text that are kept
 
-#: Some proxies still answer their own errors so, which for us is the same; the parser knows only the new one.
+#: Some proxies still send their own errors with 1.0, which makes no difference here; the parser only accepts 1.1.
 OLD_HTTP: Final = b"HTTP/1.0 "
 NEW_HTTP: Final = b"HTTP/1.1 "
 
-#: RFC 9110, 15.2; 101 is an answer.
+#: RFC 9110, 15.2; 101 is a final answer here.
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}(?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n")
 
-#: Why there is no answer where a connection was closed in its middle, or before it.
+#: The reason if a connection was closed within an answer or before it.
 ENDED: Final = "the connection ended before the answer did"
 
-#: A problem whose code this version does not know says by its status what to do; other 4xx are ``bad_request``.
+#: For a problem with an unknown code the status decides; other 4xx become ``bad_request``.
 _BY_STATUS: Final = {
     401: "token_refused",
     403: "not_permitted",
@@ -79,36 +79,36 @@ _BY_STATUS: Final = {
     503: "busy",
 }
 
-#: What relays say of a request with the Origin of a web page.
+#: Relays' texts for a request with the Origin of a web page.
 _WEB_PAGE: Final = frozenset({"Web pages may not use this.", "Web pages may not open tunnels."})
 
-#: What relays say of a request without a token.
+#: Relays' texts for a request without a token.
 _NO_TOKEN: Final = frozenset({"This needs a token.", "This needs the code of an invitation."})
 
-#: Answers without a code of ours that something on the way gives; all others are ``not_a_relay``.
+#: Answers without a kdispatch code, from a device on the path; all others are ``not_a_relay``.
 _IN_BETWEEN: Final[Mapping[int, tuple[str, str]]] = {
     407: ("proxy_auth", "A proxy asks for a name and a password."),
-    429: ("rate_limited", "Something in front of the relay finds the requests too many."),
-    502: ("relay_unreachable", "What stands in front of the relay can't reach it (502)."),
-    503: ("relay_unreachable", "What stands in front of the relay says that it is away (503)."),
-    504: ("relay_unreachable", "What stands in front of the relay got no answer from it (504)."),
+    429: ("rate_limited", "A server in front of the relay reports too many requests."),
+    502: ("relay_unreachable", "The server in front of the relay can't reach it (502)."),
+    503: ("relay_unreachable", "The server in front of the relay reports that the relay is away (503)."),
+    504: ("relay_unreachable", "The server in front of the relay got no answer from it (504)."),
     511: ("captive_portal", "The network asks for a log-in (511)."),
 }
 
-#: What to do where the relay's own side says that it is away.
+#: Hint if the relay's own side reports that the relay is away.
 _OPERATOR: Final = "Try again shortly; then ask the relay's operator."
 
-#: After these, and after all from 500 on, another try makes sense, whoever gave them.
+#: After these and after all from 500 up, another try makes sense, whoever sent them.
 _PASSING: Final = frozenset({408, 425, 429})
 
-#: What other servers begin with.
+#: First bytes of other servers.
 _SPOKEN: Final[Mapping[str, tuple[bytes, ...]]] = {
     "SSH": (b"SSH-",),
     "TLS (https://)": (b"\x15\x03", b"\x16\x03"),
     "what mail and file servers do": (b"220 ", b"220-", b"* OK", b"+OK"),
 }
 
-#: TLS alerts (RFC 8446, 6.2) by which a server says that it lacks our certificate, or does not accept it.
+#: TLS alerts (RFC 8446, 6.2) of a server that gets no certificate from us, or does not accept ours.
 _WANTS_CERTIFICATE: Final = (
     "CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA", "ALERT_CERTIFICATE_EXPIRED",
     "ALERT_CERTIFICATE_REVOKED", "ALERT_CERTIFICATE_UNKNOWN", "ALERT_UNSUPPORTED_CERTIFICATE",
@@ -119,7 +119,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
-    """A service, and how many hosts offer it now; ``pins``: whether a client may choose one."""
+    """A service, and the number of hosts that offer it now; ``pins``: whether a client may choose one."""
 
     service: str
     access: str
@@ -136,10 +136,10 @@ def content_of(
     done: bool = False,
     token: str | None = None,
 ) -> dict[str, Any]:
-    """The object that a relay answers with; raises its problem, or what something in its place is taken for.
+    """The object in a relay's answer. Raises the relay's problem, or the error for something in its place.
 
-    With ``done`` a relay would have answered nothing, or otherwise, and an object is no relay's either. ``token`` is
-    what was shown.
+    ``done`` says that a relay would have answered nothing, or something else; then an object is not a relay's either.
+    ``token`` is the token that was sent.
     """
     try:
         answer = json.loads(unpacked(headers, body))
@@ -160,7 +160,7 @@ def is_web_pages(code: object, detail: object) -> bool:
 
 
 def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
-    """Whether a relay says that it saw none; one of before says so only by its words."""
+    """Whether a relay reports that it saw no token; older relays only say so in their text."""
     if not isinstance(answer, dict) or answer.get("code") not in CODES:
         return False
     old = answer["code"] == "token_refused" and answer.get("detail") in _NO_TOKEN
@@ -168,7 +168,7 @@ def _came_without_token(headers: Mapping[str, str], answer: Any) -> bool:
 
 
 def shaped(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any, shape: Callable[[Any], _T]) -> _T:
-    """Take an answer apart by ``shape``; what does not fit is no relay's, and is called as any other stranger's."""
+    """Convert an answer with ``shape``. An answer that does not fit is not from a relay, and gets that error."""
     try:
         return shape(answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -176,8 +176,8 @@ def shaped(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any
 
 
 def read_service(answer: Any) -> ServiceInfo:
-    """The shape of one service."""
-    pins = "pins" in answer and flag(answer, "pins")  # which relays did not have at first
+    """Read a service from an answer."""
+    pins = "pins" in answer and flag(answer, "pins")  # older relays do not send it
     return ServiceInfo(text(answer, "service"), text(answer, "access"), count(answer, "live_hosts"), pins)
 
 
@@ -206,20 +206,20 @@ def flag(answer: Any, key: str) -> bool:
 
 
 def service_path(service: str) -> str:
-    """Where ``HANDLE/NAME`` is found; raises ``bad_name``, because in an address nothing else may stand there."""
+    """The path of ``HANDLE/NAME``; raises ``bad_name``, because nothing else may get into an address."""
     handle, name = split_service(service)
     return f"/services/{handle}/{name}"
 
 
 def not_a_relay(relay: RelayUrl, why: str) -> KdispatchError:
-    """Something answers at the address, and it is no relay."""
+    """The error for something other than a relay at the address."""
     return KdispatchError("not_a_relay", f"{relay} is no kdispatch relay: {why}.")
 
 
 def head_of(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
-    """Status and headers of an answer's head, of each name the first; raises ``not_a_relay`` where it is none.
+    """Status and headers of an answer's head, the first of each name; raises ``not_a_relay`` if it is not HTTP.
 
-    Lengths that contradict each other are left out.
+    Contradictory lengths are left out.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     protocol, _, rest = first.partition(" ")
@@ -234,9 +234,9 @@ def head_of(relay: RelayUrl, head: bytes) -> tuple[int, dict[str, str]]:
 
 
 def taken_apart(relay: RelayUrl, received: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and what there is of the body, of an answer that a parser refused; raises ``not_a_relay``.
+    """Status, headers and the received body of an answer that a parser refused; raises ``not_a_relay``.
 
-    A head says enough of who answers, whatever is wrong with the length that it tells.
+    The head identifies who answers, even if its length is wrong.
     """
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
@@ -245,7 +245,7 @@ def taken_apart(relay: RelayUrl, received: bytes) -> tuple[int, dict[str, str], 
 
 
 def unparsed(relay: RelayUrl, received: bytes) -> KdispatchError:
-    """What an answer is called that a parser refused, or of which no more is read; never a yes."""
+    """The error for an answer that a parser refused, or that is not read further; never a success."""
     try:
         content_of(relay, *taken_apart(relay, received), done=True)
     except KdispatchError as error:
@@ -254,7 +254,7 @@ def unparsed(relay: RelayUrl, received: bytes) -> KdispatchError:
 
 
 def unpacked(headers: Mapping[str, str], body: bytes | bytearray) -> bytes | bytearray:
-    """The body without the compression that something on the way added unasked; what can't be unpacked as it came."""
+    """The body without compression that a device on the path added unasked; unchanged if it can't be decompressed."""
     if headers.get("content-encoding", "").lower() in _PACKED:
         with contextlib.suppress(zlib.error):
             return zlib.decompressobj(_ANY_WINDOW).decompress(body, _UNPACKED_MAX)
@@ -262,18 +262,18 @@ def unpacked(headers: Mapping[str, str], body: bytes | bytearray) -> bytes | byt
 
 
 def drop_interim(received: bytearray) -> None:
-    """Remove the whole heads, of 1xx, behind which an answer is yet to come."""
+    """Remove complete 1xx heads, which precede the answer."""
     while interim := _INTERIM.match(received):
         del received[: interim.end()]
 
 
 def is_http(first: bytes | bytearray) -> bool:
-    """Whether an answer may begin with these bytes."""
+    """Whether an HTTP answer may begin with these bytes."""
     return b"HTTP/1.".startswith(first[:7])
 
 
 def no_http(relay: RelayUrl, first: bytes = b"") -> KdispatchError:
-    """What answers speaks another protocol, as the ``first`` bytes of it may show."""
+    """The error for another protocol, which ``first``, its first bytes, may identify."""
     spoken = next((name for name, begins in _SPOKEN.items() if first.startswith(begins)), "")
     if first[3:5] == b"\x04\x00" and len(first) >= 9:
         spoken = "HTTP/2"
@@ -281,13 +281,13 @@ def no_http(relay: RelayUrl, first: bytes = b"") -> KdispatchError:
 
 
 def unreachable(relay: RelayUrl, reason: str) -> KdispatchError:
-    """Nothing answers at the address."""
+    """The error if nothing answers at the address."""
     return KdispatchError("relay_unreachable", f"{relay.authority} can't be reached: {reason}.")
 
 
 def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
-    """The code and the sentence of a failed TCP or TLS connection."""
-    # The system's own error, without the frames of libraries around it.
+    """The error for a failed TCP or TLS connection."""
+    # The system's own error, without those that libraries wrap around it.
     while isinstance(error.__cause__, OSError):
         error = error.__cause__
     words = (error.strerror or str(error) or type(error).__name__).rstrip(".")
@@ -297,11 +297,11 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
         return not_a_relay(relay, f"it does not speak TLS as expected ({words})")
     if error.errno in SHORT and not isinstance(error, socket.gaierror):
         text = f"{relay.authority} was not asked: this machine has no room for one more connection ({words})."
-        hint = "Raise the limit of open files (ulimit -n, LimitNOFILE= in a unit), or end what uses it up."
+        hint = "Raise the limit of open files (ulimit -n, LimitNOFILE= in a unit), or end programs that use them up."
         return SetupError("relay_unreachable", text, hint=hint)
     if isinstance(error, socket.gaierror):
         return unreachable(relay, f"the name cannot be resolved ({words})")
-    # By number: the race of addresses puts words of its own in place of the system's.
+    # By number, because happy eyeballs replaces the system's text with its own.
     return unreachable(relay, os.strerror(error.errno).lower() if error.errno else words)
 
 
@@ -320,7 +320,7 @@ def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: A
 
 
 def with_wait(code: str, detail: str, headers: Mapping[str, str]) -> str:
-    """What the relay says of itself, or else the code's meaning; of too many requests, how long it asks to wait."""
+    """The relay's text, or else the code's meaning. For too many requests it adds how long to wait."""
     detail = detail or CODES[code].meaning
     if code != "rate_limited":
         return detail
@@ -331,7 +331,7 @@ def with_wait(code: str, detail: str, headers: Mapping[str, str]) -> str:
 
 
 def first_of_each(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers by their names in lower case, of each name the first."""
+    """Headers by lower-case name, the first of each name."""
     found: dict[str, str] = {}
     for name, value in headers:
         found.setdefault(name.lower(), value)
@@ -339,12 +339,12 @@ def first_of_each(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def passing(status: int) -> bool:
-    """Whether an answer with this status may be another one soon."""
+    """Whether an answer with this status may be temporary."""
     return status in _PASSING or status >= 500
 
 
 def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> KdispatchError:
-    """What an answer is called that no relay gives: of something on the way, or in the relay's place."""
+    """The error for an answer that is not a relay's: from a device on the path, or from something in its place."""
     by = author(headers)
     if status in _IN_BETWEEN:
         code, words = _IN_BETWEEN[status]
@@ -357,7 +357,7 @@ def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> Kdispat
         return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}){by}.")
     if 300 <= status < 400:
         where = "elsewhere"
-        with contextlib.suppress(ValueError):  # what stands there is no URL
+        with contextlib.suppress(ValueError):  # the header has no URL
             target = urlsplit(headers.get("location", ""))
             where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else where
         return not_a_relay(relay, f"it redirects to {where[:200]}, which is not followed{by}")

@@ -1,4 +1,4 @@
-"""One HTTP request on a connection of its own, whose whole answer is looked at: head, and who may have written it."""
+"""One HTTP request on its own connection, of whose answer everything is inspected: its head, and who wrote it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from kdispatch_protocol.errors import CODES
 
 __all__ = ["Answer", "Connect", "ask"]
 
-#: Makes a connection with the protocol that the function makes; raises ``KdispatchError`` or ``OSError``.
+#: Makes a connection with a protocol from the given factory; raises ``KdispatchError`` or ``OSError``.
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport]]
 
 _SECONDS: Final = 15.0
 _SHOWN: Final = 60  # characters of a media type
-_FIRST: Final = 5  # bytes: what shows whether it is HTTP, and less than any answer has
+_FIRST: Final = 5  # bytes: enough to recognize HTTP, and fewer than any answer has
 _HEAD_MAX: Final = 32 * 1024
 _BODY_MAX: Final = 64 * 1024
 _BODY_SECONDS: Final = 2.0
 _MORE_SECONDS: Final = 0.2
 _FIRST_MORE: Final = 16  # bytes
 _NO_BODY: Final = frozenset({101, 204, 304})
-_DIGITS: Final = 10  # of a length: more is none
+_DIGITS: Final = 10  # of a length: one with more is ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers (names in lower case), the problem's code where a relay wrote it, and the seconds it took."""
+    """Status, headers (names in lower case), the code of a relay's problem or ``None``, and the seconds it took."""
 
     status: int
     headers: Mapping[str, str]
@@ -48,17 +48,17 @@ class Answer:
 
     @property
     def missing(self) -> list[str]:
-        """Headers that the relay did not get."""
+        """Headers that the relay did not receive."""
         return missing_of(self.headers) if self.code is not None else []
 
     @property
     def author(self) -> str:
-        """Who says to have written it, and passed it on, in brackets; empty where nobody does."""
+        """The names, in parentheses, of those that claim to have written and forwarded it; may be empty."""
         return author(self.headers)
 
     @property
     def passed_by(self) -> str:
-        """The same of who passed on what the relay wrote."""
+        """The names of those that forwarded what the relay wrote."""
         return passed_by(self.headers)
 
     @property
@@ -67,17 +67,17 @@ class Answer:
         return self.headers.get("content-type", "no type").partition(";")[0][:_SHOWN]
 
     def ahead(self, now: datetime) -> float | None:
-        """How many seconds this machine's clock is ahead of the one that dated the answer."""
+        """Seconds by which this machine's clock is ahead of the answer's date; ``None`` if that is unknown."""
         try:
             date = parsedate_to_datetime(self.headers["date"])
-            # To half a second: the header has whole ones.
+            # To half a second, because the header has whole seconds.
             return (now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() - 0.5
         except (KeyError, ValueError, OverflowError):
             return None
 
 
 async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> Answer:
-    """Ask for the tunnel's address without a token: a relay refuses, unless an upgrade is asked for.
+    """Request the tunnel's address without a token. A relay refuses, unless ``upgrade`` is set.
 
     Raises ``KdispatchError`` with a code of the network.
     """
@@ -93,7 +93,7 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
             if not is_http(first):
                 raise no_http(relay, first + await _more(reader))
             status, headers = head_of(relay, first + await reader.readuntil(b"\r\n\r\n"))
-            while 100 <= status < 200 and status != 101:  # RFC 9110, 15.2: the answer is yet to come
+            while 100 <= status < 200 and status != 101:  # RFC 9110, 15.2: the answer follows
                 status, headers = head_of(relay, await reader.readuntil(b"\r\n\r\n"))
             seconds = loop.time() - began
             body = b"" if status in _NO_BODY else await _body(reader, headers)
@@ -103,14 +103,14 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
         raise unreachable(relay, ENDED) from error
     except asyncio.LimitOverrunError as error:
         raise no_http(relay) from error
-    except OSError as error:  # of TLS: some servers refuse a client only behind the handshake
+    except OSError as error:  # raised by TLS: some servers refuse a client only after the handshake
         raise connection_error(relay, error) from error
     finally:
         if transport is not None:
             transport.abort()
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = _unchunked(body)
-    code = None if 200 <= status < 300 else _code(unpacked(headers, body))  # a yes is no relay's
+    code = None if 200 <= status < 300 else _code(unpacked(headers, body))  # a success does not come from a relay
     return Answer(status, headers, code, seconds)
 
 
@@ -127,7 +127,7 @@ def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:
 
 
 async def _more(reader: asyncio.StreamReader) -> bytes:
-    """What else has come, or comes at once."""
+    """More bytes that have arrived or arrive at once."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_MORE_SECONDS):
             return await reader.read(_FIRST_MORE)
@@ -138,7 +138,7 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
     length = headers.get("content-length", "")
     size = min(int(length), _BODY_MAX) if length.isdecimal() and len(length) < _DIGITS else _BODY_MAX
     body = b""
-    # Its end may not show: of a connection that is kept, with a length that is told otherwise.
+    # The end may be invisible on a connection that is kept open with a wrong length.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_BODY_SECONDS):
             while len(body) < size and (piece := await reader.read(size - len(body))):
@@ -149,7 +149,7 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
 
 
 def _unchunked(body: bytes) -> bytes:
-    """What there is of a body that came in chunks (RFC 9112, 7.1), as far as they can be read."""
+    """Decode a chunked body (RFC 9112, 7.1), as far as it can be read."""
     found = bytearray()
     while body:
         size, _, rest = body.partition(b"\r\n")

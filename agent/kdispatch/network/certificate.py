@@ -1,7 +1,7 @@
-"""A certificate that a server shows: who issued it, for whom, how long, and its key. Trusted or not.
+"""Fields of a server's certificate, trusted or not: issuer, subject, names, validity, key.
 
-Python tells these only of certificates that it has verified, and what is asked for here is why one was not. So the
-few fields are read from the DER itself (RFC 5280, 4.1): tag, length, content, in a fixed order.
+Python tells these only for verified certificates, but this module explains why one was refused. So it reads the few
+fields from the DER itself (RFC 5280, 4.1): tag, length, content, in a fixed order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXTENSIONS: Final = 0xA3
 _DNS_NAME: Final = 0x82
 _ADDRESS: Final = 0x87
 _SUBJECT_ALT_NAME: Final = bytes.fromhex("551d11")  # 2.5.29.17
-#: The parts of a distinguished name that tell a person whose it is.
+#: Parts of a distinguished name that tell people who it is.
 _TELLING: Final = {bytes.fromhex("550403"): "CN", bytes.fromhex("55040a"): "O", bytes.fromhex("55040b"): "OU"}
 _UTF16: Final = 0x1E
 _NAME_CHARACTERS: Final = 100
@@ -40,7 +40,7 @@ class Certificate:
 
     @classmethod
     def parse(cls, der: bytes) -> Certificate:
-        """Read the DER of a certificate; raises ``ValueError`` for what is none."""
+        """Read the DER of a certificate; raises ``ValueError`` if it is not one."""
         try:
             return cls._parse(der)
         except (IndexError, StopIteration, UnicodeDecodeError) as error:
@@ -58,11 +58,11 @@ class Certificate:
         return cls(_name(subject[1]), _name(issuer[1]), tuple(names), begin, end, digest)
 
 
-_Item = tuple[int, bytes, bytes]  # tag, content, and all of it
+_Item = tuple[int, bytes, bytes]  # tag, content, and both with their head
 
 
 def _items(data: bytes) -> Iterator[_Item]:
-    """The items that stand one after the other in ``data``."""
+    """The consecutive items in ``data``."""
     while data:
         length, head = data[1], 2
         if length >= 0x80:
@@ -79,7 +79,7 @@ def _content(data: bytes) -> bytes:
 
 
 def _name(data: bytes) -> str:
-    """A distinguished name, as far as it tells a person something: ``CN=…, O=…``."""
+    """The parts of a distinguished name that people can use: ``CN=…, O=…``."""
     told = []
     for _, relative, _ in _items(data):
         for _, attribute, _ in _items(relative):
@@ -87,7 +87,7 @@ def _name(data: bytes) -> str:
             if kind in _TELLING:
                 text = value.decode("utf-16-be" if tag == _UTF16 else "utf-8", "replace")
                 told.append(f"{_TELLING[kind]}={text[:_NAME_CHARACTERS]}")
-    return ", ".join(told) or "nobody by name"
+    return ", ".join(told) or "no known name"
 
 
 def _alternative_names(extensions: bytes) -> Iterator[str]:
@@ -103,6 +103,6 @@ def _alternative_names(extensions: bytes) -> Iterator[str]:
 
 def _time(tag: int, content: bytes) -> datetime:
     text = content.decode("ascii")
-    if tag == _UTC_TIME:  # its years from 50 on are the last century's (RFC 5280, 4.1.2.5.1)
+    if tag == _UTC_TIME:  # years from 50 up are of the last century (RFC 5280, 4.1.2.5.1)
         text = ("19" if text[:2] >= "50" else "20") + text
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)

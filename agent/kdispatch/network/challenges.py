@@ -1,4 +1,4 @@
-"""What a proxy's 407 asks for, and the answer to it: Basic (RFC 7617) and Digest (RFC 7616)."""
+"""The challenges of a proxy's 407, and the answers to them: Basic (RFC 7617) and Digest (RFC 7616)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from typing import Final
 __all__ = ["Challenge", "authorization", "challenges", "chosen", "digest"]
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-#: The parameter of a challenge, or a scheme with which the next challenge begins (and perhaps its one token68).
+#: A parameter of a challenge, or a scheme that starts the next challenge (with its optional token68).
 _PART: Final = re.compile(
     rf'(?:(?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>{_WORD}))'
     rf"|(?P<scheme>{_WORD})(?:\s+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|\Z)))?)"
 )
-#: Characters of one value that are looked at: nobody needs more, and the search may take their square.
+#: Characters of one value that are parsed: none needs more, and the search may take quadratic time.
 _FIELD_MAX: Final = 4096
-#: From the best one on; MD5 is what most proxies still ask for.
+#: From the best one down; most proxies still ask for MD5.
 _HASHES: Final = {"SHA-256": "sha256", "MD5": "md5"}
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in that a proxy offers. ``scheme`` and the parameters' names are in lower case."""
+    """One authentication method that a proxy offers. ``scheme`` and the parameters' names are in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def algorithm(self) -> str:
-        """How Digest hashes, without ``-sess``: MD5 where nothing is said."""
+        """The hash of Digest without ``-sess``; the default is MD5."""
         return self.parameters.get("algorithm", "MD5").upper().removesuffix("-SESS")
 
     @property
     def stale(self) -> bool:
-        """Whether only the nonce was too old, and not the password wrong."""
+        """Whether the nonce was too old, rather than the password wrong."""
         return self.parameters.get("stale", "").lower() == "true"
 
     @property
     def is_known(self) -> bool:
-        """Whether we can answer it."""
+        """Whether kdispatch can answer it."""
         if self.scheme != "digest":
             return self.scheme == "basic"
         qop = self.parameters.get("qop")
@@ -55,7 +55,7 @@ class Challenge:
 
 
 def challenges(values: Sequence[str]) -> list[Challenge]:
-    """All challenges in the values of Proxy-Authenticate; one value may have several."""
+    """All challenges in the values of Proxy-Authenticate; one value may contain several."""
     found: list[tuple[str, dict[str, str]]] = []
     for value in values:
         for part in _PART.finditer(value[:_FIELD_MAX]):
@@ -69,7 +69,7 @@ def challenges(values: Sequence[str]) -> list[Challenge]:
 
 
 def chosen(offered: Sequence[Challenge]) -> Challenge | None:
-    """The one that is answered: Digest before Basic, which tells the password to everyone on the way."""
+    """The challenge to answer: Digest before Basic, which shows the password to everyone on the path."""
 
     def rank(challenge: Challenge) -> int:
         return list(_HASHES).index(challenge.algorithm) if challenge.scheme == "digest" else len(_HASHES)
@@ -78,16 +78,16 @@ def chosen(offered: Sequence[Challenge]) -> Challenge | None:
 
 
 def authorization(challenge: Challenge, method: str, target: str, user: str, password: str) -> bytes:
-    """The value of Proxy-Authorization for a request; the ``target`` of a CONNECT is host and port."""
+    """The value of Proxy-Authorization for a request; for a CONNECT ``target`` is host and port."""
     if challenge.scheme == "basic":
         return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
     return digest(challenge, method, target, user, password, cnonce=secrets.token_hex(16))
 
 
 def digest(challenge: Challenge, method: str, target: str, user: str, password: str, *, cnonce: str) -> bytes:
-    """The same by Digest, whose ``cnonce`` is anything that nobody can foresee."""
+    """The value for Digest; ``cnonce`` must be unpredictable."""
     given = challenge.parameters
-    # Without "charset" the encoding is up to the proxy; what is no Latin-1 can only be meant as UTF-8.
+    # Without "charset" the proxy chooses the encoding; text that does not fit into Latin-1 can only mean UTF-8.
     latin = given.get("charset", "").upper() != "UTF-8" and all(c < "\u0100" for c in user + password)
     charset = "latin-1" if latin else "utf-8"
 

@@ -1,4 +1,4 @@
-"""From a relay's addresses to a connection with it: one way for the REST API and for the tunnel."""
+"""Connects to a relay by its addresses: the same way for the REST API and for the tunnel."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from kdispatch_protocol.session.aio.sockets import tune_session_socket
 
 __all__ = ["Dialer", "Upgraded"]
 
-#: Seconds for each step of a connection: the look-up of the name, TCP, TLS.
+#: Seconds for each step of a connection: name look-up, TCP, TLS.
 _STEP: Final = 8.0
-#: Seconds before the relay's next URL is tried beside the one before: several round trips of a slow network.
+#: Seconds before the relay's next URL is tried in parallel: several round trips of a slow network.
 _APART: Final = 1.5
 
-#: Trust in whom the system trusts.
+#: Trust in the authorities of the system.
 _SYSTEM: Final = Trust()
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """A connection whose WebSocket handshake is done, and by which URL; ``early`` came right behind it."""
+    """A connection after its WebSocket handshake, and its URL; ``early`` are the bytes that followed the handshake."""
 
     relay: RelayUrl
     transport: asyncio.Transport
@@ -49,10 +49,10 @@ class Upgraded:
 
 
 class Dialer:
-    """The way to one relay, which may have several URLs: they are tried in their order.
+    """Connects to one relay, which may have several URLs: they are tried in their order.
 
-    ``proxy`` and ``no_proxy`` are the settings of these names; without them the environment and the system say
-    which proxy is on the way, if any. ``trust`` is what the relay's certificate must be.
+    ``proxy`` and ``no_proxy`` are the settings of these names; by default the environment and the system define
+    the proxy, if any. ``trust`` says what the relay's certificate must be.
     """
 
     def __init__(self, *relays: RelayUrl, proxy: str = "", no_proxy: bool = False, trust: Trust = _SYSTEM) -> None:
@@ -60,17 +60,17 @@ class Dialer:
         self._proxy = proxy
         self._no_proxy = no_proxy
         self._trust = trust
-        self._ids: dict[RelayUrl, str] = {}  # by which URL which relay was met
+        self._ids: dict[RelayUrl, str] = {}  # relay ids by the URL that led there
         self._names = Names()
         self._tls: ssl.SSLContext | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The way that the settings describe; raises what is wrong with them."""
+        """The dialer for the settings; raises an error if they are invalid."""
         trust = Trust.of(settings)
         if trust.pins and not all(relay.secure for relay in settings.relay_urls):
-            text = "A pin is for https:// addresses, and the relay is to be reached by http://."
-            raise SetupError("bad_request", text, hint="Leave --pin away, or use https://.")
+            text = "A pin needs an https:// address, but the relay has an http:// one."
+            raise SetupError("bad_request", text, hint="Omit --pin, or use https://.")
         dialer = cls(*settings.relay_urls, proxy=settings.proxy, no_proxy=settings.no_proxy, trust=trust)
         for relay in settings.relay_urls:
             dialer.proxy(relay)
@@ -78,13 +78,13 @@ class Dialer:
 
     @property
     def relay(self) -> RelayUrl:
-        """The first URL, by which the relay is named and its tokens are found."""
+        """The first URL, which names the relay and finds its tokens."""
         return self._relays[0]
 
     def proxy(self, relay: RelayUrl) -> Proxy | None:
-        """The proxy on the way to this URL, if any. Sought each time: a laptop's settings change with its place.
+        """The proxy for this URL, or ``None``. Looked up each time, because a laptop's settings change with its place.
 
-        Raises ``SetupError`` for an address that is not usable.
+        Raises ``SetupError`` for an unusable address.
         """
         return find_proxy(relay, proxy=self._proxy, no_proxy=self._no_proxy)
 
@@ -94,33 +94,33 @@ class Dialer:
         return len(self._relays) > 1
 
     async def open(self, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
-        """Connect by TCP, and TLS where the URL says so. ``make`` makes the protocol for a URL.
+        """Connect by TCP, and by TLS if the URL says so. ``make`` creates the protocol for a URL.
 
         The caller bounds the time. Raises ``KdispatchError`` with a code of the network.
         """
         return await self._first(partial(self.open_at, make=make), lambda opened: opened[1].abort())
 
     async def open_at(self, relay: RelayUrl, make: Callable[[RelayUrl], _P]) -> tuple[RelayUrl, asyncio.Transport, _P]:
-        """The same by one certain URL."""
+        """Like :meth:`open`, but by this URL only."""
         proxy = self.proxy(relay)
         try:
             sock = await self._way_to(proxy, relay)
             transport, protocol = await self._speaking(relay, sock, make)
         except ssl.SSLCertVerificationError as error:
-            self._tls = None  # whoever mends it may do so in a file that was read
+            self._tls = None  # the user may fix a file that was already read
             connect = partial(self._way_to, proxy, relay)
             refused = await certificate_error(relay.authority, self._trust, self._server_name(relay), error, connect)
             raise _by_way_of(proxy, refused) from error
         except OSError as error:
             if isinstance(error, ssl.SSLError):
-                self._tls = None  # likewise
+                self._tls = None  # as above
             raise _by_way_of(proxy, connection_error(relay, error)) from error
         except _Cut as error:
             raise _by_way_of(proxy, error) from error.__cause__
         return relay, transport, protocol
 
     async def _way_to(self, proxy: Proxy | None, relay: RelayUrl) -> socket.socket:
-        """A connected socket whose next byte is the relay's."""
+        """A connected socket whose next byte comes from the relay."""
         if proxy is None:
             return await _connected(relay, self._names)
         return await connect_through(proxy, relay.host, relay.port, self._names)
@@ -128,7 +128,7 @@ class Dialer:
     async def _speaking(
         self, relay: RelayUrl, sock: socket.socket, make: Callable[[RelayUrl], _P]
     ) -> tuple[asyncio.Transport, _P]:
-        """Give a connected socket its protocol, behind TLS where the URL says so."""
+        """Attach a protocol to a connected socket, over TLS if the URL says so."""
         if not relay.secure:
             return await connection_over(lambda: make(relay), sock)
         try:
@@ -145,7 +145,7 @@ class Dialer:
                 server_hostname=self._server_name(relay),
                 ssl_handshake_timeout=_STEP,
             )
-        except ConnectionAbortedError as error:  # the loop's own, of one that took too long
+        except ConnectionAbortedError as error:  # the event loop's error for a handshake that took too long
             raise _Cut(relay, f"no answer to the TLS handshake within {_STEP:g} s") from error
         except ConnectionError as error:
             raise _Cut(relay, "the connection is cut off in the TLS handshake") from error
@@ -156,7 +156,7 @@ class Dialer:
         except BaseException:
             transport.abort()
             raise
-        # Only now, so that nothing is sent to a server that has another key.
+        # Only now, so that nothing is sent to a server with another key.
         speaker = make(relay)
         transport.set_protocol(speaker)
         speaker.connection_made(transport)
@@ -166,15 +166,15 @@ class Dialer:
         return self._trust.server_name or relay.host
 
     async def upgrade(self) -> Upgraded:
-        """Connect and make the WebSocket handshake. The caller bounds the time.
+        """Connect and do the WebSocket handshake. The caller bounds the time.
 
         Raises ``KdispatchError`` with a code of the network, or :class:`kdispatch.network.upgrade.Refusal`.
         """
         return await self._first(self._upgrade_at, lambda upgraded: upgraded.transport.abort())
 
     async def explained(self, error: KdispatchError) -> KdispatchError:
-        """The error of an upgrade that failed, or of several URLs' one; or what a plain request finds out about it."""
-        # Not at the top: only a start that fails needs it, and it needs what is here.
+        """The error of a failed upgrade, improved by a plain request if there is only one URL."""
+        # Imported here, because only a failed start needs it, and because it imports this module.
         from kdispatch.network.no_upgrade import explain_start  # noqa: PLC0415
 
         relay = self.relay
@@ -192,14 +192,14 @@ class Dialer:
         except BaseException as error:
             transport.abort()
             if isinstance(error, KdispatchError) and error.code == "tls_client_cert":
-                self._tls = None  # it may be renewed in its file
+                self._tls = None  # the user may renew it in its file
             raise
         return Upgraded(relay, transport, early)
 
     def met(self, relay: RelayUrl, relay_id: str) -> None:
-        """A session by this URL has begun; raises ``other_relay`` where another URL has led to another relay.
+        """Record that a session by this URL has started; raises ``other_relay`` if other URLs lead to another relay.
 
-        The URL is then left out from now on: of two relays one does not know what the other one carries.
+        The URL is then no longer used, because one relay does not know the streams of another.
         """
         others = {url: self._ids[url] for url in self._relays if url != relay and url in self._ids}
         if relay_id in others.values() or not others:
@@ -211,7 +211,7 @@ class Dialer:
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            # Once, and not for each connection, and in a thread: it reads all of the machine's certificates.
+            # Once, not for each connection, and in a thread: it reads all of the machine's certificates.
             self._tls = await asyncio.to_thread(self._trust.context)
         return self._tls
 
@@ -221,8 +221,8 @@ class Dialer:
         return await _first_of([partial(attempt, relay) for relay in self._relays], let_go)
 
 
-class _Cut(KdispatchError):  # noqa: N818 - it becomes an error's text, with what stands on the way
-    """A way ends where TLS begins."""
+class _Cut(KdispatchError):  # noqa: N818 - its text goes into another error, together with the proxy
+    """The connection ends where TLS would begin."""
 
     def __init__(self, relay: RelayUrl, why: str) -> None:
         super().__init__("relay_unreachable", f"{relay.authority} can't be reached: TCP works, but {why}.")
@@ -235,24 +235,24 @@ async def _connected(relay: RelayUrl, names: Names) -> socket.socket:
         raise unreachable(relay, f"no answer to the look-up of its name within {_STEP:g} s") from error
     try:
         async with asyncio.timeout(_STEP):
-            # Not create_connection's own race of addresses: uvloop has none.
+            # Not create_connection's own happy eyeballs: uvloop has none.
             return await start_connection(addresses, happy_eyeballs_delay=EYEBALLS)
     except TimeoutError as error:
         if error.errno is not None:
-            raise  # the system's
+            raise  # the system's error
         tried = ", ".join(dict.fromkeys(str(address[0]) for *_, address in addresses))
         raise unreachable(relay, f"no answer from {tried} within {_STEP:g} s") from error
 
 
 def _by_way_of(proxy: Proxy | None, error: KdispatchError) -> KdispatchError:
-    """What failed behind a proxy may be its doing."""
+    """Name the proxy in the error, as it may be the cause."""
     return error if proxy is None else KdispatchError(error.code, f"{error.text} On the way: {proxy} ({proxy.source}).")
 
 
 async def _first_of(attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]], let_go: Callable[[_T], None]) -> _T:
-    """What the first successful attempt returns; each begins when one has failed, or none has ended for a while.
+    """The result of the first successful attempt. Each starts when one has failed, or when none has ended for a while.
 
-    What others return is let go.
+    Results of the other attempts go to ``let_go``.
     """
     waiting = list(attempts)
     running: list[asyncio.Task[_T]] = []
@@ -282,13 +282,13 @@ async def _first_of(attempts: Sequence[Callable[[], Coroutine[Any, Any, _T]]], l
 
 
 def _worst(errors: Sequence[BaseException | None]) -> BaseException:
-    """Of what kept us from each URL: a defect, what lies here, or what the relay itself says; or all of it in one."""
+    """The error to raise for all URLs: a defect, a local one, or a relay's refusal; otherwise one with all texts."""
     found = [error for error in errors if error is not None]
     for error in found:
         if not isinstance(error, KdispatchError) or isinstance(error, SetupError):
             return error
     if refusals := [error for error in found if isinstance(error, Refusal)]:
-        # One that passes keeps an agent going; one that is final would end it although another URL is only away.
+        # A temporary refusal lets an agent continue; a final one would end it although another URL is only away.
         passing = [error for error in refusals if not error.final]
         if passing or len(refusals) == len(found):
             return (passing or refusals)[0]

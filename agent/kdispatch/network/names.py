@@ -1,4 +1,4 @@
-"""Addresses of names, and those of before for when nobody resolves the name any more."""
+"""Name look-ups, which fall back to earlier addresses while no resolver answers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any, Final
 
 __all__ = ["Names"]
 
-#: Seconds for a look-up's answer where the name had addresses before: a resolver that is there answers within 1 s.
+#: Seconds to wait for a look-up if the name had addresses before: a working resolver answers within 1 s.
 _SOON: Final = 1.5
-#: Seconds for which addresses of before are used: a relay that has moved is not missed for longer by a dead resolver.
+#: Seconds for which earlier addresses are used. A dead resolver can't hide a relay's move for longer.
 _KEPT: Final = 3600.0
-#: Names that are remembered: the relay's URLs and a proxy's.
+#: Remembered names: the relay's URLs and a proxy's.
 _NAMES: Final = 32
 
-#: As ``getaddrinfo`` gives them.
+#: In the form of ``getaddrinfo``.
 _Addresses = list[tuple[Any, ...]]
 
 
 class Names:
-    """Asks for each connection anew. A name has one look-up under way: each holds a thread, and there are few."""
+    """Looks a name up for each connection, at most once at a time: each look-up holds a thread, and those are few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[_Addresses, float]] = {}
         self._asked: dict[tuple[str, int], asyncio.Task[_Addresses]] = {}
-        self._waiting: dict[asyncio.Task[_Addresses], int] = {}  # how many tries wait for it
+        self._waiting: dict[asyncio.Task[_Addresses], int] = {}  # number of tries that wait for it
 
     async def addresses(self, host: str, port: int, seconds: float) -> _Addresses:
-        """Those of the name; where the look-up fails, or has no answer soon, those that it had before.
+        """The addresses of the name. If the look-up fails, or has no answer soon, the earlier addresses.
 
-        Raises ``TimeoutError`` after so many seconds, or the ``OSError`` of the look-up.
+        Raises ``TimeoutError`` after ``seconds``, or the ``OSError`` of the look-up.
         """
         key = host, port
         known, at = self._known.get(key, ([], 0.0))
@@ -43,7 +43,7 @@ class Names:
         try:
             async with asyncio.timeout(min(seconds, _SOON) if known else seconds):
                 return await asyncio.shield(task)
-        except OSError:  # a time-out is one
+        except OSError:  # includes TimeoutError
             kept = bool(known)
             if kept:
                 return known
@@ -52,7 +52,7 @@ class Names:
             self._waiting[task] -= 1
             if not self._waiting[task]:
                 del self._waiting[task]
-                if not kept:  # nobody waits for its answer, and the next try asks anew
+                if not kept:  # nothing waits for its answer, and the next try asks again
                     task.cancel()
 
     def _look_up(self, key: tuple[str, int]) -> asyncio.Task[_Addresses]:
@@ -70,7 +70,7 @@ class Names:
     def _answered(self, key: tuple[str, int], task: asyncio.Task[_Addresses]) -> None:
         if self._asked.get(key) is task:
             del self._asked[key]
-        if not task.cancelled() and task.exception() is None:  # which also says that it was seen
+        if not task.cancelled() and task.exception() is None:  # this also marks the exception as retrieved
             self._known.pop(key, None)
             self._known[key] = task.result(), task.get_loop().time()
             if len(self._known) > _NAMES:

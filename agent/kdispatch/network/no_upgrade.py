@@ -1,4 +1,4 @@
-"""Why an upgrade fails that a relay would have taken: asked by doctor, and by an agent whose first start fails."""
+"""Why an upgrade fails that a relay would accept: for doctor, and for an agent whose first start fails."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["explain", "explain_start"]
 
-#: Seconds that an agent's start takes longer for it.
+#: Seconds by which this may delay the failure of an agent's start.
 _SECONDS: Final = 5.0
 
 
 async def explain(relay: RelayUrl, proxy: Proxy | None, connect: Connect, error: KdispatchError) -> KdispatchError:
-    """What is in the way of an upgrade, where plain requests reach the relay; ``error`` is how it failed."""
+    """Find what blocks an upgrade although plain requests reach the relay. ``error`` is the upgrade's failure."""
     try:
         answer = await ask(relay, connect, upgrade=True)
     except KdispatchError as again:
@@ -40,8 +40,8 @@ async def explain(relay: RelayUrl, proxy: Proxy | None, connect: Connect, error:
 async def explain_start(
     relay: RelayUrl, proxy: Proxy | None, connect: Connect, error: KdispatchError
 ) -> KdispatchError:
-    """The same for a start that failed, whatever there is at the address; ``error`` itself where nothing is known."""
-    strangers = isinstance(error, Refusal) and error.code == "relay_unreachable"  # a status of something in between
+    """The same for a failed start, whatever is at the address; returns ``error`` itself if nothing was found."""
+    strangers = isinstance(error, Refusal) and error.code == "relay_unreachable"  # a status from a device on the path
     if isinstance(error, NoUpgradeError) or strangers:
         with contextlib.suppress(KdispatchError, OSError, TimeoutError):
             async with asyncio.timeout(_SECONDS):

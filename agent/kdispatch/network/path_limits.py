@@ -1,8 +1,7 @@
-"""What the ways to a relay allow: how long a session may be silent there, and how old it may get.
+"""Limits of the paths to a relay: how long a session may be silent there, and how old it may get.
 
-Many boxes cut connections that are idle or old, and say nothing. An agent learns it from how its sessions end, and
-then asks the relay sooner, or takes a new session sooner. No I/O: times are arguments, in seconds of a clock that never
-goes back.
+Many boxes cut idle or old connections without notice. An agent learns the limits from how its sessions end. Then it
+pings sooner, or replaces its session sooner. No I/O: times are arguments, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from kdispatch_protocol.session.liveness import Course, Cut
 
 __all__ = ["PathLimits", "Paths"]
 
-#: Of the silence that is cut, how much a session may be silent. A PING that is lost comes a second or two late.
+#: Part of the silence limit after which to ping. A lost PING arrives a second or two later.
 _PING_PART: Final = 1 / 2
-#: Of the age that is cut, at which a session is left. What is on it needs a moment to go over.
+#: Parts of the age limit at which to leave a session. Its streams need a moment to move.
 _ROTATE_PARTS: Final = (0.5, 0.7)
-#: Seconds that something learnt counts before it is tried without it; each trial that fails doubles them.
+#: Seconds for which a learned limit holds before a trial without it; each failed trial doubles them.
 _HOLD: Final = 3600.0
 _HOLD_MOST: Final = 24 * 3600.0
-#: Networks times URLs of the relay that an agent keeps in mind: a laptop has two or three.
+#: Pairs of network and URL that an agent remembers: a laptop has two or three.
 _PATHS: Final = 8
 
 
 class _Bound:
-    """Something that cuts sessions at a certain point: suspected when that was seen once, believed when twice in a row.
+    """A point at which sessions are cut: suspected after one cut, believed after two in a row.
 
-    Two cuts are alike when they differ by no more than ``spread``, a part. A session that got as far as ``proof``, a
-    part of where others were cut, is proof that nothing cuts there.
+    Two cuts count as equal if they differ by at most ``spread``, as a part. A session that passes ``proof``, a part of
+    the known point, proves that nothing cuts there.
     """
 
     def __init__(self, spread: float, proof: float) -> None:
@@ -43,18 +42,18 @@ class _Bound:
         self._until = 0.0
 
     def at(self, now: float) -> float | None:
-        """Where sessions are cut, as far as that is believed and to be heeded."""
+        """The believed limit, if it must be respected now; ``None`` otherwise."""
         return self._believed if now < self._until else None
 
     def passed(self, point: float) -> None:
-        """A session got past this point."""
+        """Record that a session got past this point."""
         if self._suspected is not None and point >= self._suspected * self._proof:
             self._suspected = None
         if self._believed is not None and point >= self._believed * self._proof:
             self._believed, self._hold = None, _HOLD
 
     def cut(self, point: float, now: float) -> bool:
-        """A session was cut at this point. Returns whether that is something new to believe."""
+        """Record that a session was cut at this point; returns whether this established a new limit."""
         if self._believed is not None and now >= self._until and point >= self._believed * (1 - self._spread):
             self._hold = min(2 * self._hold, _HOLD_MOST)
             self._until = now + self._hold
@@ -68,29 +67,29 @@ class _Bound:
 
 
 class PathLimits:
-    """What one way to the relay allows."""
+    """The limits of one path to the relay."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._idle = _Bound(spread=0.25, proof=0.98)  # the silence before a PING is the same each time
-        self._age = _Bound(spread=0.05, proof=1.1)  # boxes are exact, and of chance cuts few are as close together
+        self._idle = _Bound(spread=0.25, proof=0.98)  # the silence before a PING is always the same
+        self._age = _Bound(spread=0.05, proof=1.1)  # boxes are exact, and random cuts rarely come so close together
 
     def idle_limit(self, now: float) -> float | None:
-        """After how much silence sessions are cut here, if that is known and so soon that it matters."""
+        """The silence in seconds after which sessions are cut, if it is known and short enough to matter."""
         return self._idle.at(now)
 
     def age_limit(self, now: float) -> float | None:
-        """At what age, likewise."""
+        """The age in seconds at which sessions are cut, under the same conditions."""
         return self._age.at(now)
 
     def ping(self, now: float) -> float:
-        """After how much silence a session that begins now is to ask the relay."""
+        """The silence in seconds after which a session that starts now must ping."""
         limit = self.idle_limit(now)
         most = self._limits.ping
         return most if limit is None else min(most, max(self._limits.ping_least, limit * _PING_PART))
 
     def rotate(self, now: float) -> tuple[float, float]:
-        """At which age at least, and at most, a session that begins now is to be left."""
+        """The smallest and largest age in seconds at which to leave a session that starts now."""
         usual = self._limits.rotate
         span = usual * 5 / 6, usual * 7 / 6
         limit = self.age_limit(now)
@@ -101,34 +100,34 @@ class PathLimits:
         return least, most
 
     def over(self, course: Course) -> None:
-        """A session here has ended, or was left."""
+        """Record that a session here ended, or was left."""
         self._idle.passed(course.survived)
         self._age.passed(course.lasted)
 
     def cut(self, course: Course, now: float) -> str:
-        """A session was cut here, and the relay could be reached again at once. Returns what was learnt, if anything.
+        """Record that a session was cut here, with the relay still reachable. Returns a message, if this is news.
 
-        Of a cut in a silence such as the session had survived before, the silence is not the reason.
+        If the session had survived a similar silence before, the silence is not the cause.
         """
         silence = course.silence
         if course.survived < silence * 0.98 and silence > self._limits.ping_least:
             if self._idle.cut(silence, now):
                 return (
-                    f"The way to the relay cuts sessions that are silent for {self.idle_limit(now):.3g} s: "
-                    f"from now on it is kept in use every {self.ping(now):.3g} s."
+                    f"The path to the relay cuts sessions that are silent for {self.idle_limit(now):.3g} s: "
+                    f"from now on the agent sends something every {self.ping(now):.3g} s."
                 )
             return ""
         regular = course.cut is Cut.CLOSED and course.lasted > self._limits.rotate_least
         if regular and self._age.cut(course.lasted, now):
             return (
-                f"The way to the relay cuts sessions that are {self.age_limit(now):.3g} s old: "
-                "from now on another takes over before."
+                f"The path to the relay cuts sessions that are {self.age_limit(now):.3g} s old: "
+                "from now on a new session replaces each one before that age."
             )
         return ""
 
 
 class Paths:
-    """The ways that an agent has used: from one network, by one of the relay's URLs."""
+    """The paths that an agent has used: a network of this machine, and one of the relay's URLs."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -136,16 +135,16 @@ class Paths:
         self._cut: tuple[PathLimits, Course] | None = None  # the last session, until the relay is reached again
 
     def over(self, path: PathLimits, course: Course, *, said: bool) -> None:
-        """A session on that way has ended, or was left; ``said`` is whether the relay had said goodbye."""
+        """Record that a session on that path ended, or was left; ``said``: the relay had sent a GOAWAY."""
         path.over(course)
         self._cut = (path, course) if course.cut is not None and not said else None
 
     def unreachable(self) -> None:
-        """The relay could not be reached: that the session before was lost has the same reason."""
+        """The relay could not be reached: the loss of the last session has the same cause."""
         self._cut = None
 
     def reached(self, own: str, relay: str, now: float) -> tuple[PathLimits, str]:
-        """The relay was reached from an address of this machine; returns the way, and what was learnt of it."""
+        """The relay was reached from a local address; returns the path, and a message about what was learned."""
         key = _network(own), relay
         path = self._known.setdefault(key, PathLimits(self._limits))
         self._known.move_to_end(key)
@@ -156,9 +155,9 @@ class Paths:
 
 
 def _network(own: str) -> str:
-    """The network that an address of this machine is in, as far as it shows: the address, and of IPv6 its first half.
+    """The network of a local address, as far as visible: the address, for IPv6 its first half.
 
-    The second half changes by the day where a machine values its privacy.
+    The second half changes daily on a machine with privacy extensions.
     """
     try:
         address = ipaddress.ip_address(own.partition("%")[0])

@@ -1,11 +1,11 @@
-"""Which proxy is on the way to a relay: its address, and where it is found.
+"""The proxy for a relay: its address, and where that is configured.
 
-What counts, from the first on: ``--proxy``; for https relays ``https_proxy`` or ``HTTPS_PROXY``, for http relays
-``http_proxy`` alone (a web server's CGI programs get HTTP_PROXY from whoever asks); ``all_proxy`` or ``ALL_PROXY``;
-the system's settings. ``no_proxy`` or ``NO_PROXY`` takes names out of the environment's proxies.
+The order of precedence: ``--proxy``; for https relays ``https_proxy`` or ``HTTPS_PROXY``, for http relays only
+``http_proxy`` (a web server's CGI programs get HTTP_PROXY from any client); ``all_proxy`` or ``ALL_PROXY``; the
+system's settings. ``no_proxy`` or ``NO_PROXY`` exclude names from the environment's proxies.
 
-A relay on loopback is reached directly unless ``--proxy`` says otherwise: the variables are meant for other
-machines, and a proxy elsewhere has another loopback.
+A relay on loopback is reached directly unless ``--proxy`` is given: the variables are meant for other
+machines, and a proxy on another machine has its own loopback.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ __all__ = ["Proxy", "find_proxy"]
 
 _SCHEMES: Final = {"http": "http", "socks5": "socks5", "socks5h": "socks5", "socks": "socks5"}
 _DEFAULT_PORTS: Final = {"http": 80, "socks5": 1080}
-#: Of RFC 1929: its lengths are one byte each.
+#: From RFC 1929: its lengths are one byte each.
 _SOCKS_BYTES: Final = 255
 _LABEL: Final = r"[a-z0-9_][a-z0-9_-]{0,62}"
 _AUTHORITY: Final = re.compile(
     rf"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>{_LABEL}(\.{_LABEL}){{0,126}})\.?)(:(?P<port>[0-9]{{1,5}}))?", re.IGNORECASE
 )
-#: An entry of NO_PROXY: an IPv6 address may stand in brackets, all else may have a port.
+#: An entry of NO_PROXY: an IPv6 address may be in brackets, all others may have a port.
 _ENTRY: Final = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<name>[^:]+))(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A checked address of a proxy. ``source`` says where it was found, as a person would: "HTTPS_PROXY", "--proxy".
+    """A checked proxy address. ``source`` says where it was configured, as users know it: "HTTPS_PROXY", "--proxy".
 
-    ``scheme`` is "http" or "socks5". ``user`` and ``password`` are in no text that is made of it.
+    ``scheme`` is "http" or "socks5". No text of it contains ``user`` or ``password``.
     """
 
     scheme: str
@@ -52,10 +52,10 @@ class Proxy:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Proxy:
-        """Parse ``http://USER:PASSWORD@HOST:PORT``, ``socks5://…``; without a scheme http is meant.
+        """Parse ``http://USER:PASSWORD@HOST:PORT`` or ``socks5://…``; without a scheme it is http.
 
-        Raises :class:`SetupError`, ``bad_request``, whose text has nothing of an unusable address: any of it may be
-        a part of the password.
+        Raises :class:`SetupError` (``bad_request``). Its text repeats nothing of the address, as any part may belong to
+        the password.
         """
         text = text.strip()
         scheme, separator, rest = text.partition("://")
@@ -102,9 +102,9 @@ def _bad(source: str, why: str, also: str = "Special characters of a password ar
 def find_proxy(
     relay: RelayUrl, *, proxy: str = "", no_proxy: bool = False, environment: Mapping[str, str] = os.environ
 ) -> Proxy | None:
-    """The proxy on the way to ``relay``, or ``None``; ``proxy`` and ``no_proxy`` are the settings of these names.
+    """The proxy for ``relay``, or ``None``. ``proxy`` and ``no_proxy`` are the settings of these names.
 
-    Raises :class:`SetupError` for an address that is not usable.
+    Raises :class:`SetupError` for an unusable address.
     """
     if no_proxy:
         return None
@@ -129,7 +129,7 @@ def _is_excepted(relay: RelayUrl, entries: str) -> bool:
 
 
 def _matches(relay: RelayUrl, entry: str) -> bool:
-    """Whether an entry of NO_PROXY means the relay: a name with all below it, an address, a network, ``*``."""
+    """Whether an entry of NO_PROXY covers the relay: a name with its subdomains, an address, a network, ``*``."""
     if entry == "*":
         return True
     try:

@@ -1,6 +1,6 @@
-"""A connection to the relay that a proxy makes for us: HTTP CONNECT (RFC 9110, 9.3.6) or SOCKS5 (RFC 1928).
+"""A connection to the relay through a proxy: HTTP CONNECT (RFC 9110, 9.3.6) or SOCKS5 (RFC 1928).
 
-The proxy resolves the relay's name. Nothing that is raised here has anything of the proxy's name and password.
+The proxy resolves the relay's name. No error raised here contains the proxy's user name or password.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["EYEBALLS", "connect_through"]
 
-#: Seconds before the next address of a name is tried beside the first (RFC 8305, 5).
+#: Seconds before the next address of a name is tried in parallel (RFC 8305, 5).
 EYEBALLS: Final = 0.25
-#: Seconds for all that the proxy has to do; below the 10 s of a request, so that the proxy is named.
+#: Seconds for all of the proxy's work; less than the 10 s of a request, so that the error names the proxy.
 _SECONDS: Final = 8.0
-#: Requests for one connection: one without a password, one with it, and two after nonces that were too old.
+#: Requests per connection: one without a password, one with it, and two after stale nonces.
 _REQUESTS: Final = 4
 _HEAD_MAX: Final = 32 * 1024
-#: Bytes of a page behind a 407 that are read to keep the connection; a longer one costs a new one.
+#: Bytes of a 407's page that are read to keep the connection; a longer page costs a new connection.
 _PAGE_MAX: Final = 64 * 1024
 _STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?\r?\n")
 _REASON: Final = 80  # characters that are shown
-#: Answers to a CONNECT by which a proxy tells that it, or the name, is away; of a name that it can't resolve privoxy
-#: says 404, tinyproxy 500, others 502 to 504. So is what passes by itself (408, 425, 429).
+#: Statuses of a CONNECT by which a proxy reports that itself, or the name, is away. For a name that it can't resolve
+#: privoxy sends 404, tinyproxy 500, others 502 to 504. Temporary ones (408, 425, 429) count as well.
 _AWAY: Final = frozenset({404, 410, 500, 502, 503, 504})
-#: Answers of a server that makes no connections at all: it is no proxy, or none for this.
+#: Statuses of a server that makes no connections at all: it is not a proxy, or not for this.
 _NO_CONNECT: Final = frozenset({400, 405, 501, 505})
-#: A proxy that knows only HTTP's own word for it (tinyproxy, of a wrong password) means the same.
+#: A proxy that sends HTTP's own 401 (tinyproxy, after a wrong password) means the same.
 _WHO: Final = frozenset({401, 407})
-#: SOCKS5 replies (RFC 1928, 6) that are the proxy's own refusal; by the others it could not reach the relay.
+#: SOCKS5 replies (RFC 1928, 6) that are the proxy's own refusal. After the others it could not reach the relay.
 _SOCKS_REFUSALS: Final = frozenset({2, 7, 8})
 
 
 async def connect_through(proxy: Proxy, host: str, port: int, names: Names | None = None) -> socket.socket:
-    """A connected, non-blocking socket whose next byte is the relay's; it is the caller's to close.
+    """A connected, non-blocking socket whose next byte comes from the relay; the caller closes it.
 
     ``names`` resolves the proxy's own name.
 
-    Raises ``KdispatchError``: ``proxy_unreachable``, ``proxy_auth``, ``proxy_refused``, or ``relay_unreachable`` where
-    the proxy says that it can't reach the relay.
+    Raises ``KdispatchError``: ``proxy_unreachable``, ``proxy_auth``, ``proxy_refused``, or ``relay_unreachable`` if
+    the proxy reports that it can't reach the relay.
     """
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     way = _Way(proxy, target, names or Names())
@@ -68,7 +68,7 @@ async def connect_through(proxy: Proxy, host: str, port: int, names: Names | Non
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A proxy and what it is asked for: the sentences of what fails."""
+    """A proxy and its target, with the sentences for its failures."""
 
     proxy: Proxy
     target: str
@@ -130,7 +130,7 @@ async def _reached(way: _Way) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A proxy's answer; after one that ``goes_on`` the connection takes another request."""
+    """A proxy's answer; ``goes_on`` says that the connection can take another request."""
 
     status: int
     reason: str
@@ -150,7 +150,7 @@ async def _by_http(way: _Way) -> socket.socket:
             except (ConnectionError, EOFError):
                 if not again:
                     raise
-                answer = None  # it was closed after the 407, whatever the proxy had said about that
+                answer = None  # closed after the 407, whatever the proxy had announced
             if answer is not None:
                 if 200 <= answer.status < 300:
                     connected, sock = sock, None
@@ -166,7 +166,7 @@ async def _by_http(way: _Way) -> socket.socket:
 
 
 def _credentials(way: _Way, answer: _Answer, *, was_asked_before: bool) -> bytes:
-    """What the next request shows; raises where the answer is a no."""
+    """The credentials of the next request; raises if the answer is a refusal."""
     if answer.status not in _WHO:
         raise _refusal(way, answer)
     challenge = chosen(answer.offered)
@@ -189,7 +189,7 @@ def _refusal(way: _Way, answer: _Answer) -> KdispatchError:
 
 
 async def _asked(sock: socket.socket, way: _Way, credentials: bytes) -> _Answer:
-    """Send one request and take its answer; raises ``EOFError`` where there is none."""
+    """Send one request and read its answer; raises ``EOFError`` if there is none."""
     loop = asyncio.get_running_loop()
     target = way.target.encode()
     head = b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + target + b"\r\nUser-Agent: kdispatch\r\n"
@@ -214,13 +214,13 @@ def _must_be_http(way: _Way, received: bytes | bytearray) -> None:
 
 
 async def _rest(sock: socket.socket, way: _Way, head: bytes, more: int) -> _Answer:
-    """Take the answer with this head apart; of what follows it ``more`` bytes have come."""
+    """Parse the answer with this head; ``more`` bytes after it have arrived."""
     line = _STATUS.match(head)
     if line is None:
         raise way.unreachable("is no HTTP proxy: what it answers is no HTTP")
     status, reason = int(line[2]), printable((line[3] or b"").decode("latin-1").strip(), _REASON)
     if 200 <= status < 300:
-        if more:  # a client speaks first, so the relay can't have said that
+        if more:  # a client speaks first, so this can't be from the relay
             raise way.refused(f"it answers {status} with a page of its own in the relay's place", away=False)
         return _Answer(status, reason, (), goes_on=True)
     fields = [field.partition(":") for field in head[line.end() :].decode("latin-1").splitlines()]
@@ -242,7 +242,7 @@ def _closes(headers: Sequence[tuple[str, str]]) -> bool:
 
 
 async def _skipped(sock: socket.socket, count: int) -> bool:
-    """Read so many bytes; whether they came."""
+    """Read ``count`` bytes; returns whether they arrived."""
     while count > 0:
         data = await asyncio.get_running_loop().sock_recv(sock, min(count, 4096))
         if not data:
@@ -255,7 +255,7 @@ async def _skipped(sock: socket.socket, count: int) -> bool:
 
 
 class _Reaching:
-    """Connects to the proxy as everything here connects; python-socks itself tries one address after the other."""
+    """Connects to the proxy like all code here; python-socks itself tries one address after the other."""
 
     def __init__(self, way: _Way) -> None:
         self._way = way
@@ -265,7 +265,7 @@ class _Reaching:
 
 
 class _Listening:
-    """The loop as python-socks uses it, which keeps what the proxy says."""
+    """The loop for python-socks; it records what the proxy sends."""
 
     def __init__(self) -> None:
         self.heard = b""
@@ -281,8 +281,8 @@ class _Listening:
 
 
 async def _by_socks(way: _Way, host: str, port: int) -> socket.socket:
-    from python_socks import ProxyError, ProxyType  # noqa: PLC0415 - takes 40 ms, and few networks have one
-    from python_socks.async_.asyncio import Proxy as Socks  # noqa: PLC0415 - likewise
+    from python_socks import ProxyError, ProxyType  # noqa: PLC0415 - takes 40 ms, and few networks need it
+    from python_socks.async_.asyncio import Proxy as Socks  # noqa: PLC0415 - as above
 
     proxy = way.proxy
     forward: Any = _Reaching(way)
@@ -298,17 +298,17 @@ async def _by_socks(way: _Way, host: str, port: int) -> socket.socket:
         loop=cast("asyncio.AbstractEventLoop", loop),
     )
     try:
-        return await socks.connect(host, port, timeout=_SECONDS * 2)  # the caller of this is faster
+        return await socks.connect(host, port, timeout=_SECONDS * 2)  # the caller's time-out is shorter
     except ProxyError as error:
         raise _socks_error(way, error.error_code, str(error), loop.heard) from error
     except ConnectionError as error:
         raise _socks_closed(way, loop.heard) from error
-    except ValueError as error:  # of python-socks' own, for a reply that it can't read
+    except ValueError as error:  # python-socks raises ValueError for a reply that it can't read
         raise way.unreachable("is no SOCKS5 proxy: what it answers can't be read") from error
 
 
 def _socks_error(way: _Way, code: int | None, words: str, heard: bytes) -> KdispatchError:
-    """By the code of the reply; before that only python-socks' words tell what it was."""
+    """By the reply's code; without a reply only the text of python-socks tells what happened."""
     if code is not None:
         return way.refused(f"it answers {words[:1].lower()}{words[1:]}", away=code not in _SOCKS_REFUSALS)
     if "authentication failure" in words or "No acceptable" in words:
@@ -319,11 +319,11 @@ def _socks_error(way: _Way, code: int | None, words: str, heard: bytes) -> Kdisp
 
 
 def _socks_closed(way: _Way, heard: bytes) -> KdispatchError:
-    """What a proxy means that closes: it has said ``heard`` before, at first which way in it takes."""
+    """The error for a proxy that closed the connection after ``heard``, which begins with its choice of method."""
     if len(heard) < 2 or heard[0] != 5:
         return way.closed()
     wants_password = heard[1] == 2
     if wants_password and len(heard) == 2:
         return way.asks_who()
-    # "ssh -D" has no reply for a target that does not take its connection.
+    # "ssh -D" sends no reply for a target that does not accept its connection.
     return way.refused("it closes the connection without a reply", away=True)

@@ -1,6 +1,6 @@
-"""Whom an agent trusts as its relay: authorities, pins, its own certificate; and why a relay's is not trusted.
+"""Trust in a relay: authorities, pins, a client certificate; and why a relay's certificate is refused.
 
-There is no way to turn verification off.
+Verification can't be turned off.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["Trust", "certificate_error", "seen_certificate"]
 
-#: Where systems keep their authorities, for a Python whose OpenSSL was built for another place.
+#: Where systems keep their authorities, for a Python whose OpenSSL was built for another location.
 _CA_FILES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -40,17 +40,17 @@ _CA_FILES: Final = (
 )
 _PIN: Final = re.compile(r"sha256(?::|//)(?P<value>\S+)")
 _PIN_BYTES: Final = 32
-#: Seconds for a second look at a certificate that was refused: what is wrong is known, only details are not.
+#: Seconds for a second look at a refused certificate: the problem is known, only details are missing.
 _LOOK: Final = 3.0
 
-#: Why a certificate was refused, by OpenSSL (X509_V_ERR_* of x509_vfy.h), or by a system whose store is asked: macOS
-#: (errSec* of SecBase.h) and Windows (CERT_E_* of winerror.h, where one number stands for both ends of its time).
+#: Why a certificate was refused, by OpenSSL (X509_V_ERR_* of x509_vfy.h) or by a system with its own store: macOS
+#: (errSec* of SecBase.h) and Windows (CERT_E_* of winerror.h, where one number covers both ends of the validity).
 _CODES: Final = {
     9: "tls_not_yet_valid", 10: "tls_expired", 62: "tls_wrong_host", 64: "tls_wrong_host",
     -67819: "tls_not_yet_valid", -67818: "tls_expired", -67602: "tls_wrong_host",
     0x800B0101: "tls_expired", 0x800B010F: "tls_wrong_host",
 }  # fmt: skip
-#: Those that mean that whoever issued it is not known here; the first ones where the chain ends too early.
+#: Codes for an unknown issuer; the first ones also if the chain is incomplete.
 _CUT_CHAIN: Final = frozenset({2, 20, 21})
 _UNKNOWN: Final = _CUT_CHAIN | {18, 19, 27, -67843, 0x800B0109, 0x800B010A}
 _NAMES: Final = 4  # names of a certificate that are shown
@@ -58,9 +58,9 @@ _NAMES: Final = 4  # names of a certificate that are shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What a relay's certificate must be. Files are absolute paths, or empty; ``pins`` are digests of public keys.
+    """What a relay's certificate must be. Files are absolute paths or empty; ``pins`` are digests of public keys.
 
-    ``server_name`` is the name that it must have in the place of the one in the relay's URL.
+    ``server_name`` is the name that it must have instead of the one in the relay's URL.
     """
 
     ca_file: str = ""
@@ -71,7 +71,7 @@ class Trust:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """What the settings say; raises :class:`SetupError` for a pin that is none."""
+        """Read the settings; raises :class:`SetupError` for an invalid pin."""
         if settings.server_name and not is_host(settings.server_name):
             text = f"{settings.server_name[:100]!r} is no server's name."
             raise SetupError("bad_request", text, hint="Write --server-name as the certificate has it.")
@@ -84,18 +84,18 @@ class Trust:
         )
 
     def context(self) -> ssl.SSLContext:
-        """A context that verifies; raises :class:`SetupError` for files of no use. It reads files: not for a loop."""
+        """A context that verifies; ``SetupError`` for unusable files. It reads files, so never call it in a loop."""
         context = self._authorities()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # From Python 3.13 on this is set, and refuses certificates that boxes in companies' networks make.
+        # Python 3.13 and later set this, and it refuses certificates made by boxes in company networks.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if self.ca_file:  # an issuer in between is enough, as Python 3.13 has it by itself
+        if self.ca_file:  # an intermediate issuer is enough, as by default in Python 3.13
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if self.client_key and not self.client_cert:
             raise SetupError("bad_request", "A client key without its certificate.", hint="Give --client-cert, too.")
         if self.client_cert:
             with _reading("client certificate", self.client_cert, self.client_key):
-                # Without a password it would be asked for at the terminal, of whoever sits there.
+                # Without a password, OpenSSL would ask for one at the terminal.
                 context.load_cert_chain(self.client_cert, self.client_key or None, password=lambda: b"")
         return context
 
@@ -115,7 +115,7 @@ class Trust:
         return context
 
     def check(self, ssl_object: ssl.SSLObject | ssl.SSLSocket, place: str) -> None:
-        """Raise ``tls_wrong_pin`` where there are pins, and the verified certificate of ``place`` has another key."""
+        """Raise ``tls_wrong_pin`` if there are pins, and the verified certificate of ``place`` has another key."""
         if not self.pins:
             return
         try:
@@ -141,7 +141,7 @@ def _pin(text: str) -> bytes:
 
 @contextlib.contextmanager
 def _reading(what: str, *names: str) -> Iterator[None]:
-    """What goes wrong in the block is the fault of these files."""
+    """Report an error in the block as a fault of these files."""
     try:
         yield
     except (OSError, ssl.SSLError, ValueError) as error:
@@ -152,9 +152,9 @@ def _reading(what: str, *names: str) -> Iterator[None]:
 
 
 async def seen_certificate(sock: socket.socket, server_name: str) -> Certificate | None:
-    """The certificate that the server behind a connected socket shows to ``server_name``, whoever it is.
+    """The certificate that the server behind a connected socket shows for ``server_name``, verified or not.
 
-    The connection is used for nothing else and is closed; nothing is sent that it could take for a request.
+    The connection serves only this and is closed; nothing is sent that the server could take for a request.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -192,15 +192,19 @@ async def certificate_error(
 
 
 def _why(code: str, server_name: str, seen: Certificate) -> str:
-    """One sentence, with what a second look has shown."""
+    """One sentence, with the details of the second look."""
     now = datetime.now(UTC)
     if code == "tls_wrong_host":
         names = ", ".join(printable(name) for name in seen.names[:_NAMES]) or printable(seen.subject)
         return f"its certificate is for {names}{', …' * (len(seen.names) > _NAMES)}, and not for {server_name}"
     if code == "tls_expired":
-        ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "rests on one that has expired"
+        ended = f"expired on {_minute(seen.not_after)}" if seen.not_after < now else "depends on one that has expired"
         return f"its certificate {ended}; by this machine's clock it is {_minute(now)}"
-    begins = f"is valid from {_minute(seen.not_before)} on" if seen.not_before > now else "rests on one of tomorrow"
+    begins = (
+        f"is valid from {_minute(seen.not_before)} on"
+        if seen.not_before > now
+        else "depends on one that is not valid yet"
+    )
     return f"its certificate {begins}; by this machine's clock it is {_minute(now)}"
 
 
@@ -219,7 +223,7 @@ def _unknown(error: ssl.SSLCertVerificationError, seen: Certificate | None) -> s
 
 
 def _useless_files() -> str:
-    """Sentences about authorities that the environment names and OpenSSL can't read, of which it says nothing."""
+    """Sentences about certificate files in the environment that OpenSSL silently can't read."""
     found = []
     if file := os.environ.get("SSL_CERT_FILE"):
         try:

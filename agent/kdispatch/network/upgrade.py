@@ -1,4 +1,4 @@
-"""The WebSocket handshake with a relay, and what else may answer it."""
+"""The WebSocket handshake with a relay, and other answers to it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _BODY_MAX: Final = 64 * 1024
 _SUBPROTOCOL: Final = Subprotocol("kdispatch.1")
 
 
-class Refusal(HintedError):  # noqa: N818 - an answer, which happens to be raised
-    """An HTTP answer in place of an upgrade. ``final``: the relay itself said so, trying again is no use."""
+class Refusal(HintedError):  # noqa: N818 - an answer that is raised
+    """An HTTP answer instead of an upgrade. ``final``: it came from the relay, and trying again is useless."""
 
     def __init__(self, code: str, text: str, *, final: bool, retry_after: float = 0.0, hint: str = "") -> None:
         super().__init__(code, text, hint=hint or CODES[code].hint)
@@ -53,13 +53,13 @@ class Refusal(HintedError):  # noqa: N818 - an answer, which happens to be raise
 
 
 class NoUpgradeError(KdispatchError):
-    """What answered an upgrade, or did not, is no relay; a plain request may still find one."""
+    """No relay answered the upgrade; a plain request may still find one."""
 
 
 class Handshake(asyncio.Protocol):
-    """Sends the upgrade request, takes the answer; what follows it is the session's.
+    """Sends the upgrade request and reads the answer; what follows it belongs to the session.
 
-    ``done`` has what came right behind the answer. It raises ``KdispatchError`` with a code of the network, or
+    ``done`` has the bytes that followed the answer. It raises ``KdispatchError`` with a code of the network, or
     :class:`Refusal`.
     """
 
@@ -69,13 +69,13 @@ class Handshake(asyncio.Protocol):
         self._received = bytearray()
         self._head = b""
         self._behind = 0  # where the body begins
-        self._refusing = False  # the answer is not an upgrade: all of it goes to the HTTP parser as it comes
+        self._refusing = False  # the answer is not an upgrade: pass all of it to the HTTP parser
         self._transport: asyncio.Transport | None = None
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
-        # A cast: uvloop's transports are none of asyncio's classes.
+        # A cast, because uvloop's transports are not subclasses of asyncio's.
         transport = cast("asyncio.Transport", transport)
         self._transport = transport
         self._http.send_request(self._http.connect())
@@ -108,11 +108,11 @@ class Handshake(asyncio.Protocol):
                 return
             self._refusing, self._head, self._behind, data = True, head, end + 4, head + rest
         self._http.receive_data(data)
-        if self._http.handshake_exc is not None or len(self._received) > _BODY_MAX:  # no relay says so much
+        if self._http.handshake_exc is not None or len(self._received) > _BODY_MAX:  # no relay sends that much
             self._refused()
 
     def eof_received(self) -> None:
-        """What has come is all of the answer."""
+        """The answer is complete."""
         if self._refusing and not self.done.done():
             self._http.receive_eof()
             if isinstance(self._http.handshake_exc, InvalidStatus):
@@ -120,7 +120,7 @@ class Handshake(asyncio.Protocol):
         self._fail(unreachable(self._relay, ENDED))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more comes."""
+        """Nothing more arrives."""
         if isinstance(exc, ssl.SSLError):
             self._fail(connection_error(self._relay, exc))
             return
@@ -143,7 +143,7 @@ class Handshake(asyncio.Protocol):
         return "it speaks another WebSocket protocol"
 
     def _refused(self) -> None:
-        """An HTTP answer that isn't an upgrade: the relay's own, or something else's."""
+        """Handle an HTTP answer that isn't an upgrade, from the relay or something else."""
         try:
             status, headers, body = taken_apart(self._relay, self._head + self._received[self._behind :])
         except KdispatchError as no_answer:
@@ -151,7 +151,7 @@ class Handshake(asyncio.Protocol):
             return
         if isinstance(refusal := self._http.handshake_exc, InvalidStatus):
             body = bytes(refusal.response.body or b"")
-        # Whatever says yes here, and by whatever words, is no relay.
+        # No relay answers with a success here, whatever its text.
         problem = None if 200 <= status < 300 else _problem(unpacked(headers, body))
         after = _seconds(headers.get("retry-after", ""))
         if problem is not None:
@@ -160,7 +160,7 @@ class Handshake(asyncio.Protocol):
                 self._fail(origin_added(self._relay, headers))
                 return
             missing = missing_of(headers)
-            if missing or code == "bad_request":  # which a relay says of nothing that an agent sends
+            if missing or code == "bad_request":  # a relay sends the latter for nothing that an agent sends
                 self._fail(upgrade_lost(self._relay, missing, headers))
                 return
             self._fail(Refusal(code, text, final=not passing(status), retry_after=after))
@@ -176,13 +176,13 @@ class Handshake(asyncio.Protocol):
             if type(error) is KdispatchError:
                 error = NoUpgradeError(error.code, error.text)
             self.done.set_exception(error)
-            self.done.exception()  # seen: whoever dialled may have given up meanwhile
+            self.done.exception()  # mark as retrieved: the caller may have given up meanwhile
             if self._transport is not None:
                 self._transport.abort()
 
 
 def _problem(body: bytes | bytearray) -> tuple[str, str] | None:
-    """Code and text of the relay's own problem, or ``None`` for anybody else's answer."""
+    """Code and text of the relay's problem; ``None`` for any other answer."""
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(body)
         code = content.get("code") if isinstance(content, dict) else None

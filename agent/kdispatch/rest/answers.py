@@ -1,6 +1,6 @@
-"""What a relay's REST API answers, as values; and how they are read from its JSON.
+"""The answers of a relay's REST API as values, and how to read them from its JSON.
 
-What a relay leaves out is ``None``, times are aware. Fields of tomorrow are passed over.
+Members that a relay leaves out are ``None``, times are timezone-aware. Unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "read_tokens",
 ]
 
-MOST_HOSTS: Final = 200  #: of a page, the largest that relays give
+MOST_HOSTS: Final = 200  #: on one page, the most that relays return
 
 _T = TypeVar("_T")
 
@@ -63,7 +63,7 @@ class SignedUp:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a token is: its kind (``adm``, ``svc``, ``cli``), its handle, the service that it is limited to, its id."""
+    """A token's kind (``adm``, ``svc``, ``cli``), its handle, the service that it is limited to, and its id."""
 
     kind: str
     handle: str
@@ -88,7 +88,7 @@ class CreatedService:
 
 @dataclass(frozen=True, slots=True)
 class RotatedService:
-    """A service's new token; the old ones are good until ``old_until``, or ended at once."""
+    """A service's new token. The old ones are valid until ``old_until``; if that is ``None`` they ended at once."""
 
     service: str
     id: str
@@ -98,7 +98,7 @@ class RotatedService:
 
 @dataclass(frozen=True, slots=True)
 class TokenName:
-    """By what a token is called; nothing of the token itself."""
+    """Id and name of a token, without the token itself."""
 
     id: str
     name: str
@@ -106,9 +106,9 @@ class TokenName:
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """One live host: its id, since when it offers the service, its labels and its open streams.
+    """One live host: its id, the time since when it offers the service, its labels and its open streams.
 
-    Its address and what it showed are told to the service's owner.
+    ``source`` (its address) and ``token`` (the one it used) are only sent to the service's owner.
     """
 
     host: str
@@ -121,7 +121,7 @@ class HostInfo:
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """One agent with open streams to a service: its process id, its address, since when, and what it showed."""
+    """One agent with open streams to a service: its process id, its address, its start, and the token it used."""
 
     agent: str
     source: str
@@ -132,7 +132,7 @@ class ClientInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteInfo:
-    """An invitation. ``purpose`` is what for: ``host`` or ``connect``."""
+    """An invitation. ``purpose`` is ``host`` or ``connect``."""
 
     id: str
     purpose: str
@@ -146,7 +146,7 @@ class InviteInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatedInvite(InviteInfo):
-    """A new invitation, and the code that is to be sent to whom it is for."""
+    """A new invitation, and the code to send to the invited person."""
 
     service: str
     code: str = field(repr=False)
@@ -154,7 +154,7 @@ class CreatedInvite(InviteInfo):
 
 @dataclass(frozen=True, slots=True)
 class AcceptedInvite:
-    """What an invitation was exchanged for: a token of one's own for one service."""
+    """The result of an invitation: a new token for one service."""
 
     service: str
     purpose: str
@@ -194,7 +194,7 @@ class CreatedToken:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """Who did what to what, from which address, when; where it was merged, ``count`` times until ``last``."""
+    """Who did what to what, from which address, when. A merged event happened ``count`` times until ``last``."""
 
     id: int
     at: datetime
@@ -209,19 +209,19 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class AuditPage:
-    """Events, the newest first; ``next`` is what to give as ``before`` for older ones, where there are any."""
+    """Events, newest first. ``next`` is the value of ``before`` for older ones, or ``None``."""
 
     events: tuple[AuditEvent, ...]
     next: int | None
 
 
 def read_signed_up(answer: Any) -> SignedUp:
-    """The answer to a sign-up."""
+    """Read the answer to a sign-up."""
     return SignedUp(text(answer, "handle"), _secret(answer, "token", "adm"))
 
 
 def read_identity(answer: Any) -> Identity:
-    """What a token is."""
+    """Read what a token is."""
     return Identity(
         text(answer, "kind"),
         text(answer, "handle"),
@@ -233,29 +233,29 @@ def read_identity(answer: Any) -> Identity:
 
 
 def read_page(answer: Any, read: Callable[[Any], tuple[_T, ...]]) -> Page[_T]:
-    """A page of a list, whose entries ``read`` reads."""
+    """Read a page of a list; ``read`` reads its entries."""
     return Page(read(answer), _maybe(answer, "next", text))
 
 
 def read_services(answer: Any) -> tuple[ServiceInfo, ...]:
-    """A list of services."""
+    """Read a list of services."""
     return tuple(map(read_service, answer["services"]))
 
 
 def read_created_service(answer: Any) -> CreatedService:
-    """A new service."""
+    """Read a new service."""
     pins = _maybe(answer, "pins", flag) or False
     return CreatedService(text(answer, "service"), text(answer, "access"), pins, _secret(answer, "token", "svc"))
 
 
 def read_rotated_service(answer: Any) -> RotatedService:
-    """A service's new token."""
+    """Read a service's new token."""
     until = _maybe(answer, "old_until", _time)
     return RotatedService(text(answer, "service"), text(answer, "id"), until, _secret(answer, "token", "svc"))
 
 
 def read_hosts(answer: Any) -> tuple[HostInfo, ...]:
-    """A list of live hosts."""
+    """Read a list of live hosts."""
     return tuple(map(_host, answer["hosts"]))
 
 
@@ -272,7 +272,7 @@ def _host(answer: Any) -> HostInfo:
 
 
 def read_clients(answer: Any) -> tuple[ClientInfo, ...]:
-    """A list of connected agents."""
+    """Read a list of connected agents."""
     return tuple(map(_client, answer["clients"]))
 
 
@@ -287,12 +287,12 @@ def _client(answer: Any) -> ClientInfo:
 
 
 def read_invites(answer: Any) -> tuple[InviteInfo, ...]:
-    """A list of invitations."""
+    """Read a list of invitations."""
     return tuple(InviteInfo(**_invite(entry)) for entry in answer["invites"])
 
 
 def read_created_invite(answer: Any) -> CreatedInvite:
-    """A new invitation."""
+    """Read a new invitation."""
     return CreatedInvite(**_invite(answer), service=text(answer, "service"), code=_secret(answer, "code", "inv"))
 
 
@@ -310,7 +310,7 @@ def _invite(answer: Any) -> dict[str, Any]:
 
 
 def read_accepted_invite(answer: Any) -> AcceptedInvite:
-    """What an invitation gave."""
+    """Read the result of an invitation."""
     kind = text(answer, "kind")
     if kind not in {"svc", "cli"}:
         raise ValueError("kind")
@@ -325,7 +325,7 @@ def read_accepted_invite(answer: Any) -> AcceptedInvite:
 
 
 def read_tokens(answer: Any) -> tuple[TokenInfo, ...]:
-    """A list of tokens."""
+    """Read a list of tokens."""
     return tuple(map(_token, answer["tokens"]))
 
 
@@ -344,7 +344,7 @@ def _token(answer: Any) -> TokenInfo:
 
 
 def read_created_token(answer: Any) -> CreatedToken:
-    """A new token."""
+    """Read a new token."""
     kind = text(answer, "kind")
     return CreatedToken(
         text(answer, "id"),
@@ -358,7 +358,7 @@ def read_created_token(answer: Any) -> CreatedToken:
 
 
 def read_audit_page(answer: Any) -> AuditPage:
-    """A part of the audit."""
+    """Read a page of the audit log."""
     return AuditPage(tuple(map(_event, answer["events"])), _maybe(answer, "next", count))
 
 

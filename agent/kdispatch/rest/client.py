@@ -1,7 +1,7 @@
 """The relay's REST API as typed calls; every failure is a :class:`KdispatchError`.
 
-What aiohttp raises is translated here and nowhere else. Redirects are not followed: a token goes to the address
-that was given or nowhere.
+aiohttp's exceptions are translated here and nowhere else. Redirects are not followed, so a token is sent only to
+the given address.
 """
 
 from __future__ import annotations
@@ -80,34 +80,34 @@ __all__ = [
     "TokenName",
 ]
 
-ANSWER_BYTES: Final = 4 * 1024 * 1024  #: twice the largest page, of 200 hosts with 16 labels; more is no relay's answer
+ANSWER_BYTES: Final = 4 * 1024 * 1024  #: twice the largest page (200 hosts with 16 labels); no relay's answer is larger
 
-_MOST: Final = 1000  # entries of a page, the largest that relays give
-#: A connection that was there, and is closed by the other end.
+_MOST: Final = 1000  # entries on one page, the most that relays return
+#: Errors of an established connection that the other end closed.
 _BROKEN: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
-_FIRST: Final = 16  #: bytes of an answer that show what is spoken
-_HEAD_MAX: Final = 32 * 1024  #: bytes of an answer that are kept, to say who gave one that can't be read
+_FIRST: Final = 16  #: first bytes of an answer, which identify the protocol
+_HEAD_MAX: Final = 32 * 1024  #: bytes of an answer that are kept, to name the sender of an unreadable one
 
-#: As relays and agents make them: in an address nothing else may stand in its place.
+#: The format of ids from relays and agents. Nothing else may get into an address.
 _ID: Final = re.compile(r"[0-9a-f]{1,64}")
 
 _T = TypeVar("_T")
 
 
-# More than 25 methods: one for each route, three or four lines each.
+# More than 25 methods: one of three or four lines for each route.
 class RestClient:
-    """One relay's REST API; use it as an asynchronous context manager, in one event loop.
+    """One relay's REST API. Use it as an asynchronous context manager, in one event loop.
 
-    ``relay`` is a URL, or the way to a relay; without it the setting in force is used (``KDISPATCH_RELAY``, or what
-    ``kdispatch sign-up`` remembered). ``token`` is shown with each request, and may be changed. A service is named
-    ``HANDLE/NAME``, times are seconds.
+    ``relay`` is a URL or a dialer; by default the current setting is used (``KDISPATCH_RELAY``, or what
+    ``kdispatch sign-up`` remembered). ``token`` is sent with each request, and may be changed. Services are named
+    ``HANDLE/NAME``, times are in seconds.
     """
 
     def __init__(self, relay: str | Dialer | None = None, *, token: str | None = None) -> None:
         self.token = token
         self._dialer = relay if isinstance(relay, Dialer) else Dialer.of(load_settings(relay=relay))
         self._connector: _Connector | None = None
-        self._relay = self._dialer.relay  # the URL that is asked
+        self._relay = self._dialer.relay  # the URL in use
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -120,7 +120,7 @@ class RestClient:
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip, deflate",
             },
-            auto_decompress=False,  # what is said to be packed, and is not, would be no answer at all
+            auto_decompress=False,  # a wrong Content-Encoding would otherwise make the answer unreadable
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -135,42 +135,42 @@ class RestClient:
     # --- accounts and tokens ------------------------------------------------------------------
 
     async def sign_up(self, handle: str, *, code: str | None = None) -> SignedUp:
-        """Take a free handle; ``handle_taken``. ``code`` is what some relays ask for. The token is told only here."""
+        """Take a free handle; ``handle_taken``. Some relays require a ``code``. Only this answer contains the token."""
         body = {"handle": check_name(handle, "handle")}
         return await self._ask(read.read_signed_up, "POST", "/admins", body, token=code)
 
     async def whoami(self) -> Identity:
-        """What the token is; ``token_refused`` or ``revoked``."""
+        """Return what the token is; ``token_refused`` or ``revoked``."""
         return await self._ask(read.read_identity, "GET", "/whoami")
 
     async def create_token(
         self, name: str, purpose: str = "admin", *, service: str | None = None, expires: float | None = None
     ) -> CreatedToken:
-        """Make another token: an ``admin``'s, or to ``host`` or ``connect`` to ``service``, a NAME of one's own.
+        """Make another token: an ``admin``'s, or to ``host`` or ``connect`` to ``service``, the NAME of an own service.
 
-        It ends by itself after ``expires``. It is told only here.
+        It expires after ``expires`` seconds. Only this answer contains it.
         """
         body = _given(name=name, service=service, expires=_whole(expires)) | {"for": purpose}
         return await self._ask(read.read_created_token, "POST", "/tokens", body)
 
     def tokens(self, *, service: str | None = None) -> Listing[TokenInfo]:
-        """The tokens of the admin, or those for one service, a NAME of one's own; the newest first."""
+        """The tokens of the admin, or those for ``service``, the NAME of an own service; newest first."""
         return self._list(read.read_tokens, "/tokens", service=service)
 
     async def revoke_token(self, token_id: str) -> None:
-        """Revoke one, by its id; what rests on it ends. ``unknown_token``, or ``last_token``."""
+        """Revoke a token by its id, and end everything that uses it. ``unknown_token``, or ``last_token``."""
         await self._tell("DELETE", f"/tokens/{_id(token_id, 'a token')}")
 
     async def audit(
         self, *, service: str | None = None, before: int | None = None, limit: int | None = None
     ) -> AuditPage:
-        """Who did what in the admin's account, the newest first; of one service, a NAME of one's own."""
+        """Who did what in the admin's account, newest first; optionally for ``service``, the NAME of an own service."""
         return await self._ask(
             read.read_audit_page, "GET", f"/audit{_query(service=service, before=before, limit=limit)}"
         )
 
     def events(self, *, service: str | None = None) -> Listing[AuditEvent]:
-        """All of :meth:`audit`, whose ``before`` is the cursor."""
+        """All pages of :meth:`audit`, with its ``before`` as the cursor."""
 
         async def ask(cursor: str | None, limit: int | None) -> Page[AuditEvent]:
             before = None if cursor is None else int(cursor)
@@ -182,10 +182,10 @@ class RestClient:
     # --- services -----------------------------------------------------------------------------
 
     async def create_service(self, name: str, *, access: str = "public", pins: bool = False) -> CreatedService:
-        """Create a service of one's own; ``service_exists``. Its token is told only here.
+        """Create an own service; ``service_exists``. Only this answer contains its token.
 
-        ``access`` says who may connect: ``public`` everybody, ``token`` whoever has a token for that. With ``pins`` a
-        client may choose its host.
+        ``access`` says who may connect: with ``public`` everybody, with ``token`` holders of a token for it. With
+        ``pins`` a client may choose its host.
         """
         body = _given(name=check_name(name, "service name"), access=access, pins=pins or None)
         return await self._ask(read.read_created_service, "POST", "/services", body)
@@ -195,7 +195,7 @@ class RestClient:
         return self._list(read.read_services, "/services")
 
     async def service(self, service: str) -> ServiceInfo:
-        """One service; ``unknown_service``, also where the token gives no right to see it."""
+        """One service; ``unknown_service``, also if the token has no right to see it."""
         return await self._ask(read.read_service, "GET", service_path(service))
 
     async def update_service(self, service: str, *, access: str | None = None, pins: bool | None = None) -> ServiceInfo:
@@ -203,20 +203,20 @@ class RestClient:
         return await self._ask(read.read_service, "PATCH", service_path(service), _given(access=access, pins=pins))
 
     async def rotate_service(self, service: str, *, overlap: float = 0) -> RotatedService:
-        """Give a service a new token; the old one is good for ``overlap`` more. The new one is told only here."""
+        """Give a service a new token, told only here; the old one stays valid for ``overlap`` seconds."""
         body = {"overlap": _whole(overlap)}
         return await self._ask(read.read_rotated_service, "POST", f"{service_path(service)}/rotate", body)
 
     async def delete_service(self, service: str) -> None:
-        """Delete a service with its tokens; what rests on it ends. ``unknown_service``."""
+        """Delete a service with its tokens, and end everything that uses them. ``unknown_service``."""
         await self._tell("DELETE", service_path(service))
 
     def hosts(self, service: str) -> Listing[HostInfo]:
-        """The live hosts of a service; ``unknown_service`` likewise."""
+        """The live hosts of a service; ``unknown_service`` as for :meth:`service`."""
         return self._list(read.read_hosts, f"{service_path(service)}/hosts", most=MOST_HOSTS)
 
     def clients(self, service: str) -> Listing[ClientInfo]:
-        """The agents that are connected to a service of one's own."""
+        """The agents that are connected to an own service."""
         return self._list(read.read_clients, f"{service_path(service)}/clients")
 
     async def withdraw_host(self, host: str) -> None:
@@ -228,21 +228,21 @@ class RestClient:
     async def create_invite(
         self, service: str, purpose: str, *, uses: int = 1, expires: float = 86400, name: str | None = None
     ) -> CreatedInvite:
-        """Invite to ``host`` a service or to ``connect`` to it: a code that is good so often and so long."""
+        """Create an invitation to ``host`` or ``connect``: a code for ``uses`` uses, valid for ``expires`` seconds."""
         body = _given(uses=uses, expires=_whole(expires), name=name) | {"for": purpose}
         return await self._ask(read.read_created_invite, "POST", f"{service_path(service)}/invites", body)
 
     def invites(self, service: str) -> Listing[InviteInfo]:
-        """The invitations of a service of one's own, the newest first."""
+        """The invitations of an own service, newest first."""
         return self._list(read.read_invites, f"{service_path(service)}/invites")
 
     async def revoke_invite(self, service: str, invite_id: str, *, tokens: bool = False) -> None:
-        """Revoke one, by its id, and with ``tokens`` those that were made from it; ``unknown_invite``."""
+        """Revoke an invitation by its id, and with ``tokens`` the tokens made from it; ``unknown_invite``."""
         path = f"{service_path(service)}/invites/{_id(invite_id, 'an invitation')}"
         await self._tell("DELETE", path + _query(tokens="true" if tokens else "false"))
 
     async def accept_invite(self, code: str, *, name: str | None = None) -> AcceptedInvite:
-        """Exchange a code for a token of one's own, which is told only here; ``invite_spent``."""
+        """Exchange a code for a token; only this answer contains the token. ``invite_spent``."""
         return await self._ask(read.read_accepted_invite, "POST", "/invites/accept", _given(name=name), token=code)
 
     # --- one request --------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class RestClient:
         return shaped(self._relay, status, headers, answer, shape)
 
     async def _tell(self, method: str, path: str) -> None:
-        """The answer is nothing, and 204 alone is a yes: no friendly stranger passes for it."""
+        """Expect no answer but status 204: another server's success must not count."""
         status, headers, content = await self._call(method, path, self.token)
         if status != 204:
             content_of(self._relay, status, headers, content, done=True, token=self.token)
@@ -273,7 +273,7 @@ class RestClient:
     async def _call(
         self, method: str, path: str, token: str | None, body: Any = None
     ) -> tuple[int, dict[str, str], bytearray]:
-        """Status, headers and body of the answer; raises ``KdispatchError`` where there is none to be read."""
+        """Status, headers and body of the answer; raises ``KdispatchError`` if there is no readable answer."""
         if self._session is None or self._connector is None:
             raise RuntimeError("a RestClient is used inside of 'async with'")
         try:
@@ -311,12 +311,12 @@ class RestClient:
 
 
 class _Listening(ResponseHandler):
-    """Keeps what an answer begins with, and ends where that is no HTTP: its parser would wait for a line's end."""
+    """Keeps an answer's first bytes, and aborts if they are not HTTP: the parser would wait for the line's end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.first = b""
-        self.head = b""  # of the newest answer, and what came with it
+        self.head = b""  # of the newest answer, with what came in the same reads
 
     def data_received(self, data: bytes) -> None:
         if len(self.first) < _FIRST:
@@ -338,17 +338,17 @@ class _Connector(aiohttp.BaseConnector):
         super().__init__()
         self._dialer = dialer
         self._relay: RelayUrl | None = None if dialer.has_choice else dialer.relay
-        self._waiting: _Listening | None = None  # the connection by which the choice was made
+        self._waiting: _Listening | None = None  # the connection that chose the URL
         self._newest: _Listening | None = None
 
     @property
     def first(self) -> bytes:
-        """What the newest connection's first answer begins with."""
+        """The first bytes of the first answer on the newest connection."""
         return self._newest.first if self._newest is not None else b""
 
     @property
     def head(self) -> bytes:
-        """The head of the newest connection's newest answer."""
+        """The head of the newest answer on the newest connection."""
         return self._newest.head if self._newest is not None else b""
 
     def _make(self) -> _Listening:
@@ -356,7 +356,7 @@ class _Connector(aiohttp.BaseConnector):
         return self._newest
 
     async def chosen(self) -> RelayUrl:
-        """The URL that is asked: of several one that answers, and then always the same."""
+        """The URL in use: the first of several that answers, and the same from then on."""
         if self._relay is None:
             async with asyncio.timeout(CONNECT_SECONDS):
                 self._relay, _, self._waiting = await self._dialer.open(lambda _: self._make())

@@ -1,4 +1,4 @@
-"""Lists of a relay's, which come in pages: all of one at once, entry by entry, or page by page."""
+"""Lists of a relay, which come in pages: all entries at once, entry by entry, or page by page."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = ["Listing", "Page"]
 
-_MOST_PAGES: Final = 10_000  # ten million entries; more is no relay's list
+_MOST_PAGES: Final = 10_000  # ten million entries; no relay's list is longer
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_T]):
-    """A part of a list; ``next`` is the cursor of what follows, where anything does."""
+    """A part of a list; ``next`` is the cursor of the next page, or ``None``."""
 
     items: tuple[_T, ...]
     next: str | None
 
 
 class Listing(Generic[_T]):
-    """A list that is asked for when it is awaited, which gives all of it, or iterated over by ``async for``.
+    """A list that is requested on use: ``await`` returns all entries, ``async for`` iterates over them.
 
-    ``ask(cursor, limit)`` gets one page; ``most`` is the largest that a relay gives.
+    ``ask(cursor, limit)`` gets one page; ``most`` is the largest page that a relay returns.
     """
 
     def __init__(self, ask: Callable[[str | None, int | None], Awaitable[Page[_T]]], most: int) -> None:
@@ -42,12 +42,12 @@ class Listing(Generic[_T]):
                 yield item
 
     async def page(self, cursor: str | None = None, limit: int | None = None) -> Page[_T]:
-        """The page behind ``cursor``, or the first, with ``limit`` entries at most."""
+        """The page at ``cursor``, or the first one, with at most ``limit`` entries."""
         return await self._ask(cursor, limit)
 
     async def pages(self) -> AsyncIterator[Page[_T]]:
-        """One page after the other. Each is asked for when the one before has been used."""
-        # The first without a limit: relays that know no pages refuse one. A cursor shows that this one does.
+        """The pages in order. Each is requested when the one before has been used."""
+        # The first without a limit, because relays without pages refuse one. A cursor proves that this relay has them.
         page = await self._ask(None, None)
         yield page
         for _ in range(_MOST_PAGES):

@@ -1,8 +1,7 @@
-"""Asking a relay for one service, without aiohttp: that alone would be a tenth of what an idle agent holds.
+"""Asks a relay for one service without aiohttp, which alone would be a tenth of an idle agent's memory.
 
-Nothing but ``GET`` of a service and of its hosts is asked so; everything else goes by
-:class:`kdispatch.rest.client.RestClient`, whose errors these are. The connection is kept for the next question: one
-who waits for a host asks often.
+Only ``GET`` of a service and of its hosts goes this way. All else uses :class:`kdispatch.rest.client.RestClient`, with
+the same errors. The connection is kept for the next question, because an agent that waits for a host asks often.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ __all__ = ["ServiceQuery"]
 
 ANSWER_BYTES: Final = (
     1024 * 1024
-)  #: the most that websockets reads: twice a page of 50 hosts; more is no relay's answer
+)  #: the most that websockets reads: twice a page of 50 hosts; no relay's answer is larger
 
 _T = TypeVar("_T")
 
 
 class ServiceQuery:
-    """Asks one relay for services, one at a time; use it as an asynchronous context manager."""
+    """Asks one relay for services, one at a time. Use it as an asynchronous context manager."""
 
     def __init__(self, dialer: Dialer, token: str | None = None) -> None:
         self._dialer = dialer
@@ -72,14 +71,14 @@ class ServiceQuery:
         self._let_go()
 
     async def service(self, service: str) -> ServiceInfo:
-        """One service, ``HANDLE/NAME``; ``unknown_service``, also where the token gives no right to see it."""
+        """One service, ``HANDLE/NAME``; ``unknown_service``, also if the token has no right to see it."""
         return await self._ask(service_path(service), read_service)
 
     def hosts(self, service: str) -> Listing[HostInfo]:
-        """Its live hosts; ``unknown_service`` likewise."""
+        """The live hosts of a service; ``unknown_service`` as for :meth:`service`."""
 
         async def ask(cursor: str | None, _: int | None) -> Page[HostInfo]:
-            # Without a limit: pages are then as large as what is read here at the most.
+            # Without a limit: the relay's default pages are as large as the most that is read here.
             query = "" if cursor is None else f"?{urlencode({'cursor': cursor})}"
             return await self._ask(
                 f"{service_path(service)}/hosts{query}", lambda answer: read_page(answer, read_hosts)
@@ -107,7 +106,7 @@ class ServiceQuery:
             try:
                 return connection.relay, await connection.ask(path, self._token)
             except KdispatchError:
-                # A server may end a connection that rests, in the same moment as we ask.
+                # A server may close an idle connection at the moment of our question.
                 if connection.heard:
                     raise
         self._let_go()
@@ -129,9 +128,9 @@ class ServiceQuery:
 
 
 class _Connection(asyncio.Protocol):
-    """Takes one question after the other, and the answer to each.
+    """Sends one question after another, and reads the answer to each.
 
-    ``over``: it can't be asked any more. ``heard``: something of an answer to the last question has come.
+    ``over``: it accepts no more questions. ``heard``: a part of the answer to the last question has arrived.
     """
 
     def __init__(self, relay: RelayUrl) -> None:
@@ -149,7 +148,7 @@ class _Connection(asyncio.Protocol):
     async def ask(self, path: str, token: str | None) -> Response:
         """Send one request and wait for its answer; the caller bounds the time."""
         assert self._transport is not None
-        # An upgrade that does not ask for one: every answer is then a refusal with its status and body.
+        # An upgrade request without the upgrade headers: every answer is then a refusal with status and body.
         self._http = ClientProtocol(parse_uri(self.relay.tunnel), max_size=None)
         self._received.clear()
         self._answer = asyncio.get_running_loop().create_future()
@@ -158,18 +157,18 @@ class _Connection(asyncio.Protocol):
         return await self._answer
 
     def abort(self) -> None:
-        """End it, whatever is under way."""
+        """End the connection at once."""
         self.over = True
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast: uvloop's transports are none of asyncio's classes.
+        # A cast, because uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self._http is None or self._answer is None or self._answer.done():
-            self.abort()  # nobody asked
+            self.abort()  # there was no question
             return
         fed = len(self._received) if len(self._received) >= len(OLD_HTTP) else 0
         self._received += data

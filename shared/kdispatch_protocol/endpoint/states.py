@@ -1,5 +1,4 @@
-"""The states of one end of a stream, and those of its leg, in two tables. Only these tables
-change them.
+"""The states of one end of a stream, and those of its leg, in two tables. Only these tables change them.
 
 A client's end starts as OPENING when its program connects. The relay names the
 host that it asks (TRYING, once for each host tried); the client may then send
@@ -64,7 +63,7 @@ class Leg(Enum):
 
 
 class LegInput(StrEnum):
-    """What moves a leg."""
+    """Input that changes a leg."""
 
     ASKED = "OPEN sent or received"
     ANSWERED = "OPENED sent or received"
@@ -115,7 +114,7 @@ LEGS: Final[dict[tuple[Leg, LegInput], Leg]] = {
 
 
 def next_leg(leg: Leg, by: LegInput) -> Leg:
-    """The table's answer; raises ``LocalProtocolError`` where it has none."""
+    """The table's next leg; raises ``LocalProtocolError`` if there is none."""
     try:
         return LEGS[leg, by]
     except KeyError:

@@ -25,7 +25,7 @@ class Farewell(NamedTuple):
     credited_to: int  # the peer's bytes below this offset are credited, though no program takes them
 
 
-# More than 25 methods: each change of a field is a method, and stands here.
+# More than 25 methods: each change of a field is a method of its own.
 class Stream:
     """The client's or the host's end of a stream. It belongs to an endpoint, whose methods act on it.
 
@@ -219,7 +219,7 @@ class Stream:
         self.inbound.release()
 
     def confirm(self) -> None:
-        """A host's end: the client was heard."""
+        """Host: record that the client was heard."""
         self.confirmed = True
 
     def close(self, farewell: Farewell | None = None) -> None:
@@ -228,11 +228,11 @@ class Stream:
         self.farewell = farewell
 
     def expect(self, *, more: bool) -> None:
-        """Say whether more bytes of the program are still to be written behind its farewell."""
+        """Say whether more bytes of the program are still to be written after :meth:`close`."""
         self.unheard = more
 
     def pause_writer(self) -> None:
-        """The program must not write until few of its bytes wait."""
+        """The program must not write until few of its bytes are pending."""
         self.writer_paused = True
 
     def resume_writer(self) -> None:
@@ -240,7 +240,7 @@ class Stream:
         self.writer_paused = False
 
     def report_to(self, drained: list[Stream]) -> None:
-        """Append this stream to ``drained`` when few bytes of a paused writer wait."""
+        """Append this stream to ``drained`` when few bytes of a paused writer are pending."""
         self.drained = drained
 
     # --- its legs ---------------------------------------------------------------------

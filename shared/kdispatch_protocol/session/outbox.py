@@ -101,7 +101,7 @@ class Outbox:
 
     @staticmethod
     def forget(source: Source) -> None:
-        """This source waits in no outbox any more, and owes nothing."""
+        """Reset what an outbox stores in a source: the source is in no outbox, and has no debt."""
         source.queued, source.deficit = False, 0
 
     def collect(self, most: int, now: float) -> list[Buffer]:

@@ -37,8 +37,8 @@ def test_flags_go_before_environment_file_and_default(own_configuration: Path, m
     [
         ("rely = 'x'", "Did you mean 'relay'?"),
         ("zzz = 1", "Known are ca_file, client_cert, client_key, grace, insecure_plaintext, log_format, no_proxy, "),
-        ("relay = 1", "relay is to be URL"),
-        ("insecure_plaintext = 1", "is to be yes or no"),
+        ("relay = 1", "relay must be URL"),
+        ("insecure_plaintext = 1", "must be yes or no"),
         ("config_version = 2", "config_version 2"),
         ("relay =", "not TOML"),
     ],

@@ -136,7 +136,7 @@ class EndpointDriver:
             over = True
             self._idle.set()
 
-        # Not by asyncio.timeout: before Python 3.11.3 it raises CancelledError in a task that was cancelled before.
+        # Not with asyncio.timeout: before Python 3.11.3 that raises CancelledError in a task that was cancelled before.
         timer = self.loop.call_later(seconds, end)
         try:
             while (self.streams or self.pipes) and not over:
