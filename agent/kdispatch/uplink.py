@@ -162,7 +162,7 @@ class Uplink:
     async def _begin(self, upgraded: Upgraded) -> UplinkSession:
         """Send HELLO over a new connection. Returns the session once the relay has welcomed it."""
         path, now = self._find_path(upgraded), self.driver.loop.time()
-        session = self.driver.connect(upgraded.transport, upgraded.early, ping=path.ping(now))
+        session = self.driver.connect(upgraded.carrier(self.driver.buffer, self._limits.message), ping=path.ping(now))
         self._welcomed = asyncio.get_running_loop().create_future()
         waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
         try:

@@ -12,10 +12,10 @@ import pytest
 import trustme
 
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.session.aio.carrier import read_buffer
 from kdispatch_protocol.session.aio.link import Link
 from kdispatch_protocol.session.liveness import Course, Cut
 from kdispatch_protocol.wire.frames import Buffer, Frame
+from tests.aio.twin import websocket
 from tests.net.way import way
 
 
@@ -82,8 +82,8 @@ async def _cut(contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None, how: str)
             asyncio.Protocol, "127.0.0.1", port, ssl=contexts[1] if contexts else None
         )
         owner = _Owner()
-        link = Link(owner, Limits(), server=False, buffer=read_buffer(), max_message=64 * KIB)
-        link.carrier.attach(transport)
+        link = Link(owner, Limits(), websocket(transport, max_message=64 * KIB), server=False)
+        link.carrier.start()
         if how == "by a box":
             path.cut()
         async with asyncio.timeout(5):

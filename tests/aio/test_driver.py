@@ -17,7 +17,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.aio.alarm import Alarm
 from kdispatch_relay.switch.revocations import doubt
 from tests.aio.sockets import tcp_pair
-from tests.aio.twin import SERVICE, Program, Twin, memory_pair, running_gate, settle, twin, until
+from tests.aio.twin import SERVICE, Program, Twin, memory_pair, running_gate, settle, twin, until, websocket
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ async def test_clock_after_a_session_was_given_up() -> None:
         pair.client.abort()
         await until(lambda: not pair.client.sessions)
         mute, _ = memory_pair()
-        lost = pair.client.connect(mute).lost
+        lost = pair.client.connect(websocket(mute)).lost
         waiting = Program()
         pair.client.open(SERVICE, waiting)  # its deadline is by far the earliest
         pair.client.abort()  # as the uplink does when the handshake has timed out

@@ -14,15 +14,17 @@ import pytest
 
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import KIB, Limits
-from kdispatch_protocol.session.aio import carrier as carrier_module
 from kdispatch_protocol.session.aio import link as link_module
-from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.session.aio import websocket_carrier as carrier_module
+from kdispatch_protocol.session.aio.carrier import Carrier
 from kdispatch_protocol.session.aio.link import Link
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.session.liveness import Cut
 from kdispatch_protocol.wire import websocket
 from kdispatch_protocol.wire.frames import DATA, Buffer, Frame, frame
 from kdispatch_protocol.wire.websocket import Closing, WebSocketReader
 from tests.aio.twin import MemoryTransport, memory_pair, settle, until
+from tests.aio.twin import websocket as over_websocket
 from tests.core.wire import Messages, ws_frame
 
 _BINARY = 0x82
@@ -129,15 +131,17 @@ def _link(limits: Limits, *, server: bool = False) -> tuple[Link, _Owner, Memory
     owner, far = _Owner(), _Far(server=not server)
     near, other = memory_pair()
     other.set_protocol(far)
-    link = owner.link = Link(owner, limits, server=server, buffer=read_buffer(), max_message=64 * KIB)
-    link.carrier.attach(near)
+    link = owner.link = Link(owner, limits, over_websocket(near, server=server, max_message=64 * KIB), server=server)
+    link.carrier.start()
     return link, owner, near, other, far
 
 
-def _carrier(*, server: bool = False, tls: bool = False) -> tuple[Carrier, _Owner, MemoryTransport, MemoryTransport]:
+def _carrier(
+    *, server: bool = False, tls: bool = False
+) -> tuple[WebSocketCarrier, _Owner, MemoryTransport, MemoryTransport]:
     owner = _Owner()
     near, other = memory_pair(tls=tls)
-    carrier = Carrier(owner, server=server, buffer=read_buffer(), max_message=64 * KIB)
+    carrier = WebSocketCarrier(owner, server=server, buffer=read_buffer(), max_message=64 * KIB)
     carrier.attach(near)
     return carrier, owner, near, other
 
@@ -147,7 +151,7 @@ def _data(payload: bytes) -> bytes:
     return frame(DATA, 1, 0, payload)
 
 
-def _is_full(carrier: Carrier) -> bool:
+def _is_full(carrier: Carrier | WebSocketCarrier) -> bool:
     """Whether it is full, checked at each call."""
     return carrier.full
 
@@ -266,8 +270,8 @@ async def test_a_ping_of_its_own() -> None:
     """A session may ask sooner than its limits say."""
     owner = _Owner()
     near, _ = memory_pair()
-    link = owner.link = Link(owner, Limits(), server=False, buffer=read_buffer(), max_message=64 * KIB, ping=0.05)
-    link.carrier.attach(near)
+    link = owner.link = Link(owner, Limits(), over_websocket(near, max_message=64 * KIB), server=False, ping=0.05)
+    link.carrier.start()
     await until(lambda: owner.asked == 1, 1)
 
 
@@ -430,6 +434,7 @@ async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behin
 async def test_loss_with_an_error(error: OSError, text: str) -> None:
     """The system's reason is in a sentence of its own, without its number."""
     link, owner, _, _, _ = _link(Limits())
+    assert isinstance(link.carrier, WebSocketCarrier)
     link.carrier.connection_lost(error)
     async with asyncio.timeout(1):
         assert await owner.link_over == ("", text)
@@ -481,7 +486,7 @@ async def test_messages_cut_anywhere() -> None:
     theirs.setblocking(False)
     loop = asyncio.get_running_loop()
     owner = _Owner()
-    carrier = Carrier(owner, server=True, buffer=read_buffer(), max_message=256 * KIB)
+    carrier = WebSocketCarrier(owner, server=True, buffer=read_buffer(), max_message=256 * KIB)
     transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
     transport.pause_reading()
     early = chance.randrange(100)
@@ -522,8 +527,8 @@ async def test_everything_goes_out(tls: bool) -> None:
     owner, far = _Owner(), _Far(server=True)
     near, other = memory_pair(tls=tls)
     other.set_protocol(far)
-    link = Link(owner, Limits(), server=False, buffer=read_buffer(), max_message=64 * KIB)
-    link.carrier.attach(near)
+    link = Link(owner, Limits(), over_websocket(near, max_message=64 * KIB), server=False)
+    link.carrier.start()
     owner.to_send = [bytes([n]) * 1000 for n in range(50)]
     link.wake()
     await until(lambda: len(far.messages) == 50)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from kdispatch_protocol.limits import KIB, Limits
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier
 from tests.aio.twin import SERVICE, MemoryTransport, Program, Twin, settle, twin, until
 
 
@@ -49,7 +50,7 @@ def relay_side(pair: Twin) -> MemoryTransport:
     """The relay's end of the client's connection."""
     [session] = pair.client.sessions
     link = session.link
-    assert isinstance(link.carrier._transport, MemoryTransport)
+    assert isinstance(link.carrier, WebSocketCarrier) and isinstance(link.carrier._transport, MemoryTransport)
     peer = link.carrier._transport.peer
     assert peer is not None
     return peer

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.errors import RemoteProtocolError
-from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.wire.frames import DATA, MAX_OFFSET, TYPE_NAMES, Buffer, Frame, FrameReader, frame
 from tests.aio.test_link import _Owner
 from tests.core.wire import ws_frame
@@ -36,7 +36,7 @@ class _Reader(_Owner):
         self.taken = 0
         self.frames: list[tuple[int, int, int, int, bytes]] = []
         self.failed = False
-        self.carrier = Carrier(self, server=server, buffer=read_buffer(), max_message=1 << 16)
+        self.carrier = WebSocketCarrier(self, server=server, buffer=read_buffer(), max_message=1 << 16)
         self.carrier.pass_on = self.pass_on
 
     def pass_on(self, flags: int, number: int, value: int, payload: Buffer) -> bool:

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from kdispatch_protocol.limits import KIB
-from kdispatch_protocol.session.aio.carrier import Carrier, read_buffer
 from kdispatch_protocol.session.aio.turns import Turns
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.wire.frames import DATA, PING, Buffer, frame
 from kdispatch_protocol.wire.websocket import Closing
 from tests.core.wire import ws_frame
@@ -29,7 +29,7 @@ class _Owner:
         self._counts = counts or self
         self.of_turn: dict[int, int] = {}  # bytes of messages
         self.idle = 0
-        self.carrier: Carrier | None = None
+        self.carrier: WebSocketCarrier | None = None
         self.frames = 1  # in each piece
 
     def piece_received(self, piece: Buffer, *, ends: bool) -> None:
@@ -61,7 +61,7 @@ class _Owner:
 @asynccontextmanager
 async def _flooded(
     carries: list[int], wire: bytes, owner: _Owner, turns: Turns | None = None, source: str = ""
-) -> AsyncIterator[Carrier]:
+) -> AsyncIterator[WebSocketCarrier]:
     """A server's carrier whose other end has sent all of ``wire``, as far as the kernel accepts it, before it reads."""
     with socket.create_server(("127.0.0.1", 0)) as listening:  # uvloop makes no TCP transport of a pair
         theirs = socket.create_connection(listening.getsockname())
@@ -71,7 +71,7 @@ async def _flooded(
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
     loop = asyncio.get_running_loop()
-    carrier = owner.carrier = Carrier(
+    carrier = owner.carrier = WebSocketCarrier(
         owner, server=True, buffer=read_buffer(), max_message=256 * KIB, carries=carries,
         turn=None if turns is None else functools.partial(turns.take, source),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
@@ -18,6 +19,8 @@ from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import StreamReset
 from kdispatch_protocol.limits import Limits
+from kdispatch_protocol.session.aio.carrier import Carrier
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.auth import Authority, Grant
@@ -25,7 +28,6 @@ from kdispatch_relay.door.arrivals import Arrivals
 from kdispatch_relay.door.http_connection import HttpConnections, http_options
 from kdispatch_relay.door.listener import Listener
 from kdispatch_relay.door.screen import Screen
-from kdispatch_relay.gate.agent_link import AgentLink
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.problems import problems
 from kdispatch_relay.settings import Settings
@@ -180,6 +182,14 @@ def memory_pair(*, tls: bool = False) -> tuple[MemoryTransport, MemoryTransport]
     return one, two
 
 
+def websocket(
+    transport: asyncio.Transport, *, server: bool = False, buffer: memoryview | None = None, max_message: int = 1 << 20
+) -> Callable[..., Carrier]:
+    """Makes the carrier of a WebSocket whose handshake is done."""
+    buffer = read_buffer() if buffer is None else buffer
+    return partial(WebSocketCarrier, server=server, transport=transport, buffer=buffer, max_message=max_message)
+
+
 class Yes(Authority):
     """A store that knows every service, until ``error`` is set. ``asked`` counts the look-ups."""
 
@@ -274,14 +284,17 @@ class Twin:
     def connect(self, driver: EndpointDriver, *, tls: bool = False) -> MemoryTransport:
         """A new session; returns the agent's end of its connection."""
         agent, relay = memory_pair(tls=tls)
-        AgentLink(self.gate, "memory").start(relay, b"")
-        driver.connect(agent)
+        self.gate.join(websocket(relay, server=True, buffer=self.gate.buffer), "memory")
+        driver.connect(websocket(agent, buffer=driver.buffer))
         return agent
 
-    async def start(self, *, tls: bool = False) -> None:
+    async def start(self, *, tls: bool = False, connect: Callable[[Twin], None] | None = None) -> None:
         await self.gate.start("00" * 16)
-        for driver in (self.host, self.client):
-            self.connect(driver, tls=tls)
+        if connect is not None:
+            connect(self)
+        else:
+            for driver in (self.host, self.client):
+                self.connect(driver, tls=tls)
         identity = host_id(self.host.endpoint.process, SERVICE)
         self.host.endpoint.offer(Offer(service=SERVICE, host=identity, digest="00" * 32, token="t"))
         self.host.wake()
@@ -313,11 +326,13 @@ class Twin:
 
 
 @asynccontextmanager
-async def twin(limits: Limits = SCALED, *, tls: bool = False) -> AsyncIterator[Twin]:
-    """A host and a client, ready for streams."""
+async def twin(
+    limits: Limits = SCALED, *, tls: bool = False, connect: Callable[[Twin], None] | None = None
+) -> AsyncIterator[Twin]:
+    """A host and a client, ready for streams. ``connect`` makes both sessions in the place of the usual way."""
     made = Twin(limits)
     try:
-        await made.start(tls=tls)
+        await made.start(tls=tls, connect=connect)
         yield made
     finally:
         await made.stop()

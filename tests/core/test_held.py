@@ -38,7 +38,7 @@ _FILES: Final = [
             "session/outbox.py",
             "session/timers.py",
             "wire/websocket.py",
-            "session/aio/carrier.py",
+            "session/aio/websocket_carrier.py",
             "session/aio/link.py",
             "session/aio/turns.py",
         )
@@ -98,7 +98,7 @@ BOUNDED: Final = {
     "Arrivals._resting": "Limits.arrivals",
     "Arrivals.refused": "codes",
     "Attachments.restarted": "four of each session",
-    "Carrier._masks": "64",
+    "WebSocketCarrier._masks": "64",
     "Drain._told_clients": "--limit-sessions",
     "Drain._told_hosts": "--limit-sessions",
     "Gate._acts": "types of intents",

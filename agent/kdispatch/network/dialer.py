@@ -22,8 +22,10 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.session.aio.carrier import MakeCarrier
 from kdispatch_protocol.session.aio.handover import connection_over
 from kdispatch_protocol.session.aio.sockets import tune_session_socket
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier
 
 __all__ = ["Dialer", "Upgraded"]
 
@@ -46,6 +48,17 @@ class Upgraded:
     relay: RelayUrl
     transport: asyncio.Transport
     early: bytes
+
+    def carrier(self, buffer: memoryview, max_message: int) -> MakeCarrier:
+        """The connection as a session's carrier. ``buffer`` is shared by all carriers of the loop."""
+        return partial(
+            WebSocketCarrier,
+            server=False,
+            transport=self.transport,
+            early=self.early,
+            buffer=buffer,
+            max_message=max_message,
+        )
 
 
 class Dialer:

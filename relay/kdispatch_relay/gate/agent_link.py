@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from kdispatch_protocol.session.aio.carrier import Carrier
 from kdispatch_protocol.session.aio.link import Link
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
@@ -34,8 +36,14 @@ class AgentLink:
     """One agent's session, as the owner of its link."""
 
     def __init__(
-        self, gate: Gate, source: str, arrival: Arrival | None = None, limits: SessionLimits | None = None
-    ) -> None:  # fmt: skip
+        self,
+        gate: Gate,
+        make: Callable[..., Carrier],
+        source: str,
+        arrival: Arrival | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        """``make`` makes the carrier: it gets its owner, and as keywords what the session carries and its turns."""
         self._gate = gate
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
@@ -44,20 +52,20 @@ class AgentLink:
         self._unsettled = False  # this read has changed something at the switch
         self._passed = False  # this read has tried to pass a frame on at once
         self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
-        self.link = Link(
-            self, gate.limits, server=True, buffer=gate.buffer, max_message=_HELLO_MESSAGE, carries=self.session.legs,
-            turn=functools.partial(gate.turns.take, self.limits.source or source),
-        )  # fmt: skip
+        turn = functools.partial(gate.turns.take, self.limits.source or source)
+        made = functools.partial(make, carries=self.session.legs, turn=turn)
+        self.link = Link(self, gate.limits, made, server=True)
+        self.link.carrier.limit_messages(_HELLO_MESSAGE)
         self.session.send_data = self.link.carrier.send_data
         self.session.flush = self.link.flush
         self._arrival = arrival  # until HELLO
         if arrival is not None:
             arrival.drop = functools.partial(self.link.abort, "", "")
 
-    def start(self, transport: asyncio.Transport, tail: bytes) -> None:
-        """Take over the connection."""
+    def start(self) -> None:
+        """Begin to read and to send."""
         self._gate.joined(self)
-        self.link.carrier.attach(transport, tail)
+        self.link.carrier.start()
 
     def cut(self, code: str, text: str) -> None:
         """Send the reason, and end the session. Its streams are released at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import time
@@ -16,12 +17,14 @@ from aiohttp import web
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.session.aio.alarm import Alarm
-from kdispatch_protocol.session.aio.carrier import read_buffer
+from kdispatch_protocol.session.aio.carrier import Carrier
 from kdispatch_protocol.session.aio.sockets import tune_session_socket
 from kdispatch_protocol.session.aio.turns import Turns
+from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.api.keys import LIMITER
 from kdispatch_relay.auth import Authority
+from kdispatch_relay.door.arrivals import Arrival
 from kdispatch_relay.door.http_connection import COUNTED, SOURCE, hand_over
 from kdispatch_relay.gate.access import Access
 from kdispatch_relay.gate.agent_link import AgentLink
@@ -160,9 +163,26 @@ class Gate:
             if transport is None or self._closing:
                 return response
             tune_session_socket(transport.get_extra_info("socket"))
-            link = AgentLink(self, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
-            link.start(transport, take_over(request))
+            make = functools.partial(
+                WebSocketCarrier,
+                server=True,
+                transport=transport,
+                early=take_over(request),
+                buffer=self.buffer,
+                max_message=self.limits.message,
+            )
+            self.join(make, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
         return response
+
+    def join(
+        self,
+        make: Callable[..., Carrier],
+        source: str,
+        arrival: Arrival | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        """Let a session begin over the carrier that ``make`` makes; see :class:`AgentLink`. It ends by itself."""
+        AgentLink(self, make, source, arrival, limits).start()
 
     def state(self) -> RelayState:
         """The relay's current state in figures."""

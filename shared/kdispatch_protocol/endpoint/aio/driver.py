@@ -17,7 +17,8 @@ from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.session import Session
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.session.aio.alarm import Alarm
-from kdispatch_protocol.session.aio.carrier import read_buffer
+from kdispatch_protocol.session.aio.carrier import MakeCarrier
+from kdispatch_protocol.session.aio.websocket_carrier import read_buffer
 from kdispatch_protocol.wire.frames import Buffer, Frame
 
 __all__ = ["EndpointDriver"]
@@ -58,14 +59,14 @@ class EndpointDriver:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, transport: asyncio.Transport, early: bytes = b"", *, ping: float | None = None) -> UplinkSession:
-        """Run a session over an upgraded connection. If there is a session already, streams move to the new one.
+    def connect(self, make: MakeCarrier, *, ping: float | None = None) -> UplinkSession:
+        """Run a session over the carrier that ``make`` makes. If there is a session, streams move to the new one.
 
         ``ping`` is the silence in seconds after which this session sends a PING; the default is that of the limits.
         """
-        uplink = UplinkSession(self, ping)
+        uplink = UplinkSession(self, make, ping)
         self._uplinks[uplink.session] = uplink
-        uplink.start(transport, early)
+        uplink.start()
         return uplink
 
     def disconnect(self, code: str = "", text: str = "") -> None:

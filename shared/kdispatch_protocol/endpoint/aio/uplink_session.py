@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING
 
+from kdispatch_protocol.session.aio.carrier import MakeCarrier
 from kdispatch_protocol.session.aio.link import Link
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
@@ -25,19 +26,19 @@ class UplinkSession:
 
     __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
 
-    def __init__(self, driver: EndpointDriver, ping: float | None) -> None:
+    def __init__(self, driver: EndpointDriver, make: MakeCarrier, ping: float | None) -> None:
         limits = driver.endpoint.limits
         self._driver = driver
         self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
         self.left = asyncio.Event()
         self.session = driver.endpoint.connect()
         self.link_pass_on = functools.partial(driver.pass_on, self.session)
-        self.link = Link(self, limits, server=False, buffer=driver.buffer, max_message=limits.message, ping=ping)
+        self.link = Link(self, limits, make, server=False, ping=ping)
         self.session.send_data = self.link.carrier.send_data
 
-    def start(self, transport: asyncio.Transport, early: bytes) -> None:
-        """Take over the connection, with the bytes that were already read from it."""
-        self.link.carrier.attach(transport, early)
+    def start(self) -> None:
+        """Begin to read and to send."""
+        self.link.carrier.start()
         self.link.wake()
 
     def close(self, code: str = "", text: str = "") -> None:

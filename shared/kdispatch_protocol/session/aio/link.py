@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sized
 from typing import Final, Protocol
 
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.aio.alarm import Alarm
-from kdispatch_protocol.session.aio.carrier import Cancellable, Carrier
+from kdispatch_protocol.session.aio.carrier import MakeCarrier
 from kdispatch_protocol.session.liveness import Course, Cut, Liveness, Verdict
 from kdispatch_protocol.session.pace import Pace
 from kdispatch_protocol.wire.frames import Buffer, Frame, FrameReader
@@ -87,20 +86,11 @@ class Link:
     """A session's carrier, with its batches and its liveness checks."""
 
     def __init__(
-        self,
-        owner: LinkOwner,
-        limits: Limits,
-        *,
-        server: bool,
-        buffer: memoryview,
-        max_message: int,
-        ping: float | None = None,
-        carries: Sized | None = None,
-        turn: Callable[[Callable[[], None]], Cancellable] | None = None,
+        self, owner: LinkOwner, limits: Limits, make: MakeCarrier, *, server: bool, ping: float | None = None
     ) -> None:
-        """``ping`` is the silence in seconds after which an agent sends a PING; the default is that of the limits.
+        """``make`` makes the carrier, which the caller starts.
 
-        ``carries`` is what a relay's session carries, and ``turn`` schedules its next read: see :class:`Carrier`.
+        ``ping`` is the silence in seconds after which an agent sends a PING; the default is that of the limits.
         """
         self._owner = owner
         self._limits = limits
@@ -124,7 +114,7 @@ class Link:
         self._full_unsent = 0
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
-        self.carrier = Carrier(self, server=server, buffer=buffer, max_message=max_message, carries=carries, turn=turn)
+        self.carrier = make(self)
         self.carrier.pass_on = owner.link_pass_on
         self._arm()
 
