@@ -182,3 +182,30 @@ def test_a_slow_session_gets_frames_in_pieces() -> None:
     assert all(1024 <= size <= 4096 for *_, size in kinds[:-2])
     assert [flags for _, flags, _ in kinds[:-1]] == [0] * (len(kinds) - 2) + [frames.BLOCKED]
     assert host.session.queued == relay.switch.budget.queued == 0
+
+
+def test_counters() -> None:
+    """The switch counts opens, their failures, streams by how they ended, and the bytes that it passed on."""
+    relay = Relay()
+    client, host = connected(relay)
+    counters = relay.switch.counters
+    assert (counters.sessions, counters.opens, counters.opened) == (2, 1, 1)
+    client.say(frame(frames.DATA, 1, 0, b"x" * 2000))
+    host.say(frame(frames.DATA, 2, 0, b"y" * 500))
+    assert (counters.sent, counters.received) == (0, 0)  # while the stream runs
+    client.reset(1)
+    client.open(3)
+    client.reset(3)
+    assert (counters.opens, counters.opened, counters.sent, counters.received) == (2, 1, 2000, 500)
+    assert (dict(counters.ended), dict(counters.failed)) == ({"cancelled": 1}, {"cancelled": 1})
+
+
+def test_counted_codes_are_bounded() -> None:
+    """Whatever codes an agent makes up, the switch counts them under one key."""
+    relay = Relay()
+    client, host = connected(relay)
+    client.reset(1, "made_up")
+    client.open(3)
+    host.opened(4)
+    client.reset(3, "invented")
+    assert dict(relay.switch.counters.ended) == {"other": 2}

@@ -124,7 +124,7 @@ async def test_sessions_leave_room(few: _Few) -> None:
                     await rest.create_service(f"web{_}")
     few.process.terminate()
     assert few.process.stderr is not None
-    assert (await few.process.stderr.read()).count(b"more are refused with 503") == 1
+    assert (await few.process.stderr.read()).count(b"it refuses further ones with 503") == 1
 
 
 @pytest.mark.parametrize(

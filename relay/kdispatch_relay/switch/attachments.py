@@ -22,6 +22,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_relay.switch.claims import Claim, Ground
+from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.intents import AskAttach, AttachRefused, IntentQueue, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
@@ -75,8 +76,10 @@ class Attachments:
         lost: Callable[[Leg, float], None],
         timers: Timers,
         intents: IntentQueue,
+        counters: Counters,
     ) -> None:
         self._intents = intents
+        self._counters = counters
         self.restarted: dict[str, Session] = {}  # processes that have ended, each with the session of its successor
         self._registry = registry
         self._limits = limits
@@ -333,6 +336,7 @@ class Attachments:
         for session in half.session.all_of_agent:
             leg = session.streams.get((half.entry.uuid, half.entry.role))
             if leg is not None and leg.peer is not None and leg.peer.session.process == other.session.process:
+                self._counters.moved += 1
                 self._opens.forget(leg.route)
             elif leg is not None:
                 self._lost(leg, now)  # its other end must not go on waiting
@@ -355,6 +359,7 @@ class Attachments:
         assert route.client.ground is not None
         self.drop(one)
         self.drop(two)
+        self._counters.attached += 1
         self._leave(one, two, now)
         self._leave(two, one, now)
         entry = route.client.ground.entry  # a quota does not end a stream that goes on
@@ -365,7 +370,7 @@ class Attachments:
         client.session.streams_opened += 1
         for leg, own, other in ((route.client, client, host), (route.host, host, client)):
             leg.limit = other.entry.limit
-            leg.next = other.entry.received
+            leg.first = leg.next = other.entry.received
             leg.resumed = True
             leg.attach = own.entry.attach
             leg.session.legs[leg.number] = leg

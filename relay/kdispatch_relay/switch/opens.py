@@ -17,6 +17,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import stream_key
 from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_frame
 from kdispatch_relay.switch.claims import Account, Claim
+from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.intents import AskOpen, FirstStream, IntentQueue, StreamEnded, said_by_agent
 from kdispatch_relay.switch.registry import Host, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
@@ -34,8 +35,16 @@ class Opens:
     """Attempts and waits. Frames to send go to the sessions' outboxes, and each such session into ``touched``."""
 
     def __init__(
-        self, registry: Registry, timers: Timers, limits: Limits, touched: set[Session], intents: IntentQueue
+        self,
+        registry: Registry,
+        timers: Timers,
+        limits: Limits,
+        touched: set[Session],
+        *,
+        intents: IntentQueue,
+        counters: Counters,
     ) -> None:
+        self._counters = counters
         self.reports = False  # whether the gate wants to hear of each stream that ended
         self._intents = intents
         self.few = False  # set by the gate while it handles few frames: then an OPEN may be flushed on its own
@@ -64,6 +73,7 @@ class Opens:
         """Handle a client's OPEN that was not refused unread."""
         route = Route(session, number, message)
         route.began = now
+        self._counters.opens += 1
         session.legs[number] = session.asking[message.uuid] = route.client
         session.unanswered += 1
         session.streams_opened += 1
@@ -154,6 +164,7 @@ class Opens:
         if opened.limit < self._limits.early or opened.attempt != route.attempt:
             return "protocol_error"
         route.move(RouteInput.OPENED)
+        self._counters.opened += 1
         route.set_timer(None)
         client.session.unanswered -= 1
         client.peer, leg.peer = leg, client
@@ -206,6 +217,7 @@ class Opens:
             route.client.session.unanswered -= 1
         self._stop_waiting(route)
         self._uncount(route)
+        self._count_bytes(route)
         self._drop_leg(route.client)
         route.client.session.streams_opened -= 1
         if route.host is not None:
@@ -216,6 +228,7 @@ class Opens:
     def finish(self, route: Route) -> None:
         """Both ends have confirmed that both directions ended: end the stream. The last ACKs stay in the outboxes."""
         self._report(route, "closed")
+        self._count_bytes(route)
         route.client.session.streams_opened -= 1
         self._uncount(route)
         for leg in (route.client, route.host):
@@ -226,6 +239,7 @@ class Opens:
         self._release(route)
 
     def _report(self, route: Route, code: str) -> None:
+        self._counters.stream_ended(code, opened=route.state is RouteState.OPEN)
         if not self.reports:
             return
         client, host = route.client, route.host
@@ -242,6 +256,11 @@ class Opens:
         self._intents.put(ended)
 
     # --- inner ------------------------------------------------------------------------------
+
+    def _count_bytes(self, route: Route) -> None:
+        self._counters.sent += route.client.next - route.client.first
+        if route.host is not None:
+            self._counters.received += route.host.next - route.host.first
 
     def _next_try(self, route: Route, now: float) -> None:
         route.set_timer(None)

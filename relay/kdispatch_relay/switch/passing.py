@@ -112,7 +112,9 @@ class Passing:
         elif start > leg.next and not leg.resumed and start > leg.acked:
             self._violated(leg, "offset_mismatch", now)
         elif end > leg.next:
-            leg.resumed = False
+            if leg.resumed:
+                leg.resumed = False
+                leg.first = max(leg.first, start)
             return True
         else:
             leg.session.effort.idle += 1

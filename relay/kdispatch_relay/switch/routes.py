@@ -82,6 +82,7 @@ class Leg:
         "deficit",
         "fin_acked",
         "fin_passed",
+        "first",
         "ground",
         "late_since",
         "limit",
@@ -103,6 +104,7 @@ class Leg:
         self.peer: Leg | None = None  # the other leg, once a host has opened
         self.ground: Ground | None = None  # with everything that rests on the token shown at this end
         self.limit = limit  # the last limit passed on to this agent, which may send bytes below it
+        self.first = 0  # the offset of the first byte that was passed on here
         self.next = 0  # the offset of this agent's next byte
         self.acked = 0  # its peer has acknowledged all bytes below this offset: they need not be sent again
         self.attach = 0  # the attach number of the entry that was joined here

@@ -19,6 +19,7 @@ from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, W
 from kdispatch_relay.switch.attachments import Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
+from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.eviction import make_room
 from kdispatch_relay.switch.intents import AskAttach, AskOffer, AskOpen, Cut, IntentQueue, Question, said_by_agent
 from kdispatch_relay.switch.offers import Offers
@@ -58,13 +59,16 @@ class Switch:
         self._touched: set[Session] = set()
         #: Empty it after each call: questions and cuts first, then what the outboxes hold, then reports.
         self.intents = IntentQueue()
+        self.counters = Counters()
         self.doubts = Doubts()
-        self.opens = Opens(self.registry, self.timers, limits, self._touched, self.intents)
+        self.opens = Opens(
+            self.registry, self.timers, limits, self._touched, intents=self.intents, counters=self.counters
+        )
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared, self.intents)
         self.passing = Passing(self.opens, self._touched, self._forwarded)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
-            lost=self.passing.leg_lost, timers=self.timers, intents=self.intents,
+            lost=self.passing.leg_lost, timers=self.timers, intents=self.intents, counters=self.counters,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
@@ -201,6 +205,7 @@ class Switch:
         """End a session for a reason that its agent should hear."""
         if not session.doomed:
             session.doomed = True
+            self.counters.cut(code)
             self.intents.put(Cut(session, code, text))
 
     def next_deadline(self) -> float | None:
@@ -241,6 +246,7 @@ class Switch:
             program=self.program,
         )
         session.outbox.send(frames.frame(frames.WELCOME, payload=welcome.encode()))
+        self.counters.sessions += 1
         self.attachments.greeted(session)
 
     def _offer(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
