@@ -60,7 +60,7 @@ class Way:
 
     @property
     def owner(self) -> str:
-        """Whom to ask to let what pass."""
+        """The start of a hint: whom to ask, and for what."""
         return owner(self.relay, self.proxy)
 
     async def check_dns(self) -> list[Finding]:
