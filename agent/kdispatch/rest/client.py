@@ -148,7 +148,8 @@ class RestClient:
     ) -> CreatedToken:
         """Make another token: an ``admin``'s, or one to ``host`` or ``connect`` to ``service``.
 
-        ``service`` is the NAME of one of the admin's services. The token expires after ``expires`` seconds. Only this answer contains it.
+        ``service`` is the NAME of one of the admin's services. The token expires after ``expires`` seconds. Only this
+        answer contains it.
         """
         body = _given(name=name, service=service, expires=_whole(expires)) | {"for": purpose}
         return await self._ask(read.read_created_token, "POST", "/tokens", body)
