@@ -66,7 +66,7 @@ class Client:
         self._final: asyncio.Future[KdispatchError] = asyncio.get_running_loop().create_future()
 
     async def wait_for_host(self, service: str, wait: float, pin: str | None = None) -> str | None:
-        """Wait until the service has a live host, or one whose id starts with ``pin``; returns that id.
+        """Wait until the service has a live host, or one whose id starts with ``pin``; returns its id or ``None``.
 
         Raises ``unknown_service`` at once, and after ``wait`` seconds ``no_live_host`` or the error that prevented
         asking.

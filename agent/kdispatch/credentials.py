@@ -235,7 +235,7 @@ class Credentials:
             raise SetupError(
                 "not_logged_in",
                 f"{self.path} is damaged: {error}. It is left as it is.",
-                hint=f"Mend it, or move it away: mv {shlex.quote(str(self.path))} {moved}",
+                hint=f"Repair it, or move it away: mv {shlex.quote(str(self.path))} {moved}",
             ) from error
 
     def _write(self, relays: _Relays) -> None:

@@ -65,7 +65,7 @@ class RelayUrl:
         if any(not "!" <= character <= "~" or character == "\\" for character in text):
             raise _bad("it may only have plain ASCII characters; write an international name in its xn-- form")
         if "@" in text.split("://", 1)[1].partition("/")[0]:
-            raise _bad("it must not carry a name or password; tokens are given apart from it")
+            raise _bad("it must not carry a name or password; give tokens separately")
         if "?" in text or "#" in text:
             raise _bad("it must have neither a query nor a fragment")
         try:

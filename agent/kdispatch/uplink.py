@@ -151,7 +151,7 @@ class Uplink:
             async with asyncio.timeout(self._limits.handshake):
                 return await self.dialer.upgrade()
         except ValueError as error:  # raised by a library for unreadable bytes: not a reason to end
-            text = f"{self.dialer.relay.authority}: What it answers can't be read."
+            text = f"{self.dialer.relay.authority}: Its answer can't be read."
             raise KdispatchError("not_a_relay", text) from error
         except TimeoutError:
             raise self._no_answer() from None

@@ -136,7 +136,7 @@ async def test_who_is_not_trusted_is_named(ca: trustme.CA) -> None:
     async with _server(ca.issue_cert("127.0.0.1")) as server:
         error = await _fails(Dialer(server.url()))
     assert error.code == "tls_unknown_ca"
-    assert "is issued by" in error.text and "O=Ours" in error.text and "whom this machine does not trust" in error.text
+    assert "is issued by" in error.text and "O=Ours" in error.text and "which this machine does not trust" in error.text
     assert not server.received
 
 
@@ -195,7 +195,7 @@ async def test_other_systems_numbers(ca: trustme.CA, number: int, code: str) -> 
         found = await _explained(server, error)
     assert found.code == code
     if code == "tls_unknown_ca":
-        trusted = "whom this machine does not trust" in found.text
+        trusted = "which this machine does not trust" in found.text
         assert trusted is (number != 66) and found.text.endswith("The key is too small.")
 
 

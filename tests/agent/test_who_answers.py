@@ -17,7 +17,7 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.cli.test_service_query import both, chunked, http, problem, says, server
 
-_PAGE: Final = "A web page is there, and no relay (200)"
+_PAGE: Final = "A web page answers instead of a relay (200)"
 _JSON: Final = "it answers with status 200 and application/json"
 _TYPED: Final = ("Content-Type: application/json", "Content-Encoding: gzip")
 _HTML: Final = "Content-Type: text/html"

@@ -123,7 +123,7 @@ async def test_a_url_that_is_no_relay(tmp_path: Path, command: str) -> None:
             ended = await person.runs(
                 *_with(_COMMANDS[command], port), "--relay", url, environment={"KDISPATCH_TOKEN": _unknown_token()}
             )
-    says(ended, "captive_portal", url.partition("://")[2], "A web page is there")
+    says(ended, "captive_portal", url.partition("://")[2], "A web page answers")
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ _ALL: Final[Mapping[str, tuple[bytes | None, str, str]]] = {
         "the connection ended before the answer did.",
     ),
     "half a page": (_head(1000) + b"close", "relay_unreachable", "the connection ended before the answer did."),
-    "a large page": (_head(100_000) + bytes(100_000), "captive_portal", "A web page is there, and no relay (200)."),
+    "a large page": (_head(100_000) + bytes(100_000), "captive_portal", "A web page answers instead of a relay (200)."),
     "interim": (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2000 + _away(), "relay_unreachable", "away (503)."),
 }
 

@@ -142,7 +142,7 @@ _CASES: Final[dict[str, tuple[Case, str, str]]] = {
     "wrong host": (_edge(200, _wrong_host), "tls_wrong_host", ""),
     "expired": (_edge(200, _expired), "tls_expired", ""),
     "not yet valid": (_edge(200, _not_yet_valid), "tls_not_yet_valid", ""),
-    "captive portal": (_edge(200), "captive_portal", "A web page is there, and no relay (200)"),
+    "captive portal": (_edge(200), "captive_portal", "A web page answers instead of a relay (200)"),
     "maintenance page": (_edge(503), "relay_unreachable", "reports that the relay is away (503)"),
     "page of an edge": (_edge(401), "not_a_relay", "it answers with status 401 and text/html"),
 }

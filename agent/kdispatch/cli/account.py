@@ -99,7 +99,7 @@ class Caller:
         return full_name
 
     async def as_admin(self, rest: RestClient, typed: str | None) -> str | None:
-        """``NAME`` of an own service, or ``None``; sets its owner's token."""
+        """``NAME`` of one of the user's services, or ``None``; sets its owner's token."""
         if typed is None:
             rest.token = self.must_have_token()
             return None

@@ -61,7 +61,7 @@ class Tunnel:
 
     @property
     def owner(self) -> str:
-        """Whom to ask to let what pass."""
+        """The start of a hint: whom to ask, and for what."""
         return self._way.owner
 
     def close(self) -> None:

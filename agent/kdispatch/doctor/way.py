@@ -60,7 +60,7 @@ class Way:
 
     @property
     def owner(self) -> str:
-        """Whom to ask to let what pass."""
+        """The start of a hint: whom to ask, and for what."""
         return owner(self.relay, self.proxy)
 
     async def check_dns(self) -> list[Finding]:
@@ -217,10 +217,10 @@ class Way:
 
 
 _UNKNOWN_CA: Final = (
-    "If the issuer is your network's own, it opens TLS: ask its owner for the issuer's certificate, and give it by "
-    "--ca-file FILE or install it. If the owner does not know it, do not continue."
+    "If the issuer is your network's own, it intercepts TLS: ask its owner for the issuer's certificate, and give it "
+    "by --ca-file FILE or install it. If the owner does not know it, do not continue."
 )
-_TLS_HINT: Final = "Ask the network's owner whether it opens or blocks TLS to the relay."
+_TLS_HINT: Final = "Ask the network's owner whether it intercepts or blocks TLS to the relay."
 
 
 def _any_certificate() -> ssl.SSLContext:

@@ -116,7 +116,7 @@ class Pipe:
         self._sock = sock
         making = self.driver.loop.create_connection(lambda: self.local, sock=sock)
         try:
-            # An own task costs as much as the connection, and this only waits for one turn of the loop.
+            # A separate task would cost as much as the connection, and this only waits for one turn of the loop.
             turn = making.send(None)
         except OSError:  # macOS: the other end has already reset it
             sock.close()

@@ -127,7 +127,7 @@ class Report:
         self.sent = False
 
     def send(self, what: str, data: Mapping[str, Any]) -> bool:
-        """Send the line once; returns whether the command read it. Then this process is detached from the command."""
+        """Send the line once; returns whether that worked. Then this process is detached from the command."""
         if self.sent:
             return True
         self.sent = True

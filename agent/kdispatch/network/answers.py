@@ -354,7 +354,9 @@ def strange(relay: RelayUrl, status: int, headers: Mapping[str, str]) -> Kdispat
         text = f"{relay.authority} answers {status}, not from kdispatch itself{by}."
         return HintedError("relay_unreachable", text, hint=_OPERATOR)
     if 200 <= status < 300 and _kind(headers).lower().startswith("text/html"):
-        return KdispatchError("captive_portal", f"{relay.authority}: A web page is there, and no relay ({status}){by}.")
+        return KdispatchError(
+            "captive_portal", f"{relay.authority}: A web page answers instead of a relay ({status}){by}."
+        )
     if 300 <= status < 400:
         where = "elsewhere"
         with contextlib.suppress(ValueError):  # the header has no URL

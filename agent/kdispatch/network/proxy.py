@@ -63,7 +63,9 @@ class Proxy:
             scheme, rest = "http", text
         scheme = scheme.lower()
         if scheme == "https":
-            raise _bad(source, "it is an https:// one, to which kdispatch does not speak", "Most take http:// as well.")
+            raise _bad(
+                source, "it is an https:// proxy, which kdispatch does not support", "Most take http:// as well."
+            )
         if scheme not in _SCHEMES:
             raise _bad(source, "it begins with neither http:// nor socks5://")
         authority, _, path = rest.partition("/")

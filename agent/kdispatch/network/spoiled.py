@@ -46,7 +46,7 @@ def _named(headers: Mapping[str, str], *names: str) -> str:
 
 
 def owner(relay: RelayUrl, proxy: Proxy | None = None) -> str:
-    """Whom to ask to let what pass."""
+    """The start of a hint: whom to ask, and for what."""
     through = f", at the proxy {proxy}" if proxy is not None else ""
     return f"Ask the network's owner to let WebSockets to {relay.authority} pass{through}"
 

@@ -216,7 +216,7 @@ def _unknown(error: ssl.SSLCertVerificationError, seen: Certificate | None) -> s
     issuer = f"{printable(seen.issuer)}{' (itself)' * itself}"
     if error.verify_code not in _UNKNOWN:
         return f"its certificate, issued by {issuer}, is refused: {words}"
-    why = f"its certificate is issued by {issuer}, whom this machine does not trust: {words}"
+    why = f"its certificate is issued by {issuer}, which this machine does not trust: {words}"
     if error.verify_code in _CUT_CHAIN and not itself:
         why += ". If other programs trust it, the server may leave out the certificates in between"
     return why

@@ -146,15 +146,16 @@ class RestClient:
     async def create_token(
         self, name: str, purpose: str = "admin", *, service: str | None = None, expires: float | None = None
     ) -> CreatedToken:
-        """Make another token: an ``admin``'s, or to ``host`` or ``connect`` to ``service``, the NAME of an own service.
+        """Make another token: an ``admin``'s, or one to ``host`` or ``connect`` to ``service``.
 
-        It expires after ``expires`` seconds. Only this answer contains it.
+        ``service`` is the NAME of one of the admin's services. The token expires after ``expires`` seconds. Only this
+        answer contains it.
         """
         body = _given(name=name, service=service, expires=_whole(expires)) | {"for": purpose}
         return await self._ask(read.read_created_token, "POST", "/tokens", body)
 
     def tokens(self, *, service: str | None = None) -> Listing[TokenInfo]:
-        """The tokens of the admin, or those for ``service``, the NAME of an own service; newest first."""
+        """The tokens of the admin, or those for ``service``, a NAME of the admin's; newest first."""
         return self._list(read.read_tokens, "/tokens", service=service)
 
     async def revoke_token(self, token_id: str) -> None:
@@ -164,7 +165,7 @@ class RestClient:
     async def audit(
         self, *, service: str | None = None, before: int | None = None, limit: int | None = None
     ) -> AuditPage:
-        """Who did what in the admin's account, newest first; optionally for ``service``, the NAME of an own service."""
+        """Who did what in the admin's account, newest first; optionally for ``service``, a NAME of the admin's."""
         return await self._ask(
             read.read_audit_page, "GET", f"/audit{_query(service=service, before=before, limit=limit)}"
         )
@@ -182,7 +183,7 @@ class RestClient:
     # --- services -----------------------------------------------------------------------------
 
     async def create_service(self, name: str, *, access: str = "public", pins: bool = False) -> CreatedService:
-        """Create an own service; ``service_exists``. Only this answer contains its token.
+        """Create a service for the admin; ``service_exists``. Only this answer contains its token.
 
         ``access`` says who may connect: with ``public`` everybody, with ``token`` holders of a token for it. With
         ``pins`` a client may choose its host.
@@ -216,7 +217,7 @@ class RestClient:
         return self._list(read.read_hosts, f"{service_path(service)}/hosts", most=MOST_HOSTS)
 
     def clients(self, service: str) -> Listing[ClientInfo]:
-        """The agents that are connected to an own service."""
+        """The agents that are connected to one of the admin's services."""
         return self._list(read.read_clients, f"{service_path(service)}/clients")
 
     async def withdraw_host(self, host: str) -> None:
@@ -233,7 +234,7 @@ class RestClient:
         return await self._ask(read.read_created_invite, "POST", f"{service_path(service)}/invites", body)
 
     def invites(self, service: str) -> Listing[InviteInfo]:
-        """The invitations of an own service, newest first."""
+        """The invitations of one of the admin's services, newest first."""
         return self._list(read.read_invites, f"{service_path(service)}/invites")
 
     async def revoke_invite(self, service: str, invite_id: str, *, tokens: bool = False) -> None:

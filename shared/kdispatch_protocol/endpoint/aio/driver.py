@@ -55,7 +55,7 @@ class EndpointDriver:
         self._alarm = Alarm(self.loop, self._timed_out)
         self._idle = asyncio.Event()
         self._reading = False  # a read is being processed; its answers are sent at its end
-        self._woken = False  # it may have answers
+        self._woken = False  # that read may have queued frames
 
     # --- sessions ----------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class EndpointDriver:
                 kind = type(event)
                 act = _FOR_TRANSPORTS.get(kind)
                 if act is not None:
-                    stream = event.stream  # type: ignore[union-attr]  # those in the table have one
+                    stream = event.stream  # type: ignore[union-attr]  # events in that table have one
                     find = self._transports.pop if kind in _ENDS else self._transports.get
                     transport = find(stream, None)
                     if transport is not None:

@@ -77,7 +77,7 @@ class StreamTransport(asyncio.Transport):
         self._uncredited = 0  # handed over, but the protocol paused during that call
         self._closing = False
         self._finished = False  # the stream finished, and the protocol has not taken all bytes yet
-        self._failure: StreamReset | None = None  # the stream was reset, and the same holds
+        self._failure: StreamReset | None = None  # the stream was reset, and the protocol has not taken all bytes yet
         self._thrown_away = 0  # bytes that the program wrote after the reset
         self._lost = False
         self._writing_paused = False
