@@ -164,11 +164,12 @@ def test_a_bundle_has_no_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Tokens and proxies' passwords are in none of its files, including logs, and only its owner can read it."""
     given = format_token("svc", b"\x02" * 32)
     Credentials().store_admin(_RELAY, "ann", _TOKEN)
+    Credentials().store_client(_RELAY, "bob/db", "kept-for-bob")  # not of today's form
     monkeypatch.setenv("KDISPATCH_TOKEN", given)
     monkeypatch.setenv("HTTPS_PROXY", f"http://ann:{_PASSWORD}@proxy.example:3128")
     logs = home / "state" / "agents"
     logs.mkdir(parents=True)
-    secrets = (given, _TOKEN, _PASSWORD, "hunter2@home")
+    secrets = (given, _TOKEN, _PASSWORD, "hunter2@home", "kept-for-bob")
     (logs / "0123456789ab.log").write_text("\n".join(f"lost: {secret} was shown" for secret in secrets))
     settings = Settings(relay=str(_RELAY), proxy=f"http://ann:{_PASSWORD}@proxy.example:3128")
     path = home / "b.zip"

@@ -144,6 +144,7 @@ def _short(message: str) -> str:
     line = message.partition("\n")[0].removeprefix("AssertionError: ").removeprefix("Failed: ")
     line = re.sub(r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{16,}", r"\1_…", line)
     line = re.sub(r"0x[0-9a-f]+|/tmp/\S+", "…", line)
+    line = re.sub(r"\b\d+ tries", "too many tries", line)  # another number each time
     return (line[:_SHOWN] + "…" if len(line) > _SHOWN else line).replace("`", "'")
 
 

@@ -89,7 +89,7 @@ def _secrets(settings: Settings | None, token: str | None) -> Iterable[str]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         content = json.loads((config_directory() / CREDENTIALS_FILE).read_bytes())
         for entry in content.get("relays", {}).values():
-            for kind in ("admins", "services"):
+            for kind in ("admins", "services", "clients"):
                 yield from map(str, entry.get(kind, {}).values())
 
 

@@ -27,7 +27,7 @@ from kdispatch_protocol.wire.websocket import WebSocketReader
 
 __all__ = ["WebSocketCarrier", "read_buffer"]
 
-# Largest read of a session. Bulk at 512 KiB costs a fifth less than at 128 KiB (2.3 and 2.7 CPU seconds a GB), and
+# Largest read of a session. Bulk at 512 KiB costs 15 % less than at 128 KiB (2.3 and 2.7 CPU seconds a GB), and
 # small frames within it are found that much sooner.
 _READ_SIZE: Final = 512 * 1024
 # A server's smallest read: 400 frames of 20 bytes, which take less than a millisecond. libuv reads up to 32 times from
