@@ -10,7 +10,7 @@ from kdispatch_protocol.errors import LocalProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
-from kdispatch_protocol.wire.messages import Opened, Reset, Trying
+from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying
 from tests.core.conversation import SERVICE, Conversation, reset_of
 
 
@@ -311,3 +311,14 @@ def test_a_stream_that_ended_has_no_deadline_left() -> None:
     talk.wait(0.005)  # the delayed ACK had its turn
     assert stream.state is State.CLOSED
     assert len(talk.table.timers) <= 1  # the sweep of its tombstone
+
+
+def test_an_unknown_kind_of_flow() -> None:
+    """A host refuses an OPEN of a kind that it does not know, even where the relay has passed it on."""
+    talk = Conversation(offer=True)
+    talk.events()
+    message = Open(service=SERVICE, uuid="44" * 16, limit=65536, attempt=1, process="55" * 16, kind="datagram")
+    talk.hear(frame(frames.OPEN, 2, payload=message.encode()))
+    [(name, number, _, payload)] = [said for said in talk.said() if said[0] == "RESET"]
+    assert (name, number, Reset.parse(payload).code) == ("RESET", 2, "bad_request")
+    assert not [event for event in talk.events() if isinstance(event, events.StreamRequested)]

@@ -109,6 +109,7 @@ VALID: list[st.SearchStrategy[Message]] = [
         key=st.none() | hex32,
         attempt=st.none() | attempts,
         process=st.none() | hex16,
+        kind=st.none() | st.text(printables, min_size=1, max_size=32),
     ),
     st.builds(Trying, attempt=attempts, process=hex16, host=hex16),
     st.builds(Opened, limit=offsets, attempt=attempts),
@@ -150,7 +151,7 @@ def refused(kind: type[Message], payload: bytes) -> bool:
     return False
 
 
-def with_(kind: type[Message], **changes: object) -> bytes:
+def with_(kind: type[Message], /, **changes: object) -> bytes:
     """The smallest valid payload, changed."""
     return json.dumps(LEAST[kind] | changes).encode()
 
@@ -374,4 +375,6 @@ def test_printable(text: str, most: int) -> None:
 
 def test_public_names() -> None:
     """All names that the module exports exist."""
-    assert {kind.__name__ for kind in CLASSES} | {"QUIET", "printable", "reset_frame"} == set(messages.__all__)
+    assert {kind.__name__ for kind in CLASSES} | {"QUIET", "STREAM", "printable", "reset_frame"} == set(
+        messages.__all__
+    )

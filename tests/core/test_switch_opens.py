@@ -355,3 +355,14 @@ def test_opens_in_a_newer_session_look_at_no_other_stream() -> None:
     assert [name for name, *_ in host.hear()] == ["OPEN"]
     newer.say(frame(frames.OPEN, 5, payload=Open(service=SERVICE, uuid=f"{1:032x}", limit=1000).encode()))
     assert [name for name, *_ in host.hear()] == ["RESET", "OPEN"]  # an earlier attempt of the same stream is cancelled
+
+
+def test_an_unknown_kind_of_flow() -> None:
+    """An OPEN of a kind that the relay does not know is refused and asks no host; ``stream`` is as none."""
+    relay = Relay()
+    host, client = relay.agent(1, offers=True), relay.agent(2)
+    client.open(1, kind="datagram")
+    assert code_of(client.hear()) == "bad_request"
+    assert host.hear() == []
+    client.open(3, kind="stream")
+    assert [name for name, *_ in host.hear()] == ["OPEN"]

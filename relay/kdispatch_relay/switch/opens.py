@@ -296,6 +296,7 @@ class Opens:
             key=stream_key(bytes.fromhex(secret), session.process).hex() if secret is not None else None,
             attempt=route.attempt,
             process=route.client.session.process,
+            kind=message.kind,
         )
         opening = frames.frame(frames.OPEN, leg.number, payload=forwarded.encode())
         session.outbox.send(opening)

@@ -15,7 +15,7 @@ from kdispatch_protocol.session.timers import Timers
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
 from kdispatch_protocol.wire.identity import VERSIONS, host_id, process_id
-from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome
+from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome, printable, reset_frame
 from kdispatch_relay.switch.attachments import Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
@@ -268,6 +268,11 @@ class Switch:
             session.effort.refused += 1
             return
         message = Open.parse(payload)
+        if message.unknown_kind is not None:
+            session.effort.refused += 1
+            text = f"This relay carries no flows of kind {printable(message.unknown_kind)!r}."
+            session.outbox.send(reset_frame(number, "bad_request", text))
+            return
         self.attachments.begun_anew(session, message.uuid, now)
         self.opens.begin(session, number, message, now)
 

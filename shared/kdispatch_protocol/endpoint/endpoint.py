@@ -266,6 +266,9 @@ class Endpoint:
             older = None
         if offer is None:
             table.reset(stream, "unknown_service", "This host does not offer that service.")
+        elif message.unknown_kind is not None:
+            text = f"This host carries no flows of kind {printable(message.unknown_kind)!r}."
+            table.reset(stream, "bad_request", text)
         elif older is not None:
             table.reset(stream, "bad_request", "This stream exists already.")
         elif len(session.by_number) >= self.limits.streams_host:

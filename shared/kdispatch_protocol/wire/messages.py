@@ -26,6 +26,7 @@ from kdispatch_protocol.wire.frames import MAX_OFFSET, RESET, Buffer, frame
 
 __all__ = [
     "QUIET",
+    "STREAM",
     "Attach",
     "AttachEntry",
     "Goaway",
@@ -50,6 +51,8 @@ _SERVICE: Final = 127  # longest service name in characters; longer strings are 
 
 #: A capability in HELLO and WELCOME: the session carries nothing, and may be silent for minutes.
 QUIET: Final = "quiet"
+#: The kind of flow that an OPEN without ``kind`` asks for. There is no other yet.
+STREAM: Final = "stream"
 
 Check = Callable[[object], bool]
 
@@ -262,6 +265,12 @@ class Open(_Message):
     key: str | None = _must(_hex(32), None)
     attempt: int | None = _must(_whole(1, 255), None)
     process: str | None = _must(_hex(16), None)
+    kind: str | None = _must(_ascii(32), None)  # of flow; absent for a stream
+
+    @property
+    def unknown_kind(self) -> str | None:
+        """The kind of flow that this code does not carry, if it is one."""
+        return self.kind if self.kind not in {None, STREAM} else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
