@@ -15,6 +15,7 @@ from typing import Final
 from kdispatch.cli.output import choose_loop
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
+from kdispatch.local.front import one_service
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 
@@ -44,7 +45,7 @@ async def _clients(relay: RelayUrl, count: int) -> None:
         ports = []
         for service in _services(count):
             client = Client(Dialer(relay))
-            listener = LocalListener(client, service)
+            listener = LocalListener(client, one_service(service))
             await listener.listen("127.0.0.1", 0)
             await client.uplink.start(_WAIT)
             ending.push_async_callback(client.stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Final
 from kdispatch.addresses import written
 from kdispatch.local.accept import Acceptor
 from kdispatch.local.dial import checked_address
+from kdispatch.local.front import Front
 from kdispatch.local.pipe import Pipe, account
 from kdispatch.local.sockets import listening
 from kdispatch.machine.slots import Identity
@@ -153,14 +155,18 @@ class Client:
 
 
 class LocalListener:
-    """A local port. Each connection to it becomes a stream. Connections before :meth:`serve` wait for a host."""
+    """A local port. Each connection to it becomes a stream. Connections before :meth:`serve` wait for a host.
 
-    def __init__(self, client: Client, service: str) -> None:
+    ``front`` says which service a connection is for.
+    """
+
+    def __init__(self, client: Client, front: Front) -> None:
         self.host: str | None = None  # the id of the only host to ask
         self._client = client
-        self._service = service
+        self._front = front
         self._acceptors: list[Acceptor] = []
-        self._waiting: dict[Pipe, asyncio.TimerHandle] | None = {}  # until `serve`; each as long as an open may take
+        #: Until `serve`: each connection, its service, and how long it may wait: as long as an open.
+        self._waiting: dict[Pipe, tuple[str, asyncio.TimerHandle]] | None = {}
         self.address = ""
         self.port = 0
         self.addresses: list[str] = []  # all listening addresses; the first is `address`
@@ -178,9 +184,9 @@ class LocalListener:
     def serve(self) -> None:
         """There is a host: carry the pending connections, and all new ones."""
         waiting, self._waiting = self._waiting or {}, None
-        for pipe, handle in waiting.items():
+        for pipe, (service, handle) in waiting.items():
             handle.cancel()
-            self._accepted(pipe)
+            self._accepted(service, pipe)
             pipe.resume_socket()
 
     def close(self) -> None:
@@ -189,35 +195,37 @@ class LocalListener:
             acceptor.close()
 
     def _take(self, sock: socket.socket) -> None:
-        driver = self._client.driver
-        pipe = Pipe(driver, on_local=self._accepted, on_end=self._ended, resets=True)
-        pipe.take(sock)
+        self._front(sock, self._handed_over)
 
-    def _accepted(self, pipe: Pipe) -> None:
+    def _handed_over(self, sock: socket.socket, service: str, early: bytes) -> None:
+        accepted, ended = functools.partial(self._accepted, service), functools.partial(self._ended, service)
+        Pipe(self._client.driver, on_local=accepted, on_end=ended, resets=True).take(sock, early)
+
+    def _accepted(self, service: str, pipe: Pipe) -> None:
         if self._waiting is not None:
-            self._wait(pipe)
+            self._wait(service, pipe)
             return
         try:
-            self._client.create_connection(self._service, pipe.remote, self.host)
+            self._client.create_connection(service, pipe.remote, self.host)
         except StreamReset:
             pipe.abort()  # the agent is about to end
 
-    def _wait(self, pipe: Pipe) -> None:
+    def _wait(self, service: str, pipe: Pipe) -> None:
         assert self._waiting is not None
         if len(self._waiting) >= _MOST_WAITING:
             pipe.abort()
             return
         pipe.pause_socket()
         driver = self._client.driver
-        self._waiting[pipe] = driver.loop.call_later(driver.endpoint.limits.open_wait, pipe.abort)
+        self._waiting[pipe] = service, driver.loop.call_later(driver.endpoint.limits.open_wait, pipe.abort)
 
-    def _ended(self, pipe: Pipe, code: str) -> None:
-        if self._waiting and (handle := self._waiting.pop(pipe, None)):
-            handle.cancel()
+    def _ended(self, service: str, pipe: Pipe, code: str) -> None:
+        if self._waiting and (waiting := self._waiting.pop(pipe, None)):
+            waiting[1].cancel()
         log = self._client.log
         if pipe.stream is not None and log.isEnabledFor(logging.DEBUG):
             host = pipe.stream.stream.host
-            log.debug("A connection ended.", service=self._service, host=host, **account(pipe), code=code)
+            log.debug("A connection ended.", service=service, host=host, **account(pipe), code=code)
 
 
 async def _live_host(relay: ServiceQuery, service: str, pin: str | None) -> str | None:

@@ -14,6 +14,7 @@ import pytest
 from kdispatch import client as client_module
 from kdispatch.addresses import bare, place
 from kdispatch.client import Client, LocalListener
+from kdispatch.local.front import one_service
 from kdispatch.local.sockets import listening, reason
 from kdispatch.network.dialer import Dialer
 from kdispatch_protocol.errors import KdispatchError
@@ -25,7 +26,7 @@ from tests.net.tcp import Tcp
 @contextlib.asynccontextmanager
 async def _listener(relay: Running, address: str = "127.0.0.1") -> AsyncIterator[tuple[Client, LocalListener]]:
     client = Client(Dialer(relay.url), limits=SCALED)
-    listener = LocalListener(client, SERVICE)
+    listener = LocalListener(client, one_service(SERVICE))
     await listener.listen(address, 0)
     try:
         yield client, listener

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort, Serve
+from kdispatch.local.front import one_service
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest.client import RestClient
@@ -62,7 +63,7 @@ class Stack:
         client = Client(
             Dialer(RelayUrl.parse(url or self.url)), failed=lambda code, _: self.resets.append(code), limits=self.limits
         )
-        listener = LocalListener(client, self.service)
+        listener = LocalListener(client, one_service(self.service))
         await listener.listen("127.0.0.1", 0)
         await client.uplink.start(5)
         listener.serve()

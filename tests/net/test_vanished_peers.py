@@ -18,6 +18,7 @@ import pytest
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
 from kdispatch.local import vanished
+from kdispatch.local.front import one_service
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.session.aio import sockets
@@ -124,7 +125,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Away]:
 async def _reaching(stack: Stack) -> AsyncIterator[tuple[Client, LocalListener]]:
     """A client of the stack's service, and its port on the address that other machines reach."""
     client = Client(Dialer(RelayUrl.parse(stack.url)))
-    listener = LocalListener(client, stack.service)
+    listener = LocalListener(client, one_service(stack.service))
     await listener.listen(_HERE, 0)
     with contextlib.closing(listener):
         await client.uplink.start(5)

@@ -18,6 +18,7 @@ import pytest
 
 from kdispatch.client import Client, LocalListener
 from kdispatch.host import Host, LocalPort
+from kdispatch.local.front import one_service
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.limits import DEFAULT_LIMITS, KIB, Limits
@@ -93,7 +94,7 @@ async def _here(boxes: list[Middlebox], name: str, port: int, limits: Limits) ->
     local = LocalPort("127.0.0.1", port)
     host = local.host = Host(dialers[0], name, "t", local, log=logs[0], limits=limits)
     client = Client(dialers[1], log=logs[1], limits=limits)
-    listener = LocalListener(client, name)
+    listener = LocalListener(client, one_service(name))
     await host.start(5)
     try:
         await client.uplink.start(5)

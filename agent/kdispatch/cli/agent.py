@@ -180,6 +180,7 @@ def connect(
 
 async def _connect(start: Start, access: Access, log: RunningLog, output: Output, interruption: Interruption) -> int:
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
+    from kdispatch.local.front import one_service as only  # noqa: PLC0415 - as the client
 
     name = access.service
     async with in_slot(start, access, log) as (identity, claim):
@@ -187,7 +188,7 @@ async def _connect(start: Start, access: Access, log: RunningLog, output: Output
         client = Client(
             access.dialer(), token=access.token, log=log, failed=failed, limits=access.limits, identity=identity
         )  # fmt: skip
-        listener = LocalListener(client, name)
+        listener = LocalListener(client, only(name))
         await listener.listen(start.address, start.port)
         with contextlib.closing(listener):
             place = {"address": listener.address, "port": listener.port}

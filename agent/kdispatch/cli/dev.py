@@ -64,6 +64,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
 
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
     from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
+    from kdispatch.local.front import one_service  # noqa: PLC0415 - as the client
     from kdispatch.network.dialer import Dialer  # noqa: PLC0415 - heavy
 
     log = agent_log("json" if output.json else "text", quiet=output.quiet)
@@ -80,7 +81,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     stack.push_async_callback(host.stop)
 
     client = Client(Dialer(url), log=log, failed=Resets(service, log))
-    listener = LocalListener(client, service)
+    listener = LocalListener(client, one_service(service))
     await listener.listen("127.0.0.1", connect_port)
     stack.callback(listener.close)
     await client.uplink.start(_START)

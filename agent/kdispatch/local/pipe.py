@@ -111,9 +111,11 @@ class Pipe:
         elif self.stream is not None:
             self.stream.resume_reading()
 
-    def take(self, sock: socket.socket) -> None:
-        """Use a connected socket."""
+    def take(self, sock: socket.socket, early: bytes = b"") -> None:
+        """Use a connected socket. ``early`` was read from it before."""
         self._sock = sock
+        if early:
+            self._unclaimed = (early,)
         making = self.driver.loop.create_connection(lambda: self.local, sock=sock)
         try:
             # A separate task would cost as much as the connection, and this only waits for one turn of the loop.
