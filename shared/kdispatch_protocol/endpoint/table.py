@@ -132,26 +132,23 @@ class StreamTable:
 
         Returns whether it was sent. If not, nothing was changed, and the caller must write ``data``.
         """
-        session = stream.session
-        size = len(data)
-        held = self.replay_held + size
-        out = stream.outbound
-        offset = out.sent
-        end = offset + size
-        if (
-            stream.leg is not Leg.JOINED
-            or stream.state not in SENDING
-            or size > self.limits.data
-            or (held >= self._quarter and held + out.size + size >= self.limits.replay)  # its share would be full
-            or offset != out.end  # something is queued before it
-            or end > out.limit
-            or out.eof
-            or session.send_data is None
-            or (outbox := session.outbox).ring
-            or outbox.acks
-            or outbox.control
-            or not session.send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data)
-        ):
+        session, out = stream.session, stream.outbound
+        send_data = session.send_data
+        offset, size = out.sent, len(data)
+        end, held = offset + size, self.replay_held + size
+        # Nothing of the stream may go out, or there is no session.
+        if stream.leg is not Leg.JOINED or stream.state not in SENDING or out.eof or send_data is None:
+            return False
+        # Something waits before it.
+        outbox = session.outbox
+        if offset != out.end or outbox.ring or outbox.acks or outbox.control:
+            return False
+        # It is too large: for a frame, for the peer's limit, or for the stream's share of the replay budget.
+        if size > self.limits.data or end > out.limit:
+            return False
+        if held >= self._quarter and held + out.size + size >= self.limits.replay:
+            return False
+        if not send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data):
             return False
         out.passed_on(data, end)
         self.replay_held = held
