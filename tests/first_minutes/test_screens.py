@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -101,7 +103,16 @@ class Terminal:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
+        """End the server, and before that what runs in its windows: a relay outlives the SIGHUP of its terminal."""
+        for shell in (await self.tmux("list-panes", "-a", "-F", "#{pane_pid}")).split():
+            _kill_children(shell)
         await self.tmux("kill-server")
+
+
+def _kill_children(process: str) -> None:
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
 
 
 def _free_ports(count: int = 3) -> Iterator[int]:
