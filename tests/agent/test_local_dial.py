@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from kdispatch.local.dial import LocalDial, Target
+from kdispatch.local.dial import LocalDial, Target, checked_address
 from kdispatch.local.pipe import reset_when_closed
 from kdispatch.local.sockets import reason
+from kdispatch_protocol.errors import KdispatchError
 
 
 @pytest.fixture
@@ -142,3 +143,12 @@ async def test_a_service_that_resets_without_a_word() -> None:
         with pytest.raises(ConnectionResetError):
             await LocalDial(Target(*listener.getsockname()), sock).finish()
     sock.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "localhost:8080", "[::1]:80"])
+def test_an_address_with_a_port(address: str) -> None:
+    """An address that includes a port is refused with the option for it; IPv6 addresses are not taken for one."""
+    with pytest.raises(KdispatchError) as caught:
+        checked_address(address)
+    assert caught.value.code == "bad_request" and "--port" in caught.value.hint  # type: ignore[attr-defined]
+    assert checked_address("fe80::1%1") == "fe80::1%1" and checked_address("::1") == "::1"

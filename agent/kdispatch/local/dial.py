@@ -6,23 +6,33 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
-from typing import Any
+from typing import Any, Final
 
 from aiohappyeyeballs import start_connection
 
 from kdispatch.local.port import LOCALHOST
 from kdispatch.machine.operating_system import HERE
+from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.process.descriptors import is_reserved
 
 __all__ = ["LocalDial", "Target", "checked_address"]
 
 
+#: A name or an IPv4 address, and a port.
+_WITH_PORT: Final = re.compile(r"(?:[^:]+|\[.*\]):\d+")
+
+
 def checked_address(address: str) -> str:
     """Check a local address from the user; ``bad_request`` if it can't be one. To the system "" means all addresses."""
     if not address.strip() or not address.isprintable():
         raise KdispatchError("bad_request", f"The local address is {address!r}: write a name or an address.")
+    if _WITH_PORT.fullmatch(address):
+        raise SetupError(
+            "bad_request", f"The local address {address} has a port.", hint="Give the port by --port, and only once."
+        )
     return address
 
 
