@@ -22,12 +22,12 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
-from kdispatch_relay.gate.access import Access
+from kdispatch_relay.gate.access import AccessControl
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
 from kdispatch_relay.switch.claims import Terms
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["TITLES", "Crowd", "lines", "measured"]
@@ -78,14 +78,14 @@ class Crowd:
                 answer = Opened(limit=20_000, attempt=1).encode()
                 self._say(host, frames.frame(frames.OPENED, 2 * (number * streams + stream) + 2, payload=answer))
 
-    def _greeted(self) -> Session:
+    def _greeted(self) -> SwitchSession:
         self._sessions += 1
         session = self.switch.connect("192.0.2.1", 0.0)
         hello = Hello(versions=[1], secret=f"{self._sessions:064x}")
         self._say(session, frames.frame(frames.HELLO, payload=hello.encode()))
         return session
 
-    def _say(self, session: Session, message: bytes) -> None:
+    def _say(self, session: SwitchSession, message: bytes) -> None:
         self.switch.receive_frames(session, frames.decode(message), 0.0)
         for touched in self.switch.take_touched():
             touched.outbox.collect(1 << 20, 0.0)
@@ -110,7 +110,7 @@ async def measured(sessions: int, streams: int, times: int = _TIMES) -> dict[str
     crowd = Crowd()
     crowd.fill(sessions, streams)
     store = _Store(Repository(Database("relay.db")))  # which it never opens
-    access = Access(store, crowd.switch, lambda: None, lambda _session: None)
+    access = AccessControl(store, crowd.switch, lambda: None, lambda _session: None)
 
     async def change(scope: str) -> float:
         began = time.perf_counter()

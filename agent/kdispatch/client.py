@@ -15,7 +15,7 @@ from kdispatch.local.dial import checked_address
 from kdispatch.local.front import Front
 from kdispatch.local.pipe import Pipe, account
 from kdispatch.local.sockets import listening
-from kdispatch.machine.slots import Identity
+from kdispatch.machine.slots import ProcessIdentity
 from kdispatch.network.dialer import Dialer
 from kdispatch.rest.service_query import ServiceQuery
 from kdispatch.running_log import SILENT, RunningLog
@@ -56,7 +56,7 @@ class Client:
         log: RunningLog = SILENT,
         failed: Callable[[str, str], None] = lambda *_: None,
         limits: Limits = DEFAULT_LIMITS,
-        identity: Identity | None = None,
+        identity: ProcessIdentity | None = None,
     ) -> None:
         self.token = token
         self.uplink = Uplink(dialer, self._event, log=log, limits=limits, identity=identity)

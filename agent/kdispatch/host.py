@@ -16,7 +16,7 @@ from kdispatch.local import port as local_port
 from kdispatch.local.dial import LocalDial, Target, checked_address
 from kdispatch.local.pipe import Pipe, account, reset_when_closed
 from kdispatch.local.sockets import is_unknown, reason
-from kdispatch.machine.slots import Identity
+from kdispatch.machine.slots import ProcessIdentity
 from kdispatch.network.dialer import Dialer
 from kdispatch.running_log import SILENT, RunningLog
 from kdispatch.setup_error import SetupError
@@ -60,7 +60,7 @@ class Host:
         *,
         log: RunningLog = SILENT,
         limits: Limits = DEFAULT_LIMITS,
-        identity: Identity | None = None,
+        identity: ProcessIdentity | None = None,
     ) -> None:
         split_service(service)
         self.service = service
@@ -164,7 +164,7 @@ class Host:
                 task = self._dials.get(stream)
                 if task is not None:
                     task.cancel()
-            case events.Offered():
+            case events.OfferListed():
                 self._was_offered = True
                 self.offered.set()
             case events.OfferRefused(_, code, text):

@@ -16,7 +16,7 @@ from typing import Any, Final
 from kdispatch.backoff import HURRY, Backoff
 from kdispatch.condition import Condition
 from kdispatch.local.vanished import watching_peers
-from kdispatch.machine.slots import Identity
+from kdispatch.machine.slots import ProcessIdentity
 from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.network.path_limits import PathLimits, Paths
 from kdispatch.network.spoiled import frames_spoiled
@@ -62,10 +62,10 @@ class Uplink:
         log: RunningLog = SILENT,
         agent: str = "kdispatch",
         limits: Limits = DEFAULT_LIMITS,
-        identity: Identity | None = None,
+        identity: ProcessIdentity | None = None,
     ) -> None:
         self.dialer = dialer
-        mine = identity or Identity()
+        mine = identity or ProcessIdentity()
         self.endpoint = Endpoint(mine.secret, agent=agent, limits=limits, predecessors=mine.predecessors)
         self.driver = EndpointDriver(self.endpoint, self._event)
         self.condition = Condition(self.driver)

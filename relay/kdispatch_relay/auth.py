@@ -13,10 +13,10 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import split_service
 from kdispatch_protocol.tokens import token_digest, token_kind
 from kdispatch_relay.rates import Recent
-from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, ServiceRecord
+from kdispatch_relay.store.records import AuditRecord, InviteRecord, ServiceRecord, TokenIdentity
 from kdispatch_relay.store.repository import Repository
 
-__all__ = ["RIGHTS", "Authority", "Grant", "Identity", "Party", "Right", "ServiceRecord"]
+__all__ = ["RIGHTS", "Authority", "Grant", "Party", "Right", "ServiceRecord", "TokenIdentity"]
 
 
 class Party(Enum):
@@ -84,7 +84,7 @@ class Grant:
     """A right to an existing service. ``identity`` belongs to the token that it rests on; ``None`` without a token."""
 
     service: ServiceRecord
-    identity: Identity | None = None
+    identity: TokenIdentity | None = None
 
     @property
     def public(self) -> bool:
@@ -108,7 +108,7 @@ class Authority:
         self._sign_up = sign_up
         self.accepted: Recent[bytes] = Recent(_ACCEPTED)  # digests of tokens that were valid lately
 
-    async def identify(self, token: str | bytes | None) -> Identity:
+    async def identify(self, token: str | bytes | None) -> TokenIdentity:
         """The identity of ``token``. For a token that was checked before, its digest is enough.
 
         Raises ``token_refused`` if it is missing, malformed, unknown or expired, and ``revoked`` if it was revoked or
@@ -133,14 +133,14 @@ class Authority:
         self.repository.used(identity)
         return identity
 
-    async def admin(self, token: str | None, action: str) -> Identity:
+    async def admin(self, token: str | None, action: str) -> TokenIdentity:
         """The admin whose ``token`` this is, for an action in its own account; raises ``not_permitted`` for others."""
         identity = await self.identify(token)
         if _party(identity, "", "") not in RIGHTS[action].parties:
             raise KdispatchError("not_permitted", "This needs an admin's token.")
         return identity
 
-    async def owner(self, token: str | None, handle: str, action: str) -> Identity:
+    async def owner(self, token: str | None, handle: str, action: str) -> TokenIdentity:
         """The admin whose ``token`` this is, for an action under ``handle``.
 
         Raises ``not_permitted`` for everyone else, without looking up what exists.
@@ -231,12 +231,12 @@ class Authority:
         """Forget cached look-ups of ``handle/name``, or of a handle, which may have changed."""
         self.repository.forget(scope)
 
-    def note(self, event: AuditEvent) -> None:
+    def note(self, event: AuditRecord) -> None:
         """Add an event to the audit. Its subject is a service, whose owner may read it."""
         self.repository.audit.note(event.subject.partition("/")[0], event)
 
 
-def _party(identity: Identity | None, handle: str, service: str) -> Party | None:
+def _party(identity: TokenIdentity | None, handle: str, service: str) -> Party | None:
     """What the token's holder is to ``service`` of ``handle``; ``None`` if nothing."""
     if identity is None:
         return Party.ANYBODY
@@ -247,13 +247,15 @@ def _party(identity: Identity | None, handle: str, service: str) -> Party | None
     return Party.SERVICE if identity.kind == "svc" else Party.CLIENT
 
 
-def _hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord | None) -> Grant:
+def _hidden(
+    action: str, identity: TokenIdentity | None, handle: str, service: str, record: ServiceRecord | None
+) -> Grant:
     if record is None or _is_hidden(action, identity, handle, service, record):
         raise KdispatchError("unknown_service")
     return Grant(record, identity if _party(identity, handle, service) in RIGHTS[action].parties else None)
 
 
-def _is_hidden(action: str, identity: Identity | None, handle: str, service: str, record: ServiceRecord) -> bool:
+def _is_hidden(action: str, identity: TokenIdentity | None, handle: str, service: str, record: ServiceRecord) -> bool:
     right = RIGHTS[action]
     if record.suspended:
         return True

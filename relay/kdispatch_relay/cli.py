@@ -13,7 +13,7 @@ import typer
 from kdispatch_protocol.console import SCHEMA, escaped
 from kdispatch_relay.console import errors_told
 from kdispatch_relay.operator import commands as operator_cli
-from kdispatch_relay.settings import SETTINGS, SIGN_UP, Settings, environment_name
+from kdispatch_relay.settings import SETTINGS, SIGN_UP, RelaySettings, environment_name
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,7 +23,7 @@ __all__ = ["app"]
 app = typer.Typer(name="relay", no_args_is_help=True)
 app.add_typer(operator_cli.app, name="admin")
 
-_DEFAULTS = Settings()
+_DEFAULTS = RelaySettings()
 
 
 def _count(value: str | int) -> int:
@@ -90,7 +90,7 @@ def serve(
     import asyncio  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=log_format == "json"):
-        settings = Settings(
+        settings = RelaySettings(
             listen=listen,
             database=database,
             database_wait=database_wait,
@@ -133,7 +133,7 @@ def migrate(
     import asyncio  # noqa: PLC0415 - heavy
 
     with errors_told(as_json=as_json):
-        Settings(database=database, database_wait=database_wait)
+        RelaySettings(database=database, database_wait=database_wait)
         before, after = asyncio.run(_migrate(database, database_wait))
     if as_json:
         typer.echo(json.dumps({"schema": SCHEMA, "from": before, "to": after, "changed": before != after}))

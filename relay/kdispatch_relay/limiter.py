@@ -14,7 +14,7 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.problems import TryLaterError
 from kdispatch_relay.rates import Rates, Recent, whole_seconds
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 
 __all__ = ["CAPS", "RATES", "Limiter", "Rate", "SessionLimits", "Shares"]
 
@@ -98,7 +98,7 @@ class Limiter:
     """
 
     def __init__(
-        self, settings: Settings, accepted: Recent[bytes], clock: Callable[[], float], sessions: int | None = None
+        self, settings: RelaySettings, accepted: Recent[bytes], clock: Callable[[], float], sessions: int | None = None
     ) -> None:
         self.limited: Counter[str] = Counter()
         self._accepted = accepted

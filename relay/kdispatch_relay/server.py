@@ -20,12 +20,12 @@ from kdispatch_relay.door.certificates import Certificates
 from kdispatch_relay.door.connections import Connections
 from kdispatch_relay.door.http_connection import HttpConnections, http_options
 from kdispatch_relay.door.listener import Listener, Port
-from kdispatch_relay.door.screen import Screen
+from kdispatch_relay.door.screen import RequestScreen
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.operator.token import operator_digest
 from kdispatch_relay.room import Room
 from kdispatch_relay.seams import TunnelGate
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
 from kdispatch_relay.switch.views import Left
@@ -81,7 +81,7 @@ class RunningRelay:
 
 @asynccontextmanager
 async def running_relay(
-    settings: Settings,
+    settings: RelaySettings,
     make_gate: Callable[[Authority], TunnelGate],
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -111,7 +111,7 @@ async def running_relay(
     try:
         await runner.setup()
         listener = await Listener.bound(settings, certificates)
-        screen = Screen(app, settings.allowed_hosts, arrivals.refused)
+        screen = RequestScreen(app, settings.allowed_hosts, arrivals.refused)
         await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits), connections.answered))
         url = f"{'https' if certificates else 'http'}://{listener.where}"
         running = RunningRelay(url, app, gate, listener, connections)
@@ -126,7 +126,7 @@ async def running_relay(
         arrivals.close()
 
 
-async def _certificates(settings: Settings) -> Certificates | None:
+async def _certificates(settings: RelaySettings) -> Certificates | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return await asyncio.to_thread(Certificates, settings.tls_cert, settings.tls_key)

@@ -18,7 +18,7 @@ from kdispatch_relay.door.listener import Port
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.log_limits import limited_logs
 from kdispatch_relay.server import running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.supervisor import tell_supervisor
 from kdispatch_relay.switch.views import Left
 
@@ -34,7 +34,7 @@ _AT_THE_PORT: Final = {
 }
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: RelaySettings) -> None:
     """Serve until the first SIGINT or SIGTERM, then let agents move for as long as the settings allow."""
     unblock_output()
     configure_logs(settings.log_format, verbose=settings.verbose)
@@ -64,7 +64,7 @@ async def serve(settings: Settings) -> None:
 class _Told:
     """What the relay reports on stderr: bare sentences, for which scripts wait, or records."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RelaySettings) -> None:
         self._records = settings.log_format == "json"
         self._seconds = settings.drain_time
         self._draining = False

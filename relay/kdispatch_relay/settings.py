@@ -17,7 +17,7 @@ __all__ = [
     "LOG_FORMATS",
     "SETTINGS",
     "SIGN_UP",
-    "Settings",
+    "RelaySettings",
     "environment_name",
     "host_of",
     "is_loopback",
@@ -32,7 +32,7 @@ _HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class RelaySettings:
     """Checked at creation: raises ``bad_request``, or ``plaintext_refused`` for a public address without TLS."""
 
     listen: str = field(
@@ -190,10 +190,10 @@ class Settings:
 
 
 #: The settings that limit a number or a percentage, where 0 means no limit.
-LIMITS: Final = tuple(item.name for item in fields(Settings) if item.name.startswith("limit_"))
+LIMITS: Final = tuple(item.name for item in fields(RelaySettings) if item.name.startswith("limit_"))
 
 #: Every setting by name. ``default`` and ``metadata["help"]`` describe it.
-SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(Settings)}
+SETTINGS: Final[Mapping[str, Field[Any]]] = {item.name: item for item in fields(RelaySettings)}
 
 
 def _refuse_blank(values: Mapping[str, object]) -> None:

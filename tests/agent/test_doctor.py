@@ -15,7 +15,7 @@ from kdispatch.doctor.bundle import write_bundle
 from kdispatch.doctor.findings import Finding, Level, exit_status, fails, ok, skipped, warns, worst
 from kdispatch.doctor.machine import check_config, check_credentials, check_descriptors, check_files, check_port
 from kdispatch.doctor.redaction import clean
-from kdispatch.network.asking import Answer
+from kdispatch.network.asking import HttpAnswer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch.setup_error import SetupError
@@ -125,7 +125,7 @@ def test_lines() -> None:
 )  # fmt: skip
 def test_who_is_on_the_way(headers: dict[str, str], author: str, passed_by: str) -> None:
     """What forwards the relay's answers is known by its own name, or by Via; the relay's own server is not listed."""
-    answer = Answer(400, headers, "bad_request", 0.01)
+    answer = HttpAnswer(400, headers, "bad_request", 0.01)
     assert (answer.author, answer.passed_by) == (author, passed_by)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch.machine.records import Held, Record, hold, living
+from kdispatch.machine.records import HeldRecord, Record, hold, living
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _record(agent: str = "own") -> Record:
 
 
 @pytest.fixture
-def held() -> Iterator[Held]:
+def held() -> Iterator[HeldRecord]:
     """This process's own record."""
     one = hold(_record())
     yield one
@@ -74,7 +74,7 @@ def test_a_record_of_a_newer_version() -> None:
     assert record is not None and json.loads(record.encode()) == fields
 
 
-def test_a_full_disk_while_an_agent_drains(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_an_agent_drains(held: HeldRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     """If its record cannot be written any more, the agent still drains, and is still found."""
 
     def refuse(_descriptor: int, _data: bytes) -> int:

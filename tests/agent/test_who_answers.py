@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from kdispatch.network.answers import strange
-from kdispatch.network.asking import Answer, ask
+from kdispatch.network.asking import HttpAnswer, ask
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import KdispatchError
@@ -44,7 +44,7 @@ _STRANGERS: Final = {
 }
 
 
-async def _asked(url: RelayUrl) -> Answer:
+async def _asked(url: RelayUrl) -> HttpAnswer:
     async def connect(make: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         return (await asyncio.get_running_loop().create_connection(make, url.host, url.port))[0]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from kdispatch_protocol.process import unblocked
-from kdispatch_protocol.process.unblocked import Place
+from kdispatch_protocol.process.unblocked import OutputPlace
 from tests.guards.environment import inherited
 
 LEFT_OUT = re.compile(r"(\d+) lines were left out here")
@@ -56,7 +56,7 @@ def test_lines_keep_their_order() -> None:
     """All lines arrive complete and in order, however little the destination accepts at a time."""
     slow = Slow(most=7)
     slow.nothing = 2
-    place = Place(slow)
+    place = OutputPlace(slow)
     for number in range(500):
         place.put(f"line {number}\n".encode())
     assert place.finish(5)
@@ -68,7 +68,7 @@ def test_a_place_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unblocked, "_MOST", 1000)
     monkeypatch.setattr(unblocked, "_LINE", 0)
     slow = Slow()
-    place = Place(slow)
+    place = OutputPlace(slow)
     slow.goes_on.clear()
     for number in range(1000):
         place.put(f"line {number:04}\n".encode())
@@ -89,7 +89,7 @@ def test_the_count_stands_between_lines(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(unblocked, "_MOST", 100)
     monkeypatch.setattr(unblocked, "_LINE", 0)
     slow = Slow()
-    place = Place(slow)
+    place = OutputPlace(slow)
     slow.goes_on.clear()
     place.put(b"a" * 89 + b"\n")
     for _ in range(7):
@@ -113,7 +113,7 @@ def test_the_count_stands_where_lines_are_missing(monkeypatch: pytest.MonkeyPatc
         taken.extend(data)
         return len(data)
 
-    place = Place(step)
+    place = OutputPlace(step)
     for letter in (b"a", b"b", b"c", b"d"):  # the third has no room
         place.put(letter * 44 + b"\n")
     steps.release()
@@ -130,7 +130,7 @@ def test_the_count_stands_where_lines_are_missing(monkeypatch: pytest.MonkeyPatc
 def test_a_place_that_refuses() -> None:
     """Lines that a full disk refuses are counted and reported when it accepts again; a partial line is ended first."""
     slow = Slow(most=4)
-    place = Place(slow)
+    place = OutputPlace(slow)
     place.put(b"one\n")
     assert place.finish(5)
     slow.error = errno.ENOSPC
@@ -147,7 +147,7 @@ def test_a_place_that_refuses() -> None:
 def test_no_room_for_a_thread(monkeypatch: pytest.MonkeyPatch, *, later: bool) -> None:
     """If the system refuses a thread, the lines wait for one, and are written at the end."""
     slow = Slow()
-    place = Place(slow)
+    place = OutputPlace(slow)
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -173,7 +173,7 @@ def test_places_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         readers.append(reader)
         streams.append(os.fdopen(writer, "w"))
     monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((0o010600, 0, 0, *(0,) * 7)))
-    made: dict[tuple[int, ...], Place] = {}
+    made: dict[tuple[int, ...], OutputPlace] = {}
     for stream, text in zip(streams, (b"to the first\n", b"to the second\n"), strict=True):
         place = unblocked._place(stream, None, made)
         place.put(text)

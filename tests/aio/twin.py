@@ -27,11 +27,11 @@ from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.door.arrivals import Arrivals
 from kdispatch_relay.door.http_connection import HttpConnections, http_options
 from kdispatch_relay.door.listener import Listener
-from kdispatch_relay.door.screen import Screen
+from kdispatch_relay.door.screen import RequestScreen
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.problems import problems
-from kdispatch_relay.settings import Settings
-from kdispatch_relay.store.records import AuditEvent, ServiceRecord
+from kdispatch_relay.settings import RelaySettings
+from kdispatch_relay.store.records import AuditRecord, ServiceRecord
 
 __all__ = [
     "SCALED",
@@ -212,7 +212,7 @@ class Yes(Authority):
     def forget(self, scope: str) -> None:
         """Nothing is cached."""
 
-    def note(self, event: AuditEvent) -> None:
+    def note(self, event: AuditRecord) -> None:
         """Not read."""
 
 
@@ -359,9 +359,9 @@ async def running_gate(limits: Limits = SCALED) -> AsyncIterator[Running]:
     arrivals = Arrivals(limits=limits)
     await gate.start("00" * 16)
     await runner.setup()
-    listener = await Listener.bound(Settings(listen="127.0.0.1:0"), None)
+    listener = await Listener.bound(RelaySettings(listen="127.0.0.1:0"), None)
     try:
-        screen = Screen(app, frozenset(), arrivals.refused)
+        screen = RequestScreen(app, frozenset(), arrivals.refused)
         await listener.start(HttpConnections(runner, arrivals, screen, http_options(limits), lambda *_: None))
         yield Running(gate, store, listener.port)
     finally:

@@ -10,7 +10,7 @@ from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset
 from kdispatch_relay.switch.intents import AskAttach, AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
 SERVICE = "ann/web"
@@ -79,7 +79,7 @@ class Peer:
         self.relay = relay
         self.secret = bytes([number]) * 32
         self.process = process_id(self.secret)
-        self.session: Session = relay.switch.connect(f"192.0.2.{number}", relay.now)
+        self.session: SwitchSession = relay.switch.connect(f"192.0.2.{number}", relay.now)
 
     def say(self, *message: bytes) -> None:
         self.relay.switch.receive_frames(self.session, frames.decode(b"".join(message)), self.relay.now)

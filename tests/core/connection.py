@@ -8,7 +8,7 @@ from kdispatch_protocol.endpoint.session import Session as AgentSession
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.wire import websocket
 from kdispatch_protocol.wire.frames import DATA, Buffer, Frame, FrameReader, header
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Connection"]
@@ -83,7 +83,7 @@ class Wire:
 class Connection:
     """One WebSocket. Each side keeps it until it notices the loss."""
 
-    def __init__(self, relay: Switch, session: Session, of_agent: AgentSession, chance: random.Random) -> None:
+    def __init__(self, relay: Switch, session: SwitchSession, of_agent: AgentSession, chance: random.Random) -> None:
         self.relay = relay
         self.session = session
         self.of_agent = of_agent

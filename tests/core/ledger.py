@@ -6,7 +6,7 @@ from collections import Counter
 
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.claims import Claim, ServiceHosts
-from kdispatch_relay.switch.registry import Host, LiveOffer
+from kdispatch_relay.switch.registry import ListedHost, LiveOffer
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.switch import Switch
 
@@ -30,7 +30,7 @@ def check_nothing_left(switch: Switch) -> None:
 def _check_offers(switch: Switch) -> None:
     """Each live offer belongs to a listed host, each listed host has an offer, and is reached by its newest."""
     registry = switch.registry
-    offered: dict[Host, list[LiveOffer]] = {}
+    offered: dict[ListedHost, list[LiveOffer]] = {}
     for session in switch.sessions:
         for number, offer in session.offers.items():
             if offer is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
@@ -87,13 +87,15 @@ def test_an_agents_books_stay_right(seed: int) -> None:
         here = list(table.by_uuid.values())
         assert table.replay_held == sum(stream.outbound.size for stream in here)
         assert table.budget.promised == sum(stream.inbound.limit - stream.inbound.received for stream in here)
-        assert talk.session.unanswered == sum(stream.leg is Leg.ASKED and stream.is_client for stream in here)
+        assert talk.session.unanswered == sum(stream.leg is LegState.ASKED and stream.is_client for stream in here)
         assert set(talk.session.by_number.values()) <= set(here)
         assert all(stream.number == number for number, stream in talk.session.by_number.items())
-        assert all((stream.grace is not None) is (stream.opened and stream.leg is not Leg.JOINED) for stream in here)
+        assert all(
+            (stream.grace is not None) is (stream.opened and stream.leg is not LegState.JOINED) for stream in here
+        )
     for _ in range(30):
         talk.wait(500)
-    assert all(stream.leg is Leg.JOINED for stream in table.by_uuid.values())
+    assert all(stream.leg is LegState.JOINED for stream in table.by_uuid.values())
 
 
 # --- what agents may say to a relay -------------------------------------------------------------

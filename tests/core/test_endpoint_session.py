@@ -82,7 +82,7 @@ def test_offers_are_made_confirmed_and_taken_back() -> None:
     assert (name, number, Offer.parse(payload)) == ("OFFER", 1, OFFER)
     talk.hear(frame(frames.OFFERED, 1, payload=Offered(host=OFFER.host).encode()))
     talk.hear(frame(frames.OFFERED, 9, payload=Offered(host=OFFER.host).encode()))
-    assert talk.events() == [events.Offered(SERVICE)]
+    assert talk.events() == [events.OfferListed(SERVICE)]
     talk.endpoint.withdraw(SERVICE)
     assert talk.said() == [("WITHDRAW", 1, 0, b"")]
     talk.hear(open_frame(2))

@@ -18,9 +18,9 @@ from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, 
 from kdispatch_relay.switch import switch as switch_module
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.eviction import make_room
-from kdispatch_relay.switch.intents import AskAttach, AskOffer, Cut
+from kdispatch_relay.switch.intents import AskAttach, AskOffer, CutSession
 from kdispatch_relay.switch.registry import Terms
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core.verdict import held
 
@@ -47,13 +47,13 @@ _FILES: Final = [
 
 #: In the process's budget: of these the largest go first when it is spent.
 COUNTED: Final = {
-    "FrameReader._held": "Session.note_partial",
-    "Leg._queue": "Session.add_queued",
-    "Outbox.control": "Session._hold_control",
-    "Route.early": "Session.hold",
-    "Session.halves": "Held",
-    "Session.legs": "Held",
-    "Session.offers": "Held",
+    "FrameReader._held": "SwitchSession.note_partial",
+    "Leg._queue": "SwitchSession.add_queued",
+    "Outbox.control": "SwitchSession._hold_control",
+    "Route.early": "SwitchSession.hold",
+    "SwitchSession.halves": "Held",
+    "SwitchSession.legs": "Held",
+    "SwitchSession.offers": "Held",
 }
 #: Another view of what is counted, with what it takes in the cost of an entry.
 SHARED: Final = {
@@ -65,12 +65,12 @@ SHARED: Final = {
     "Claims._services": "legs, halves and offers",
     "Doubts._of": "questions: of halves, legs and offers",
     "Ground.things": "legs, halves and offers",
-    "Host.offers": "offers",
+    "ListedHost.offers": "offers",
     "Link._received": "frames of one read, which are gone when it ends",
     "HostView.labels": "offers",
     "LiveOffer.labels": "offers",
     "ServiceHosts.grounds": "legs, halves and offers",
-    "Access._work": "questions: of halves, legs and offers",
+    "AccessControl._work": "questions: of halves, legs and offers",
     "Attachments._all": "halves",
     "Attachments._by_peer": "halves",
     "Attachments._waiting": "halves",
@@ -82,15 +82,15 @@ SHARED: Final = {
     "Route.tried": "legs: a try each, and there are three",
     "ServiceHosts.hosts": "offers",
     "ServiceHosts.waiting": "legs",
-    "Session.asking": "legs",
-    "Session.streams": "legs",
+    "SwitchSession.asking": "legs",
+    "SwitchSession.streams": "legs",
     "Timers._heap": "legs, and once as many that were cancelled",
 }
 #: Bounded by a number that has nothing to do with what a session asks.
 BOUNDED: Final = {
-    "Access._rechecks": "services that exist and were changed",
+    "AccessControl._rechecks": "services that exist and were changed",
     "Registry._lost": "services that exist, for as long as opens wait for a host to come back",
-    "Access._until": "services that exist",
+    "AccessControl._until": "services that exist",
     "Arrivals._all": "Limits.arrivals",
     "Arrivals._deadlines": "Limits.arrivals",
     "Arrivals._groups": "Limits.arrivals",
@@ -118,8 +118,8 @@ BOUNDED: Final = {
     "Registry._withdrawn": "10,000",
     "Roster.newest": "--limit-sessions",
     "Roster.sessions": "--limit-sessions",
-    "Session.connects": "1,024 names",
-    "Session.predecessors": "four",
+    "SwitchSession.connects": "1,024 names",
+    "SwitchSession.predecessors": "four",
     "Switch._handlers": "types of frames",
     "Turns._waiting": "--limit-sessions",
     "WebSocketReader._control": "125 bytes",
@@ -189,15 +189,15 @@ class Relay:
     def __init__(self, memory: int = 1 << 20, limits: Limits | None = None) -> None:
         self.now = 100.0
         self.switch = Switch("00" * 16, lambda _: 0, 0.0, limits=limits or Limits(), memory=memory)
-        self.cuts: list[tuple[Session, str]] = []
+        self.cuts: list[tuple[SwitchSession, str]] = []
 
-    def agent(self, number: int, source: str = "192.0.2.1", group: str = "") -> Session:
+    def agent(self, number: int, source: str = "192.0.2.1", group: str = "") -> SwitchSession:
         session = self.switch.connect(source, self.now, group=group)
         self.hear(session, frame(frames.HELLO, payload=Hello(versions=[1], secret=number.to_bytes(32).hex()).encode()))
         self.sent(session)
         return session
 
-    def hear(self, session: Session, *message: bytes) -> None:
+    def hear(self, session: SwitchSession, *message: bytes) -> None:
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
         for question in switch.take_questions():
@@ -212,14 +212,14 @@ class Relay:
             self.cuts.append((cut.session, cut.code))
             switch.disconnect(cut.session, self.now)
 
-    def sent(self, session: Session) -> list[int]:
+    def sent(self, session: SwitchSession) -> list[int]:
         """Send what waits for an agent; returns the types."""
         said = b""
         while parts := session.outbox.collect(1 << 16, self.now):
             said += b"".join(parts)
         return [type_ for type_, *_ in decode(said)] if said else []
 
-    def host(self, number: int, **labels: str) -> Session:
+    def host(self, number: int, **labels: str) -> SwitchSession:
         session = self.agent(number)
         offer = Offer(
             service=_SERVICE, host=host_id(session.process, _SERVICE), digest="00" * 32, token="t", labels=labels
@@ -324,7 +324,7 @@ def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
     relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=2 << 20, attempt=1).encode()))
     looked: list[ProcessBudget] = []
 
-    def look(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
+    def look(sessions: Iterable[SwitchSession], budget: ProcessBudget) -> list[CutSession]:
         looked.append(budget)
         return make_room(sessions, budget)
 

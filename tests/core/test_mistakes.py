@@ -17,7 +17,7 @@ from kdispatch_protocol.endpoint.growth import Growth
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session as AgentSession
-from kdispatch_protocol.endpoint.states import Leg as AgentLeg
+from kdispatch_protocol.endpoint.states import LegState as AgentLeg
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.table import StreamTable
 from kdispatch_protocol.endpoint.tombstones import Tombstones
@@ -34,7 +34,7 @@ from kdispatch_relay.switch.claims import Account, Claims, Doubts
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.registry import LiveOffer
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core import grants, test_paths
 from tests.core.storms import CALM, LAST_WORDS, LOSSES, PLANNED, TRUSTY, Storm
@@ -131,7 +131,7 @@ def old_numbers_are_taken(patch: Patch) -> None:
                 del session.by_number[number]
         forgotten(self, stream, code)
 
-    def hello(self: Switch, session: Session, type_: int, payload: memoryview) -> None:
+    def hello(self: Switch, session: SwitchSession, type_: int, payload: memoryview) -> None:
         greeted(self, session, type_, payload)
         # The older one is not cut: its frames are handled as before.
         self.take_cuts()
@@ -266,7 +266,7 @@ def relay_lets_data_overtake(patch: Patch) -> None:
     """The relay's fast path does not check the outbox."""
     right = Switch.pass_on
 
-    def pass_on(self: Switch, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def pass_on(self: Switch, session: SwitchSession, flags: int, number: int, value: int, payload: Buffer) -> bool:
         leg = session.legs.get(number)
         if leg is None or leg.peer is None:
             return False
@@ -337,7 +337,7 @@ def a_half_is_not_given_back(patch: Patch) -> None:
 
 def answers_are_not_counted(patch: Patch) -> None:
     """Waiting control frames are not counted in the budget."""
-    patch(Session, "_hold_control", lambda self, size, frames: None)
+    patch(SwitchSession, "_hold_control", lambda self, size, frames: None)
 
 
 def early_is_counted_twice(patch: Patch) -> None:
@@ -370,7 +370,7 @@ def a_lost_session_leaves_a_ghost(patch: Patch) -> None:
     """A lost session removes one offer of each host, although its process made several there."""
     right = Offers.session_lost
 
-    def session_lost(self: Offers, session: Session, now: float) -> None:
+    def session_lost(self: Offers, session: SwitchSession, now: float) -> None:
         by_host = {offer.host: number for number, offer in session.offers.items() if offer is not None}
         session.offers = {number: session.offers[number] for number in by_host.values()}
         right(self, session, now)

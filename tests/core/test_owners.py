@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol.endpoint.states import LEGS, Leg, LegInput, next_leg
+from kdispatch_protocol.endpoint.states import LEGS, LegInput, LegState, next_leg
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import LocalProtocolError
 
@@ -64,20 +64,20 @@ def test_states_and_legs_move_by_their_tables() -> None:
         and node.targets[0].attr in {"state", "leg"}
     ]
     assert sorted(values) == [
-        ("leg", "Leg.NONE"),
+        ("leg", "LegState.NONE"),
         ("leg", "next_leg(self.leg, by)"),
         ("state", "State.OPENING"),
         ("state", "next_state(self.state, by)"),
     ]
 
 
-@pytest.mark.parametrize("leg", Leg)
+@pytest.mark.parametrize("leg", LegState)
 @pytest.mark.parametrize("by", LegInput)
-def test_legs(leg: Leg, by: LegInput) -> None:
+def test_legs(leg: LegState, by: LegInput) -> None:
     """A leg takes what its table has, and raises for all else; from each one its number can be given up."""
     if (leg, by) in LEGS:
         assert next_leg(leg, by) is LEGS[leg, by]
     else:
         with pytest.raises(LocalProtocolError):
             next_leg(leg, by)
-    assert next_leg(leg, LegInput.LOST) is Leg.NONE
+    assert next_leg(leg, LegInput.LOST) is LegState.NONE

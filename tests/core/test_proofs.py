@@ -8,7 +8,7 @@ import json
 import pytest
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
@@ -44,7 +44,7 @@ def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: b
     assert talk.events() == [events.AttachRefused(UUID, HOST, "bad_proof")]
     assert "DATA" not in [name for name, *_ in said]
     assert (stream.number == number) is asked  # the refused join has used up the number
-    assert stream.leg is Leg.ATTACHING
+    assert stream.leg is LegState.ATTACHING
     hear(talk, entry(stream))
     assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
 
@@ -56,7 +56,7 @@ def test_an_attach_that_was_used_is_not_taken_again() -> None:
     lose(talk)
     used = entry(stream)
     hear(talk, used)
-    assert stream.leg is Leg.JOINED
+    assert stream.leg is LegState.JOINED
     lose(talk)
     hear(talk, dataclasses.replace(used, number=stream.number))
     assert reset_of(talk.said()[0]) == "bad_proof"
@@ -98,4 +98,4 @@ def test_an_attach_of_somebody_else(changes: dict[str, str]) -> None:
     reset = Reset.parse(payload)
     assert (number, reset.code, reset.uuid) == (0, "unknown_stream", UUID)
     assert reset.process == changes.get("peer", HOST)
-    assert stream.leg is Leg.ATTACHING
+    assert stream.leg is LegState.ATTACHING

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.endpoint import events
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
@@ -67,7 +67,7 @@ class Writers:
                 self.write(stream, size)
             case "ack":
                 self.ack(stream, size, 3 * size)
-            case "attach" if stream.leg is Leg.ATTACHING:
+            case "attach" if stream.leg is LegState.ATTACHING:
                 out = stream.outbound
                 hear(self.talk, entry(stream, received=out.base + (out.sent - out.base) * size // 100, limit=out.end))
             case "flush":
@@ -106,7 +106,7 @@ class Writers:
 
     def ack(self, stream: Stream, percent: int, more: int) -> None:
         out = stream.outbound
-        if stream.leg is Leg.JOINED:
+        if stream.leg is LegState.JOINED:
             received = out.base + (out.sent - out.base) * percent // 100
             fin = out.fin_sent and received == out.end
             self.talk.hear(frames.ack_frame(stream.number, received, out.limit + more, fin=fin))

@@ -9,7 +9,7 @@ import pytest
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.endpoint import Endpoint
-from kdispatch_protocol.endpoint.states import Leg, State
+from kdispatch_protocol.endpoint.states import LegState, State
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.wire import frames
@@ -36,7 +36,7 @@ def test_what_is_said_in_the_next_session() -> None:
     assert one.proof == proof(KEY, UUID, "client", 1)
     assert (two.role, two.peer, two.number, two.received, two.opening) == ("host", CLIENT, 3, 0, False)
     assert [Attach.parse(p).token for name, _, _, p in said if name == "ATTACH"] == ["cli", "t"]
-    assert (mine.leg, theirs.leg) == (Leg.ATTACHING, Leg.ATTACHING)
+    assert (mine.leg, theirs.leg) == (LegState.ATTACHING, LegState.ATTACHING)
 
 
 def test_nothing_is_sent_before_the_peer_has_attached_and_then_what_it_lacks() -> None:
@@ -102,7 +102,7 @@ def test_asked_by_the_peer_an_end_attaches_once() -> None:
     stream = client(talk)
     hear(talk, entry(stream, number=None))
     [said] = attached(talk.said())
-    assert (said.number, stream.number, stream.leg) == (3, 1, Leg.JOINED)
+    assert (said.number, stream.number, stream.leg) == (3, 1, LegState.JOINED)
     hear(talk, entry(stream, number=None))
     talk.table.write(stream, b"meanwhile")
     assert [(name, number) for name, number, *_ in talk.said()] == [("DATA", 1)]
@@ -113,7 +113,7 @@ def test_asked_by_the_peer_an_end_attaches_once() -> None:
         frame(frames.GONE, 1),
         frame(frames.RESET, 1, payload=Reset(code="closed").encode()),
     )
-    assert (stream.inbound.received, stream.number, stream.leg) == (0, 3, Leg.JOINED)
+    assert (stream.inbound.received, stream.number, stream.leg) == (0, 3, LegState.JOINED)
 
 
 def test_an_entry_with_a_dead_number_is_ignored() -> None:
@@ -123,7 +123,7 @@ def test_an_entry_with_a_dead_number_is_ignored() -> None:
     lose(talk)
     hear(talk, entry(stream, number=77))
     assert talk.said() == []
-    assert stream.leg is Leg.ATTACHING
+    assert stream.leg is LegState.ATTACHING
 
 
 def test_the_grace() -> None:

@@ -10,7 +10,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import process_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Reset
-from kdispatch_relay.switch.intents import AskAttach, AttachRefused
+from kdispatch_relay.switch.intents import AskAttach, RefusedAttach
 from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected, revoke_service
 
 _UUID = "77" * 16
@@ -114,7 +114,7 @@ def test_a_half_of_somebody_else_joins_nothing() -> None:
     refusal = Reset(code="unknown_stream", uuid=_UUID, process=thief.process)
     host.say(frame(frames.RESET, payload=refusal.encode()))
     assert code_of(thief.hear()) == "unknown_stream"
-    [report] = relay.switch.intents.take(AttachRefused)
+    [report] = relay.switch.intents.take(RefusedAttach)
     assert (report.agent, report.peer, report.code) == (thief.process, host.process, "unknown_stream")
     client.say(frame(frames.DATA, 5, 10, b"mine"))
     assert ("DATA", 7, 10, b"mine") in host.hear()

@@ -18,7 +18,7 @@ from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.growth import Growth
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.wire.messages import AttachEntry
 from tests.core import storms, verdict
@@ -139,7 +139,7 @@ def test_a_world_moves_real_data(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = Resumption._switch
 
     def follow_move(stream: Stream, session: Session, number: int) -> None:
-        moved["joined" if stream.leg is Leg.JOINED else "detached", stream.session is session] += 1
+        moved["joined" if stream.leg is LegState.JOINED else "detached", stream.session is session] += 1
         switch(stream, session, number)
 
     monkeypatch.setattr(Resumption, "_switch", staticmethod(follow_move))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdispatch_protocol.endpoint.states import END_STATES
 from kdispatch_relay.switch import sessions
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core.world import PARTING, SERVICE, Agent, End, World
 
@@ -34,14 +34,14 @@ def check_held(world: World) -> None:
         _check_budget(relay, relay.sessions | connected)
 
 
-def _check_budget(relay: Switch, connected: set[Session]) -> None:
+def _check_budget(relay: Switch, connected: set[SwitchSession]) -> None:
     budget = relay.budget
     assert budget.held == sum(map(held, connected)), "what sessions hold is not what the budget says"
     assert budget.queued == sum(map(_queued, connected)), "what waits is not what the budget says"
     assert budget.queued + budget.held <= budget.total
 
 
-def held(session: Session) -> int:
+def held(session: SwitchSession) -> int:
     """A full count of what a session makes the relay keep, without the data that waits for it."""
     legs = len(session.legs) * sessions._LEG
     early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
@@ -52,7 +52,7 @@ def held(session: Session) -> int:
     return legs + early + halves + offers + control + session.partial + session._unsent
 
 
-def _queued(session: Session) -> int:
+def _queued(session: SwitchSession) -> int:
     waiting = [item for leg in session.legs.values() for item in leg._queue or ()]
     return sum(len(item[3]) + sessions._FRAME_COST for item in waiting)
 

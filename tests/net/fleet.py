@@ -48,7 +48,7 @@ class _Host(Host):
 
     def _event(self, event: Event) -> None:
         super()._event(event)
-        if isinstance(event, events.Offered):
+        if isinstance(event, events.OfferListed):
             _happened("ready")
 
 

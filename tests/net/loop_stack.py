@@ -18,7 +18,7 @@ from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Stack", "running_stack"]
@@ -116,7 +116,7 @@ async def running_stack(folder: Path, limits: Limits = DEFAULT_LIMITS) -> AsyncI
     """A relay with the service ``ann/web``; agents that the block created end before it."""
 
     make = partial(Gate, limits=limits)
-    settings = Settings(listen="127.0.0.1:0", database=str(folder / "loop.db"))
+    settings = RelaySettings(listen="127.0.0.1:0", database=str(folder / "loop.db"))
     async with running_relay(settings, make) as relay, AsyncExitStack() as ending:
         stack = Stack(relay, limits, ending)
         await stack.sign_up()

@@ -18,7 +18,7 @@ import pytest
 
 from kdispatch.cli.agent import _DRAIN_TIME
 from kdispatch.cli.interruption import LAST_WORDS
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from tests.net.harness import Network, Process, Relay, eventually
 from tests.net.tcp import Service, Tcp, echo, service
 
@@ -188,7 +188,7 @@ async def test_docker_stop(network: Network) -> None:
 async def test_docker_stop_of_a_relay(own_relay: Relay, network: Network) -> None:
     """By default a relay ends by itself within the 10 s after SIGTERM; connections go on at the next one."""
     own_relay.stop()
-    await own_relay.start("--drain-time", f"{Settings().drain_time:g}")
+    await own_relay.start("--drain-time", f"{RelaySettings().drain_time:g}")
     relay = own_relay.running
     name = await network.service()
     async with service(echo) as local:
@@ -207,4 +207,4 @@ async def test_docker_stop_of_a_relay(own_relay: Relay, network: Network) -> Non
 
 def test_defaults_leave_time_for_last_words() -> None:
     """By default agents and relays drain for less time than Docker waits, with two seconds for the rest."""
-    assert max(_DRAIN_TIME, Settings().drain_time) + LAST_WORDS <= _DOCKER
+    assert max(_DRAIN_TIME, RelaySettings().drain_time) + LAST_WORDS <= _DOCKER

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from kdispatch.doctor.limits import check_speed, measure
-from kdispatch.doctor.session import Session
+from kdispatch.doctor.session import ProbeSession
 from kdispatch.doctor.tunnel import Tunnel
 from kdispatch.doctor.way import Way
 from kdispatch.settings import Settings
@@ -40,7 +40,7 @@ async def test_no_cut_at_all(shared_relay: Relay) -> None:
 async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None:
     """Its own limit on silence is not taken for somebody else's: longer silences are not tried there."""
 
-    async def older(tunnel: Tunnel) -> Session:
+    async def older(tunnel: Tunnel) -> ProbeSession:
         session = await tunnel.open_quiet()
         session.welcome.result().capabilities.remove(QUIET)
         return session

@@ -15,7 +15,7 @@ import aiohttp
 
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from tests.guards.environment import inherited
 
 from .codec import WAIT, Session, Type, message
@@ -44,7 +44,7 @@ class World:
 
     async def start(self) -> RunningRelay:
         """Run the relay, on the port and with the database that it had before."""
-        settings = Settings(listen=f"127.0.0.1:{self.port}", database=str(self._folder / "relay.db"))
+        settings = RelaySettings(listen=f"127.0.0.1:{self.port}", database=str(self._folder / "relay.db"))
         self._running = await self._stack.enter_async_context(AsyncExitStack())
         made = running_relay(settings, Gate)
         relay = await self._running.enter_async_context(made)

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import LIMITS, Settings
+from kdispatch_relay.settings import LIMITS, RelaySettings
 from kdispatch_relay.switch.views import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 
 STATE = RelayState(
@@ -130,7 +130,7 @@ class Api:
 async def relay_api(file: Path, **settings: Any) -> AsyncIterator[Api]:
     """A relay on a free port with its database in ``file``, with high limits, because a test sends many requests."""
     gate = FakeGate()
-    made = Settings(**{"listen": "127.0.0.1:0", "database": str(file), **dict.fromkeys(LIMITS, 0), **settings})
+    made = RelaySettings(**{"listen": "127.0.0.1:0", "database": str(file), **dict.fromkeys(LIMITS, 0), **settings})
     async with (
         running_relay(made, lambda _authority: gate) as relay,
         aiohttp.ClientSession(relay.url) as http,

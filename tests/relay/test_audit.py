@@ -14,17 +14,17 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.store import audit, merging
 from kdispatch_relay.store.merging import Merger, Row
 from kdispatch_relay.store.models import AuditRow
-from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.store.records import AuditRecord
 from kdispatch_relay.store.repository import Repository
 from tests.relay.postgres import BOTH_STORES
 from tests.relay.test_postgres import opened, service, signed_up
 
 HOUR: Final = 1_000_000 * 3600
-HOST: Final = AuditEvent(actor="svc 01 web", action="host", subject="ann/web", source="192.0.2.1", at=HOUR)
-CONNECT: Final = AuditEvent(actor="anybody", action="connect", subject="ann/web", source="192.0.2.1", at=HOUR)
+HOST: Final = AuditRecord(actor="svc 01 web", action="host", subject="ann/web", source="192.0.2.1", at=HOUR)
+CONNECT: Final = AuditRecord(actor="anybody", action="connect", subject="ann/web", source="192.0.2.1", at=HOUR)
 
 
-def merged(events: Iterable[AuditEvent], handle: str = "ann", merger: Merger | None = None) -> list[Row]:
+def merged(events: Iterable[AuditRecord], handle: str = "ann", merger: Merger | None = None) -> list[Row]:
     """The rows that these events become, in order."""
     merger = Merger() if merger is None else merger
     rows: dict[Row, None] = {}

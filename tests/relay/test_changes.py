@@ -17,7 +17,7 @@ import pytest
 from bench.changes import Crowd
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
-from kdispatch_relay.gate.access import Access
+from kdispatch_relay.gate.access import AccessControl
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.records import NewToken
 from kdispatch_relay.store.repository import Repository
@@ -152,7 +152,7 @@ async def _lines(sessions: int, scope: str, file: Path) -> int:
     crowd.fill(sessions, 3)
     switch = crowd.switch
     listed = len(switch.registry)
-    access = Access(Authority(store), switch, lambda: None, lambda _session: None)
+    access = AccessControl(Authority(store), switch, lambda: None, lambda _session: None)
     lines = _Lines()
     before = sys.gettrace()
     sys.settrace(lines)
@@ -199,7 +199,7 @@ async def test_tokens_that_nobody_looks_at(public: bool, asked: int, left: int) 
     crowd = Crowd()
     crowd.service("own/web", 3, 20, tokens=True)
     store = _Asked(public=public)
-    access = Access(store, crowd.switch, lambda: None, lambda _session: None)
+    access = AccessControl(store, crowd.switch, lambda: None, lambda _session: None)
     access.recheck("own/web")
     await access.rechecked()
     assert store.asked == asked and crowd.switch.registry.account("own").streams == left
@@ -210,7 +210,7 @@ async def test_changes_faster_than_answers() -> None:
     crowd = Crowd()
     crowd.service("own/web", 1, 1)
     store = _Asked(public=True)
-    access = Access(store, crowd.switch, lambda: None, lambda _session: None)
+    access = AccessControl(store, crowd.switch, lambda: None, lambda _session: None)
     for _ in range(50):
         access.recheck("own/web")
     assert len(access._work) == 1

@@ -21,7 +21,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_relay.door.listener import Listener
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from tests.aio.twin import until
 from tests.core.wire import ws_frame
 from tests.relay.support import relay_api
@@ -39,7 +39,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 
 @asynccontextmanager
 async def relay_with(file: Path, limits: Limits = SHORT, **settings: Any) -> AsyncIterator[RunningRelay]:
-    made = Settings(**{"listen": "127.0.0.1:0", "database": str(file / "relay.db"), **settings})
+    made = RelaySettings(**{"listen": "127.0.0.1:0", "database": str(file / "relay.db"), **settings})
     async with running_relay(made, lambda authority: Gate(authority, limits=limits), limits=limits) as relay:
         yield relay
 

@@ -13,7 +13,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from kdispatch_protocol.tokens import token_digest, token_id
-from kdispatch_relay.api.route import Route, Token
+from kdispatch_relay.api.route import ApiRoute, BearerToken
 from kdispatch_relay.api.routes import ROUTES
 from tests.relay.support import Api
 
@@ -139,15 +139,17 @@ class World:
     tokens: Mapping[str, str]
     ids: Mapping[str, str]
 
-    def path(self, route: Route, **other: str) -> str:
+    def path(self, route: ApiRoute, **other: str) -> str:
         values = {"handle": "ann", "name": "web", "host": "0" * 32, **self.ids, **other}
         return route.path.format_map(values)
 
-    def token(self, route: Route) -> str | None:
+    def token(self, route: ApiRoute) -> str | None:
         """A token with the right."""
-        return None if route.token is Token.NONE else self.tokens["code" if route.name == "accept_invite" else "ann"]
+        return (
+            None if route.token is BearerToken.NONE else self.tokens["code" if route.name == "accept_invite" else "ann"]
+        )
 
-    async def ask(self, route: Route, token: str | None, path: str, body: object = None, **headers: str) -> str:
+    async def ask(self, route: ApiRoute, token: str | None, path: str, body: object = None, **headers: str) -> str:
         """The code of the answer, which must be documented for the route, or its status."""
         sent: bytes | None = None
         if route.body is not None:
@@ -188,7 +190,7 @@ async def world(api: Api) -> World:
     return World(api, {**tokens, "ended": ended, "revoked": other["token"]}, ids)
 
 
-async def provoked(world: World, route: Route, code: str) -> str:
+async def provoked(world: World, route: ApiRoute, code: str) -> str:
     """The answer to a request that is wrong as ``code`` says, and right otherwise."""
     path, body = world.path(route), None
     if code in {"bad_name", "unknown_service"} and "name" in route.parameters:
@@ -203,7 +205,7 @@ async def provoked(world: World, route: Route, code: str) -> str:
     return await world.ask(route, wrong_token(world, route, code), path, body, **headers)
 
 
-def wrong_token(world: World, route: Route, code: str) -> str | None:
+def wrong_token(world: World, route: ApiRoute, code: str) -> str | None:
     takes_codes = route.name in {"accept_invite", "create_admin"}
     match code:
         case "token_refused":
@@ -218,7 +220,7 @@ def wrong_token(world: World, route: Route, code: str) -> str | None:
             return None if route.name == "relay_state" else world.token(route)
 
 
-def wrong_body(route: Route, code: str) -> object:
+def wrong_body(route: ApiRoute, code: str) -> object:
     match code:
         case "bad_request":
             return {"no": "such field"}
@@ -260,7 +262,7 @@ async def test_no_request_is_too_strange(world: World, caplog: pytest.LogCapture
     assert not caplog.records
 
 
-def strange(world: World, route: Route) -> list[Coroutine[Any, Any, str]]:
+def strange(world: World, route: ApiRoute) -> list[Coroutine[Any, Any, str]]:
     """Requests that no client would send by mistake."""
     path, token = world.path(route), world.token(route)
     asked = [

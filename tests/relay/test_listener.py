@@ -22,7 +22,7 @@ from kdispatch_relay.door import sockets, steering
 from kdispatch_relay.door.listener import Port
 from kdispatch_relay.gate.gate import Gate
 from kdispatch_relay.server import RunningRelay, running_relay
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.switch.views import Left
 from tests.relay.support import FakeGate, relay_api
 from tests.relay.test_gate import _Agent
@@ -191,7 +191,7 @@ async def test_requests_under_way(tmp_path: Path) -> None:
 
 async def test_an_agent_that_was_queued(tmp_path: Path) -> None:
     """An agent whose connection was queued when its relay began to drain gets a session, and is told to move."""
-    settings = Settings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
+    settings = RelaySettings(listen="127.0.0.1:0", database=str(tmp_path / "relay.db"))
     async with running_relay(settings, Gate) as relay:
         await relay.turn_away()
 

@@ -15,7 +15,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.door.listener import Port
 from kdispatch_relay.serving import _Told
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.switch.views import Left
 from tests.aio.twin import SERVICE, running_gate, until
 from tests.relay.test_gate import _Agent, _carried
@@ -76,7 +76,7 @@ def test_json_log(tmp_path: Path) -> None:
 
 def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
     """The messages of a draining relay have their figures in fields as well."""
-    told = _Told(Settings(log_format="json", drain_time=5))
+    told = _Told(RelaySettings(log_format="json", drain_time=5))
     told.port = Port.TAKEN
     with caplog.at_level(logging.INFO, "kdispatch.relay"):
         told.left(Left(1, 2, 3))
@@ -104,7 +104,7 @@ def test_draining_as_records(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_the_last_word(capsys: pytest.CaptureFixture[str], left: Left, said: str) -> None:
     """The last message says whether all agents have left; a relay without agents writes none."""
-    told = _Told(Settings())
+    told = _Told(RelaySettings())
     told.finished(Left(0, 0, 0))
     assert capsys.readouterr().err == ""
     told.left(Left(2, 1, 7))

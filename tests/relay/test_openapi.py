@@ -10,7 +10,7 @@ import pytest
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api.openapi import document
-from kdispatch_relay.api.route import Route, Token
+from kdispatch_relay.api.route import ApiRoute, BearerToken
 from kdispatch_relay.api.routes import ROUTES
 from kdispatch_relay.auth import RIGHTS, Party
 from tests.relay.support import Api
@@ -39,7 +39,7 @@ def test_who_may_is_one_table() -> None:
     assert RIGHTS.keys() - named == {"host", "open"}  # used by the tunnel itself
     for route in ROUTES:
         if (right := RIGHTS.get(route.who)) is not None:
-            assert (route.token is Token.MUST) == (Party.ANYBODY not in right.parties | right.public)
+            assert (route.token is BearerToken.MUST) == (Party.ANYBODY not in right.parties | right.public)
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -86,7 +86,7 @@ def test_schemas_are_plain() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_what_is_told_of_a_route(route: Route) -> None:
+def test_what_is_told_of_a_route(route: ApiRoute) -> None:
     """Each route has its answer and problems with codes of the table, and its description ends with a full stop."""
     operation = DOCUMENT["paths"][route.path][route.method.lower()]
     assert str(int(route.status)) in operation["responses"]
@@ -99,7 +99,7 @@ def test_what_is_told_of_a_route(route: Route) -> None:
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.example], ids=lambda route: route.name)
-def test_examples_fit(route: Route) -> None:
+def test_examples_fit(route: ApiRoute) -> None:
     """The models accept each example's body and answer."""
     assert route.example is not None
     if route.body is not None:

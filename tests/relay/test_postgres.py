@@ -29,7 +29,7 @@ from kdispatch_relay.cli import app
 from kdispatch_relay.store import upgrade
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import AuditRow, Base, Change, Invite, Token
-from kdispatch_relay.store.records import AuditEvent, Identity, NewToken
+from kdispatch_relay.store.records import AuditRecord, NewToken, TokenIdentity
 from kdispatch_relay.store.repository import Repository
 from tests.relay.postgres import BOTH_STORES, POSTGRES, Server
 from tests.relay.support import Api
@@ -53,13 +53,13 @@ def new_token(kind: str = "adm", expires: int | None = None) -> tuple[str, NewTo
     return made, NewToken(token_digest(made), "laptop", expires)
 
 
-async def signed_up(store: Repository, handle: str = "ann") -> Identity:
+async def signed_up(store: Repository, handle: str = "ann") -> TokenIdentity:
     made, new = new_token()
     await store.accounts.create(handle, new, source="127.0.0.1")
     return await Authority(store).identify(made)
 
 
-async def service(store: Repository, owner: Identity, name: str = "web") -> None:
+async def service(store: Repository, owner: TokenIdentity, name: str = "web") -> None:
     _, new = new_token("svc")
     await store.services.create(owner, name, new, access="token", pins=False, source="127.0.0.1")
 
@@ -164,7 +164,7 @@ async def done(*works: Awaitable[object]) -> None:
             assert isinstance(outcome, KdispatchError) and outcome.code != "storage_unavailable", outcome
 
 
-async def everything(store: Repository, owner: Identity, name: str) -> None:
+async def everything(store: Repository, owner: TokenIdentity, name: str) -> None:
     """All operations on one service, at once."""
     invites, here = [], {"source": "127.0.0.1"}
     for _ in range(2):
@@ -176,7 +176,7 @@ async def everything(store: Repository, owner: Identity, name: str) -> None:
     made = [new_token("cli")[1] for _ in range(2)]
     for new in made:
         await store.tokens.create(owner, new, kind="cli", name=name, **here)
-        store.used(Identity("cli", owner.admin_id, "ann", id=new.id))
+        store.used(TokenIdentity("cli", owner.admin_id, "ann", id=new.id))
     await done(
         *(store.tokens.create(owner, new_token("cli")[1], kind="cli", name=name, **here) for _ in range(4)),
         *(store.invites.accept(invite, new_token("cli")[1], **here) for invite in invites for _ in range(4)),
@@ -250,7 +250,9 @@ async def test_what_is_noted_and_dropped(location: str) -> None:
         await service(store, owner)
         now = int(time.time())
         for handle, at in (("ann", now), ("ann", now - 100), ("nobody", now)):
-            store.audit.note(handle, AuditEvent(actor="anybody", action="open", subject="ann/web", source="::1", at=at))
+            store.audit.note(
+                handle, AuditRecord(actor="anybody", action="open", subject="ann/web", source="::1", at=at)
+            )
         await store.audit.write_notes()
         await store.write_used()
         events = await store.audit.read("ann", service="ann/web")

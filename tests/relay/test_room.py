@@ -21,7 +21,7 @@ from kdispatch_protocol.shortage import shortage
 from kdispatch_relay.limiter import Limiter
 from kdispatch_relay.rates import Recent
 from kdispatch_relay.room import Room
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 from kdispatch_relay.store.apart import _revisions
 from tests.guards.environment import inherited
 from tests.net.harness import _KDISPATCH
@@ -56,7 +56,7 @@ def test_too_few() -> None:
 def test_full_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """A full relay logs one line, however many sessions are refused, and one line when there is room again."""
     caplog.set_level(logging.INFO)
-    limiter = Limiter(Settings(), Recent(10), lambda: 0.0, 10)
+    limiter = Limiter(RelaySettings(), Recent(10), lambda: 0.0, 10)
     for _ in range(10):
         limiter.begin_session("")
     for _ in range(30):

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.cli import app
-from kdispatch_relay.settings import LIMITS, SETTINGS, Settings, environment_name
+from kdispatch_relay.settings import LIMITS, SETTINGS, RelaySettings, environment_name
 
 PEM = Path("relay.pem")
 
@@ -23,17 +23,17 @@ PEM = Path("relay.pem")
 )
 def test_loopback(listen: str, address: tuple[str, int]) -> None:
     """On loopback plain HTTP is allowed: a server in front may terminate TLS."""
-    assert Settings(listen=listen).address == address
+    assert RelaySettings(listen=listen).address == address
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8443", "[::]:8443", "192.0.2.1:80", "relay.example.org:80", "127.1:80"])
 def test_public_plaintext(listen: str) -> None:
     """A public address without TLS is refused, unless --insecure-plaintext is given."""
     with pytest.raises(KdispatchError) as caught:
-        Settings(listen=listen)
+        RelaySettings(listen=listen)
     assert caught.value.code == "plaintext_refused"
-    assert Settings(listen=listen, insecure_plaintext=True).listen == listen
-    assert Settings(listen=listen, tls_cert=PEM, tls_key=PEM).listen == listen
+    assert RelaySettings(listen=listen, insecure_plaintext=True).listen == listen
+    assert RelaySettings(listen=listen, tls_cert=PEM, tls_key=PEM).listen == listen
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_public_plaintext(listen: str) -> None:
 def test_bad_listen(listen: str) -> None:
     """An address that is not HOST:PORT is refused with a valid example."""
     with pytest.raises(KdispatchError, match=r"like 127\.0\.0\.1:8443") as caught:
-        Settings(listen=listen)
+        RelaySettings(listen=listen)
     assert caught.value.code == "bad_request"
 
 
@@ -50,7 +50,7 @@ def test_bad_listen(listen: str) -> None:
 def test_half_of_tls(one: str) -> None:
     """A certificate without its key, or the other way round, is an error, and does not lead to plain HTTP."""
     with pytest.raises(KdispatchError, match="both, or neither"):
-        Settings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
+        RelaySettings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
 
 
 def test_every_setting_is_described() -> None:
@@ -63,17 +63,17 @@ def test_every_setting_is_described() -> None:
 @pytest.mark.parametrize("name", LIMITS)
 def test_limits(name: str) -> None:
     """A limit is a number, 0 means none, and a negative one is an error."""
-    assert getattr(Settings(**{name: 0}), name) == 0  # type: ignore[arg-type]  # each is a number
+    assert getattr(RelaySettings(**{name: 0}), name) == 0  # type: ignore[arg-type]  # each is a number
     with pytest.raises(KdispatchError, match=f"--{name.replace('_', '-')} must be"):
-        Settings(**{name: -1})  # type: ignore[arg-type]
+        RelaySettings(**{name: -1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("given", "taken"), [("off", 0), ("0", 0), ("7", 7), ("-1", None), ("many", None)])
 def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit is a number or off, by flag and by variable; anything else ends with exit status 2."""
-    made: list[Settings] = []
+    made: list[RelaySettings] = []
 
-    async def serve(settings: Settings) -> None:
+    async def serve(settings: RelaySettings) -> None:
         made.append(settings)
 
     monkeypatch.setattr("kdispatch_relay.serving.serve", serve)
@@ -86,4 +86,4 @@ def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: 
 def test_sign_up() -> None:
     """The sign-up setting is one of three words."""
     with pytest.raises(KdispatchError, match="open, code or closed"):
-        Settings(sign_up="nobody")
+        RelaySettings(sign_up="nobody")

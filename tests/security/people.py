@@ -22,7 +22,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Offer, Open, Reset
-from kdispatch_relay.api.route import Route
+from kdispatch_relay.api.route import ApiRoute
 from kdispatch_relay.server import RunningRelay
 from kdispatch_relay.settings import LIMITS
 from kdispatch_relay.store.records import NewToken
@@ -97,7 +97,7 @@ class People:
         assert isinstance(given.raw, tuple)
         return dict(given.raw[1])
 
-    async def asks(self, route: Route, service: str, shown: str) -> Given:
+    async def asks(self, route: ApiRoute, service: str, shown: str) -> Given:
         """One request of ``route``, in which everything is right but maybe the token."""
         values = {"handle": "ann", "name": service, **self.ids[service]}
         if route.name != "withdraw_host":
@@ -114,7 +114,7 @@ class People:
                 host = host_id(agent.process, f"ann/{service}")
             return await self.ask("DELETE", f"/api/v1/hosts/{host}", token)
 
-    def _body(self, route: Route) -> dict[str, object]:
+    def _body(self, route: ApiRoute) -> dict[str, object]:
         name = f"n{next(self._numbers)}"
         bodies: dict[str, dict[str, object]] = {
             "create_admin": {"handle": name},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_protocol.endpoint.states import Leg
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import process_id, proof, stream_key
@@ -37,7 +37,7 @@ def test_only_its_own_peer_takes_a_stream_up(forged: dict[str, object]) -> None:
     said = talk.said()
     assert "DATA" not in [name for name, *_ in said]
     assert reset_of(said[0]) == "bad_proof"
-    assert stream.leg is Leg.ATTACHING
+    assert stream.leg is LegState.ATTACHING
     hear(talk, entry(stream))
     assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"secret"]
 

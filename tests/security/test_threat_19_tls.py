@@ -11,7 +11,7 @@ import pytest
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_relay.settings import Settings as RelaySettings
+from kdispatch_relay.settings import RelaySettings
 from tests.agent.cli.conftest import kdispatch, own_configuration, relay
 from tests.agent.cli.fake_relay import FakeRelay, Shell, new_token
 from tests.agent.cli.test_tls import relays

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from kdispatch_protocol.errors import CODES
-from kdispatch_relay.api.route import Route, Token
+from kdispatch_relay.api.route import ApiRoute, BearerToken
 from kdispatch_relay.api.routes import ROUTES
 from kdispatch_relay.auth import RIGHTS, Party
 from tests.net.harness import sizes
@@ -28,7 +28,7 @@ Cell = tuple[str, str, str]  # a route's name or a frame's, a service, what is s
 
 #: What an owner does last, as it takes things away from others.
 LAST: Final = ("revoke_token", "rotate_service", "delete_service")
-ROUTE: Final[Mapping[str, Route]] = {route.name: route for route in ROUTES}
+ROUTE: Final[Mapping[str, ApiRoute]] = {route.name: route for route in ROUTES}
 ACTION: Final = {"OFFER": "host", "ATTACH host": "host", "OPEN": "open", "ATTACH client": "open"}
 NO_SUCH: Final = {
     "withdraw_host": "unknown_host",
@@ -135,7 +135,7 @@ def code_of(what: str, service: str, shown: str) -> str:
     party = PARTIES.get(shown)
     if what in FRAMES and service == OPEN and Party.ANYBODY in right.public:
         return ""
-    optional = shown == "none" and (ROUTE[what].token is Token.MAY if what in ROUTE else right.hidden)
+    optional = shown == "none" and (ROUTE[what].token is BearerToken.MAY if what in ROUTE else right.hidden)
     if not optional and not (shown == "hst" and Party.HOST in right.parties):
         if shown in NOT_LOOKED_UP:
             return "token_refused"

@@ -21,8 +21,7 @@ from kdispatch_protocol.limits import DEFAULT_LIMITS
 from kdispatch_relay.api.route import Section
 from kdispatch_relay.auth import RIGHTS, Party, Right
 from kdispatch_relay.limiter import CAPS, RATES, Rate
-from kdispatch_relay.settings import SETTINGS, environment_name
-from kdispatch_relay.settings import Settings as RelaySettings
+from kdispatch_relay.settings import SETTINGS, RelaySettings, environment_name
 from tests.tools import rest_page
 from tests.tools.markdown import table
 

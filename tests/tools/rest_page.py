@@ -11,8 +11,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from kdispatch_protocol.errors import CODES
-from kdispatch_relay.api.openapi import Problem, SchemaOfModels
-from kdispatch_relay.api.route import NEEDS, Example, Route, Section
+from kdispatch_relay.api.openapi import ProblemSchema, SchemaOfModels
+from kdispatch_relay.api.route import NEEDS, ApiRoute, Example, Section
 from kdispatch_relay.api.routes import ROUTES
 from tests.tools.markdown import table
 
@@ -58,7 +58,7 @@ def section(wanted: Section) -> str:
 
 def problem() -> str:
     """The fields of an error."""
-    return _fields("field", Problem, "serialization")
+    return _fields("field", ProblemSchema, "serialization")
 
 
 def codes() -> str:
@@ -81,7 +81,7 @@ def _small(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
-def _route(route: Route) -> str:
+def _route(route: ApiRoute) -> str:
     parts = [f"### `{route.label}`", route.text]
     if route.query is not None:
         parts.append(_fields("in the query", route.query, "validation").rstrip())
@@ -96,11 +96,11 @@ def _route(route: Route) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _is_told(route: Route) -> bool:
+def _is_told(route: ApiRoute) -> bool:
     return route.answer is not None and route.answer.model_config.get("extra") != "allow"
 
 
-def _errors(route: Route) -> str:
+def _errors(route: ApiRoute) -> str:
     told = [
         f"`{code}` ({', '.join(filter(None, (str(CODES[code].http), reason)))})"
         for code, reason in route.own_errors.items()
@@ -154,7 +154,7 @@ def _type(value: Mapping[str, Any]) -> str:
 # --- examples ---------------------------------------------------------------------------------------
 
 
-def _command(route: Route, example: Example) -> str:
+def _command(route: ApiRoute, example: Example) -> str:
     words = ["curl -sS"]
     if route.method not in {"GET", "POST"} or (route.method == "POST" and example.body is None):
         words.append(f"--request {route.method}")

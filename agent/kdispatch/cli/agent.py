@@ -28,7 +28,7 @@ from kdispatch.cli.options import (
 )
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.reach import Reach, reaches_relay
-from kdispatch.cli.running import Access, Resets, Start, detach, show
+from kdispatch.cli.running import Resets, RunSetup, Start, detach, show
 from kdispatch.machine.control import ask
 from kdispatch.machine.operating_system import HERE
 from kdispatch.machine.records import Ending, Record, find, living, record_file
@@ -102,7 +102,7 @@ def host(
     _run(start, _host, detached=detached)
 
 
-async def _host(start: Start, access: Access, log: RunningLog, output: Output, interruption: Interruption) -> int:
+async def _host(start: Start, access: RunSetup, log: RunningLog, output: Output, interruption: Interruption) -> int:
     from kdispatch.host import Host, LocalPort  # noqa: PLC0415 - heavy
 
     assert access.token is not None, "who hosts has a token"
@@ -178,7 +178,7 @@ def connect(
     _run(start, _connect, detached=detached)
 
 
-async def _connect(start: Start, access: Access, log: RunningLog, output: Output, interruption: Interruption) -> int:
+async def _connect(start: Start, access: RunSetup, log: RunningLog, output: Output, interruption: Interruption) -> int:
     from kdispatch.client import Client, LocalListener  # noqa: PLC0415 - heavy
     from kdispatch.local.front import one_service as only  # noqa: PLC0415 - as the client
 
@@ -220,7 +220,7 @@ def _host_id(typed: str | None) -> str | None:
     return typed
 
 
-_Main = Callable[[Start, Access, RunningLog, Output, Interruption], Coroutine[Any, Any, int]]
+_Main = Callable[[Start, RunSetup, RunningLog, Output, Interruption], Coroutine[Any, Any, int]]
 
 
 def _run(start: Start, main: _Main, *, detached: bool) -> None:

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import TYPE_CHECKING, Any, Final
 
 from kdispatch.cli.interruption import Interruption
-from kdispatch.cli.running import Access, Start
+from kdispatch.cli.running import RunSetup, Start
 from kdispatch.machine import records
-from kdispatch.machine.records import Held, Record
+from kdispatch.machine.records import HeldRecord, Record
 from kdispatch.running_log import RunningLog
 from kdispatch.setup_error import SetupError
 
 if TYPE_CHECKING:
-    from kdispatch.machine.slots import Identity, Slot
+    from kdispatch.machine.slots import ProcessIdentity, Slot
     from kdispatch.uplink import Uplink
 
 __all__ = ["Life", "in_slot", "recorded", "until_interrupted"]
@@ -68,14 +68,14 @@ class Life:
 
 
 @contextlib.asynccontextmanager
-async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterator[tuple[Identity, Claim]]:
+async def in_slot(start: Start, access: RunSetup, log: RunningLog) -> AsyncIterator[tuple[ProcessIdentity, Claim]]:
     """Hold a slot while the agent runs; without a slot the agent runs anyway.
 
     Yields the agent's identity, and a function to await once the agent has a session.
     """
     import asyncio  # noqa: PLC0415 - help and completion do not need it
 
-    from kdispatch.machine.slots import Identity, take_slot  # noqa: PLC0415
+    from kdispatch.machine.slots import ProcessIdentity, take_slot  # noqa: PLC0415
 
     @contextlib.contextmanager
     def tolerant() -> Iterator[None]:
@@ -96,14 +96,16 @@ async def in_slot(start: Start, access: Access, log: RunningLog) -> AsyncIterato
     if slot is not None and slot.told is not None:
         log.info(slot.told)
     try:
-        yield Identity() if slot is None else slot.identity, claim
+        yield ProcessIdentity() if slot is None else slot.identity, claim
     finally:
         if slot is not None:
             slot.close()
 
 
 @contextlib.asynccontextmanager
-async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[tuple[dict[str, Any], Held | None]]:
+async def recorded(
+    life: Life, access: RunSetup, **fields: Any
+) -> AsyncIterator[tuple[dict[str, Any], HeldRecord | None]]:
     """Keep a record, and answer at the control socket, while the agent runs; yields the command's result, the record.
 
     If no record can be written, an agent in the foreground runs without one. Files are
@@ -139,7 +141,7 @@ async def recorded(life: Life, access: Access, **fields: Any) -> AsyncIterator[t
             await asyncio.to_thread(held.remove)
 
 
-def _control(life: Life, held: Held | None) -> contextlib.AbstractAsyncContextManager[object]:
+def _control(life: Life, held: HeldRecord | None) -> contextlib.AbstractAsyncContextManager[object]:
     if held is None:
         return contextlib.nullcontext()
     from kdispatch.machine.control_server import ControlServer  # noqa: PLC0415 - only if an agent runs
@@ -147,7 +149,7 @@ def _control(life: Life, held: Held | None) -> contextlib.AbstractAsyncContextMa
     return ControlServer(held.control, held.control_token, {"status": life.status, "stop": life.stop})
 
 
-async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[Any, Any, None]]) -> int:
+async def until_interrupted(life: Life, held: HeldRecord | None, work: list[Coroutine[Any, Any, None]]) -> int:
     """Run until one of ``work`` fails, which is raised, or until the agent is asked to end: then drain and return 0.
 
     A second request raises ``CancelledError``. The caller must then end the streams.
@@ -171,7 +173,7 @@ async def until_interrupted(life: Life, held: Held | None, work: list[Coroutine[
     return 0
 
 
-async def _drain(life: Life, held: Held | None) -> None:
+async def _drain(life: Life, held: HeldRecord | None) -> None:
     import asyncio  # noqa: PLC0415 - help and completion do not need it
 
     seconds = life.start.drain_time

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdispatch.network.dialer import Dialer
     from kdispatch_protocol.limits import Limits
 
-__all__ = ["Access", "Resets", "Start", "agent_log", "detach", "show"]
+__all__ = ["Resets", "RunSetup", "Start", "agent_log", "detach", "show"]
 
 #: Codes of streams that are not reported: one of the two programs ended the connection.
 _SILENT: Final = frozenset({"cancelled"})
@@ -44,7 +44,7 @@ class _Reporting(Output):
         Output.error(self, text, code=code, hop=hop, hint=hint)  # super() doesn't work in a class with slots
 
 
-class Access(NamedTuple):
+class RunSetup(NamedTuple):
     """The relay, the service's full name, the token to use, the settings and the limits."""
 
     settings: Settings
@@ -133,7 +133,7 @@ class Start:
             open_wait=self.open_wait,
         )
 
-    def access(self, output: Output, settings: Settings) -> Access:
+    def access(self, output: Output, settings: Settings) -> RunSetup:
         """Resolve relay, name and token; raises the error of any of them."""
         # Here and below: modules for a running agent are imported only when one runs.
         from kdispatch_protocol.limits import DEFAULT_LIMITS  # noqa: PLC0415
@@ -143,12 +143,12 @@ class Start:
             DEFAULT_LIMITS, grace=settings.grace, open_wait=settings.open_wait, rotate=settings.rotate
         )
         if self.background is not None:
-            return Access(settings, relay, self.service, background.read_token(), limits)
+            return RunSetup(settings, relay, self.service, background.read_token(), limits)
         credentials = Credentials()
         name = credentials.full_name(relay, self.service)
         find = credentials.token_for_host if self.kind == "host" else credentials.token_for_client
         token = find(relay, name, token=self.token, token_file=self.token_file, warn=output.warn)
-        return Access(settings, relay, name, token, limits)
+        return RunSetup(settings, relay, name, token, limits)
 
     def log(self, settings: Settings) -> RunningLog:
         """The log of the running agent."""

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Final
 
 from kdispatch.doctor.findings import Finding, failed, ok, warns
-from kdispatch.doctor.session import QUIET, Session
+from kdispatch.doctor.session import QUIET, ProbeSession
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.limits import DEFAULT_LIMITS
 
@@ -49,10 +49,10 @@ class Silences:
 
 
 async def measure(
-    open_quiet: Callable[[], Awaitable[Session]], after: Sequence[float] = AFTER, answer: float = _ANSWER
+    open_quiet: Callable[[], Awaitable[ProbeSession]], after: Sequence[float] = AFTER, answer: float = _ANSWER
 ) -> Silences:
     """Hold one session per silence in ``after``, and one that is never silent. Raises ``KdispatchError``."""
-    sessions: list[Session] = []
+    sessions: list[ProbeSession] = []
     try:
         while len(sessions) <= len(after):  # one by one: a relay accepts only so many at once
             sessions.append(await open_quiet())
@@ -65,7 +65,7 @@ async def measure(
             session.close()
 
 
-async def _measured(busy: Session, silent: Mapping[float, Session], answer: float) -> Silences:
+async def _measured(busy: ProbeSession, silent: Mapping[float, ProbeSession], answer: float) -> Silences:
     aging = asyncio.create_task(_keep_busy(busy, answer))
     tasks = [asyncio.create_task(_be_silent(session, seconds, answer)) for seconds, session in silent.items()]
     try:
@@ -93,7 +93,7 @@ class _End(Enum):
     FOUND = auto()  # at the next question
 
 
-async def _keep_busy(session: Session, answer: float) -> float:
+async def _keep_busy(session: ProbeSession, answer: float) -> float:
     """Ping all the time; returns the age that the session reached."""
     loop = asyncio.get_running_loop()
     last = session.began
@@ -103,7 +103,7 @@ async def _keep_busy(session: Session, answer: float) -> float:
     return (loop.time() if session.over.done() else last) - session.began
 
 
-async def _be_silent(session: Session, seconds: float, answer: float) -> tuple[float, _End]:
+async def _be_silent(session: ProbeSession, seconds: float, answer: float) -> tuple[float, _End]:
     """Stay silent for ``seconds``, then ping; returns the length of the silence, and the session's end, if any."""
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -113,7 +113,7 @@ async def _be_silent(session: Session, seconds: float, answer: float) -> tuple[f
     return seconds, _End.FOUND if await session.ping(answer) is None else _End.NONE
 
 
-async def check_idle(open_quiet: Callable[[], Awaitable[Session]], owner: str) -> list[Finding]:
+async def check_idle(open_quiet: Callable[[], Awaitable[ProbeSession]], owner: str) -> list[Finding]:
     """Check how silence and age affect sessions. ``owner`` says whom to ask."""
     try:
         found = await measure(open_quiet)
@@ -133,7 +133,7 @@ async def check_idle(open_quiet: Callable[[], Awaitable[Session]], owner: str) -
     return [warns("idle", f"{text}.", f"{owner}, and not to cut them before 60 s of silence.")]
 
 
-async def check_speed(session: Session) -> list[Finding]:
+async def check_speed(session: ProbeSession) -> list[Finding]:
     """Measure how many PINGs and answers pass in a few seconds, with as many in flight as possible."""
     loop = asyncio.get_running_loop()
     began, answered, sent = loop.time(), session.answered, 0

@@ -18,12 +18,12 @@ from kdispatch_protocol.wire.frames import FrameReader
 from kdispatch_protocol.wire.messages import QUIET, Goaway, Hello, Welcome
 from kdispatch_protocol.wire.websocket import BINARY, CLOSE, WebSocketReader, close_payload, frame_head
 
-__all__ = ["QUIET", "Session"]
+__all__ = ["QUIET", "ProbeSession"]
 
 _MESSAGE_MAX: Final = 256 * 1024
 
 
-class Session(asyncio.Protocol):
+class ProbeSession(asyncio.Protocol):
     """A session after the upgrade. ``over`` is done when the connection is gone, and gives the reason."""
 
     def __init__(self, upgraded: Upgraded) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
-from kdispatch.doctor.session import QUIET, Session
+from kdispatch.doctor.session import QUIET, ProbeSession
 from kdispatch.doctor.way import Way
 from kdispatch.network.no_upgrade import explain
 from kdispatch.network.spoiled import frames_spoiled
@@ -34,14 +34,14 @@ class Tunnel:
 
     def __init__(self, way: Way) -> None:
         self._way = way
-        self.session: Session | None = None
+        self.session: ProbeSession | None = None
         self.welcome: Welcome | None = None
 
-    async def open(self, *capabilities: str) -> Session:
+    async def open(self, *capabilities: str) -> ProbeSession:
         """Connect, upgrade, send HELLO; raises ``KdispatchError``."""
         try:
             async with asyncio.timeout(_UPGRADE):
-                session = Session(await self._way.dialer.upgrade())
+                session = ProbeSession(await self._way.dialer.upgrade())
         except TimeoutError as error:
             raise KdispatchError(
                 "relay_unreachable", f"{self._way.relay.authority} does not answer an upgrade within {_UPGRADE:g} s."
@@ -49,7 +49,7 @@ class Tunnel:
         session.greet(*capabilities)
         return session
 
-    async def open_quiet(self) -> Session:
+    async def open_quiet(self) -> ProbeSession:
         """Open another session, which may be silent for minutes; raises ``KdispatchError``."""
         session = await self.open(QUIET)
         ends: set[asyncio.Future[Welcome] | asyncio.Future[str]] = {session.welcome, session.over}
@@ -106,7 +106,7 @@ class Tunnel:
             held_to = "the answer to a PING"
         return [await self._held_back(session, held_to)]
 
-    async def _held_back(self, session: Session, what: str) -> Finding:
+    async def _held_back(self, session: ProbeSession, what: str) -> Finding:
         """Send more until the message arrives, to distinguish a box that buffers from one that drops."""
         before = session.received
         sent = 0
@@ -154,6 +154,6 @@ class Tunnel:
         name = self.welcome.program or "a relay that does not tell its version"
         return [ok("relay", f"{name}, protocol {self.welcome.version}, id {self.welcome.relay}")]
 
-    async def _waits(self, session: Session, seconds: float) -> None:
+    async def _waits(self, session: ProbeSession, seconds: float) -> None:
         ends: set[asyncio.Future[Welcome] | asyncio.Future[str]] = {session.welcome, session.over}
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

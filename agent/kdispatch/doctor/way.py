@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from kdispatch.doctor.findings import Finding, failed, fails, ok, skipped, warns
 from kdispatch.network.answers import strange
-from kdispatch.network.asking import Answer, ask
+from kdispatch.network.asking import HttpAnswer, ask
 from kdispatch.network.certificate import Certificate
 from kdispatch.network.dialer import Dialer
 from kdispatch.network.proxy import Proxy
@@ -49,7 +49,7 @@ class Way:
         self.proxy: Proxy | None = self.dialer.proxy(relay)
         self.connect_seconds: float | None = None  # of the fastest TCP connection, or of the one through the proxy
         self.certificate: Certificate | None = None  # the accepted one
-        self.answer: Answer | None = None  # the relay's, to a plain request
+        self.answer: HttpAnswer | None = None  # the relay's, to a plain request
         self._refused = False  # a certificate was shown, but is not valid
         self._addresses: list[_Address] = []
 

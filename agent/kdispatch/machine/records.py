@@ -33,7 +33,7 @@ from kdispatch_protocol.errors import KdispatchError
 
 __all__ = [
     "Ending",
-    "Held",
+    "HeldRecord",
     "Record",
     "agents_directory",
     "find",
@@ -133,7 +133,7 @@ def record_file(agent: str) -> Path:
     return _path(agents_directory(), agent)
 
 
-class Held:
+class HeldRecord:
     """This process's own record, held until the process ends."""
 
     def __init__(self, record: Record, descriptor: int, control: socket.socket) -> None:
@@ -161,7 +161,7 @@ class Held:
             _forget(_path(directory, self._record.id))
 
 
-def hold(record: Record) -> Held:
+def hold(record: Record) -> HeldRecord:
     """Write and hold this process's record, with a control socket; raises ``SetupError`` if that is not possible."""
     with _locked() as directory, writing(directory, variable=_VARIABLE):
         path = _path(directory, record.id)
@@ -187,7 +187,7 @@ def hold(record: Record) -> Held:
                 control.close()
             _forget(path)
             raise
-    return Held(record, descriptor, control)
+    return HeldRecord(record, descriptor, control)
 
 
 def living() -> list[Record]:

@@ -26,7 +26,7 @@ from kdispatch.machine.places import Place
 from kdispatch.machine.private_files import make_private, writing
 from kdispatch.settings import state_directory
 
-__all__ = ["Identity", "Slot", "take_slot"]
+__all__ = ["ProcessIdentity", "Slot", "take_slot"]
 
 SECRET_BYTES: Final = 32
 #: As many as HELLO accepts. If an agent is killed more often within a grace, some peers wait for its full length.
@@ -39,7 +39,7 @@ _VARIABLE: Final = "KDISPATCH_STATE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ProcessIdentity:
     """A process's secret, which only relays may see, and those of the processes that it replaces."""
 
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
@@ -90,7 +90,7 @@ class Slot:
         self._descriptor = descriptor
         self._before = before
         self.told = told
-        self.identity = Identity(predecessors=before)
+        self.identity = ProcessIdentity(predecessors=before)
 
     def claim(self) -> None:
         """Record that this process has a session and may have streams, for the next holder of the slot.

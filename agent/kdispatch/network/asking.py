@@ -20,7 +20,7 @@ from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import version
 from kdispatch_protocol.errors import CODES
 
-__all__ = ["Answer", "Connect", "ask"]
+__all__ = ["Connect", "HttpAnswer", "ask"]
 
 #: Makes a connection with a protocol from the given factory; raises ``KdispatchError`` or ``OSError``.
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Transport]]
@@ -38,7 +38,7 @@ _DIGITS: Final = 10  # of a length: one with more is ignored
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """Status, headers (names in lower case), the code of a relay's problem or ``None``, and the seconds it took."""
 
     status: int
@@ -76,7 +76,7 @@ class Answer:
             return None
 
 
-async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> Answer:
+async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> HttpAnswer:
     """Request the tunnel's address without a token. A relay refuses, unless ``upgrade`` is set.
 
     Raises ``KdispatchError`` with a code of the network.
@@ -111,7 +111,7 @@ async def ask(relay: RelayUrl, connect: Connect, *, upgrade: bool = False) -> An
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = _unchunked(body)
     code = None if 200 <= status < 300 else _code(unpacked(headers, body))  # a success does not come from a relay
-    return Answer(status, headers, code, seconds)
+    return HttpAnswer(status, headers, code, seconds)
 
 
 def _request(relay: RelayUrl, *, upgrade: bool) -> bytes:

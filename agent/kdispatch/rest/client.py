@@ -311,7 +311,7 @@ class RestClient:
         return unparsed(self._relay, self._connector.head)
 
 
-class _Listening(ResponseHandler):
+class _ListeningResponse(ResponseHandler):
     """Keeps an answer's first bytes, and aborts if they are not HTTP: the parser would wait for the line's end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -339,8 +339,8 @@ class _Connector(aiohttp.BaseConnector):
         super().__init__()
         self._dialer = dialer
         self._relay: RelayUrl | None = None if dialer.has_choice else dialer.relay
-        self._waiting: _Listening | None = None  # the connection that chose the URL
-        self._newest: _Listening | None = None
+        self._waiting: _ListeningResponse | None = None  # the connection that chose the URL
+        self._newest: _ListeningResponse | None = None
 
     @property
     def first(self) -> bytes:
@@ -352,8 +352,8 @@ class _Connector(aiohttp.BaseConnector):
         """The head of the newest answer on the newest connection."""
         return self._newest.head if self._newest is not None else b""
 
-    def _make(self) -> _Listening:
-        self._newest = _Listening(asyncio.get_running_loop())
+    def _make(self) -> _ListeningResponse:
+        self._newest = _ListeningResponse(asyncio.get_running_loop())
         return self._newest
 
     async def chosen(self) -> RelayUrl:

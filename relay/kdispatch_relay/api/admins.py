@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body, Instant, Name, instant_if
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken
 
@@ -64,7 +64,7 @@ async def who_am_i(call: Call) -> WhoAmI:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="POST",
         path=f"{PREFIX}/admins",
         name="create_admin",
@@ -90,7 +90,7 @@ open to everyone, a token there is ignored.""",
         },
         example=Example(body={"handle": "ann"}, answer={"handle": "ann", "token": "adm_..."}, keeps="admin"),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/whoami",
         name="who_am_i",

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import DIGITS, Answer, Body, Given, Instant, Name, Number, instant
-from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.api.route import ApiRoute, Section
 from kdispatch_relay.paths import PREFIX
 
 __all__ = ["ROUTES"]
@@ -74,7 +74,7 @@ async def read_audit(call: Call) -> EventList:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/audit",
         name="read_audit",

@@ -18,7 +18,7 @@ from kdispatch_relay.seams import LiveHosts
 from kdispatch_relay.store.repository import Repository
 
 if TYPE_CHECKING:
-    from kdispatch_relay.api.route import Route
+    from kdispatch_relay.api.route import ApiRoute
 
 __all__ = ["BODY_LIMIT", "Call", "respond"]
 
@@ -34,7 +34,7 @@ _Body = TypeVar("_Body", bound=Body)
 class Call:
     """One request for one route, and what its handler needs."""
 
-    def __init__(self, route: Route, request: web.Request) -> None:
+    def __init__(self, route: ApiRoute, request: web.Request) -> None:
         """Raises ``bad_request`` for a query that the route does not accept."""
         self.request = request
         self._route = route

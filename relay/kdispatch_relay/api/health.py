@@ -9,7 +9,7 @@ from pydantic import Field
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer
 from kdispatch_relay.api.keys import READINESS
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 
 __all__ = ["ROUTES"]
 
@@ -32,7 +32,7 @@ async def readyz(call: Call) -> Health:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="GET",
         path="/healthz",
         name="healthz",
@@ -46,7 +46,7 @@ ROUTES: Final = (
         any_query=True,
         example=Example(answer={"status": "ok"}),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path="/readyz",
         name="readyz",

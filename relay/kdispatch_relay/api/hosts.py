@@ -17,9 +17,9 @@ from kdispatch_protocol.tokens import token_digest, token_kind
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant, instant
 from kdispatch_relay.api.pages import NEXT, ByAgent, ByHost, page_of
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.paths import PREFIX
-from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.store.records import AuditRecord
 
 __all__ = ["ROUTES"]
 
@@ -141,7 +141,7 @@ async def withdraw_host(call: Call) -> None:
     assert host is not None
     call.live.withdraw(host_id)
     call.authority.note(
-        AuditEvent(
+        AuditRecord(
             actor=actor,
             action="host.withdraw",
             subject=host.service,
@@ -153,7 +153,7 @@ async def withdraw_host(call: Call) -> None:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/services/{{handle}}/{{name}}/hosts",
         name="list_hosts",
@@ -181,7 +181,7 @@ ROUTES: Final = (
             },
         ),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/services/{{handle}}/{{name}}/clients",
         name="list_clients",
@@ -209,7 +209,7 @@ ROUTES: Final = (
             },
         ),
     ),
-    Route(
+    ApiRoute(
         method="DELETE",
         path=f"{PREFIX}/hosts/{{host}}",
         name="withdraw_host",

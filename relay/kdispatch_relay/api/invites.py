@@ -23,7 +23,7 @@ from kdispatch_relay.api.fields import (
     seconds_from_now,
 )
 from kdispatch_relay.api.pages import NEXT, NewestFirst, page_of
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.invites import ENDED_INVITES, KINDS
 from kdispatch_relay.store.records import NewToken
@@ -189,7 +189,7 @@ _SHOWN: Final = {
 _OF_SERVICE: Final = f"{PREFIX}/services/{{handle}}/{{name}}/invites"
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="POST",
         path=_OF_SERVICE,
         name="create_invite",
@@ -213,7 +213,7 @@ Creates a code that can be exchanged `uses` times for a token to host or connect
             kept="code",
         ),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=_OF_SERVICE,
         name="list_invites",
@@ -231,7 +231,7 @@ Creates a code that can be exchanged `uses` times for a token to host or connect
             answer={"service": "ann/web", "invites": [_SHOWN]},
         ),
     ),
-    Route(
+    ApiRoute(
         method="DELETE",
         path=f"{_OF_SERVICE}/{{invite}}",
         name="revoke_invite",
@@ -246,7 +246,7 @@ Ends an invitation. The answer, status 204, is empty. The tokens that came from 
         status=HTTPStatus.NO_CONTENT,
         errors={**_OTHERS, "unknown_invite": "no such invitation to this service, or no such service"},
     ),
-    Route(
+    ApiRoute(
         method="POST",
         path=f"{PREFIX}/invites/accept",
         name="accept_invite",

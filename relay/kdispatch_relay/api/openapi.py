@@ -13,9 +13,9 @@ from pydantic_core import core_schema
 
 from kdispatch_protocol.errors import CODES
 from kdispatch_relay.api.fields import Answer
-from kdispatch_relay.api.route import PATH_PARAMETERS, Route, Token
+from kdispatch_relay.api.route import PATH_PARAMETERS, ApiRoute, BearerToken
 
-__all__ = ["Description", "Problem", "SchemaOfModels", "document"]
+__all__ = ["Description", "ProblemSchema", "SchemaOfModels", "document"]
 
 _REF: Final = "#/components/schemas/{model}"
 _JSON: Final = "application/json"
@@ -29,14 +29,14 @@ Answers may gain fields."""
 _BEARER: Final = """\
 A token: `adm_...` of an admin, `svc_...` to host a service, `cli_...` to connect to one, `hst_...` of a live host,
 `inv_...` an invitation."""
-_SECURITY: Final[Mapping[Token, list[dict[str, list[str]]]]] = {
-    Token.NONE: [],
-    Token.MAY: [{}, {"token": []}],
-    Token.MUST: [{"token": []}],
+_SECURITY: Final[Mapping[BearerToken, list[dict[str, list[str]]]]] = {
+    BearerToken.NONE: [],
+    BearerToken.MAY: [{}, {"token": []}],
+    BearerToken.MUST: [{"token": []}],
 }
 
 
-class Problem(Answer):
+class ProblemSchema(Answer):
     """An error, as in RFC 9457."""
 
     type: str = Field(description="always `about:blank`")
@@ -76,7 +76,7 @@ class SchemaOfModels(GenerateJsonSchema):
         return False
 
 
-def document(routes: Iterable[Route], version: str) -> bytes:
+def document(routes: Iterable[ApiRoute], version: str) -> bytes:
     """The whole document as JSON."""
     routes = list(routes)
     paths: dict[str, dict[str, Any]] = {}
@@ -95,8 +95,8 @@ def document(routes: Iterable[Route], version: str) -> bytes:
     }).encode()  # fmt: skip
 
 
-def _schemas(routes: list[Route]) -> dict[str, Any]:
-    models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(Problem, "serialization"): None}
+def _schemas(routes: list[ApiRoute]) -> dict[str, Any]:
+    models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ProblemSchema, "serialization"): None}
     for route in routes:
         if route.body is not None:
             models[route.body, "validation"] = None
@@ -106,7 +106,7 @@ def _schemas(routes: list[Route]) -> dict[str, Any]:
     return cast("dict[str, Any]", schemas["$defs"])
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: ApiRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
         "tags": [route.section.value],
@@ -123,7 +123,7 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation | {"responses": answers}
 
 
-def _path(route: Route) -> list[dict[str, Any]]:
+def _path(route: ApiRoute) -> list[dict[str, Any]]:
     example = _values(route)
     return [
         {
@@ -138,14 +138,14 @@ def _path(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _values(route: Route) -> dict[str, str]:
+def _values(route: ApiRoute) -> dict[str, str]:
     if route.example is None or not route.example.path:
         return {}
     pairs = zip(route.path.split("/"), route.example.path.partition("?")[0].split("/"), strict=True)
     return {part[1:-1]: value for part, value in pairs if part.startswith("{")}
 
 
-def _query(route: Route) -> list[dict[str, Any]]:
+def _query(route: ApiRoute) -> list[dict[str, Any]]:
     if route.query is None:
         return []
     schema = route.query.model_json_schema(schema_generator=SchemaOfModels)
@@ -161,7 +161,7 @@ def _query(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _body_of(route: Route) -> Mapping[str, Any] | None:
+def _body_of(route: ApiRoute) -> Mapping[str, Any] | None:
     return None if route.example is None else route.example.body
 
 
@@ -170,7 +170,7 @@ def _content(model: type[BaseModel], example: Mapping[str, Any] | None) -> dict[
     return schema if example is None else schema | {"example": example}
 
 
-def _answer(route: Route) -> dict[str, Any]:
+def _answer(route: ApiRoute) -> dict[str, Any]:
     described: dict[str, Any] = {"description": f"{HTTPStatus(route.status).phrase}: {route.does}."}
     if route.status == HTTPStatus.SWITCHING_PROTOCOLS:
         return described
@@ -190,7 +190,7 @@ def _problem(status: int, codes: list[str]) -> dict[str, Any]:
         headers["Retry-After"] = {"required": True, "description": "Seconds to wait.", "schema": seconds}
     schema = {
         "allOf": [
-            {"$ref": _REF.format(model="Problem")},
+            {"$ref": _REF.format(model="ProblemSchema")},
             {"properties": {"status": {"const": int(status)}, "code": {"enum": codes}}},
         ]
     }

@@ -15,7 +15,7 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Instant
 from kdispatch_relay.api.keys import ARRIVALS, LIMITER, OPERATOR
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.settings import is_loopback
 from kdispatch_relay.sources import is_passed_on
@@ -46,7 +46,7 @@ class Queue(Answer):
     bytes: int = Field(description="bytes that wait for it")
 
 
-class State(Answer):
+class StateBody(Answer):
     """The state of one relay now."""
 
     relay: str = Field(description="the relay's id, as agents see it; it is stored in the database, and stays the same")
@@ -71,13 +71,13 @@ class State(Answer):
     limited: dict[str, int] = Field(description="rate-limited events since the start, [by kind](operations.md#limits)")
 
 
-async def show_state(call: Call) -> State:
+async def show_state(call: Call) -> StateBody:
     """Return the state, to this machine and to holders of the operator's token."""
     _check(call)
     state = call.live.state()
     arrivals = call.request.app[ARRIVALS]
     longest = state.longest
-    return State(
+    return StateBody(
         relay=state.relay,
         version=version(),
         since=datetime.fromtimestamp(round(state.since), UTC),
@@ -124,7 +124,7 @@ def _is_of_this_machine(request: web.Request) -> bool:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/relay/state",
         name="relay_state",
@@ -133,7 +133,7 @@ ROUTES: Final = (
         who="relay.state",
         does="shows what the relay is doing",
         text=_TEXT,
-        answer=State,
+        answer=StateBody,
         errors={
             "not_permitted": "from another machine, and the relay has no operator's token",
             "token_refused": "from another machine without the token, or not the operator's token",

@@ -15,13 +15,13 @@ from kdispatch_protocol.names import NAME_PATTERN
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body
 
-__all__ = ["GENERAL", "NEEDS", "PATH_PARAMETERS", "Example", "Handler", "Route", "Section", "Token"]
+__all__ = ["GENERAL", "NEEDS", "PATH_PARAMETERS", "ApiRoute", "BearerToken", "Example", "Handler", "Section"]
 
 #: Returns the answer that the route declares, or a response of its own if the answer is not JSON.
 Handler = Callable[[Call], Awaitable[Answer | web.StreamResponse | None]]
 
 
-class Token(Enum):
+class BearerToken(Enum):
     """Whether a route needs a token."""
 
     NONE = "none"
@@ -44,27 +44,27 @@ class Section(Enum):
 
 
 #: Whether each action needs a token, and which one, as in the page's table.
-NEEDS: Final[Mapping[str, tuple[Token, str]]] = {
-    "anybody": (Token.NONE, "-"),
-    "sign_up": (Token.MAY, "see the route"),
-    "whoami": (Token.MUST, "any token"),
-    "service.create": (Token.MUST, "admin's token"),
-    "service.list": (Token.MUST, "admin's token"),
-    "service.read": (Token.MAY, "see the route"),
-    "service.clients": (Token.MUST, "owner's token"),
-    "service.change": (Token.MUST, "owner's token"),
-    "service.rotate": (Token.MUST, "owner's token"),
-    "service.delete": (Token.MUST, "owner's token"),
-    "invite.create": (Token.MUST, "owner's token"),
-    "invite.list": (Token.MUST, "owner's token"),
-    "invite.revoke": (Token.MUST, "owner's token"),
-    "invite.accept": (Token.MUST, "invitation's code"),
-    "token.create": (Token.MUST, "admin's token"),
-    "token.list": (Token.MUST, "admin's token"),
-    "token.revoke": (Token.MUST, "admin's token"),
-    "host.withdraw": (Token.MUST, "see the route"),
-    "audit.read": (Token.MUST, "admin's token"),
-    "relay.state": (Token.MAY, "see the route"),
+NEEDS: Final[Mapping[str, tuple[BearerToken, str]]] = {
+    "anybody": (BearerToken.NONE, "-"),
+    "sign_up": (BearerToken.MAY, "see the route"),
+    "whoami": (BearerToken.MUST, "any token"),
+    "service.create": (BearerToken.MUST, "admin's token"),
+    "service.list": (BearerToken.MUST, "admin's token"),
+    "service.read": (BearerToken.MAY, "see the route"),
+    "service.clients": (BearerToken.MUST, "owner's token"),
+    "service.change": (BearerToken.MUST, "owner's token"),
+    "service.rotate": (BearerToken.MUST, "owner's token"),
+    "service.delete": (BearerToken.MUST, "owner's token"),
+    "invite.create": (BearerToken.MUST, "owner's token"),
+    "invite.list": (BearerToken.MUST, "owner's token"),
+    "invite.revoke": (BearerToken.MUST, "owner's token"),
+    "invite.accept": (BearerToken.MUST, "invitation's code"),
+    "token.create": (BearerToken.MUST, "admin's token"),
+    "token.list": (BearerToken.MUST, "admin's token"),
+    "token.revoke": (BearerToken.MUST, "admin's token"),
+    "host.withdraw": (BearerToken.MUST, "see the route"),
+    "audit.read": (BearerToken.MUST, "admin's token"),
+    "relay.state": (BearerToken.MAY, "see the route"),
 }
 
 #: The parameters in paths: pattern, and meaning.
@@ -93,7 +93,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class ApiRoute:
     """One method of one address.
 
     ``who`` is the action in the table of rights. ``errors`` are the codes that only this route has, or for which it has
@@ -124,7 +124,7 @@ class Route:
         return f"{self.method} {self.path}"
 
     @property
-    def token(self) -> Token:
+    def token(self) -> BearerToken:
         """Whether it needs a token."""
         return NEEDS[self.who][0]
 
@@ -141,7 +141,7 @@ class Route:
             codes.add("bad_name")
         if self.body is not None or self.query is not None:
             codes.add("bad_request")
-        if self.token is not Token.NONE:
+        if self.token is not BearerToken.NONE:
             codes.add("token_refused")
             if "storage_unavailable" in self.general:  # without the store, no token can be revoked
                 codes.add("revoked")

@@ -12,7 +12,7 @@ from aiohttp import web
 from kdispatch_relay.api import admins, audit, health, hosts, invites, relay_state, services, tokens, tunnel
 from kdispatch_relay.api.exchange import Call, respond
 from kdispatch_relay.api.openapi import Description, document
-from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.api.route import ApiRoute, Section
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.version import version
 
@@ -30,7 +30,7 @@ def _described() -> bytes:
     return document(ROUTES, version())
 
 
-ROUTES: Final[tuple[Route, ...]] = (
+ROUTES: Final[tuple[ApiRoute, ...]] = (
     *admins.ROUTES,
     *services.ROUTES,
     *hosts.ROUTES,
@@ -40,7 +40,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *tunnel.ROUTES,
     *relay_state.ROUTES,
     *health.ROUTES,
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/openapi.json",
         name="describe",
@@ -54,7 +54,7 @@ ROUTES: Final[tuple[Route, ...]] = (
 )
 
 
-def add_routes(app: web.Application, routes: Iterable[Route] = ROUTES) -> None:
+def add_routes(app: web.Application, routes: Iterable[ApiRoute] = ROUTES) -> None:
     """Let ``app`` serve these routes."""
     for route in routes:
         methods = ("GET", "HEAD") if route.head and route.method == "GET" else (route.method,)
@@ -62,7 +62,7 @@ def add_routes(app: web.Application, routes: Iterable[Route] = ROUTES) -> None:
             app.router.add_route(method, route.path, _answering(route))
 
 
-def _answering(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _answering(route: ApiRoute) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answering(request: web.Request) -> web.StreamResponse:
         given = await route.handler(Call(route, request))
         return given if isinstance(given, web.StreamResponse) else respond(given, route.status)

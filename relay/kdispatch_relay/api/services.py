@@ -12,7 +12,7 @@ from kdispatch_protocol.names import check_name
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.fields import Answer, Body, Given, Instant, Name, Whole, instant_if, seconds_from_now
 from kdispatch_relay.api.pages import NEXT, ByName, page_of
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.auth import ServiceRecord
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken
@@ -155,7 +155,7 @@ def _seen(call: Call, record: ServiceRecord) -> ServiceSeen:
 _OTHERS: Final = {"not_permitted": "not an admin's token"}
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="POST",
         path=f"{PREFIX}/services",
         name="create_service",
@@ -177,7 +177,7 @@ service's token. The holder of that token may host this service, and do nothing 
             keeps="service",
         ),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/services",
         name="list_services",
@@ -194,7 +194,7 @@ service's token. The holder of that token may host this service, and do nothing 
             answer={"services": [{"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1}]},
         ),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/services/{{handle}}/{{name}}",
         name="show_service",
@@ -213,7 +213,7 @@ not exist.""",
             answer={"service": "ann/web", "access": "public", "pins": False, "live_hosts": 1},
         ),
     ),
-    Route(
+    ApiRoute(
         method="PATCH",
         path=f"{PREFIX}/services/{{handle}}/{{name}}",
         name="change_service",
@@ -234,7 +234,7 @@ Changes the fields that are given, and leaves the rest. When a service is no lon
             answer={"service": "ann/web", "access": "public", "pins": True, "live_hosts": 1},
         ),
     ),
-    Route(
+    ApiRoute(
         method="POST",
         path=f"{PREFIX}/services/{{handle}}/{{name}}/rotate",
         name="rotate_service",
@@ -266,7 +266,7 @@ invitation stay valid.""",
             keeps="service",
         ),
     ),
-    Route(
+    ApiRoute(
         method="DELETE",
         path=f"{PREFIX}/services/{{handle}}/{{name}}",
         name="delete_service",

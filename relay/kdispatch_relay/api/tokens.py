@@ -23,7 +23,7 @@ from kdispatch_relay.api.fields import (
     seconds_from_now,
 )
 from kdispatch_relay.api.pages import NEXT, NewestFirst, page_of
-from kdispatch_relay.api.route import Example, Route, Section
+from kdispatch_relay.api.route import ApiRoute, Example, Section
 from kdispatch_relay.paths import PREFIX
 from kdispatch_relay.store.records import NewToken, TokenRecord
 from kdispatch_relay.store.services import ENDED_TOKENS
@@ -157,7 +157,7 @@ _OTHERS: Final = {"not_permitted": "not an admin's token"}
 _WHEN: Final = "2026-01-31T09:30:00Z"
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="POST",
         path=f"{PREFIX}/tokens",
         name="create_token",
@@ -186,7 +186,7 @@ the only one that ever shows it.""",
             },
         ),
     ),
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/tokens",
         name="list_tokens",
@@ -199,7 +199,7 @@ the only one that ever shows it.""",
         answer=TokenList,
         errors={"bad_name": "", **_OTHERS},
     ),
-    Route(
+    ApiRoute(
         method="DELETE",
         path=f"{PREFIX}/tokens/{{token}}",
         name="revoke_token",

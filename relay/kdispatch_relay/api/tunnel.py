@@ -9,7 +9,7 @@ from aiohttp import web
 
 from kdispatch_relay.api.exchange import Call
 from kdispatch_relay.api.keys import GATE
-from kdispatch_relay.api.route import Route, Section
+from kdispatch_relay.api.route import ApiRoute, Section
 from kdispatch_relay.paths import PREFIX
 
 __all__ = ["ROUTES"]
@@ -21,7 +21,7 @@ async def open_tunnel(call: Call) -> web.StreamResponse:
 
 
 ROUTES: Final = (
-    Route(
+    ApiRoute(
         method="GET",
         path=f"{PREFIX}/tunnel",
         name="open_tunnel",

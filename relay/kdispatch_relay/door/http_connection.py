@@ -14,7 +14,7 @@ from aiohttp.streams import StreamReader
 
 from kdispatch_protocol.limits import Limits
 from kdispatch_relay.door.arrivals import Arrival, Arrivals
-from kdispatch_relay.door.screen import TUNNEL, Screen
+from kdispatch_relay.door.screen import TUNNEL, RequestScreen
 from kdispatch_relay.problems import problem_response
 
 __all__ = ["COUNTED", "SOURCE", "HttpConnections", "hand_over", "http_options"]
@@ -46,7 +46,12 @@ class HttpConnections:
     """Creates HTTP connections for an app whose runner is set up. Requests that ``screen`` refuses stay here."""
 
     def __init__(
-        self, runner: web.AppRunner, arrivals: Arrivals, screen: Screen, options: dict[str, Any], answered: Answered
+        self,
+        runner: web.AppRunner,
+        arrivals: Arrivals,
+        screen: RequestScreen,
+        options: dict[str, Any],
+        answered: Answered,
     ) -> None:
         """``answered`` is called with answers that the app does not make."""
         assert runner.server is not None

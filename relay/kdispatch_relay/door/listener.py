@@ -23,7 +23,7 @@ from kdispatch_relay.door.http_connection import HttpConnections
 from kdispatch_relay.door.neighbour import ask, unverified
 from kdispatch_relay.door.sockets import reachable, way_to, written
 from kdispatch_relay.paths import PREFIX
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 
 __all__ = ["Listener", "Port"]
 
@@ -78,7 +78,7 @@ class Listener:
         self._tell_again = 0.0  # when the next warning about missing room is due
 
     @classmethod
-    async def bound(cls, settings: Settings, tls: Certificates | None) -> Listener:
+    async def bound(cls, settings: RelaySettings, tls: Certificates | None) -> Listener:
         """Sockets that were handed over, otherwise those of the settings.
 
         Raises ``plaintext_refused``, the error of :func:`cannot_listen`, or ``bad_request`` for unusable sockets.
@@ -320,7 +320,7 @@ def _accepted(sock: socket.socket, *, full: bool = False) -> Iterator[_Accepted]
         yield accepted, peer
 
 
-async def _bound(settings: Settings, tls: Certificates | None) -> tuple[list[socket.socket], bool]:
+async def _bound(settings: RelaySettings, tls: Certificates | None) -> tuple[list[socket.socket], bool]:
     """The sockets, and whether they share the port with another relay."""
     host, port = settings.address
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from kdispatch_relay.problems import Problem
 from kdispatch_relay.settings import host_of, is_loopback
 from kdispatch_relay.sources import is_passed_on
 
-__all__ = ["TUNNEL", "Screen"]
+__all__ = ["TUNNEL", "RequestScreen"]
 
 TUNNEL: Final = f"{PREFIX}/tunnel"
 
@@ -30,7 +30,7 @@ _MISDIRECTED: Final = Problem("misdirected")
 _PAGE: Final = Problem("not_permitted", "Web pages may not use this.")
 
 
-class Screen:
+class RequestScreen:
     """Checks requests for ``app``. ``hosts`` are the names that the relay answers to; empty for any."""
 
     def __init__(self, app: web.Application, hosts: frozenset[str], refused: Counter[str]) -> None:

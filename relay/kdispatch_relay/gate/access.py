@@ -14,15 +14,15 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.limiter import SessionLimits, Shares
-from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.store.records import AuditRecord
 from kdispatch_relay.switch.claims import handle_of
 from kdispatch_relay.switch.intents import AskAttach, AskOffer, FirstStream, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
-__all__ = ["Access"]
+__all__ = ["AccessControl"]
 
 # While the store does not answer, running streams go on, and the store is asked again after this many seconds.
 _ASK_AGAIN: Final = 1.0
@@ -33,7 +33,7 @@ _GONE: Final = "The service was deleted, or is not open to you any more."
 _log = logging.getLogger("kdispatch.relay")
 
 
-class Access:
+class AccessControl:
     """Asks ``authority`` the switch's questions, and gives the switch the answers; each time it then calls ``settle``.
 
     ``limits_of`` returns the limits of a session, or ``None`` when the session is over.
@@ -44,7 +44,7 @@ class Access:
         authority: Authority,
         switch: Switch,
         settle: Callable[[], None],
-        limits_of: Callable[[Session], SessionLimits | None],
+        limits_of: Callable[[SwitchSession], SessionLimits | None],
     ) -> None:
         self._authority = authority
         self._switch = switch
@@ -224,8 +224,8 @@ class Access:
         actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
         self._note("connect", service, actor, session)
 
-    def _note(self, action: str, service: str, actor: str, session: Session, **detail: str) -> None:
-        event = AuditEvent(
+    def _note(self, action: str, service: str, actor: str, session: SwitchSession, **detail: str) -> None:
+        event = AuditRecord(
             actor=actor,
             action=action,
             subject=service,

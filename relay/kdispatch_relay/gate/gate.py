@@ -26,7 +26,7 @@ from kdispatch_relay.api.keys import LIMITER
 from kdispatch_relay.auth import Authority
 from kdispatch_relay.door.arrivals import Arrival
 from kdispatch_relay.door.http_connection import COUNTED, SOURCE, hand_over
-from kdispatch_relay.gate.access import Access
+from kdispatch_relay.gate.access import AccessControl
 from kdispatch_relay.gate.agent_link import AgentLink
 from kdispatch_relay.gate.handshake import take_over, upgrade_headers
 from kdispatch_relay.limiter import SessionLimits
@@ -36,14 +36,14 @@ from kdispatch_relay.switch.intents import (
     AskAttach,
     AskOffer,
     AskOpen,
-    AttachRefused,
-    Cut,
+    CutSession,
     FirstStream,
     Intent,
+    RefusedAttach,
     StreamEnded,
 )
 from kdispatch_relay.switch.revocations import withdraw_host
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.state import clients_of, state_of
 from kdispatch_relay.switch.switch import Switch
 from kdispatch_relay.switch.views import ClientView, HostView, Left, LiveHost, RelayState
@@ -79,14 +79,19 @@ class Gate:
             memory=queue_memory(),
             program=f"kdispatch/{version()}",
         )
-        self._links: dict[Session, AgentLink] = {}
-        self._access = Access(authority, self.switch, self.settle, self._limits_of)
+        self._links: dict[SwitchSession, AgentLink] = {}
+        self._access = AccessControl(authority, self.switch, self.settle, self._limits_of)
         ask = self._access.ask
-        self._acts: dict[type, Callable[[Any], None]] = {AskOffer: ask, AskOpen: ask, AskAttach: ask, Cut: self._end}
+        self._acts: dict[type, Callable[[Any], None]] = {
+            AskOffer: ask,
+            AskOpen: ask,
+            AskAttach: ask,
+            CutSession: self._end,
+        }
         self._reports: dict[type, Callable[[Any], None]] = {
             FirstStream: self._access.note_client,
             StreamEnded: self._log_stream,
-            AttachRefused: self._log_refusal,
+            RefusedAttach: self._log_refusal,
         }
         self._closing = True
         self._drain: Drain | None = None
@@ -163,6 +168,7 @@ class Gate:
             if transport is None or self._closing:
                 return response
             tune_session_socket(transport.get_extra_info("socket"))
+            arrival = hand_over(request)  # before take_over, which ends the arrival with the request
             make = functools.partial(
                 WebSocketCarrier,
                 server=True,
@@ -171,7 +177,7 @@ class Gate:
                 buffer=self.buffer,
                 max_message=self.limits.message,
             )
-            self.join(make, request.get(SOURCE, request.remote or ""), hand_over(request), limits.kept())
+            self.join(make, request.get(SOURCE, request.remote or ""), arrival, limits.kept())
         return response
 
     def join(
@@ -220,7 +226,7 @@ class Gate:
         await self._access.close()
         self._alarm.cancel()
 
-    def _limits_of(self, session: Session) -> SessionLimits | None:
+    def _limits_of(self, session: SwitchSession) -> SessionLimits | None:
         link = self._links.get(session)
         return None if link is None else link.limits
 
@@ -261,7 +267,7 @@ class Gate:
             self._reports[type(report)](report)
         self._alarm.set(switch.next_deadline())
 
-    def _end(self, cut: Cut) -> None:
+    def _end(self, cut: CutSession) -> None:
         link = self._links.get(cut.session)
         if link is not None:
             link.cut(cut.code, cut.text)
@@ -271,7 +277,7 @@ class Gate:
         fields["seconds"] = round(self._loop.time() - fields.pop("began"), 3)
         _log.debug("stream ended", extra=fields)
 
-    def _log_refusal(self, refused: AttachRefused) -> None:
+    def _log_refusal(self, refused: RefusedAttach) -> None:
         now = self._loop.time()
         # bad_proof: an agent tried another's stream. The other codes: a stream has ended. Agents can cause many.
         tell = refused.code == "bad_proof" and now >= self._warn_again

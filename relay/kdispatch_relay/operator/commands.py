@@ -15,7 +15,7 @@ import typer
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.console import errors_told
 from kdispatch_relay.operator.output import (
-    Output,
+    OperatorOutput,
     admin_json,
     admin_lines,
     code_json,
@@ -60,7 +60,7 @@ def _quota(name: str, what: str) -> Any:
 @app.command("list", epilog="Example: kdispatch relay admin list")
 def list_admins(*, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
     """List all admins, with what they have."""
-    output = Output(quiet=quiet, as_json=as_json)
+    output = OperatorOutput(quiet=quiet, as_json=as_json)
 
     async def work(store: Repository) -> None:
         async def pages() -> AsyncIterator[list[AdminRecord]]:
@@ -82,7 +82,7 @@ def show(handle: _Handle, *, database: _Database = "", quiet: _Quiet = False, as
     """Show one admin. --quiet prints active or suspended."""
     with errors_told(as_json=as_json):
         admin = _on(database, lambda store: _find(store, handle))
-    Output(quiet=quiet, as_json=as_json).result(
+    OperatorOutput(quiet=quiet, as_json=as_json).result(
         admin_json(admin),
         quiet=["active" if admin.suspended is None else "suspended"],
         plain=admin_lines(admin),
@@ -104,7 +104,7 @@ def suspend(
             raise KdispatchError("bad_request", "A reason is 1 to 200 printable characters.")
         _change(database, handle, lambda store: store.accounts.suspend(handle, reason))
     told = {"handle": handle, "suspended": True}
-    Output(quiet=quiet, as_json=as_json).result(told, quiet=[handle], plain=[f"{handle} is suspended."])
+    OperatorOutput(quiet=quiet, as_json=as_json).result(told, quiet=[handle], plain=[f"{handle} is suspended."])
 
 
 @app.command("resume", epilog="Example: kdispatch relay admin resume ann")
@@ -113,7 +113,7 @@ def resume(handle: _Handle, *, database: _Database = "", quiet: _Quiet = False, 
     with errors_told(as_json=as_json):
         _change(database, handle, lambda store: store.accounts.resume(handle))
     told = {"handle": handle, "suspended": False}
-    Output(quiet=quiet, as_json=as_json).result(told, quiet=[handle], plain=[f"{handle} is active."])
+    OperatorOutput(quiet=quiet, as_json=as_json).result(told, quiet=[handle], plain=[f"{handle} is active."])
 
 
 @app.command("quota", epilog="Example: kdispatch relay admin quota ann --services 20")
@@ -136,7 +136,7 @@ def quota(
             raise KdispatchError("bad_request", "Give at least one of --services, --tokens, --hosts and --streams.")
         _change(database, handle, lambda store: store.accounts.set_quotas(handle, quotas))
         admin = _on(database, lambda store: _find(store, handle))
-    Output(quiet=quiet, as_json=as_json).result(
+    OperatorOutput(quiet=quiet, as_json=as_json).result(
         admin_json(admin),
         quiet=[str(getattr(admin.quotas, name)) for name in given],
         plain=admin_lines(admin),
@@ -162,7 +162,7 @@ def audit(
 
     with errors_told(as_json=as_json):
         events = _on(database, read)
-    Output(quiet=quiet, as_json=as_json).result(
+    OperatorOutput(quiet=quiet, as_json=as_json).result(
         {"events": [event_json(event) for event in events]},
         quiet=[str(event.id) for event in events],
         plain=[event_line(event) for event in events] or ["There is no event."],
@@ -184,7 +184,7 @@ def create_code(
     with errors_told(as_json=as_json):
         text, new = NewToken.made("inv", "sign-up", int(time.time()) + _seconds(expires))
         made = _on(database, lambda store: store.invites.create_code(new, uses=uses))
-    Output(quiet=quiet, as_json=as_json).result(
+    OperatorOutput(quiet=quiet, as_json=as_json).result(
         {**code_json(made), "code": text},
         quiet=[text],
         plain=[code_line(made), f"code  {text}", "Use it with: kdispatch sign-up HANDLE --code -"],
@@ -194,7 +194,7 @@ def create_code(
 @codes.command("list", epilog="Example: kdispatch relay admin code list")
 def list_codes(*, database: _Database = "", quiet: _Quiet = False, as_json: _Json = False) -> None:
     """List the sign-up codes; ended ones for 30 days. --quiet prints the ids."""
-    output = Output(quiet=quiet, as_json=as_json)
+    output = OperatorOutput(quiet=quiet, as_json=as_json)
 
     async def work(store: Repository) -> None:
         async def pages() -> AsyncIterator[list[InviteRecord]]:
@@ -224,7 +224,7 @@ def revoke_code(
         if not (_is_text(code) and _on(database, lambda store: store.invites.revoke_code(code))):
             raise KdispatchError("unknown_invite", f"There is no code {code!r}.")
     told = {"id": code, "revoked": True}
-    Output(quiet=quiet, as_json=as_json).result(told, quiet=[code], plain=[f"The code {code} is revoked."])
+    OperatorOutput(quiet=quiet, as_json=as_json).result(told, quiet=[code], plain=[f"The code {code} is revoked."])
 
 
 def _on(location: str, work: Callable[[Repository], Awaitable[_T]]) -> _T:

@@ -14,15 +14,15 @@ from kdispatch_protocol.console import SCHEMA, JsonList, escaped
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from kdispatch_relay.store.records import AdminRecord, AuditEvent, InviteRecord
+    from kdispatch_relay.store.records import AdminRecord, AuditRecord, InviteRecord
 
-__all__ = ["Output", "admin_json", "admin_lines", "code_json", "code_line", "event_json", "event_line"]
+__all__ = ["OperatorOutput", "admin_json", "admin_lines", "code_json", "code_line", "event_json", "event_line"]
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class OperatorOutput:
     """The output of one command; ``as_json`` takes precedence over ``quiet``."""
 
     quiet: bool
@@ -100,7 +100,7 @@ def code_line(code: InviteRecord) -> str:
     return f"{code.id}  used {code.used:,} of {code.uses:,} times, until {_time(code.expires)}{state}"
 
 
-def event_json(event: AuditEvent) -> dict[str, Any]:
+def event_json(event: AuditRecord) -> dict[str, Any]:
     """An event of the audit as JSON."""
     found = {"id": event.id, "at": _time(event.at), "actor": event.actor, "action": event.action}
     found |= {"last": _time(event.last), "count": event.count}
@@ -108,7 +108,7 @@ def event_json(event: AuditEvent) -> dict[str, Any]:
     return {**found, "subject": event.subject, "source": event.source, **more}
 
 
-def event_line(event: AuditEvent) -> str:
+def event_line(event: AuditRecord) -> str:
     """An event of the audit as a line for people."""
     detail = " ".join(f"{name}={value}" for name, value in event.detail.items())
     times = f"{event.count:,} times until {_time(event.last)}" if event.count > 1 else ""

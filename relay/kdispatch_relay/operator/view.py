@@ -12,7 +12,7 @@ from kdispatch_relay.door.neighbour import ask, pinned
 from kdispatch_relay.door.sockets import reachable, written
 from kdispatch_relay.operator.token import read_operator_token
 from kdispatch_relay.paths import PREFIX
-from kdispatch_relay.settings import Settings
+from kdispatch_relay.settings import RelaySettings
 
 __all__ = ["lines", "read_state"]
 
@@ -24,7 +24,7 @@ def read_state(listen: str, certificate: Path | None, token_file: Path | None) -
 
     Raises ``relay_unreachable``, ``not_a_relay``, the relay's own error, or ``bad_request`` for an unusable file.
     """
-    host, port = reachable(Settings(listen=listen, insecure_plaintext=True).address)
+    host, port = reachable(RelaySettings(listen=listen, insecure_plaintext=True).address)
     token = None if token_file is None else read_operator_token(token_file)
     where = written((host, port))
     try:

@@ -17,7 +17,7 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.invites import spend
 from kdispatch_relay.store.models import Admin, Service, Token
 from kdispatch_relay.store.quotas import COLUMNS, counted_tokens, quotas_of
-from kdispatch_relay.store.records import QUOTAS, AdminRecord, AuditEvent, InviteRecord, NewToken
+from kdispatch_relay.store.records import QUOTAS, AdminRecord, AuditRecord, InviteRecord, NewToken
 
 __all__ = ["Accounts"]
 
@@ -47,7 +47,7 @@ class Accounts:
                 values = {"digest": token.digest, "token_id": token.id, "kind": "adm", "name": token.name}
                 await connection.execute(insert(Token).values(admin_id=new, expires_at=token.expires, **values))
                 detail = {"code": code.id} if code is not None else {}
-                event = AuditEvent(actor="anybody", action="sign_up", subject=handle, source=source, detail=detail)
+                event = AuditRecord(actor="anybody", action="sign_up", subject=handle, source=source, detail=detail)
                 await self._audit.add(connection, new, event)
         except IntegrityError as error:
             raise KdispatchError("handle_taken", f"The handle {handle!r} is taken.") from error
@@ -126,7 +126,7 @@ class Accounts:
             return before is not None
         query = update(Admin).where(Admin.handle == handle).values(values).returning(Admin.id)
         found = (await connection.execute(query)).scalar_one()
-        event = AuditEvent(actor=OPERATOR, action=action, subject=handle, source="", detail=detail)
+        event = AuditRecord(actor=OPERATOR, action=action, subject=handle, source="", detail=detail)
         await self._audit.add(connection, found, event)
         return True
 

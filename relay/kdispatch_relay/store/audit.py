@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.merging import ROUTINE, Merger, Row
 from kdispatch_relay.store.models import Admin, AuditRow
-from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.store.records import AuditRecord
 from kdispatch_relay.store.tidying import BATCH, drop_where
 
 __all__ = ["OPERATOR", "Audit"]
@@ -43,7 +43,7 @@ class Audit:
         self._waiting: dict[Row, None] = {}  # rows that the table lacks, or has in an older state
         self._lost = 0
 
-    def note(self, handle: str, event: AuditEvent) -> None:
+    def note(self, handle: str, event: AuditRecord) -> None:
         """Note an event at the switch, in the account of ``handle``; its ``at`` must be set."""
         merged = event.action in ROUTINE or event.actor.startswith("hst ")
         row = self._merger.row(handle, event) if merged else Row.of(handle, event)
@@ -71,7 +71,7 @@ class Audit:
             _log.warning("The audit lacks %d entries of hosts and clients: too many came at once.", self._lost)
             self._lost = 0
 
-    async def add(self, connection: AsyncConnection, admin_id: int | None, event: AuditEvent) -> None:
+    async def add(self, connection: AsyncConnection, admin_id: int | None, event: AuditRecord) -> None:
         """Store an event in the caller's transaction, now."""
         values = {"at": event.at or int(time.time()), "admin_id": admin_id, "actor": event.actor}
         text = {"action": event.action, "subject": event.subject, "source": event.source[:64]}
@@ -79,7 +79,7 @@ class Audit:
 
     async def read(
         self, handle: str | None, *, service: str | None = None, before: int | None = None, limit: int = 100
-    ) -> list[AuditEvent]:
+    ) -> list[AuditRecord]:
         """The newest events of one account, or of all, with ids below ``before``; ``service`` is ``handle/name``."""
         query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
         if handle is not None:
@@ -91,7 +91,7 @@ class Audit:
         async with self._database.read() as connection:
             rows = await connection.execute(query)
             return [
-                AuditEvent(
+                AuditRecord(
                     id=row.id,
                     at=row.at,
                     actor=row.actor,

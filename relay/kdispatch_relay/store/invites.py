@@ -15,7 +15,7 @@ from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_invite, place_for_token
-from kdispatch_relay.store.records import AuditEvent, Identity, InviteRecord, NewToken
+from kdispatch_relay.store.records import AuditRecord, InviteRecord, NewToken, TokenIdentity
 from kdispatch_relay.store.services import id_of, lock_tokens, service_of, trim_ended_tokens
 from kdispatch_relay.store.tidying import drop
 from kdispatch_relay.store.tokens import KEPT
@@ -78,7 +78,7 @@ class Invites:
         self._audit = audit
 
     async def create(
-        self, owner: Identity, name: str, code: NewToken, *, purpose: str, uses: int, source: str
+        self, owner: TokenIdentity, name: str, code: NewToken, *, purpose: str, uses: int, source: str
     ) -> InviteRecord | None:
         """Store an invitation to ``owner``'s service ``name``; ``None`` if there is no such service.
 
@@ -94,7 +94,9 @@ class Invites:
             made = _new(code, service, purpose, uses)
             await _add(connection, service_id, code, made)
             detail = {"invite": made.id, **_terms(made)}
-            event = AuditEvent(actor=owner.actor, action="invite.create", subject=service, source=source, detail=detail)
+            event = AuditRecord(
+                actor=owner.actor, action="invite.create", subject=service, source=source, detail=detail
+            )
             await self._audit.add(connection, owner.admin_id, event)
         return made
 
@@ -104,7 +106,7 @@ class Invites:
             made = _new(code, None, "sign-up", uses)
             await _add(connection, None, code, made)
             detail = {"code": made.id, **_terms(made)}
-            event = AuditEvent(actor=OPERATOR, action="code.create", subject="", source="", detail=detail)
+            event = AuditRecord(actor=OPERATOR, action="code.create", subject="", source="", detail=detail)
             await self._audit.add(connection, None, event)
         return made
 
@@ -115,7 +117,7 @@ class Invites:
             return next((_record(row) for row in rows), None)
 
     async def of(
-        self, owner: Identity, name: str, *, after: tuple[int, str] | None = None, limit: int | None = None
+        self, owner: TokenIdentity, name: str, *, after: tuple[int, str] | None = None, limit: int | None = None
     ) -> list[InviteRecord]:
         """The invitations to ``owner``'s service ``name``, the newest first; ended ones for 30 days.
 
@@ -127,7 +129,7 @@ class Invites:
         """The sign-up codes, listed like :meth:`of`."""
         return await self._list(Invite.service_id.is_(None), after, limit)
 
-    async def revoke(self, owner: Identity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
+    async def revoke(self, owner: TokenIdentity, name: str, invite_id: str, *, tokens: bool, source: str) -> bool:
         """End an invitation to ``owner``'s service ``name``, on request with its tokens; returns whether there is one.
 
         Nothing that runs rests on an invitation itself: other relays need to learn only of revoked tokens.
@@ -147,7 +149,7 @@ class Invites:
                 taking.nothing()
             if found is None or (was_revoked and not ended):
                 return found is not None
-            event = AuditEvent(
+            event = AuditRecord(
                 actor=owner.actor,
                 action="invite.revoke",
                 subject=service,
@@ -163,7 +165,7 @@ class Invites:
             found, was_revoked = await _end(connection, Invite.purpose == "sign-up", code_id)
             if found is None or was_revoked:
                 return found is not None
-            event = AuditEvent(actor=OPERATOR, action="code.revoke", subject="", source="", detail={"code": code_id})
+            event = AuditRecord(actor=OPERATOR, action="code.revoke", subject="", source="", detail={"code": code_id})
             await self._audit.add(connection, None, event)
         return True
 
@@ -190,7 +192,7 @@ class Invites:
                     **values,
                 )
             )
-            event = AuditEvent(
+            event = AuditRecord(
                 actor=f"inv {invite.id} {invite.name}",
                 action="invite.accept",
                 subject=invite.service or "",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from kdispatch_relay.sources import group_of
-from kdispatch_relay.store.records import AuditEvent
+from kdispatch_relay.store.records import AuditRecord
 
 __all__ = ["ROUTINE", "WINDOW", "Merger", "Row"]
 
@@ -50,11 +50,11 @@ class Row:
     id: int = 0
 
     @classmethod
-    def of(cls, handle: str, event: AuditEvent) -> Self:
+    def of(cls, handle: str, event: AuditRecord) -> Self:
         """The row of one event."""
         return cls(handle, event.actor, event.action, event.subject, event.source, event.detail, event.at, event.at)
 
-    def again(self, event: AuditEvent, source: str) -> None:
+    def again(self, event: AuditRecord, source: str) -> None:
         """Count one more event; what differs between the events is dropped from the row."""
         self.count += 1
         self.last = max(self.last, event.at)
@@ -77,7 +77,7 @@ class Merger:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def row(self, handle: str, event: AuditEvent) -> Row | None:
+    def row(self, handle: str, event: AuditRecord) -> Row | None:
         """The row of this event in the account of ``handle``; the event is counted in it.
 
         ``None`` if this hour has more active accounts than are remembered.
@@ -103,7 +103,7 @@ class Merger:
         return row
 
     @staticmethod
-    def _keys(handle: str, event: AuditEvent, group: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    def _keys(handle: str, event: AuditRecord, group: str) -> tuple[tuple[tuple[str, ...], str], ...]:
         """The keys under which a row may be found, the most detailed first, each with the source that the row shows."""
         # The id of a host's own token is the host's choice.
         actor = event.actor.partition(" ")[0] if event.actor.startswith("hst ") else event.actor
@@ -114,7 +114,7 @@ class Merger:
             ((handle, event.action, who), ""),
         )
 
-    def _has_place(self, handle: str, event: AuditEvent, group: str, key: tuple[str, ...]) -> bool:
+    def _has_place(self, handle: str, event: AuditRecord, group: str, key: tuple[str, ...]) -> bool:
         """Whether one more row of this kind is allowed; if so, counts it."""
         if len(key) < _WHOLE - 2:
             return len(self._rows) < 2 * _MOST

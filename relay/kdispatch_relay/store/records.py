@@ -12,12 +12,12 @@ from kdispatch_protocol.tokens import SECRET_BYTES, format_token, token_digest, 
 __all__ = [
     "QUOTAS",
     "AdminRecord",
-    "AuditEvent",
-    "Identity",
+    "AuditRecord",
     "InviteRecord",
     "NewToken",
     "Quotas",
     "ServiceRecord",
+    "TokenIdentity",
     "TokenRecord",
 ]
 
@@ -51,7 +51,7 @@ class ServiceRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TokenIdentity:
     """What a token stands for. ``kind`` is its prefix; ``service`` is set for ``svc`` and ``cli`` tokens only.
 
     An expired or revoked token, or one of a suspended admin, has an identity too, so that its holder can get the
@@ -139,7 +139,7 @@ class AdminRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEvent:
+class AuditRecord:
     """Who did what to what, from where, when. ``id`` is 0 until it is stored.
 
     A merged event happened ``count`` times, from ``at`` until ``last``.

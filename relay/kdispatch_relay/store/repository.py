@@ -17,7 +17,7 @@ from kdispatch_relay.store.invites import Invites
 from kdispatch_relay.store.kept import Kept
 from kdispatch_relay.store.models import Admin, Invite, Relay, Service, Token
 from kdispatch_relay.store.quotas import COLUMNS, quotas_of
-from kdispatch_relay.store.records import Identity, ServiceRecord
+from kdispatch_relay.store.records import ServiceRecord, TokenIdentity
 from kdispatch_relay.store.services import Services
 from kdispatch_relay.store.tidying import BATCH, drop_where
 from kdispatch_relay.store.tokens import KEPT, Tokens
@@ -67,7 +67,7 @@ class Repository:
         for kept in (self._identities, self._services):
             kept.forget(handle)
 
-    async def identity(self, digest: bytes) -> Identity | None:
+    async def identity(self, digest: bytes) -> TokenIdentity | None:
         """What the token with this digest stands for, or stood for."""
         kept = self._identities.kept(digest)
         if kept is None or kept.revoked or kept.suspended:
@@ -90,7 +90,7 @@ class Repository:
         """The display name of the token with this id."""
         return await self._names.get(token_id)
 
-    def used(self, identity: Identity) -> None:
+    def used(self, identity: TokenIdentity) -> None:
         """Note that a token was accepted."""
         self._used[identity.id] = int(time.time())
 
@@ -119,12 +119,12 @@ class Repository:
         await drop_where(self.database, Token.digest, Token.ended_at < since)
         await drop_where(self.database, Invite.id, Invite.ended_at < since)
 
-    async def _find_identities(self, digests: Collection[bytes]) -> dict[bytes, Identity]:
+    async def _find_identities(self, digests: Collection[bytes]) -> dict[bytes, TokenIdentity]:
         async with self.database.read() as connection:
             rows = await connection.execute(_IDENTITIES.where(Token.digest.in_(digests)))
         found = {}
         for digest, kind, admin_id, token_id, name, expires, revoked, handle, *service in rows:
-            found[digest] = Identity(
+            found[digest] = TokenIdentity(
                 kind=kind,
                 admin_id=admin_id,
                 handle=handle,

@@ -16,7 +16,7 @@ from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_service
-from kdispatch_relay.store.records import AuditEvent, Identity, NewToken, ServiceRecord
+from kdispatch_relay.store.records import AuditRecord, NewToken, ServiceRecord, TokenIdentity
 from kdispatch_relay.store.tidying import drop, drop_where
 
 __all__ = ["ENDED_TOKENS", "OWN_TOKENS", "Services", "id_of", "lock_tokens", "service_of", "trim_ended_tokens"]
@@ -25,7 +25,7 @@ ENDED_TOKENS: Final = 1_000  #: ended tokens kept for an account, as many as it 
 OWN_TOKENS: Final = 16  #: valid tokens of a service's own at a time: the newest, and those that rotations let overlap
 
 
-async def id_of(connection: AsyncConnection, owner: Identity, name: str) -> int | None:
+async def id_of(connection: AsyncConnection, owner: TokenIdentity, name: str) -> int | None:
     """The row id of ``owner``'s service, locked against changes by others. Lock it before any other row."""
     query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
     return (await connection.execute(query.with_for_update(key_share=True))).scalar_one_or_none()
@@ -37,7 +37,7 @@ async def lock_tokens(connection: AsyncConnection, which: ColumnElement[bool]) -
     await connection.execute(query.with_for_update(key_share=True))
 
 
-def service_of(owner: Identity, name: str) -> ScalarSelect[int]:
+def service_of(owner: TokenIdentity, name: str) -> ScalarSelect[int]:
     """The row id of ``owner``'s service, as a subquery."""
     query = select(Service.id).where(Service.owner_id == owner.admin_id, Service.name == name)
     return query.correlate(None).scalar_subquery()
@@ -59,7 +59,7 @@ class Services:
         self._audit = audit
 
     async def create(
-        self, owner: Identity, name: str, token: NewToken, *, access: str, pins: bool, source: str
+        self, owner: TokenIdentity, name: str, token: NewToken, *, access: str, pins: bool, source: str
     ) -> ServiceRecord:
         """Create a service of ``owner`` with its own token; raises ``service_exists`` or ``quota_exceeded``."""
         service = f"{owner.handle}/{name}"
@@ -75,7 +75,7 @@ class Services:
             raise KdispatchError("service_exists", f"The service {service!r} exists already.") from error
         return ServiceRecord(service, access, pins)
 
-    async def change(self, owner: Identity, name: str, values: Mapping[str, Any], *, source: str) -> bool:
+    async def change(self, owner: TokenIdentity, name: str, values: Mapping[str, Any], *, source: str) -> bool:
         """Set ``access``, ``pins`` or both; returns whether there is such a service."""
         service = f"{owner.handle}/{name}"
         async with self._changes.taking(service) as taking:
@@ -88,7 +88,7 @@ class Services:
             await self._audit.add(taking.connection, owner.admin_id, event)
         return True
 
-    async def delete(self, owner: Identity, name: str, *, source: str) -> bool:
+    async def delete(self, owner: TokenIdentity, name: str, *, source: str) -> bool:
         """Delete a service of ``owner`` with its tokens and invitations; returns whether there was one."""
         service = f"{owner.handle}/{name}"
         # Delete ended rows first, in batches: the transaction that deletes the service then has only valid ones to
@@ -110,7 +110,9 @@ class Services:
             await self._audit.add(connection, owner.admin_id, event)
         return True
 
-    async def rotate(self, owner: Identity, name: str, token: NewToken, *, old_until: int | None, source: str) -> bool:
+    async def rotate(
+        self, owner: TokenIdentity, name: str, token: NewToken, *, old_until: int | None, source: str
+    ) -> bool:
         """Give a service a new token of its own. The old one ends at ``old_until``, or now.
 
         Returns whether there is such a service. Raises ``quota_exceeded``.
@@ -130,7 +132,7 @@ class Services:
             await self._audit.add(connection, owner.admin_id, event)
         return True
 
-    async def of(self, owner: Identity, *, after: str = "", limit: int | None = None) -> list[ServiceRecord]:
+    async def of(self, owner: TokenIdentity, *, after: str = "", limit: int | None = None) -> list[ServiceRecord]:
         """The services of one admin sorted by name: ``limit`` of those after ``after``."""
         query = (
             select(Admin.handle, Service.name, Service.access, Service.pins)
@@ -166,10 +168,12 @@ class Services:
                 own.where((Token.expires_at.is_(None)) | (Token.expires_at > until)).values(expires_at=until)
             )
 
-    async def _add_own(self, connection: AsyncConnection, owner: Identity, service_id: int, token: NewToken) -> None:
+    async def _add_own(
+        self, connection: AsyncConnection, owner: TokenIdentity, service_id: int, token: NewToken
+    ) -> None:
         values = {"digest": token.digest, "token_id": token.id, "kind": "svc", "name": token.name, "own": True}
         await connection.execute(insert(Token).values(admin_id=owner.admin_id, service_id=service_id, **values))
 
 
-def _event(owner: Identity, action: str, service: str, source: str, **detail: Any) -> AuditEvent:
-    return AuditEvent(actor=owner.actor, action=action, subject=service, source=source, detail=detail)
+def _event(owner: TokenIdentity, action: str, service: str, source: str, **detail: Any) -> AuditRecord:
+    return AuditRecord(actor=owner.actor, action=action, subject=service, source=source, detail=detail)

@@ -14,7 +14,7 @@ from kdispatch_relay.store.changes import Changes
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.models import Admin, Invite, Service, Token
 from kdispatch_relay.store.quotas import place_for_token
-from kdispatch_relay.store.records import AuditEvent, Identity, NewToken, TokenRecord
+from kdispatch_relay.store.records import AuditRecord, NewToken, TokenIdentity, TokenRecord
 from kdispatch_relay.store.services import id_of, service_of, trim_ended_tokens
 
 __all__ = ["KEPT", "Tokens"]
@@ -47,7 +47,7 @@ class Tokens:
         self._audit = audit
 
     async def create(
-        self, owner: Identity, token: NewToken, *, kind: str, name: str | None, source: str
+        self, owner: TokenIdentity, token: NewToken, *, kind: str, name: str | None, source: str
     ) -> TokenRecord | None:
         """Store a token of ``kind``, for ``owner``'s service ``name`` if given; ``None`` if there is no such service.
 
@@ -66,7 +66,7 @@ class Tokens:
                 insert(Token).values(admin_id=owner.admin_id, service_id=service_id, expires_at=token.expires, **values)
             )
             detail = {"token": token.id, "kind": kind, "name": token.name}
-            event = AuditEvent(
+            event = AuditRecord(
                 actor=owner.actor,
                 action="token.create",
                 subject=service or owner.handle,
@@ -88,7 +88,7 @@ class Tokens:
 
     async def of(
         self,
-        owner: Identity,
+        owner: TokenIdentity,
         name: str | None = None,
         *,
         after: tuple[int, str] | None = None,
@@ -124,7 +124,7 @@ class Tokens:
             for token_id, kind, called, service, created, expires, used, revoked, invite in rows
         ]
 
-    async def revoke(self, owner: Identity, token_id: str, *, source: str) -> bool:
+    async def revoke(self, owner: TokenIdentity, token_id: str, *, source: str) -> bool:
         """Revoke a token of ``owner``; returns whether there was such a valid one. Raises ``last_token``."""
         async with self._changes.taking(owner.handle) as taking:
             connection, now = taking.connection, int(time.time())
@@ -144,7 +144,7 @@ class Tokens:
             if kind == "adm" and expires is None:
                 await self._check_another(connection, owner, digest)
             await connection.execute(update(Token).where(Token.digest == digest).values(revoked_at=now))
-            event = AuditEvent(
+            event = AuditRecord(
                 actor=owner.actor,
                 action="token.revoke",
                 subject=f"{owner.handle}/{service}" if service else owner.handle,
@@ -154,7 +154,7 @@ class Tokens:
             await self._audit.add(connection, owner.admin_id, event)
         return True
 
-    async def _check_another(self, connection: AsyncConnection, owner: Identity, digest: bytes) -> None:
+    async def _check_another(self, connection: AsyncConnection, owner: TokenIdentity, digest: bytes) -> None:
         # The lock: if two admin tokens revoke each other at once, one must remain.
         await connection.execute(select(Admin.id).where(Admin.id == owner.admin_id).with_for_update(key_share=True))
         others = select(func.count()).where(

@@ -23,11 +23,11 @@ from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Reset, reset_frame
 from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.counters import Counters
-from kdispatch_relay.switch.intents import AskAttach, AttachRefused, IntentQueue, said_by_agent
+from kdispatch_relay.switch.intents import AskAttach, IntentQueue, RefusedAttach, said_by_agent
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["AskAttach", "Attachments", "Half"]
 
@@ -40,7 +40,7 @@ _OTHER = {"client": "host", "host": "client"}
 class Half:
     """One end of a stream, attached at its session under a new number."""
 
-    session: Session
+    session: SwitchSession
     number: int
     entry: AttachEntry
     until: float  # after this the relay drops the half, and its agent has to attach again
@@ -68,10 +68,10 @@ class Attachments:
         self,
         registry: Registry,
         limits: Limits,
-        touched: set[Session],
-        by_process: dict[str, Session],
+        touched: set[SwitchSession],
+        by_process: dict[str, SwitchSession],
         *,
-        cut: Callable[[Session, str, str], None],
+        cut: Callable[[SwitchSession, str, str], None],
         opens: Opens,
         lost: Callable[[Leg, float], None],
         timers: Timers,
@@ -80,7 +80,9 @@ class Attachments:
     ) -> None:
         self._intents = intents
         self._counters = counters
-        self.restarted: dict[str, Session] = {}  # processes that have ended, each with the session of its successor
+        self.restarted: dict[
+            str, SwitchSession
+        ] = {}  # processes that have ended, each with the session of its successor
         self._registry = registry
         self._limits = limits
         self._touched = touched
@@ -100,7 +102,7 @@ class Attachments:
     # --- an agent sends ATTACH ---------------------------------------------------------------
 
     def begin(
-        self, session: Session, payload: memoryview, is_new: Callable[[Session, int], bool], now: float
+        self, session: SwitchSession, payload: memoryview, is_new: Callable[[SwitchSession, int], bool], now: float
     ) -> tuple[int, int]:  # fmt: skip
         """Handle an agent's ATTACH. It asks the store once for each service, but not for one known to be public.
 
@@ -133,7 +135,7 @@ class Attachments:
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
         return len(attach.streams) - refused, refused
 
-    def begun_anew(self, session: Session, uuid: str, now: float) -> None:
+    def begun_anew(self, session: SwitchSession, uuid: str, now: float) -> None:
         """A client opens a stream, perhaps again: end its earlier attempts in other sessions, which sent nothing."""
         for other in self._others_of_agent(session):
             self._give_up_open(other, uuid)
@@ -141,7 +143,7 @@ class Attachments:
             if leg is not None:
                 self._lost(leg, now)
 
-    def _give_up_open(self, other: Session, uuid: str) -> None:
+    def _give_up_open(self, other: SwitchSession, uuid: str) -> None:
         """Cancel the open of this stream in another session.
 
         The client resumes with the one host that may have its early data, so no further host may get that data.
@@ -150,7 +152,7 @@ class Attachments:
         if leg is not None:
             self._opens.cancel(leg)
 
-    def _others_of_agent(self, session: Session) -> Collection[Session]:
+    def _others_of_agent(self, session: SwitchSession) -> Collection[SwitchSession]:
         newest = self._by_process[session.process]
         if newest.older is None and newest is session:
             return ()  # the usual case, and every open comes through here
@@ -196,7 +198,7 @@ class Attachments:
         legs = (session.streams.get(end) for session in half.session.all_of_agent)
         return next((leg for leg in legs if leg is not None and leg.attach > half.entry.attach), None)
 
-    def _replaced(self, half: Half, by: Session) -> None:
+    def _replaced(self, half: Half, by: SwitchSession) -> None:
         self.drop(half)
         if half.session is not by:  # `by` may be lost first, and then this session has no half waiting
             half.session.outbox.send(frames.frame(frames.GONE, half.number))
@@ -231,7 +233,7 @@ class Attachments:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def greeted(self, session: Session) -> None:
+    def greeted(self, session: SwitchSession) -> None:
         """A process has greeted: ask it for the ends that wait for it, and refuse those that wait for a predecessor."""
         self.restarted.pop(session.process, None)
         for process in session.predecessors:
@@ -243,11 +245,11 @@ class Attachments:
                 self._refuse(half, *_RESTARTED)
         self.newest(session)
 
-    def newest(self, session: Session) -> None:
+    def newest(self, session: SwitchSession) -> None:
         """This session is now the newest of its process: ask there for the ends that wait for the process."""
         self._ask(session, self._by_peer.get(session.process, ()))
 
-    def session_lost(self, session: Session) -> None:
+    def session_lost(self, session: SwitchSession) -> None:
         """Drop its halves."""
         for half in list(session.halves.values()):
             self.drop(half)
@@ -257,7 +259,7 @@ class Attachments:
 
     # --- refusals -----------------------------------------------------------------------------
 
-    def refused_by_peer(self, session: Session, reset: Reset) -> None:
+    def refused_by_peer(self, session: SwitchSession, reset: Reset) -> None:
         """An agent refuses the ATTACH of another process: refuse the half that waits for this agent."""
         for role in _OTHER:
             half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
@@ -315,9 +317,9 @@ class Attachments:
         session, entry = half.session, half.entry
         session.outbox.send(reset_frame(half.number, code, text))
         self._touched.add(session)
-        self._intents.put(AttachRefused(entry.service, session.process, session.source, entry.peer, code))
+        self._intents.put(RefusedAttach(entry.service, session.process, session.source, entry.peer, code))
 
-    def _ask(self, session: Session, halves: Iterable[Half]) -> None:
+    def _ask(self, session: SwitchSession, halves: Iterable[Half]) -> None:
         """Ask an agent about the halves that wait for it."""
         for half in halves:
             session.asked.add(half)
@@ -341,7 +343,7 @@ class Attachments:
             elif leg is not None:
                 self._lost(leg, now)  # its other end must not go on waiting
 
-    def _tell(self, session: Session, entry: AttachEntry) -> None:
+    def _tell(self, session: SwitchSession, entry: AttachEntry) -> None:
         """Send a join. It is a control frame, because it has to arrive before any data of the stream."""
         session.outbox.send(frames.frame(frames.ATTACH, payload=Attach.of([entry]).encode()))
         self._touched.add(session)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
-    from kdispatch_relay.switch.registry import Host, LiveOffer
+    from kdispatch_relay.switch.registry import ListedHost, LiveOffer
     from kdispatch_relay.switch.routes import Leg, Route
 
 __all__ = ["Account", "Claim", "Claims", "Doubts", "Ground", "ServiceHosts", "Terms", "Watched", "handle_of"]
@@ -112,7 +112,7 @@ class ServiceHosts:
 
     account: Account
     terms: Terms | None = None  # known once a client or a host was authorised for it
-    hosts: list[Host] = field(default_factory=list)
+    hosts: list[ListedHost] = field(default_factory=list)
     waiting: dict[Route, None] = field(default_factory=dict)
     grounds: dict[Claim, Ground] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Goaway
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from kdispatch_relay.switch.views import Left
 
@@ -52,7 +52,7 @@ class Drain:
     ``connected`` iterates over the sessions connected at any time, in the order in which they came.
     """
 
-    def __init__(self, switch: Switch, connected: Iterable[Session], seconds: float, now: float) -> None:
+    def __init__(self, switch: Switch, connected: Iterable[SwitchSession], seconds: float, now: float) -> None:
         self._switch = switch
         self._connected = connected
         self.ends: Final = now + seconds
@@ -60,8 +60,8 @@ class Drain:
         self._stay = min(_NEXT_SESSION, _NEXT_SESSION_PART * seconds)
         self._hosts = _Round(now, now + self._move)
         self._clients = _Round(now + self._move, now + _CLIENTS_PART * seconds)
-        self._told_hosts: dict[Session, float] = {}  # with the time at which each was told
-        self._told_clients: set[Session] = set()
+        self._told_hosts: dict[SwitchSession, float] = {}  # with the time at which each was told
+        self._told_clients: set[SwitchSession] = set()
         if seconds > 0:
             self._step(now)
 
@@ -72,10 +72,10 @@ class Drain:
         streams = sum(leg.route.client is leg for session in sessions for leg in session.legs.values())
         return Left(hosts, len(sessions) - hosts, streams)
 
-    def _here(self) -> list[Session]:
+    def _here(self) -> list[SwitchSession]:
         return [session for session in self._connected if not session.ended]
 
-    def _is_host(self, session: Session) -> bool:
+    def _is_host(self, session: SwitchSession) -> bool:
         return session in self._told_hosts or (session not in self._told_clients and bool(session.offers))
 
     def _step(self, now: float) -> None:
@@ -94,7 +94,7 @@ class Drain:
         if now < self.ends:  # also without sessions: an agent may be on its way
             self._switch.timers.add(now + _STEP, self._step)
 
-    def _tell(self, session: Session, now: float) -> None:
+    def _tell(self, session: SwitchSession, now: float) -> None:
         goaway = Goaway(
             code="drain",
             text="The relay is going away.",

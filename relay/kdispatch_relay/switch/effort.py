@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from kdispatch_protocol.limits import Limits
 
-__all__ = ["ASKS", "IDLE", "Effort", "Source"]
+__all__ = ["ASKS", "IDLE", "Effort", "EffortSource"]
 
 IDLE: Final = "idle_frames"
 ASKS: Final = "asking"
@@ -37,7 +37,7 @@ _LONGEST_REST: Final = 1.0
 _BEHIND_AN_END: Final = 4
 
 
-class Source(Protocol):
+class EffortSource(Protocol):
     """The buckets that all sessions of a source share."""
 
     def spend(self, kind: str, count: float, now: float) -> float:
@@ -58,7 +58,7 @@ class Effort:
 
     __slots__ = ("_asks", "_idle", "_limits", "_source", "asks", "idle", "refused", "rest", "why")
 
-    def __init__(self, limits: Limits, source: Source | None) -> None:
+    def __init__(self, limits: Limits, source: EffortSource | None) -> None:
         self._limits = limits
         self._source = source
         self._idle = 0.0  # when the session's own bucket is full again

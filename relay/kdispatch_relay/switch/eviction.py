@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from kdispatch_relay.switch.budget import ProcessBudget
-from kdispatch_relay.switch.intents import Cut
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.intents import CutSession
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["make_room"]
 
 
-def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
+def make_room(sessions: Iterable[SwitchSession], budget: ProcessBudget) -> list[CutSession]:
     """Cut the largest session of the source that holds most, and repeat until there is room."""
     sessions = list(sessions)
     staying = [session for session in sessions if not session.doomed]
@@ -20,8 +20,8 @@ def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
     sources: Counter[str] = Counter()
     for session in staying:
         sources[session.group or session.source] += session.weight
-    cuts: list[Cut] = []
-    going: set[Session] = set()
+    cuts: list[CutSession] = []
+    going: set[SwitchSession] = set()
     while over > 0 and sources and (source := max(sources, key=sources.__getitem__)):
         left = [session for session in staying if (session.group or session.source) == source and session not in going]
         heaviest = max(left, key=lambda session: session.weight)
@@ -29,7 +29,7 @@ def make_room(sessions: Iterable[Session], budget: ProcessBudget) -> list[Cut]:
             why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
         else:
             why = ("busy", "The relay is short of memory, and this session makes it keep most.")
-        cuts.append(Cut(heaviest, *why))
+        cuts.append(CutSession(heaviest, *why))
         going.add(heaviest)
         over -= heaviest.weight
         sources[source] -= heaviest.weight

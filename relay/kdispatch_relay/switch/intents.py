@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.routes import Route
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
@@ -17,12 +17,12 @@ __all__ = [
     "AskAttach",
     "AskOffer",
     "AskOpen",
-    "AttachRefused",
-    "Cut",
+    "CutSession",
     "FirstStream",
     "Intent",
     "IntentQueue",
     "Question",
+    "RefusedAttach",
     "StreamEnded",
     "said_by_agent",
 ]
@@ -40,7 +40,7 @@ def said_by_agent(code: str) -> str:
 class AskOffer:
     """Intent: find out whether the session may host the service, then call ``allowed`` or ``refused`` of the offers."""
 
-    session: Session
+    session: SwitchSession
     number: int
     offer: Offer
 
@@ -72,7 +72,7 @@ class AskOpen:
         return self.route.message.token
 
     @property
-    def session(self) -> Session:
+    def session(self) -> SwitchSession:
         """The client's session."""
         return self.route.client.session
 
@@ -84,7 +84,7 @@ class AskAttach:
     The gate then calls ``allowed`` or ``refused``.
     """
 
-    session: Session
+    session: SwitchSession
     service: str
     role: str
     token: str | None
@@ -96,16 +96,16 @@ class AskAttach:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutSession:
     """Intent: send GOAWAY with the code, then close the session's carrier."""
 
-    session: Session
+    session: SwitchSession
     code: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class AttachRefused:
+class RefusedAttach:
     """Report: an agent's ATTACH was refused. ``peer`` is the process that it named."""
 
     service: str
@@ -140,7 +140,7 @@ class FirstStream:
 
 
 Question = AskOffer | AskOpen | AskAttach
-Intent = Question | Cut | FirstStream | AttachRefused | StreamEnded
+Intent = Question | CutSession | FirstStream | RefusedAttach | StreamEnded
 _I = TypeVar("_I", bound=Intent)
 
 

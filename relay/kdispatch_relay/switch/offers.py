@@ -9,8 +9,8 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Offer, Offered, reset_frame
 from kdispatch_relay.switch.intents import AskOffer, IntentQueue
-from kdispatch_relay.switch.registry import Host, LiveOffer, Registry, Terms
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.registry import ListedHost, LiveOffer, Registry, Terms
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["Offers"]
 
@@ -27,8 +27,8 @@ class Offers:
         self,
         registry: Registry,
         limits: Limits,
-        touched: set[Session],
-        appeared: Callable[[Host, float], None],
+        touched: set[SwitchSession],
+        appeared: Callable[[ListedHost, float], None],
         intents: IntentQueue,
     ) -> None:
         self._intents = intents
@@ -37,7 +37,7 @@ class Offers:
         self._touched = touched
         self._appeared = appeared
 
-    def begin(self, session: Session, number: int, offer: Offer, now: float) -> None:
+    def begin(self, session: SwitchSession, number: int, offer: Offer, now: float) -> None:
         """Handle an agent's OFFER."""
         if max(len(session.offers), session.offers_asked) >= self._limits.offers:
             refusal = ("busy", "This session offers as many services as it may.")
@@ -52,7 +52,7 @@ class Offers:
             return
         session.outbox.send(reset_frame(number, *refusal))
 
-    def withdraw(self, session: Session, number: int) -> bool:
+    def withdraw(self, session: SwitchSession, number: int) -> bool:
         """Handle an agent's WITHDRAW; returns whether there was such an offer."""
         there = number in session.offers
         live = session.offers.pop(number, None)
@@ -60,7 +60,7 @@ class Offers:
             self._registry.remove(live)
         return there
 
-    def session_lost(self, session: Session, now: float) -> None:
+    def session_lost(self, session: SwitchSession, now: float) -> None:
         """Drop the offers of a lost session. A process that was moving is reached in its other session again."""
         lost = [offer for offer in session.offers.values() if offer is not None]
         session.offers.clear()

@@ -19,9 +19,9 @@ from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_
 from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.intents import AskOpen, FirstStream, IntentQueue, StreamEnded, said_by_agent
-from kdispatch_relay.switch.registry import Host, Registry, Terms
+from kdispatch_relay.switch.registry import ListedHost, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["AskOpen", "Opens"]
 
@@ -39,7 +39,7 @@ class Opens:
         registry: Registry,
         timers: Timers,
         limits: Limits,
-        touched: set[Session],
+        touched: set[SwitchSession],
         *,
         intents: IntentQueue,
         counters: Counters,
@@ -53,7 +53,7 @@ class Opens:
         self._limits = limits
         self._touched = touched
 
-    def refuses(self, session: Session, number: int, now: float) -> bool:
+    def refuses(self, session: SwitchSession, number: int, now: float) -> bool:
         """Refuse a client's OPEN that is one too many, without reading it; returns whether it was refused.
 
         This costs a tenth of what reading it would cost, so an agent that sends many cannot keep the relay busy.
@@ -69,7 +69,7 @@ class Opens:
         session.outbox.send(frames.frame(frames.RESET, number, payload=refusal))
         return True
 
-    def begin(self, session: Session, number: int, message: Open, now: float) -> None:
+    def begin(self, session: SwitchSession, number: int, message: Open, now: float) -> None:
         """Handle a client's OPEN that was not refused unread."""
         route = Route(session, number, message)
         route.began = now
@@ -131,7 +131,7 @@ class Opens:
         """Whether its client still waits."""
         return route.client.session.legs.get(route.client.number) is route.client
 
-    def host_appeared(self, host: Host, now: float) -> None:
+    def host_appeared(self, host: ListedHost, now: float) -> None:
         """A host was listed: opens that wait for any host, or for this one, go on."""
         entry = self._registry.get(host.service)
         waiting = entry.waiting if entry else ()
@@ -277,7 +277,7 @@ class Opens:
             route.client.session.failures.take(now)
             self.refuse(route, *route.refusal)
 
-    def _ask(self, route: Route, host: Host, now: float) -> None:
+    def _ask(self, route: Route, host: ListedHost, now: float) -> None:
         message = route.message
         session = host.session
         route.attempt += 1

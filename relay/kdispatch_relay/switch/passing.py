@@ -8,7 +8,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import reset_frame
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.routes import Leg, RouteState
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["Passing"]
 
@@ -20,7 +20,7 @@ _ACK = 0.1
 class Passing:
     """Passes on the frames of running streams, to the sessions' outboxes. Each such session goes into ``touched``."""
 
-    def __init__(self, opens: Opens, touched: set[Session], forwarded: Callable[[Session], None]) -> None:
+    def __init__(self, opens: Opens, touched: set[SwitchSession], forwarded: Callable[[SwitchSession], None]) -> None:
         self._opens = opens
         self._touched = touched
         self._forwarded = forwarded

@@ -11,9 +11,9 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_relay.switch.claims import Claim, Claims, Ground, Terms
 
 if TYPE_CHECKING:
-    from kdispatch_relay.switch.sessions import Session
+    from kdispatch_relay.switch.sessions import SwitchSession
 
-__all__ = ["Host", "LiveOffer", "Registry", "Terms"]
+__all__ = ["ListedHost", "LiveOffer", "Registry", "Terms"]
 
 # Ids of withdrawn hosts that are remembered: 1.5 MB at most. The oldest go first. A process that lost its RESET comes
 # back within seconds, long before so many others were withdrawn.
@@ -26,8 +26,8 @@ _SWEPT = 2
 class LiveOffer:
     """An offer that the store has allowed: one number of one session."""
 
-    host: Host
-    session: Session
+    host: ListedHost
+    session: SwitchSession
     number: int
     labels: dict[str, str]
     digest: str  # of the host's own hst_ token, SHA-256 in hex
@@ -40,7 +40,7 @@ class LiveOffer:
 
 
 @dataclass(slots=True, eq=False)
-class Host:
+class ListedHost:
     """One process that serves one service: its live offers, and its streams.
 
     It is listed as long as it has an offer, and known as long as it carries a stream. Opens go to its newest offer.
@@ -53,7 +53,7 @@ class Host:
     offers: list[LiveOffer] = field(default_factory=list)  # the newest last
 
     @property
-    def session(self) -> Session:
+    def session(self) -> SwitchSession:
         """The session of its newest offer, where it is reached."""
         return self.offers[-1].session
 
@@ -96,7 +96,7 @@ class Registry(Claims):
         self._choose = choose
         self._limits = limits
         self._started = now
-        self._hosts: dict[str, Host] = {}  # by id: those that are listed, and those that carry a stream
+        self._hosts: dict[str, ListedHost] = {}  # by id: those that are listed, and those that carry a stream
         self._listed = 0
         self._withdrawn: dict[str, None] = {}  # host ids, the oldest first
         self._lost: dict[str, float] = {}  # services, and until when opens wait for a host; the oldest first
@@ -129,24 +129,24 @@ class Registry(Claims):
             self._let_go(host)
         self.free(offer)
 
-    def host(self, host_id: str) -> Host | None:
+    def host(self, host_id: str) -> ListedHost | None:
         """The live host of this id."""
         host = self._hosts.get(host_id)
         return host if host is not None and host.offers else None
 
-    def known(self, host_id: str, service: str) -> Host:
+    def known(self, host_id: str, service: str) -> ListedHost:
         """The host of this id, which is about to offer or to carry ``service``; made if it is new."""
         host = self._hosts.get(host_id)
         if host is None:
-            host = self._hosts[host_id] = Host(host_id, service)
+            host = self._hosts[host_id] = ListedHost(host_id, service)
         return host
 
-    def carried(self, host: Host) -> None:
+    def carried(self, host: ListedHost) -> None:
         """A host carries one stream less."""
         host.streams -= 1
         self._let_go(host)
 
-    def _let_go(self, host: Host) -> None:
+    def _let_go(self, host: ListedHost) -> None:
         if not host.offers and not host.streams:
             del self._hosts[host.id]
 
@@ -173,7 +173,7 @@ class Registry(Claims):
         """Until when an OPEN that finds no host should wait."""
         return max(self._lost.get(service, 0.0), self._started + self._limits.open_wait_start)
 
-    def pick(self, service: str, tried: Collection[str], pin: str | None) -> Host | None:
+    def pick(self, service: str, tried: Collection[str], pin: str | None) -> ListedHost | None:
         """A uniformly random live host that was not tried yet and is not stalled. ``pin`` allows only that host."""
         entry = self.get(service)
         if entry is None or not entry.hosts:
@@ -188,7 +188,7 @@ class Registry(Claims):
         ]
         return candidates[self._choose(len(candidates))] if candidates else None
 
-    def hosts_of(self, service: str) -> list[Host]:
+    def hosts_of(self, service: str) -> list[ListedHost]:
         """The live hosts of a service."""
         entry = self.get(service)
         return list(entry.hosts) if entry else []

@@ -19,8 +19,8 @@ from kdispatch_protocol.wire.messages import Open
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.claims import Account, Ground
-    from kdispatch_relay.switch.registry import Host
-    from kdispatch_relay.switch.sessions import Session
+    from kdispatch_relay.switch.registry import ListedHost
+    from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["ROUTES", "Leg", "Route", "RouteInput", "RouteState", "next_route_state"]
 
@@ -97,7 +97,7 @@ class Leg:
         "spoke",
     )
 
-    def __init__(self, session: Session, number: int, route: Route, limit: int) -> None:
+    def __init__(self, session: SwitchSession, number: int, route: Route, limit: int) -> None:
         self.session = session
         self.number = number
         self.route = route
@@ -265,12 +265,12 @@ class Route:
         "tried",
     )
 
-    def __init__(self, session: Session, number: int, message: Open) -> None:
+    def __init__(self, session: SwitchSession, number: int, message: Open) -> None:
         self.message = message
         self.state = RouteState.ASKING
         self.client = Leg(session, number, self, 0)
         self.host: Leg | None = None
-        self.host_entry: Host | None = None
+        self.host_entry: ListedHost | None = None
         self.attempt = 0
         self.began = 0.0  # when the OPEN came
         self.deadline = 0.0  # of the whole OPEN

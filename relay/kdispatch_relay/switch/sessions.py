@@ -10,14 +10,14 @@ from kdispatch_protocol.session.outbox import Outbox
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_relay.switch.asks import Asks
 from kdispatch_relay.switch.budget import Bucket, Chances, Held, Joined, ProcessBudget
-from kdispatch_relay.switch.effort import Effort, Source
+from kdispatch_relay.switch.effort import Effort, EffortSource
 
 if TYPE_CHECKING:
     from kdispatch_relay.switch.attachments import Half
     from kdispatch_relay.switch.registry import LiveOffer
     from kdispatch_relay.switch.routes import Leg
 
-__all__ = ["Session", "Shared"]
+__all__ = ["Shared", "SwitchSession"]
 
 # What a waiting frame costs beside its bytes: a tuple, a view, its share of the queue (measured: 200-260 bytes).
 _FRAME_COST = 256
@@ -37,11 +37,11 @@ _CONTROL = 64
 _CONNECTS = 1024
 
 
-class Shared(Chances, Source, Protocol):
+class Shared(Chances, EffortSource, Protocol):
     """The buckets that all sessions of a source share: the rate of failures, and the rate of requests."""
 
 
-class Session:
+class SwitchSession:
     """State only; the switch acts on it. ``process`` is empty until HELLO."""
 
     __slots__ = (
@@ -107,7 +107,7 @@ class Session:
         self.process = ""
         self.connects: set[str] | None = None  # services whose streams its agent has opened
         self.quiet = False  # it carries nothing, and may be silent for longer
-        self.older: Session | None = None  # the session of the same agent that it is moving from
+        self.older: SwitchSession | None = None  # the session of the same agent that it is moving from
         self.rank = 0  # of two sessions of a process, the one that greeted later has the higher rank
         self.credit = 0  # granted by WELCOME, bytes
         self.held = 0  # bytes that it makes the relay keep, without the data that waits for it
@@ -142,9 +142,9 @@ class Session:
         self._next_number = 2
 
     @property
-    def all_of_agent(self) -> Iterator[Session]:
+    def all_of_agent(self) -> Iterator[SwitchSession]:
         """This session, and those that its agent is moving from."""
-        session: Session | None = self
+        session: SwitchSession | None = self
         while session is not None:
             yield session
             session = session.older

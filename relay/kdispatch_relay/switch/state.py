@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.switch.routes import Leg, RouteState
-from kdispatch_relay.switch.sessions import Session
+from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from kdispatch_relay.switch.views import ClientView, LongestQueue, RelayState
 
@@ -14,7 +14,7 @@ __all__ = ["clients_of", "state_of"]
 
 
 def state_of(
-    switch: Switch, connected: Iterable[Session], *, since: float, draining: bool, cuts: Mapping[str, int]
+    switch: Switch, connected: Iterable[SwitchSession], *, since: float, draining: bool, cuts: Mapping[str, int]
 ) -> RelayState:
     """Count the current state. Only ``marks`` and ``cuts`` accumulate."""
     sessions = [session for session in connected if not session.ended]

@@ -21,14 +21,22 @@ from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
 from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.eviction import make_room
-from kdispatch_relay.switch.intents import AskAttach, AskOffer, AskOpen, Cut, IntentQueue, Question, said_by_agent
+from kdispatch_relay.switch.intents import (
+    AskAttach,
+    AskOffer,
+    AskOpen,
+    CutSession,
+    IntentQueue,
+    Question,
+    said_by_agent,
+)
 from kdispatch_relay.switch.offers import Offers
 from kdispatch_relay.switch.opens import Opens
 from kdispatch_relay.switch.passing import Passing
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.roster import Roster
 from kdispatch_relay.switch.routes import RouteState
-from kdispatch_relay.switch.sessions import Session, Shared
+from kdispatch_relay.switch.sessions import Shared, SwitchSession
 
 __all__ = ["Switch"]
 
@@ -56,7 +64,7 @@ class Switch:
         self._roster = Roster()
         self.by_process = self._roster.newest
         self.sessions = self._roster.sessions
-        self._touched: set[Session] = set()
+        self._touched: set[SwitchSession] = set()
         #: Empty it after each call: questions and cuts first, then what the outboxes hold, then reports.
         self.intents = IntentQueue()
         self.counters = Counters()
@@ -70,7 +78,7 @@ class Switch:
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
             lost=self.passing.leg_lost, timers=self.timers, intents=self.intents, counters=self.counters,
         )  # fmt: skip
-        self._handlers: dict[int, Callable[[Session, int, int, memoryview, float], None]] = {
+        self._handlers: dict[int, Callable[[SwitchSession, int, int, memoryview, float], None]] = {
             frames.OFFER: self._offer,
             frames.WITHDRAW: self._withdraw,
             frames.OPEN: self._open,
@@ -83,11 +91,11 @@ class Switch:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> Session:
+    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> SwitchSession:
         """A carrier is up; the agent's HELLO comes next. All sessions of its ``group`` use the same ``shared``."""
-        return Session(self.limits, self.budget, source, now, shared, group=group)
+        return SwitchSession(self.limits, self.budget, source, now, shared, group=group)
 
-    def disconnect(self, session: Session, now: float) -> None:
+    def disconnect(self, session: SwitchSession, now: float) -> None:
         """The carrier is gone, or is about to be closed. A second call changes nothing."""
         if session.ended:
             return
@@ -103,7 +111,7 @@ class Switch:
         self._touched.discard(session)
         session.let_go()
 
-    def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
+    def receive_frames(self, session: SwitchSession, received: list[Frame], now: float) -> None:
         """Handle frames from a session's agent. On ``RemoteProtocolError``, cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
@@ -132,7 +140,7 @@ class Switch:
             self.make_room()
 
     def _control_frame(  # noqa: PLR0917 - one frame's fields
-        self, session: Session, type_: int, number: int, value: int, payload: memoryview, now: float
+        self, session: SwitchSession, type_: int, number: int, value: int, payload: memoryview, now: float
     ) -> None:
         """Handle a frame that does not belong to a running stream. Each such frame counts."""
         effort = session.effort
@@ -152,12 +160,12 @@ class Switch:
         if effort.idle >= _SETTLED or effort.asks:
             self.settle_effort(session, now)
 
-    def settle_effort(self, session: Session, now: float) -> None:
+    def settle_effort(self, session: SwitchSession, now: float) -> None:
         """Cut a session that made the relay do too much for nothing."""
         if not session.effort.settle(now):
             self.cut(session, "rate_limited", session.effort.why)
 
-    def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def pass_on(self, session: SwitchSession, flags: int, number: int, value: int, payload: Buffer) -> bool:
         """The fast path: write a DATA that came alone directly to its peer's socket, if nothing waits there.
 
         Returns whether it did. If not, nothing has changed, and the caller passes the frame to :meth:`receive_frames`.
@@ -177,7 +185,7 @@ class Switch:
         peer.late_since = None  # it did not wait at all
         return True
 
-    def take_touched(self) -> list[Session]:
+    def take_touched(self) -> list[SwitchSession]:
         """Sessions whose outboxes may have something to send, hosts first, because clients wait for them.
 
         Take the cuts afterwards: this adds some.
@@ -189,7 +197,7 @@ class Switch:
                 self.cut(session, "slow_consumer", "Too many answers wait for this agent.")
         return taken
 
-    def touch(self, session: Session) -> None:
+    def touch(self, session: SwitchSession) -> None:
         """Note that frames were put into a session's outbox from outside."""
         self._touched.add(session)
 
@@ -197,16 +205,16 @@ class Switch:
         """What only the store can answer. Ask it, then call ``allowed`` or ``refused`` of the part that asked."""
         return self.intents.take(AskOffer, AskOpen, AskAttach)
 
-    def take_cuts(self) -> list[Cut]:
+    def take_cuts(self) -> list[CutSession]:
         """Sessions to end: send GOAWAY with the code, then close the carrier."""
-        return self.intents.take(Cut)
+        return self.intents.take(CutSession)
 
-    def cut(self, session: Session, code: str, text: str = "") -> None:
+    def cut(self, session: SwitchSession, code: str, text: str = "") -> None:
         """End a session for a reason that its agent should hear."""
         if not session.doomed:
             session.doomed = True
             self.counters.cut(code)
-            self.intents.put(Cut(session, code, text))
+            self.intents.put(CutSession(session, code, text))
 
     def next_deadline(self) -> float | None:
         """The time at which :meth:`handle_timeout` must be called at the latest."""
@@ -219,7 +227,7 @@ class Switch:
 
     # --- frames of the session -----------------------------------------------------------------------
 
-    def _hello(self, session: Session, type_: int, payload: memoryview) -> None:
+    def _hello(self, session: SwitchSession, type_: int, payload: memoryview) -> None:
         if type_ != frames.HELLO:
             raise RemoteProtocolError("The first frame is not HELLO.")
         hello = Hello.parse(payload)
@@ -249,18 +257,18 @@ class Switch:
         self.counters.sessions += 1
         self.attachments.greeted(session)
 
-    def _offer(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _offer(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         offer = Offer.parse(payload)
         if not self._new_number(session, number) or offer.host != host_id(session.process, offer.service):
             raise RemoteProtocolError("An OFFER with a wrong number or host id.")
         session.effort.asks += _OFFER
         self.offers.begin(session, number, offer, now)
 
-    def _withdraw(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _withdraw(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         if not self.offers.withdraw(session, number):
             session.effort.idle += 1
 
-    def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _open(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         if not self._new_number(session, number):
             raise RemoteProtocolError("An OPEN with a wrong number.")
         session.effort.asks += 1
@@ -276,26 +284,26 @@ class Switch:
         self.attachments.begun_anew(session, message.uuid, now)
         self.opens.begin(session, number, message, now)
 
-    def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _attach(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         taken, refused = self.attachments.begin(session, payload, self._new_number, now)
         session.effort.asks += (taken + refused) * _ENTRY
         session.effort.refused += refused * _ENTRY
 
-    def _new_number(self, session: Session, number: int) -> bool:
+    def _new_number(self, session: SwitchSession, number: int) -> bool:
         """Whether a number is valid: odd, higher than all before it in the session, and the session not quiet."""
         fresh = number % 2 == 1 and number > session.highest_number and not session.quiet
         session.highest_number = max(session.highest_number, number)
         return fresh
 
-    def _ping(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _ping(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         session.effort.idle += 1
         session.outbox.send(frames.frame(frames.PONG, value=value))
 
-    def _pong(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _pong(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         """A PONG says nothing beyond its arrival."""
         session.effort.idle += 1
 
-    def _gone(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _gone(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         """An agent distrusts this number and will attach the stream again: tell the other end to do so too."""
         leg, half = session.legs.get(number), session.halves.get(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
@@ -305,7 +313,7 @@ class Switch:
         else:
             session.effort.idle += 1
 
-    def _reset(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _reset(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
         reset = Reset.parse(payload)
         if number == 0:
             session.effort.asks += _ENTRY
@@ -328,7 +336,7 @@ class Switch:
 
     # --- consequences ------------------------------------------------------------------------------------
 
-    def _forwarded(self, session: Session) -> None:
+    def _forwarded(self, session: SwitchSession) -> None:
         self._touched.add(session)
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
@@ -337,12 +345,12 @@ class Switch:
 
     def make_room(self) -> None:
         """The process's budget is spent: cut the sessions that hold most."""
-        if self.intents.has(Cut):  # earlier cuts are pending, and free their memory after this read
+        if self.intents.has(CutSession):  # earlier cuts are pending, and free their memory after this read
             return
         for cut in make_room(self.sessions, self.budget):
             self.cut(cut.session, cut.code, cut.text)
 
-    def _heard_again(self, session: Session, now: float) -> None:
+    def _heard_again(self, session: SwitchSession, now: float) -> None:
         """A host that let an OPEN time out has been heard: it may be asked again, and opens that wait for one go on."""
         session.stalled = False
         for host in {offer.host: None for offer in session.offers.values() if offer is not None}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol.endpoint.states import Leg, State
+from kdispatch_protocol.endpoint.states import LegState, State
 from kdispatch_protocol.endpoint.streams import Stream
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class Deadlines:
         fail = self._table.fail
         if stream.opened or stream.ended:
             return
-        if stream.leg is Leg.ASKED and now < stream.asked_until:  # the relay still works on it
+        if stream.leg is LegState.ASKED and now < stream.asked_until:  # the relay still works on it
             self.open(stream, stream.asked_until)
-        elif stream.leg is Leg.ASKED:
+        elif stream.leg is LegState.ASKED:
             fail(stream, "host_timeout", "There was no answer to the request for a host.")
         elif stream.state is State.TRYING:
             fail(stream, "open_interrupted", "The host that was asked did not come back.")

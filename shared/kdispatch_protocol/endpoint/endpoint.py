@@ -17,7 +17,7 @@ from typing import Final
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Input, Leg, State
+from kdispatch_protocol.endpoint.states import Input, LegState, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.table import StreamTable
 from kdispatch_protocol.errors import RemoteProtocolError
@@ -244,7 +244,7 @@ class Endpoint:
         service = session.offers.get(number)
         if service is not None:
             session.offered.add(number)
-            self.table.events.append(events.Offered(service))
+            self.table.events.append(events.OfferListed(service))
             self._hush()
 
     def _open(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
@@ -282,7 +282,7 @@ class Endpoint:
         """Whether a client that had sent nothing lost its session, and opens again a stream that waits here."""
         mine = not older.is_client and older.peer == newer.peer
         elsewhere = older.session is not newer.session and not older.confirmed  # its session may be lost
-        return mine and (older.leg is not Leg.JOINED or elsewhere) and not older.inbound.received
+        return mine and (older.leg is not LegState.JOINED or elsewhere) and not older.inbound.received
 
     def _attach(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         for entry in Attach.parse(payload).entries():
@@ -300,7 +300,7 @@ class Endpoint:
             table.events.append(events.OfferRefused(service, reset.code, printable(reset.text)))
         elif moving is not None:
             table.resumption.move_refused(session, moving, reset.code, reset.text, now)
-        elif stream is not None and (stream.leg is Leg.ATTACHING or reset.code == "closed"):
+        elif stream is not None and (stream.leg is LegState.ATTACHING or reset.code == "closed"):
             table.resumption.attach_refused(stream, reset.code, reset.text, now)
         elif stream is not None and stream.moves and not stream.confirmed:
             # The relay takes back an OPEN, because its client lost its session and asked for the stream elsewhere.
@@ -325,14 +325,14 @@ class Endpoint:
 
     def _trying(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         trying = Trying.parse(payload)
-        if not stream.is_client or stream.leg is not Leg.ASKED:
+        if not stream.is_client or stream.leg is not LegState.ASKED:
             raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
         stream.tried(trying.attempt, sys.intern(trying.process), sys.intern(trying.host))
         self.table.activate(stream)
 
     def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         opened = Opened.parse(payload)
-        if stream.leg is not Leg.ASKED or stream.state is not State.TRYING or opened.attempt != stream.attempt:
+        if stream.leg is not LegState.ASKED or stream.state is not State.TRYING or opened.attempt != stream.attempt:
             raise RemoteProtocolError("An OPENED for a stream that is not being opened.")
         if opened.limit < self.limits.early:
             raise RemoteProtocolError("The first limit is below the floor.")
@@ -340,7 +340,7 @@ class Endpoint:
         self.table.opened(stream)
 
     def _data(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        if stream.leg is not Leg.JOINED or not stream.confirmed:
+        if stream.leg is not LegState.JOINED or not stream.confirmed:
             self._must_be_open(stream)
         known = stream.inbound.accept(value, len(payload))
         if stream.closing:
@@ -380,11 +380,11 @@ class Endpoint:
             self.table.if_finished(stream)
 
     def _gone(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        if stream.leg is Leg.ASKED:
+        if stream.leg is LegState.ASKED:
             raise RemoteProtocolError("A GONE for a stream that is not open yet.")
         self.table.resumption.gone(stream, now)
 
     def _must_be_open(self, stream: Stream) -> None:
-        if stream.leg is not Leg.JOINED:
+        if stream.leg is not LegState.JOINED:
             raise RemoteProtocolError("A frame for a stream that is not open, or not attached again.")
         self.table.confirm(stream)

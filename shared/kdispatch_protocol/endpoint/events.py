@@ -13,8 +13,8 @@ __all__ = [
     "EndAcknowledged",
     "EndReceived",
     "Event",
+    "OfferListed",
     "OfferRefused",
-    "Offered",
     "SessionReady",
     "SessionRefused",
     "StreamFinished",
@@ -40,7 +40,7 @@ class SessionRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
+class OfferListed:
     """The relay lists this process as a live host of the service."""
 
     service: str
@@ -134,7 +134,7 @@ Event = (
     AttachRefused
     | SessionReady
     | SessionRefused
-    | Offered
+    | OfferListed
     | OfferRefused
     | PongReceived
     | StreamRequested

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Leg, LegInput, State
+from kdispatch_protocol.endpoint.states import LegInput, LegState, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
@@ -61,7 +61,7 @@ class Resumption:
         table = self._table
         stream.session.drop(stream)
         self._promote(stream)
-        if stream.leg is Leg.NONE:
+        if stream.leg is LegState.NONE:
             stream.inbound.release()  # the ATTACH will grant the peer a new limit
         if stream.grace is None and stream.opened:
             ends = now + table.limits.grace
@@ -103,12 +103,12 @@ class Resumption:
         """
         if stream.moves and session in stream.moves:
             stream.end_move(session)
-            if stream.leg is not Leg.NONE and stream.session is not session:
+            if stream.leg is not LegState.NONE and stream.session is not session:
                 # A join may be on its way, at either end. Then the older number is dead, and neither end would report
                 # it.
                 stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
                 self.detach(stream, now)
-        if stream.session is not session or stream.leg is Leg.NONE:
+        if stream.session is not session or stream.leg is LegState.NONE:
             return True
         if not stream.opened and (not stream.is_client or stream.outbound.sent == 0):
             return False
@@ -128,12 +128,12 @@ class Resumption:
         """Attach the detached streams among ``streams`` (default: all) in the newest session, if it is ready."""
         some = self._table.by_uuid.values() if streams is None else streams
         if self._table.session.ready:
-            self._attach([stream for stream in some if stream.leg is Leg.NONE and stream.peer])
+            self._attach([stream for stream in some if stream.leg is LegState.NONE and stream.peer])
 
     def session_ready(self) -> None:
         """Attach all streams that can use the new session. Call this before the session sends anything else."""
         streams = list(self._table.by_uuid.values())
-        self._attach([s for s in streams if (s.leg is Leg.NONE and s.peer) or self._should_move(s)])
+        self._attach([s for s in streams if (s.leg is LegState.NONE and s.peer) or self._should_move(s)])
 
     def move(self, stream: Stream) -> None:
         """Move the stream to a newer session, if there is one."""
@@ -160,7 +160,7 @@ class Resumption:
     def _entry(self, stream: Stream) -> AttachEntry:
         session = self._table.session
         number = session.take_number()
-        if stream.leg is Leg.NONE:
+        if stream.leg is LegState.NONE:
             session.carry(stream, number, LegInput.ATTACHED)
         else:
             stream.add_move(session, number)
@@ -189,14 +189,14 @@ class Resumption:
             self._refuse(session, entry, self.tombstones.answer(entry.uuid, entry.peer, now, opening=entry.opening))
         elif stream.peer != entry.peer or stream.role == entry.role:
             self._refuse(session, entry, "unknown_stream")  # its sender is not, or no longer, the other end
-        elif stream.leg is Leg.ASKED:
+        elif stream.leg is LegState.ASKED:
             if stream.session is session:
                 self._refuse(session, entry, "unknown_stream")
             # Otherwise that host's OPENED is on its way in the older session; the stream moves when it arrives.
         elif entry.number is None:
             self._asked_to_attach(session, stream, entry)
         elif session.moving.get(entry.number) is stream or (
-            stream.leg is Leg.ATTACHING and session.by_number.get(entry.number) is stream
+            stream.leg is LegState.ATTACHING and session.by_number.get(entry.number) is stream
         ):
             self._join(session, stream, entry, now)
 
@@ -210,7 +210,7 @@ class Resumption:
             return
         if entry.attach <= stream.peer_attach:
             return  # both ATTACHes were matched in another session while this question was on its way
-        attaching = stream.leg is Leg.ATTACHING and stream.session is session
+        attaching = stream.leg is LegState.ATTACHING and stream.session is session
         if session is self._table.session and not attaching and session not in (stream.moves or ()):
             self._attach([stream])
 
@@ -283,7 +283,7 @@ class Resumption:
     def move_refused(self, session: Session, stream: Stream, code: str, text: str, now: float) -> None:
         """Handle a RESET under the number of a move. A joined stream stays, and moves later if it must."""
         stream.end_move(session)
-        if stream.leg is not Leg.JOINED:
+        if stream.leg is not LegState.JOINED:
             self.attach_refused(stream, code, text, now)
 
     def attach_refused(self, stream: Stream, code: str, text: str, now: float) -> None:
@@ -292,7 +292,7 @@ class Resumption:
         if code == "closed" and stream.state is State.LAST_ACK:
             table.acknowledged(stream, stream.outbound.clear())
             table.end_acknowledged(stream)  # the peer had everything; only its last ACK was lost
-        elif stream.moves and stream.leg is Leg.ATTACHING:
+        elif stream.moves and stream.leg is LegState.ATTACHING:
             stream.session.drop(stream)
             self._promote(stream)
         elif stream.opened:

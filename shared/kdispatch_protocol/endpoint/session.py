@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kdispatch_protocol.endpoint.states import Leg, LegInput
+from kdispatch_protocol.endpoint.states import LegInput, LegState
 from kdispatch_protocol.endpoint.windows import Distances
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.outbox import Outbox
@@ -76,7 +76,7 @@ class Session:
 
     def drop(self, stream: Stream) -> None:
         """Remove the stream from this session: later frames with its number are ignored, its queue is dropped."""
-        if stream.leg is Leg.ASKED and stream.is_client:
+        if stream.leg is LegState.ASKED and stream.is_client:
             self.unanswered -= 1
         if self.by_number.get(stream.number) is stream:
             del self.by_number[stream.number]
@@ -92,7 +92,7 @@ class Session:
         stream = self.by_number.get(number)
         if (
             stream is None
-            or stream.leg is not Leg.JOINED
+            or stream.leg is not LegState.JOINED
             or not stream.confirmed
             or stream.closing
             or not stream.inbound.accept_next(value, size)

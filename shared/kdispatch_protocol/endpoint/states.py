@@ -24,7 +24,7 @@ from typing import Final
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "Leg", "LegInput", "State", "next_leg", "next_state"]
+__all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "LegInput", "LegState", "State", "next_leg", "next_state"]
 
 
 class State(StrEnum):
@@ -53,7 +53,7 @@ class Input(StrEnum):
     ABORTED = "RESET sent or received"
 
 
-class Leg(Enum):
+class LegState(Enum):
     """What may pass for a stream on its session."""
 
     NONE = "none"  # no session carries the stream
@@ -104,16 +104,16 @@ def next_state(state: State, by: Input) -> State:
         raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None
 
 
-LEGS: Final[dict[tuple[Leg, LegInput], Leg]] = {
-    (Leg.NONE, LegInput.ASKED): Leg.ASKED,
-    (Leg.ASKED, LegInput.ANSWERED): Leg.JOINED,
-    (Leg.NONE, LegInput.ATTACHED): Leg.ATTACHING,
-    (Leg.ATTACHING, LegInput.MET): Leg.JOINED,
-    (Leg.NONE, LegInput.SWITCHED): Leg.JOINED,
-} | {(leg, LegInput.LOST): Leg.NONE for leg in Leg}
+LEGS: Final[dict[tuple[LegState, LegInput], LegState]] = {
+    (LegState.NONE, LegInput.ASKED): LegState.ASKED,
+    (LegState.ASKED, LegInput.ANSWERED): LegState.JOINED,
+    (LegState.NONE, LegInput.ATTACHED): LegState.ATTACHING,
+    (LegState.ATTACHING, LegInput.MET): LegState.JOINED,
+    (LegState.NONE, LegInput.SWITCHED): LegState.JOINED,
+} | {(leg, LegInput.LOST): LegState.NONE for leg in LegState}
 
 
-def next_leg(leg: Leg, by: LegInput) -> Leg:
+def next_leg(leg: LegState, by: LegInput) -> LegState:
     """The table's next leg; raises ``LocalProtocolError`` if there is none."""
     try:
         return LEGS[leg, by]

@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import END_STATES, SENDING, Input, Leg, LegInput, State, next_leg, next_state
+from kdispatch_protocol.endpoint.states import (
+    END_STATES,
+    SENDING,
+    Input,
+    LegInput,
+    LegState,
+    State,
+    next_leg,
+    next_state,
+)
 from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
@@ -108,7 +117,7 @@ class Stream:
         self.state = State.OPENING
         self.session = session  # the session of its leg; arbitrary while it has no leg
         self.number = number
-        self.leg = Leg.NONE
+        self.leg = LegState.NONE
         self.moves: dict[Session, int] | None = None  # further sessions it attached in, oldest first, with its numbers
         self.attach = 0  # number of our last ATTACH
         self.peer_attach = 0  # number of the peer's last accepted ATTACH
@@ -163,7 +172,7 @@ class Stream:
     @property
     def movable(self) -> bool:
         """Whether both ends know that the stream is open, and may move it to another session."""
-        return self.leg is Leg.ATTACHING or (self.leg is Leg.JOINED and self.confirmed and self.resumable)
+        return self.leg is LegState.ATTACHING or (self.leg is LegState.JOINED and self.confirmed and self.resumable)
 
     @property
     def resumable(self) -> bool:
@@ -291,9 +300,9 @@ class Stream:
     def ready(self) -> bool:
         """Whether DATA, early data or FIN could be sent now."""
         out = self.outbound
-        if self.leg is Leg.JOINED and self.state in SENDING:
+        if self.leg is LegState.JOINED and self.state in SENDING:
             return out.sent < min(out.end, out.limit) or (out.eof and not out.fin_sent and out.sent == out.end)
-        return self.leg is Leg.ASKED and self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
+        return self.leg is LegState.ASKED and self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - the relay's lanes need `now`
         """Append the next frames to ``parts``; returns their size in bytes."""
@@ -334,7 +343,7 @@ class Stream:
 
     def make_ack(self) -> bytes:
         """The newest ACK; empty after a reset, or while nothing may pass."""
-        if self.state is State.RESET or self.leg is not Leg.JOINED:
+        if self.state is State.RESET or self.leg is not LegState.JOINED:
             return b""
         inbound = self.inbound
         limit = inbound.grant()

@@ -14,7 +14,7 @@ from kdispatch_protocol.endpoint.events import Event
 from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import SENDING, Input, Leg, LegInput, State
+from kdispatch_protocol.endpoint.states import SENDING, Input, LegInput, LegState, State
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.endpoint.windows import CreditBudget
@@ -137,7 +137,7 @@ class StreamTable:
         offset, size = out.sent, len(data)
         end, held = offset + size, self.replay_held + size
         # Nothing of the stream may go out, or there is no session.
-        if stream.leg is not Leg.JOINED or stream.state not in SENDING or out.eof or send_data is None:
+        if stream.leg is not LegState.JOINED or stream.state not in SENDING or out.eof or send_data is None:
             return False
         # Something waits before it.
         outbox = session.outbox
@@ -347,7 +347,7 @@ class StreamTable:
         """Reset the stream here without a frame or an event; a peer that asks later gets the code."""
         if (stream.opened or stream.is_client) and stream.resumable:
             self.resumption.remember(stream, code)
-        if stream.leg is Leg.ASKED and stream.is_client:
+        if stream.leg is LegState.ASKED and stream.is_client:
             stream.session.unanswered -= 1
         stream.move(Input.ABORTED)
         self._forget(stream, code)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, NoReturn, TextIO
 
-__all__ = ["Place", "UnblockedStream", "finish_output", "leave", "unblock_output"]
+__all__ = ["OutputPlace", "UnblockedStream", "finish_output", "leave", "unblock_output"]
 
 #: Bytes queued for one place: two thousand lines, which a slow terminal takes in seconds.
 _MOST: Final = 256 * 1024
@@ -38,7 +38,7 @@ _AT_THE_END: Final = 1.0
 Write = Callable[[bytes], int | None]
 
 
-class Place:
+class OutputPlace:
     """The target of one writing thread, through ``write``. ``told`` formats a line with the number of dropped lines.
 
     ``refused`` is called in that thread with the first error of a write.
@@ -180,9 +180,9 @@ class Place:
 
 
 class UnblockedStream(io.TextIOBase):
-    """A text stream on a :class:`Place`, replacing ``under``."""
+    """A text stream on a :class:`OutputPlace`, replacing ``under``."""
 
-    def __init__(self, place: Place, under: TextIO) -> None:
+    def __init__(self, place: OutputPlace, under: TextIO) -> None:
         self.place = place
         self._under = under
         self._encoding = under.encoding or "utf-8"
@@ -217,7 +217,7 @@ class UnblockedStream(io.TextIOBase):
         return self._under.isatty()
 
 
-_places: Final[list[Place]] = []
+_places: Final[list[OutputPlace]] = []
 
 
 def unblock_output(errors_to: Write | None = None) -> None:
@@ -226,7 +226,7 @@ def unblock_output(errors_to: Write | None = None) -> None:
     ``errors_to`` writes what goes to standard error, instead of its descriptor. Streams that are not the interpreter's
     own (such as a test's) stay unchanged. Call :func:`finish_output` before ``os._exit``.
     """
-    made: dict[tuple[int, ...], Place] = {}
+    made: dict[tuple[int, ...], OutputPlace] = {}
     for name in ("stderr", "stdout"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -257,7 +257,7 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, ...], Place]) -> Place:
+def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, ...], OutputPlace]) -> OutputPlace:
     """The place for the stream. Streams to the same file share one place, so that their lines keep their order."""
     found = os.fstat(stream.fileno())
     # On Windows only files have numbers. All pipes and consoles have 0, and their output must not be mixed.
@@ -267,7 +267,7 @@ def _place(stream: TextIO, write: Write | None, made: dict[tuple[int, ...], Plac
         buffer = stream.buffer
         # A refusal by standard error can't be reported anywhere.
         refused = _tell_of_the_result if made else None
-        made[key] = Place(write or getattr(buffer, "raw", buffer).write, refused)
+        made[key] = OutputPlace(write or getattr(buffer, "raw", buffer).write, refused)
     return made[key]
 
 

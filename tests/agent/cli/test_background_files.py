@@ -31,7 +31,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state" / "agents"
 
 
-def _close(held: records.Held) -> None:
+def _close(held: records.HeldRecord) -> None:
     """Do what the kernel does when a process is killed."""
     held.control.close()
     os.close(held._descriptor)
