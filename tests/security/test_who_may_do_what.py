@@ -113,7 +113,7 @@ def cells() -> list[Cell]:
         for route in ROUTES
         for service in ((OPEN, GATE, ABSENT) if set(route.parameters) - {"handle"} else (OPEN,))
         for shown in SHOWN
-        if (route.name, service) != ("revoke_token", OPEN)  # no service is in it: there is one, and there is none
+        if (route.name, service) != ("revoke_token", OPEN)  # its path has no service: GATE and ABSENT suffice
     ]
     all_of += itertools.product(FRAMES, (OPEN, GATE, ABSENT), SHOWN)
     return sorted(all_of, key=lambda cell: LAST.index(cell[0]) + 1 if cell[0] in LAST and cell[2] == "owner" else 0)
