@@ -123,7 +123,7 @@ class _Canaries:
 async def test_a_canary_through_everything(
     size: _Size, names: list[str], edge_of: EdgeOf, tmp_path: Path, watch: Watch
 ) -> None:
-    """Through all commands and routes, behind Caddy, no token gets into outputs, logs, command lines or the database."""
+    """Through all commands and routes, behind Caddy, no token reaches outputs, logs, command lines or the database."""
     assert {name for name in names if name.split()[0] not in _OF_THE_OPERATOR} == _ARGUMENTS.keys()
     operator = tmp_path / "operator"
     operator.touch(mode=0o600)
