@@ -61,7 +61,7 @@ async def test_first_use(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_pa
 
 
 async def _returns(tcp: Tcp) -> None:
-    """Return the data only after the client's half-close, which half of the servers can't carry on plain connections."""
+    """Return the data only after the client's half-close; half of the servers can't do that with plain connections."""
     await tcp.send(await tcp.receive_all())
 
 

@@ -50,7 +50,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
 
 @pytest.mark.parametrize("kind", _kinds(Nginx))
 async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
-    """Behind a server, agents do not notice a relay's upgrade, and all agents, also new ones, retry while it is down."""
+    """Behind a server, agents do not notice a relay's upgrade, and while it is down all agents, also new ones, wait."""
     edge = edge_of(kind, relay.address.port)
     async with service(echo) as echoing, site(edge, relay, tmp_path / "agents", [echoing.port]) as here:
         bob = Person(tmp_path / "bob", edge.url)

@@ -101,7 +101,7 @@ async def _strike(case: _Case, site: Site, through: Transfers) -> list[str]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", _cases())
 async def test_transfers_outlive_the_server(case: _Case, shared_relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
-    """No stream is lost and every byte arrives, whether a tunnel stays in an old process, is cut, or the process dies."""
+    """No stream is lost and every byte arrives, whether a tunnel stays in an old process, is cut, or dies."""
     edge = edge_of(case.kind, shared_relay.address.port, cut_after=case.cut_after)
     async with (
         transfers(8, _PATIENCE) as through,
