@@ -26,7 +26,7 @@ def _unknown_token() -> str:
 
 
 def says(ended: Ended, code: str, *words: str, status: int | None = None) -> None:
-    """Check the error: three lines (what, where, hint) on stderr, nothing on stdout, the code's exit status, in time."""
+    """Check the error: three lines (what, where, hint), an empty stdout, the code's exit status, and the time."""
     row = CODES[code]
     what, where, hint = ended.err.strip().splitlines()[-3:]
     assert what.startswith("kdispatch: "), str(ended)
