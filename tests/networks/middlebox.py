@@ -178,7 +178,7 @@ class _Wire:
         ]
         both = asyncio.gather(*ways)
         clock = self._loop.create_task(self._clock())
-        waiting: set[asyncio.Future[object]] = {both, clock}  # type: ignore[arg-type]  # of what, nobody asks
+        waiting: set[asyncio.Future[object]] = {both, clock}  # type: ignore[arg-type]  # the result type is unused
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if clock.done() and not both.done():

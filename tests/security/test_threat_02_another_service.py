@@ -8,7 +8,7 @@ from tests.security.site import Agent, Caller, carried, made, offers, opens, sit
 
 
 async def test_each_offer_and_open_is_authorised(folder: Path) -> None:
-    """A session that works for one service gets nothing of another by it, and after a revocation nothing of its own."""
+    """A token for one service gives a session no other service, and after its revocation no service at all."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,

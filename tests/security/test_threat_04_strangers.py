@@ -1,4 +1,4 @@
-"""Threat 4: a stranger hosts or changes somebody's service."""
+"""Threat 4: a stranger hosts or changes another person's service."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Session:
 
     @property
     def overdrawn(self) -> bool:
-        """Whether pending bytes exceed what the agent can have granted: the session's credit, and a floor per stream."""
+        """Whether pending bytes exceed what the agent can have granted: the session's credit and a floor per stream."""
         return self.queued > self.credit + len(self.legs) * self.limits.window_floor
 
 
