@@ -49,7 +49,7 @@ class Loop:
         sock.close()
 
     def turn(self, wait: float | None = None) -> None:
-        """Handle ready sockets, after a wait of at most ``seconds``."""
+        """Handle ready sockets, after a wait of at most ``wait`` seconds."""
         handlers = self._handlers
         for descriptor, events in self._epoll.poll(wait):
             if handler := handlers.get(descriptor):

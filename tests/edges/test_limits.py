@@ -102,7 +102,7 @@ def _logged(edge: Edge) -> list[str]:
 
 @pytest.mark.parametrize("kind", [Stunnel])
 async def test_what_passes_bytes_on(kind: type[Edge], shared_relay: Relay, edge_of: EdgeOf) -> None:
-    """Behind stunnel alone every caller has the relay's own address and may see its state, as docs/edges.md warns."""
+    """Behind stunnel alone the relay takes every caller for its own machine and shows its state (docs/edges.md)."""
     edge = edge_of(kind, shared_relay.address.port)
     await edge.start()
     from_afar = head("GET", "/api/v1/relay/state").replace(b"localhost", b"127.0.0.1")

@@ -39,7 +39,7 @@ def _kinds(small: type[Edge]) -> list[ParameterSet]:
 
 @pytest.fixture
 async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
-    """A relay with the options for operators, whose agents can all leave."""
+    """A relay with the options for operators, for one test alone."""
     relay = Relay(tmp_path)
     try:
         await relay.start(*_OPTIONS)

@@ -38,7 +38,7 @@ async def test_no_cut_at_all(shared_relay: Relay) -> None:
 
 
 async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None:
-    """With a relay that has its own limit on silence, doctor does not try longer silences."""
+    """With a relay without quiet sessions, doctor tries no silence beyond the relay's own limit."""
 
     async def older(tunnel: Tunnel) -> Session:
         session = await tunnel.open_quiet()

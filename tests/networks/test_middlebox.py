@@ -56,7 +56,7 @@ async def test_passes_everything_on() -> None:
 
 
 async def test_strips_and_refuses_upgrades_only() -> None:
-    """A stripped request has neither Upgrade nor Connection; an upgrade gets 400, and a plain request passes."""
+    """A stripped request has neither Upgrade nor Connection; a refusing box answers only upgrades with 400."""
     async with service(_server) as running, middlebox(running.port, Rules(strips=True)) as box:
         tcp, seen = await _talk(box.port, _UPGRADE)
         tcp.close()

@@ -23,7 +23,7 @@ async def test_a_script_is_no_name(folder: Path, script: str) -> None:
             await caller("GET", f"/api/v1/services/ann/{quote(script, safe='')}", admin),
         ]
         for answer in answers:
-            # Text in braces is not part of any address.
+            # The relay has no address with a brace in its path.
             told = ("unknown_address",) if answer is answers[2] and "{" in script else ("bad_name",)
             assert answer.status >= 400
             assert answer.body["code"] in told
