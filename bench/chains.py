@@ -1,4 +1,4 @@
-"""What is measured: no proxies, the ruler of three HAProxy processes, and kdispatch's three processes."""
+"""The measured chains: no proxies, the ruler of three HAProxy processes, and kdispatch's three processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ listen hop
 
 @dataclass(frozen=True)
 class Leg:
-    """What lies between an agent and the relay: seconds each way, and bytes a second at most (0: no bound)."""
+    """The path between an agent and the relay: seconds in each direction, and bytes per second (0: no limit)."""
 
     delay: float = 0.0
     rate: float = 0.0
@@ -53,7 +53,7 @@ class Leg:
 
 @dataclass
 class Chain:
-    """A way to the service: where it is entered, and the processes it leads through."""
+    """A path to the service: its entry ports, and the processes on it."""
 
     name: str
     ports: list[int]
@@ -62,33 +62,33 @@ class Chain:
 
     @property
     def port(self) -> int:
-        """Where it is entered first."""
+        """The first entry port."""
         return self.ports[0]
 
     @property
     def pids(self) -> list[int]:
-        """The processes that count: neither delay lines nor a TLS proxy in front."""
+        """The measured processes, without delay lines and without a TLS proxy in front."""
         return [program.pid for program in self.programs]
 
     @property
     def resident(self) -> list[int]:
-        """Resident bytes of each."""
+        """Resident bytes of each process."""
         return [program.resident for program in self.programs]
 
 
 def haproxy() -> str | None:
-    """The program, also where distributions keep servers."""
+    """The program, including server directories; None if it is missing."""
     return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def has_ruler() -> bool:
-    """HAProxy is installed."""
+    """Whether HAProxy is installed."""
     return haproxy() is not None
 
 
 @contextmanager
 def service(folder: Path) -> Iterator[int]:
-    """The service; yields its port."""
+    """Run the service; yields its port."""
     processes = Processes(folder)
     try:
         yield int(processes.start("service", PYTHON, "-m", "bench.service").says(r"^\d+$"))
@@ -97,12 +97,12 @@ def service(folder: Path) -> Iterator[int]:
 
 
 def bare(service_port: int) -> Chain:
-    """No proxies."""
+    """Return the chain without proxies."""
     return Chain("bare", [service_port], service_port)
 
 
 def _line(processes: Processes, port: int, leg: Leg | None) -> int:
-    """A delay line to ``port`` if there is to be one; returns where to enter."""
+    """Start a delay line to ``port`` if ``leg`` is given; returns the port to use."""
     if leg is None:
         return port
     command = [PYTHON, "-m", "bench.delay_line", str(port), str(leg.delay), str(leg.rate)]
@@ -113,7 +113,7 @@ def _line(processes: Processes, port: int, leg: Leg | None) -> int:
 def ruler(
     folder: Path, service_port: int, *, legs: tuple[Leg, Leg] | None = None, tls: Path | None = None
 ) -> Iterator[Chain]:
-    """Three HAProxy processes, which get their listening sockets from us. ``tls`` is a certificate with its key."""
+    """Run three HAProxy processes, which inherit their listening sockets. ``tls`` is a certificate with its key."""
     processes = Processes(folder)
     program = haproxy()
     assert program is not None, "has_ruler() comes first"
@@ -146,7 +146,7 @@ def ruler(
 
 
 def environment(folder: Path, *, plain: bool) -> dict[str, str]:
-    """What keeps kdispatch's processes to this folder, and with ``plain`` to asyncio's own loop."""
+    """Variables that keep kdispatch's processes to this folder, and with ``plain`` on asyncio's own loop."""
     return {
         "KDISPATCH_CONFIG_DIR": str(folder / "config"),
         "KDISPATCH_STATE_DIR": str(folder / "state"),
@@ -154,9 +154,9 @@ def environment(folder: Path, *, plain: bool) -> dict[str, str]:
 
 
 def relay(processes: Processes, *options: str) -> tuple[Program, str]:
-    """Start a relay; returns it and its address."""
+    """Start a relay; returns the process and its address."""
     database = str(processes.folder / "relay.db")
-    ending = ("--drain-time", "0")  # there is no other relay to go to
+    ending = ("--drain-time", "0")  # no other relay is there to take over
     command = (KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", database, *ending, *options)
     started = processes.start("relay", *command)
     return started, started.says(r"listening on (https?://[^\s\"]+)")
@@ -173,11 +173,11 @@ def kdispatch(
     caddy: bool = False,
     sessions: int = 0,
 ) -> Iterator[Chain]:
-    """Relay, host agent and client agent, as users run them.
+    """Run relay, host agent and client agent like users do.
 
     ``plain`` keeps asyncio's own loop. ``tls`` is a certificate with its key for the relay itself; with ``caddy`` a
-    real Caddy with the project's Caddyfile does TLS in front of the relay. With ``sessions`` the agents are so many
-    hosts, each of a service of its own, in one process, and as many clients in another.
+    real Caddy with the project's Caddyfile does TLS in front of the relay. With ``sessions`` one process has that many
+    hosts, each with its own service, and another process has as many clients.
     """
     processes = Processes(folder, environment(folder, plain=plain))
     try:
@@ -201,7 +201,7 @@ def kdispatch(
 
 
 def _through_lines(processes: Processes, url: str, legs: tuple[Leg, Leg] | None) -> tuple[str, str]:
-    """The relay's URL for the host and for the client."""
+    """Start the delay lines; returns the relay's URL for the host and for the client."""
     start, _, port = url.rpartition(":")
     host, client = (_line(processes, int(port), leg) for leg in legs or (None, None))
     return f"{start}:{host}", f"{start}:{client}"

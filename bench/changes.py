@@ -1,7 +1,7 @@
-"""What one change of who may do what costs a full relay: python -m bench.changes [SESSIONS STREAMS]
+"""The cost of one change of rights on a full relay: python -m bench.changes [SESSIONS STREAMS]
 
-The switch is full of others' sessions and streams, and one service has a host and a few streams. Its change is what the
-relay then does: everything there is asked for again, by a store that answers at once, and goes on or ends.
+The switch is full of other services' sessions and streams, and one service has a host and a few streams. After a change
+of that service the relay checks all its sessions and streams again, with a store that answers at once.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["TITLES", "Crowd", "lines", "measured"]
 
 TITLES: Final = {"changes": "what a change of one service costs the relay"}
 SESSIONS: Final = 20_000
-STREAMS: Final = 5  # of each client
-_CLIENTS_OF_HOST: Final = 49  # so one session of fifty is a host's
+STREAMS: Final = 5  # per client
+_CLIENTS_OF_HOST: Final = 49  # so one session in fifty is a host's
 _TIMES: Final = 50
-#: Titles of the rows, by what happens.
+#: Titles of the rows, by kind of change.
 _ROWS: Final = {
     "stays": f"change of a service with {STREAMS} streams, which go on",
     "ends": f"deletion of a service with {STREAMS} streams",
@@ -46,14 +46,14 @@ _ROWS: Final = {
 
 
 class Crowd:
-    """A switch with sessions that say what they are told."""
+    """A switch with sessions whose frames the benchmark chooses."""
 
     def __init__(self) -> None:
         self.switch = Switch("", lambda _n: 0, 0.0)
         self._sessions = 0
 
     def fill(self, sessions: int, streams: int) -> None:
-        """Make so many sessions: hosts of a service and a handle of their own each, and their clients."""
+        """Create ``sessions`` sessions: hosts, each with its own handle and service, and their clients."""
         handle = 0
         while sessions > 1:
             clients = min(_CLIENTS_OF_HOST, sessions - 1)
@@ -62,7 +62,7 @@ class Crowd:
             handle += 1
 
     def service(self, service: str, clients: int, streams: int, *, tokens: bool = False) -> None:
-        """Make a host of a service, and so many clients with so many open streams each, maybe each by another token."""
+        """Create a service's host, and clients with open streams; ``tokens`` gives each stream its own token."""
         host = self._greeted()
         offer = Offer(service=service, host=host_id(host.process, service), digest="00" * 32, token=service)
         self._say(host, frames.frame(frames.OFFER, 1, payload=offer.encode()))
@@ -92,7 +92,7 @@ class Crowd:
 
 
 class _Store(Authority):
-    """Answers at once: yes, but of what was deleted."""
+    """Answers at once: everything is allowed, until ``deleted`` is set."""
 
     deleted = False
 
@@ -106,10 +106,10 @@ class _Store(Authority):
 
 
 async def measured(sessions: int, streams: int, times: int = _TIMES) -> dict[str, float]:
-    """Seconds of each kind of change, the median of so many."""
+    """Return the median seconds of each kind of change."""
     crowd = Crowd()
     crowd.fill(sessions, streams)
-    store = _Store(Repository(Database("relay.db")))  # which it never opens
+    store = _Store(Repository(Database("relay.db")))  # the store never opens the database
     access = AccessControl(store, crowd.switch, lambda: None, lambda _session: None)
 
     async def change(scope: str) -> float:
@@ -133,7 +133,7 @@ async def measured(sessions: int, streams: int, times: int = _TIMES) -> dict[str
 
 
 def lines(*, rounds: int) -> Iterator[Line]:
-    """Milliseconds of each kind, in a process of its own in each round."""
+    """Milliseconds of each kind of change; each round has its own process."""
     found = [
         json.loads(subprocess.run([PYTHON, "-m", "bench.changes"], check=True, capture_output=True, text=True).stdout)
         for _ in range(rounds)

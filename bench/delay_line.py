@@ -1,7 +1,7 @@
-"""A way to a port that takes time: whatever enters it leaves it so much later, in order.
+"""A connection with a delay: bytes that enter it leave it later, in order.
 
-In a test's own loop it is ``delay_line``; for measuring it is a process of its own, which prints its port:
-python -m bench.delay_line PORT SECONDS [BYTES_A_SECOND]. With a rate it is a slow leg, which all connections share,
+In a test's own loop it is ``delay_line``; for measurements it is a separate process, which prints its port:
+python -m bench.delay_line PORT SECONDS [BYTES_A_SECOND]. With a rate it is a slow leg that all connections share,
 each with a short queue.
 """
 
@@ -17,36 +17,36 @@ from typing import Final, cast
 
 __all__ = ["DelayLine", "delay_line"]
 
-#: Bytes that are under way at most in one direction of a connection: half a second at 500 MB/s.
+#: Largest number of bytes in flight in one direction of a connection: half a second at 500 MB/s.
 _ROOM: Final = 256 * 1024 * 1024
-#: Seconds of a slow leg that a connection may have waiting there, beside its delay: a router's buffer, kept short.
+#: Seconds that a connection's bytes may queue at a slow leg, besides the delay: a router's buffer, kept short.
 _QUEUE: Final = 0.05
-#: Bytes that leave a slow leg at once.
+#: Bytes that leave a slow leg at a time.
 _PACKET: Final = 1500
-#: Bytes of kernel buffers on a slow leg: what waits is to wait where it is measured.
+#: Bytes of kernel buffers at a slow leg: small, so that bytes queue in this process, which measures them.
 _KERNEL: Final = 16 * 1024
 
 
 class DelayLine:
-    """Connections to ``port``, each way of which takes ``seconds``; ``rate`` is in bytes a second, 0 has no bound."""
+    """Connections to ``port`` with a delay of ``seconds`` each way; ``rate`` is bytes per second, 0 is no limit."""
 
     def __init__(self, port: int, seconds: float, rate: float = 0.0) -> None:
-        self.port = 0  # where it is entered
+        self.port = 0  # the port to connect to
         self.to = port
         self.seconds = seconds
         self.rate = rate
         self.loop = asyncio.get_running_loop()
-        self.entered = self.loop.time()  # when something last did
-        self.free = {True: 0.0, False: 0.0}  # when the last byte so far has left, there and back
+        self.entered = self.loop.time()  # time of the last arrival
+        self.free = {True: 0.0, False: 0.0}  # when all bytes so far have left, per direction
         self.ends: set[_End] = set()
 
     async def rest(self, seconds: float) -> None:
-        """Return when nothing has entered for so long."""
+        """Return when nothing has arrived for ``seconds``."""
         while (left := self.entered + seconds - self.loop.time()) > 0:  # noqa: ASYNC110 - a time that moves
             await asyncio.sleep(left)
 
     async def listen(self) -> asyncio.Server:
-        """Begin; ``port`` is where it is entered from now on."""
+        """Start to listen on ``port``."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         if self.rate:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL)
@@ -55,7 +55,7 @@ class DelayLine:
         return server
 
     async def connect(self, entered: _End) -> None:
-        """Go on to the port for a connection that came in."""
+        """Connect to the target port for an incoming connection."""
         other = _End(self, entered)
         sock = socket.socket()
         sock.setblocking(False)
@@ -70,7 +70,7 @@ class DelayLine:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what it reads leaves at the other one, when its time has come."""
+    """One end of a connection: its bytes leave at the other end after the delay."""
 
     def __init__(self, line: DelayLine, other: _End | None) -> None:
         self._line = line
@@ -80,7 +80,7 @@ class _End(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
 
     def finished(self) -> None:
-        """The end has left in one direction; with the second the connection is over."""
+        """Handle the end of one direction; after both the connection is closed."""
         other = self.other
         if other is not None and self.way.ended and other.way.ended:
             for end in (self, other):
@@ -88,10 +88,10 @@ class _End(asyncio.Protocol):
                     end.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's class is not a subclass of this
         self._line.ends.add(self)
         sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Nagle's waits are none of ours
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without Nagle's algorithm, which would add delays
         self.way.from_ = self.transport
         if self.other is None:
             self._connecting = self._line.loop.create_task(self._line.connect(self))
@@ -132,7 +132,7 @@ class _End(asyncio.Protocol):
 
 
 class _Way:
-    """One direction: pieces with the time at which each leaves."""
+    """One direction: pieces with their departure times."""
 
     def __init__(self, line: DelayLine, finished: Callable[[], None], *, there: bool) -> None:
         self._line = line
@@ -143,13 +143,13 @@ class _Way:
         self._timer: asyncio.TimerHandle | None = None
         self._held = False
         self._paused = False
-        self.ended = False  # the end of what was sent has left
+        self.ended = False  # the end has left, too
         self._room = max(_PACKET, int(line.rate * (line.seconds + _QUEUE))) if line.rate else _ROOM
         self.from_: asyncio.Transport | None = None
         self.to: asyncio.Transport | None = None
 
     def enter(self, data: bytes) -> None:
-        """Take what was read; nothing is the end."""
+        """Accept a piece; an empty one is the end."""
         now = self._line.loop.time()
         if not self._line.rate:
             self._pieces.append((now + self._line.seconds, data))
@@ -167,7 +167,7 @@ class _Way:
             self.leave()
 
     def leave(self) -> None:
-        """Send what is due, and come again when the next piece is."""
+        """Send the pieces that are due, and set a timer for the next one."""
         self._timer = None
         if self.to is None or self._held:
             return
@@ -190,24 +190,24 @@ class _Way:
             self.from_.resume_reading()
 
     def hold(self) -> None:
-        """The far end takes no more."""
+        """Stop sending: the far end's buffer is full."""
         self._held = True
 
     def go_on(self) -> None:
-        """It does again."""
+        """Send again."""
         self._held = False
         if self._timer is None:
             self.leave()
 
     def drop(self) -> None:
-        """Nobody takes what is under way any more."""
+        """Discard all bytes in flight: the far end is gone."""
         self._pieces.clear()
         self.to = None
 
 
 @asynccontextmanager
 async def delay_line(port: int, seconds: float, rate: float = 0.0) -> AsyncIterator[DelayLine]:
-    """A line to ``port`` on this machine, ``seconds`` long each way."""
+    """Run a delay line to ``port`` on this machine, with ``seconds`` each way."""
     line = DelayLine(port, seconds, rate)
     server = await line.listen()
     try:

@@ -1,7 +1,7 @@
-"""Many sessions of few processes: python -m bench.fleet hosts RELAY COUNT PORT, or clients RELAY COUNT.
+"""Many sessions in few processes: python -m bench.fleet hosts RELAY COUNT PORT, or clients RELAY COUNT.
 
-Forty agents of their own would have two cores measure how well the kernel switches forty processes. Here as many hosts
-share one process, and as many clients another: each with a session of its own, made of the parts of the command line.
+With forty agent processes on two cores, a benchmark would measure the kernel's context switches. Here one process has
+all hosts, and another one all clients; each has its own session, made from the parts of the command line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAIT: Final = 20.0
 
 
 def _services(count: int) -> list[str]:
-    """As bench.account was told to make them."""
+    """The services that bench.account has created."""
     return [f"ann/web{number}" for number in range(count)]
 
 

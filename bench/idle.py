@@ -1,11 +1,11 @@
-"""What an idle stream, and an idle session, cost each process: python -m bench.idle [--loop asyncio|uvloop]
+"""Memory of an idle stream, and of an idle session, in each process: python -m bench.idle [--loop asyncio|uvloop]
 
-Streams are opened one after another, echo 64 B, and stay. The figure is a slope: what anonymous memory a process has
-more at 1,000 streams than at 400, for each of the 600. So what a start costs falls out, as do the holes that it left
-in the heap and that the first few hundred streams fill: from 0 to 200 a relay looks a third cheaper than it is.
-Anonymous pages are what the process itself has written (heap, stacks). The code that it shares with others is left
-out, and so is what the kernel keeps of a connection: a socket of 2-4 KiB, and what is under way, which is nothing
-here. The ruler's connections cost the kernel as much.
+Streams are opened one after another, echo 64 B, and stay. The figure is a slope: the difference of a process's
+anonymous memory at 1,000 and at 400 streams, divided by 600. This excludes the cost of a start, and the holes that the
+start left in the heap and the first few hundred streams fill: from 0 to 200 streams a relay looks a third cheaper.
+Anonymous pages are those that the process itself has written (heap, stacks). Shared code is not counted, and neither
+is the kernel's memory of a connection: a socket of 2-4 KiB, and bytes in flight, of which there are none here. The
+ruler's connections cost the kernel as much.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bench.processes import PYTHON, Processes, Program
 
 __all__ = ["idle_sessions", "idle_streams", "ruler_streams"]
 
-Counts = tuple[int, int]  #: between which the slope is taken
+Counts = tuple[int, int]  #: the two counts of the slope
 STREAMS: Final[Counts] = (400, 1000)  # a client's session may have 1,024
 SESSIONS: Final[Counts] = (100, 600)
-#: Seconds after which nothing of an open is under way: its last acknowledgement is 100 ms late.
+#: Seconds until no frame of an open is in flight: its last acknowledgement is delayed by 100 ms.
 REST: Final = 1.0
 _MESSAGE: Final = bytes(64)
 _LISTED_WAIT: Final = 30.0
@@ -35,7 +35,7 @@ _LOOPS: Final = ("asyncio", "uvloop")
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of a process that belong to no file."""
+    """Bytes of a process's memory that belong to no file."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(rollup.split("\nAnonymous:")[1].split()[0]) * 1024
 
@@ -44,7 +44,7 @@ def _open(port: int, count: int, into: list[socket.socket]) -> None:
     while len(into) < count:
         connection = socket.create_connection(("127.0.0.1", port))
         into.append(connection)
-        connection.sendall(b"e" + _MESSAGE)  # the service echoes what follows
+        connection.sendall(b"e" + _MESSAGE)  # the service echoes the rest
         got = 0
         while got < len(_MESSAGE):
             data = connection.recv(len(_MESSAGE))
@@ -59,7 +59,7 @@ def _sizes(pids: Sequence[int]) -> list[int]:
 
 
 def _slope(chain: chains.Chain, counts: Counts) -> dict[str, float]:
-    """Bytes a stream in each of the processes."""
+    """Bytes per stream in each process."""
     few, many = counts
     connections: list[socket.socket] = []
     try:
@@ -75,7 +75,7 @@ def _slope(chain: chains.Chain, counts: Counts) -> dict[str, float]:
 
 
 def idle_streams(loop: str, counts: Counts = STREAMS) -> dict[str, float]:
-    """Bytes an idle stream costs the relay, the host agent and the client agent, on the loop of this name."""
+    """Bytes per idle stream in the relay, the host agent and the client agent, with the loop of this name."""
     with (
         tempfile.TemporaryDirectory() as name,
         chains.service(folder := Path(name)) as service,
@@ -85,7 +85,7 @@ def idle_streams(loop: str, counts: Counts = STREAMS) -> dict[str, float]:
 
 
 def ruler_streams() -> dict[str, float]:
-    """The same for three HAProxy processes in the places of these three."""
+    """The same for the ruler's three HAProxy processes in these roles."""
     with (
         tempfile.TemporaryDirectory() as name,
         chains.service(folder := Path(name)) as service,
@@ -95,7 +95,7 @@ def ruler_streams() -> dict[str, float]:
 
 
 def idle_sessions(loop: str, counts: Counts = SESSIONS) -> float:
-    """Bytes an idle host's session costs the relay."""
+    """Bytes per idle host session in the relay."""
     with tempfile.TemporaryDirectory() as name:
         processes = Processes(Path(name), chains.environment(Path(name), plain=loop == "asyncio"))
         try:
@@ -110,7 +110,7 @@ def idle_sessions(loop: str, counts: Counts = SESSIONS) -> float:
 
 
 def _listed(agents: Program, relay: Program, count: int) -> int:
-    """The relay's size with so many sessions."""
+    """The relay's memory with ``count`` sessions."""
     assert agents.process.stdin is not None
     agents.process.stdin.write(f"{count}\n".encode())
     agents.process.stdin.flush()

@@ -1,6 +1,6 @@
 """Many idle host agents in one process: python -m bench.idle_agents RELAY SERVICE TOKEN
 
-Each line of its input is how many there are to be; it answers when all of them are listed.
+Each line of its input is the wanted number of agents; it answers when the relay lists all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The load of the benchmarks, each in a process of its own: python -m bench.load KIND ARGUMENTS, which prints JSON.
+"""The load of the benchmarks, each in a separate process: python -m bench.load KIND ARGUMENTS, which prints JSON.
 
-It moves bulk in pieces of 512 KiB that stay in a core's cache, and keeps nothing of it. How cheap that is shows the
-column without proxies, which is the same load on the service itself.
+It moves bulk data in pieces of 512 KiB, which stay in a core's cache, and discards it. The column without proxies
+shows the cost of this load itself, directly on the service.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.service import BLOCK, PIECE, Loop
 
 __all__ = ["beside", "run"]
 
-_PATIENCE: Final = 30.0  # seconds for an answer; who waits longer has failed
+_PATIENCE: Final = 30.0  # seconds for an answer; a longer wait is a failure
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 _BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 
@@ -47,7 +47,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 
 class _Bulk:
-    """Streams that send, receive or do both for as long as it is turned."""
+    """Streams that send, receive or do both while ``turn`` runs."""
 
     def __init__(self, ports: Sequence[int], streams: int, kind: bytes) -> None:
         self.received = [0] * (streams * len(ports))
@@ -76,7 +76,7 @@ class _Bulk:
         return move
 
     def turn(self, seconds: float) -> None:
-        """Move for so long."""
+        """Move data for ``seconds``."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._loop.turn(left)
@@ -85,7 +85,7 @@ class _Bulk:
 def bulk(
     *, ports: Sequence[int], kind: str, streams: int, service: int, seconds: float, ramp: float, pids: Sequence[int]
 ) -> dict[str, Any]:
-    """Bytes a second that arrived, after ``ramp`` seconds; what each download got; CPU-seconds a GB of ``pids``."""
+    """Bytes per second after ``ramp`` seconds, each stream's download rate, and CPU-seconds per GB for ``pids``."""
     control = _connect(service, b"c")
     moving = _Bulk(ports, streams, kind.encode())
     moving.turn(ramp)
@@ -104,10 +104,10 @@ def bulk(
 
 
 def trips(port: int, size: int, seconds: float) -> dict[str, Any]:
-    """Seconds of round trips of ``size`` bytes, one after the other: p50, p99, p99.9."""
+    """Seconds of consecutive round trips of ``size`` bytes: p50, p99, p99.9."""
     times: list[float] = []
     with _connect(port, b"e" + BLOCK[:1]) as sock:
-        _exactly(sock, 1)  # the connection is there all the way
+        _exactly(sock, 1)  # the connection is established up to the service
         end = time.monotonic() + seconds
         while not times or time.monotonic() < end:
             began = time.perf_counter()
@@ -132,7 +132,7 @@ def _worker(port: int, end: float) -> tuple[int, int]:
 
 
 def opens(port: int, workers: int, seconds: float) -> dict[str, Any]:
-    """Connections a second: connect, echo 64 bytes, close; ``workers`` processes do so at once."""
+    """Connections per second (connect, echo 64 bytes, close), by ``workers`` processes at once."""
     end = time.monotonic() + seconds
     pipes = []
     for _ in range(workers):
@@ -149,7 +149,7 @@ def opens(port: int, workers: int, seconds: float) -> dict[str, Any]:
 
 
 def first(port: int, times: int, pause: float) -> dict[str, Any]:
-    """Seconds from connect() to the first echo, the median."""
+    """Median seconds from connect() to the first echo."""
     took = []
     for _ in range(times):
         time.sleep(pause)
@@ -165,7 +165,7 @@ _KINDS: Final[dict[str, Callable[..., dict[str, Any]]]] = {"bulk": bulk, "trips"
 
 
 def run(work: str, /, **arguments: Any) -> dict[str, Any]:
-    """Make a load in a process of its own; returns what it found."""
+    """Run a load in a separate process; returns its results."""
     with _started(work, arguments) as process:
         out, _ = process.communicate()
     if process.returncode:
@@ -176,7 +176,7 @@ def run(work: str, /, **arguments: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def beside(work: str, /, **arguments: Any) -> Iterator[None]:
-    """Make a load meanwhile; it is ended with the block."""
+    """Run a load for the duration of the block."""
     with _started(work, arguments) as process:
         try:
             yield

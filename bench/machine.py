@@ -1,4 +1,4 @@
-"""Where and of what a run was, so that two runs can be told apart."""
+"""The machine and versions of a run, to compare runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["describe"]
 
 
 def describe() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return everything that the figures depend on."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "commit": _commit(),

@@ -1,4 +1,4 @@
-"""docs/performance.md: figures between markers are written by the tools, all else by hand."""
+"""docs/performance.md: tools write the figures between markers, people write the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE: Final = ROOT / "docs" / "performance.md"
 
 
 def write(part: str, text: str) -> None:
-    """Put ``text`` where the page has ``<!-- measured: PART -->``, up to ``<!-- end -->``."""
+    """Put ``text`` between the page's ``<!-- measured: PART -->`` and ``<!-- end -->``."""
     old = PAGE.read_text()
     pattern = re.compile(rf"(<!-- measured: {part} -->\n).*?(<!-- end -->)", re.DOTALL)
     new, places = pattern.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old)

@@ -1,4 +1,4 @@
-"""Real processes: started, waited for by what they print, looked at in /proc, ended by their pid."""
+"""Real processes: started, awaited by their output, inspected in /proc, ended by their pid."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["KDISPATCH", "PYTHON", "ROOT", "Processes", "Program", "cpu_seconds"]
 
 ROOT: Final = Path(__file__).parents[1]
 PYTHON: Final = sys.executable
-#: The console script of the environment that runs this.
+#: The console script of the running environment.
 KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 
-_START: Final = 20.0  # seconds to say that it is ready; a start takes half a second on an idle machine
-_STOP: Final = 10.0  # seconds to end after SIGTERM, then it is killed
+_START: Final = 20.0  # seconds to be ready; a start takes half a second on an idle machine
+_STOP: Final = 10.0  # seconds to end after SIGTERM, before it is killed
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pids: Iterable[int], *, system: bool = False) -> float:
-    """Processor seconds that the processes have used so far, together; with ``system`` the kernel's part of them."""
+    """CPU seconds of the processes so far, in total; with ``system`` only the kernel's part."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -35,13 +35,13 @@ def cpu_seconds(pids: Iterable[int], *, system: bool = False) -> float:
 
 
 def _inherited() -> dict[str, str]:
-    """The environment without this user's own relay and tokens."""
+    """The environment without this user's relay and tokens."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KDISPATCH_")}
     return kept | {name: os.environ[name] for name in ("KDISPATCH_NO_UVLOOP",) if name in os.environ}
 
 
 class Program:
-    """A running process; what it prints, on either output, is in its log."""
+    """A running process; its standard output and standard error go to its log."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.name = name
@@ -50,17 +50,17 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self.process.pid
 
     @property
     def resident(self) -> int:
-        """Its resident memory in bytes."""
+        """Resident memory in bytes."""
         return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0]) * 1024
 
     @property
     def loop(self) -> str:
-        """The event loop that it has loaded."""
+        """The event loop that the process has loaded."""
         mapped = Path(f"/proc/{self.pid}/maps").read_text()
         if "python" not in mapped:
             return "-"
@@ -68,7 +68,7 @@ class Program:
         return " + ".join(parts) if "uvloop" in parts else " + ".join(["asyncio", *parts])
 
     def says(self, pattern: str, wait: float = _START) -> str:
-        """Wait for a text that matches; return its first group, or all of it."""
+        """Wait for output that matches; returns the first group, or the whole match."""
         deadline = time.monotonic() + wait
         while True:
             ended = self.process.poll() is not None
@@ -80,7 +80,7 @@ class Program:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End it."""
+        """End the process: SIGTERM, and SIGKILL after a while."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -89,12 +89,12 @@ class Program:
             self.process.kill()
             self.process.wait()
         if self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # what it had not read yet
+            with contextlib.suppress(BrokenPipeError):  # for input that it did not read
                 self.process.stdin.close()
 
 
 class Processes:
-    """Starts processes with one environment in one folder; they end in the reverse order."""
+    """Starts processes with one environment in one folder; they end in reverse order."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str] = {}) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Processes:
     def start(
         self, name: str, *command: str, descriptors: Sequence[int] = (), stdin: int = subprocess.DEVNULL
     ) -> Program:
-        """Start a program that stays. ``stdin`` may be a pipe, to be written by the caller."""
+        """Start a program that keeps running. ``stdin`` may be a pipe for the caller to write to."""
         log = self.folder / f"{len(self.started):02}-{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -129,6 +129,6 @@ class Processes:
         return done.stdout
 
     def stop(self) -> None:
-        """End all of them."""
+        """End all processes."""
         for program in reversed(self.started):
             program.stop()

@@ -1,9 +1,9 @@
-"""``make profile``: where the CPU time of each process goes while bulk runs.
+"""``make profile``: how each process spends its CPU time during a bulk transfer.
 
-By kind: the kernel's share is told by the kernel for any process; perf, where it may be used, splits the rest into the
-interpreter and C libraries. By function: py-spy (PyPI) looks from outside which Python function holds the interpreter;
-C code counts for the function that calls it, and system calls, which let the interpreter go, do not count. Both need
-root, or a kernel that lets a user look at processes of his own (kernel.yama.ptrace_scope=0,
+By kind: the kernel reports its own share for any process; perf, if it is available, splits the rest into the
+interpreter and C libraries. By function: py-spy (PyPI) samples which Python function holds the interpreter; C code
+counts for the function that calls it, and system calls do not count, because they release the interpreter. Both need
+root, or a kernel that lets a user inspect processes of the same user (kernel.yama.ptrace_scope=0,
 kernel.perf_event_paranoid=1).
 """
 
@@ -28,10 +28,10 @@ from bench.processes import Program, cpu_seconds
 
 __all__: list[str] = []
 
-_FUNCTIONS: Final = 10  # that are shown of each process
+_FUNCTIONS: Final = 10  # shown per process
 _SYMBOLS: Final = 8
 _HERTZ: Final = 500
-_SETTLED: Final = 1.0  # seconds until windows have grown
+_SETTLED: Final = 1.0  # seconds for windows to grow
 _KINDS: Final = ("kernel", "interpreter", "uvloop", "websockets", "libc", "other C")
 
 
@@ -46,7 +46,7 @@ def _kind_of(binary: str) -> str:
 
 @dataclass
 class _Look:
-    """Shares of one process's processor time, and how much of a core it was that it used."""
+    """Shares of one process's CPU time, and its use of a core."""
 
     name: str
     core: float = 0.0
@@ -75,7 +75,7 @@ def _look(program: Program, seconds: float, folder: Path) -> _Look:
 
 
 def _samples(program: Program, seconds: float, folder: Path) -> list[tuple[float, str, str]]:
-    """Share, binary and symbol of what perf saw, most first; nothing where it can't be used."""
+    """Share, binary and symbol of perf's samples, largest first; empty if perf is not available."""
     perf = shutil.which("perf")
     if perf is None:
         return []
@@ -90,7 +90,7 @@ def _samples(program: Program, seconds: float, folder: Path) -> list[tuple[float
 
 
 def _functions(program: Program, seconds: float, folder: Path) -> list[tuple[str, float]]:
-    """The Python functions in which the process was found most often; nothing where py-spy can't be used."""
+    """The Python functions with the most samples; empty if py-spy is not available."""
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if spy is None:
         return []
@@ -108,7 +108,7 @@ def _functions(program: Program, seconds: float, folder: Path) -> list[tuple[str
 
 
 def _short(frame: str) -> str:
-    """``function (folder/file.py)`` without the line, so that a function is one."""
+    """Return ``function (folder/file.py)`` without the line number, so that each function has one entry."""
     name, _, place = frame.partition(" (")
     if name == "Runner.run":
         return "the event loop itself"
@@ -116,7 +116,7 @@ def _short(frame: str) -> str:
 
 
 def profile(chain: Chain, kind: str, seconds: float, folder: Path) -> str:
-    """Markdown: a table of kinds, and for each process its functions."""
+    """Return Markdown: a table of kinds, and the functions of each process."""
     with load.beside(
         "bulk", ports=[chain.port], kind=kind, streams=1, service=chain.service, seconds=600.0, ramp=0.0, pids=[]
     ):

@@ -1,4 +1,4 @@
-"""``make bench``: each work by turns on the ruler and on kdispatch, in one table.
+"""``make bench``: each benchmark alternately on the ruler and on kdispatch, in one table.
 
 python -m bench.run [--only bulk,rtt,...] [--secs 5] [--rounds 3] [--plain] [--json FILE] [--page]
 """
@@ -34,7 +34,7 @@ or as root: KDISPATCH_INSTALL=1 make programs
 
 
 def main() -> int:
-    """Measure, print, and keep what was found."""
+    """Run the benchmarks, print the table, and save the results."""
     parser = argparse.ArgumentParser(prog="make bench", description="How fast kdispatch is beside three HAProxy.")
     parser.add_argument("--only", default="", help=f"some of {','.join(_NAMES)}")
     parser.add_argument("--secs", type=float, default=5.0, help="seconds of each measurement")
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="a file to keep the results in")
     parser.add_argument("--page", action="store_true", help="write the table into docs/performance.md")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run the clean-up, which ends the processes
     names = given.only.split(",") if given.only else _NAMES
     if unknown := set(names) - set(_NAMES):
         parser.error(f"no such work: {', '.join(sorted(unknown))}; there are {', '.join(_NAMES)}")
@@ -87,7 +87,7 @@ def _measured(folder: Path, names: list[str], given: argparse.Namespace, about: 
 
 
 def _lines(work: Work, service: int, ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int) -> list[Line]:
-    """All rounds of one work, on the two by turns; a line for each of its rows."""
+    """Run all rounds of one benchmark, alternately on both chains; returns a line for each of its rows."""
     lines = {key: Line.of(work.site, row) for key, row in work.rows.items()}
     if work.bare:
         found = work.measure(chains.bare(service), secs)

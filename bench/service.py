@@ -1,8 +1,8 @@
 """The service of the benchmarks: python -m bench.service, which prints its port.
 
-The first byte of a connection says what it is: ``d`` sends for ever, ``u`` drains, ``b`` does both at once, ``e``
-echoes what follows, ``c`` answers each byte by how much was drained so far. Bulk is moved by a process of its own, so
-that an echo beside it waits for a processor at most, not for this program.
+The first byte of a connection is its kind: ``d`` sends without end, ``u`` drains, ``b`` does both at once, ``e``
+echoes all following bytes, ``c`` answers each byte with the number of bytes drained so far. A separate process moves
+bulk data, so that an echo beside it waits at most for a processor, not for this program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 __all__ = ["BLOCK", "PIECE", "Loop"]
 
-#: Bytes of one send or receive: few calls, and still in a core's own cache.
+#: Bytes of one send or receive: few calls, and still within a core's own cache.
 PIECE: Final = 512 * 1024
 BLOCK: Final = bytes(PIECE)
 _BULK: Final = frozenset(b"dub")
@@ -27,29 +27,29 @@ Handler = Callable[[int], None]
 
 
 class Loop:
-    """The least event loop: a table of handlers by descriptor."""
+    """A minimal event loop: a table of handlers by descriptor."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
 
     def add(self, sock: socket.socket, events: int, handler: Handler) -> None:
-        """Call ``handler`` whenever one of ``events`` is there."""
+        """Call ``handler`` on any of ``events``."""
         self._handlers[sock.fileno()] = handler
         self._epoll.register(sock.fileno(), events)
 
     def change(self, sock: socket.socket, handler: Handler) -> None:
-        """Call another handler from now on."""
+        """Replace the handler."""
         self._handlers[sock.fileno()] = handler
 
     def close(self, sock: socket.socket) -> None:
-        """Forget the socket and close it."""
+        """Remove the socket and close it."""
         del self._handlers[sock.fileno()]
         self._epoll.unregister(sock.fileno())
         sock.close()
 
     def turn(self, wait: float | None = None) -> None:
-        """Serve what is ready, waiting for it at most so many seconds."""
+        """Handle ready sockets, after a wait of at most ``wait`` seconds."""
         handlers = self._handlers
         for descriptor, events in self._epoll.poll(wait):
             if handler := handlers.get(descriptor):
@@ -57,7 +57,7 @@ class Loop:
 
 
 class _Bulk:
-    """The process that moves bulk: it gets connections, and their first byte, from the other one."""
+    """The process that moves bulk data: it gets connections and their first byte from the other process."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -67,7 +67,7 @@ class _Bulk:
         self._drained = 0
 
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve without end."""
         while True:
             self._loop.turn()
 
@@ -114,7 +114,7 @@ class _Service:
         self._loop.add(listener, _READ, self._accept)
 
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve without end."""
         while True:
             self._loop.turn()
 
@@ -145,7 +145,7 @@ class _Service:
             sock.setblocking(False)
 
     def _receive(self, sock: socket.socket, size: int) -> bytes | None:
-        """What is there; ``None`` for nothing yet, or when it was the end, and the socket is closed."""
+        """Return available bytes; ``None`` if there are none yet, or at the end, which closes the socket."""
         try:
             if data := sock.recv(size):
                 return data

@@ -1,4 +1,4 @@
-"""The pairs of chains that works are done on, and how each pair is described."""
+"""The pairs of chains for the benchmarks, and their titles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.works import SESSIONS
 __all__ = ["SITES", "Site"]
 
 _LEG: Final = Leg(0.025)
-#: 10 Mbit/s between the relay and the client, as far away as the other leg.
+#: 10 Mbit/s between relay and client, with the other leg's delay.
 _SLOW: Final = Leg(0.025, 1.25e6)
 
 
@@ -35,18 +35,18 @@ def _no_openssl() -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """How both chains are made. ``lacks`` says what is missing for it, or nothing."""
+    """How to build both chains. ``lacks`` returns what is missing for it, or an empty string."""
 
     title: str
     ruler: Mapping[str, Any] = field(default_factory=dict)
     kdispatch: Mapping[str, Any] = field(default_factory=dict)
-    tls: bool = False  # the ruler's three hops encrypt what is between them
+    tls: bool = False  # the ruler's three hops use TLS between them
     tls_by_relay: bool = False
     lacks: Callable[[], str] = _nothing_lacks
 
     @contextmanager
     def running(self, folder: Path, service: int, *, plain: bool = False) -> Iterator[tuple[Chain | None, Chain]]:
-        """Ruler, if it can be had, and kdispatch."""
+        """Run the ruler, if HAProxy is installed, and kdispatch."""
         folder.mkdir(parents=True)
         file = certificate(folder) if self.tls else None
         with ExitStack() as ending:

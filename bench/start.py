@@ -1,4 +1,4 @@
-"""What needs no ruler: how long starts take, and what idle streams and sessions hold."""
+"""Measurements without a ruler: times of starts, and memory of idle streams and sessions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bench.table import Line
 __all__ = ["TITLES", "lines", "memory_lines"]
 
 TITLES: Final = {"start": "starting", "memory": "memory"}
-_TIMES: Final = 3  # of each start in a round
+_TIMES: Final = 3  # of each kind, per round
 
 
 def lines(folder: Path, *, rounds: int, plain: bool) -> Iterator[Line]:
-    """Milliseconds of an import, of a short command, and until an agent is up."""
+    """Milliseconds of an import, of a short command, and of an agent's start."""
     processes = Processes(folder, chains.environment(folder, plain=plain))
     try:
         _, url = chains.relay(processes)

@@ -1,4 +1,4 @@
-"""What was found, and the table that shows it."""
+"""The results, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEAD = ("work", "unit", "no proxies", "ruler", "kdispatch", "ratio", "spread", 
 
 @dataclass
 class Line:
-    """All rounds of one row. ``cpu`` are CPU-seconds a GB; ``resident`` bytes of relay, host and client afterwards."""
+    """All rounds of one row. ``cpu`` is CPU-seconds per GB; ``resident`` is final bytes of relay, host and client."""
 
     site: str
     title: str
@@ -29,12 +29,12 @@ class Line:
 
     @classmethod
     def of(cls, site: str, row: Row) -> Line:
-        """An empty one."""
+        """Return a line without results."""
         return cls(site, row.title, row.unit)
 
     @property
     def ratios(self) -> list[float]:
-        """kdispatch to ruler in each round."""
+        """kdispatch divided by ruler, for each round."""
         return [ours / theirs for theirs, ours in zip(self.ruler, self.kdispatch, strict=False) if theirs]
 
     @property
@@ -43,7 +43,7 @@ class Line:
         return statistics.median(self.ratios) if self.ratios else None
 
     def cells(self) -> tuple[str, ...]:
-        """The line as it is shown."""
+        """The cells of the table's row."""
         ratios = self.ratios
         return (
             self.title,
@@ -60,7 +60,7 @@ class Line:
 
 
 def table(lines: Iterable[Line], titles: dict[str, str]) -> str:
-    """A Markdown table whose columns are aligned, with a line for each site above its works."""
+    """Return a Markdown table with aligned columns, and a title line for each site above its benchmarks."""
     rows: list[tuple[str, ...]] = [_HEAD]
     site = ""
     for line in lines:
@@ -68,7 +68,7 @@ def table(lines: Iterable[Line], titles: dict[str, str]) -> str:
             site = line.site
             rows.append((f"**{titles[site]}**", *[""] * (len(_HEAD) - 1)))
         rows.append(line.cells())
-    # A site's title may be wider than its column: it stands alone in its line.
+    # A site's title is alone in its line, so it may be wider than its column.
     widths = [max(len(row[column]) for row in rows if column or row[4]) for column in range(len(_HEAD))]
     shown = [_padded(row, widths) for row in rows]
     shown.insert(1, "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""]))
@@ -85,7 +85,7 @@ def _median(values: list[float]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and never an exponent."""
+    """Format with about three significant digits, never with an exponent."""
     if value == 0 or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

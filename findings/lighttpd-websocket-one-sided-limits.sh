@@ -1,12 +1,12 @@
 #!/bin/sh
-# lighttpd 1.4.69 (Debian 12): a WebSocket on which one end speaks all the time is cut for the silence of the other.
+# lighttpd 1.4.69 (Debian 12): a WebSocket on which only one end sends is cut for the silence of the other end.
 #
 # server.max-read-idle (60 s) counts the seconds without a byte from the client, however much the server sends.
-# server.max-write-idle (360 s) counts those without a byte to the client, though nothing waits to be written.
-# Both are shortened here to 5 s, one at a time.
+# server.max-write-idle (360 s) counts the seconds without a byte to the client, although no byte waits to be written.
+# This script sets each to 5 s, one at a time.
 #
-# Seen: with max-read-idle = 5 a WebSocket whose server speaks lasts 6 s, with max-write-idle = 5 one whose client speaks 6 s;
-# the other way round each lasts.
+# Seen: with max-read-idle = 5 a WebSocket on which only the server sends lasts 6 s, with max-write-idle = 5 one on which
+# only the client sends lasts 6 s; in the other two cases it lasts.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

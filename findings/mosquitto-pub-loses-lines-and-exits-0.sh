@@ -1,14 +1,14 @@
 #!/bin/sh
-# mosquitto_pub 2.0.11 (Debian 12) with -l and QoS 0, its default: what it read in a pause of the network is lost when it
-# connects again, and its exit status is 0.
+# mosquitto_pub 2.0.11 (Debian 12) with -l and QoS 0, its default: lines that it read during a network pause are lost when
+# it reconnects, and its exit status is 0.
 #
-# It sends each line of its input as a message. A broker that is silent for longer than the keep-alive makes it connect
-# again. Lines that it has written to the old connection are gone; it reports nothing. With QoS 1 it sends them again.
+# It sends each line of its input as a message. If the broker is silent for longer than the keep-alive, it reconnects.
+# Lines that it has written to the old connection are lost, without a report. With QoS 1 it sends them again.
 #
 # Seen, with -k 5 and a broker that reads nothing for 12 s, of 60 lines: QoS 0: some are missing, exit 0; QoS 1: all
 # 60, exit 0.
 #
-# Exit status: 0 where it is so, 1 where it is not any more.
+# Exit status: 0 if this is still so, 1 if not.
 set -eu
 version=2.0.11-1.2+deb12u2
 work=$(mktemp -d)
@@ -47,7 +47,7 @@ class Broker:
         before = time.monotonic() < self.start + 2
         while head := file.read(1):
             if before and time.monotonic() > self.start + 2:
-                time.sleep(60)  # the network that was lost does not bring this connection back
+                time.sleep(60)  # like a connection whose network does not come back
             size, shift = 0, 0
             while True:
                 byte = file.read(1)[0]

@@ -1,14 +1,14 @@
 #!/bin/sh
 # redis-py 8.1.0 (PyPI): a write whose answer is late runs twice, and the library reports one success.
 #
-# A client with default settings has a time-out of 5 s, and retries by itself, commands that are not safe to repeat
-# included. Where a network pauses, the first try has reached the server: only its answer is late.
+# A client with default settings has a timeout of 5 s, and retries automatically, including commands that are not safe to
+# repeat. If the network pauses, the first try has reached the server, and only its answer is late.
 #
 # Seen, with a server whose first answer to INCR takes 6 s:
 #   default settings: INCR returned 2 without an error, and ran 2 times
 #   retry=None:       TimeoutError after 5 s, and ran 1 time
 #
-# Exit status: 0 where it is so, 1 where it is not any more.
+# Exit status: 0 if this is still so, 1 if not.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

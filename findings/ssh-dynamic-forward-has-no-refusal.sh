@@ -1,13 +1,13 @@
 #!/bin/sh
-# OpenSSH 9.2 as a SOCKS5 proxy (ssh -D) never sends a refusal: where the target takes no connection it closes the
+# OpenSSH 9.2 as a SOCKS5 proxy (ssh -D) never sends a refusal: if the target accepts no connection, it closes the
 # client's connection without a reply. RFC 1928, 6 has replies 1 to 8 for that (5 is "connection refused").
-# So "the proxy closed without an answer" is no sign that the proxy is broken: it is how this one says "refused".
+# So "the proxy closed without an answer" does not mean that the proxy is broken: ssh reports a refusal this way.
 #
 # Seen with Debian's openssh-client and openssh-server 1:9.2p1-2+deb12u10:
-#   a port that listens:        method 0500, reply 05000001000000000000
-#   a port on which nobody is:  method 0500, then the end of the connection, and not one byte
+#   a port with a listener:     method 0500, reply 05000001000000000000
+#   a port without a listener:  method 0500, then the end of the connection without a byte
 #
-# Exit status: 0 where it is so, 1 where it is not any more, 2 where it could not be tried.
+# Exit status: 0 if this is still so, 1 if not, 2 if the script could not try it.
 set -eu
 version=1:9.2p1-2+deb12u10
 folder=$(mktemp -d)

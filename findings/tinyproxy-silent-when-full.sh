@@ -1,11 +1,11 @@
 #!/bin/sh
-# tinyproxy 1.11.1 (Debian 12): with MaxClients connections open the next client gets no answer at all, and no refusal.
+# tinyproxy 1.11.1 (Debian 12): with MaxClients connections open the next client gets no answer and no refusal.
 #
-# Debian's MaxClients is 100, and a CONNECT counts as long as it is open. The connection of number 101 is taken by the kernel and
-# waits there, unread, until another one ends. To the client a full proxy looks as a network that loses packets does.
-# (privoxy answers 503 in the same place.)
+# Debian's MaxClients is 100, and a CONNECT counts while it is open. The kernel accepts connection number 101, which waits
+# there unread until another one ends. To the client a full proxy looks like a network that loses packets.
+# (privoxy answers 503 in this case.)
 #
-# Seen with MaxClients 3: of 4 CONNECTs three are answered at once and one not in 5 s; it is answered when one of them closes.
+# Seen with MaxClients 3: three of 4 CONNECTs are answered at once, and one not within 5 s, until one of the others closes.
 set -eu
 version=1.11.1-2.1+deb12u1
 here=$(cd "$(dirname "$0")" && pwd)
@@ -45,7 +45,7 @@ def answer(sock):
 
 with running([f"{work}/root/usr/bin/tinyproxy", "-d", "-c", f"{work}/conf"], port):
     import time
-    time.sleep(1)  # the connection by which it was seen to listen has ended
+    time.sleep(1)  # until the connection of the readiness check has ended
     socks, answers = [], []
     for _ in range(4):
         socks.append(connect())

@@ -1,13 +1,13 @@
 #!/bin/sh
-# tinyproxy 1.11.1 answers a CONNECT with a wrong password by 401 and WWW-Authenticate, the words of an origin server.
-# RFC 9110, 15.5.8 has 407 and Proxy-Authenticate for a proxy; tinyproxy itself says 407 where no password comes at all.
-# So a client that looks for 407 alone takes a wrong password for a refusal of the target, and asks nobody for another.
+# tinyproxy 1.11.1 answers a CONNECT with a wrong password with 401 and WWW-Authenticate, like an origin server.
+# RFC 9110, 15.5.8 has 407 and Proxy-Authenticate for a proxy; tinyproxy itself answers 407 without a password.
+# So a client that checks only for 407 takes a wrong password for a refusal of the target, and does not ask for another.
 #
 # Seen with Debian's tinyproxy-bin 1.11.1-2.1+deb12u1:
 #   without a password:  HTTP/1.0 407 Proxy Authentication Required, Proxy-Authenticate: Basic realm="Tinyproxy"
 #   with a wrong one:    HTTP/1.0 401 Unauthorized, WWW-Authenticate: Basic realm="Tinyproxy"
 #
-# Exit status: 0 where it is so, 1 where it is not any more, 2 where it could not be tried.
+# Exit status: 0 if this is still so, 1 if not, 2 if the script could not try it.
 set -eu
 version=1.11.1-2.1+deb12u1
 folder=$(mktemp -d)

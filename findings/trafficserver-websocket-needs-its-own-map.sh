@@ -1,12 +1,12 @@
 #!/bin/sh
-# Traffic Server 9.2 (Debian 12): a request with "Upgrade: websocket" is looked up as ws://, and a map of http:// is not for it.
+# Traffic Server 9.2 (Debian 12): it looks a request with "Upgrade: websocket" up as ws://, and a map of http:// does not match.
 #
-# `map http://HOST/ http://BACKEND/` alone answers a WebSocket's request by 404, though the same URL without Upgrade is 200. It
-# needs a second line, `map ws://HOST/ ws://BACKEND/` (wss:// behind TLS). And proxy.config.websocket.active_timeout, 3600 s by
-# default, cuts a WebSocket at that age while one end speaks, but not where both ends speak.
+# With only `map http://HOST/ http://BACKEND/` a WebSocket's request gets 404, although the same URL without Upgrade gets 200.
+# It needs a second line, `map ws://HOST/ ws://BACKEND/` (wss:// behind TLS). And proxy.config.websocket.active_timeout,
+# 3600 s by default, cuts a WebSocket at that age if only one end sends, but not if both ends send.
 #
 # Seen with 9.2.9 (package 9.2.5+ds-0+deb12u4): 404 with one map, 101 with two; with active_timeout 5 a WebSocket on which only
-# the server speaks ends after 5 to 7 s, and an echo lasts 20 s and longer.
+# the server sends ends after 5 to 7 s, and an echo lasts 20 s and longer.
 set -eu
 version=9.2.5+ds-0+deb12u4
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,16 +1,16 @@
 #!/bin/sh
-# uvloop 0.23.0 (PyPI): a connection that fails in its first write closes a descriptor that is another's.
+# uvloop 0.23.0 (PyPI): a connection that fails in its first write closes a descriptor that belongs to something else.
 #
-# loop.create_connection(..., sock=sock) gives the descriptor to the transport at once, and ties the socket object to the
-# transport only behind connection_made. Where the connection ends before, the transport has closed the descriptor, and
-# the object still holds its number: when it is let go, it closes what has got that number meanwhile. A client that
-# reconnects to a server which has just gone, and writes in connection_made, comes there now and then.
+# loop.create_connection(..., sock=sock) gives the descriptor to the transport at once, but ties the socket object to the
+# transport only after connection_made. If the connection ends before that, the transport has closed the descriptor, and
+# the object still has its number: when the object is freed, it closes whatever has that number by then. A client that
+# reconnects to a server that has just gone, and writes in connection_made, hits this occasionally.
 #
 # Seen, with a peer that has reset the connection before the first write:
-#   asyncio: the object holds no descriptor behind connection_lost, and a file that is opened next stays open
-#   uvloop:  the object holds the number, and a file that is opened next is closed when the object goes
+#   asyncio: the object has no descriptor after connection_lost, and the next opened file stays open
+#   uvloop:  the object has the number, and the next opened file is closed when the object is freed
 #
-# Exit status: 0 where it is so, 1 where it is not any more.
+# Exit status: 0 if this is still so, 1 if not.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,4 +1,4 @@
-"""What the scripts beside this file need: an upstream that takes WebSockets, and requests to what is in front of it."""
+"""Common parts of the scripts beside this file: an upstream with WebSockets, and requests to the server before it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _UPGRADE = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def upstream() -> int:
-    """Start a server for WebSockets that answers the rest by 200; returns its port.
+    """Start a server that accepts WebSockets and answers other requests with 200; returns its port.
 
-    It echoes. By the path /talks it speaks by itself, by /mute it only listens.
+    A WebSocket echoes. With the path /talks it sends by itself, with /mute it only reads.
     """
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 
@@ -66,21 +66,21 @@ def _serve(sock: socket.socket) -> None:
 
 
 def upgraded(port: int, path: str = "/", host: str = "localhost") -> tuple[socket.socket, bytes]:
-    """Ask for a WebSocket; returns the connection, and the answer's first line."""
+    """Open a WebSocket; returns the connection, and the answer's first line."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=30)
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{_UPGRADE}\r\n".encode())
     return sock, sock.recv(4096).partition(b"\r\n")[0]
 
 
 def asked(port: int, path: str = "/", wait: float = 30, host: str = "localhost") -> bytes:
-    """The first line of the answer to a plain request; raises ``TimeoutError`` after ``wait`` seconds."""
+    """Return the first line of the answer to a plain request; raises ``TimeoutError`` after ``wait`` seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         return sock.recv(4096).partition(b"\r\n")[0]
 
 
 def lasts(port: int, path: str = "/", *, speaks: bool = False, most: float = 15) -> float:
-    """For how many seconds a WebSocket lasts, or ``most``; ``speaks``: the client sends something twice a second."""
+    """Return how many seconds a WebSocket lasts, at most ``most``; with ``speaks`` the client sends twice a second."""
     sock, answer = upgraded(port, path)
     assert b" 101 " in answer, answer
     began = time.monotonic()
@@ -98,7 +98,7 @@ def lasts(port: int, path: str = "/", *, speaks: bool = False, most: float = 15)
 
 @contextlib.contextmanager
 def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends; it has taken connections when the block begins."""
+    """Run a server for the duration of the block, which begins when the server accepts connections."""
     process = subprocess.Popen(command)
     try:
         for _ in range(150):
@@ -109,7 +109,7 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
             time.sleep(0.1)
         yield process
     finally:
-        for pid in [process.pid, *_below(process.pid)]:  # a parent would start others
+        for pid in [process.pid, *_below(process.pid)]:  # first the parent, which would start new children
             subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
         process.wait()
 

@@ -164,11 +164,11 @@ class Limiter:
             if not self._refused:
                 _log.warning("The relay has %d sessions, its limit: it refuses further ones with 503.", self._most)
             self._refused += 1
-            raise TryLaterError("busy", "The relay has as many sessions as it may.", _FULL)
+            raise TryLaterError("busy", "The relay has reached its limit of sessions.", _FULL)
         of_source = self._sessions_of.get(source, 0)
         if source and self._most_of_source and of_source >= self._most_of_source:
             self.limited["source_sessions"] += 1
-            raise TryLaterError("busy", "Your address has as many sessions as it may.", _FULL)
+            raise TryLaterError("busy", "Your address has reached its limit of sessions.", _FULL)
         self.take("upgrades", source)
         self._sessions += 1
         self._sessions_of[source] = of_source + 1

@@ -17,17 +17,17 @@ from tests.net.harness import KIB
 __all__ = ["BY_USERS", "KINDS", "Strike", "make_plan"]
 
 _MB: Final = 1000 * 1000
-#: Seconds of the longest stop or hole: over the agents' 30 s of silence, and with the way back under the grace of 120.
+#: Seconds of the longest stop or hole: above the agents' 30 s of silence; with the reconnect below the grace of 120.
 _LONGEST: Final = 40.0
-_LONG: Final = 8.0  # from here on a fault strikes alone, because two of them could outlast the grace
-_REST: Final = 20.0  # seconds after such a one for everything to come back
-_AFTER: Final = (5 * _MB, 500_000)  # most bytes before a cut
-_FIRST: Final = 0.5  # seconds before the first fault, for streams to be there
+_LONG: Final = 8.0  # longer faults strike alone, because two of them could outlast the grace
+_REST: Final = 20.0  # seconds after a long fault, to recover
+_AFTER: Final = (5 * _MB, 500_000)  # largest number of bytes before a cut
+_FIRST: Final = 0.5  # seconds before the first fault, to open streams
 
 
 @dataclass(frozen=True)
 class Strike:
-    """One entry: the fault, its kind's name, and when it strikes, in seconds from the start."""
+    """One entry: the fault, the name of its kind, and the time of the strike in seconds from the start."""
 
     at: float
     kind: str
@@ -38,7 +38,7 @@ class Strike:
 
 
 def _span(choice: random.Random, longest: float) -> float:
-    """Seconds: mostly short, now and then long."""
+    """Return a duration in seconds: mostly short, sometimes long."""
     least, most = choice.choice([(0.1, 2.0), (0.1, 2.0), (2.0, 10.0), (10.0, _LONGEST)])
     return min(choice.uniform(least, most), longest)
 
@@ -90,7 +90,7 @@ def _abandoned(choice: random.Random, _longest: float) -> tuple[Fault, float]:
     return Abandoned(choice.randrange(5, 30), choice.randrange(1 << 16)), 0.2
 
 
-#: Each kind of fault: how often it comes, and what makes one with the seconds for which nothing long should follow it.
+#: Each kind's frequency, and its function: it returns a fault and the seconds that no long fault may overlap.
 KINDS: Final[dict[str, tuple[float, Callable[[random.Random, float], tuple[Fault, float]]]]] = {
     "kill -9 of the relay": (3, _restart(signal.SIGKILL)),
     "SIGTERM of the relay": (2, _restart(signal.SIGTERM)),
@@ -100,7 +100,7 @@ KINDS: Final[dict[str, tuple[float, Callable[[random.Random, float], tuple[Fault
     "CPU stall": (1, _starve),
     "cut of a leg": (6, _cut),
     "black hole": (1.5, _hole),
-    # What users do, which breaks nothing:
+    # Actions of users, which break nothing:
     "slow reader": (1.5, _slow_reader),
     "short connections": (2, _short),
     "abandoned connections": (2, _abandoned),
@@ -110,7 +110,7 @@ BY_USERS: Final = frozenset({"slow reader", "short connections", "abandoned conn
 
 
 def make_plan(seed: int, seconds: float) -> list[Strike]:
-    """All strikes of a run; they begin one after the other, and a quarter of them before the one before is over."""
+    """Return all strikes of a run, in order; a quarter of them start before the previous one is over."""
     choice = random.Random(seed)
     longest = seconds / 6  # a short run has no long faults
     kinds = [kind for kind, (share, _) in KINDS.items() for _ in range(int(share * 2))]
@@ -130,5 +130,5 @@ def make_plan(seed: int, seconds: float) -> list[Strike]:
 
 
 def _over(plan: list[Strike]) -> float:
-    """When a long fault may follow: well behind the newest strike."""
+    """The earliest time of a long fault: ``_LONG`` seconds after the newest strike."""
     return plan[-1].at + _LONG if plan else 0.0

@@ -1,4 +1,4 @@
-"""What a run has shown, in lines for a person and for docs/results.md."""
+"""A run's results as lines for a person and for docs/results.md."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Final
 
 __all__ = ["Report", "Window"]
 
-_TOLD: Final = 2  # faults that are named as the cause of the longest pause
+_TOLD: Final = 2  # faults named as the cause of the longest pause
 
 
 @dataclass(frozen=True)
 class Window:
-    """A fault as it was: when it began and when its cause was over, in seconds from the start."""
+    """A fault that happened: its begin and the end of its cause, in seconds from the start."""
 
     kind: str
     text: str
     begin: float
     end: float
-    breaks: bool  # not only what users do
+    breaks: bool  # false for actions of users
 
 
 @dataclass
 class Report:
-    """Figures of one run; ``failures`` is empty where everything held."""
+    """Figures of one run; ``failures`` is empty if the run passed."""
 
     seed: int
     seconds: float
     windows: list[Window] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    moved: int = 0  # bytes that arrived and were compared, both ways
-    streams: int = 0  # connections that ended whole
-    refused: int = 0  # connections that were reset before they were open, all while something was broken
-    codes: dict[str, int] = field(default_factory=dict)  # what agents told of, and how often
-    sessions: int = 0  # sessions that were lost and came back
-    resumptions: int = 0  # streams that were open when a session came back, summed over these
-    longest: float = 0.0  # seconds without a byte of any stream
-    longest_at: float = 0.0  # when they ended
+    moved: int = 0  # compared bytes, over both directions
+    streams: int = 0  # complete connections
+    refused: int = 0  # connections reset before they were open, all during a fault
+    codes: dict[str, int] = field(default_factory=dict)  # error codes in the agents' logs, with counts
+    sessions: int = 0  # sessions lost and restored
+    resumptions: int = 0  # open streams at each restored session, summed
+    longest: float = 0.0  # longest time without a byte, in seconds
+    longest_at: float = 0.0  # when that time ended
     memory: dict[str, int] = field(default_factory=dict)  # resident bytes of each process at the end
 
     def lines(self) -> Iterator[str]:
-        """The report."""
+        """The lines of the report."""
         outcome = "everything held" if not self.failures else "FAILED"
         yield f"chaos, seed {self.seed}: {self.seconds / 60:.1f} minutes, {len(self.windows)} faults, {outcome}"
         for kind, times in collections.Counter(window.kind for window in self.windows).most_common():
@@ -58,7 +58,7 @@ class Report:
             yield f"  FAILED: {failure}"
 
     def _why(self) -> str:
-        """Which faults the longest pause met, the longest of them first."""
+        """The faults during the longest pause, longest fault first."""
         begin = self.longest_at - self.longest
         met = [one for one in self.windows if one.breaks and one.begin < self.longest_at and one.end > begin - 1]
         met.sort(key=lambda one: one.begin - one.end)

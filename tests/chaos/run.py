@@ -1,10 +1,10 @@
 """A seeded random mix of faults against real processes with real transfers: make chaos [MINUTES=10] [SEED=...]
 
-    python -m tests.chaos.run --minutes 10 --seed 7
-    python -m tests.chaos.run --minutes 10 --seed 7 --plan     # only print what would be done
+python -m tests.chaos.run --minutes 10 --seed 7
+python -m tests.chaos.run --minutes 10 --seed 7 --plan     # only print the plan
 
-It ends with status 1 when a byte differs, is missing or came twice, when a stream is reset that was open, when one
-stands still for too long, or when an agent is not back at the end.
+It ends with status 1 if a byte differs, is missing or came twice, if an open stream is reset or stalls, or if an
+agent is not back at the end.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tests.net.harness import KIB, eventually
 __all__ = ["Chaos", "chaos"]
 
 _MB: Final = 1000 * 1000
-#: Seconds without a byte that are a stall: under the grace of 120 s, above the longest fault and the way back from it.
+#: Seconds without a byte that count as a stall: below the grace of 120 s, above the longest fault and the reconnect.
 _PATIENCE: Final = 100.0
-#: Seconds after a fault in which a new connection may still be refused: a relay takes 45 s to see that a host is gone.
+#: Seconds after a fault in which a connection may be refused: a relay needs 45 s to detect that a host is gone.
 _EXCUSED: Final = 45.0
-#: What a connection waits for relay and host: the most that there is.
+#: How long a connection waits for relay and host: the maximum.
 _OPEN_WAIT: Final = 60
-_STEADY: Final = 8  # streams that live long, each at a rate of its own
-_BULK: Final = 3  # users who move as much as they can, in turns with a rest
-_REST: Final = 0.5  # seconds of a user between two connections
-_BACK: Final = 60.0  # seconds for both agents to be back when the faults are over
-_LOGS: Final = 20_000  # characters of each process's log that a failed run shows
+_STEADY: Final = 8  # long-lived streams, each with its own rate
+_BULK: Final = 3  # users that transfer large amounts, with pauses
+_REST: Final = 0.5  # seconds between two connections of a user
+_BACK: Final = 60.0  # seconds for both agents to be back after the faults
+_LOGS: Final = 20_000  # characters of each process's log in a failed run's output
 
 
 class Chaos:
@@ -53,7 +53,7 @@ class Chaos:
         self._began = asyncio.get_running_loop().time()
 
     async def run(self) -> Report:
-        """Everything at once, until the time is over or something fails; fills the report."""
+        """Run faults and users until the time is over or something fails; returns the report."""
         report, through = self.report, self._rig.through
         try:
             async with asyncio.TaskGroup() as group:
@@ -90,7 +90,7 @@ class Chaos:
             self.report.windows.append(Window(strike.kind, str(strike.fault), begin, self._now, breaks))
 
     async def _steady(self, number: int) -> None:
-        """One long stream after the other, up to a minute each."""
+        """Run one long stream after the other, up to a minute each."""
         choice = random.Random(f"{self.report.seed} steady {number}")
         while (left := self.report.seconds - self._now) > 1:
             rate = choice.randrange(20, 800) * KIB
@@ -99,7 +99,7 @@ class Chaos:
             await asyncio.sleep(_REST)
 
     async def _bulk(self, number: int) -> None:
-        """Large pieces, some as fast as it goes."""
+        """Transfer large amounts, some without a rate limit."""
         choice = random.Random(f"{self.report.seed} bulk {number}")
         while (left := self.report.seconds - self._now) > 1:
             rate = choice.choice([0, 2 * _MB, 8 * _MB])
@@ -115,7 +115,7 @@ class Chaos:
             self.report.resumptions += back * sum(exchange.begun for exchange in self._rig.through.running.values())
 
     async def _afterwards(self) -> None:
-        """Both agents are back, carry a new connection at once, and end as they should."""
+        """Check that both agents are back, carry a new connection at once, and end with status 0."""
         on = self._rig
         await eventually(lambda: on.lost - on.back, 0, wait=_BACK)
         self.report.sessions = on.back
@@ -125,11 +125,11 @@ class Chaos:
         for name, agent in on.agents.items():
             self.report.memory[name] = agent.usage.rss
             agent.send_signal(signal.SIGTERM)
-            status = await agent.ended()  # not stop(), which would hold up the proxies that it speaks through
+            status = await agent.ended()  # not stop(), which blocks the loop of the proxies that the agent needs
             assert status == 0, f"the {name} agent ended with {status}"
 
     def _refused_without_reason(self) -> list[str]:
-        """Connections that were reset before they were open, though nothing was broken."""
+        """Connections that were reset before they were open although no fault was active."""
         broken = [window for window in self.report.windows if window.breaks]
         times = [(at - self._began, text) for at, text in self._rig.refused]
         return [
@@ -140,7 +140,7 @@ class Chaos:
 
 
 def _leaves(errors: BaseExceptionGroup) -> list[BaseException]:
-    """The single failures of a group, however deep."""
+    """The single errors of a group, at any depth."""
     found: list[BaseException] = []
     for error in errors.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
@@ -148,7 +148,7 @@ def _leaves(errors: BaseExceptionGroup) -> list[BaseException]:
 
 
 async def chaos(folder: Path, plan: list[Strike], seed: int, seconds: float, say: Callable[[str], None]) -> Report:
-    """Run a plan on processes of its own; what they printed is said where something failed."""
+    """Run a plan with its own processes; a failure prints their output."""
     async with transfers(seed, _PATIENCE) as through, rig(folder, through, "--open-wait", str(_OPEN_WAIT)) as on:
         report = await Chaos(on, plan, seed, seconds, say).run()
         if report.failures:
@@ -157,7 +157,7 @@ async def chaos(folder: Path, plan: list[Strike], seed: int, seconds: float, say
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description="Random faults, real processes.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None, help="the plan's; without it a random one, which is printed")

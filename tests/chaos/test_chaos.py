@@ -1,4 +1,4 @@
-"""The chaos tool: its plans, what fails a run of it, and a run."""
+"""The chaos tool: its plans, the failures that it detects, and a run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_seed_reproduces_its_plan() -> None:
-    """One seed gives one plan, another gives another; each kind of fault is in a plan of some length."""
+    """The same seed gives the same plan, another seed another one, and a long plan has each kind of fault."""
     assert make_plan(7, 1200) == make_plan(7, 1200)
     assert make_plan(7, 1200) != make_plan(8, 1200)
     assert {strike.kind for strike in make_plan(7, 1200)} == KINDS.keys()
 
 
 def test_long_faults_strike_alone() -> None:
-    """No plan lets two long stops add up to more than a stream may wait, and every plan ends in time."""
+    """No plan has two long stops that together exceed a stream's grace, and every plan ends in time."""
 
     def long(plan: list[Strike]) -> Iterator[tuple[float, float]]:
         for strike in plan:
@@ -62,7 +62,7 @@ def test_long_faults_strike_alone() -> None:
     ids=["bytes", "end", "reset", "stall"],
 )
 async def test_damage_fails_a_run(spoil: Spoil, told: str, tmp_path: Path) -> None:
-    """Bytes that are missing, an early end, a reset and a stall each fail a run."""
+    """Missing bytes, an early end, a reset and a stall each fail a run."""
     async with transfers(1, 0.5) as through, spoiled(through, spoil) as port:
         report = await _run_on(through, port, tmp_path)
     assert any(told in failure for failure in report.failures), report.failures
@@ -70,7 +70,7 @@ async def test_damage_fails_a_run(spoil: Spoil, told: str, tmp_path: Path) -> No
 
 
 async def test_a_refusal_needs_a_reason(tmp_path: Path) -> None:
-    """A connection that is not opened while nothing is broken fails a run."""
+    """A connection refused without an active fault fails a run."""
     async with transfers(1, 0.5) as through:
         async with service(sink) as gone:
             pass
@@ -79,14 +79,14 @@ async def test_a_refusal_needs_a_reason(tmp_path: Path) -> None:
 
 
 async def _run_on(through: Transfers, port: int, folder: Path) -> Report:
-    """A run without faults and without kdispatch, whose users use that port."""
+    """A run without faults and without kdispatch; its users connect to that port."""
     on = Rig(through, Relay(folder), {})
     on.port = port
     return await Chaos(on, [], seed=1, seconds=1.5, say=lambda _: None).run()
 
 
 def test_a_plan_is_printed() -> None:
-    """``--plan`` prints every fault of a seed and starts nothing; the report's first line says that all held."""
+    """``--plan`` prints a seed's faults and starts nothing; a report without failures says so in its first line."""
     ended = _run("--minutes", "1", "--seed", "4", "--plan")
     assert ended.returncode == 0
     assert ended.stdout.splitlines()[1:] == [str(strike) for strike in make_plan(4, 60)]
@@ -97,7 +97,7 @@ def test_a_plan_is_printed() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("minutes", sizes(0.05, 3.0))
 def test_everything_holds(minutes: float) -> None:
-    """A run of the tool reports faults, bytes, resumptions and the longest pause, and nothing that failed."""
+    """A run of the tool reports faults, bytes, resumptions and the longest pause, and no failure."""
     ended = _run("--minutes", str(minutes), "--seed", "161")
     report = ended.stdout[ended.stdout.find("chaos, seed") :]
     print(report)

@@ -1,4 +1,4 @@
-"""What users do to a tunnel, as faults of a plan: they read slowly, come in crowds, and go away in the middle."""
+"""Actions of users as faults of a plan: slow reads, many connections at once, and abandoned connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_ONCE: Final = 10
 
 
 async def unless_refused(rig: Rig, use: Awaitable[object]) -> None:
-    """A connection that is reset before a byte came through is noted: whether it may be is for the run to say."""
+    """Note a connection that is reset before its first byte; the run decides whether that is a failure."""
     try:
         await use
     except NotOpenedError as error:
@@ -27,7 +27,7 @@ async def unless_refused(rig: Rig, use: Awaitable[object]) -> None:
 
 @dataclass(frozen=True)
 class SlowReader:
-    """A user reads ``size`` bytes at ``rate`` a second, while the service would send them at once."""
+    """A user reads ``size`` bytes at ``rate`` bytes per second, while the service sends without a limit."""
 
     size: int
     rate: int
@@ -41,7 +41,7 @@ class SlowReader:
 
 @dataclass(frozen=True)
 class ShortConnections:
-    """So many connections of a KiB each way, ten at a time."""
+    """``count`` connections with 1 KiB in each direction, ten at a time."""
 
     count: int
 
@@ -62,7 +62,7 @@ class ShortConnections:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """So many users reset their connection, after nothing to 300 KB of what comes back; ``seed`` says which."""
+    """``count`` users reset their connection after 0 to 300 KB of the answer; ``seed`` chooses the amounts."""
 
     count: int
     seed: int

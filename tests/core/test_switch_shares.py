@@ -90,7 +90,7 @@ def test_one_source_has_half_of_what_the_others_leave() -> None:
     site = Site()
     assert [site.fill(group, "ann/open") for group in ("eve", "bob", "tim", "joe", "sue")] == [6, 3, 1, 1, 1]
     refused = site.open(site.agent("eve"), "ann/open")
-    assert refused == ("quota_exceeded", "The owner's public services have as many open streams together as they may.")
+    assert refused == ("quota_exceeded", "The owner's public services have reached their common limit of open streams.")
     assert site.fill("ann", "ann/own") > 1
 
 
@@ -103,7 +103,7 @@ def test_the_refused_client_is_told_which_limit_it_was() -> None:
     site = Site(shares=Shares())
     assert site.fill("eve", "ann/open") == STREAMS
     assert site.open(site.agent("ann"), "ann/own") == (
-        "quota_exceeded", "The service's owner has as many open streams as it may."
+        "quota_exceeded", "The service's owner has reached the limit of open streams."
     )  # fmt: skip
 
 

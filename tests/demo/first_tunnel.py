@@ -1,9 +1,9 @@
-"""The main job on real sockets, told and checked: python -m tests.demo.first_tunnel, or make demo.
+"""The main use case on real sockets, narrated and checked: python -m tests.demo.first_tunnel, or make demo.
 
-Everything that runs here is the product itself in processes of its own, as
-people start it, on loopback with free ports: a relay, hosts, a client. Only the
-service (tests/demo/service.py) and this program are made for the demonstration.
-It ends with status 1, and with the logs of all processes, when a check fails.
+It runs the product itself in separate processes, as people start it, on loopback
+with free ports: a relay, hosts, a client. Only the service
+(tests/demo/service.py) and this program are made for the demonstration.
+If a check fails it ends with status 1, and with the logs of all processes.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tests.demo.service import CHUNK, chunks, send, sha256
 
 SERVICE: Final = "ann/web"
 CONNECTIONS: Final = 400
-UNFAIR: Final = 1e-6  #: a fair choice is this improbable once in a million runs
-BULK: Final = 200 * 1000 * 1000  #: bytes each way
+UNFAIR: Final = 1e-6  #: a fair choice is more uneven than this once in a million runs
+BULK: Final = 200 * 1000 * 1000  #: bytes in each direction
 STREAMS: Final = 200
-ECHO: Final = 32 * 1024  #: bytes over each of the streams
-SKIPPED: Final = 50  #: connections made when one host's service is gone
-PATIENCE: Final = 55.0  #: seconds for everything
+ECHO: Final = 32 * 1024  #: bytes over each stream
+SKIPPED: Final = 50  #: connections while one host's service is down
+PATIENCE: Final = 55.0  #: time limit of the whole run, in seconds
 
 
 class CheckFailedError(Exception):
-    """Something did not turn out as it must."""
+    """A check failed."""
 
 
 @dataclass
 class Demo:
-    """What is running, and how the checks went."""
+    """The running processes, and the results of the checks so far."""
 
     programs: Programs
     began: float = field(default_factory=time.monotonic)
@@ -57,14 +57,14 @@ class Demo:
         print(f"{time.monotonic() - self.began:5.1f} s  {text}", flush=True)
 
     def check(self, good: bool, text: str) -> None:
-        """Print a check that holds; raise where it does not."""
+        """Print a check that passes; raise if it fails."""
         if not good:
             raise CheckFailedError(text)
         self.passed += 1
         self.say(f"  ok: {text}")
 
     async def kdispatch(self, *arguments: str) -> str:
-        """Run a command, show it, and return what it printed on stdout."""
+        """Run a command, show it, and return its standard output."""
         self.say(f"  $ kdispatch {' '.join(arguments)}")
         ended = await self.programs.run(KDISPATCH, *arguments)
         if ended.status != 0:
@@ -72,19 +72,19 @@ class Demo:
         return ended.out
 
     async def start(self, name: str, *arguments: str) -> Program:
-        """Start a command that stays, and show it."""
+        """Start a command that keeps running, and show it."""
         self.say(f"  $ kdispatch {' '.join(arguments)} &")
         return await self.programs.start(name, KDISPATCH, *arguments)
 
     async def live_hosts(self) -> int:
-        """How many hosts the relay lists."""
+        """Return how many hosts the relay lists."""
         return len((await self.kdispatch("service", "hosts", SERVICE, "--quiet")).split())
 
     @contextlib.asynccontextmanager
     async def connection(
         self, command: str, port: int = 0
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A TCP connection through the tunnel (or to ``port``) on which the service was told what to do."""
+        """A TCP connection through the tunnel (or to ``port``) with the service's command sent."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port or self.port, limit=CHUNK)
         try:
             writer.write(f"{command}\n".encode())
@@ -95,7 +95,7 @@ class Demo:
                 await writer.wait_closed()
 
     async def ask(self, command: str, port: int = 0) -> str:
-        """The one line that the service answers."""
+        """Send a command and return the service's one-line answer."""
         async with self.connection(command, port) as (reader, _):
             return (await reader.readline()).decode().strip()
 
@@ -112,7 +112,7 @@ async def relay_and_service(demo: Demo) -> None:
 
 
 async def add_host(demo: Demo, name: str) -> Program:
-    """A test service and an agent that offers it; returns the service's process."""
+    """Start a test service and an agent that offers it; returns the service's process."""
     service = await demo.programs.start(f"service {name}", sys.executable, "-m", "tests.demo.service", "--name", name)
     port = await service.says(r"listens on (\d+)$")
     demo.service_ports.append(int(port))
@@ -147,7 +147,7 @@ async def fair_choice(demo: Demo) -> None:
 
 
 def two_sided(heads: int, tosses: int) -> float:
-    """The probability that a fair coin falls at least as unevenly as this: the exact binomial test."""
+    """The probability that a fair coin is at least as uneven as this (exact binomial test)."""
     distance = abs(2 * heads - tosses)
     return sum(math.comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >= distance) / (1 << tosses)
 
@@ -230,7 +230,7 @@ async def dead_service(demo: Demo) -> None:
     demo.say("A third host, whose service is killed while the relay still lists the host.")
     service = await add_host(demo, "C")
     await service.end(signal.SIGKILL)
-    # The agent looks at its port every 2 s, for the first time 2 s after its start: until then it is offered.
+    # The agent checks its port every 2 s, first 2 s after its start: until then it offers the service.
     names = collections.Counter(await asyncio.gather(*(demo.ask("who") for _ in range(SKIPPED))))
     served = names["A"] + names["B"]
     demo.check(
@@ -301,7 +301,7 @@ async def main() -> int:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in words for known failures."""
+    """Describe the failure, in plain words if it is a known one."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(sorted({describe(inner) for inner in error.exceptions}))
     known = isinstance(error, CheckFailedError | NotReadyError)

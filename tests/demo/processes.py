@@ -1,4 +1,4 @@
-"""Real processes with a log file each, all of which end with the block that started them."""
+"""Real processes with a log file each; all end with the block that started them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Final, NamedTuple, Self
 from tests.guards.environment import inherited
 
 ROOT: Final = Path(__file__).parents[2]
-#: The console script of the environment that runs this.
+#: The console script of the running environment.
 KDISPATCH: Final = str(Path(sys.executable).parent / "kdispatch")
 
-_START: Final = 15.0  # seconds for a process to say that it is ready; a slow machine takes two
-_STOP: Final = 10.0  # seconds for one to end after a signal, then it is killed
+_START: Final = 15.0  # seconds for a process to be ready; a slow machine takes two
+_STOP: Final = 10.0  # seconds for a process to end after a signal, before it is killed
 
 
 class NotReadyError(Exception):
-    """A process ended, or said nothing, where it was to say something."""
+    """A process ended, or did not print the expected line."""
 
 
 class Ended(NamedTuple):
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
 
 class Program:
-    """A process that runs until it is stopped; what it prints is in its log."""
+    """A process that runs until it is stopped; its output goes to its log."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -72,10 +72,10 @@ class Programs:
         self.started: list[Program] = []
 
     async def start(self, name: str, *command: str, cwd: Path = ROOT) -> Program:
-        """Start a program that stays; its output goes to its log."""
+        """Start a program that keeps running; its output goes to its log."""
         log = self.folder / f"{len(self.started):02}-{name.replace(' ', '-')}.log"
         with log.open("wb") as file:
-            # In a session of its own, so that Ctrl-C reaches it through us alone.
+            # In its own session, so that Ctrl-C does not reach it directly.
             process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=cwd,
@@ -108,7 +108,7 @@ class Programs:
         return Ended(process.returncode or 0, out.decode(), err.decode())
 
     def logs(self) -> str:
-        """What all programs said, each under its name."""
+        """Return the output of all programs, each under its name."""
         parts = []
         for program in self.started:
             state = "running" if program.process.returncode is None else f"exit {program.process.returncode}"
@@ -122,5 +122,5 @@ class Programs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # In no order: nothing that is left has anything to lose.
+        # In any order, because no remaining process has state to save.
         await asyncio.gather(*(program.end(signal.SIGKILL) for program in self.started))

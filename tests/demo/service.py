@@ -1,13 +1,13 @@
 """A TCP service to reach through a tunnel: python -m tests.demo.service --name A
 
-It prints the port it listens on. The first line of a connection says what it does:
+It prints the port it listens on. The first line of a connection is a command:
 
-    who         answers the service's name
-    echo        sends back what comes
-    sink        reads to the end, then answers how many bytes came, and their SHA-256
-    source N    sends the SHA-256 of N random bytes in a line, then the bytes
-    late KEY    says hello and ends its own direction, then reads to the end and keeps the SHA-256 as KEY
-    recall KEY  answers what was kept
+who         answers the service's name
+echo        sends back what comes
+sink        reads to the end, then answers the number of bytes and their SHA-256
+source N    sends the SHA-256 of N random bytes in a line, then the bytes
+late KEY    says hello and ends its own direction, then reads to the end and keeps the SHA-256 as KEY
+recall KEY  answers the digest kept as KEY
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK: Final = 1024 * 1024
 
 
 class Service:
-    """What one process serves, on as many connections as come."""
+    """The state of one process, for any number of connections."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -47,7 +47,7 @@ class Service:
                     await writer.drain()
             case ["sink"]:
                 received = [data async for data in chunks(reader)]
-                # The count goes first: whoever takes the time should not have to wait for the digest.
+                # The count goes first, so that a client that measures the time need not wait for the digest.
                 writer.write(f"{sum(map(len, received))}\n".encode())
                 await writer.drain()
                 writer.write(f"{sha256(*received)}\n".encode())
@@ -66,13 +66,13 @@ class Service:
 
 
 async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """What comes, to the end."""
+    """Yield the received pieces up to the end."""
     while data := await reader.read(CHUNK):
         yield data
 
 
 async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Write ``data`` in pieces, waiting where the other side is slower."""
+    """Write ``data`` in pieces, and wait while the other side is slower."""
     for start in range(0, len(data), CHUNK):
         writer.write(data[start : start + CHUNK])
         await writer.drain()

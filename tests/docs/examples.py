@@ -1,9 +1,9 @@
-"""The examples of a page, found by the comment above them, and run as real processes.
+"""Finds a page's examples by the comment above them, and runs them as real processes.
 
 ``<!-- test: ends -->`` marks a block that must end with status 0, and
-``<!-- test: stays until "TEXT" -->`` one that runs on once it has printed TEXT.
-A ``text`` block right after one that ends is what it must print. Ports that the
-page names become free ones.
+``<!-- test: stays until "TEXT" -->`` one that keeps running after it has printed TEXT.
+A ``text`` block directly after one that ends is its expected output. Ports in the
+page are replaced by free ones.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PORTS: Final = ("8443", "8080", "9090")
 class Example:
     language: str
     code: str
-    ready: str | None  #: what a block that stays prints when it is ready
+    ready: str | None  #: output of a block that stays, when it is ready
     prints: str | None
 
 
 def examples_of(page: str, section: str = "") -> list[Example]:
-    """The marked blocks of a page, or of one section of it, in their order."""
+    """The marked blocks of a page, or of one of its sections, in order."""
     text = (ROOT / page).read_text()
     if section:
         text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
@@ -47,7 +47,7 @@ def examples_of(page: str, section: str = "") -> list[Example]:
 
 
 def free_ports(count: int) -> Iterator[str]:
-    """Ports that were free a moment ago, and differ."""
+    """Yield different ports that were free a moment ago."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     for one in sockets:
         yield str(one.getsockname()[1])
@@ -56,9 +56,9 @@ def free_ports(count: int) -> Iterator[str]:
 
 
 class Runner:
-    """Runs the examples of a page in a folder of their own, with a home of their own.
+    """Runs a page's examples in their own folder, with their own home.
 
-    ``ports`` are those that stand for more of the page's: those of servers that run already.
+    ``ports`` replace more of the page's ports: those of servers that run already.
     """
 
     def __init__(self, folder: Path, ports: Mapping[str, str] = {}) -> None:
@@ -77,12 +77,12 @@ class Runner:
         )
 
     async def run(self, example: Example) -> str:
-        """Run one example as its mark says; return what it printed."""
+        """Run one example as its mark says; return its output."""
         code = self.with_free_ports(example.code)
         if example.language == "python":
             command = [sys.executable, "-c", code]
         else:
-            # What stays takes the shell's place, so that it is the process that gets ended.
+            # A command that stays replaces the shell, so that a signal reaches it.
             command = ["sh", "-euc", f"exec {code}" if example.ready else code]
         if example.ready is not None:
             program = await self.programs.start(example.language, *command, cwd=self.folder)
@@ -95,7 +95,7 @@ class Runner:
         return ended.out
 
     def with_free_ports(self, text: str) -> str:
-        """The text with free ports in place of those that the page names."""
+        """Replace the page's ports in the text by free ones."""
         for port, free in self._ports.items():
             text = re.sub(rf"\b{port}\b", free, text)
         return text

@@ -5,7 +5,7 @@ from tests.tools import generate_docs
 
 
 def test_pages_are_current() -> None:
-    """The committed pages are what `make docs` writes."""
+    """The committed pages equal the output of `make docs`."""
     stale = [path.name for path, text in generate_docs.pages().items() if path.read_text() != text]
     assert not stale, "run make docs"
 
@@ -17,6 +17,6 @@ def test_errors_page_has_every_code_once() -> None:
 
 
 def test_every_part_is_used() -> None:
-    """Each generated part has its place in a page."""
+    """Each generated part has a place in a page."""
     text = "".join(generate_docs.pages().values())
     assert [text.count(f"<!-- generated: {name} -->") for name in generate_docs.PARTS] == [1] * len(generate_docs.PARTS)

@@ -1,4 +1,4 @@
-"""The pages' examples, run as people would run them."""
+"""The pages' examples, run like a person runs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES: Final = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob(
 
 @pytest.mark.slow
 async def test_readme(tmp_path: Path) -> None:
-    """The README's commands, in their order, bring the directory of the service through the tunnel."""
+    """The README's commands, in order, fetch the service's directory listing through the tunnel."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed: the README's last command can't be run")
     (tmp_path / "a-file-to-see").touch()
@@ -34,7 +34,7 @@ async def test_readme(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_library_page(tmp_path: Path) -> None:
-    """The library's examples reach each other, and print what the page says."""
+    """The library page's examples reach each other, and print the output on the page."""
     runner = Runner(tmp_path)
     async with runner.programs:
         await runner.run(RELAY)
@@ -45,7 +45,7 @@ async def test_library_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_doctor_page(tmp_path: Path) -> None:
-    """The page's example finds nothing amiss at a relay of one's own, and the page has each check that is made."""
+    """The page's example finds no problem at a new relay, and the page lists every check."""
     runner = Runner(tmp_path)
     async with runner.programs:
         await runner.run(RELAY)
@@ -58,7 +58,7 @@ async def test_doctor_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_operations_page(tmp_path: Path) -> None:
-    """The backup that the page describes, taken from a running relay, is a whole database with its admins."""
+    """The page's backup of a running relay is a complete database with its admins."""
     runner = Runner(tmp_path)
     (tmp_path / "data" / "kdispatch").mkdir(parents=True)
     async with runner.programs:
@@ -76,7 +76,7 @@ async def test_operations_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
-    """Every link of a page to a file of the project leads to one that is there."""
+    """Every link to a file of the project has an existing target."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
     targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text)
     missing = [target for target in targets if not ((ROOT / page).parent / target).exists()]

@@ -1,4 +1,4 @@
-"""Raw requests to a server in front of a relay, and an upstream that keeps what reaches it."""
+"""Raw requests to a server in front of a relay, and an upstream that records what reaches it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["UPGRADE", "Recorder", "Reply", "ask", "break_off", "connected", "hea
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
 
-#: Headers by which an agent asks for a tunnel.
+#: The headers of an agent's request for a tunnel.
 UPGRADE: Final = (
     "Upgrade: websocket",
     "Sec-WebSocket-Version: 13",
@@ -30,7 +30,7 @@ UPGRADE: Final = (
 
 @dataclass(frozen=True)
 class Reply:
-    """The status, 0 where there was no answer, all of what came, and how many seconds that took."""
+    """The status (0 without an answer), all bytes of the answer as text, and the seconds until its end."""
 
     status: int
     text: str
@@ -38,23 +38,23 @@ class Reply:
 
     @property
     def from_relay(self) -> bool:
-        """Whether a relay says so itself."""
+        """Whether the relay itself gave this answer."""
         return "application/problem+json" in self.text
 
 
 def head(method: str, path: str, *headers: str) -> bytes:
-    """A request's head, behind which its connection is closed."""
+    """Return a request's head; it asks the server to close the connection after the answer."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
 
 
 async def ask(edge: Edge, *pieces: bytes, source: str = "127.0.0.1") -> Reply:
-    """Send this from the address ``source``, and read the answer."""
+    """Send these pieces from the address ``source``, and read the answer."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     received = bytearray()
     async with asyncio.timeout(20), connected(edge, source) as (reader, writer):
-        # Whoever is refused may be cut off while he still sends.
+        # The server may close the connection while a refused request is still being sent.
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.writelines(pieces)
             await writer.drain()
@@ -67,7 +67,7 @@ async def ask(edge: Edge, *pieces: bytes, source: str = "127.0.0.1") -> Reply:
 
 
 async def break_off(edge: Edge, data: bytes) -> None:
-    """Send this, and go away without waiting for an answer."""
+    """Send these bytes, and close without waiting for an answer."""
     async with connected(edge) as (_, writer):
         writer.write(data)
         await writer.drain()
@@ -78,7 +78,7 @@ async def break_off(edge: Edge, data: bytes) -> None:
 async def connected(
     edge: Edge, source: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection of TLS from this address, as long as the block runs."""
+    """Hold a TLS connection from this address for the duration of the block."""
     tls = ssl.create_default_context(cafile=str(edge.certificates))
     name = edge.url.removeprefix("https://").partition(":")[0]
     reader, writer = await asyncio.open_connection(
@@ -93,7 +93,7 @@ async def connected(
 
 
 def _whole(received: bytes | bytearray) -> bool:
-    """Whether all is there of an answer that tells its length."""
+    """Whether an answer with a Content-Length is complete."""
     found, end, body = bytes(received).partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: (\d+)", found, re.IGNORECASE)
     return bool(end) and length is not None and len(body) >= int(length[1])
@@ -101,19 +101,19 @@ def _whole(received: bytes | bytearray) -> bool:
 
 @dataclass
 class Recorder:
-    """The heads of requests that came, but for the checks of health, and how many bytes the longest body had."""
+    """The heads of requests without the health checks, and the size of the longest body in bytes."""
 
     port: int = 0
     heads: list[str] = field(default_factory=list)
     most_body: int = 0
 
     def headers(self, name: str) -> list[str]:
-        """All values that the last request has for this header, in their order."""
+        """Return the last request's values of this header, in order."""
         lines = [line.partition(":") for line in self.heads[-1].split("\r\n")[1:]]
         return [value.strip() for found, _, value in lines if found.lower() == name.lower()]
 
     async def serve(self, tcp: Tcp) -> None:
-        """Take a request with its body, and answer 200."""
+        """Read a request with its body, and answer 200."""
         received = bytearray()
         while b"\r\n\r\n" not in received:
             received += (data := await tcp.receive())
@@ -134,7 +134,7 @@ class Recorder:
 
 @asynccontextmanager
 async def recorder() -> AsyncIterator[Recorder]:
-    """Something in a relay's place, as long as the block runs."""
+    """Run a recorder in the relay's place for the duration of the block."""
     made = Recorder()
     async with service(made.serve) as running:
         made.port = running.port

@@ -20,7 +20,7 @@ EdgeOf = Callable[..., Edge]
 
 @pytest.fixture
 def edge_of(tmp_path: Path) -> Iterator[EdgeOf]:
-    """Makes servers that end with the test: of a kind, in front of a port, and with :class:`Edge`'s options."""
+    """Makes servers that end with the test, from a kind, the upstream port, and the options of :class:`Edge`."""
     made: list[Edge] = []
     outside: list[Path] = []
 
@@ -28,7 +28,7 @@ def edge_of(tmp_path: Path) -> Iterator[EdgeOf]:
         if lacks := kind.lacks():
             pytest.skip(lacks)
         folder = tmp_path / f"{kind.name}-{len(made)}"
-        if kind.user and os.geteuid() == 0:  # nobody else may look into a test's own folder
+        if kind.user and os.geteuid() == 0:  # a test's own folder is closed to other users
             folder = Path(tempfile.mkdtemp(prefix=f"kdispatch-{kind.name}-"))
             shutil.chown(folder, kind.user, kind.user)
             outside.append(folder)

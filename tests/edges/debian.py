@@ -1,4 +1,4 @@
-"""What the servers of docs/edges.md have in common: programs of Debian, with the files of the page."""
+"""What the servers of docs/edges.md have in common: Debian's programs, with the page's configuration files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tests.programs.install import find
 __all__ = ["CERTIFICATE", "KEY", "Debian"]
 
 _PAGE: Final = ROOT / "docs" / "edges.md"
-#: A block of the page, behind the last file that is named before it.
+#: A block of the page, after the file name that belongs to it.
 _FILE: Final = re.compile(r"`/etc/([^`]+)`[^`]*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KEY: Final = "/etc/ssl/private/relay.key"
 CERTIFICATE: Final = "/etc/ssl/private/relay.pem"
 
 
 def _page() -> dict[str, str]:
-    """The page's files, by their paths below /etc."""
+    """The page's files by their paths below /etc."""
     return dict(_FILE.findall(_PAGE.read_text()))
 
 
 class Debian(Edge):
-    """A server of the page: its files are in the folder, under the names that they have in /etc."""
+    """A server of the page; its files are in the folder, under their names in /etc."""
 
     program: ClassVar[str]
-    paths: ClassVar[tuple[str, ...]]  # of its files below /etc; it is started with the first one
-    module: ClassVar[str] = ""  # a file that it needs besides
+    paths: ClassVar[tuple[str, ...]]  # of its files below /etc; the first one starts it
+    module: ClassVar[str] = ""  # another file that it needs
 
     @classmethod
     def lacks(cls) -> str:
@@ -47,7 +47,7 @@ class Debian(Edge):
 
     @abstractmethod
     def adapted(self) -> Mapping[str, str]:
-        """What stands in the files in place of what the page says: ports, addresses and paths."""
+        """Return the replacements for the page's text: ports, addresses and paths."""
 
     def files(self) -> dict[str, str]:
         page = _page()
@@ -72,7 +72,7 @@ class Debian(Edge):
         return listens(self.port)
 
     async def says_again(self, text: str, number: signal.Signals) -> None:
-        """Send it the signal; returns when its logs have ``text`` once more."""
+        """Send the signal; returns when the logs contain ``text`` once more."""
         before = self.said(text)
         self.process.send_signal(number)
         await eventually(lambda: self.said(text) > before, expected=True, wait=RELOADED)
@@ -81,19 +81,19 @@ class Debian(Edge):
         return sum(log.count(text) for log in self.logs.values())
 
     def stop(self) -> None:
-        """Kill its processes, those that still have an older configuration too."""
+        """Kill its processes, including those with an older configuration."""
         for process in self._started:
             if process.status is None:
                 _kill(process)
 
     async def crash(self) -> None:
-        """Kill it; its supervisor starts it again."""
+        """Kill it and start it again, like its supervisor."""
         _kill(self.process)
         await asyncio.sleep(RESTART)
         await self.start()
 
     async def crash_workers(self) -> None:
-        """Kill what carries tunnels below a process that starts it again."""
+        """Kill the worker processes that carry tunnels; their parent starts new ones."""
         before = children(self.process.pid)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
@@ -102,12 +102,12 @@ class Debian(Edge):
 
 
 def _below(pid: int) -> list[int]:
-    """All processes that this one has started, and those that these have started."""
+    """All descendants of this process."""
     return [each for child in children(pid) for each in (child, *_below(child))]
 
 
 def _kill(process: Process) -> None:
-    """Kill it, and all processes below it."""
+    """Kill a process and all its descendants."""
     below = _below(process.pid)
     process.stop(signal.SIGKILL)
     for pid in below:

@@ -1,6 +1,6 @@
-"""A real server in front of a relay, with the configuration that the pages tell operators to use.
+"""A real server in front of a relay, with the configuration from the pages for operators.
 
-Of its configuration only ports, addresses and files differ, and what a test says.
+Only ports, addresses, files and the test's own changes differ from that configuration.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tests.programs.tunnel import free_port
 __all__ = ["RELOADED", "RESTART", "UPSTREAM", "Edge", "children", "has_ipv6", "listens", "put", "snippets", "title"]
 
 _PAGE: Final = ROOT / "docs" / "operations.md"
-UPSTREAM: Final = "127.0.0.1:8443"  # as the configurations have it
-RELOADED: Final = 30.0  # seconds: varnishd compiles its configuration by a C compiler, on a machine that is busy
-RESTART: Final = 0.5  # seconds until a supervisor starts again what has ended
+UPSTREAM: Final = "127.0.0.1:8443"  # as in the configurations
+RELOADED: Final = 30.0  # seconds: on a busy machine varnishd's run of a C compiler is slow
+RESTART: Final = 0.5  # seconds until a supervisor restarts an ended process
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def snippets(language: str) -> list[str]:
-    """The blocks of docs/operations.md in this language."""
+    """Return the blocks of docs/operations.md in this language."""
     return [code for found, code in _BLOCK.findall(_PAGE.read_text()) if found == language]
 
 
@@ -43,12 +43,12 @@ def put(text: str, changes: Mapping[str, str]) -> str:
 class Edge(ABC):
     """A server in front of the relay that listens on port ``upstream``.
 
-    ``changes`` are made in its configuration. ``cut_after``: seconds that tunnels stay with an old configuration,
-    in place of the long time that is recommended. ``talkative``: everything is logged that an operator might want.
+    ``changes`` are replacements in its configuration. ``cut_after``: seconds that tunnels stay with an old
+    configuration, in place of the recommended long time. ``talkative``: log everything that an operator might want.
     """
 
     name: ClassVar[str]
-    user: ClassVar[str] = ""  # whom root's process goes on as, who then needs its folder
+    user: ClassVar[str] = ""  # the user to which root's process switches; it needs the folder
     stays: ClassVar[tuple[str, str]] = ("40m", "{:g}s")  # how long tunnels stay with an old configuration
 
     def __init__(
@@ -76,27 +76,27 @@ class Edge(ABC):
     @classmethod
     @abstractmethod
     def lacks(cls) -> str:
-        """What is missing here to run it, or nothing."""
+        """What is missing on this machine to run it; empty if nothing is."""
 
     @abstractmethod
     def configuration(self) -> str:
-        """What its configuration file holds."""
+        """The content of its configuration file."""
 
     @abstractmethod
     def command(self, *, check: bool = False) -> list[str]:
-        """What starts it, or what only checks its configuration."""
+        """The command that starts it, or with ``check`` only checks its configuration."""
 
     @abstractmethod
     async def ready(self) -> None:
-        """Return when it takes connections."""
+        """Return when it accepts connections."""
 
     @abstractmethod
     async def reload(self) -> None:
-        """Let a new configuration, which may be the same, take over as operators do; returns when it has."""
+        """Activate the configuration, changed or not, as operators do; returns when it is active."""
 
     @abstractmethod
     async def crash(self) -> None:
-        """Kill whatever carries tunnels, and bring about what follows; returns when it takes connections again."""
+        """Kill the processes that carry tunnels, and restart them; returns when it accepts connections again."""
 
     @property
     def file(self) -> Path:
@@ -110,7 +110,7 @@ class Edge(ABC):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Its own."""
+        """The server's own environment."""
         return {"HOME": str(self.folder)}
 
     @property
@@ -118,7 +118,7 @@ class Edge(ABC):
         return self._started[-1]
 
     async def start(self) -> None:
-        """Start it; returns when it takes connections."""
+        """Start it; returns when it accepts connections."""
         if not self.certificates.exists():
             self.make_certificates()
         self.write()
@@ -129,11 +129,11 @@ class Edge(ABC):
         certificate(self.folder)
 
     def files(self) -> dict[str, str]:
-        """The files of its configuration, by their names in the folder."""
+        """The configuration files, by their names in the folder."""
         return {self.file.name: self.configuration()}
 
     def write(self) -> None:
-        """Write the configuration files; each of ``changes`` is made in every file that has it."""
+        """Write the configuration files; each of ``changes`` is applied to every file that contains it."""
         files = self.files()
         for old, new in self._changes.items():
             assert any(old in text for text in files.values()), f"{old!r} is not in the configuration"
@@ -142,7 +142,7 @@ class Edge(ABC):
             (self.folder / name).write_text(text)
 
     def checked(self) -> str:
-        """What the program says to its configuration; fails where it does not take it."""
+        """Let the program check its configuration and return its output; fails if the program rejects it."""
         self.make_certificates()
         self.write()
         environment = {**os.environ, **self.environment}
@@ -154,7 +154,7 @@ class Edge(ABC):
 
     @property
     def logs(self) -> dict[str, str]:
-        """All that it has written, by file."""
+        """All its log output, by file."""
         files = [file for pattern in ("*.out", "*.err", "*.log") for file in self.folder.rglob(pattern)]
         return {file.name: file.read_text(errors="replace") for file in files}
 

@@ -1,4 +1,4 @@
-"""The servers of docs/edges.md in front of a relay: the programs of Debian, with the page's files."""
+"""The servers of docs/edges.md in front of a relay: Debian's programs, with the page's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.programs.tunnel import free_port
 
 __all__ = ["MORE", "Apache", "Lighttpd", "Nghttpx", "Squid", "Stunnel", "TrafficServer", "Varnish"]
 
-#: What Debian's apache2.conf has besides, as far as it matters here.
+#: The relevant rest of Debian's apache2.conf.
 _APACHE: Final = """
 ServerRoot {folder}
 DefaultRuntimeDir {folder}
@@ -40,7 +40,7 @@ _MODULES: Final = (
 
 
 class Apache(Debian):
-    """A parent and its processes with their threads."""
+    """Apache: a parent, and processes with threads."""
 
     name = "apache"
     program = "apache2"
@@ -74,7 +74,7 @@ class Apache(Debian):
 
 
 class Lighttpd(Debian):
-    """One process, which leaves the old connections to a child when it is reloaded."""
+    """Lighttpd: one process, which leaves old connections to a child process on a reload."""
 
     name = "lighttpd"
     program = "lighttpd"
@@ -105,7 +105,7 @@ class Lighttpd(Debian):
 
 
 class Nghttpx(Debian):
-    """A main process and its worker process."""
+    """Nghttpx: a main process and its worker process."""
 
     name = "nghttpx"
     program = "nghttpx"
@@ -141,7 +141,7 @@ class Nghttpx(Debian):
 
 
 class Squid(Debian):
-    """As an accelerator."""
+    """Squid as an accelerator."""
 
     name = "squid"
     program = "squid"
@@ -191,7 +191,7 @@ cachedir: {folder}
 
 
 class TrafficServer(Debian):
-    """traffic_manager and its traffic_server, in a folder of their own (a run root)."""
+    """Traffic Server: traffic_manager and its traffic_server, in their own folder (a run root)."""
 
     name = "trafficserver"
     program = "traffic_manager"
@@ -238,7 +238,7 @@ class TrafficServer(Debian):
 
 
 class Stunnel(Debian):
-    """Straight in front of the relay: it passes bytes on."""
+    """Stunnel directly in front of the relay: it passes bytes through."""
 
     name = "stunnel"
     program = "stunnel"
@@ -263,7 +263,7 @@ class Stunnel(Debian):
 
 
 class Varnish(Debian):
-    """Its two processes, and stunnel in front of them, which speaks TLS."""
+    """Varnish with its two processes, behind stunnel for TLS."""
 
     name = "varnish"
     program = "varnishd"
@@ -300,7 +300,7 @@ class Varnish(Debian):
         return [*(word for word in command if word != "-F"), "-C"] if check else command
 
     def _unit(self, name: str) -> list[str]:
-        """What a unit of systemd starts."""
+        """The command that a systemd unit starts."""
         started = (self.folder / name).read_text().rpartition("ExecStart=")[2].replace("%%", "%")
         return shlex.split(started.partition("\n")[0])
 

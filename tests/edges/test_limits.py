@@ -1,4 +1,4 @@
-"""What a server in front of a relay keeps from it, and what it tells it."""
+"""What a server in front of a relay withholds from it, and what it passes on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.edges.servers import EDGES, Caddy, Edge, Haproxy, Nginx
 from tests.net.harness import Relay, eventually
 
 _CHECKED: Final = [kind for kind in (*EDGES, *MORE) if kind not in {Nghttpx, Stunnel}]  # these have no such option
-_SPEAKING: Final = [kind for kind in (*EDGES, *MORE) if kind is not Stunnel]  # it passes bytes on
+_SPEAKING: Final = [kind for kind in (*EDGES, *MORE) if kind is not Stunnel]  # stunnel passes bytes through
 
 pytestmark = pytest.mark.slow
 
 _FORGED: Final = ("X-Forwarded-For: 127.0.0.9", "X-Forwarded-For: 192.0.2.7")
-#: What a server takes out as it is told here must not be what the relay goes by.
+#: A header that asks a server to remove others; the relay must not depend on those.
 _ONE_HOP: Final = "Connection: X-Forwarded-For, X-Forwarded-Proto, Via"
-#: What is in each line of a log of requests.
+#: Text that marks a line as an entry of the request log.
 _LOGGED: Final[dict[type[Edge], str]] = {Caddy: "http.log.access", Haproxy: " kdispatch/relay "}
-#: Ten times as quick as what operators are told to write.
+#: Deadlines of a tenth of those recommended to operators.
 _DEADLINES: Final[dict[type[Edge], dict[str, str]]] = {
     Caddy: {"read_header 10s": "read_header 1s"},
     Nginx: {"client_header_timeout 10s": "client_header_timeout 1s"},
@@ -40,23 +40,23 @@ _DEADLINES: Final[dict[type[Edge], dict[str, str]]] = {
 
 @pytest.mark.parametrize("kind", _CHECKED, ids=lambda kind: kind.name)
 def test_configuration_is_valid(kind: type[Edge], edge_of: EdgeOf) -> None:
-    """The program takes the configuration as it is, and has no complaint of it."""
+    """The program accepts the page's configuration unchanged, and without a warning."""
     said = edge_of(kind, 8443).checked().lower()
     assert "warn" not in said.replace('"level":"warn","msg":"', "") and "not formatted" not in said, said
 
 
 @pytest.mark.parametrize("kind", _SPEAKING, ids=lambda kind: kind.name)
 async def test_what_reaches_the_relay(kind: type[Edge], edge_of: EdgeOf) -> None:
-    """/metrics and large bodies do not, half a header is cut off, and where a request comes from can't be forged.
+    """/metrics and large bodies do not reach the relay, a partial head is cut off, and a source can't be forged.
 
-    What is logged of a request has no query.
+    The request log has no query strings.
     """
     async with recorder() as upstream:
         edge = edge_of(kind, upstream.port, changes=_DEADLINES[kind], talkative=True)
         await edge.start()
         half = asyncio.create_task(ask(edge, b"GET /api/v1/whoami HTTP/1.1\r\nHost: localhost\r\nAuthorization: B"))
 
-        if kind is not Nghttpx:  # it leaves that to the relay
+        if kind is not Nghttpx:  # nghttpx leaves that to the relay
             await _refuses(edge, upstream)
         for method in ("PUT", "PATCH", "DELETE"):
             changing = head(method, "/api/v1/services/a/b", "Content-Length: 2") + b"{}"
@@ -71,15 +71,15 @@ async def test_what_reaches_the_relay(kind: type[Edge], edge_of: EdgeOf) -> None
         assert upstream.headers("X-Forwarded-Proto") == ["https"]
         assert upstream.headers("Host") == ["localhost"]
         assert upstream.headers("Origin") == ["https://a.example"]
-        # Varnish refuses it.
+        # Varnish refuses this request.
         sly = await ask(edge, head("GET", "/api/v1/whoami?sly", _ONE_HOP), source="127.0.0.2")
         assert sly.status == 400 or upstream.headers("X-Forwarded-For") == ["127.0.0.2"], upstream.heads[-1]
         body = await ask(edge, head("POST", "/api/v1/admins", "Content-Length: 65536"), b"x" * 65_536)
         assert (body.status, upstream.most_body) == (200, 65_536)
 
-        assert 0.5 < (await half).seconds < 8  # Traffic Server looks every 5 s
+        assert 0.5 < (await half).seconds < 8  # Traffic Server checks every 5 s
         assert not any("GET /api/v1/whoami HTTP" in request for request in upstream.heads)
-        # Varnish writes its log from shared memory now and then: 10 s were too few on a busy machine.
+        # Varnish writes its log from shared memory with a delay: 10 s were too few on a busy machine.
         await eventually(lambda: any("/api/v1/whoami" in line for line in _logged(edge)), expected=True, wait=40)
         assert not [line for line in _logged(edge) if "?x=" in line or "%2F" in line]
 
@@ -89,20 +89,20 @@ async def _refuses(edge: Edge, upstream: Recorder) -> None:
         reply = await ask(edge, head("GET", path))
         assert (reply.status, upstream.heads) == (404, []), path
     large = await ask(edge, head("POST", "/api/v1/admins", "Content-Length: 70000"), b"x" * 70_000)
-    # Varnish answers and closes without reading: its answer may be lost.
+    # Varnish answers and closes without reading the body, so its answer may be lost.
     assert large.status in ({413, 0} if isinstance(edge, Varnish) else {413})
     assert upstream.most_body <= 65_536
 
 
 def _logged(edge: Edge) -> list[str]:
-    """The lines of its log of requests."""
+    """The lines of its request log."""
     mark = _LOGGED.get(type(edge), "127.0.0.2 ")
     return [line for line in "\n".join(edge.logs.values()).splitlines() if mark in line]
 
 
 @pytest.mark.parametrize("kind", [Stunnel])
 async def test_what_passes_bytes_on(kind: type[Edge], shared_relay: Relay, edge_of: EdgeOf) -> None:
-    """Behind stunnel alone everybody is the relay's own machine, and may see its state: docs/edges.md warns of that."""
+    """Behind stunnel alone the relay takes every caller for its own machine and shows its state (docs/edges.md)."""
     edge = edge_of(kind, shared_relay.address.port)
     await edge.start()
     from_afar = head("GET", "/api/v1/relay/state").replace(b"localhost", b"127.0.0.1")

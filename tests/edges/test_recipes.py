@@ -1,4 +1,4 @@
-"""Each server of docs/edges.md in front of a relay: a person's first use of it, through a reload and a crash."""
+"""Each server of docs/edges.md in front of a relay: a person's first use, across a reload and a crash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS: Final = (*MORE, *(pytest.param(kind, marks=pytest.mark.accept) for kind 
 
 @pytest.fixture(scope="module")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
-    """One that believes the server in front of it, and tells all it can."""
+    """A relay that trusts the server in front of it, and logs at its most verbose level."""
     relay = Relay(tmp_path_factory.mktemp("relay"))
     try:
         asyncio.run(relay.start("--verbose", "--trusted-proxy", "127.0.0.1", "--limit-sign-ups", "off"))
@@ -41,7 +41,7 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 @pytest.mark.parametrize("kind", _KINDS, ids=lambda kind: kind.name)
 async def test_first_use(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path, watch: Watch) -> None:
-    """A person signs up, 10 MB go and come back through a reload and a crash, and no log has a token."""
+    """A person signs up, 10 MB go and come back across a reload and a crash, and no log has a token."""
     edge = edge_of(kind, relay.address.port, talkative=True)
     async with service(_returns) as returning, site(edge, relay, tmp_path / "agents", [returning.port]) as here:
         try:
@@ -61,12 +61,12 @@ async def test_first_use(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_pa
 
 
 async def _returns(tcp: Tcp) -> None:
-    """Answer once the client has said all, as half the servers can't with the connections that they carry."""
+    """Return the data only after the client's half-close; half of the servers can't do that with plain connections."""
     await tcp.send(await tcp.receive_all())
 
 
 async def _there_and_back(here: Site) -> None:
-    """The server is reloaded while 10 MB go, and killed while they come back."""
+    """Reload the server while 10 MB go out, and kill it while they come back."""
     data = random.Random(here.edge.port).randbytes(_SIZE)
     async with await Tcp.connect(here.ports[0]) as tcp:
         await tcp.send(data[: _SIZE // 2])

@@ -1,4 +1,4 @@
-"""A relay behind a server: it is used, replaced, killed and moved, and what agents and people make of that."""
+"""A relay behind a server is used, replaced, killed and moved, and agents and people notice only what they must."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.upgrade.load import Echoes, Visits
 
 pytestmark = pytest.mark.slow
 
-#: As operators are told to start it; and short, because nobody is here who would have to wait.
+#: The options for operators, except that the drain is short, because no one else is connected.
 _OPTIONS: Final = ("--trusted-proxy", "127.0.0.1", "--allowed-host", "localhost,127.0.0.1", "--drain-time", "5")
-#: A header that names others to be left out.
+#: A header that asks the server to remove others.
 _NAMED: Final = ("Connection: X-Forwarded-For, Via",)
 
 
 def _kinds(small: type[Edge]) -> list[ParameterSet]:
-    """One in every run, all in the acceptance run."""
+    """One server in every run, all of them in the acceptance run."""
     return [
         pytest.param(small, id=f"small {small.name}"),
         *(pytest.param(kind, id=kind.name, marks=pytest.mark.accept) for kind in (*EDGES, *MORE)),
@@ -39,7 +39,7 @@ def _kinds(small: type[Edge]) -> list[ParameterSet]:
 
 @pytest.fixture
 async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
-    """One that agents may leave in peace."""
+    """A relay with the options for operators, for one test alone."""
     relay = Relay(tmp_path)
     try:
         await relay.start(*_OPTIONS)
@@ -50,7 +50,7 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
 
 @pytest.mark.parametrize("kind", _kinds(Nginx))
 async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
-    """Behind a server a relay's upgrade is not noticed, and its death means "try again" to agents, new ones too."""
+    """Behind a server, agents do not notice a relay's upgrade, and while it is down all agents, also new ones, wait."""
     edge = edge_of(kind, relay.address.port)
     async with service(echo) as echoing, site(edge, relay, tmp_path / "agents", [echoing.port]) as here:
         bob = Person(tmp_path / "bob", edge.url)
@@ -72,7 +72,7 @@ async def test_relay_is_replaced_and_killed(kind: type[Edge], relay: Relay, edge
 
 
 async def _is_used(edge: Edge, bob: Person) -> None:
-    """The REST API works, the relay refuses what it would refuse, and its state is not shown to strangers."""
+    """The REST API works, the relay's refusals pass through, and strangers do not see its state."""
     signed = await bob.runs("sign-up", "bob")
     assert signed.status == 0, str(signed)
     for headers, status in (((*UPGRADE, "Origin: https://a.example"), 403), ((), 422)):
@@ -82,7 +82,7 @@ async def _is_used(edge: Edge, bob: Person) -> None:
         refused = await ask(edge, request)
         assert (refused.status, refused.from_relay) == (status, True), refused.text
     if isinstance(edge, Stunnel):
-        return  # to the relay everybody behind it is this machine, as docs/edges.md says
+        return  # the relay sees every caller as this machine, as docs/edges.md says
     for forged in ((), ("X-Forwarded-For: 127.0.0.1",), _NAMED):
         refused = await ask(edge, head("GET", "/api/v1/relay/state", *forged))
         # Varnish itself refuses a second Connection header.
@@ -90,18 +90,18 @@ async def _is_used(edge: Edge, bob: Person) -> None:
 
 
 async def _dies(here: Site, bob: Person) -> None:
-    """Away, the server says so in its own words; whoever waits gets what he wants when the relay is there again."""
+    """While the relay is down the server answers with its own error, and pending commands succeed after its return."""
     before = here.lost
     name = (await here.agents[0].says(r"is offered as (\S+)"))[1]
     here.relay.stop(signal.SIGKILL)
     away = await ask(here.edge, head("GET", "/api/v1/whoami"))
     if isinstance(here.edge, Stunnel):
-        assert away.text == "", away.text  # it knows nothing of HTTP, and closes
+        assert away.text == "", away.text  # stunnel has no HTTP, and closes
     else:
         assert away.status in {502, 503}
         assert not away.from_relay
     beginner = here.network.agent("connect", "connect", name, "--wait", "30")
-    # At once: the longer the relay is away, the longer agents wait between tries.
+    # At the same time: the longer the relay is down, the longer agents back off.
     ended, _ = await asyncio.gather(bob.runs("whoami"), beginner.says("Waiting for 30 s"))
     assert (ended.status, "relay_unreachable" in ended.err) == (6, True), str(ended)
     await here.relay.start()
@@ -112,7 +112,7 @@ async def _dies(here: Site, bob: Person) -> None:
 
 @pytest.mark.parametrize("kind", _kinds(Caddy))
 async def test_relay_moves_to_another_port(kind: type[Edge], relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
-    """The server goes to the next relay, then the old one is ended: no session is lost, no connection fails."""
+    """If the server moves to a new relay before the old one ends, no session is lost and no connection fails."""
     edge = edge_of(kind, relay.address.port)
     command = [KDISPATCH, "relay", "serve", "--listen", "127.0.0.1:0", "--database", str(tmp_path / "relay.db")]
     async with service(echo) as echoing, site(edge, relay, tmp_path / "agents", [echoing.port]) as here:

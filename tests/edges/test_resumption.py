@@ -1,4 +1,4 @@
-"""Transfers through a server in front of the relay, while that is reloaded, or dies."""
+"""Transfers through a server in front of the relay continue while the server is reloaded or killed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.net.harness import KIB, MIB, Relay
 pytestmark = pytest.mark.slow
 
 _STREAMS: Final = 20
-_PATIENCE: Final = 100.0  # seconds without a byte that are a stall: below the grace of 120 s
-_SETTLED: Final = 0.3  # seconds after a reload in which whatever it cuts would be noticed
-#: Seconds after which an old configuration cuts its tunnels, where that is to be seen.
+_PATIENCE: Final = 100.0  # seconds without a byte that count as a stall: below the grace of 120 s
+_SETTLED: Final = 0.3  # seconds after a reload; a cut would show by then
+#: Seconds until an old configuration cuts its tunnels, in the cases that test this cut.
 _CUT_AFTER: Final = 1.0
 
-#: These have no limit for how long tunnels stay with an old configuration.
+#: These have no limit on how long tunnels stay with an old configuration.
 _NEVER_CUT: Final = frozenset(MORE) - {Lighttpd, Nghttpx}
 
 _Strike = Callable[[Site], Awaitable[None]]
 
 
 async def _kept(site: Site) -> None:
-    """A reload, of which no agent notices anything: its tunnel stays with the old configuration."""
+    """Reload without any lost session: the tunnels stay with the old configuration."""
     before = site.lost
     await site.edge.reload()
     await asyncio.sleep(_SETTLED)
@@ -42,7 +42,7 @@ async def _kept(site: Site) -> None:
 
 
 async def _cut(site: Site) -> None:
-    """A reload after which the old configuration does not wait for its tunnels, but cuts them."""
+    """Reload with an old configuration that cuts its tunnels."""
     before = site.lost
     await site.edge.reload()
     await site.all_lost(before)
@@ -50,7 +50,7 @@ async def _cut(site: Site) -> None:
 
 
 async def _crashed(site: Site) -> None:
-    """``kill -9`` of what carries the tunnels, those of an older configuration too."""
+    """``kill -9`` the processes that carry tunnels, including those of an older configuration."""
     before = site.lost
     await site.edge.crash()
     await site.all_lost(before)
@@ -59,7 +59,7 @@ async def _crashed(site: Site) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """Bytes each way of each stream, how many a second, and what strikes one after the other while all are running."""
+    """Bytes and bytes per second in each direction of a stream, and the strikes, one after the other."""
 
     kind: type[Edge]
     strikes: tuple[_Strike, ...]
@@ -85,7 +85,7 @@ def _cases() -> list[ParameterSet]:
 
 
 async def _strike(case: _Case, site: Site, through: Transfers) -> list[str]:
-    """Strike at even distances; every transfer is running then, from before the first strike to behind the last."""
+    """Strike at equal distances, while every transfer runs: all start before the first and end after the last."""
     while not through.running or not all(exchange.begun for exchange in through.running.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     total, told = 2 * _STREAMS * case.size, []
@@ -101,7 +101,7 @@ async def _strike(case: _Case, site: Site, through: Transfers) -> list[str]:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", _cases())
 async def test_transfers_outlive_the_server(case: _Case, shared_relay: Relay, edge_of: EdgeOf, tmp_path: Path) -> None:
-    """No stream is lost and every byte arrives, whether a tunnel stays in an old process, is cut by it, or it dies."""
+    """No stream is lost and every byte arrives, whether a tunnel stays in an old process, is cut, or dies."""
     edge = edge_of(case.kind, shared_relay.address.port, cut_after=case.cut_after)
     async with (
         transfers(8, _PATIENCE) as through,

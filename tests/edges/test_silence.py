@@ -1,4 +1,4 @@
-"""How long each server lets a tunnel be silent: by its directive, and what it does without one."""
+"""How long each server lets a tunnel be silent: with its directive, and by default."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.net.tcp import Tcp, service
 
 pytestmark = pytest.mark.slow
 
-Mode = Literal["silent", "client", "server"]  # who speaks
+Mode = Literal["silent", "client", "server"]  # the end that sends
 _MODES: Final[tuple[Mode, ...]] = ("silent", "client", "server")
-_BEAT: Final = 0.5  # seconds between what one end says
-_LATE: Final = 8.0  # seconds behind its limit within which a server cuts: Traffic Server looks every few
-_LONGEST: Final = 960.0  # seconds for which defaults are waited for
+_BEAT: Final = 0.5  # seconds between two messages of an end
+_LATE: Final = 8.0  # seconds after its limit within which a server cuts: Traffic Server checks every few seconds
+_LONGEST: Final = 960.0  # longest wait for a default, in seconds
 _ACCEPT: Final = base64.b64encode(
     hashlib.sha1(b"AAAAAAAAAAAAAAAAAAAAAA==258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
 )
@@ -33,9 +33,9 @@ _ACCEPT: Final = base64.b64encode(
 
 @dataclass(frozen=True)
 class _Limit:
-    """A server's directive as its page has it, the same with two seconds, and its default.
+    """A server's directive on its page, the same with two seconds, and its default.
 
-    ``cut`` are the tunnels that end by it, ``default`` seconds that were measured without it.
+    ``cut`` are the tunnels that the directive ends, ``default`` the measured seconds without it.
     """
 
     kind: type[Edge]
@@ -43,8 +43,8 @@ class _Limit:
     short: str
     default: float | None = None
     cut: tuple[Mode, ...] = ("silent",)
-    whole: tuple[str, ...] = ()  # the directives, where ``written`` is a part of several
-    by_default: tuple[Mode, ...] = ()  # those that end by the default, where another directive of the page ends others
+    whole: tuple[str, ...] = ()  # the directives, if ``written`` is a part of several
+    by_default: tuple[Mode, ...] = ()  # the tunnels that the default ends, if other directives end the rest
 
     def __str__(self) -> str:
         return f"{self.kind.name} {self.written.split('=')[0].split()[0]}"
@@ -79,13 +79,13 @@ _LIMITS: Final = (
 
 
 async def _takes(tcp: Tcp) -> None:
-    """Become a WebSocket, and speak if the request's path says so."""
+    """Answer an upgrade as a WebSocket, and send messages if the request's path says so."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += (data := await tcp.receive())
         if not data:
             return
-    if b"/tunnel" not in received:  # a check of health
+    if b"/tunnel" not in received:  # a health check
         await tcp.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         return
     protocol = b"Sec-WebSocket-Protocol: kdispatch.1\r\nSec-WebSocket-Accept: " + _ACCEPT
@@ -108,7 +108,7 @@ async def _speaks(send: Callable[[bytes], Awaitable[None]]) -> None:
 
 
 async def _lasts(edge: Edge, mode: Mode, most: float) -> float:
-    """For how many seconds a tunnel lasts, or ``most``."""
+    """Return how many seconds a tunnel lasts, at most ``most``."""
     loop = asyncio.get_running_loop()
     async with connected(edge) as (reader, writer):
 
@@ -142,7 +142,7 @@ async def _measured(edge: Edge, most: float) -> dict[Mode, float]:
 
 
 def _limits() -> list[ParameterSet]:
-    """The one that is not what people expect in every run, all in the acceptance run."""
+    """The least expected limit in every run, all in the acceptance run."""
     return [
         pytest.param(limit, id=str(limit), marks=[] if limit.kind is Lighttpd else pytest.mark.accept)
         for limit in _LIMITS
@@ -151,7 +151,7 @@ def _limits() -> list[ParameterSet]:
 
 @pytest.mark.parametrize("limit", _limits())
 async def test_directive(limit: _Limit, edge_of: EdgeOf) -> None:
-    """The directive of the page is the one by which a silent tunnel is cut, and no other tunnel is."""
+    """The page's directive is the one that cuts a silent tunnel, and it cuts no other tunnel."""
     most = 2 + _LATE
     async with service(_takes) as upstream:
         edge = edge_of(limit.kind, upstream.port, changes={limit.written: limit.short})
@@ -164,7 +164,7 @@ async def test_directive(limit: _Limit, edge_of: EdgeOf) -> None:
 @pytest.mark.accept
 @pytest.mark.timeout(1200)
 async def test_defaults(edge_of: EdgeOf) -> None:
-    """Without its directive each server cuts after the seconds that docs/edges.md says."""
+    """Without its directive each server cuts after the seconds in docs/edges.md."""
     waiting = [limit for limit in _LIMITS if limit.default is not None]
     async with service(_takes) as upstream:
         absent = [dict.fromkeys(limit.whole or (limit.written,), "") for limit in waiting]

@@ -1,4 +1,4 @@
-"""What can break between two agents, each as something that strikes a rig and then is over."""
+"""Faults between two agents: each strikes a rig and then ends."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["CutLeg", "Fault", "RestartRelay", "Starve", "Stop", "fresh_cut", "ra
 
 
 class Fault(Protocol):
-    """One fault of a plan; ``str`` of it says everything about it."""
+    """One fault of a plan; its ``str`` describes it completely."""
 
     async def strike(self, rig: Rig) -> None:
-        """Break it; returns when the cause is over, the effect may last."""
+        """Cause the fault; returns when the cause is over, while effects may last."""
         ...
 
 
 @dataclass(frozen=True)
 class RestartRelay:
-    """The relay ends by a signal and is started again ``down`` seconds later."""
+    """A signal ends the relay, which starts again ``down`` seconds later."""
 
     number: signal.Signals
     down: float
@@ -42,7 +42,7 @@ class RestartRelay:
 
 @dataclass(frozen=True)
 class Stop:
-    """A process stands still: SIGSTOP, and SIGCONT ``seconds`` later."""
+    """A process pauses: SIGSTOP, and SIGCONT ``seconds`` later."""
 
     who: Who
     seconds: float
@@ -57,7 +57,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Starve:
-    """A process gets a fifth of its processor for a while, as on a machine that is too busy."""
+    """A process gets a fifth of its processor for a while, as on an overloaded machine."""
 
     who: Who
     seconds: float
@@ -85,12 +85,12 @@ def _stopped(process: Process) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CutLeg:
-    """A leg is cut at an exact byte, or eats; ``both`` cuts the other leg at the same moment. It waits for its byte."""
+    """Cut a leg at an exact byte, or make it a black hole first; ``both`` also cuts the other leg at that moment."""
 
     leg: Leg
     cut: Cut
     both: bool = False
-    wait: float = 60.0  # seconds without enough bytes, after which it strikes as it is
+    wait: float = 60.0  # seconds; if the byte has not come by then, cut anyway
 
     async def strike(self, rig: Rig) -> None:
         struck = rig.legs[self.leg].add(self.cut)
@@ -107,12 +107,12 @@ class CutLeg:
 
 
 def random_cut(choice: random.Random, into: Into, least: int, most: int, eats: float = 0.0) -> Cut:
-    """A cut of a random way, byte and place."""
+    """Return a cut with a random direction, byte and place."""
     way: Way = choice.choice(get_args(Way))
     return Cut(way, choice.randint(least, most), into, choice.randrange(1 << 16), eats)
 
 
 def fresh_cut(choice: random.Random, into: Into) -> Cut:
-    """One in the first bytes of a new session: in its HTTP head, its first WebSocket head or HELLO's or WELCOME's."""
+    """Return a cut in a new session's first bytes: the HTTP head, the first WebSocket head, or the frame header."""
     after = choice.randint(1, 120) if into == "bytes" else 0
     return dataclasses.replace(random_cut(choice, into, after, after), fresh=True)

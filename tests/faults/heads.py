@@ -1,4 +1,4 @@
-"""Where WebSocket frames begin in the bytes of one way, for a proxy that cuts inside their heads."""
+"""Finds WebSocket frame heads in the bytes of one direction, for a proxy that cuts inside them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Head:
 
 
 class Heads:
-    """Feed it everything that passes; it begins behind the HTTP head of the upgrade."""
+    """Parses all bytes of one direction; frames start after the HTTP head of the upgrade."""
 
     def __init__(self) -> None:
         self._seen = 0
-        self._next: int | None = None  # where the next head begins
-        self._kept = b""  # what came of a head that is not whole
+        self._next: int | None = None  # position of the next head
+        self._kept = b""  # start of an incomplete head
 
     def feed(self, piece: memoryview) -> list[Head]:
         """Return the heads that ``piece`` holds or completes."""
@@ -51,7 +51,7 @@ class Heads:
 
 
 def _sizes(data: memoryview) -> tuple[int, int] | None:
-    """Size of the head at the front of ``data`` and of its payload (RFC 6455, 5.2); ``None`` where it is not whole."""
+    """Sizes of the head at the front of ``data`` and of its payload (RFC 6455, 5.2); ``None`` if it is incomplete."""
     if len(data) < 2:
         return None
     length = data[1] & 0x7F

@@ -1,6 +1,6 @@
-"""A way to the relay that breaks on command: at an exact byte, by a reset at both ends or by eating all that comes.
+"""A proxy to the relay that breaks on command: it resets both ends at an exact byte, or drops all bytes.
 
-It passes bytes on as they are. Of the agents' connections only the tunnel's WebSockets break; a REST look-up passes.
+It passes bytes unchanged. Only the agents' tunnels break, and REST requests pass.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from tests.net.tcp import Tcp, service
 
 __all__ = ["Cut", "FaultProxy", "Into", "Way", "fault_proxy"]
 
-#: ``up`` leads from the agent to the relay.
+#: ``up`` is from the agent to the relay.
 Way = Literal["up", "down"]
-#: Any byte; inside a WebSocket frame's head; inside the kdispatch header behind one.
+#: Any byte; inside a WebSocket frame's head; inside the kdispatch header after one.
 Into = Literal["bytes", "head", "frame"]
 
 _CHUNK: Final = 256 * 1024
 _TUNNEL: Final = b"GET /api/v1/tunnel "
 _HEADER: Final = 16  # bytes of a kdispatch frame's header
-_DRAIN: Final = 1.0  # seconds for what was passed on to arrive; a receiver that does not read never takes it
+_DRAIN: Final = 1.0  # seconds for forwarded bytes to arrive; a receiver that does not read never takes them
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Both ends of a connection are reset: after ``after`` more bytes of ``way``, at the next place that fits ``into``.
+    """Reset both ends of a connection after ``after`` more bytes in ``way``, at the next place of kind ``into``.
 
-    The bytes before that place arrive, those behind it do not. ``by`` chooses the byte of a head or header. With
-    ``eats`` everything in both ways is eaten for so many seconds first, while new connections pass. A ``fresh`` one
-    is for the first bytes of a session: the tunnel that is there is reset, and the next one cut.
+    The bytes before that place arrive, later ones do not. ``by`` chooses the byte in a head or header. With ``eats``
+    the proxy first drops all bytes in both directions for so many seconds, while new connections pass. A ``fresh``
+    cut hits the first bytes of a session: the proxy resets the existing tunnel, and cuts the next one.
     """
 
     way: Way
@@ -48,7 +48,7 @@ class Cut:
     fresh: bool = False
 
     def place(self, head: Head) -> int:
-        """The position behind the last byte that passes, somewhere inside ``head`` or the header behind it."""
+        """The number of bytes that pass; it lies inside ``head`` or the kdispatch header after it."""
         if self.into == "head":
             return head.start + 1 + self.by % (head.size - 1)
         return head.start + head.size + 1 + self.by % (_HEADER - 1)
@@ -61,15 +61,15 @@ class Cut:
 
 
 class _Path:
-    """One way of one connection."""
+    """One direction of one connection."""
 
     def __init__(self, from_: Tcp, to: Tcp) -> None:
         self.from_ = from_
         self.to = to
         self.passed = 0
         self.heads = Heads()
-        self.stop: int | None = None  # the position where the cut is
-        self.seek: tuple[int, Cut] | None = None  # a cut whose place is to be found from this position on
+        self.stop: int | None = None  # the position of the cut
+        self.seek: tuple[int, Cut] | None = None  # a position, and the cut to place at the first fitting byte after it
 
     def arm(self, cut: Cut) -> None:
         if cut.into == "bytes":
@@ -78,7 +78,7 @@ class _Path:
             self.seek = (self.passed + cut.after, cut)
 
     def look(self, piece: memoryview) -> None:
-        """See where frames begin in what is about to pass."""
+        """Find frame heads in the next bytes before they pass."""
         for head in self.heads.feed(piece):
             if self.seek is not None and head.start >= self.seek[0] and self.seek[1].place(head) > self.passed:
                 self.stop, self.seek = self.seek[1].place(head), None
@@ -101,12 +101,12 @@ class _Wire:
         self.paths[cut.way].arm(cut)
 
     def end(self) -> None:
-        """Reset both ends, now."""
+        """Reset both ends now."""
         if not self.over.done():
             self.over.set_result(None)
 
     async def carry(self) -> None:
-        """Pass bytes on until both ways have ended, or one broke."""
+        """Pass bytes until both directions have ended, or one broke."""
         both = asyncio.create_task(self._both())
         ends: set[asyncio.Future[Any]] = {both, self.over}
         try:
@@ -120,7 +120,7 @@ class _Wire:
                     path.from_.reset()
 
     async def _both(self) -> bool:
-        """Whether both ways ended as they should."""
+        """Return whether both directions ended cleanly."""
         clean = True
         try:
             async with asyncio.TaskGroup() as group:
@@ -162,11 +162,11 @@ class _Wire:
             await _arrived(path.to)
             self.end()
         self._proxy.strikes += 1
-        if not self.struck.done():  # who waited may have gone
+        if not self.struck.done():  # the waiting task may be gone
             self.struck.set_result(None)
 
     async def _eat(self, path: _Path, buffer: memoryview) -> None:
-        """Nothing passes any more, not even that an end went away."""
+        """Drop all bytes, and do not pass an end on."""
         try:
             while await self._loop.sock_recv_into(path.from_.sock, buffer):
                 pass
@@ -176,7 +176,7 @@ class _Wire:
 
 
 async def _arrived(tcp: Tcp) -> None:
-    """Wait until all that was sent is at the other end, because a reset takes along what is still on its way."""
+    """Wait until the other end has all bytes, because a reset discards bytes in flight."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _DRAIN
     while tcp.sock.fileno() >= 0 and loop.time() < deadline:
@@ -187,13 +187,13 @@ async def _arrived(tcp: Tcp) -> None:
 
 
 class FaultProxy:
-    """Connections to ``to``, entered at ``port``. A cut is taken by the newest tunnel without one, or the next."""
+    """Passes connections from ``port`` to ``to``. The newest tunnel takes a cut, or the next one if it has a cut."""
 
     def __init__(self, to: int) -> None:
         self.port = 0
-        self.tunnels = 0  # how many there have been
-        self.strikes = 0  # cuts that found their byte
-        self.away = False  # resets what comes, as a network that is away
+        self.tunnels = 0  # tunnels so far
+        self.strikes = 0  # cuts that reached their byte
+        self.away = False  # reset every connection, like an unreachable network
         self._to = to
         self._wires: list[_Wire] = []
         self._waiting: deque[tuple[Cut, asyncio.Future[None]]] = deque()
@@ -203,7 +203,7 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def add(self, cut: Cut) -> asyncio.Future[None]:
-        """Strike the tunnel that is there, or the next one; the future is done when it has."""
+        """Cut the current tunnel, or the next one; the future is done when the cut has happened."""
         struck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._wires and self._wires[-1].cut is None and not cut.fresh:
             self._wires[-1].arm(cut, struck)
@@ -214,17 +214,17 @@ class FaultProxy:
         return struck
 
     def cut_now(self) -> None:
-        """Reset every tunnel, wherever it is."""
+        """Reset every tunnel now, at any byte."""
         for wire in self._wires:
             wire.end()
 
     def lose(self) -> None:
-        """Reset what there is, and what comes until ``away`` is false again."""
+        """Reset all tunnels, and all new connections until ``away`` is false again."""
         self.away = True
         self.cut_now()
 
     def tunnel(self, wire: _Wire) -> None:
-        """A connection turned out to be a tunnel."""
+        """Register a connection as a tunnel, and give it a waiting cut."""
         self.tunnels += 1
         self._wires.append(wire)
         while self._waiting and wire.cut is None:
@@ -233,7 +233,7 @@ class FaultProxy:
                 wire.arm(cut, struck)
 
     async def carry(self, agent: Tcp) -> None:
-        """One connection, from its beginning to its end."""
+        """Carry one connection from its beginning to its end."""
         if self.away:
             agent.reset()
             return
@@ -250,12 +250,12 @@ class FaultProxy:
                 if wire in self._wires:
                     self._wires.remove(wire)
                 if wire.cut is not None and wire.struck is not None and not wire.struck.done():
-                    self._waiting.appendleft((wire.cut, wire.struck))  # it broke before for another reason
+                    self._waiting.appendleft((wire.cut, wire.struck))  # the tunnel broke earlier, for another reason
 
 
 @asynccontextmanager
 async def fault_proxy(to: int) -> AsyncIterator[FaultProxy]:
-    """A proxy to port ``to`` on this machine; it ends with the block, and everything in it."""
+    """Run a proxy to port ``to`` on this machine; the block's end closes it and its connections."""
     proxy = FaultProxy(to)
     async with service(proxy.carry) as running:
         proxy.port = running.port

@@ -1,4 +1,4 @@
-"""Relay, host agent and client agent as processes, each agent behind a proxy that breaks on command."""
+"""Relay, host agent and client agent as processes; each agent is behind a proxy that breaks on command."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Who = Literal["relay", "host", "client"]
 
 _LOST: Final = "Lost the session with the relay"
 _BACK: Final = "The session with the relay is back"
-_END: Final = 60.0  # seconds for a relay to end; one that stands still does so when it goes on
+_END: Final = 60.0  # seconds for a relay to end; a stopped one ends only after SIGCONT
 _RESET: Final = re.compile(r"(A|\d+) connections? to .* reset: .*\[([a-z_]+)\]$", re.MULTILINE)
 
 
 class Rig:
-    """What a fault can break: ``legs`` are the ways of the agents to the relay; ``port`` leads to ``through``."""
+    """What a fault can break: ``legs`` are the agents' proxies to the relay; ``port`` leads to ``through``."""
 
     def __init__(self, through: Transfers, relay: Relay, legs: dict[Leg, FaultProxy]) -> None:
         self.through = through
@@ -36,16 +36,16 @@ class Rig:
         self.legs = legs
         self.agents: dict[Leg, Process] = {}
         self.port = 0
-        self.restarts: list[float] = []  # seconds that each start of the relay took
-        self.refused: list[tuple[float, str]] = []  # connections that were reset before they were open, and when
-        self.earlier = ""  # what relays that have ended had printed
+        self.restarts: list[float] = []  # seconds of each start of the relay
+        self.refused: list[tuple[float, str]] = []  # time and text of connections reset before they were open
+        self.earlier = ""  # output of relays that have ended
         self._restarting = asyncio.Lock()
 
     def process(self, who: Who) -> Process:
         return self.relay.running if who == "relay" else self.agents[who]
 
     async def restart_relay(self, number: signal.Signals, down: float) -> None:
-        """End the relay by a signal and start it again, on the same port and database, ``down`` seconds later."""
+        """End the relay by a signal, and start it ``down`` seconds later on the same port and database."""
         async with self._restarting:
             loop = asyncio.get_running_loop()
             self.relay.running.send_signal(number)
@@ -58,12 +58,12 @@ class Rig:
 
     @property
     def tunnels(self) -> int:
-        """How many WebSockets agents have begun."""
+        """How many WebSockets agents have started."""
         return sum(leg.tunnels for leg in self.legs.values())
 
     @property
     def strikes(self) -> int:
-        """How many cuts have found their byte."""
+        """How many cuts have reached their byte."""
         return sum(leg.strikes for leg in self.legs.values())
 
     @property
@@ -73,12 +73,12 @@ class Rig:
 
     @property
     def back(self) -> int:
-        """How often an agent got it back."""
+        """How often an agent got its session back."""
         return sum(agent.err.count(_BACK) for agent in self.agents.values())
 
     @property
     def codes(self) -> collections.Counter[str]:
-        """How many connections were reset with which code, as the client's agent told."""
+        """How many connections were reset with which code, by the client agent's log."""
         told: collections.Counter[str] = collections.Counter()
         if "client" in self.agents:
             for count, code in _RESET.findall(self.agents["client"].err):
@@ -86,7 +86,7 @@ class Rig:
         return told
 
     def logs(self, most: int = 6000) -> str:
-        """The end of what each process printed."""
+        """The last output of each process."""
         texts = {"relay": self.earlier + self.relay.running.text}
         texts |= {name: agent.text for name, agent in self.agents.items()}
         return "\n".join(f"--- {name}\n{text[-most:]}" for name, text in texts.items())
@@ -94,7 +94,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(folder: Path, through: Transfers, *options: str) -> AsyncIterator[Rig]:
-    """Everything up until the block ends; ``options`` are the client agent's."""
+    """Run relay, proxies and agents for the duration of the block; ``options`` are the client agent's."""
     async with contextlib.AsyncExitStack() as ending:
         relay = Relay(folder)
         ending.callback(lambda: relay.stop(signal.SIGKILL))

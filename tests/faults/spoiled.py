@@ -1,4 +1,4 @@
-"""A way to a service, without kdispatch, that damages what comes back: to see that the transfers notice."""
+"""A connection to a service, without kdispatch, that damages the answers, to prove that the transfers notice."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["AT", "Ends", "Spoil", "Stands", "damaged", "fails", "spoiled"]
 
 #: Bytes before the damage.
 AT: Final = 100 * KIB
-#: What becomes of the bytes that come back, given how many there were before; an error is what the line does instead.
+#: Changes a piece of the answer, given the bytes before it; an exception ends or stalls the connection instead.
 Spoil = Callable[[int, bytes], bytes]
 
 
 class Ends(Exception):
-    """The line ends cleanly here."""
+    """The connection ends cleanly here."""
 
 
 class Stands(Exception):
-    """Nothing passes from here on."""
+    """No byte passes from here on."""
 
 
 def damaged(damage: Callable[[bytes], bytes]) -> Spoil:
-    """Change the piece in which that byte is."""
+    """Change the piece that contains byte ``AT``."""
     return lambda before, chunk: damage(chunk) if before <= AT < before + len(chunk) else chunk
 
 
 def fails(error: Exception, at: int = AT) -> Spoil:
-    """Do what ``error`` stands for, from that byte on."""
+    """Raise ``error`` from byte ``at`` on."""
 
     def spoil(before: int, chunk: bytes) -> bytes:
         if before >= at:
@@ -45,7 +45,7 @@ def fails(error: Exception, at: int = AT) -> Spoil:
 
 @asynccontextmanager
 async def spoiled(through: Transfers, spoil: Spoil) -> AsyncIterator[int]:
-    """A port that leads to the service, and spoils what comes back."""
+    """A port that leads to the service and damages the answers."""
 
     async def there(tcp: Tcp, far: Tcp) -> None:
         async for chunk in tcp.chunks():

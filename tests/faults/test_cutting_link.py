@@ -1,4 +1,4 @@
-"""A link that cuts each connection once it has carried a few megabytes: what is moved costs no patience."""
+"""Through a link that cuts each connection after a few megabytes, agents reconnect at once as long as bytes move."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WAYS: Final[tuple[Way, Way]] = ("up", "down")
 
 @dataclass(frozen=True)
 class _Size:
-    """Bytes that each of the streams moves each way, that a connection lives for, and seconds that this may take."""
+    """Bytes per stream and direction, the range of bytes until a cut, and the time limit in seconds."""
 
     each: int
     least: int
@@ -41,7 +41,7 @@ async def _cut_for_ever(link: FaultProxy, choice: random.Random, size: _Size) ->
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("size", sizes(_Size(_MB, 100_000, 500_000, 30.0), _Size(16 * _MB, _MB // 2, 5 * _MB, 100.0)))
 async def test_a_link_that_cuts_what_has_carried_much(size: _Size, tmp_path: Path) -> None:
-    """Many streams get across a link that cuts every connection of both agents, and agents do not wait in between."""
+    """Many streams finish in time over a link that cuts every connection of both agents, without back-off."""
     choice = random.Random(3)
     async with transfers(3, patience=60) as through, rig(tmp_path, through) as broken:
         cutting = [asyncio.create_task(_cut_for_ever(link, choice, size)) for link in broken.legs.values()]

@@ -1,4 +1,4 @@
-"""The proxy breaks where it is told to, and nowhere else."""
+"""The proxy breaks where a test tells it to, and nowhere else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _frame(size: int) -> bytes:
 
 @dataclass
 class _Far:
-    """What arrived behind the proxy, one entry a connection, and how each ended."""
+    """The bytes that arrived behind the proxy, one entry per connection, and how each connection ended."""
 
     port: int = 0
     got: list[bytearray] = field(default_factory=list)
@@ -54,7 +54,7 @@ async def _line() -> AsyncIterator[tuple[FaultProxy, _Far]]:
 
 
 async def _rest(tcp: Tcp) -> tuple[bytes, str]:
-    """What comes until it ends, and how it does."""
+    """Return the bytes up to the end, and the kind of end."""
     got = bytearray()
     try:
         async for chunk in tcp.chunks():
@@ -65,7 +65,7 @@ async def _rest(tcp: Tcp) -> tuple[bytes, str]:
 
 
 def test_heads_are_found_however_the_bytes_come() -> None:
-    """Positions and sizes of WebSocket heads do not depend on how the bytes are cut into pieces."""
+    """Positions and sizes of WebSocket heads do not depend on how the bytes are split into pieces."""
     payloads = [0, 5, 125, 126, 40_000, 65_535, 65_536, 16]
     data = memoryview(_REQUEST + b"".join(_frame(size) for size in payloads))
     expected, position = [], len(_REQUEST)
@@ -80,7 +80,7 @@ def test_heads_are_found_however_the_bytes_come() -> None:
 
 
 async def test_nothing_breaks_by_itself() -> None:
-    """Without a cut both ways pass whole and end one after the other."""
+    """Without a cut both directions pass completely and end one after the other."""
     async with _line() as (proxy, far), await Tcp.connect(proxy.port) as tcp:
         data = _REQUEST + bytes(100 * KIB)
         await tcp.send(data)
@@ -106,7 +106,7 @@ async def test_a_cut_is_exact(after: int) -> None:
 @pytest.mark.parametrize("into", ["head", "frame"])
 @pytest.mark.parametrize("by", range(0, 40, 7))
 async def test_a_cut_falls_into_a_head(into: Into, by: int) -> None:
-    """A cut into a head leaves a part of the first head behind its byte, or a part of the kdispatch header."""
+    """A cut into a head leaves part of the first head after its byte, or part of the kdispatch header."""
     first, second = _frame(70), _frame(1000)
     async with _line() as (proxy, far), await Tcp.connect(proxy.port) as tcp:
         struck = proxy.add(Cut("up", len(_REQUEST) + 1, into, by))
@@ -119,7 +119,7 @@ async def test_a_cut_falls_into_a_head(into: Into, by: int) -> None:
 
 
 async def test_a_hole_eats_and_then_cuts() -> None:
-    """From its byte on a hole lets nothing through either way, not even an end; a new connection passes meanwhile."""
+    """From its byte on a black hole passes nothing in either direction, not even an end; new connections pass."""
     async with _line() as (proxy, far), await Tcp.connect(proxy.port) as eaten:
         await eaten.send(_REQUEST)
         assert await eaten.receive_exactly(len(_REQUEST)) == _REQUEST
@@ -134,14 +134,14 @@ async def test_a_hole_eats_and_then_cuts() -> None:
             passes.finish()
             assert await _rest(passes) == (b"", "end")
         assert far.ends == ["end"]
-        assert await _rest(eaten) in ((b"", "reset"), (b"abc", "reset"))  # what was on its way back may be eaten
+        assert await _rest(eaten) in ((b"", "reset"), (b"abc", "reset"))  # the echo may be dropped, too
         assert 0.2 < time.monotonic() - began < 5
         await eventually(lambda: far.ends, ["end", "reset"])
         assert bytes(far.got[0]) == _REQUEST + b"abc"
 
 
 async def test_a_cut_waits_for_a_tunnel() -> None:
-    """A look-up passes without taking a cut that is meant for a tunnel, and one tunnel takes one cut."""
+    """A REST request passes without taking a tunnel's cut, and one tunnel takes one cut."""
     async with _line() as (proxy, far):
         first, second = proxy.add(Cut("up", 50)), proxy.add(Cut("up", 60))
         async with await Tcp.connect(proxy.port) as look_up:
@@ -158,7 +158,7 @@ async def test_a_cut_waits_for_a_tunnel() -> None:
 
 
 async def test_a_fresh_cut_is_for_the_next_tunnel() -> None:
-    """A cut of a new session resets the tunnel that is there, and strikes the next one in its first bytes."""
+    """A cut of a new session resets the existing tunnel, and cuts the next one in its first bytes."""
     async with _line() as (proxy, far), await Tcp.connect(proxy.port) as there, await Tcp.connect(proxy.port) as next_:
         await there.send(_REQUEST)
         await there.receive_exactly(len(_REQUEST))
@@ -171,7 +171,7 @@ async def test_a_fresh_cut_is_for_the_next_tunnel() -> None:
 
 
 async def test_an_unstruck_cut_goes_to_the_next_tunnel() -> None:
-    """A tunnel that ended before its cut leaves it to the next; where nobody listens a connection is reset."""
+    """A tunnel that ends before its cut leaves it to the next, and without a listener a connection is reset."""
     async with _line() as (proxy, far):
         struck = proxy.add(Cut("up", 50))
         async with await Tcp.connect(proxy.port) as tcp:

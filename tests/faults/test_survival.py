@@ -1,4 +1,4 @@
-"""A transfer in both directions at once over many streams arrives whole, whatever breaks between the agents."""
+"""Transfers in both directions over many streams arrive complete, whatever fault strikes between the agents."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.slow
 
 _MB: Final = 1000 * 1000
 _LEGS: Final[tuple[Leg, Leg]] = ("host", "client")
-#: Seconds without a byte that are a stall: under the grace of 120 s, above what a fault of 60 s and the longest
-#: waits for a new session (15 s of handshake, 15 s of back-off) make together.
+#: Seconds without a byte that count as a stall: below the grace of 120 s, above the sum of a fault of 60 s and the
+#: longest waits for a new session (15 s of handshake, 15 s of back-off).
 _PATIENCE: Final = 100.0
 
 
 @dataclass(frozen=True)
 class _Load:
-    """Streams, bytes each way over all of them, and how many bytes a second each may send; 0 is no limit."""
+    """Streams, bytes per direction over all streams, and the rate of each in bytes per second; 0 is no limit."""
 
     streams: int
     size: int
@@ -40,7 +40,7 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Case:
-    """``faults`` strike one after the other; ``runs`` times, each with a plan of its own."""
+    """``faults`` strike one after the other, in ``runs`` runs with separate plans."""
 
     load: _Load
     runs: int
@@ -55,7 +55,7 @@ def _kills(count: int, most: float) -> Callable[[random.Random], list[Fault]]:
 
 
 def _cuts(leg: Leg, count: int, *, both: bool = False) -> Callable[[random.Random], list[Fault]]:
-    """Cuts after 50 KB to 5 MB, also in heads; in the upgrade's HTTP; in the first bytes of a new session."""
+    """Cuts after 50 KB to 5 MB, also in heads, and three in the first bytes of a new session."""
 
     def faults(choice: random.Random) -> list[Fault]:
         intos: tuple[Into, ...] = get_args(Into)
@@ -79,7 +79,7 @@ def _stop(seconds: float) -> Callable[[random.Random], list[Fault]]:
 
 
 def _each_once(choice: random.Random) -> list[Fault]:
-    """One of each kind, with waits that fit a test of a few seconds; every further loss would double the agents'."""
+    """One of each kind, with few losses: each more doubles the agents' back-off, and the test must end in seconds."""
     return [
         Stop("relay", 0.3),
         CutLeg("host", random_cut(choice, "frame", 0, 50_000)),
@@ -108,12 +108,12 @@ def _cases() -> list[ParameterSet]:
 
 
 async def _strike(faults: list[Fault], choice: random.Random, broken: Rig, total: int) -> list[str]:
-    """One after the other: each when a random part of all bytes has come, or when the agents are just coming back."""
+    """Strike one after the other: each when a random share of the bytes has arrived, or while agents reconnect."""
     through = broken.through
     while not through.running or not all(exchange.begun for exchange in through.running.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.002)
     moments = sorted(choice.uniform(0.02, 0.8) for _ in faults)
-    tunnels, told = 0, []  # tunnels: before the newest fault
+    tunnels, told = 0, []  # tunnels before the newest fault
     for fault, moment in zip(faults, moments, strict=True):
         if choice.random() < 0.6:
             await through.reached(int(moment * total))
@@ -121,14 +121,14 @@ async def _strike(faults: list[Fault], choice: random.Random, broken: Rig, total
             while broken.tunnels == tunnels:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.002)
             await asyncio.sleep(choice.uniform(0, 0.05))
-        tunnels = -1 if isinstance(fault, Stop) else broken.tunnels  # after a stop no agent has to come back
+        tunnels = -1 if isinstance(fault, Stop) else broken.tunnels  # a stop may cause no new session
         told.append(f"  at {through.moved / total:.0%}: {fault}")
         await fault.strike(broken)
     return told
 
 
 async def _run(case: _Case, seed: int, folder: Path) -> None:
-    """One run, on processes of its own; a failure shows what they printed."""
+    """One run with its own processes; a failure includes their output."""
     folder.mkdir()  # noqa: ASYNC240 - once a run
     choice = random.Random(seed)
     faults = case.faults(choice)
@@ -141,7 +141,7 @@ async def _run(case: _Case, seed: int, folder: Path) -> None:
 
 
 async def _moved_through(faults: list[Fault], choice: random.Random, broken: Rig, load: _Load) -> str:
-    """Move all of it while the faults strike, and check; returns what happened."""
+    """Transfer everything while the faults strike, and check the result; returns a summary."""
     total, through, began = 2 * load.size, broken.through, time.monotonic()
     async with asyncio.TaskGroup() as group:
         striking = group.create_task(_strike(faults, choice, broken, total))
@@ -166,7 +166,7 @@ async def _moved_through(faults: list[Fault], choice: random.Random, broken: Rig
 @pytest.mark.parametrize("case", _cases())
 async def test_every_byte_arrives(case: _Case, tmp_path: Path) -> None:
     """No fault between the agents changes, loses or repeats a byte, ends or resets a stream, or stops it for good."""
-    # Runs wait most of their time for agents that wait: all of one kind go at once, each on a relay of its own.
+    # Runs mostly wait for agents that back off, so all runs of one kind run at once, each with its own relay.
     async with asyncio.TaskGroup() as group:
         for seed in range(case.runs):
             group.create_task(_run(case, seed, tmp_path / str(seed)))

@@ -1,4 +1,4 @@
-"""The transfers see what they are there to see: each kind of damage is planted once, on a way without kdispatch."""
+"""The transfers detect each kind of damage, on a connection without kdispatch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE: Final = 0.5
 
 
 async def test_what_is_whole_passes() -> None:
-    """Many exchanges at once, of equal or of different sizes both ways, and their bytes are counted."""
+    """Many undamaged exchanges at once, of any sizes, succeed, and their bytes are counted."""
     async with transfers(1, _PATIENCE) as through:
         plans = [(_SIZE, _SIZE), (0, _SIZE), (_SIZE, 0), (5_000_000, 1), (0, 0)]
         half = asyncio.create_task(through.reached(4_000_000))
@@ -30,7 +30,7 @@ async def test_what_is_whole_passes() -> None:
 
 
 async def test_rates_are_kept() -> None:
-    """A rate slows the senders, a read rate the user's reading, and neither counts as a pause or a stall."""
+    """A rate slows the senders, a read rate the user's reads, and neither counts as a pause or a stall."""
     async with transfers(1, _PATIENCE) as through:
         began = asyncio.get_running_loop().time()
         slow = await through.exchange(through.port, _SIZE, rate=4 * _SIZE)
@@ -54,14 +54,14 @@ async def test_rates_are_kept() -> None:
     ids=["changed", "missing", "twice", "short", "reset", "still"],
 )
 async def test_what_is_damaged_is_told(spoil: Spoil, told: str) -> None:
-    """A changed, missing or repeated byte, an early end, a reset and a stall each fail the exchange, by name."""
+    """A changed, missing or repeated byte, an early end, a reset and a stall each fail with their own text."""
     async with transfers(1, _PATIENCE) as through, spoiled(through, spoil) as port:
         with pytest.raises(TransferError, match=told):
             await through.exchange(port, KIB, _SIZE)
 
 
 async def test_a_refused_open_is_a_failure_of_its_own() -> None:
-    """A connection that is reset before a byte came through, or not taken at all, was not opened."""
+    """A connection that is refused, or reset before its first byte, raises NotOpenedError."""
     async with transfers(1, _PATIENCE) as through:
         async with spoiled(through, fails(ConnectionResetError(), at=0)) as port:
             with pytest.raises(NotOpenedError):
@@ -71,7 +71,7 @@ async def test_a_refused_open_is_a_failure_of_its_own() -> None:
 
 
 async def test_abandoning_is_a_reset_for_the_service() -> None:
-    """A user who resets is heard as a reset by the service; a way that makes a clean end of it is a failure."""
+    """A user's reset must reach the service as a reset: a clean end in its place is a failure."""
     async with transfers(1, _PATIENCE) as through:
         await through.abandon(through.port, 0)
         await through.abandon(through.port, _SIZE)

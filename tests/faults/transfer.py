@@ -1,7 +1,7 @@
-"""Seeded pseudo-random bytes in both directions of many TCP connections at once, compared byte by byte as they arrive.
+"""Seeded pseudo-random bytes in both directions of many TCP connections, compared byte by byte as they arrive.
 
-A service and its users in one process. A comparison with the bytes that were to come says what a digest says, where
-they begin to differ besides, and costs a tenth of it.
+The service and its users are in one process. The comparison proves as much as a digest, also gives the first
+different byte, and costs a tenth.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tests.net.tcp import Tcp, service
 __all__ = ["Exchange", "Flow", "NotOpenedError", "TransferError", "Transfers", "transfers"]
 
 _CHUNK: Final = 64 * KIB
-#: Bytes after which the data repeats: a prime, so that no loss or repetition of a round number of bytes goes unseen.
+#: Bytes after which the data repeats: a prime, so that a loss or repetition of a round number of bytes is detected.
 _PERIOD: Final = 4_194_319
-_BUFFER: Final = 256 * KIB  # of a socket in the kernel, so that "sent" and "received" are not far from the tunnel
-_NUMBER: Final = 4  # bytes of what a user says first: which exchange it is
-_ENDLESS: Final = 1 << 50  # bytes of an exchange that will not end by itself
-_LOOK: Final = 0.25  # seconds between looks for a stall
+_BUFFER: Final = 256 * KIB  # of a kernel socket; small, so that "sent" and "received" are close to the tunnel's state
+_NUMBER: Final = 4  # bytes of a user's first message: the exchange's number
+_ENDLESS: Final = 1 << 50  # size of an exchange that never ends by itself
+_LOOK: Final = 0.25  # seconds between checks for a stall
 
 
 class TransferError(Exception):
-    """Bytes differ, are missing or came twice, a stream was reset, or nothing moved for too long."""
+    """Bytes differ, are missing or came twice, a stream was reset, or no byte arrived for too long."""
 
 
 class NotOpenedError(TransferError):
@@ -39,7 +39,7 @@ class NotOpenedError(TransferError):
 
 
 class Data:
-    """Bytes without an end, made of one seed; every flow begins at a place of its own."""
+    """Endless bytes from one seed; every flow begins at its own position."""
 
     def __init__(self, seed: int) -> None:
         block = random.Random(seed).randbytes(_PERIOD)
@@ -47,12 +47,12 @@ class Data:
         self._view = memoryview(self._bytes)
 
     def piece(self, begin: int, size: int) -> memoryview:
-        """``size`` bytes from ``begin`` on, at most ``_CHUNK``."""
+        """Return ``size`` bytes from ``begin`` on, at most ``_CHUNK``."""
         begin %= _PERIOD
         return self._view[begin : begin + size]
 
     def first_difference(self, begin: int, chunk: memoryview) -> int | None:
-        """How many bytes of ``chunk`` are those from ``begin`` on; ``None``: all."""
+        """How many bytes of ``chunk`` match those from ``begin`` on; ``None`` if all match."""
         begin %= _PERIOD
         expected, got = self._bytes[begin : begin + len(chunk)], bytes(chunk)
         if expected == got:
@@ -62,7 +62,7 @@ class Data:
 
 @dataclass
 class Flow:
-    """One direction of one exchange. Rates are bytes a second, 0 is as fast as it goes."""
+    """One direction of one exchange. Rates are bytes per second, 0 is unlimited."""
 
     name: str
     begin: int
@@ -72,16 +72,16 @@ class Flow:
     sent: int = 0
     received: int = 0
     done: bool = False
-    last: float = 0.0  # when something arrived
-    longest: float = 0.0  # seconds without a byte, its reader's own waits left out
-    longest_at: float = 0.0  # when they ended
+    last: float = 0.0  # time of the last arrival
+    longest: float = 0.0  # longest pause in seconds, without the reader's own waits
+    longest_at: float = 0.0  # when that pause ended
 
     async def send(self, tcp: Tcp, data: Data) -> None:
-        """Send all of it, then end this direction."""
+        """Send all bytes, then end this direction."""
         began = asyncio.get_running_loop().time()
         with self.told():
             while self.sent < self.size:
-                # A few pieces a second at the least, however slow.
+                # Even a slow rate has about 20 pieces a second.
                 most = min(_CHUNK, max(KIB, int(self.rate / 20))) if self.rate else _CHUNK
                 piece = data.piece(self.begin + self.sent, min(most, self.size - self.sent))
                 await tcp.send(piece)
@@ -90,7 +90,7 @@ class Flow:
             tcp.finish()
 
     async def receive(self, tcp: Tcp, data: Data, transfers: Transfers) -> None:
-        """Compare what arrives, until it ends as it should."""
+        """Compare the arriving bytes until the end of this direction."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         with self.told():
@@ -107,7 +107,7 @@ class Flow:
         self.done = True
 
     def take(self, chunk: memoryview, data: Data) -> None:
-        """Compare and count."""
+        """Compare a chunk and count it."""
         differs = data.first_difference(self.begin + self.received, chunk)
         if differs is not None:
             raise TransferError(f"{self} differs from byte {self.received + differs} on")
@@ -122,7 +122,7 @@ class Flow:
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Say which flow it was whose connection broke."""
+        """Name the flow in the error of a broken connection."""
         try:
             yield
         except ConnectionError as error:
@@ -140,7 +140,7 @@ class Exchange:
     number: int
     up: Flow
     down: Flow
-    taken: bool = False  # the service has it
+    taken: bool = False  # the service has accepted it
     served: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -154,13 +154,13 @@ class Exchange:
 
 
 class Transfers:
-    """The service at ``port``, and its users. ``patience``: seconds without a byte that are a stall."""
+    """The service at ``port`` and its users. ``patience``: seconds without a byte that count as a stall."""
 
     def __init__(self, seed: int, patience: float) -> None:
         self.port = 0
-        self.moved = 0  # bytes that arrived, both directions and all exchanges together
-        self.finished = 0  # exchanges that are whole
-        self.longest = 0.0  # seconds: the longest pause of any of them
+        self.moved = 0  # bytes that arrived, over both directions and all exchanges
+        self.finished = 0  # complete exchanges
+        self.longest = 0.0  # longest pause of any exchange, in seconds
         self.longest_at = 0.0  # when it ended, on the loop's clock
         self.running: dict[int, Exchange] = {}
         self._data = Data(seed)
@@ -177,7 +177,7 @@ class Transfers:
                 mark.set_result(None)
 
     async def reached(self, total: int) -> None:
-        """Return as soon as so many bytes have arrived in all."""
+        """Return as soon as ``total`` bytes have arrived over all exchanges."""
         if self.moved < total:
             mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._marks.append((total, mark))
@@ -187,9 +187,9 @@ class Transfers:
     async def exchange(
         self, port: int, size: int, down: int | None = None, *, rate: float = 0.0, read_rate: float = 0.0
     ) -> Exchange:
-        """Reach the service by ``port``: ``size`` bytes to it and ``down`` back, or as many; raises ``TransferError``.
+        """Send ``size`` bytes to the service and get ``down`` (default ``size``) bytes back; raises ``TransferError``.
 
-        ``read_rate`` is that of the user, who reads what comes back.
+        ``port`` leads to the service, and ``read_rate`` limits the user's reads.
         """
         exchange = self._begin(size, size if down is None else down, rate, read_rate)
         try:
@@ -205,7 +205,7 @@ class Transfers:
         return exchange
 
     async def _watched(self, use: asyncio.Task[None], exchange: Exchange) -> None:
-        """Fail as ``use`` does, or when a flow that has not ended stands still for too long."""
+        """Raise the error of ``use``, or an error if an unfinished flow stalls."""
         loop = asyncio.get_running_loop()
         try:
             while not (await asyncio.wait({use}, timeout=_LOOK))[0]:
@@ -219,7 +219,7 @@ class Transfers:
             await asyncio.gather(use, return_exceptions=True)
 
     async def abandon(self, port: int, after: int) -> None:
-        """Reset a connection once ``after`` bytes came back; raises where the service does not hear of a reset."""
+        """Reset a connection after ``after`` bytes came back; raises if the service does not see a reset."""
         exchange = self._begin(_ENDLESS, _ENDLESS, 0.0, 0.0)
         down = exchange.down
         try:
@@ -260,7 +260,7 @@ class Transfers:
     def _end(self, exchange: Exchange) -> None:
         del self.running[exchange.number]
         if exchange.served.done():
-            exchange.served.exception()  # seen
+            exchange.served.exception()  # mark the error as retrieved
         exchange.served.cancel()
 
     async def _use(self, port: int, exchange: Exchange) -> None:
@@ -277,11 +277,11 @@ class Transfers:
             await _together(send(), exchange.down.receive(tcp, self._data, self), _done(exchange.served))
 
     async def serve(self, tcp: Tcp) -> None:
-        """The service's side of one connection."""
+        """Play the service for one connection."""
         _tune(tcp)
         first = b"".join([bytes(chunk) async for chunk in tcp.chunks(_NUMBER)])
         exchange = self.running.get(int.from_bytes(first, "big"))
-        if exchange is None:  # its user has gone, or has failed and said so
+        if exchange is None:  # the user is gone, or has failed and reported that
             tcp.reset()
             return
         exchange.taken = True
@@ -297,7 +297,7 @@ class Transfers:
 
 
 def _named(error: TransferError, exchange: Exchange) -> TransferError:
-    """The same, or that the connection was not opened at all."""
+    """Return the error, or a NotOpenedError if the connection was not opened."""
     refused = isinstance(error.__cause__, ConnectionError) and not exchange.begun
     return NotOpenedError(str(error)) if refused else error
 
@@ -308,20 +308,20 @@ def _tune(tcp: Tcp) -> None:
 
 
 async def _pace(began: float, done: int, rate: float) -> None:
-    """Sleep until ``done`` bytes since ``began`` are no more than the rate."""
+    """Sleep until ``done`` bytes since ``began`` are within the rate."""
     if rate and (ahead := began + done / rate - asyncio.get_running_loop().time()) > 0:
         await asyncio.sleep(ahead)
 
 
 async def _done(future: asyncio.Future[None]) -> None:
-    await asyncio.wait({future})  # unlike an await of its own, this leaves it alone when it is cancelled
+    await asyncio.wait({future})  # unlike an await of the future, cancelling this does not cancel the future
     future.result()
 
 
 async def _together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run all; the first failure ends the others and is raised as it is.
+    """Run all parts; the first failure cancels the others and is raised unchanged.
 
-    Of two at once it is the reset: the kernel tells of one once, and whoever asks next sees a clean end.
+    Of two at once the reset is raised: the kernel reports it once, and the next call sees a clean end.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
@@ -337,7 +337,7 @@ async def _together(*parts: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def transfers(seed: int, patience: float) -> AsyncIterator[Transfers]:
-    """A service that compares, as long as the block runs."""
+    """Run a comparing service for the duration of the block."""
     made = Transfers(seed, patience)
     async with service(made.serve) as running:
         made.port = running.port

@@ -1,4 +1,4 @@
-"""A person at a terminal: a home of their own, commands as processes, what these printed and how they ended."""
+"""A person at a terminal: a separate home, commands as processes, their output and exit status."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Final
 __all__ = ["KDISPATCH", "Ended", "Person"]
 
 KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
-_PATIENCE: Final = 60.0  # seconds; a command that hangs fails its test, not the run
+_PATIENCE: Final = 60.0  # seconds, so that a command that hangs fails its test and not the run
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The result of a command."""
 
     command: str
     status: int
@@ -32,7 +32,7 @@ class Ended:
 
 
 class Person:
-    """Somebody with an empty home; ``relay`` is what KDISPATCH_RELAY says, if anything."""
+    """A person with an empty home; ``relay`` is the value of KDISPATCH_RELAY, if any."""
 
     def __init__(self, home: Path, relay: str | None = None) -> None:
         self.home = home
@@ -52,7 +52,7 @@ class Person:
     async def runs(
         self, *arguments: str, given: str = "", environment: Mapping[str, str] | None = None, wait: float = _PATIENCE
     ) -> Ended:
-        """Run ``kdispatch`` with the arguments to its end; ``given`` is its standard input."""
+        """Run ``kdispatch`` with these arguments to its end; ``given`` is its standard input."""
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             KDISPATCH,

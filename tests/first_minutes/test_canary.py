@@ -1,4 +1,4 @@
-"""Tokens through every command, route and failure: shown once where they are made, and nowhere else."""
+"""Tokens through every command, route and failure: they appear once, where they are created, and nowhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.net.harness import Process, Relay, sizes
 
 
 async def _every_command(person: Person, watch: Watch, port: int, each: int) -> None:
-    """Each command with the stored token, and ``each`` pairs of another token and a way to give it."""
+    """Run each command with the stored token, and with ``each`` pairs of another token and a way to pass it."""
     kinds = ("adm", "svc", "cli", "hst")
     wrong = [watch.learn(f"an unknown {kind}", token_of(kind, at)) for at, kind in enumerate(kinds)]
     file = person.home / "token"
@@ -48,12 +48,12 @@ async def _every_command(person: Person, watch: Watch, port: int, each: int) -> 
             ]
             arguments, given, environment = ways[way]
             ended = watch.ended(await person.runs(*arguments, given=given, environment=environment))
-            # What is public needs no token, and withdrawing or connecting may take one of another kind.
+            # Public data needs no token: ``show`` and ``hosts`` may succeed.
             assert ended.status or command[1] in {"show", "hosts"}, str(ended)
 
 
 async def _every_route(url: str, watch: Watch) -> None:
-    """The REST API with tokens where they belong and where they do not."""
+    """Call the REST API with tokens in the right and in wrong places."""
     tokens = list(watch.tokens.values())
     routes = [
         ("GET", "/whoami"),
@@ -88,7 +88,7 @@ async def _every_route(url: str, watch: Watch) -> None:
 
 
 async def _every_failure_of_the_way(person: Person, watch: Watch, port: int) -> None:
-    """The relay away, no relay, and plain http: with good tokens at hand."""
+    """Run commands with good tokens against a missing relay, a web server, and plain http."""
     async with web_server() as no_relay:
         for relay in (f"http://127.0.0.1:{free_port()}", no_relay, "http://relay.example.org", "https://a b"):
             for command in (
@@ -107,7 +107,7 @@ async def _every_failure_of_the_way(person: Person, watch: Watch, port: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("each", sizes(1, 16))
 async def test_tokens_stay_where_they_belong(own_relay: Relay, tmp_path: Path, watch: Watch, each: int) -> None:
-    """Nowhere in stdout but where it is shown once, in stderr, logs, command lines, tracebacks or the database."""
+    """No token appears in output (except where shown once), logs, command lines, tracebacks or the database."""
     own_relay.stop()
     await own_relay.start("-v", "--log-format", "json")
     bob = Person(tmp_path / "bob", own_relay.url)
@@ -161,7 +161,7 @@ def _read(watch: Watch, folder: Path, pattern: str) -> None:
 
 
 async def test_the_watch_finds_what_leaks(watch: Watch) -> None:
-    """A part of a token in an output, and a whole one in a command line, are found."""
+    """The watch finds part of a token in an output, and a whole token in a command line."""
     token = watch.learn("a planted", token_of("svc", 9))
     watch.saw("a log", f"trace: {token[10:40]}…")
     assert len(watch.leaks()) == 1

@@ -1,4 +1,4 @@
-"""Every mistake of the first ten minutes: one clear line, the right code and exit status, and soon."""
+"""Every mistake of the first ten minutes gets a clear three-line error, the right code and exit status, and soon."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kdispatch_protocol.tokens import format_token
 from tests.first_minutes.person import Ended, Person
 from tests.net.harness import Relay
 
-#: What a person waits for an answer at the most, seconds. The agents' own wait for a relay or a host is 10 of them.
+#: The longest acceptable wait in seconds; the agents' own wait for a relay or a host is 10 of them.
 SOON = 12.0
 
 
 def _unknown_token() -> str:
-    """A token that is whole, but no relay's."""
+    """A well-formed token that no relay knows."""
     return format_token("adm", bytes(32))
 
 
 def says(ended: Ended, code: str, *words: str, status: int | None = None) -> None:
-    """Three lines on stderr: what, where, what to try; nothing on stdout; the code's own exit status; in time."""
+    """Check the error: three lines (what, where, hint), an empty stdout, the code's exit status, and the time."""
     row = CODES[code]
     what, where, hint = ended.err.strip().splitlines()[-3:]
     assert what.startswith("kdispatch: "), str(ended)
@@ -43,7 +43,7 @@ def says(ended: Ended, code: str, *words: str, status: int | None = None) -> Non
 
 @pytest.fixture
 def ann(tmp_path: Path, shared_relay: Relay) -> Person:
-    """Somebody who has an account: the relay's first admin."""
+    """A person with an account: the relay's first admin."""
     person = Person(tmp_path / "ann", shared_relay.url)
     person.environment["KDISPATCH_TOKEN"] = shared_relay.token
     return person
@@ -51,26 +51,26 @@ def ann(tmp_path: Path, shared_relay: Relay) -> Person:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, shared_relay: Relay) -> Person:
-    """Somebody without one."""
+    """A person without an account."""
     return Person(tmp_path / "newcomer", shared_relay.url)
 
 
 @contextmanager
 def listening() -> Iterator[int]:
-    """A port on which something listens, and never answers."""
+    """A port with a listener that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @asynccontextmanager
 async def web_server() -> AsyncIterator[str]:
-    """Something that speaks HTTP, but is no relay."""
+    """An HTTP server that is not a relay."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -84,18 +84,18 @@ async def web_server() -> AsyncIterator[str]:
 
 
 async def test_no_relay_is_named(tmp_path: Path) -> None:
-    """Without a relay's address, the way to give one is named."""
+    """Without a relay's address, the error names the ways to give one."""
     says(await Person(tmp_path).runs("sign-up", "bob"), "bad_relay_url", "--relay", "KDISPATCH_RELAY")
 
 
 @pytest.mark.parametrize("url", ["ftp://relay.example.org", "https://", "https://a b/", "htps://x"])
 async def test_a_relay_url_that_is_none(tmp_path: Path, url: str) -> None:
-    """A mistyped address is found before anything is sent."""
+    """A mistyped address is found before any request."""
     says(await Person(tmp_path).runs("sign-up", "bob", "--relay", url), "bad_relay_url")
 
 
 async def test_a_relay_name_that_does_not_exist(tmp_path: Path) -> None:
-    """A name that nobody has is told as such."""
+    """The error for an unresolvable name contains that name."""
     ended = await Person(tmp_path).runs("sign-up", "bob", "--relay", "https://no-such-relay.invalid")
     says(ended, "relay_unreachable", "no-such-relay.invalid")
 
@@ -116,7 +116,7 @@ def _with(arguments: tuple[str, ...], port: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 async def test_a_url_that_is_no_relay(tmp_path: Path, command: str) -> None:
-    """A web server that is no relay is told from one that is away, and nobody waits for it."""
+    """A web server is reported as a web page in the relay's place, without waiting."""
     person = Person(tmp_path)
     async with web_server() as url:
         with listening() as port:
@@ -129,7 +129,7 @@ async def test_a_url_that_is_no_relay(tmp_path: Path, command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 async def test_the_relay_is_down(tmp_path: Path, command: str) -> None:
-    """Where nothing answers, an agent tries for its wait, says so in one line, and gives up."""
+    """If the relay is down, an agent announces its wait in one line, and then gives up with the error."""
     person = Person(tmp_path)
     with listening() as port:
         ended = await person.runs(
@@ -141,13 +141,13 @@ async def test_the_relay_is_down(tmp_path: Path, command: str) -> None:
     says(ended, "relay_unreachable", "connection refused")
     if command.startswith("agent"):
         assert "for 10 s" in ended.err, str(ended)
-        assert len(ended.err.strip().splitlines()) == 4, str(ended)  # one line of patience, three of the error
+        assert len(ended.err.strip().splitlines()) == 4, str(ended)  # one line about the wait, three of the error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["whoami", "service list", "agent host"])
 async def test_a_wrong_token(newcomer: Person, command: str) -> None:
-    """A token that is whole but not this relay's is refused by the relay, at once and for good."""
+    """The relay refuses a well-formed unknown token at once, and the command does not try again."""
     with listening() as port:
         ended = await newcomer.runs(*_with(_COMMANDS[command], port), environment={"KDISPATCH_TOKEN": _unknown_token()})
     says(ended, "token_refused")
@@ -155,7 +155,7 @@ async def test_a_wrong_token(newcomer: Person, command: str) -> None:
 
 
 async def test_a_token_that_was_cut(newcomer: Person) -> None:
-    """A token cut short is found without asking anybody, and is not repeated."""
+    """A truncated token is found without a request, and the error does not repeat it."""
     cut = _unknown_token()[:-9]
     ended = await newcomer.runs("whoami", "--token", "-", given=cut)
     says(ended, "token_refused")
@@ -164,19 +164,19 @@ async def test_a_token_that_was_cut(newcomer: Person) -> None:
 
 @pytest.mark.parametrize("command", ["whoami", "service list", "agent host"])
 async def test_no_credentials_yet(newcomer: Person, command: str) -> None:
-    """What is missing is named together with the command that fixes it."""
+    """Without credentials, the error names the command that creates them."""
     with listening() as port:
         ended = await newcomer.runs(*_with(_COMMANDS[command], port))
     says(ended, "not_logged_in", "sign-up")
 
 
 async def test_a_taken_handle(newcomer: Person) -> None:
-    """Somebody else has it."""
+    """A handle of another person is refused with `handle_taken`."""
     says(await newcomer.runs("sign-up", "ann"), "handle_taken", "ann")
 
 
 async def test_a_taken_service(ann: Person) -> None:
-    """One has it already."""
+    """A service that exists already is refused with `service_exists`."""
     assert (await ann.runs("service", "create", "twice")).status == 0
     says(await ann.runs("service", "create", "twice"), "service_exists", "ann/twice")
 
@@ -193,7 +193,7 @@ async def test_a_taken_service(ann: Person) -> None:
     ],
 )
 async def test_an_unknown_service(ann: Person, arguments: tuple[str, ...]) -> None:
-    """A service that does not exist is told at once; no command waits for it."""
+    """A missing service is reported at once; no command waits for it."""
     with listening() as port:
         ended = await ann.runs(*_with(arguments, port))
     says(ended, "unknown_service")
@@ -212,24 +212,24 @@ async def test_an_unknown_service(ann: Person, arguments: tuple[str, ...]) -> No
     ],
 )
 async def test_a_malformed_name(ann: Person, arguments: tuple[str, ...]) -> None:
-    """The rule for names is told."""
+    """The error for a malformed name states the rule for names."""
     ended = await ann.runs(*arguments)
     if arguments[1].startswith("-"):
-        says(ended, "bad_request")  # it looks like an option
+        says(ended, "bad_request")  # parsed as an option
     else:
         says(ended, "bad_name", "a-z")
 
 
 @pytest.mark.slow
 async def test_the_port_is_in_use(ann: Person) -> None:
-    """Another program listens where connect should."""
+    """If another program uses the port for connect, the error names the port."""
     assert (await ann.runs("service", "create", "in-use")).status == 0
     with listening() as port:
         says(await ann.runs("agent", "connect", "ann/in-use", "--port", str(port)), "port_in_use", str(port))
 
 
 async def test_the_local_port_is_closed(ann: Person) -> None:
-    """Nothing listens on what is to be offered."""
+    """If nothing listens on the port to offer, the error names the port."""
     port = free_port()
     ran = await ann.runs("agent", "host", "ann/web", "--port", str(port), "--wait", "0")
     says(ran, "local_port_closed", str(port))
@@ -237,7 +237,7 @@ async def test_the_local_port_is_closed(ann: Person) -> None:
 
 @pytest.mark.slow
 async def test_no_live_host(ann: Person) -> None:
-    """Nobody offers the service: one line while waiting, then the error."""
+    """Without a host, connect prints one line while it waits, and then the error."""
     assert (await ann.runs("service", "create", "nobody")).status == 0
     ended = await ann.runs("agent", "connect", "ann/nobody")
     says(ended, "no_live_host", "ann/nobody", "for 10 s")
@@ -246,14 +246,14 @@ async def test_no_live_host(ann: Person) -> None:
 
 @pytest.mark.parametrize("command", _COMMANDS)
 async def test_plain_http_to_another_machine(tmp_path: Path, command: str) -> None:
-    """Tokens do not travel in the open."""
+    """Plain http to another machine is refused, and the error names both ways out."""
     with listening() as port:
         ended = await Person(tmp_path).runs(*_with(_COMMANDS[command], port), "--relay", "http://relay.example.org")
     says(ended, "plaintext_refused", "https://", "--insecure-plaintext")
 
 
 async def test_credentials_that_others_can_read(newcomer: Person) -> None:
-    """A file with tokens that others may read is refused, with the command that mends it, and that mends it."""
+    """A file of tokens that others can read is refused with the command that fixes it, and that command does fix it."""
     assert (await newcomer.runs("sign-up", "modes")).status == 0
     file = newcomer.config / "credentials.json"
     file.chmod(0o644)
@@ -264,7 +264,7 @@ async def test_credentials_that_others_can_read(newcomer: Person) -> None:
 
 
 async def test_an_unknown_setting(newcomer: Person) -> None:
-    """A mistyped key of the file is named, with the one that was meant."""
+    """A mistyped key in the file is named with the likely intended one."""
     newcomer.config.mkdir()
     (newcomer.config / "config.toml").write_text('relai = "https://relay.example.org"\n')
     says(await newcomer.runs("whoami"), "bad_request", "relai", "Did you mean 'relay'?")
@@ -283,18 +283,18 @@ async def test_an_unknown_setting(newcomer: Person) -> None:
     ],
 )
 async def test_a_typo(newcomer: Person, typed: tuple[str, ...], meant: str) -> None:
-    """What was meant is suggested."""
+    """The error for a typo suggests the likely intended word."""
     says(await newcomer.runs(*typed), "bad_request", meant)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 async def test_a_port_that_is_none(newcomer: Person, port: str) -> None:
-    """A number that can't be a port is told as such."""
+    """An invalid port is refused, and the error names the option."""
     says(await newcomer.runs("agent", "host", "ann/web", "--port", port), "bad_request", "'--port'")
 
 
 async def test_an_error_as_json(newcomer: Person) -> None:
-    """With --json a program reads the same error from stderr."""
+    """With --json a program gets the same error as JSON on stderr."""
     ended = await newcomer.runs("whoami", "--json")
     error = json.loads(ended.err)
     assert error["schema"] == 1

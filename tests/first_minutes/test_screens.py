@@ -1,6 +1,6 @@
-"""What a person sees who follows the README, as a terminal shows it: kept in ``screens/``, compared by eye and here.
+"""What a person who follows the README sees in a terminal: kept in ``screens/``, reviewed by eye, compared here.
 
-``KDISPATCH_WRITE_SCREENS=1`` writes the files anew; look at the difference before you commit it.
+``KDISPATCH_WRITE_SCREENS=1`` writes the files again; review the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.networks.middlebox import Rules, middlebox
 
 _SCREENS: Final = Path(__file__).with_name("screens")
 _SIZE: Final = ("-x", "110", "-y", "64")
-# What differs between two runs, and what stands in its place.
+# Patterns of text that differs between runs, and their replacements.
 _CHANGING: Final = (
     (r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{51}", r"\1_TOKEN"),
     (r"\b[0-9a-f]{32}\b", "HOST_ID"),
@@ -48,14 +48,14 @@ _CHANGING: Final = (
 
 
 class Terminal:
-    """A tmux server of its own, with one window at a time."""
+    """A separate tmux server, with one window at a time."""
 
     def __init__(self, person: Person) -> None:
         self._person = person
         self._socket = str(person.home / "tmux")
 
     async def tmux(self, *arguments: str) -> str:
-        # Not by the event loop: uvloop leaves its end of a pipe open in the child, and tmux's server keeps it.
+        # Not through the event loop: uvloop leaves its pipe end open in the child, and tmux's server keeps it.
         command = ["tmux", "-S", self._socket, "-f", os.devnull, *arguments]
         environment = {**self._person.environment, "TERM": "xterm-256color"}
         ended = await asyncio.to_thread(
@@ -65,31 +65,31 @@ class Terminal:
         return ended.stdout
 
     async def window(self, name: str, command: str, until: str) -> str:
-        """Type a command into a new window; returns the screen once ``until`` is on it."""
+        """Type a command into a new window; returns the screen once it contains ``until``."""
         await self._typed(name, command, until)
         return await self._at_rest(name)
 
     async def _typed(self, name: str, command: str, until: str) -> None:
         shell = f"cd {shlex.quote(str(self._person.home))} && PS1='$ ' exec sh"
         await self.tmux("new-session", "-d", "-s", name, *_SIZE, shell)
-        await self._shows(name, "$ ", lambda screen: screen)  # what is typed before the prompt is echoed before it
+        await self._shows(name, "$ ", lambda screen: screen)  # text typed before the prompt would be echoed before it
         await self.tmux("send-keys", "-t", name, "-l", command)
         await self.tmux("send-keys", "-t", name, "Enter")
         await self._shows(name, until, lambda screen: screen.partition("\n")[2])
 
     async def key(self, name: str, key: str, until: str) -> str:
-        """Press a key, such as ``C-c``; returns the screen once ``until`` is on it."""
+        """Press a key, such as ``C-c``; returns the screen once it contains ``until``."""
         await self.tmux("send-keys", "-t", name, key)
         await self._shows(name, until, lambda screen: screen)
         return await self._at_rest(name)
 
     async def moving(self, name: str, command: str, until: str) -> str:
-        """The same as :meth:`window`, of a command that goes on changing the screen."""
+        """Like :meth:`window`, for a command that keeps changing the screen."""
         await self._typed(name, command, until)
         return await self.tmux("capture-pane", "-p", "-J", "-t", name)
 
     async def _at_rest(self, name: str) -> str:
-        """The screen once nothing more is printed."""
+        """Return the screen once it no longer changes."""
         screen = ""
         while screen != (now := await self.tmux("capture-pane", "-p", "-J", "-t", name)):
             screen = now
@@ -148,7 +148,7 @@ def _commands() -> list[Example]:
 @pytest.mark.slow
 @needs("tmux", "curl")
 async def test_the_readme_in_a_terminal(tmp_path: Path) -> None:
-    """The README's walk, a mistake and Ctrl-C look as they did when somebody last looked at them."""
+    """The README's walk, a mistake and Ctrl-C look like the reviewed screens."""
     person = Person(tmp_path / "h")
     free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
     person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
@@ -184,7 +184,7 @@ async def test_the_readme_in_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs("tmux")
 async def test_status_and_drain_in_a_terminal(tmp_path: Path) -> None:
-    """Status, with a connection and repainted, and both presses of Ctrl-C look as somebody has looked at them."""
+    """Status, with a connection and repainted, and both presses of Ctrl-C look like the reviewed screens."""
     person = Person(tmp_path / "h")
     free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
     person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
@@ -222,7 +222,7 @@ async def test_status_and_drain_in_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs("tmux")
 async def test_doctor_in_a_terminal(tmp_path: Path) -> None:
-    """What doctor says where all is well, where nobody hosts, behind a box, and of no relay looks as it did."""
+    """Doctor's output on a good path, without a host, behind a box and without a relay looks as reviewed."""
     person = Person(tmp_path / "h")
     free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
     person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
@@ -250,7 +250,7 @@ async def test_doctor_in_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs("tmux")
 async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
-    """What the old relay, the next one, and the agents between them say looks as somebody has looked at it."""
+    """During an upgrade, the output of old relay, new relay and agents looks like the reviewed screens."""
     person = Person(tmp_path / "h")
     free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
     person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"
@@ -258,7 +258,7 @@ async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
     terminal = Terminal(person)
 
     def same(name: str, screen: str) -> None:
-        # How many lines tell of the way there depends on the second's turn.
+        # The number of progress lines depends on timing.
         left = [line for line in screen.splitlines() if not line.endswith("are left.")]
         _compare(name, "\n".join(left), free, person.home)
 
@@ -288,7 +288,7 @@ async def test_an_upgrade_in_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs("tmux")
 async def test_access_in_a_terminal(tmp_path: Path) -> None:
-    """Inviting, accepting, listing and taking back, right and wrong, looks as somebody has looked at it."""
+    """Inviting, accepting, listing and revoking, right and wrong, look like the reviewed screens."""
     person = Person(tmp_path / "h")
     free = dict(zip(("8443", "8080", "9090"), map(str, _free_ports()), strict=True))
     person.environment["KDISPATCH_SERVE_LISTEN"] = f"127.0.0.1:{free['8443']}"

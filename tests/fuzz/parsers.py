@@ -1,9 +1,9 @@
-"""One input of a fuzzer, for all that parses what a stranger sends: WebSocketReader and FrameReader, at both ends.
+"""Runs one fuzzer input through all parsers of foreign bytes: WebSocketReader and FrameReader, at both ends.
 
-The first three bytes of an input say how the rest is read: by which role, cut
-into pieces of which sizes, and whether it is the wire itself or messages that
-are put into WebSocket frames first (a fuzzer finds no masks and lengths by
-chance). Whatever it is, the pieces must give what the whole gives.
+The first three bytes of an input choose the role, the sizes of the pieces, and
+whether the rest is wire bytes or messages that are first put into WebSocket
+frames (a fuzzer rarely finds masks and lengths by chance). For every input the
+pieces must give the same result as the whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdispatch_protocol.wire.websocket import WebSocketReader, close_payload, fr
 __all__ = ["Outcome", "check", "seeds", "spoiled"]
 
 _MASK: Final = b"\x1f\x2e\x3d\x4c"
-_LARGEST: Final = 32 * 1024 + 16  # a frame that is put together
+_LARGEST: Final = 32 * 1024 + 16  # the largest frame that is reassembled
 _STEPS: Final = (1, 3, 7, 16, 17, 64, 200, 1 << 20)
 _MAX_MESSAGE: Final = 200
 _ERROR: Final = "protocol_error"
@@ -31,7 +31,7 @@ _ERROR: Final = "protocol_error"
 
 @dataclass
 class Outcome:
-    """What came of the bytes: frames, DATA that goes on as one, and how it ended."""
+    """The result: frames, with consecutive DATA merged, and how the bytes ended."""
 
     said: list[tuple[int, int, int, int, bytes]] = field(default_factory=list)
     pings: list[bytes] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def check(data: bytes, counts: Counter[str]) -> None:
-    """Read one input in two ways; raises ``AssertionError`` where they differ or break a bound."""
+    """Parse one input in two ways; raises ``AssertionError`` if they differ or exceed a bound."""
     how, pace, wrapped = (data + b"\0\0\0")[:3]
     server = bool(how & 1)
     wire = data[3:]
@@ -49,7 +49,7 @@ def check(data: bytes, counts: Counter[str]) -> None:
     pieces = _read(_cut(wire, _STEPS[pace % 8], _STEPS[pace // 8 % 8]), server=server)
     assert (pieces.end, pieces.pings) == (whole.end, whole.pings)
     if whole.end == _ERROR and whole.said:
-        # Frames before an error, in the same piece, may or may not have been handed on.
+        # Frames before an error in the same piece may be returned or not.
         *before, last = whole.said
         assert pieces.said[: len(before)] == before
         more = pieces.said[len(before)]
@@ -63,7 +63,7 @@ def check(data: bytes, counts: Counter[str]) -> None:
 
 
 def _framed(messages: bytes, *, server: bool, fragment: int) -> bytes:
-    """Messages, each behind a length of two bytes, as WebSocket frames with payloads of up to ``fragment`` bytes."""
+    """Put messages, each with a two-byte length, into WebSocket frames with payloads of up to ``fragment`` bytes."""
     wire = b""
     while len(messages) > 2:
         (size,) = struct.unpack_from("!H", messages)
@@ -85,7 +85,7 @@ def _cut(wire: bytes, *steps: int) -> Iterator[bytes]:
 
 
 def _read(reads: Iterator[bytes] | list[bytes], *, server: bool) -> Outcome:
-    """As a carrier and its link do it."""
+    """Parse like a carrier and its link."""
     reader, decoder = WebSocketReader(server=server, max_message=_MAX_MESSAGE), FrameReader()
     out = Outcome()
     for read in reads:
@@ -129,7 +129,7 @@ def _note(out: Outcome, received: list[frames.Frame]) -> None:
 
 
 def seeds() -> list[bytes]:
-    """Inputs that are right, from which a fuzzer goes on."""
+    """Valid inputs from which a fuzzer starts."""
     messages = [
         frames.frame(frames.PING) + frames.frame(frames.DATA, 7, 100, b"hello", frames.BLOCKED),
         frames.frame(frames.HELLO, payload=b"{}"),
@@ -172,7 +172,7 @@ _WAYS: Final[tuple[Callable[[bytearray, int, random.Random], None], ...]] = (_se
 
 
 def spoiled(data: bytes, chance: random.Random) -> bytes:
-    """An input with some bytes changed, for where there is no better fuzzer."""
+    """Return an input with some bytes changed, for runs without a better fuzzer."""
     made = bytearray(data)
     for _ in range(chance.choice((0, 1, 1, 2, 4))):
         if made:

@@ -1,4 +1,4 @@
-"""Fuzz the parsers: by atheris, which follows the code's branches, or without it by mutations of its own.
+"""Fuzz the parsers with atheris, which follows the code's branches, or else with built-in mutations.
 
 Usage: python -m tests.fuzz.run [--runs 1000000] [--seed N] [--corpus FOLDER] [--own]
 """
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-#: What atheris instruments: it has to import them first.
+#: Modules that atheris instruments when it imports them first.
 _PARSERS: Final = ("kdispatch_protocol.wire.frames", "kdispatch_protocol.wire.websocket")
 
 
 def main() -> None:
-    """Run so many inputs; the first that breaks a rule ends it with a traceback."""
+    """Run the inputs; the first that breaks a rule ends the run with a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description="Fuzz the parsers.")
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -45,7 +45,7 @@ def _by_mutation(runs: int, seed: int) -> None:
     for _ in range(runs):
         data = parsers.spoiled(chance.choice(known), chance)
         _run(parsers.check, data, counts)
-        if chance.random() < 0.01:  # some mistakes need several
+        if chance.random() < 0.01:  # some mistakes need several mutations
             known[chance.randrange(len(known))] = data if chance.random() < 0.5 else chance.choice(parsers.seeds())
     _report(counts, time.monotonic() - began)
 
@@ -61,7 +61,7 @@ def _by_atheris(runs: int, seed: int, corpus: Path) -> None:
 
     def one(data: bytes) -> None:
         _run(parsers.check, data, counts)
-        if counts["inputs"] == runs:  # libFuzzer ends the process itself
+        if counts["inputs"] == runs:  # libFuzzer exits without returning here
             _report(counts, time.monotonic() - began)
 
     for place, data in enumerate(parsers.seeds()):

@@ -1,4 +1,4 @@
-"""The fuzzer's small form, and that it finds what is wrong. ``make fuzz`` runs a million inputs."""
+"""The fuzzer's small form, and proof that it finds mistakes. ``make fuzz`` runs a million inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _play(runs: int) -> Counter[str]:
 
 @pytest.mark.slow
 def test_spoiled_conversations() -> None:
-    """Read in pieces, thousands of spoiled conversations are judged as they are when read at once."""
+    """Thousands of spoiled conversations give the same result in pieces as at once."""
     counts = _play(3000)
     assert counts["frames"] > 3000 and counts["bytes of data"] > 30_000
     for end in ("None", "protocol_error", "1000", "1002"):
@@ -35,13 +35,13 @@ def test_spoiled_conversations() -> None:
 @given(st.binary(max_size=300))
 @settings(max_examples=300)
 def test_any_input(data: bytes) -> None:
-    """Any bytes whatever are judged alike, in pieces and at once, and hold no more than the bound."""
+    """Any bytes give the same result in pieces as at once, and the parsers hold no more than the bound."""
     parsers.check(data, Counter())
 
 
 @pytest.mark.parametrize("mistake", ["mask does not turn", "begun is forgotten", "rest is forgotten"])
 def test_mistakes_are_found(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    """With any of these mistakes in the code the fuzzer stops at once."""
+    """With any of these mistakes in the code, the fuzzer fails at once."""
     receive = FrameReader.receive
 
     def begun(self: FrameReader, piece: bytes, *, ends: bool) -> list[Frame]:

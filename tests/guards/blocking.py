@@ -1,8 +1,8 @@
-"""No call blocks an event loop: blockbuster's wrappers, which also write down what they refuse.
+"""No call may block an event loop: blockbuster's wrappers, with a record of the calls that they refuse.
 
-A refused call raises where it is made, where product code may take the exception for a failed connection. So each is
-also kept in a file of the folder that KDISPATCH_GUARD names, and the test that finds one there fails. Processes that
-a test starts have the same guard, by ``site/sitecustomize.py``.
+A refused call raises at its place, where product code may treat the exception as a failed connection. So each is
+also written to a file in the folder that KDISPATCH_GUARD names, and the test fails if a file has an entry.
+Processes that a test starts have the same guard, by ``site/sitecustomize.py``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from blockbuster import BlockBuster, BlockBusterFunction, blockbuster
 
 __all__ = ["ALLOWED", "FOLDER", "PRODUCT", "SITE", "Allowed", "make_guard"]
 
-#: The variable with the folder for what is refused; without it nothing is guarded.
+#: The variable with the folder of the records; without it no call is guarded.
 FOLDER: Final = "KDISPATCH_GUARD"
 SITE: Final = Path(__file__).with_name("site")
-#: In a test's own process only calls that these make count: tests may read a file on their loop.
+#: In a test's own process only calls from these packages count: tests may read a file on their loop.
 PRODUCT: Final = ("kdispatch", "kdispatch_relay", "kdispatch_protocol")
 
 
 class Allowed(NamedTuple):
-    """A call, or with ``""`` each call, that may block in one function of one file and below it, and why."""
+    """A call, or with ``""`` every call, that may block in one function of one file and below it, with the reason."""
 
     call: str
     file: str
@@ -38,7 +38,7 @@ ALLOWED: Final = (
     Allowed("", "logging/__init__.py", "emit", "a line to stderr, which nobody leaves unread"),
     Allowed("", "<frozen importlib._bootstrap>", "_find_and_load", "modules are loaded once, where first needed"),
     Allowed("", "asyncpg/connect_utils.py", "_parse_connect_arguments", "looks into ~, at each of a dozen connects"),
-    # Commands read and write their few small files before an agent carries anything, or carry nothing at all.
+    # Commands access their small files before an agent carries data, or never carry data.
     Allowed("", "kdispatch/settings.py", "load_settings", "before an agent carries anything"),
     Allowed("", "kdispatch/settings.py", "remember_relay", "sign-up and login carry nothing"),
     Allowed("", "kdispatch/credentials.py", "_read", "before an agent carries anything"),
@@ -60,33 +60,33 @@ ALLOWED: Final = (
     Allowed("", "kdispatch/cli/service.py", "main", "a short command's loop serves nobody else"),
 )
 
-#: Calls that blockbuster does not know.
+#: Calls that blockbuster does not cover.
 _MORE: Final = ("socket.getaddrinfo", "os.fsync")
 
 
 class _Refused(blockbuster.BlockingError):
-    """A blocking call on an event loop; written down as it is made."""
+    """A blocking call on an event loop; creating the exception records the call."""
 
     def __init__(self, func: str) -> None:
         super().__init__(func)
         if folder := os.environ.get(FOLDER):
             stack = "".join(traceback.format_stack()[:-2])
-            # The wrapper lets through what is called while it works, this too.
+            # The wrapper allows calls made while it runs, including this one.
             with (Path(folder) / str(os.getpid())).open("a") as file:
                 file.write(f"Blocking call to {func} on an event loop, in process {os.getpid()}:\n{stack}\n")
 
 
 def make_guard(*modules: str) -> BlockBuster:
-    """A guard, not yet active, for calls that ``modules`` make, or whoever does."""
-    # The wrappers look the name up in their module when they refuse a call.
+    """Return an inactive guard for calls from ``modules``, or from any module."""
+    # When they refuse a call, the wrappers look the name up in their own module.
     blockbuster.BlockingError = _Refused  # type: ignore[misc]
     scanned = list(modules) or None
     guard = BlockBuster(scanned)
     for name in _MORE:
         guard.functions[name] = BlockBusterFunction(None, name, scanned_modules=scanned)
-    # It is arithmetic, but for the current folder, which is asked for by os.getcwd.
+    # Pure arithmetic, except for the current folder, and os.getcwd covers that.
     del guard.functions["os.path.abspath"]
-    # The interpreter writes out its buffers at its very end, when this wrapper's module is gone, and crashes.
+    # At exit the interpreter flushes its buffers after this wrapper's module is gone, which would crash.
     del guard.functions["io.BufferedWriter.write"]
     for allowed in ALLOWED:
         for name in [allowed.call] if allowed.call else guard.functions:

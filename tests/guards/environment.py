@@ -1,4 +1,4 @@
-"""What of our own environment the processes of tests keep."""
+"""The part of the environment that the processes of tests inherit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 
 __all__ = ["KEPT", "inherited"]
 
-#: How the run is made, which no test may drop: the event loop, the guard against what blocks it, and the run's mark.
+#: Settings of the run that every test must pass on: the event loop, the blocking guard, and the run's mark.
 KEPT: Final = ("KDISPATCH_NO_UVLOOP", "KDISPATCH_GUARD", "KDISPATCH_TEST_RUN")
 
 
 def inherited() -> dict[str, str]:
-    """The environment without the kdispatch settings of whoever runs the tests."""
+    """Return the environment without the user's own kdispatch settings."""
     return {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith("KDISPATCH_")}

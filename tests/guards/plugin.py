@@ -1,6 +1,6 @@
-"""What every test is held to: no blocked event loop, no task or process left behind, no error that only a log shows.
+"""Checks for every test: no blocked event loop, no task or process left behind, no error that only a log shows.
 
-``tests/conftest.py`` takes these fixtures and hooks; ``test_planted.py`` shows that each of them fails a test.
+``tests/conftest.py`` imports these fixtures and hooks; ``test_planted.py`` proves that each of them fails a test.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
     "pytest_terminal_summary",
 ]
 
-_LOOP: Final = "KDISPATCH_TEST_LOOP"  # uvloop or asyncio; without it uvloop where it is installed, as for users
-_ENDING: Final = 0.5  # seconds for tasks that were told to end, such as those of a server's connections
+_LOOP: Final = "KDISPATCH_TEST_LOOP"  # uvloop or asyncio; by default uvloop if it is installed, as for users
+_ENDING: Final = 0.5  # seconds for tasks to end, such as those of a server's connections
 _GUARD: Final = pytest.StashKey[BlockBuster]()
 _FACTORY: Final = pytest.StashKey[Mapping[str, Callable[[], asyncio.AbstractEventLoop]]]()
 _FINDINGS: Final = pytest.StashKey[Path]()
@@ -44,10 +44,10 @@ _SURVIVORS: Final = pytest.StashKey[list[Survivor]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FACTORY] = _loop_factory()
     if "uvloop" in config.stash[_FACTORY]:
-        # uvloop only logs what a signal's handler raises, so that a test would wait for ever.
+        # uvloop only logs exceptions of a signal handler, so a test would hang.
         config.option.timeout_method = "thread"
     config.stash[_GUARD] = make_guard(*PRODUCT)
-    if not hasattr(config, "workerinput"):  # xdist's workers have their controller's mark
+    if not hasattr(config, "workerinput"):  # xdist's workers inherit the controller's mark
         config.stash[_RUN] = mark_run()
 
 
@@ -64,7 +64,7 @@ def _loop_factory() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
         else:
             os.environ.pop("KDISPATCH_NO_UVLOOP", None)
             return {"uvloop": uvloop.new_event_loop}
-    # The processes that tests start follow.
+    # Processes that tests start use the same loop.
     os.environ["KDISPATCH_NO_UVLOOP"] = "1"
     return {"asyncio": asyncio.new_event_loop}
 
@@ -72,13 +72,13 @@ def _loop_factory() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every async test runs on the loop that is chosen for the run."""
+    """Run every async test on the loop that the run has chosen."""
     return config.stash[_FACTORY]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The run fails where a test left a process; last, when workers and the session's fixtures have ended."""
+    """Fail the run if a test left a process; this runs last, after the workers and the session's fixtures."""
     if _RUN not in session.config.stash:
         return
     session.config.stash[_SURVIVORS] = end_survivors(session.config.stash[_RUN])
@@ -87,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Each process that was left, with the test that started it."""
+    """Print each process left behind, with the test that started it."""
     if survivors := config.stash.get(_SURVIVORS, []):
         terminalreporter.section("processes are left", red=True)
         for survivor in survivors:
@@ -95,14 +95,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_collection_finish() -> None:
-    """What stays to the end is looked at no more, which makes collecting after each test cheap."""
+    """Exclude permanent objects from collection, which makes a collection after each test cheap."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Processes that a test starts are guarded; not where a test measures, in the acceptance run or by its mark."""
+    """Guard the processes of a test, except in the acceptance run and in tests with the mark, which measure."""
     if os.environ.get(FOLDER) == "0" or item.get_closest_marker("accept") or item.get_closest_marker("unguarded"):
         return (yield)
     findings = _findings(item.config)
@@ -121,7 +121,7 @@ def _findings(config: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The guards of one test: around all of its other fixtures, so that what these leave behind counts too."""
+    """The guards of one test, around all its other fixtures, so that these are checked too."""
     if not is_async_test(request.node):
         yield
         return
@@ -130,7 +130,7 @@ def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
     try:
         request.getfixturevalue("no_task_is_left")
         yield
-        # Coroutines that nobody awaited and errors that nobody fetched show when they are collected.
+        # Coroutines never awaited and exceptions never retrieved are reported when they are collected.
         gc.collect()
     finally:
         logging.getLogger("asyncio").removeHandler(errors)
@@ -140,7 +140,7 @@ def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 async def no_task_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """No task but the test's own is left, and nothing has blocked the loop."""
+    """Check that only the test's own task is left, and that nothing has blocked the loop."""
     folder = os.environ.get(FOLDER)
     guard = request.config.stash[_GUARD]
     if folder:
@@ -149,7 +149,7 @@ async def no_task_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]
     try:
         yield
         deadline = asyncio.get_running_loop().time() + _ENDING
-        # The task of this fixture is another one than at its start.
+        # This fixture's teardown runs in another task than its setup.
         while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
             if asyncio.get_running_loop().time() > deadline:
                 break
@@ -172,7 +172,7 @@ def _blocked(folder: Path) -> str:
 
 
 class _Errors(logging.Handler):
-    """Keeps what asyncio logs as an error: an exception of a task that nobody fetched, or of a callback."""
+    """Collects asyncio's logged errors, such as an unretrieved exception of a task, or an exception of a callback."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

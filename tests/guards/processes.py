@@ -1,7 +1,7 @@
-"""No process that a test started outlives the run: the ones that do are ended, named with their test, and fail it.
+"""No process of a test outlives the run: leftovers are ended, reported with their test, and fail the run.
 
-The run's mark is in the environment of each process that its tests start, on every worker of xdist. The controller
-looks for it after the workers and the session's fixtures have ended. ``/proc`` is needed: elsewhere nothing is found.
+Each process that the run's tests start, on every worker of xdist, has the run's mark in its environment. The
+controller searches for the mark after the workers and the session's fixtures. Without ``/proc`` it finds nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["RUN", "Survivor", "end_survivors", "mark_run"]
 
 #: The variable with the run's mark.
 RUN: Final = "KDISPATCH_TEST_RUN"
-_TEST: Final = "PYTEST_CURRENT_TEST"  # pytest's own, with the test that runs; workers of xdist do not have it
-_ENDING: Final = 3.0  # seconds for processes that were told to end, such as a relay's that lost its supervisor
-_LOOK: Final = 0.05  # seconds between two looks at them
+_TEST: Final = "PYTEST_CURRENT_TEST"  # set by pytest to the current test; xdist's workers themselves start without it
+_ENDING: Final = 3.0  # seconds for processes to end, such as those of a relay that lost its supervisor
+_LOOK: Final = 0.05  # seconds between two checks
 
 
 class Survivor(NamedTuple):
-    """A process that a test left, and the test."""
+    """A process that a test left behind, and the test."""
 
     pid: int
     command: str
@@ -31,13 +31,13 @@ class Survivor(NamedTuple):
 
 
 def mark_run() -> str:
-    """A new mark, in the environment of this process and so of those that it starts."""
+    """Put a new mark into the environment of this process, which its children inherit; returns the mark."""
     os.environ[RUN] = uuid.uuid4().hex
     return os.environ[RUN]
 
 
 def end_survivors(mark: str) -> list[Survivor]:
-    """The processes of the run that do not end by themselves; they are ended before this returns."""
+    """End the run's processes that do not end by themselves, and return them."""
     left = _after_a_while(mark)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for survivor in _after_a_while(mark) if number is signal.SIGKILL else left:
@@ -49,7 +49,7 @@ def end_survivors(mark: str) -> list[Survivor]:
 
 
 def _after_a_while(mark: str) -> list[Survivor]:
-    """The processes that are still there when their time to end is over; none as soon as there is none."""
+    """Return the processes left after their time to end; returns early when none is left."""
     deadline = time.monotonic() + _ENDING
     while (left := _survivors(mark)) and time.monotonic() < deadline:
         time.sleep(_LOOK)
@@ -62,7 +62,7 @@ def _survivors(mark: str) -> list[Survivor]:
         try:
             environment = (folder / "environ").read_bytes()
             command = (folder / "cmdline").read_bytes()
-        except OSError:  # it has just ended, or is another user's
+        except OSError:  # ended, or another user's
             continue
         values = dict(line.partition("=")[::2] for line in environment.decode(errors="replace").split("\0"))
         if values.get(RUN) == mark and _TEST in values and int(folder.name) != os.getpid():

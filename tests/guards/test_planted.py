@@ -1,4 +1,4 @@
-"""Each guard is seen to fail: pytest runs planted files with the conftest of this suite, each with its clean twin."""
+"""Each guard is proved to fail: pytest runs faulty files with this suite's conftest, and a clean twin of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow  # each test starts a pytest
+pytestmark = pytest.mark.slow  # each test runs pytest
 
 BLOCKING = """
 import asyncio
@@ -21,7 +21,7 @@ async def test_it(tmp_path):
     (tmp_path / "file").write_text("x")
     {call}
 """
-# What reads is a frame of the product, which is what counts.
+# The read is in a frame of the product, because only those count.
 READ = "exec(compile('import time; time.sleep(0.01)', product.__file__, 'exec'))"
 TASK = """
 import asyncio
@@ -104,7 +104,7 @@ CASES = [
 def test_each_guard_fails_what_is_planted(
     planted: str, clean: str, reason: str, workers: list[str], tmp_path: Path
 ) -> None:
-    """What is planted fails its run and the reason is shown; the same without it passes."""
+    """A planted fault fails its run and shows the reason, and the same file without it passes."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     for text, status in ((planted, 1), (clean, 0)):
         (tmp_path / "test_file.py").write_text(text)

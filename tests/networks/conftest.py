@@ -19,7 +19,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def park(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Park]:
-    """Relays and proxies that are there for the whole module."""
+    """Relays and proxies for the whole module."""
     park = Park(tmp_path_factory.mktemp("park"), authority)
     try:
         yield park

@@ -1,7 +1,7 @@
-"""Boxes as they stand in networks between an agent and a relay: each misbehaves in one way, on purpose.
+"""Middleboxes as found in networks between an agent and a relay: each misbehaves in one way, on purpose.
 
-They pass everything on but what their rules say. In front they speak plain HTTP, or TLS with a certificate of their
-own, as a box does that opens TLS; towards the relay whatever the relay speaks.
+A box passes everything on except what its rules say. Towards the agent it speaks plain HTTP, or TLS with its own
+certificate, like a box that intercepts TLS; towards the relay it speaks what the relay speaks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KIB: Final = 1024
 _CHUNK: Final = 64 * KIB
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD_MAX: Final = 64 * KIB
-_FLUSH: Final = 1.0  # seconds in which an end takes what was passed on before
-#: Who signs in an opened network, as a person would read it in the certificate.
+_FLUSH: Final = 1.0  # seconds for an end to take the bytes passed on before
+#: The issuer in the certificates of a network that intercepts TLS, as a person reads it.
 ISSUER: Final = "Example Corp Web Gateway"
 _REFUSAL: Final = (
     b"HTTP/1.1 400 Bad Request\r\nServer: gateway\r\nContent-Type: text/html\r\nContent-Length: 25\r\n"
@@ -34,14 +34,14 @@ _REFUSAL: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a box does; 0 is not at all. Sizes are bytes, times are seconds.
+    """What a box does; 0 turns a rule off. Sizes are bytes, times are seconds.
 
-    ``strips``: the ``Upgrade`` header is left out of requests, ``strips_token`` ``Authorization``. ``adds_origin``: a
-    web page's ``Origin`` is added to them. ``refuses``: an
-    upgrade is answered by 400. ``buffers``: behind the heads of an upgrade nothing passes before so many bytes are
-    there, either way, or the end of what is sent. ``idle``: a connection by which nothing came for so long is cut;
-    with ``counts`` only ``up``, from the agent, or ``down`` counts. ``life``: each is, so long after its beginning.
-    ``silently``: a cut eats what comes, and tells nobody.
+    ``strips`` removes the ``Upgrade`` header from requests, ``strips_token`` removes ``Authorization``, and
+    ``adds_origin`` adds a web page's ``Origin``. ``refuses`` answers an upgrade with 400. ``buffers`` holds bytes
+    back in either direction, after the heads of an upgrade, until so many are there or the sender ends.
+    ``idle`` cuts a connection after so long without a byte; with ``counts`` only bytes ``up``, from the agent, or
+    ``down`` count. ``life`` cuts each connection at that age. ``silently``: after a cut the box drops all bytes, and
+    tells neither end.
     """
 
     strips: bool = False
@@ -56,7 +56,7 @@ class Rules:
 
 
 class Interception:
-    """A CA that this network put on its own machines, and the certificate by which a box stands for the relay."""
+    """A CA that the network installed on its machines, and the box's certificate in the relay's name."""
 
     def __init__(self, folder: Path, name: str = "127.0.0.1") -> None:
         authority = trustme.CA(organization_name="Example Corp", organization_unit_name=ISSUER)
@@ -68,25 +68,25 @@ class Interception:
 
 @dataclass(eq=False)
 class Middlebox:
-    """A running box. Its ``rules`` may change at any time: connections that are there keep theirs."""
+    """A running box. Its ``rules`` may change at any time: existing connections keep the old ones."""
 
     to: int
     rules: Rules
     port: int = 0
     secure: bool = False
-    #: How the relay is spoken to, where it speaks TLS; whom the box trusts there is its own affair.
+    #: The TLS context towards a relay that speaks TLS; it decides what the box trusts.
     upstream: ssl.SSLContext | None = None
     taken: int = 0  # connections so far
-    cuts: int = 0  # of these, ended by the rules
+    cuts: int = 0  # connections that the rules ended
     _wires: set[_Wire] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        """Where the relay seems to be."""
+        """The URL that an agent uses as the relay's."""
         return f"http{'s' if self.secure else ''}://127.0.0.1:{self.port}"
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its beginning to its end."""
+        """Carry one connection from its beginning to its end."""
         self.taken += 1
         wire = _Wire(self.rules, _End(reader, writer))
         self._wires.add(wire)
@@ -115,7 +115,7 @@ class _End:
 
 
 class _Wire:
-    """Two connections, and what passes between them."""
+    """The two connections of one tunnel, and the bytes between them."""
 
     def __init__(self, rules: Rules, agent: _End) -> None:
         self._rules = rules
@@ -127,7 +127,7 @@ class _Wire:
         self.struck = False
 
     async def end(self) -> None:
-        """Close both connections; what was passed on before still arrives, unless the rules cut."""
+        """Close both connections; bytes passed on before still arrive, unless the rules cut."""
         writers = [end.writer for end in (self._agent, self._relay) if end is not None]
         for writer in writers:
             if self.struck:
@@ -138,7 +138,7 @@ class _Wire:
             try:
                 async with asyncio.timeout(_FLUSH):
                     await writer.wait_closed()
-            except TimeoutError:  # the end takes nothing
+            except TimeoutError:  # the end does not read
                 writer.transport.abort()
             except OSError:
                 pass  # the end is gone
@@ -158,7 +158,7 @@ class _Wire:
             await self._pass_on(relay)
 
     async def _request(self) -> bytes:
-        """The first request's head, as it goes on."""
+        """Return the first request's head, with the rules applied."""
         head = await self._agent.reader.readuntil(_HEAD_END)
         self._heard = self._loop.time()
         lines = head.split(b"\r\n")
@@ -178,7 +178,7 @@ class _Wire:
         ]
         both = asyncio.gather(*ways)
         clock = self._loop.create_task(self._clock())
-        waiting: set[asyncio.Future[object]] = {both, clock}  # type: ignore[arg-type]  # of what, nobody asks
+        waiting: set[asyncio.Future[object]] = {both, clock}  # type: ignore[arg-type]  # the result type is unused
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if clock.done() and not both.done():
@@ -193,7 +193,7 @@ class _Wire:
     async def _way(self, from_: _End, to: _End, *, answers: bool) -> None:
         held = bytearray()
         if answers and self._upgrades and self._rules.buffers:
-            # The head passes: whoever holds that back lets no upgrade happen at all.
+            # The head passes: without it, the upgrade could not complete.
             await to.send(await from_.reader.readuntil(_HEAD_END))
         while data := await from_.reader.read(_CHUNK):
             if self.struck:
@@ -225,9 +225,9 @@ class _Wire:
 async def middlebox(
     to: int, rules: Rules | None = None, *, opens: Interception | None = None, upstream: ssl.SSLContext | None = None
 ) -> AsyncIterator[Middlebox]:
-    """A box in front of port ``to`` of this machine; it ends with the block, and everything in it.
+    """Run a box in front of port ``to`` of this machine; the block's end closes it and its connections.
 
-    ``opens``: in front there is TLS, with the certificate of an interception. ``upstream``: the relay speaks TLS.
+    ``opens``: the box speaks TLS to agents, with the interception's certificate. ``upstream``: the relay speaks TLS.
     """
     box = Middlebox(to, rules or Rules(), secure=opens is not None, upstream=upstream)
     tasks: set[asyncio.Task[None]] = set()

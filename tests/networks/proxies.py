@@ -1,6 +1,6 @@
-"""Proxies of the tests: an HTTP proxy whose answers a test chooses, and a SOCKS5 server (RFC 1928 and 1929).
+"""Proxies of the tests: an HTTP proxy with scripted answers, and a SOCKS5 server (RFC 1928 and 1929).
 
-Each is for ``service`` of ``tests.net.tcp``. They know names that nobody else can resolve.
+Each is a handler for ``service`` of ``tests.net.tcp``. They know names that the system's resolver does not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tests.net.tcp import Tcp
 __all__ = ["ESTABLISHED", "NAMES", "SaysAndCloses", "ScriptedProxy", "SocksServer", "pipe"]
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
-#: What the proxies of these tests know, and this machine does not.
+#: Names that the proxies of these tests know and this machine does not.
 NAMES: Final[Mapping[str, str]] = {"relay.test": "127.0.0.1"}
 
 
 async def pipe(tcp: Tcp, host: str, port: int) -> None:
-    """Pass everything on between this connection and one to ``host``, until either ends."""
+    """Pass bytes between this connection and one to ``host``, until either ends."""
     loop = asyncio.get_running_loop()
     with contextlib.closing(socket.socket()) as sock:
         sock.setblocking(False)
@@ -44,11 +44,11 @@ async def pipe(tcp: Tcp, host: str, port: int) -> None:
 
 
 class ScriptedProxy:
-    """Gives the requests its answers one after the other, the last one again and again.
+    """Answers requests with its answers in order, and repeats the last one.
 
-    An empty answer is silence, ``None`` closes; what begins with :data:`ESTABLISHED` leads to an echo, or ``through``
-    to what was asked for, or ``closing`` to an end. After any other the connection takes another request, unless
-    the answer says that it is closed. ``requests`` are their heads, ``connections`` on which connection each came.
+    An empty answer is silence, and ``None`` closes. After :data:`ESTABLISHED` the proxy echoes; with ``through`` it
+    connects to the requested target, with ``closing`` it closes. After any other answer the connection takes another
+    request, unless the answer says ``close``. ``requests`` has the heads, ``connections`` each request's connection.
     """
 
     def __init__(self, *answers: bytes | None, through: bool = False, closing: bool = False) -> None:
@@ -93,7 +93,7 @@ class ScriptedProxy:
 
 
 class SaysAndCloses:
-    """Answers what it hears by one of ``words`` after the other, and the next by the end, or a reset, of it all."""
+    """Answers each message with the next of ``words``, and the message after those with an end or a reset."""
 
     def __init__(self, *words: bytes, resets: bool = False) -> None:
         self._words = words
@@ -109,13 +109,13 @@ class SaysAndCloses:
 
 
 class SocksServer:
-    """A SOCKS5 server: with ``user`` it lets nobody else in, with ``reply`` it refuses everybody so."""
+    """A SOCKS5 server: with ``user`` it accepts only that user, with ``reply`` it refuses every request so."""
 
     def __init__(self, user: str = "", password: str = "", *, reply: int = 0) -> None:
         self._user = user
         self._password = password
         self._reply = reply
-        self.asked: list[tuple[str, int]] = []  # host and port, as they were written
+        self.asked: list[tuple[str, int]] = []  # host and port as in the request
 
     async def __call__(self, tcp: Tcp) -> None:
         _, count = await tcp.receive_exactly(2)

@@ -1,4 +1,4 @@
-"""What stands on the way in these tests: a CA, a relay behind TLS of its own or of the real Caddy, the real squid."""
+"""The servers of these tests: a CA, a relay behind its own TLS or the real Caddy, and the real squid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.programs.install import find
 
 __all__ = ["PASSWORD", "USER", "Authority", "Caddy", "Certificate", "Scheme", "Site", "Squid", "free_port"]
 
-#: With what has a meaning in a URL, in quotes and in a list of passwords.
+#: With characters that have a meaning in a URL, in quotes and in a password file.
 USER: Final = "me@example.org"
 PASSWORD: Final = 'c@nary-"9f3"/% x'
 Scheme = Literal["open", "basic", "digest"]
@@ -35,7 +35,7 @@ _HELPERS: Final = Path("/usr/lib/squid")
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate with its chain, and its key, as files; ``name`` is the first that it is for."""
+    """Files of a certificate chain and its key; ``name`` is the first name in it."""
 
     name: str
     chain: Path
@@ -51,7 +51,7 @@ class Certificate:
 
 
 class Authority:
-    """A CA that nobody knows but whom ``file`` is given to."""
+    """A CA that only programs with ``file`` trust."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -60,7 +60,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.file)
 
     def certificate(self, *names: str, since_days: int = -1, for_days: int = 2) -> Certificate:
-        """A certificate for these names, valid from ``since_days`` from now on."""
+        """Issue a certificate for these names; it becomes valid ``since_days`` from now."""
         begins = dt.datetime.now(dt.UTC) + dt.timedelta(days=since_days)
         leaf = self._ca.issue_cert(*names, not_before=begins, not_after=begins + dt.timedelta(days=for_days))
         stem = self._folder / secrets.token_hex(4)
@@ -71,7 +71,7 @@ class Authority:
         return made
 
 
-#: With "auto_https off" Caddy forgets skip_install_trust, and puts a CA of its own into the machine's trust store.
+#: With "auto_https off" Caddy ignores skip_install_trust, and adds its own CA to the machine's trust store.
 _GLOBAL: Final = "\tskip_install_trust\n\tauto_https disable_certs\n\thttp_port {port}\n"
 _ANSWERING: Final = """{{
 	default_sni {name}
@@ -86,7 +86,7 @@ _ANSWERING: Final = """{{
 
 
 class Caddy:
-    """The real Caddy with TLS on a port of its own; it may be started with one configuration after the other."""
+    """The real Caddy with TLS on its own port; each start may use another configuration."""
 
     def __init__(self, folder: Path, certificate: Certificate) -> None:
         self.port = free_port()
@@ -102,12 +102,12 @@ class Caddy:
         self._program = found
 
     async def to_relay(self, upstream: str) -> None:
-        """Start it with the Caddyfile of this project, in front of a relay."""
+        """Start Caddy with this project's Caddyfile, in front of a relay."""
         text = CADDYFILE.read_text().replace("reverse_proxy 127.0.0.1:8443", f"reverse_proxy {upstream}")
         await self._start(text.replace("localhost} {\n", f"localhost}} {{\n\ttls {self._files}\n", 1))
 
     async def answering(self, status: int, page: str) -> None:
-        """Start it with one answer for everything, and a log of requests."""
+        """Start Caddy with one answer for every request, and a log of requests."""
         await self._start(_ANSWERING.format(name=self._certificate.name, files=self._files, page=page, status=status))
 
     @property
@@ -138,7 +138,7 @@ class Caddy:
 
 
 class Site:
-    """A relay behind TLS, on ``port``: reached directly by 127.0.0.1, and by proxies that know the name relay.test."""
+    """A relay behind TLS on ``port``: at 127.0.0.1 directly, and at relay.test for proxies that know that name."""
 
     def __init__(self, folder: Path, authority: Authority, caddy: Caddy | None) -> None:
         self._caddy = caddy
@@ -148,7 +148,7 @@ class Site:
 
     @classmethod
     async def start(cls, folder: Path, authority: Authority, edge: str) -> Self:
-        """``edge`` is "relay" for the relay's own TLS, "caddy" for Caddy's."""
+        """Start a site; ``edge`` is "relay" for the relay's own TLS, "caddy" for Caddy's."""
         caddy = Caddy(folder, authority.certificate("127.0.0.1", "relay.test")) if edge == "caddy" else None
         site = cls(folder, authority, caddy)
         tls = ["--tls-cert", str(site._certificate.chain), "--tls-key", str(site._certificate.key)]
@@ -172,13 +172,13 @@ class Site:
             return (await rest.create_service(f"s{secrets.token_hex(6)}")).service
 
     async def answers(self, status: int, page: str) -> Caddy:
-        """From now on Caddy has one answer for everything, and no relay."""
+        """Let Caddy give one answer to every request from now on, in place of the relay."""
         assert self._caddy is not None
         await self._caddy.answering(status, page)
         return self._caddy
 
     async def is_back(self) -> None:
-        """From now on Caddy leads to the relay again."""
+        """Let Caddy forward to the relay again."""
         assert self._caddy is not None
         await self._caddy.to_relay(self._relay.address.authority)
 
@@ -221,7 +221,7 @@ _SCHEMES: Final[dict[Scheme, str]] = {
 
 
 class Squid:
-    """The real squid, open or with a password; it knows the name relay.test, and does not let refused.test pass."""
+    """The real squid, with or without a password; it knows the name relay.test, and forbids refused.test."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.port = free_port()
@@ -239,7 +239,7 @@ class Squid:
         (self._folder / "squid.conf").write_text(config)
         (self._folder / "hosts").write_text("127.0.0.1 relay.test refused.test\n")
         (self._folder / "passwords").write_text(self._passwords())
-        if os.geteuid() == 0:  # squid goes on as its own user
+        if os.geteuid() == 0:  # squid drops root and runs as its own user
             shutil.chown(self._folder, "proxy", "proxy")
         command = [program, "-N", "-n", f"s{secrets.token_hex(4)}", "-f", str(self._folder / "squid.conf")]
         self._process = Process("squid", command, self._folder)
@@ -262,7 +262,7 @@ class Squid:
 
     @property
     def passed(self) -> str:
-        """Its log of what it was asked for."""
+        """Its log of requests."""
         log = self._folder / "access.log"
         return log.read_text() if log.exists() else ""
 

@@ -1,6 +1,6 @@
-"""What a box gives where the relay's answer is expected: one code and one sentence, whatever asks.
+"""A box's answer in place of the relay's gives one code and one sentence, whichever program asks.
 
-A box is a few lines: what it answers to a plain request, to one with a token, and to an upgrade.
+A box here is a few lines: its answers to a plain request, to one with a token, and to an upgrade.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _problem(status: str, missing: str = "", **members: object) -> bytes:
 
 
 def _switching(*headers: str, without: str = "") -> bytes:
-    """A 101 without a header, or with others."""
+    """A 101 answer without one usual header, or with more headers."""
     usual = {
         "Upgrade": "websocket",
         "Connection": "Upgrade",
@@ -65,7 +65,7 @@ def _switching(*headers: str, without: str = "") -> bytes:
 
 @dataclass(frozen=True)
 class _Box:
-    """Answers a request as a relay would, but an ``upgrade``, or ``all_`` of them; ``None`` closes."""
+    """Answers like a relay, except for an ``upgrade``, or for every request (``all_``); ``None`` closes."""
 
     upgrade: bytes | None = b""
     all_: bytes | None = b""
@@ -94,7 +94,7 @@ def _accept(request: bytes) -> bytes:
 
 
 async def _starts(url: str) -> KdispatchError:
-    """How an agent's first start ends."""
+    """Return the error of an agent's first start."""
     uplink = Uplink(Dialer(RelayUrl.parse(url)), lambda _: None)
     try:
         with pytest.raises(KdispatchError) as caught:
@@ -105,7 +105,7 @@ async def _starts(url: str) -> KdispatchError:
 
 
 async def _lists(url: str) -> KdispatchError:
-    """How a command ends that shows its token."""
+    """Return the error of a command that sends its token."""
     async with RestClient(Dialer(RelayUrl.parse(url)), token=_TOKEN) as rest:
         with pytest.raises(KdispatchError) as caught:
             await rest.services()
@@ -113,7 +113,7 @@ async def _lists(url: str) -> KdispatchError:
 
 
 async def _looks_up(url: str) -> KdispatchError:
-    """How an agent's look-up of its service ends."""
+    """Return the error of an agent's look-up of its service."""
     async with ServiceQuery(Dialer(RelayUrl.parse(url)), _TOKEN) as query:
         with pytest.raises(KdispatchError) as caught:
             await query.service("ann/web")
@@ -121,12 +121,12 @@ async def _looks_up(url: str) -> KdispatchError:
 
 
 async def _examined(url: str) -> tuple[str, str, str]:
-    """Code, text and hint of what doctor finds first."""
+    """Return code, text and hint of doctor's first failed check."""
     found = [one async for one in examine(Settings(relay=url), Wishes()) if one.level == "fail"]
     return found[0].code or "", found[0].text, found[0].hint or ""
 
 
-#: Of each box at the upgrade: the code, and what is said.
+#: For each box at the upgrade: the code, and words of the message.
 _UPGRADES: Final[Mapping[str, tuple[_Box, str, str]]] = {
     **{
         f"{status} page": (
@@ -181,7 +181,7 @@ _UPGRADES: Final[Mapping[str, tuple[_Box, str, str]]] = {
 
 @pytest.mark.parametrize("name", _UPGRADES)
 async def test_an_upgrade_that_a_box_spoils(name: str) -> None:
-    """An agent's start says what doctor says: the code, the sentence and whom to ask."""
+    """For a spoiled upgrade, agent and doctor give the same code, sentence and hint."""
     box, code, words = _UPGRADES[name]
     async with service(box) as running:
         url = f"http://127.0.0.1:{running.port}"
@@ -193,7 +193,7 @@ async def test_an_upgrade_that_a_box_spoils(name: str) -> None:
     assert (error.info.hop, error.info.exit) == ("you -> relay", _EXIT)
 
 
-#: Of each 101: what the agent and doctor say.
+#: For each 101: words of the message of agent and doctor.
 _SWITCHES: Final[Mapping[str, tuple[bytes, str]]] = {
     "without Upgrade": (_switching(without="Upgrade"), "missing Upgrade header"),
     "without Connection": (_switching(without="Connection"), "missing Connection header"),
@@ -211,7 +211,7 @@ _SWITCHES: Final[Mapping[str, tuple[bytes, str]]] = {
 
 @pytest.mark.parametrize("name", _SWITCHES)
 async def test_an_upgrade_that_a_box_answers(name: str) -> None:
-    """A 101 with headers that no relay gives is no relay's, by one sentence; nothing is said on such a connection."""
+    """A 101 with headers that no relay sends is `not_a_relay`, in the same sentence from agent and doctor."""
     answer, words = _SWITCHES[name]
     async with service(_Box(answer)) as running:
         url = f"http://127.0.0.1:{running.port}"
@@ -227,14 +227,14 @@ async def test_an_upgrade_that_a_box_answers(name: str) -> None:
         b"\x82\x84abcdabcd",  # masked
         b"\xc2\x04abcd",  # compressed
         b"\x81\x04abcd",  # text
-        b"\x82\x04abcd",  # no frame of ours
-        b"\x80\x00",  # a continuation of nothing
+        b"\x82\x04abcd",  # not a kdispatch frame
+        b"\x80\x00",  # a continuation without a start
         b"<html>No</html>",
-        b"a\r\n\x82\x04abcd",  # in chunks
+        b"a\r\n\x82\x04abcd",  # chunked
     ],
 )
 async def test_what_a_box_makes_of_frames(behind: bytes) -> None:
-    """What comes behind the upgrade and can't be a relay's is told so, by the same words."""
+    """Bytes after the upgrade that no relay sends give the same error in agent and doctor."""
     async with service(_Box(_switching() + behind)) as running:
         url = f"http://127.0.0.1:{running.port}"
         error, (found, text, hint) = await _starts(url), await _examined(url)
@@ -251,7 +251,7 @@ def _away() -> bytes:
     return b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"
 
 
-#: Of each that answers everything so: the code, and what is said.
+#: For each box with one answer for all: the code, and words of the message.
 _ALL: Final[Mapping[str, tuple[bytes | None, str, str]]] = {
     "ssh": (b"SSH-2.0-OpenSSH_9.2p1\r\n", "not_a_relay", "does not speak HTTP as expected, but SSH."),
     "tls": (b"\x15\x03\x01\x00\x02\x02\x46", "not_a_relay", "as expected, but TLS (https://)."),
@@ -274,7 +274,7 @@ _ALL: Final[Mapping[str, tuple[bytes | None, str, str]]] = {
 @pytest.mark.parametrize("asks", [_starts, _lists, _looks_up])
 @pytest.mark.parametrize("name", _ALL)
 async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awaitable[KdispatchError]]) -> None:
-    """What answers strangely is named at once, by the same sentence to agents, commands and doctor."""
+    """A malformed answer is reported at once, in the same sentence by agents, commands and doctor."""
     answer, code, words = _ALL[name]
     async with service(_Box(all_=answer)) as running:
         url = f"http://127.0.0.1:{running.port}"
@@ -290,7 +290,7 @@ async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awa
     ("status", "members", "lost"),
     [
         ("401 No", {"code": "token_refused", "missing": "Authorization"}, True),
-        ("401 No", {"code": "token_refused", "detail": "This needs a token."}, True),  # a relay of before
+        ("401 No", {"code": "token_refused", "detail": "This needs a token."}, True),  # an older relay
         ("404 No", {"code": "unknown_service", "missing": "Authorization"}, True),
         ("401 No", {"code": "token_refused", "detail": "The relay does not accept this token."}, False),
         ("404 No", {"code": "unknown_service"}, False),
@@ -300,7 +300,7 @@ async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awa
 async def test_a_token_that_does_not_arrive(
     asks: Callable[[str], Awaitable[KdispatchError]], status: str, members: dict[str, str], lost: bool
 ) -> None:
-    """A box that takes Authorization out is told as such, at its hop; a token that is refused is refused."""
+    """A token that a box removed is reported as lost at that hop, and a refused token as refused."""
     async with service(_Box(all_=_problem(status, **members))) as running:
         error = await asks(f"http://127.0.0.1:{running.port}")
     if lost:
@@ -311,7 +311,7 @@ async def test_a_token_that_does_not_arrive(
 
 
 async def test_no_token_was_shown(shared_relay: Relay) -> None:
-    """A relay names the header that a request came without, and only who sent it makes a box of that."""
+    """A program that sent no token does not blame a box when the relay reports the missing header."""
     async with RestClient(Dialer(shared_relay.address)) as rest:
         with pytest.raises(KdispatchError) as caught:
             await rest.services()
@@ -324,7 +324,7 @@ async def test_no_token_was_shown(shared_relay: Relay) -> None:
     ids=["upgrade", "token", "origin"],
 )
 async def test_a_real_relay_behind_a_box(network: Network, rules: Rules) -> None:
-    """Behind a box that takes a header out, or adds one, all that ask name that header, the hop and the status."""
+    """If a box removes or adds a header, every program names that header, the hop and the status."""
     name = await network.service()
     async with service(echo) as local, middlebox(RelayUrl.parse(network.url).port, rules) as box:
         await network.host(name, local.port)
@@ -374,7 +374,7 @@ async def test_a_real_relay_behind_a_box(network: Network, rules: Rules) -> None
 async def test_what_answers_everything(
     status: str, headers: tuple[str, ...], code: str, asks: Callable[[str], Awaitable[KdispatchError]]
 ) -> None:
-    """What stands in the relay's place has one code, one sentence and one hint, and says its own name."""
+    """A server in the relay's place gets one code, one sentence and one hint, and the error names the server."""
     async with service(_Box(all_=_http(status, "Server: an-edge", *headers, body="<p>No"))) as running:
         url = f"http://127.0.0.1:{running.port}"
         error, (found, text, hint) = await asks(url), await _examined(url)

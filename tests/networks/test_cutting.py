@@ -1,6 +1,6 @@
-"""Tunnels live on where a box cuts what is idle, or old: after two cuts at most none is cut any more.
+"""Tunnels survive boxes that cut idle or old connections: agents learn the limit, and then no session is cut.
 
-The small form has agents in this process whose times are a tenth of the real ones, the full form has processes.
+In the small form agents run in this process with scaled times; in the full form they are processes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _BLOCK: Final = bytes(range(256)) * 16
 
 @dataclass(frozen=True)
 class _Case:
-    """A box, whether agents have to learn something there, and whether a stream is busy."""
+    """A box, the limit that agents learn there, and whether a stream is busy."""
 
     rules: Rules
     learns: str = ""
     busy: bool = False
 
 
-#: Seconds are those of the full form.
+#: Seconds of the full form.
 _CASES: Final = {
     "idle": _Case(Rules(idle=20)),
     "idle up": _Case(Rules(idle=20, counts="up"), busy=True),
@@ -57,15 +57,15 @@ _CASES: Final = {
 
 @dataclass(frozen=True)
 class _Size:
-    """``scale``: what a second of the full form is here. ``slack``: so much later cut boxes that pings please."""
+    """``scale``: length of one second of the full form. ``slack``: factor on the limits that pings satisfy anyway."""
 
     scale: float
     slack: float
-    watched: float  # seconds without a cut, once all is learnt
+    watched: float  # seconds without a cut, after the limits are learnt
 
 
 class _Log:
-    """Keeps what an agent in this process says."""
+    """Collects the log of an agent in this process."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -81,7 +81,7 @@ class _Log:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A host and a client behind a box each. ``port`` is the client's; ``logs`` what the two have said."""
+    """A host and a client, each behind its own box. ``port`` is the client's; ``logs`` return their logs so far."""
 
     port: int
     logs: tuple[Callable[[], str], Callable[[], str]]
@@ -122,7 +122,7 @@ async def _processes(boxes: list[Middlebox], folder: Path, token: str, port: int
 
 
 async def _idle(pair: _Pair, done: asyncio.Event) -> None:
-    """A stream by which nothing passes, between its first byte and its last."""
+    """Hold a stream that carries nothing between its first and its last bytes."""
     async with await Tcp.connect(pair.port) as tcp:
         await tcp.send(b"first")
         await done.wait()
@@ -132,7 +132,7 @@ async def _idle(pair: _Pair, done: asyncio.Event) -> None:
 
 
 async def _busy(pair: _Pair, done: asyncio.Event) -> None:
-    """A stream by which something passes all the time, one way."""
+    """Hold a stream that carries data all the time, in one direction."""
     hashed, size = hashlib.sha256(), 0
     async with await Tcp.connect(pair.port) as tcp:
         while not done.is_set():
@@ -147,7 +147,7 @@ async def _busy(pair: _Pair, done: asyncio.Event) -> None:
 
 
 async def _watch(name: str, pair: _Pair, size: _Size) -> None:
-    """Streams live on; what is to be learnt is, once for all; then nothing is cut."""
+    """Check that streams survive, that agents learn each limit once, and that no session is cut after that."""
     case, done = _CASES[name], asyncio.Event()
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -168,7 +168,7 @@ async def _watch(name: str, pair: _Pair, size: _Size) -> None:
 
 
 def _limits(scale: float) -> Limits:
-    """Those times of an agent scaled that have to do with boxes."""
+    """Scale the agent's times that matter for boxes."""
     return dataclasses.replace(DEFAULT_LIMITS, **{name: getattr(DEFAULT_LIMITS, name) * scale for name in _TIMES})
 
 
@@ -180,7 +180,7 @@ def _rules(case: _Case, size: _Size) -> Rules:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("size", sizes(_Size(1 / 15, 1.5, 45), _Size(1.0, 1.0, 65)))
 async def test_tunnels_live_on(tmp_path: Path, size: _Size) -> None:
-    """Behind boxes that cut what is idle for 10, 12 or 20 s, or 30 s old, streams live on, and soon nothing is cut."""
+    """Streams survive boxes that cut after 10, 12 or 20 s idle or at an age of 30 s, and cuts soon stop."""
     async with AsyncExitStack() as ending, asyncio.TaskGroup() as group:
         local = await ending.enter_async_context(service(digest))
         token, limits = "", _limits(size.scale)

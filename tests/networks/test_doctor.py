@@ -1,4 +1,4 @@
-"""``kdispatch doctor`` behind each middlebox, as a process: it names what is in the way, and who has to change it."""
+"""``kdispatch doctor`` as a process behind each middlebox: it names the problem, and who has to fix it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Told:
-    """What doctor said, check by check; of several findings of one check the worst."""
+    """Doctor's findings by check; of several findings of one check, the worst."""
 
     ended: Ended
     by_check: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def port(shared_relay: Relay) -> int:
 
 
 async def test_a_free_way(person: Person, port: int) -> None:
-    """Where nothing is in the way every check is OK, and the status 0."""
+    """On a free path every check is OK, and the status is 0."""
     async with middlebox(port) as box:
         told = await _doctor(person, box.url, "--speed")
     assert (told.ended.status, told.amiss()) == (0, []), told.ended
@@ -67,7 +67,7 @@ async def test_a_free_way(person: Person, port: int) -> None:
 
 
 async def test_a_box_that_strips_upgrades(person: Person, port: int) -> None:
-    """The relay is reached, and did not get the header: so something on the way took it out."""
+    """If the relay answers but did not get the Upgrade header, doctor says that something on the way removes it."""
     async with middlebox(port, Rules(strips=True)) as box:
         told = await _doctor(person, box.url)
     finding = told.by_check["upgrade"]
@@ -78,7 +78,7 @@ async def test_a_box_that_strips_upgrades(person: Person, port: int) -> None:
 
 
 async def test_a_box_that_refuses_upgrades(person: Person, port: int) -> None:
-    """Plain requests pass, and what answers 400 to an upgrade calls itself by a name that is shown."""
+    """If plain requests pass and an upgrade gets 400, doctor shows the name of the server that answers."""
     async with middlebox(port, Rules(refuses=True)) as box:
         told = await _doctor(person, box.url)
     finding = told.by_check["upgrade"]
@@ -88,7 +88,7 @@ async def test_a_box_that_refuses_upgrades(person: Person, port: int) -> None:
 
 
 async def test_a_box_that_gathers_bytes(person: Person, port: int) -> None:
-    """Small messages that come only among many others were held back, and it is told for how long."""
+    """Doctor detects that a box holds small messages back, and says how many KiB release them."""
     async with middlebox(port, Rules(buffers=64 * KIB)) as box:
         told = await _doctor(person, box.url)
     finding = told.by_check["buffering"]
@@ -100,7 +100,7 @@ async def test_a_box_that_gathers_bytes(person: Person, port: int) -> None:
 
 @pytest.mark.parametrize("seconds", sizes(small=1.0, full=20.0))
 async def test_a_box_that_cuts_the_silent(person: Person, port: int, seconds: float) -> None:
-    """The silence after which sessions are cut is measured, and is told from their age."""
+    """Doctor measures the silence after which sessions are cut, and distinguishes it from their age."""
     async with middlebox(port, Rules(idle=seconds)) as box:
         told = await _doctor(person, box.url, "--idle")
     finding = told.by_check["idle"]
@@ -110,7 +110,7 @@ async def test_a_box_that_cuts_the_silent(person: Person, port: int, seconds: fl
 
 @pytest.mark.parametrize("seconds", sizes(small=2.0, full=30.0))
 async def test_a_box_that_cuts_the_old(person: Person, port: int, seconds: float) -> None:
-    """A session that is never silent and is cut all the same was cut for its age."""
+    """If a session that is never silent is cut, doctor reports a limit on its age."""
     async with middlebox(port, Rules(life=seconds)) as box:
         told = await _doctor(person, box.url, "--idle")
     finding = told.by_check["idle"]
@@ -119,24 +119,24 @@ async def test_a_box_that_cuts_the_old(person: Person, port: int, seconds: float
 
 
 async def test_a_box_that_opens_tls(person: Person, port: int, tmp_path: Path) -> None:
-    """The issuer that nobody here trusts is shown; with its CA all is well, and the issuer is shown again."""
+    """Doctor shows an issuer that this machine does not trust; with its CA all checks pass and still show it."""
     interception = await asyncio.to_thread(Interception, tmp_path)
     async with middlebox(port, opens=interception) as box:
         told = await _doctor(person, box.url)
         finding = told.by_check["tls"]
         assert (told.ended.status, told.amiss(), finding["code"]) == (1, ["tls"], "tls_unknown_ca"), told.ended
         assert ISSUER in finding["text"] and "--ca-file" in finding["hint"]
-        assert told.level("clock") == "ok"  # by what answers there: no secret goes that way
+        assert told.level("clock") == "ok"  # from the untrusted server's answer: the check sends no secret
         told = await _doctor(person, box.url, SSL_CERT_FILE=str(interception.ca_file))
         assert (told.ended.status, told.amiss()) == (0, []), told.ended
         assert ISSUER in told.by_check["tls"]["text"]
         box.rules = Rules(strips=True)
         told = await _doctor(person, box.url, SSL_CERT_FILE=str(interception.ca_file))
-        assert ISSUER in told.by_check["upgrade"]["text"]  # who opens TLS is who can take headers out
+        assert ISSUER in told.by_check["upgrade"]["text"]  # a box that intercepts TLS can also remove headers
 
 
 async def test_no_secret_leaves(person: Person, shared_relay: Relay) -> None:
-    """A stored token, a given one and a proxy's password are in nothing that is printed, and in no bundle."""
+    """Neither doctor's output nor its bundle contains the stored token, a given one, or a proxy's password."""
     stored = (await person.runs("sign-up", "doctors-friend", "--relay", shared_relay.url, "--quiet")).out.strip()
     given, password = format_token("svc", b"\x07" * 32), "hunter2%2F9"
     async with service(ScriptedProxy(ESTABLISHED, through=True)) as proxy:

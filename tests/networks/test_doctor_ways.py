@@ -1,4 +1,4 @@
-"""Doctor's steps towards a relay, each with something else in the way: one fails, and what follows is not looked at."""
+"""Doctor's steps towards a relay, each blocked in another way: that step fails, and doctor skips the later ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _examined(settings: Settings) -> Mapping[str, Finding]:
     found = {finding.check: finding async for finding in examine(settings, Wishes())}
-    assert [check for check in found if check in NEEDED] == list(NEEDED)  # each is told, in its order
+    assert [check for check in found if check in NEEDED] == list(NEEDED)  # every check, in order
     return found
 
 
@@ -69,25 +69,25 @@ def _answering(status: str, kind: str, *headers: str) -> Callable[[Tcp], Awaitab
     ],
 )
 async def test_a_proxy_that_says_no(answer: bytes, code: str) -> None:
-    """The proxy and where it was found are named, its password is not, and nothing behind it is looked at."""
+    """If a proxy refuses, doctor names it and its source, hides its password, and skips the later checks."""
     async with service(ScriptedProxy(answer)) as proxy:
         url = f"http://ann:{_PASSWORD}@127.0.0.1:{proxy.port}"
         found = await _examined(Settings(relay="http://relay.test:80", insecure_plaintext=True, proxy=url))
-    assert _amiss(found)[1:] == [("proxy", "fail", code)]  # behind the warning of plain http
+    assert _amiss(found)[1:] == [("proxy", "fail", code)]  # the first one is the warning about plain http
     assert f"http://127.0.0.1:{proxy.port}" in found["proxy"].text and "--proxy" in found["proxy"].text
     assert {str(found[check].level) for check in ("tcp", "tls", "http", "upgrade", "token")} == {"skip"}
     assert _PASSWORD not in str(found)
 
 
 async def test_a_proxy_that_is_down() -> None:
-    """That nothing listens there is said of the proxy, not of the relay."""
+    """A closed port of the proxy is reported for the proxy, not for the relay."""
     [port] = free_ports(1)
     found = await _examined(Settings(relay="http://127.0.0.1:9", proxy=f"http://127.0.0.1:{port}"))
     assert _amiss(found) == [("proxy", "fail", "proxy_unreachable")]
 
 
 async def test_a_proxy_that_knows_the_name(shared_relay: Relay) -> None:
-    """A name that only the proxy can resolve is left to it, and all steps go through it."""
+    """Doctor leaves name resolution to the proxy, and all its steps go through the proxy."""
     url = f"http://relay.test:{shared_relay.address.port}"
     async with service(ScriptedProxy(ESTABLISHED, through=True)) as proxy:
         found = await _examined(Settings(relay=url, insecure_plaintext=True, proxy=f"http://127.0.0.1:{proxy.port}"))
@@ -97,7 +97,7 @@ async def test_a_proxy_that_knows_the_name(shared_relay: Relay) -> None:
 
 
 async def test_an_unknown_name() -> None:
-    """Without a proxy the name fails, by the code that agents end with."""
+    """Without a proxy an unknown name fails in the check of DNS, with the code that agents end with."""
     found = await _examined(Settings(relay="https://relay.invalid", no_proxy=True))
     assert _amiss(found) == [("dns", "fail", "relay_unreachable")]
 
@@ -114,7 +114,7 @@ async def test_an_unknown_name() -> None:
     ],
 )
 async def test_what_answers_in_the_relays_place(status: str, kind: str, code: str) -> None:
-    """A log-in page, an edge whose relay is away, and another server are told apart, by the name that they say."""
+    """Doctor distinguishes a log-in page, an edge without its relay and another server, and names the server."""
     async with service(_answering(status, kind, "Server: an-edge")) as running:
         found = await _examined(Settings(relay=f"http://127.0.0.1:{running.port}"))
     assert _amiss(found) == [("http", "fail", code)]
@@ -122,7 +122,7 @@ async def test_what_answers_in_the_relays_place(status: str, kind: str, code: st
 
 
 async def test_another_clock() -> None:
-    """A clock that is minutes apart from the date of what answers is a warning, whatever it is that answers."""
+    """A clock minutes away from the answer's date is a warning, whichever server answers."""
     date = format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10), usegmt=True)
     async with service(_answering("404 Not Found", "text/plain", f"Date: {date}")) as running:
         found = await _examined(Settings(relay=f"http://127.0.0.1:{running.port}"))
@@ -131,7 +131,7 @@ async def test_another_clock() -> None:
 
 
 async def test_nobody_at_the_port() -> None:
-    """A refused connection is TCP's, and says so in the system's words."""
+    """A refused connection fails in the check of TCP, in the system's words."""
     [port] = free_ports(1)
     found = await _examined(Settings(relay=f"https://127.0.0.1:{port}"))
     assert _amiss(found) == [("tcp", "fail", "relay_unreachable")]
@@ -140,7 +140,7 @@ async def test_nobody_at_the_port() -> None:
 
 @pytest.mark.accept
 async def test_one_who_says_nothing_to_an_upgrade(shared_relay: Relay) -> None:
-    """Where plain requests pass and an upgrade is eaten, that is said of the way."""
+    """If plain requests pass and an upgrade gets no answer, doctor blames the path."""
     async with middlebox(shared_relay.address.port, Rules(buffers=1 << 30)) as box:
         found = await _examined(Settings(relay=box.url))
     assert _amiss(found) == [("buffering", "fail", "relay_unreachable")]
@@ -152,7 +152,7 @@ async def test_one_who_says_nothing_to_an_upgrade(shared_relay: Relay) -> None:
 
 @asynccontextmanager
 async def _secure(certificate: trustme.LeafCert) -> AsyncIterator[int]:
-    """A TLS server that says nothing but a date."""
+    """Run a TLS server that answers 404 with a date."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     await asyncio.to_thread(certificate.configure_cert, context)
     date = format_datetime(dt.datetime.now(dt.UTC), usegmt=True)
@@ -177,7 +177,7 @@ async def _secure(certificate: trustme.LeafCert) -> AsyncIterator[int]:
     (-1, "other.test", "tls_wrong_host"),
 ])  # fmt: skip
 async def test_certificates_that_are_not_valid(tmp_path: Path, days: int, name: str, code: str) -> None:
-    """Each is told by its code, and the clock is compared all the same: it may be what is wrong."""
+    """Each invalid certificate has its own code, and doctor still compares the clock, a possible cause."""
     authority = trustme.CA(organization_name="The network's own CA")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     begins = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
@@ -190,7 +190,7 @@ async def test_certificates_that_are_not_valid(tmp_path: Path, days: int, name: 
 
 @pytest.mark.accept
 async def test_no_tls_at_all() -> None:
-    """A server that takes the connection and says nothing is told of by its step, within its time."""
+    """A server that accepts and stays silent fails in the check of TLS, within that check's time."""
     async with service(silent) as running, asyncio.timeout(30):
         found = await _examined(Settings(relay=f"https://127.0.0.1:{running.port}"))
     assert _amiss(found) == [("tls", "fail", "relay_unreachable")]

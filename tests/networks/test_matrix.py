@@ -1,4 +1,4 @@
-"""Every way to a relay: what a host offers is reached through each proxy, each TLS, with each way to name a CA."""
+"""Every path to a relay: through each proxy, each TLS, and with each way to name a CA, a client reaches its host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _SIZE: Final = 10 * MIB
 _EDGES: Final = ("relay", "caddy")
 _TRUSTS: Final[tuple[Trust, ...]] = ("SSL_CERT_FILE", "--ca-file")
-#: What is in make test; all of them together are the acceptance run's.
+#: This case runs in make test; the acceptance run has all.
 _SMALL: Final = ("digest", "relay", "--ca-file")
 
 
@@ -35,7 +35,7 @@ def _cells() -> list[ParameterSet]:
 
 @pytest.mark.parametrize(("way", "edge", "trust"), _cells())
 async def test_tunnel(tmp_path: Path, park: Park, authority: Authority, way: Way, edge: str, trust: Trust) -> None:
-    """A host and a client find each other, and 10 MB come back whole; nobody sees the proxy's password."""
+    """A client reaches its host, 10 MB come back intact, and no output or log has the proxy's password."""
     site = await park.site(edge)
     name = await site.service()
     data = random.Random(10).randbytes(_SIZE)

@@ -1,4 +1,4 @@
-"""What doctor measures on the way: sessions of its own through a middlebox, on the test's event loop."""
+"""Doctor's measurements of the path: its own sessions through a middlebox, on the test's event loop."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _tunnel(box: Middlebox) -> Tunnel:
 
 
 async def test_a_silent_cut_is_found_between_two_silences(shared_relay: Relay) -> None:
-    """Where nobody is told of a cut, the limit lies between the last silence that was lived through and the next."""
+    """If a cut is silent, the limit lies between the longest silence survived and the next one tried."""
     async with middlebox(shared_relay.address.port, Rules(idle=1.2, silently=True)) as box:
         found = await measure(_tunnel(box).open_quiet, after=(0.2, 1.8), answer=0.4)
     assert (found.lived, found.silence, found.seen, found.life) == (0.2, 1.8, False, None)
 
 
 async def test_no_cut_at_all(shared_relay: Relay) -> None:
-    """Where all sessions live, the longest silence is told."""
+    """If all sessions survive, doctor reports the longest silence tried."""
     async with middlebox(shared_relay.address.port) as box:
         found = await measure(_tunnel(box).open_quiet, after=(0.1, 0.3))
     assert (found.lived, found.silence, found.life) == (0.3, None, None)
 
 
 async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None:
-    """Its own limit on silence is not taken for somebody else's: longer silences are not tried there."""
+    """With a relay without quiet sessions, doctor tries no silence beyond the relay's own limit."""
 
     async def older(tunnel: Tunnel) -> ProbeSession:
         session = await tunnel.open_quiet()
@@ -54,8 +54,8 @@ async def test_a_relay_that_knows_no_quiet_sessions(shared_relay: Relay) -> None
 async def test_a_session_that_ends_under_the_flood(
     shared_relay: Relay, monkeypatch: pytest.MonkeyPatch, *, before: bool
 ) -> None:
-    """A measurement of speed that is cut short ends, and says so, be it before the first PING."""
-    monkeypatch.setattr("kdispatch.doctor.limits._FLOOD_ALL", 1 << 20)  # for longer than the session lives
+    """A measurement of speed that is cut short ends and reports that, even before the first PING."""
+    monkeypatch.setattr("kdispatch.doctor.limits._FLOOD_ALL", 1 << 20)  # lasts longer than the session
     async with middlebox(shared_relay.address.port, Rules(life=0.3)) as box:
         tunnel = _tunnel(box)
         session = await tunnel.open()

@@ -1,4 +1,4 @@
-"""The middlebox breaks what it says, and nothing else."""
+"""The middlebox breaks what its rules say, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ANSWER = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 
 
 async def _server(tcp: Tcp) -> None:
-    """Answer with a head, then with the request's own, then with what comes."""
+    """Answer with a head, then with the request's head, then echo."""
     head = b""
     while b"\r\n\r\n" not in head:
         head += await tcp.receive()
@@ -27,7 +27,7 @@ async def _server(tcp: Tcp) -> None:
 
 
 async def _talk(port: int, request: bytes) -> tuple[Tcp, bytes]:
-    """Send a request through the box; returns the connection, and what the server saw of it."""
+    """Send a request through the box; returns the connection, and the request as the server got it."""
     tcp = await Tcp.connect(port)
     await tcp.send(request)
     await tcp.receive_exactly(len(_ANSWER))
@@ -43,7 +43,7 @@ def interception(tmp_path: Path) -> Interception:
 
 
 async def test_passes_everything_on() -> None:
-    """Without rules both ways pass as they are, to their ends."""
+    """Without rules the box passes both directions unchanged, including their ends."""
     async with service(_server) as running, middlebox(running.port) as box:
         tcp, seen = await _talk(box.port, _UPGRADE)
         async with tcp:
@@ -56,7 +56,7 @@ async def test_passes_everything_on() -> None:
 
 
 async def test_strips_and_refuses_upgrades_only() -> None:
-    """A stripped request has neither Upgrade nor Connection; a refused one is answered 400, another is not."""
+    """A stripped request has neither Upgrade nor Connection; a refusing box answers only upgrades with 400."""
     async with service(_server) as running, middlebox(running.port, Rules(strips=True)) as box:
         tcp, seen = await _talk(box.port, _UPGRADE)
         tcp.close()
@@ -70,7 +70,7 @@ async def test_strips_and_refuses_upgrades_only() -> None:
 
 
 async def test_holds_bytes_back() -> None:
-    """Behind the head of an upgrade's answer nothing comes until so many bytes are there."""
+    """After the head of an upgrade's answer, no byte passes until the threshold is reached."""
     rules = Rules(buffers=4 * KIB)
     async with service(_server) as running, middlebox(running.port, rules) as box, await Tcp.connect(box.port) as tcp:
         await tcp.send(_UPGRADE)
@@ -83,7 +83,7 @@ async def test_holds_bytes_back() -> None:
 
 
 async def test_cuts_the_silent_or_the_old() -> None:
-    """``idle`` spares who speaks the way that counts, ``life`` nobody, and a silent cut is told to nobody."""
+    """``idle`` spares connections with bytes in the counted direction, ``life`` none, and a silent cut sends no end."""
     async with service(_server) as running, middlebox(running.port, Rules(idle=0.15)) as box:
         tcp, _ = await _talk(box.port, _PLAIN)
         async with tcp:
@@ -112,7 +112,7 @@ async def test_cuts_the_silent_or_the_old() -> None:
 
 
 async def test_opens_tls(interception: Interception) -> None:
-    """In front stands a certificate that the network's own CA signed, whose name is in it."""
+    """Towards agents the box has a certificate that the network's own CA signed, with the CA's name in it."""
     trusting = ssl.create_default_context(cafile=str(interception.ca_file))
     async with service(_server) as running, middlebox(running.port, opens=interception) as box:
         reader, writer = await asyncio.open_connection("127.0.0.1", box.port, ssl=trusting)

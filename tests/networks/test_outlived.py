@@ -1,4 +1,4 @@
-"""Agents that have been connected outlive what stands in their relay's place for a while."""
+"""Connected agents survive another server in their relay's place for a while."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.networks.site import Authority, Site
 from tests.networks.ways import agents
 
 _PAGE: Final = "<html><title>No</title></html>"
-_BACK: Final = 20.0  # seconds: while connections wait, an agent tries again every few seconds
-_TRIES: Final = 12  # of two agents in somewhat more than 5 s
+_BACK: Final = 20.0  # seconds; with pending connections an agent tries again every few seconds
+_TRIES: Final = 12  # by two agents in somewhat more than 5 s
 
 
 async def _says(tcp: Tcp, word: bytes) -> bool:
@@ -36,7 +36,7 @@ async def _outlive(folder: Path, authority: Authority, pages: tuple[int, ...]) -
                 for status in pages:
                     caddy = await site.answers(status, _PAGE)
                     await eventually(lambda: caddy.log.count(f'"status":{status}') >= 2, expected=True, wait=40)  # noqa: B023
-                await asyncio.sleep(5)  # both go on trying, and do not press
+                await asyncio.sleep(5)  # both keep trying, at a moderate rate
                 tries = caddy.log.count(f'"status":{pages[-1]}')
                 await site.is_back()
                 began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Real proxies and a real accelerator, and what is said where each has its own word for what fails."""
+"""Real proxies and a real accelerator: the errors for failures that each program reports in its own way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.programs.servers import Ssh
 
 pytestmark = pytest.mark.slow
 
-_UNKNOWN: Final = "relay.invalid"  # no resolver knows it (RFC 2606)
+_UNKNOWN: Final = "relay.invalid"  # does not resolve (RFC 2606)
 _EXIT: Final = 6
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 
@@ -53,7 +53,7 @@ pinger_enable off
 access_log none
 cache_log {folder}/cache.log
 """
-#: As many an accelerator is set up: squid keeps Authorization for itself, unless login=PASSTHRU is said.
+#: A common accelerator setup: squid does not pass Authorization on without login=PASSTHRU.
 _ACCELERATOR: Final = """
 http_port 127.0.0.1:{port} accel defaultsite=127.0.0.1 no-vhost
 cache_peer 127.0.0.1 parent {relay} 0 no-query originserver
@@ -68,14 +68,14 @@ cache_log {folder}/cache.log
 
 @asynccontextmanager
 async def _running(name: str, config: str, command: Callable[[str, Path], list[str]]) -> AsyncIterator[int]:
-    """The program with this configuration; gives its port."""
+    """Run the program with this configuration; yields its port."""
     program = find(name)
     if program == name:
         pytest.skip(f"{name} is not installed: make programs gets it")
     folder, port = Path(tempfile.mkdtemp(prefix=f"kdispatch-{name}-")), free_port()
     file = folder / f"{name}.conf"
     file.write_text(config.format(port=port, folder=folder))
-    if name == "squid" and os.geteuid() == 0:  # squid goes on as its own user
+    if name == "squid" and os.geteuid() == 0:  # squid drops root and runs as its own user
         file.write_text(file.read_text().replace("cache_effective_user root\n", ""))
         shutil.chown(folder, "proxy", "proxy")
     process = Process(name, command(program, file), folder)
@@ -93,7 +93,7 @@ async def _running(name: str, config: str, command: Callable[[str, Path], list[s
         shutil.rmtree(folder, ignore_errors=True)
 
 
-#: A program, its configuration, and how it is run with that.
+#: A program, its configuration, and the command to run it.
 _Proxy = tuple[str, str, Callable[[str, Path], list[str]]]
 
 
@@ -119,7 +119,7 @@ async def _fails(url: str, host: str, port: int = 443) -> KdispatchError:
 async def test_a_name_that_a_proxy_does_not_know(
     proxy: Callable[[], _Proxy],
 ) -> None:
-    """Each has a status of its own for it, and none of them does not allow the relay."""
+    """Each proxy's own status for an unknown name is reported as `relay_unreachable`, not as a refusal."""
     async with _running(*proxy()) as port:
         error = await _fails(f"http://127.0.0.1:{port}", _UNKNOWN)
     assert error.code == "relay_unreachable" and f"can't reach {_UNKNOWN}:443: it answers" in error.text
@@ -127,7 +127,7 @@ async def test_a_name_that_a_proxy_does_not_know(
 
 @pytest.mark.parametrize("proxy", [_tinyproxy, _privoxy, _squid])
 async def test_a_port_on_which_nothing_listens(proxy: Callable[[], _Proxy]) -> None:
-    """A relay that is down is the relay's affair, whatever the proxy makes of it."""
+    """A relay that is down is reported as `relay_unreachable`, whatever the proxy answers."""
     async with _running(*proxy()) as port:
         error = await _fails(f"http://127.0.0.1:{port}", "127.0.0.1", free_port())
     assert error.code == "relay_unreachable" and "can't reach 127.0.0.1:" in error.text
@@ -135,7 +135,7 @@ async def test_a_port_on_which_nothing_listens(proxy: Callable[[], _Proxy]) -> N
 
 @pytest.mark.parametrize(("credentials", "words"), [("me:wrong@", "does not accept"), ("", "wants a name")])
 async def test_a_wrong_password_at_tinyproxy(credentials: str, words: str) -> None:
-    """Tinyproxy answers a wrong password with 401 and WWW-Authenticate, which is the proxy's own no."""
+    """Tinyproxy's 401 for a wrong password is reported as the proxy's refusal."""
     async with _running(*_tinyproxy("BasicAuth me right")) as port:
         error = await _fails(f"http://{credentials}127.0.0.1:{port}", "127.0.0.1", free_port())
     assert error.code == "proxy_auth" and words in error.text
@@ -143,7 +143,7 @@ async def test_a_wrong_password_at_tinyproxy(credentials: str, words: str) -> No
 
 @pytest.mark.skipif(find("sshd") == "sshd" or not shutil.which("ssh"), reason="not installed: ssh, sshd")
 async def test_a_target_that_refuses_behind_ssh(network: Network, tmp_path: Path) -> None:
-    """`ssh -D` closes without a reply where the target takes no connection: the proxy is not to blame."""
+    """If `ssh -D` closes without a reply because the target refuses, the error does not blame the proxy."""
     ssh = Ssh(network, tmp_path)
     to = await ssh.serve()
     ssh.knows(to, ssh.host_key)
@@ -161,7 +161,7 @@ async def test_a_target_that_refuses_behind_ssh(network: Network, tmp_path: Path
 
 @needs(find("squid"))
 async def test_a_token_that_squid_keeps(network: Network) -> None:
-    """Behind squid as accelerator, which passes no Authorization on, a command says that the token did not arrive."""
+    """Behind squid as accelerator, which removes Authorization, a command says that the token did not arrive."""
     relay = network.url.rpartition(":")[2]
     async with _running(*_squid(_ACCELERATOR.replace("{relay}", relay))) as port:
         network.environment["KDISPATCH_RELAY"] = f"http://127.0.0.1:{port}"

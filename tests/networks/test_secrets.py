@@ -1,4 +1,4 @@
-"""A proxy's password is seen by nobody: in no process list, no log, no record, no answer."""
+"""A proxy's password appears in no process list, log, record or answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRETS: Final = (PASSWORD, CREDENTIALS.partition(":")[2].rstrip("@"))
 
 
 def _process_list() -> str:
-    """What every user sees of all processes."""
+    """The parts of all processes' entries that every user can read."""
     shown = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -36,7 +36,7 @@ def _hidden(text: str) -> None:
 
 
 async def test_an_agent_in_the_background(tmp_path: Path, park: Park, authority: Authority) -> None:
-    """An agent that goes to the background by a proxy of its arguments has the password, and nobody sees it."""
+    """A background agent gets the password of a proxy in its arguments, and no other user can see it."""
     site = await park.site("relay")
     name = await site.service()
     async with (
@@ -58,7 +58,7 @@ async def test_an_agent_in_the_background(tmp_path: Path, park: Park, authority:
         finally:
             stopped = network.agent("stop", "stop", name)
             assert await stopped.ended() == 0, stopped.text
-        # Its error comes from the process in the background.
+        # This error comes from the background process.
         refused = network.agent("refused", "connect", name, "--detach", "--proxy", proxy.replace("%20x@", "%20y@"))
         assert await refused.ended() == 6
         assert "[proxy_auth]" in refused.err

@@ -1,4 +1,4 @@
-"""Connections that a proxy makes, and how it is told that one does not."""
+"""Connections through a proxy, and the errors when the proxy makes none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def proxied(
 
 
 async def works(proxy: Proxy, host: str = "relay.test", port: int = 443) -> None:
-    """The socket's next byte is what the other end says to us."""
+    """Check that the socket carries bytes to the other end and back."""
     async with Tcp(await connect_through(proxy, host, port)) as tcp:
         assert tcp.sock.gettimeout() == 0
         await tcp.send(b"hello")
@@ -58,7 +58,7 @@ async def works(proxy: Proxy, host: str = "relay.test", port: int = 443) -> None
 
 
 async def fails(proxy: Proxy) -> KdispatchError:
-    """The error, in which neither name nor password are, with all its causes."""
+    """Return the error; neither it nor its causes contain the name or the password."""
     with pytest.raises(KdispatchError) as raised:
         await connect_through(proxy, "relay.test", 443)
     told = "".join(traceback.format_exception(raised.value)).replace(__file__, "")
@@ -70,7 +70,7 @@ async def fails(proxy: Proxy) -> KdispatchError:
 
 
 async def test_open_proxy() -> None:
-    """A proxy that asks for nothing is asked once, with the name as it is."""
+    """A proxy without authentication gets one CONNECT with the unchanged name, and no credentials."""
     proxy_program = ScriptedProxy(ESTABLISHED)
     async with proxied(proxy_program, CREDENTIALS) as proxy:
         await works(proxy)
@@ -97,7 +97,7 @@ async def test_open_proxy() -> None:
     ids=["kept", "no page", "proxy closes", "closes", "old", "long page", "chunked", "bare line feeds"],
 )
 async def test_basic(first: bytes, connections: list[int]) -> None:
-    """The password is shown when it is asked for, on the same connection where that can be."""
+    """The password is sent only on request, on the same connection where possible."""
     proxy_program = ScriptedProxy(first, ESTABLISHED)
     async with proxied(proxy_program, CREDENTIALS) as proxy:
         await works(proxy)
@@ -107,7 +107,7 @@ async def test_basic(first: bytes, connections: list[int]) -> None:
 
 
 async def test_a_kept_connection_that_was_not() -> None:
-    """A proxy that closes although it said otherwise is asked on a new connection."""
+    """If a proxy closes a connection that it announced as kept, the agent uses a new connection."""
 
     async def first(tcp: Tcp) -> None:
         await tcp.receive()
@@ -125,7 +125,7 @@ async def test_a_kept_connection_that_was_not() -> None:
 
 
 async def test_digest_and_stale_nonces() -> None:
-    """Digest goes before Basic, and a nonce that was too old is replaced."""
+    """Digest is preferred to Basic, and a stale nonce is replaced."""
     offers = [
         answer("407 Who", BASIC, DIGEST.format(nonce, stale)) for nonce, stale in (("n1", "false"), ("n2", "true"))
     ]
@@ -158,7 +158,7 @@ async def test_digest_and_stale_nonces() -> None:
         ),
         ([answer("451 Not Here")], "", "proxy_refused", "does not let relay.test:443 pass: it answers 451"),
         ([answer("511 Log In")], "", "captive_portal", "leads to a page when asked for relay.test:443"),
-        # What tinyproxy says of a wrong password, and of none.
+        # Tinyproxy's answers to a wrong password and to none.
         ([answer("407 Who", BASIC), answer("401 No", WEB)], CREDENTIALS, "proxy_auth", "does not accept the name and"),
         ([answer("401 No", WEB)], CREDENTIALS, "proxy_auth", "does not accept the name and password"),
         ([answer("401 No", WEB)], "", "proxy_auth", "wants a name and a password"),
@@ -171,7 +171,7 @@ async def test_digest_and_stale_nonces() -> None:
     ],
 )  # fmt: skip
 async def test_wrong_answers(answers: list[bytes | None], credentials: str, code: str, words: str) -> None:
-    """What is no connection is told with the proxy, what it was asked for and what it said."""
+    """The error for a refused connection names the proxy, the target and the proxy's answer."""
     proxy_program = ScriptedProxy(*answers)
     async with proxied(proxy_program, credentials) as proxy:
         error = await fails(proxy)
@@ -181,7 +181,7 @@ async def test_wrong_answers(answers: list[bytes | None], credentials: str, code
 
 
 async def test_a_scheme_that_is_not_spoken() -> None:
-    """A proxy that takes only what we don't speak is told with a way around it, and gets nothing."""
+    """If a proxy accepts only unsupported schemes, the hint names a workaround, and the proxy gets no credentials."""
     proxy_program = ScriptedProxy(answer("407 Who", "Proxy-Authenticate: Negotiate", "Proxy-Authenticate: NTLM"))
     async with proxied(proxy_program, CREDENTIALS) as proxy:
         error = await fails(proxy)
@@ -194,7 +194,7 @@ async def test_a_scheme_that_is_not_spoken() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 async def test_unreachable(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is down, or has no address, or is silent, is told apart from a relay that is."""
+    """A proxy that is down, unresolvable or silent is reported as `proxy_unreachable`, not as an unreachable relay."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         error = await fails(Proxy.parse(f"{scheme}://{CREDENTIALS}127.0.0.1:{taken.getsockname()[1]}", "HTTPS_PROXY"))
@@ -213,7 +213,7 @@ async def test_unreachable(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 async def test_a_dead_first_address(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy whose first address is dead is reached by its second, without waiting for the first."""
+    """A proxy whose first address is dead is reached at its second, without a long wait."""
     handle = ScriptedProxy(ESTABLISHED) if scheme == "http" else SocksServer()
     async with service(handle) as running, service(echo) as relay:
         with black_hole(port=running.port):
@@ -221,7 +221,7 @@ async def test_a_dead_first_address(scheme: str, monkeypatch: pytest.MonkeyPatch
             resolve = loop.getaddrinfo
 
             async def two(host: Any, *more: Any, **named: Any) -> Any:
-                if host != "proxy.test":  # uvloop resolves addresses, too
+                if host != "proxy.test":  # uvloop resolves plain addresses here, too
                     return await resolve(host, *more, **named)
                 kinds = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
                 return [(*kinds, (address, running.port)) for address in ("127.0.0.2", "127.0.0.1")]
@@ -233,7 +233,7 @@ async def test_a_dead_first_address(scheme: str, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_the_dialer_goes_by_it() -> None:
-    """The dialer goes by the proxy of its settings, names it where the way behind it fails, and refuses a bad one."""
+    """The dialer uses its settings' proxy, names it when the path behind it fails, and refuses an invalid one."""
     async with service(ScriptedProxy(ESTABLISHED, closing=True)) as running:
         settings = Settings(relay="https://relay.test", proxy=f"http://{CREDENTIALS}127.0.0.1:{running.port}")
         with pytest.raises(KdispatchError) as raised:
@@ -247,7 +247,7 @@ async def test_the_dialer_goes_by_it() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 async def test_cancelled(scheme: str) -> None:
-    """A connection that is given up is closed."""
+    """Cancelling a connection attempt closes its socket."""
     async with service(sink) as running:
         proxy = Proxy.parse(f"{scheme}://127.0.0.1:{running.port}", "--proxy")
         task = asyncio.create_task(connect_through(proxy, "relay.test", 443))
@@ -260,7 +260,7 @@ async def test_cancelled(scheme: str) -> None:
 
 @pytest.mark.parametrize("credentials", ["", CREDENTIALS])
 async def test_socks(credentials: str) -> None:
-    """A SOCKS5 proxy connects, with a password where it wants one, and resolves the name itself."""
+    """A SOCKS5 proxy connects, with a password if it wants one, and resolves the name itself."""
     server = SocksServer(*(["me", "se@cret"] if credentials else []))
     async with service(banner) as relay, proxied(server, credentials, "socks5h") as proxy:
         async with Tcp(await connect_through(proxy, "relay.test", relay.port)) as tcp:
@@ -286,7 +286,7 @@ async def test_socks(credentials: str) -> None:
         *((SocksServer(reply=reply), "", "relay_unreachable", "can't reach relay.test:443") for reply in (3, 6)),
         (SocksServer(reply=7), "", "proxy_refused", "it answers command not supported"),
         (source(b"\x00\x5b\x00\x00", 3), "", "proxy_unreachable", "is no SOCKS5 proxy"),  # SOCKS4
-        # "ssh -D" of a target that refuses; a proxy that shuts the door on a wrong password.
+        # "ssh -D" with a target that refuses; a proxy that closes on a wrong password.
         (SaysAndCloses(b"\x05\x00"), "", "relay_unreachable", "can't reach relay.test:443: it closes the connection"),
         (SaysAndCloses(b"\x05\x00", resets=True), "", "relay_unreachable", "it closes the connection without a reply"),
         (SaysAndCloses(b"\x05\x02"), CREDENTIALS, "proxy_auth", "does not accept the name and password"),
@@ -296,7 +296,7 @@ async def test_socks(credentials: str) -> None:
 async def test_wrong_answers_of_socks(
     server: Callable[[Tcp], Awaitable[None]], credentials: str, code: str, words: str
 ) -> None:
-    """What a SOCKS5 proxy says, or who else answers in its place, has the same codes."""
+    """Refusals of a SOCKS5 proxy, and answers of other servers, have the same codes as with HTTP proxies."""
     async with proxied(server, credentials, "socks5") as proxy:
         error = await fails(proxy)
     assert error.code == code
@@ -304,7 +304,7 @@ async def test_wrong_answers_of_socks(
 
 
 async def test_a_socks_reply_that_nobody_can_read() -> None:
-    """A reply of bytes that are no name is the proxy's fault, and ends nothing."""
+    """A SOCKS5 reply with an undecodable name is reported as `proxy_unreachable`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(3)

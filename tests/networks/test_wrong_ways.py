@@ -1,4 +1,4 @@
-"""What is in the way of an agent's start, or in a relay's place: the right code, hop, hint and status, in time."""
+"""Obstacles to an agent's start, on the path or in the relay's place: code, hop, hint and status are right, in time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PAGE: Final = "<html><title>No</title></html>"
 
 @dataclass(frozen=True)
 class Place:
-    """What a case needs: a folder of its own, the CA that its agents trust, and the programs that are there."""
+    """What a case needs: its folder, the CA that its agents trust, and the running programs."""
 
     folder: Path
     authority: Authority
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A relay's URL, and the proxy on the way to it, if any."""
+    """A relay's URL, and the proxy on the path to it, if any."""
 
     url: str
     proxy: str = ""
@@ -92,7 +92,7 @@ def _scripted(*answers: bytes | None, closing: bool = False) -> Case:
 
 
 def _edge(status: int, certificate: Callable[[Place], Certificate] | None = None) -> Case:
-    """The real Caddy answers so, with a certificate that is right or this one."""
+    """The real Caddy answers with this status, and with a valid certificate or the given one."""
 
     @asynccontextmanager
     async def case(place: Place) -> AsyncIterator[Wrong]:
@@ -124,7 +124,7 @@ def _not_yet_valid(place: Place) -> Certificate:
     return place.authority.certificate("127.0.0.1", since_days=1)
 
 
-#: Of each: what is in the way, the code, and what is said of it.
+#: For each case: the obstacle, the code, and words of the message.
 _CASES: Final[dict[str, tuple[Case, str, str]]] = {
     "wrong digest password": (_password_of("digest"), "proxy_auth", "does not accept the name and password"),
     "wrong basic password": (_password_of("basic"), "proxy_auth", "does not accept the name and password"),
@@ -151,7 +151,7 @@ _CASES: Final[dict[str, tuple[Case, str, str]]] = {
 @pytest.mark.accept
 @pytest.mark.parametrize("name", _CASES)
 async def test_start(tmp_path: Path, park: Park, authority: Authority, name: str) -> None:
-    """Host and client end with the code of what is in the way, its hop and hint, status 6, and nobody's password."""
+    """Host and client end with the obstacle's code, hop and hint and with status 6, and print no password."""
     case, code, words = _CASES[name]
     network = Network(tmp_path, "", format_token("svc", bytes(32)))
     network.environment |= no_proxy() | {"SSL_CERT_FILE": str(authority.file), "KDISPATCH_DEBUG": "1"}
@@ -169,7 +169,7 @@ async def test_start(tmp_path: Path, park: Park, authority: Authority, name: str
                 network.stop()
     for agent, status in zip(agents, statuses, strict=True):
         lines = agent.err.splitlines()
-        where = lines.index("  where: you -> relay")  # before that it may have said that it waits
+        where = lines.index("  where: you -> relay")  # a line about waiting may come before
         first, hint = lines[where - 1], lines[where + 1]
         assert status == _EXIT, agent.err
         assert f"[{code}]" in first

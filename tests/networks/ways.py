@@ -1,4 +1,4 @@
-"""The ways to a relay that these tests go: each kind of proxy, each TLS, each way to name a CA."""
+"""The paths to a relay in these tests: each kind of proxy, each TLS, each way to name a CA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 class Park:
-    """Relays and proxies that several tests use; each is started when the first one asks for it."""
+    """Relays and proxies that several tests share; each starts when a test first needs it."""
 
     def __init__(self, folder: Path, authority: Authority) -> None:
         self._folder = folder
@@ -57,14 +57,14 @@ class Park:
 
 
 def no_proxy() -> dict[str, str]:
-    """Variables that take away what this machine's say of proxies and CAs."""
+    """Variables that override this machine's proxies."""
     names = (*_VARIABLES, *map(str.lower, _VARIABLES), "KDISPATCH_PROXY")
     return dict.fromkeys(names, "")
 
 
 @asynccontextmanager
 async def proxy_url(way: Way, park: Park) -> AsyncIterator[str]:
-    """The URL of a proxy of this kind, with what it wants to know; empty for the direct way."""
+    """The URL of a proxy of this kind, with its credentials; empty for the direct path."""
     if way == "socks" or way == "socks-password":
         server = SocksServer(*((USER, PASSWORD) if way == "socks-password" else ()))
         async with service(server) as running:
@@ -78,7 +78,7 @@ async def proxy_url(way: Way, park: Park) -> AsyncIterator[str]:
 
 @dataclass(frozen=True)
 class Agents:
-    """Agents, and the options that each of their commands needs besides."""
+    """Agents, and the additional options that each of their commands needs."""
 
     network: Network
     options: tuple[str, ...]
@@ -86,8 +86,8 @@ class Agents:
 
 @asynccontextmanager
 async def agents(folder: Path, site: Site, proxy: str, authority: Authority, trust: Trust) -> AsyncIterator[Agents]:
-    """Agents that reach the site by this proxy, or directly, and are told of the CA in this way."""
-    # Nobody but the proxies knows the name.
+    """Run agents that reach the site by this proxy, or directly, and get the CA in this way."""
+    # Only the proxies know the name.
     url = f"https://{'relay.test' if proxy else '127.0.0.1'}:{site.port}"
     network = Network(folder, url, site.token)
     network.environment |= no_proxy()

@@ -1,8 +1,8 @@
-"""The structure of the three packages in figures: python -m tests.packaging.structure
+"""Figures about the structure of the three packages: python -m tests.packaging.structure
 
-A folder is a node. It has an arrow to each folder of its package that one of its modules imports, wherever in the
-file. ``LAYERS`` says which folder is above which. An arrow to a folder above is an upward one. A folder may import
-the one that holds it, and the other way round.
+A folder is a node. It has an arrow to each folder of its package that one of its modules imports, anywhere in the
+file. ``LAYERS`` is the order of the folders, and an arrow to a higher folder is an upward arrow. A folder may import
+its parent, and a parent its child.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ LAYERS: Final = {
 
 @dataclass(frozen=True)
 class Structure:
-    """One package: its folders' arrows, and where each comes from."""
+    """One package: the arrows between its folders, and the imports behind each arrow."""
 
     package: str
     arrows: dict[tuple[str, str], list[str]]
 
     @property
     def folders(self) -> set[str]:
-        """All of them."""
+        """All folders of the package."""
         return {folder_of(self.package, path) for path in PACKAGES[self.package].rglob("*.py")}
 
     @property
     def between_siblings(self) -> set[tuple[str, str]]:
-        """Arrows but those between a folder and one that holds it."""
+        """Arrows except those between a folder and its parent or ancestor."""
         return {(one, other) for one, other in self.arrows if not _holds(one, other) and not _holds(other, one)}
 
     @property
     def upward(self) -> set[tuple[str, str]]:
-        """Arrows to a folder above."""
+        """Arrows to a higher folder."""
         place = LAYERS[self.package].index
         return {(one, other) for one, other in self.between_siblings if place(one) < place(other)}
 
@@ -81,7 +81,7 @@ class Structure:
 
 
 def structure(package: str) -> Structure:
-    """Look at a package's files."""
+    """Read a package's files and return its structure."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for path in sorted(PACKAGES[package].rglob("*.py")):
         one = folder_of(package, path)
@@ -95,7 +95,7 @@ def structure(package: str) -> Structure:
 
 
 def modules_of(path: Path) -> Iterator[str]:
-    """Everything that a file imports, wherever in it, as the full names of modules."""
+    """Yield the full names of all modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -108,7 +108,7 @@ def modules_of(path: Path) -> Iterator[str]:
 
 
 def folder_of(package: str, path: Path) -> str:
-    """Where a file is, in its package."""
+    """The folder of a file, relative to its package."""
     return "/".join(path.parent.relative_to(PACKAGES[package]).parts)
 
 

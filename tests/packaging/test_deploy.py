@@ -1,4 +1,4 @@
-"""The files for operators, looked at by the programs that will read them."""
+"""The files for operators, checked by the programs that read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELAYS: Final = [unit for unit in UNITS if "relay" in unit.name]
 
 
 def program(name: str) -> str:
-    """The path of a program that not every machine has; skips where it is missing."""
+    """The path of an optional program; skips the test if it is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -27,7 +27,7 @@ def program(name: str) -> str:
 
 
 def test_flake_parses() -> None:
-    """Nix can read flake.nix (evaluating it would take nixpkgs from the network)."""
+    """Nix can parse flake.nix (an evaluation would fetch nixpkgs from the network)."""
     nix = program("nix-instantiate")
     parsed = subprocess.run([nix, "--parse", str(ROOT / "flake.nix")], capture_output=True, text=True, check=False)
     assert parsed.returncode == 0, parsed.stderr
@@ -40,14 +40,14 @@ def test_flake_has_the_requirements() -> None:
     required = re.search(r"^dependencies = \[\n(.*?)^\]\n.*?^relay = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
     assert required is not None
     names = set(re.findall(r'^ *"([a-z-]+)', "".join(required.groups()), re.MULTILINE))
-    # sqlalchemy[asyncio] is greenlet, which nixpkgs lists apart.
+    # sqlalchemy[asyncio] needs greenlet, which nixpkgs lists separately.
     assert set(re.findall(r"\bps\.([\w-]+)", (ROOT / "flake.nix").read_text())) == names | {"greenlet"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_start_commands_that_exist(unit: Path) -> None:
-    """Each flag of a unit's command is one that the command has, and each setting one that the relay has."""
+    """The command has every flag in the unit, and the relay has every setting in it."""
     (command,) = re.findall(r"^ExecStart=(.+)$", unit.read_text(), re.MULTILINE)
     _, *words = shlex.split(command)
     shown = subprocess.run([KDISPATCH, *words[:2], "--help"], capture_output=True, text=True, check=True).stdout
@@ -74,10 +74,10 @@ def test_relay_unit_is_hardened(unit: Path) -> None:
 
 @pytest.mark.slow
 def test_units_are_understood(tmp_path: Path) -> None:
-    """systemd has nothing to say against any line of the relay's units, nor of its socket."""
+    """systemd reports no problem in the relay's units and its socket."""
     analyze = program("systemd-analyze")
     for file in (ROOT / "deploy").glob("kdispatch-relay*"):
-        # An instance of a template, and a program that is there.
+        # Give a template an instance, and each unit an existing program.
         name = file.name.replace("@.", "@a.")
         (tmp_path / name).write_text(re.sub(r"/\S+/kdispatch(?= )", KDISPATCH, file.read_text()))
     for unit in sorted(tmp_path.iterdir()):
@@ -92,7 +92,7 @@ def test_units_are_understood(tmp_path: Path) -> None:
 
 
 def test_a_relay_has_time_to_drain() -> None:
-    """systemd waits longer for a relay than that for its agents, and lets two relays share a port only as one user."""
+    """systemd's stop timeout exceeds the relay's drain time, and only units with a fixed user share a port."""
     for unit in RELAYS:
         text = unit.read_text()
         drain, patience = (

@@ -11,13 +11,13 @@ import pytest
 
 from tests.packaging.structure import LAYERS, PACKAGES, structure
 
-#: What each package may import of the others.
+#: The other packages that each package may import.
 ALLOWED: Final[dict[str, set[str]]] = {
     "kdispatch": {"kdispatch_protocol"},
     "kdispatch_relay": {"kdispatch_protocol"},
     "kdispatch_protocol": set(),
 }
-#: A core does no I/O, reads no clock and makes no choices.
+#: A core does no I/O, reads no clock and uses no randomness.
 NOT_IN_A_CORE: Final = {"asyncio", "socket", "ssl", "time", "datetime", "random", "secrets", "threading", "aiohttp"}
 SWITCH: Final = PACKAGES["kdispatch_relay"] / "switch"
 CORE: Final = [
@@ -27,7 +27,7 @@ CORE: Final = [
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """The top-level names of everything that a file imports, wherever in it."""
+    """Yield the top-level names of all imports in a file, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name.split(".")[0] for name in node.names)
@@ -37,7 +37,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def test_source_roots() -> None:
-    """Each of the three source roots holds one package, with its types for others, and nothing else."""
+    """Each of the three source roots contains exactly one package, with its ``py.typed``."""
     for package, folder in PACKAGES.items():
         visible = {path.name for path in folder.parent.iterdir() if path.name[0] not in "._"}
         assert visible == {package}
@@ -46,32 +46,32 @@ def test_source_roots() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_dependencies_go_one_way(package: str) -> None:
-    """Agent and relay build on the protocol; the protocol on neither, and they never on each other."""
+    """Agent and relay import the protocol; the protocol imports neither, and they never import each other."""
     used = {name for path in PACKAGES[package].rglob("*.py") for name in imports_of(path)}
     others = used & (PACKAGES.keys() - {package})
     assert others <= ALLOWED[package]
-    assert "dataclasses" in used  # the search finds what is there
+    assert "dataclasses" in used  # proves that the search works
 
 
 def test_core_does_no_input_or_output() -> None:
-    """No module of a core imports what reaches outside of it."""
+    """No module of a core imports anything with I/O, a clock or randomness."""
     assert len(CORE) > 15
     found = {(path.name, name) for path in CORE for name in imports_of(path)}
     assert {pair for pair in found if pair[1] in NOT_IN_A_CORE} == set()
 
 
 def test_files_are_small() -> None:
-    """A file of more than 400 lines is two ideas."""
+    """No file of the packages has more than 400 lines."""
     long = [path.name for folder in PACKAGES.values() for path in folder.rglob("*.py") if lines_of(path) > 400]
     assert long == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_folders_are_imported_from_above(package: str) -> None:
-    """No folder imports one above it, and none reaches itself by way of others but its own parts."""
+    """No folder imports a higher one, and no two folders import each other in a circle."""
     found = structure(package)
     assert found.folders == set(LAYERS[package])
-    assert len(found.between_siblings) > 3  # the search finds what is there
+    assert len(found.between_siblings) > 3  # proves that the search works
     assert (found.upward, found.circles) == (set(), set())
 
 
@@ -98,7 +98,7 @@ print(*{name.partition(".")[0] for name in sys.modules}, *(n for n in sys.module
     ],
 )
 def test_cores_bring_nothing_along(packages: list[str], never: set[str]) -> None:
-    """Whoever imports a core, or the relay, gets no more than that needs, not even by way of another module."""
+    """Importing a core or the relay does not load modules that it must not need, not even indirectly."""
     done = subprocess.run([sys.executable, "-c", _IMPORTED, *packages], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert set(packages) <= found

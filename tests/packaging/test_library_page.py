@@ -14,14 +14,14 @@ CLASSES: Final = (kdispatch.Connector, kdispatch.Server, kdispatch.RestClient)
 
 
 def test_every_public_name_is_described() -> None:
-    """What `import kdispatch` offers is what the page describes, and nothing more."""
+    """The page describes every public name of `import kdispatch`, and uses no others."""
     described = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", PAGE)) | set(re.findall(r"`(\w+)\.\w+", PAGE))
     assert set(kdispatch.__all__) <= described
     assert set(re.findall(r"\bkdispatch\.([a-zA-Z]\w+)\(", PAGE)) <= set(kdispatch.__all__)
 
 
 def test_every_public_method_is_described() -> None:
-    """The members of the page's tables are the public ones of their classes."""
+    """The members in the page's tables are the public members of their classes."""
     told = set(re.findall(r"^\| `(\w+\.\w+)", PAGE, re.MULTILINE))
     public = {
         f"{cls.__name__}.{name}"
@@ -30,11 +30,11 @@ def test_every_public_method_is_described() -> None:
         if not name.startswith("_")
     }
     attributes = {"RestClient.token"}
-    assert told - attributes == public - {"Server.start"}  # start_server has called it
+    assert told - attributes == public - {"Server.start"}  # start_server calls it
 
 
 def test_every_answer_is_named() -> None:
-    """The page's table says what each call of the REST client gives."""
+    """The page's table has the right return type of each call of the REST client."""
     rows = re.findall(r"(?m)^\| `RestClient\.(\w+)\([^`]*\)` \| (?:`(\w+)`(s?))? ?\|", PAGE)
     assert len(rows) > 10
     for name, answer, several in rows:
@@ -44,7 +44,7 @@ def test_every_answer_is_named() -> None:
 
 
 def test_signatures() -> None:
-    """Arguments and their defaults are told as they are."""
+    """The page has the right arguments and defaults."""
     told = dict(re.findall(r"`((?:\w+\.)?\w+)\(([^`]*)\)`", PAGE))
     functions: dict[str, Callable[..., object]] = {
         "open_connection": kdispatch.open_connection,

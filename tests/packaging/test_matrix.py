@@ -1,4 +1,4 @@
-"""Finding the Pythons that ``make matrix`` runs on."""
+"""The search for the Pythons that ``make matrix`` runs on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = Callable[[str, int], Path]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Puts a Python that ends with a status at a path; none is anywhere else."""
+    """Create a Python at a path that ends with a given status; no other Python can be found."""
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
 
@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def test_the_newest_release_that_works(place: Place) -> None:
-    """pyenv's newest release that works is taken, by number, and where there is none the one on PATH."""
+    """pyenv's newest working release is used, in numeric order, and without one the Python on PATH."""
     on_path = place("path/python3.12", 0)
     for name, status in {"3.12.11": 1, "3.12.12rc1": 0, "3.12-dev": 0, "3.1.20": 0, "3.13.0": 0}.items():
         place(f"versions/{name}/bin/python", status)
@@ -43,7 +43,7 @@ def test_the_newest_release_that_works(place: Place) -> None:
 def test_a_missing_python_is_a_skip_line(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no other Python is, or none that works (pyenv's shims), each is a SKIP line, and nothing has failed."""
+    """A version without a working Python (such as pyenv's shims) is a SKIP line, and not a failure."""
     others = [version for version in matrix.VERSIONS if version != ".".join(map(str, sys.version_info[:2]))]
     place(f"path/python{others[0]}", 127)
     monkeypatch.setattr(sys, "argv", ["matrix", "--others", "--quick"])

@@ -1,4 +1,4 @@
-"""What people are told are sentences: each message and each hint has its capital and its end."""
+"""Texts for people are sentences: each message and each hint has a capital and an end."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from kdispatch_protocol.errors import CODES, Code
 from tests.demo.processes import KDISPATCH
 
 ROOT: Final = Path(__file__).parents[2]
-#: Doctor's lines are phrases.
+#: Without doctor, whose lines are phrases.
 SOURCES: Final = sorted(
     path
     for part in ("agent", "relay", "shared")
     for path in (ROOT / part).rglob("*.py")
     if not {"migrations", "doctor"} & set(path.parts)
 )
-#: Callables that tell people something, and which of their positional arguments is a sentence.
+#: Callables with a text for people, and the position of that argument.
 _TELLING: Final = {
     "KdispatchError": 1, "SetupError": 1, "StreamReset": 1, "RemoteProtocolError": 0, "LocalProtocolError": 0,
     "info": 0, "warning": 0, "error": 0, "exception": 0, "log": 1, "warn": 0,
 }  # fmt: skip
-#: What stands behind "kdispatch: warning: " goes on with a small letter.
+#: Texts after "kdispatch: warning: " start with a small letter.
 _GO_ON: Final = frozenset({"warn"})
-#: Names, written with a small letter wherever they stand.
+#: Names that always start with a small letter.
 _NAMES: Final = ("kdispatch ", "aiohttp ", "config_version ")
-#: The end of a text that another constant, or what a library says, goes on.
+#: Ends of texts that another constant, or a library's message, continues.
 _GOES_ON: Final = ("=", ": ", "%s", "%d")
 _ENDS: Final = (".", "!", "?", "…", ":")
 
 
 def _ends(node: ast.expr) -> Iterator[tuple[str, str]]:
-    """The start and the end of every text that an expression may be; no start where that is a value."""
+    """Yield start and end of each possible text of an expression; the start is empty if it is a value."""
     match node:
         case ast.Constant(value=str(text)):
             yield text[:40], text[-40:]
@@ -51,7 +51,7 @@ def _ends(node: ast.expr) -> Iterator[tuple[str, str]]:
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
-    """Start and end of the texts in a file that are told, those of a local ``text`` as well."""
+    """Yield start and end of each text for people in a file, including those of a local ``text``."""
     for node in ast.walk(tree):
         found: list[tuple[str, str]] = []
         if isinstance(node, ast.Call):
@@ -66,7 +66,7 @@ def _texts(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 
 def _is_open(start: str, end: str) -> bool:
-    """Whether a sentence lacks its capital or its end; a quotation or a bracket may follow that."""
+    """Whether a sentence lacks its capital or its end; a quotation mark or a bracket may follow the end."""
     if start[:1].islower() and not start.startswith(_NAMES):
         return True
     return not end.endswith(_GOES_ON) and not end.rstrip("'\")").endswith(_ENDS) and not end.endswith((".", ")."))
@@ -84,7 +84,7 @@ def _open(source: str) -> list[tuple[int, str, str]]:
 
 
 def test_the_look_finds_something() -> None:
-    """The look sees messages in whatever form they are written, and lets whole ones and event names pass."""
+    """The check finds wrong messages in every form, and accepts complete ones and event names."""
     bad = """
 raise KdispatchError("busy", "One thing")
 raise SetupError("busy", f"{name} is not there", hint="x")
@@ -109,7 +109,7 @@ text = "word"
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda code: code.name)
 def test_codes_are_sentences(code: Code) -> None:
-    """Each code's meaning and what to try end with a full stop."""
+    """Each code's meaning and hint end with a full stop."""
     assert code.meaning.endswith(".") and code.hint.endswith(".")
 
 
@@ -118,7 +118,7 @@ def test_codes_are_sentences(code: Code) -> None:
     "typed", [["status", "--nothing"], ["nothing"], ["agent", "host", "ann/web"], ["agent", "stop"]]
 )
 def test_what_is_typed_wrong(typed: list[str]) -> None:
-    """The words of the library that reads the command line end with a full stop, too."""
+    """Messages of the command line library end with a full stop, too."""
     ended = subprocess.run([KDISPATCH, *typed], capture_output=True, text=True, timeout=30, check=False)
     first = ended.stderr.splitlines()[0]
     assert ended.returncode == 2 and re.search(r"[.?!] \[bad_request\]$", first), first

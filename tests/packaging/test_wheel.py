@@ -12,7 +12,7 @@ from tests.tools import check_wheel
 
 @pytest.mark.slow
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel holds every file of the three packages, the licence and both entry points, and nothing else."""
+    """The wheel contains every file of the three packages, the licence and both entry points, and nothing else."""
     built = subprocess.run(
         [
             sys.executable,
@@ -37,7 +37,7 @@ def test_wheel(tmp_path: Path) -> None:
 
 
 def test_problems_are_found(tmp_path: Path) -> None:
-    """A wheel without a file, or with one too many, does not pass."""
+    """A wheel with a missing or an additional file fails the check."""
     wheel = tmp_path / "kdispatch-0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tests/stray.py", "")

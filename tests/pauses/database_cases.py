@@ -1,4 +1,4 @@
-"""Databases, caches and queues: their own clients and the libraries for Python."""
+"""Databases, caches and queues: their own clients, and libraries for Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SLOW: Final = "CREATE TABLE t(x text); INSERT INTO t SELECT repeat('x', 1000) F
 
 
 def _as(user: str, *paths: Path) -> list[str]:
-    """Run as this user what root may not run; the paths become theirs."""
+    """The prefix for a command that may not run as root: it runs as this user, who gets the paths."""
     if os.geteuid() != 0:
         return []
     entry = pwd.getpwnam(user)
@@ -51,7 +51,7 @@ def _psql(site: Site, *more: str) -> list[str]:
 
 
 def _pg_dump(site: Site) -> list[str]:
-    # Its own pace: pv is not needed, a pipe of 1 MB a blink is.
+    # A pipe with its own rate, so that pv is not needed.
     dump = f"pg_dump -h 127.0.0.1 -p {site.port} -U ann postgres"
     return ["bash", "-c", f"set -o pipefail; {dump} | python3 {site.file('slowly.py', _SLOWLY)} {300_000_000}"]
 
@@ -128,7 +128,7 @@ def _mariadb_reads(site: Site) -> list[str]:
 
 
 def _mariadb_loads(site: Site) -> list[str]:
-    # A file larger than what the tunnel takes ahead, so that the server waits in the middle of it.
+    # The file is larger than the tunnel's buffers, so that the server waits in the middle of it.
     with (site.folder / "rows").open("w") as file:
         for _ in range(400):
             file.write(("y" * 999 + "\n") * 1000)
@@ -166,7 +166,7 @@ async def _redis(site: Site) -> int:
 
 
 def _counted(site: Site, text: str) -> str:
-    """Whether the counter says how often the client was told that it had counted."""
+    """Compare the counter with the number of increments that the client saw succeed."""
     got = subprocess.run(
         [find("redis-cli"), "-p", site.notes["redis"], "GET", "n"],
         capture_output=True,
@@ -207,7 +207,7 @@ print("ok")
 
 
 def _redis_pipe(site: Site) -> list[str]:
-    """Everything is sent, and the answer to the last command takes 6 s: from the end of the input on, time counts."""
+    """All commands are sent, and the last answer takes 6 s; redis-cli's timer runs from the end of its input."""
     with (site.folder / "commands").open("w") as file:
         for number in range(1000):
             file.write(f"SET k{number} v\r\n")

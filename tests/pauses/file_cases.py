@@ -1,4 +1,4 @@
-"""Remote shells and files: ssh and what runs over it, rsync, git, Subversion, Samba, FTP, block devices."""
+"""Remote shells and files: ssh and programs over it, rsync, git, Subversion, Samba, FTP, block devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CASES"]
 
 
 async def _sshd(site: Site) -> int:
-    await site.run("mkdir", "-p", "-m", "755", "/run/sshd")  # where sshd puts its unprivileged half
+    await site.run("mkdir", "-p", "-m", "755", "/run/sshd")  # sshd's privilege separation needs it
     for key in ("host_key", "user_key"):
         await site.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(site.folder / key))
     (site.folder / "authorized_keys").write_text((site.folder / "user_key.pub").read_text())

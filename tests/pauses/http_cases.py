@@ -1,4 +1,4 @@
-"""Clients of HTTP, and the servers that speak it onwards."""
+"""HTTP clients, and servers that forward HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _url(site: Site, path: str) -> str:
 
 
 def _posts(site: Site, text: str) -> str:
-    """How often the server did what the client believes to have done so often."""
+    """Compare the server's count with the number of requests that the client saw succeed."""
     with urllib.request.urlopen(site.notes["count"], timeout=10) as answer:
         done = int(answer.read())
     told = sum(line.startswith("ok") for line in text.splitlines())
@@ -109,7 +109,7 @@ async def _nginx(site: Site) -> int:
 
 
 def _behind_nginx(site: Site) -> list[str]:
-    # nginx is the program here: it reaches the service by the tunnel, and curl asks nginx.
+    # nginx is the program under test: it reaches the service through the tunnel, and curl asks nginx.
     front = site.notes["front"]
     conf = site.file(
         "nginx.conf",
@@ -122,7 +122,7 @@ def _behind_nginx(site: Site) -> list[str]:
 
 
 def _behind_haproxy(site: Site) -> list[str]:
-    # The time-outs are those of Debian's /etc/haproxy/haproxy.cfg.
+    # The timeouts of Debian's /etc/haproxy/haproxy.cfg.
     front = site.notes["front"]
     conf = site.file(
         "haproxy.cfg",
@@ -133,7 +133,7 @@ def _behind_haproxy(site: Site) -> list[str]:
 
 
 def _asked(server: str, front: str) -> list[str]:
-    """Run the server, ask it by curl, end it."""
+    """A command that runs the server, asks it by curl, and ends it."""
     ask = f"curl -sSf http://127.0.0.1:{front}/wait?s=6"
     return ["sh", "-c", f"{server} & server=$!; sleep 0.5; {ask}; status=$?; kill $server; exit $status"]
 

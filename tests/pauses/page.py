@@ -1,4 +1,4 @@
-"""The record of what was measured, and the table of docs/programs.md that is made of it."""
+"""The record of the measurements, and the table of docs/programs.md made from it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "programs.md"
 _BEGIN: Final = "<!-- begin: pauses, written by python -m tests.pauses.run --page -->"
 _END: Final = "<!-- end: pauses -->"
 
-#: By case: ``doing``, ``version``, and ``pauses``: for each pause's seconds what came of it.
+#: By case: ``doing``, ``version``, and ``pauses``, which maps seconds to the outcome.
 Record = dict[str, dict[str, Any]]
 
 
 def version(case: Case, python: str) -> str:
-    """The version of the program, or of the library of the clients' Python; empty where it does not tell."""
+    """The version of the program, or of the library in the clients' Python; empty if it is not available."""
     if not case.version:
         return ""
     if case.version[0] == "pip":
         code = f"import importlib.metadata as m; print(m.version({case.version[1]!r}))"
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     told = subprocess.run([find(case.version[0]), *case.version[1:]], capture_output=True, text=True, check=False)
-    # MariaDB's clients tell their own number first, and then that of the release.
+    # MariaDB's clients print their own version first, and then the release's.
     found = re.search(r"(?<=Distrib )[\d.]+", told.stdout) or re.search(r"\d+\.\d[\w.]*", told.stdout + told.stderr)
     return found[0].rstrip(".") if found else ""
 
 
 def read() -> Record:
-    """What was measured so far."""
+    """Return the measurements so far."""
     record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     return record
 
 
 def add(case: Case, outcome: Outcome, python: str) -> None:
-    """Put the outcome into the record, in the place of an older one of the same program and pause."""
+    """Record the outcome; it replaces an older one of the same program and pause."""
     record = read()
     entry = record.setdefault(case.name, {"pauses": {}})
     entry |= {"doing": case.doing, "version": version(case, python)}
@@ -55,7 +55,7 @@ def add(case: Case, outcome: Outcome, python: str) -> None:
 
 
 def table(cases: list[Case], record: Record) -> str:
-    """The table in Markdown: a row for each program, in the order of the cases."""
+    """Return the Markdown table: a row for each program, in the order of the cases."""
     rows = [
         "| program | version | what it does | 20 s | 45 s | 90 s | 115 s | its words | what helps |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -91,7 +91,7 @@ def _cell(told: dict[str, Any] | None) -> str:
 
 
 def _short(words: str) -> str:
-    """One line without what differs from run to run: addresses, ports."""
+    """Return one line without text that differs between runs, such as addresses and ports."""
     words = re.sub(r"0x[0-9a-f]+", "0x…", words)
     words = re.sub(r"(127\.0\.0\.1|localhost)[: ]\d+", "127.0.0.1", words)
     return words.replace("|", "\\|").replace("`", "'")[:110]

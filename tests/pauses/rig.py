@@ -1,4 +1,4 @@
-"""One program at a time through a real tunnel whose client agent loses its network for a while."""
+"""Runs one program through a real tunnel whose client agent loses its network for a while."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tests.programs.tunnel import free_port
 
 __all__ = ["Case", "Outcome", "Site", "measure", "script", "served_by"]
 
-_BACK: Final = 20.0  # seconds for the agent to be back, and for what a program left behind to arrive
-_PATIENCE: Final = 150.0  # seconds that a program may take after the pause: longer than any time-out of interest
+_BACK: Final = 20.0  # seconds for the agent to reconnect, and for data that the program left to arrive
+_PATIENCE: Final = 150.0  # seconds for a program after the pause: longer than any relevant timeout
 
 
 @dataclass
 class Site:
-    """What a case may use: a folder of its own, processes that end with it, ports, the clients' Python."""
+    """The tools of a case: its folder, processes that end with it, ports, and the clients' Python."""
 
     programs: Programs
     folder: Path
-    python: str  #: of the environment with tests/pauses/requirements.txt
+    python: str  #: from the environment with tests/pauses/requirements.txt
     port: int = 0  #: the client agent's, once the tunnel is up
     notes: dict[str, str] = field(default_factory=dict)
 
     async def serve(self, name: str, *command: str, ready: str = "", port: int = 0) -> Program:
-        """Start a server; wait for a line that matches ``ready``, or until ``port`` takes connections."""
+        """Start a server; wait for a line that matches ``ready``, or until ``port`` accepts connections."""
         server = await self.programs.start(name, find(command[0]), *command[1:], cwd=self.folder)
         if ready:
             await server.says(ready)
@@ -43,7 +43,7 @@ class Site:
         return server
 
     async def run(self, *command: str) -> str:
-        """Run a command of the set-up to its end; returns what it printed."""
+        """Run a set-up command to its end; returns its output."""
         ended = await self.programs.run(find(command[0]), *command[1:], cwd=self.folder)
         if ended.status:
             raise RuntimeError(f"{command[0]} ended with {ended.status}: {ended.err or ended.out}")
@@ -59,7 +59,7 @@ class Site:
 
 
 def script(text: str) -> Callable[[Site], list[str]]:
-    """The command of a client that is a script of the clients' Python; its argument is the port."""
+    """The command for a client script in the clients' Python; its argument is the port."""
 
     def command(site: Site) -> list[str]:
         return [site.python, site.file("client.py", text), str(site.port)]
@@ -76,36 +76,36 @@ def _fine(_site: Site, _text: str) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """One program, what it is doing when the pause begins, and how to tell whether that was right in the end."""
+    """One program, its activity when the pause begins, and the check of its result."""
 
     name: str
     doing: str
-    serve: Callable[[Site], Awaitable[int]]  #: start the service; returns its port
-    command: Callable[[Site], list[str]]  #: what is run with ``site.port``
-    needs: tuple[str, ...] = ()  #: programs; a missing one skips the case
-    begun: str = ""  #: a line of the program's after which the pause begins; else ``after`` alone counts
+    serve: Callable[[Site], Awaitable[int]]  #: starts the service; returns its port
+    command: Callable[[Site], list[str]]  #: the command, with ``site.port``
+    needs: tuple[str, ...] = ()  #: required programs; if one is missing the case is skipped
+    begun: str = ""  #: a line of output that starts the wait for the pause; else only ``after`` counts
     after: float = 2.0  #: seconds from there to the pause
-    good: Good = _fine  #: what is wrong with the result although the status was 0, or nothing
-    counts: bool = False  #: ``good`` compares what was done with what was told: also after a failure
+    good: Good = _fine  #: describes what is wrong with the result despite status 0; empty if nothing is
+    counts: bool = False  #: ``good`` compares actions with reported ones, so it also applies after a failure
     version: tuple[str, ...] = ()  #: a command that prints the version, or ``pip`` and a package
-    helps: str = ""  #: the setting that makes it wait, for the page
+    helps: str = ""  #: for the page: the setting that makes the program wait
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one program in one pause."""
+    """The result of one program in one pause."""
 
     case: str
     pause: float  #: seconds
     survived: bool
     status: int | None
     after: float  #: seconds from the beginning of the pause to the program's end
-    words: str  #: the program's last line, or what is wrong with its result
-    wrong: bool  #: whether its result is not what it says, whatever its status
+    words: str  #: the program's last line, or the description of a wrong result
+    wrong: bool  #: whether the result is wrong, at any exit status
 
 
 async def measure(case: Case, pause: float, folder: Path, relay_port: int, python: str) -> Outcome:
-    """Run a case with one pause in its own ``folder``; raises where its set-up fails."""
+    """Run a case with one pause in its own ``folder``; raises if its set-up fails."""
     environment = {
         "KDISPATCH_CONFIG_DIR": str(folder.parent / "config"),
         "KDISPATCH_STATE_DIR": str(folder / "state"),
@@ -129,8 +129,8 @@ async def measure(case: Case, pause: float, folder: Path, relay_port: int, pytho
             try:
                 return await _paused(case, pause, site, network)
             finally:
-                await programs.run(KDISPATCH, "service", "delete", folder.name, "--yes")  # an account may have 100
-                for program in programs.started:  # servers have children
+                await programs.run(KDISPATCH, "service", "delete", folder.name, "--yes")  # the quota is 100 services
+                for program in programs.started:  # servers may have children
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(program.process.pid, signal.SIGKILL)
 
@@ -148,7 +148,7 @@ async def _paused(case: Case, pause: float, site: Site, network: FaultProxy) -> 
     ends = asyncio.create_task(program.process.wait())
     await asyncio.wait([ends], timeout=pause)
     took = time.monotonic() - began
-    if ends.done():  # what is told of the server's side must not be earlier than the network's return
+    if ends.done():  # check the server's side only after the network is back
         await asyncio.sleep(max(0.0, pause - took))
     network.away = False
     if not ends.done():
@@ -188,7 +188,7 @@ async def _listens(port: int, server: Program) -> None:
 
 
 def served_by(text: str) -> Callable[[Site], Awaitable[int]]:
-    """A server that is a script of the clients' Python."""
+    """Return a function that starts a server script in the clients' Python."""
 
     async def serve(site: Site) -> int:
         port = site.free_port()

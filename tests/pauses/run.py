@@ -24,7 +24,7 @@ _PAUSES: Final = (20.0, 45.0, 90.0, 115.0)
 async def _one(
     case: Case, pause: float, folder: Path, relay_port: int, python: str, gate: asyncio.Semaphore, record: bool
 ) -> Outcome | str:
-    """Measure, and keep the outcome at once: a run over all programs takes half an hour."""
+    """Measure, and record the outcome at once, because a run over all programs takes half an hour."""
     async with gate:
         slug = "".join(c if c.isalnum() else "-" for c in case.name.lower()).strip("-")
         own = folder / f"{slug}-{pause:.0f}"
@@ -48,7 +48,7 @@ async def _one(
 async def measure_all(
     cases: list[Case], pauses: list[float], folder: Path, python: str, at_once: int, record: bool = False
 ) -> list[Outcome | str]:
-    """Run every case with every pause below ``folder``; returns the outcomes, and why a set-up failed."""
+    """Run every case with every pause below ``folder``; returns outcomes, and texts of failed set-ups."""
     environment = {"KDISPATCH_CONFIG_DIR": str(folder / "config"), "KDISPATCH_STATE_DIR": str(folder / "state")}
     async with Programs(folder / "relay", environment) as programs:
         listen = ["--listen", "127.0.0.1:0", "--database", str(folder / "relay.db")]
@@ -64,7 +64,7 @@ async def measure_all(
 
 
 def main() -> int:
-    """Run the chosen cases; print a line each; write the outcomes as JSON where asked to."""
+    """Run the chosen cases, print a line each, and record the outcomes if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.pauses.run", description=__doc__)
     parser.add_argument("--python", default=sys.executable, help="has the packages of tests/pauses/requirements.txt")
     parser.add_argument("--only", default="", help="names of cases, with semicolons between")
@@ -81,7 +81,7 @@ def main() -> int:
             cases.remove(case)
     pauses = [float(text) for text in options.pauses.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="kdispatch-pauses-"))
-    folder.chmod(0o755)  # servers that give up root enter it
+    folder.chmod(0o755)  # for servers that drop root
     (folder / "relay").mkdir()
     try:
         outcomes = asyncio.run(measure_all(cases, pauses, folder, options.python, options.at_once, options.record))

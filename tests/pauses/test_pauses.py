@@ -1,4 +1,4 @@
-"""The table of pauses in docs/programs.md, and the rig that fills it."""
+"""The table of pauses in docs/programs.md, and the rig that measures it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    """The table of docs/programs.md is the one that the record makes."""
+    """The table in docs/programs.md equals the one made from the record."""
     assert page.table(CASES, page.read()) in page.PAGE.read_text()
 
 
@@ -44,7 +44,7 @@ def test_every_case_was_measured_in_every_pause() -> None:
 
 
 def test_a_failure_is_told_with_its_time_and_words() -> None:
-    """A cell tells how the program ended; a wrong result outranks its exit status."""
+    """A cell shows how and when the program ended, and a wrong result takes precedence over the exit status."""
     told = {"survived": False, "status": 1, "after": 4.6, "words": "timed out | 127.0.0.1:4711", "wrong": False}
     lost = {**told, "status": 0, "wrong": True}
     good = {**told, "status": 0, "survived": True}
@@ -55,7 +55,7 @@ def test_a_failure_is_told_with_its_time_and_words() -> None:
 
 @pytest.mark.slow
 def test_redis_cli_goes_on_after_a_lost_network(folder: Path) -> None:
-    """The rig loses the client agent's network for 2 s, and the program's result is right."""
+    """The rig drops the client agent's network for 2 s, and the program's result is right."""
     case = _case("redis-cli")
     (outcome,) = asyncio.run(measure_all([case], [2.0], folder, sys.executable, 1))
     assert not isinstance(outcome, str), outcome

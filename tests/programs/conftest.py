@@ -1,4 +1,4 @@
-"""The relay and the agents of tests/net, and what failing tests show of them."""
+"""The relay and the agents of tests/net, and their output in failing tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Get the programs that the tests run: python tests/programs/install.py, or make programs.
+"""Install the programs that the tests run: python tests/programs/install.py, or make programs.
 
-It installs by apt-get what is missing, as root and only where CI or KDISPATCH_INSTALL=1 says so. Whatever stays
-missing is a line that begins with SKIP and names the reason; the tests that need it skip. No service is started.
-Run with any Python from 3.11 on: nothing but the standard library is used here.
+It installs missing programs with apt-get, as root and only if CI is set or KDISPATCH_INSTALL=1. For each program
+still missing it prints a line that begins with SKIP and gives the reason, and the tests that need it skip. No
+service is started. It runs on any Python from 3.11 on, with the standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES: Final = {
     "haproxy": "haproxy",
     "initdb": "postgresql",
     "iperf3": "iperf3",
-    "lighttpd": "lighttpd-mod-openssl",  # which brings lighttpd itself
+    "lighttpd": "lighttpd-mod-openssl",  # this also installs lighttpd
     "nc": "netcat-openbsd",
     "nghttpx": "nghttp2-proxy",
     "nginx": "nginx",
@@ -52,8 +52,8 @@ _APT: Final = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120")
 
 
 def find(program: str) -> str:
-    """The program's path, also where distributions keep servers; its bare name if it isn't there."""
-    # Debian's psql on the PATH is a script that chooses among versions: the real one goes first, the newest of them.
+    """The program's path, including server directories such as /usr/sbin; its bare name if it is not installed."""
+    # Debian's psql on the PATH is a script that selects a version; this prefers the real one, the newest if several.
     postgres = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name, reverse=True)
     places = [*map(str, postgres), os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
     return shutil.which(program, path=os.pathsep.join(places)) or program
@@ -64,7 +64,7 @@ def _missing() -> list[str]:
 
 
 def _refused() -> str:
-    """Why nothing may be installed here, or nothing."""
+    """The reason why this run may not install; empty if it may."""
     if not os.environ.get("CI") and os.environ.get("KDISPATCH_INSTALL") != "1":
         return "KDISPATCH_INSTALL=1 lets root's make programs install it"
     if os.geteuid() != 0:
@@ -74,7 +74,7 @@ def _refused() -> str:
 
 @contextlib.contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Packages of servers start them; a rule of the machine's own about that stays in force."""
+    """Packages start their servers; this prevents it, and keeps a policy that the machine already has."""
     if _POLICY.exists():
         yield
         return
@@ -87,7 +87,7 @@ def _no_service_starts() -> Iterator[None]:
 
 
 def _apt(*arguments: str) -> str:
-    """Run apt-get; returns its last words if it failed."""
+    """Run apt-get; returns its last line of output if it failed, else an empty string."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     ended = subprocess.run(
         [*_APT, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -97,7 +97,7 @@ def _apt(*arguments: str) -> str:
 
 
 def _install(programs: list[str]) -> dict[str, str]:
-    """Install what holds the programs; returns the reason for each package that can't be had."""
+    """Install the packages of the programs; returns the reason for each package that could not be installed."""
     failures: dict[str, str] = {}
     with _no_service_starts():
         if failed := _apt("update"):
@@ -109,9 +109,9 @@ def _install(programs: list[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Install what is missing and may be; say what is there and what isn't."""
+    """Install missing programs if allowed; print what is installed and what is missing."""
     with Path(__file__).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several runs in one checkout: the second finds it done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs in one checkout only the first installs
         missing = _missing()
         reason, failures = _refused(), dict[str, str]()
         if missing and not reason:

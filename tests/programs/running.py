@@ -1,4 +1,4 @@
-"""Programs that run for as long as a test wants, each through a tunnel, and that show whether they go on."""
+"""Long-running programs, each through a tunnel, with checks that they make progress."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.programs.tunnel import succeeds, tunnel
 
 __all__ = ["Copies", "Counter", "Running", "Subscription", "Transaction"]
 
-_SOON: Final = 60.0  # seconds; agents that have often lost their relay wait for up to 15 between tries
+_SOON: Final = 60.0  # seconds; after many losses agents wait for up to 15 between tries
 _PUBLISHED_EVERY: Final = 0.02  # seconds
 
 
 class Running(Protocol):
-    """A program that is in the middle of something."""
+    """A program in the middle of its work."""
 
     async def goes_on(self) -> None:
-        """Return when something has come through its connection that was sent after this call."""
+        """Return when data sent after this call has come through the program's connection."""
         ...
 
     async def finish(self) -> str:
-        """Let it end well, and check all that it printed or wrote; returns what to tell of it."""
+        """Let the program end, and check all its output; returns a summary."""
         ...
 
 
@@ -61,7 +61,7 @@ class Counter:
 
 
 class Transaction:
-    """``psql`` with a transaction that gets one row after the other."""
+    """``psql`` with one transaction that gets row after row."""
 
     def __init__(self, network: Network, server: int, typed: int, process: Process) -> None:
         self.process = process
@@ -75,7 +75,7 @@ class Transaction:
         await succeeds(_psql(network, server, "-c", "CREATE TABLE numbers (i int PRIMARY KEY)"))
         fifo = folder / "typed"
         os.mkfifo(fifo)
-        # Read and written: opening it for one of these would wait for the other end.
+        # Opened for reading and writing: opening for only one would block until the other end opens.
         typed = os.open(fifo, os.O_RDWR)
         port = await tunnel(network, server)
         transaction = cls(network, server, os.open(fifo, os.O_WRONLY), _psql(network, port, given=fifo))
@@ -111,7 +111,7 @@ def _psql(network: Network, port: int, *words: str, given: Path = Path(os.devnul
 
 
 class Subscription:
-    """``redis-cli SUBSCRIBE``, and somebody beside the tunnel who publishes without a pause."""
+    """``redis-cli SUBSCRIBE``, and a publisher outside the tunnel that never pauses."""
 
     def __init__(self, process: Process, group: asyncio.TaskGroup, server: int) -> None:
         self.process = process
@@ -131,7 +131,7 @@ class Subscription:
         async with await Tcp.connect(server) as tcp:
             while not self._ending:
                 await tcp.send(b"PUBLISH news %d\r\n" % self._published)
-                assert await tcp.receive_exactly(4) == b":1\r\n"  # so many got it
+                assert await tcp.receive_exactly(4) == b":1\r\n"  # number of receivers
                 self._published += 1
                 await asyncio.sleep(_PUBLISHED_EVERY)
 
@@ -139,7 +139,7 @@ class Subscription:
         await eventually(lambda: b"news\n%d\n" % number in self.process.out, expected=True, wait=_SOON)
 
     async def goes_on(self) -> None:
-        await self._got(self._published)  # the next one
+        await self._got(self._published)  # the next message
 
     async def finish(self) -> str:
         self._ending = True
@@ -152,7 +152,7 @@ class Subscription:
 
 
 class Copies:
-    """``rsync --checksum`` of a tree, slow, and again as soon as it is done."""
+    """A slow ``rsync --checksum`` of a tree, repeated until the end."""
 
     def __init__(self, network: Network, group: asyncio.TaskGroup, given: Path, folder: Path, rsync: list[str]) -> None:
         self._network = network
@@ -160,7 +160,7 @@ class Copies:
         self._folder = folder
         self._rsync = rsync
         self._copies = 0
-        self._went_on = [0]  # how often each copy was seen to go on
+        self._went_on = [0]  # progress checks passed by each copy
         self._ending = False
         self._copier = group.create_task(self._copy())
 
@@ -168,7 +168,7 @@ class Copies:
     async def start(
         cls, network: Network, group: asyncio.TaskGroup, ssh: Ssh, port: int, folder: Path, size: int, rate: int
     ) -> Self:
-        """The largest file has ``size`` bytes, and about ``rate`` of them go in a second."""
+        """Start copying; the largest file has ``size`` bytes, and the rate is about ``rate`` bytes per second."""
         given = folder / "given"
         make_tree(given, size)
         rsync = ["rsync", "-a", "--checksum", f"--bwlimit={rate // 1024}", "-e", f"{ssh.shell_command} -p {port}"]
@@ -190,7 +190,7 @@ class Copies:
     def _progress(self) -> tuple[int, int]:
         size = 0
         for path in self._there.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # files come under another name at first
+            with contextlib.suppress(FileNotFoundError):  # rsync renames temporary files
                 size += path.lstat().st_size
         return self._copies, size
 

@@ -1,4 +1,4 @@
-"""Servers of the programs that people use, each an ordinary process of one test on a free port."""
+"""Servers of common programs, each a process of one test on a free port."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.programs.tunnel import free_port
 
 __all__ = ["GIT", "Ssh", "git_daemon", "iperf3", "postgres", "redis"]
 
-_SSHD_DIRECTORY: Final = Path("/run/sshd")  # where sshd puts its unprivileged half; distributions make it at boot
-#: git without the settings of who runs the tests, but with a name.
+_SSHD_DIRECTORY: Final = Path("/run/sshd")  # sshd's privilege separation needs it; distributions create it at boot
+#: git without the settings of the user who runs the tests, but with an author's name.
 GIT: Final = (
     *("env", f"GIT_CONFIG_GLOBAL={os.devnull}", "GIT_CONFIG_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0"),
     *("git", "-c", "user.name=ann", "-c", "user.email=ann@example.org", "-c", "init.defaultBranch=main"),
@@ -32,12 +32,12 @@ GIT: Final = (
 
 
 def _output(*command: str) -> str:
-    """Run what takes a moment and needs no tunnel; returns what it printed."""
+    """Run a short command that needs no tunnel; returns its output."""
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 class Ssh:
-    """A real sshd for the user who runs the tests, and the client's side of it; everything is in one folder."""
+    """A real sshd for the user who runs the tests, and the client's settings; all files are in one folder."""
 
     def __init__(self, network: Network, folder: Path) -> None:
         if not _SSHD_DIRECTORY.is_dir():
@@ -72,12 +72,12 @@ class Ssh:
         return port
 
     def knows(self, port: int, key: Path) -> None:
-        """The client expects this key at its end of the tunnel."""
+        """Let the client expect this host key at its end of the tunnel."""
         (self._folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {self._public(key)}")
 
     @property
     def command(self) -> list[str]:
-        """ssh with the test's keys alone, without port and host: also for programs that start it themselves."""
+        """The ssh command with the test's keys only, without port and host; also for programs that start ssh."""
         options = [
             "BatchMode=yes",
             "IdentitiesOnly=yes",
@@ -90,18 +90,18 @@ class Ssh:
 
     @property
     def shell_command(self) -> str:
-        """The same as one word for a shell."""
+        """The ssh command as one word for a shell."""
         return shlex.join(self.command)
 
     def run(self, port: int, command: str, given: Path = Path(os.devnull)) -> Process:
-        """Start ssh with a command for the other side."""
+        """Start ssh with a command for the server."""
         return self._network.program("ssh", *self.command, "-p", str(port), "127.0.0.1", command, given=given)
 
 
 async def git_daemon(network: Network, base: Path) -> int:
-    """Give and take the repositories below ``base``; returns the port."""
+    """Serve the repositories below ``base`` for fetch and push; returns the port."""
     port = free_port()
-    # The program itself: ``git daemon`` would be its parent, and the one that gets ended.
+    # Start the program directly: with ``git daemon`` the test would end only the parent process.
     daemon = str(Path(_output("git", "--exec-path").strip()) / "git-daemon")
     options = ["--verbose", "--export-all", "--enable=receive-pack", "--listen=127.0.0.1", f"--port={port}"]
     server = network.program("git-daemon", daemon, *options, f"--base-path={base}", str(base))
@@ -110,7 +110,7 @@ async def git_daemon(network: Network, base: Path) -> int:
 
 
 async def iperf3(network: Network) -> tuple[int, Process]:
-    """Start a server that takes one measurement after another; returns the port and the server."""
+    """Start a server that accepts one measurement after another; returns the port and the server."""
     port = free_port()
     server = network.program("iperf3-server", "iperf3", "-s", "-B", "127.0.0.1", "-p", str(port), "--forceflush")
     await server.says("Server listening on")
@@ -118,7 +118,7 @@ async def iperf3(network: Network) -> tuple[int, Process]:
 
 
 async def redis(network: Network, folder: Path) -> int:
-    """Start a server that stores nothing on disk; returns the port."""
+    """Start a server without files on disk; returns the port."""
     port = free_port()
     options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     server = network.program("redis-server", find("redis-server"), *options)
@@ -128,8 +128,8 @@ async def redis(network: Network, folder: Path) -> int:
 
 @asynccontextmanager
 async def postgres(network: Network) -> AsyncIterator[int]:
-    """Run a server on a new cluster, with a password that the network's programs know; yields the port."""
-    # Not below pytest's folder, which only the user of the tests may enter, and whose long path a socket can't have.
+    """Run a server on a new cluster with a password that the network's programs have; yields the port."""
+    # Outside pytest's folder: only the tests' user may enter that, and its path is too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="kdispatch-postgres-"))
     password = folder / "password"
     password.write_text(secrets.token_hex(16))
@@ -147,14 +147,14 @@ async def postgres(network: Network) -> AsyncIterator[int]:
         await server.says("ready to accept connections")
         yield port
     finally:
-        # Killed, it would leave its shared memory.
+        # SIGQUIT, because SIGKILL would leave the shared memory behind.
         if server is not None and server.status is None:
             server.stop(signal.SIGQUIT)
         shutil.rmtree(folder)
 
 
 def _as_user(folder: Path) -> list[str]:
-    """How to start what root may not run, as a user to whom the folder is given; nothing for other users."""
+    """The command prefix to run as a user other than root, who gets the folder; empty for other users."""
     if os.geteuid() != 0:
         return []
     try:

@@ -1,4 +1,4 @@
-"""curl, as it is installed here, and a web server through a tunnel."""
+"""The installed curl, and a web server through a tunnel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AT_ONCE: Final = 100
 
 
 class _Web:
-    """Gives ``content``, and the SHA-256 of what is put; counts who waits at /together."""
+    """Serves ``content``, and answers an upload with its SHA-256; /together answers when all requests are open."""
 
     def __init__(self, content: Path) -> None:
         self._content = content
@@ -38,7 +38,7 @@ class _Web:
         response.enable_chunked_encoding()
         await response.prepare(request)
         with self._content.open("rb") as file:
-            # Chunks of all kinds of sizes, so that their borders fall anywhere.
+            # Chunks of many sizes, so that their borders vary.
             size = 1
             while data := file.read(size):
                 await response.write(data)
@@ -53,7 +53,7 @@ class _Web:
         return web.Response(text=hashed.hexdigest())
 
     async def _wait_for_all(self, request: web.Request) -> web.StreamResponse:
-        """Answer nobody before so many are here: proves that they are open at once."""
+        """Answer only when ``_AT_ONCE`` requests wait, which proves that all are open at once."""
         await self._together.wait()
         number = request.match_info["number"]
         return web.Response(body=number.encode() + self._content.read_bytes())
@@ -74,7 +74,7 @@ class _Web:
 
 @pytest.mark.parametrize("size", sizes(20 * MB, 200 * MB))
 async def test_whole_files(network: Network, tmp_path: Path, size: int) -> None:
-    """curl downloads and uploads a whole file, and the service counts the same SHA-256 as the sender."""
+    """curl downloads and uploads a whole file with an unchanged SHA-256."""
     content, got = random_file(tmp_path, size), tmp_path / "got"
     async with _Web(content).serve() as server:
         url = f"http://127.0.0.1:{await tunnel(network, server)}/file"
@@ -85,7 +85,7 @@ async def test_whole_files(network: Network, tmp_path: Path, size: int) -> None:
 
 
 async def test_chunked(network: Network, tmp_path: Path) -> None:
-    """A response and an upload in chunks, of lengths that nobody knows before, arrive whole."""
+    """A response and an upload in chunks, without a known length, arrive complete."""
     content, got, headers = random_file(tmp_path, 5 * MB), tmp_path / "got", tmp_path / "headers"
     served = _Web(content)
     async with served.serve() as server:
@@ -94,14 +94,14 @@ async def test_chunked(network: Network, tmp_path: Path) -> None:
         await succeeds(network.program("curl", *_CURL, *options, f"{url}/chunked"))
         assert "transfer-encoding: chunked" in headers.read_text().lower()
         assert digest(got) == digest(content)
-        # A size that curl can't know makes it send chunks.
+        # curl does not know the size of standard input, so it sends chunks.
         put = network.program("curl", *_CURL, "--upload-file", "-", f"{url}/file", given=content)
         assert (await succeeds(put)).decode() == digest(content)
         assert served.chunked_uploads == 1
 
 
 async def test_kept_alive(network: Network, tmp_path: Path) -> None:
-    """Three requests of one curl are one connection."""
+    """Three requests of one curl use one connection."""
     async with _Web(random_file(tmp_path, 1 * MB)).serve() as server:
         url = f"http://127.0.0.1:{await tunnel(network, server)}/file"
         three = ["--output", os.devnull, url] * 3
@@ -111,7 +111,7 @@ async def test_kept_alive(network: Network, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", sizes(50 * KB, 2 * MB))
 async def test_parallel(network: Network, tmp_path: Path, size: int) -> None:
-    """A hundred transfers of one curl are open at once, and each gets its own answer whole."""
+    """A hundred transfers of one curl are open at once, and each gets its own complete answer."""
     content = random_file(tmp_path, size)
     async with _Web(content).serve() as server:
         url = f"http://127.0.0.1:{await tunnel(network, server)}/together/[1-{_AT_ONCE}]"

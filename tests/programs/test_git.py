@@ -1,4 +1,4 @@
-"""git, as it is installed here, over git daemon and over ssh."""
+"""The installed git, over git daemon and over ssh."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.slow, needs("git")]
 
 
 def _git(folder: Path, *words: str) -> str:
-    """Run git in a folder, without any network; returns what it printed."""
+    """Run git in a folder without network; returns its output."""
     command = [*GIT, "-C", str(folder), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
 def _commit(folder: Path, size: int, name: str) -> str:
-    """Commit a file that does not compress; returns the commit."""
+    """Commit an incompressible file; returns the commit."""
     random_file(folder, size, name)
     _git(folder, "add", "--all")
     _git(folder, "commit", "--quiet", "--message", f"add {name}")
@@ -30,7 +30,7 @@ def _commit(folder: Path, size: int, name: str) -> str:
 
 
 def _bare(folder: Path, size: int) -> Path:
-    """A repository to clone, with a few commits of ``size`` bytes together."""
+    """Create a repository to clone, with a few commits of ``size`` bytes in total."""
     origin, bare = folder / "origin", folder / "served" / "project.git"
     origin.mkdir()
     _git(origin, "init", "--quiet")
@@ -42,7 +42,7 @@ def _bare(folder: Path, size: int) -> Path:
 
 
 async def _clone_and_push(network: Network, bare: Path, url: str, size: int, *settings: str) -> None:
-    """Clone, push a commit, clone again: each repository is sound and has what the other one has."""
+    """Clone, push a commit, and clone again: each repository passes fsck and has the other's commits."""
     folder = bare.parents[1]
     git = [*GIT, *(part for setting in settings for part in ("-c", setting))]
     work, again = folder / "work", folder / "again"
@@ -63,7 +63,7 @@ async def _clone_and_push(network: Network, bare: Path, url: str, size: int, *se
 
 @pytest.mark.parametrize("size", sizes(4 * MB, 100 * MB))
 async def test_git_daemon(network: Network, tmp_path: Path, size: int) -> None:
-    """A repository of random blobs is cloned from a git daemon and pushed to it."""
+    """A repository of random blobs is cloned from a git daemon, and a commit is pushed to it."""
     bare = _bare(tmp_path, size)
     port = await tunnel(network, await git_daemon(network, bare.parent))
     await _clone_and_push(network, bare, f"git://127.0.0.1:{port}/project.git", size)
@@ -80,7 +80,7 @@ async def ssh_port(network: Network, tmp_path: Path) -> tuple[Ssh, int]:
 @needs("ssh", "ssh-keygen", find("sshd"))
 @pytest.mark.parametrize("size", sizes(4 * MB, 100 * MB))
 async def test_git_over_ssh(network: Network, tmp_path: Path, ssh_port: tuple[Ssh, int], size: int) -> None:
-    """A repository of random blobs is cloned over ssh and pushed over it."""
+    """A repository of random blobs is cloned over ssh, and a commit is pushed over it."""
     ssh, port = ssh_port
     bare = _bare(tmp_path, size)
     url = f"ssh://{ssh.user}@127.0.0.1:{port}{bare}"

@@ -1,4 +1,4 @@
-"""iperf3, as it is installed here, at both ends."""
+"""The installed iperf3, at both ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.slow, needs("iperf3")]
 
 @pytest.mark.parametrize("seconds", sizes(1, 10))
 async def test_iperf3(network: Network, seconds: int) -> None:
-    """It measures each direction, with one connection and with four, without an error."""
+    """iperf3 measures each direction, with one connection and with four, without an error."""
     listens, server = await iperf3(network)
     port = await tunnel(network, listens)
     for number, options in enumerate(([], ["-R"], ["-P", "4"], ["-P", "4", "-R"]), start=1):
-        # It says so before each one. A new connection is not behind the last bytes of another: it may come too early.
+        # The server prints this before each test. A new connection could overtake the last bytes of an earlier one.
         await server.says(rf"(?s)(?:Server listening on.*){{{number}}}")
         command = ["iperf3", "-c", "127.0.0.1", "-p", str(port), "-t", str(seconds), "--json", *options]
         result = json.loads(await succeeds(network.program("iperf3", *command), 60 + seconds))

@@ -1,4 +1,4 @@
-"""nc, as it is installed here: programs that say their part, half-close, and then read the answer."""
+"""The installed nc: programs that send, half-close, and then read the answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _must_have_half_close(network: Network) -> None:
 
 
 async def test_both_ways(network: Network, tmp_path: Path) -> None:
-    """Two nc send each other a file and half-close behind it: both files arrive whole, and both programs end well."""
+    """Two nc send each other a file and half-close: both files arrive complete, and both programs exit with 0."""
     await _must_have_half_close(network)
     up, down = random_file(tmp_path, 3 * MIB + 1), random_file(tmp_path, 2 * MIB + 1)
     serving = network.program("nc-service", "nc", "-v", "-N", "-l", "127.0.0.1", "0", given=down)
@@ -37,13 +37,13 @@ async def test_both_ways(network: Network, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", sizes(100 * KB, 2 * MB))
 async def test_dialogues(network: Network, tmp_path: Path, size: int) -> None:
-    """Fifty nc at once: each sends, half-closes, and gets the complete answer, which the service begins only then."""
+    """Fifty nc at once send, half-close, and get the complete answer, which the service starts only after that."""
     await _must_have_half_close(network)
     everybody = asyncio.Barrier(_DIALOGUES)
 
     async def answer(tcp: Tcp) -> None:
         question = await tcp.receive_all()
-        await everybody.wait()  # all of them are half-closed at once
+        await everybody.wait()  # until all are half-closed
         await tcp.send(hashlib.sha256(question).digest() + question[::-1])
 
     questions = [random_file(tmp_path, size + number) for number in range(_DIALOGUES)]

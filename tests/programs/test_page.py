@@ -1,4 +1,4 @@
-"""The examples of docs/programs.md, run as people would run them, beside real servers."""
+"""The examples of docs/programs.md, run like a person runs them, with real servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 class _Server(Protocol):
-    """Starts a server for a section's examples and gives its port."""
+    """Starts a server for a section's examples and yields its port."""
 
     def __call__(self, network: Network, folder: Path) -> AbstractAsyncContextManager[int]: ...
 
@@ -60,7 +60,7 @@ _SECTIONS: Final = [
 async def test_section(
     network: Network, tmp_path: Path, section: str, service: str, port: str, server: _Server
 ) -> None:
-    """A section's commands, in their order, do what the page says."""
+    """A section's commands, in order, give the results on the page."""
     async with server(network, tmp_path) as listens:
         runner = Runner(tmp_path, {port: str(listens), f"1{port}": str(free_port())})
         passwords = {name: value for name, value in network.environment.items() if name.startswith("PG")}

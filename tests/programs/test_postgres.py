@@ -1,4 +1,4 @@
-"""psql and pgbench, as they are installed here, and a real PostgreSQL."""
+"""The installed psql and pgbench, and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _psql(network: Network, port: int, *words: str, given: Path | None = None) -
 
 @pytest.mark.parametrize("rows", sizes(100_000, 2_000_000))
 async def test_psql(network: Network, tmp_path: Path, rows: int) -> None:
-    """A large result, COPY both ways and transactions are what they are without a tunnel."""
+    """A large result, COPY in both directions and transactions give the same results as without a tunnel."""
     lines = tmp_path / "lines"
     with lines.open("w") as file:
         file.writelines(f"{number}\t{hashlib.md5(str(number).encode()).hexdigest()}\n" for number in range(rows))
@@ -55,7 +55,7 @@ async def test_psql(network: Network, tmp_path: Path, rows: int) -> None:
 @needs(find("pgbench"))
 @pytest.mark.parametrize("seconds", sizes(2, 20))
 async def test_pgbench(network: Network, seconds: int) -> None:
-    """Eight clients of pgbench do transactions at once, and none fails; its tables add up afterwards."""
+    """Eight concurrent clients of pgbench run transactions without a failure, and the tables are consistent."""
     async with postgres(network) as server:
         port = await tunnel(network, server)
         pgbench = [find("pgbench"), "-h", "127.0.0.1", "-p", str(port)]

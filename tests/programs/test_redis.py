@@ -1,4 +1,4 @@
-"""redis-cli and redis-benchmark, as they are installed here, and a real server."""
+"""The installed redis-cli and redis-benchmark, and a real server."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class _Client:
         return self._network.program("redis-cli", *self._command, *words, given=given)
 
     async def says(self, *words: str, given: Path | None = None) -> bytes:
-        """What a command answers, without the line's end that redis-cli adds."""
+        """Return a command's answer, without the line end that redis-cli adds."""
         return (await succeeds(self.start(*words, given=given))).removesuffix(b"\n")
 
 
 async def test_commands(network: Network, tmp_path: Path) -> None:
-    """Values come back as they were set, also five megabytes of any bytes; a missing one is none."""
+    """Values come back unchanged, also five megabytes of binary data; a missing key gives none."""
     client = _Client(network, await tunnel(network, await redis(network, tmp_path)))
     assert await client.says("SET", "greeting", "hello there") == b"OK"
     assert await client.says("GET", "greeting") == b"hello there"
@@ -46,7 +46,7 @@ async def test_commands(network: Network, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", sizes(20_000, 500_000))
 async def test_pipelined(network: Network, tmp_path: Path, count: int) -> None:
-    """Commands that are sent without waiting for their answers are all answered."""
+    """Commands sent without waiting for answers are all answered."""
     client = _Client(network, await tunnel(network, await redis(network, tmp_path)))
     commands = tmp_path / "commands"
     commands.write_bytes(b"".join(b"SET key-%d value-%d\r\n" % (number, number) for number in range(count)))
@@ -57,7 +57,7 @@ async def test_pipelined(network: Network, tmp_path: Path, count: int) -> None:
 
 
 async def test_subscribed(network: Network, tmp_path: Path) -> None:
-    """Messages reach a subscriber at once and in their order, through a connection that is otherwise quiet."""
+    """Messages reach a subscriber at once and in order, through an otherwise idle connection."""
     client = _Client(network, await tunnel(network, await redis(network, tmp_path)))
     subscriber = client.start("SUBSCRIBE", "news")
     await subscriber.says(r"subscribe\nnews\n1\n")
@@ -71,7 +71,7 @@ async def test_subscribed(network: Network, tmp_path: Path) -> None:
 @needs("redis-benchmark")
 @pytest.mark.parametrize("count", sizes(3_000, 100_000))
 async def test_benchmark(network: Network, tmp_path: Path, count: int) -> None:
-    """redis-benchmark's fifty clients get all of their answers, one at a time and sixteen at a time."""
+    """redis-benchmark's fifty clients get all answers, one at a time and pipelined by sixteen."""
     port = await tunnel(network, await redis(network, tmp_path))
     for pipeline in ("1", "16"):
         options = ["-h", "127.0.0.1", "-p", str(port), "-c", "50", "-n", str(count), "-P", pipeline, "--csv"]

@@ -1,4 +1,4 @@
-"""Programs in the middle of something, while the relay is killed and started again, over and over."""
+"""Programs in the middle of their work, while the relay is killed and restarted several times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 async def test_programs_outlive_relays(
     network: Network, own_relay: Relay, tmp_path: Path, plan: tuple[int, int, int]
 ) -> None:
-    """ssh, psql, redis-cli and rsync go on after each kill -9 of the relay, and have all of their output in the end."""
+    """ssh, psql, redis-cli and rsync continue after each kill -9 of the relay, and their output is complete."""
     restarts, *load = plan
     async with postgres(network) as database, asyncio.TaskGroup() as group:
         ssh = Ssh(network, tmp_path)

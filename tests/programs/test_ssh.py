@@ -1,4 +1,4 @@
-"""ssh and rsync, as they are installed here, and a real sshd."""
+"""The installed ssh and rsync, and a real sshd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ssh(network: Network, tmp_path: Path) -> Ssh:
 
 
 async def test_ssh(network: Network, ssh: Ssh, tmp_path: Path) -> None:
-    """ssh runs commands with their output and status, pipes bytes both ways, and still knows a wrong host key."""
+    """ssh runs commands with output and status, pipes bytes both ways, and still detects a wrong host key."""
     port = await tunnel(network, await ssh.serve())
     ssh.knows(port, ssh.host_key)
 
@@ -47,7 +47,7 @@ async def test_ssh(network: Network, ssh: Ssh, tmp_path: Path) -> None:
 @needs("rsync", "diff")
 @pytest.mark.parametrize("size", sizes(5 * MB, 200 * MB))
 async def test_rsync(network: Network, ssh: Ssh, tmp_path: Path, size: int) -> None:
-    """rsync brings a tree there, brings its changes there, and brings it back: the three are equal in everything."""
+    """rsync copies a tree, copies its changes, and copies it back: all three trees are equal."""
     given, there, back = (tmp_path / name for name in ("given", "there", "back"))
     make_tree(given, size)
     port = await tunnel(network, await ssh.serve())

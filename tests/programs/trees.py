@@ -1,4 +1,4 @@
-"""A folder with all that makes copying one hard, and whether two are the same in everything."""
+"""Makes a folder that is hard to copy, and checks whether two folders are equal in everything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["make_tree", "same_trees"]
 
 
 def make_tree(folder: Path, size: int) -> None:
-    """Files of many sizes, names that need care, symbolic links, an empty directory, bits and times."""
+    """Create files of many sizes, unusual names, symbolic links, an empty directory, mode bits and times."""
     for name in ("plain", "a name with blanks", "ünïcode", "deep/er/down", "empty"):
         (folder / name).mkdir(parents=True)
     for number, length in enumerate([0, 1, 2, 1023, 1024, 65_535, 65_536, 65_537, 300 * KB]):
@@ -36,7 +36,7 @@ def make_tree(folder: Path, size: int) -> None:
 
 
 def _facts(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Mode, time and link target of all that is below, where ``diff`` looks at contents alone."""
+    """Mode, time and link target of each entry below; ``diff`` compares only contents."""
     facts = {}
     for path in [folder, *folder.rglob("*")]:
         of = path.lstat()
@@ -46,6 +46,6 @@ def _facts(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 
 async def same_trees(network: Network, one: Path, other: Path) -> None:
-    """Fail unless the two folders are equal: by ``diff``, and in what it does not look at."""
+    """Fail unless the two folders are equal, by ``diff`` and in mode, time and link target."""
     await succeeds(network.program("diff", "diff", "-r", "--no-dereference", str(one), str(other)))
     assert _facts(one) == _facts(other)

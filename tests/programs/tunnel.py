@@ -1,4 +1,4 @@
-"""What all programs need: a tunnel to a server's port, ports, and files to send through."""
+"""Common parts: a tunnel to a server's port, free ports, and files to send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MB: Final = 1000 * KB
 
 
 async def tunnel(network: Network, port: int) -> int:
-    """Offer the port by a host agent, connect a client agent to it; returns the client's port."""
+    """Offer the port with a host agent and connect a client agent; returns the client's port."""
     name = await network.service()
     await network.host(name, port)
     _, reached_by = await network.connect(name)
@@ -25,21 +25,21 @@ async def tunnel(network: Network, port: int) -> int:
 
 
 async def succeeds(process: Process, wait: float = 60.0) -> bytes:
-    """Wait for the program's end; fail unless its status is 0; returns what it printed."""
+    """Wait for the program's end; fail unless its status is 0; return its output."""
     status = await process.ended(wait)
     assert status == 0, f"{process.name} ended with {status}:\n{process.text[-2000:]}"
     return process.out
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, for servers that take no port 0."""
+    """Return a port that was free a moment ago, for servers that do not accept port 0."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def random_file(folder: Path, size: int, name: str = "") -> Path:
-    """A file of bytes that do not compress; the same for the same size and name."""
+    """Create an incompressible file, the same for the same size and name."""
     file = folder / (name or f"given-{size}")
     choice = random.Random(f"{size} {name}")
     with file.open("wb") as out:

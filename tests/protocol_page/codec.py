@@ -20,7 +20,7 @@ HEADER: Final = struct.Struct(">BBHIQ")  # kind, length (3 bytes), stream, value
 MAX_OFFSET: Final = 1 << 62
 MAX_MESSAGE: Final = 262_144
 MAX_DATA: Final = 131_072
-WAIT: Final = 5.0  # seconds for anything that is awaited
+WAIT: Final = 5.0  # seconds for each wait
 
 
 # --- Frames (section 3)
@@ -47,16 +47,16 @@ class Type(IntEnum):
     GOAWAY = 18
 
 
-BLOCKED: Final = 1  # DATA
-MARKED: Final = 2  # DATA
-ACK_FIN: Final = 1  # ACK
+BLOCKED: Final = 1  # in DATA
+MARKED: Final = 2  # in DATA
+ACK_FIN: Final = 1  # in ACK
 
 _JSON: Final = (2, 16_384)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A line of the table of types: ``numbered`` is None for "either"; ``value`` is what it may be at most."""
+    """A row of the table of types: ``numbered`` is None for "either", and ``value`` is the maximum."""
 
     length: tuple[int, int]
     numbered: bool | None
@@ -87,7 +87,7 @@ RULES: Final[Mapping[Type, Rule]] = {
 
 
 class ProtocolError(Exception):
-    """The other end sent what the page forbids."""
+    """The other end sent something that the page forbids."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Frame:
 
     @property
     def limit(self) -> int:
-        """Of an ACK."""
+        """The limit in an ACK."""
         return int.from_bytes(self.payload, "big")
 
     def encode(self) -> bytes:
@@ -115,13 +115,13 @@ class Frame:
 
 
 def raw(kind: int, stream: int = 0, value: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
-    """A frame without any check, for breaking rules."""
+    """Encode a frame without any check, also an invalid one."""
     length = len(payload)
     return HEADER.pack(kind << 3 | flags, length >> 16, length & 0xFFFF, stream, value) + payload
 
 
 def message(kind: Type, stream: int = 0, /, **fields: Any) -> Frame:
-    """A frame with a JSON payload."""
+    """Return a frame with a JSON payload."""
     return Frame(kind, stream, payload=json.dumps(fields, separators=(",", ":")).encode())
 
 
@@ -134,7 +134,7 @@ def early(stream: int, attempt: int, offset: int, data: bytes) -> Frame:
 
 
 def decode(data: bytes) -> list[Frame]:
-    """All frames of a message; raises ``ProtocolError``."""
+    """Return all frames of a message; raises ``ProtocolError``."""
     frames = []
     position = 0
     while position < len(data):
@@ -186,7 +186,7 @@ def host_id(secret: bytes, service: str) -> str:
 
 
 class Refused(Exception):
-    """The upgrade was answered with something else."""
+    """The server did not accept the upgrade."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         super().__init__(f"HTTP status {status}: {body[:200]!r}")
@@ -196,7 +196,7 @@ class Refused(Exception):
 
 
 class Closed(Exception):
-    """The WebSocket's end; ``code`` is 1006 where no closing frame came."""
+    """The WebSocket's end; ``code`` is 1006 without a closing frame."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"close code {code}: {reason}")
@@ -241,7 +241,7 @@ class WebSocket:
         return cls(reader, writer)
 
     def write(self, payload: bytes, opcode: int = _BINARY, *, fin: bool = True) -> None:
-        """One WebSocket frame, masked."""
+        """Send one masked WebSocket frame."""
         mask = secrets.token_bytes(4)
         size = len(payload)
         if size < 126:
@@ -272,7 +272,7 @@ class WebSocket:
         await self._drain()
 
     async def receive(self) -> bytes:
-        """The next message; raises ``Closed`` at the end."""
+        """Return the next message; raises ``Closed`` at the end."""
         parts: list[bytes] = []
         while True:
             fin, opcode, payload = await self._frame()
@@ -320,12 +320,12 @@ class WebSocket:
         return self._writer.is_closing()
 
     async def abort(self) -> None:
-        """End the connection without a close, by RST where something is unread."""
+        """End the connection without a close frame; TCP sends RST if data is unread."""
         self._writer.transport.abort()
         await _end(self._writer)
 
     async def close(self) -> None:
-        with suppress(ConnectionError, RuntimeError):  # the latter is uvloop's word for a closed connection
+        with suppress(ConnectionError, RuntimeError):  # uvloop raises RuntimeError on a closed connection
             self.write(struct.pack(">H", 1000), _CLOSE)
         await _end(self._writer)
 
@@ -361,7 +361,7 @@ def _answer(head: bytes) -> tuple[int, dict[str, str]]:
 
 
 class Session:
-    """HELLO to the end. Frames of each stream wait in a queue of their own: the reader never waits for anybody."""
+    """A session from HELLO to its end. Each stream's frames have a queue, so the reader never blocks."""
 
     def __init__(self, socket: WebSocket, secret: bytes) -> None:
         self.socket = socket
@@ -369,9 +369,9 @@ class Session:
         self.welcome: dict[str, Any] = {}
         self.close: Closed | None = None
         self.streams: list[Stream] = []
-        self.deaf = False  # what comes is lost
+        self.deaf = False  # incoming frames are dropped
         self.ignores: Type | None = None
-        self.deaf_after: Type | None = None  # what comes behind the next frame of this type is lost
+        self.deaf_after: Type | None = None  # frames after the next one of this type are dropped
         self._last = -1
         self._queues: dict[int, asyncio.Queue[Frame | None]] = {}
         self._opens: asyncio.Queue[Frame | None] = asyncio.Queue()
@@ -380,7 +380,7 @@ class Session:
 
     @classmethod
     async def start(cls, host: str, port: int, secret: bytes | None = None, **fields: Any) -> Self:
-        """``fields`` are more of HELLO."""
+        """Start a session; ``fields`` are additional fields of HELLO."""
         async with asyncio.timeout(WAIT):
             session = cls(await WebSocket.connect(host, port), secret or secrets.token_bytes(32))
             hello = {"versions": [1], "secret": session.secret.hex(), "agent": "second 1"} | fields
@@ -389,7 +389,7 @@ class Session:
             if first.type is not Type.WELCOME:
                 raise ProtocolError(f"{first.type.name} instead of WELCOME")
         session.welcome = first.json
-        for frame in others:  # the relay may have more to say at once
+        for frame in others:  # the relay's first message may have more frames
             await session._received(frame)
         session._reading = asyncio.create_task(session._read())
         return session
@@ -412,7 +412,7 @@ class Session:
                 await self._reading
 
     async def lose(self) -> None:
-        """The network fails: no close, nothing more is read."""
+        """Simulate a network failure: no close frame, and no more reads."""
         await self._stop_reading()
         await self.socket.abort()
 
@@ -421,7 +421,7 @@ class Session:
         return self.close is None and not self.socket.closing
 
     def number(self) -> int:
-        """A new number: an agent's are odd, and grow."""
+        """Return a new number: an agent's numbers are odd and increase."""
         self._last += 2
         return self._last
 
@@ -432,22 +432,22 @@ class Session:
         return self._queues.setdefault(number, asyncio.Queue())
 
     async def next(self, number: int, kind: Type) -> Frame:
-        """The next frame with this number (0: of the session), which must be of this type."""
+        """Return the next frame with this number (0 for the session); it must have this type."""
         return await _take(self.queue(number), kind)
 
     async def accept(self) -> Frame:
-        """The next OPEN that the relay sends."""
+        """Return the next OPEN from the relay."""
         return await _take(self._opens, Type.OPEN)
 
     def quiet(self, number: int) -> bool:
-        """Whether nothing with this number waits to be read."""
+        """Whether no frame with this number waits."""
         return self.queue(number).empty()
 
     def no_open(self) -> bool:
         return self._opens.empty()
 
     async def ping(self) -> None:
-        """Return when everything was answered that the relay got before."""
+        """Return when the relay has answered everything sent before."""
         value = secrets.randbits(64)
         await self.send(Frame(Type.PING, value=value))
         answer = await self.next(0, Type.PONG)
@@ -487,7 +487,7 @@ class Session:
             self.queue(frame.stream).put_nowait(frame)
 
     def _attach(self, frame: Frame) -> None:
-        """An entry with a number keeps its place among the frames of this number."""
+        """Queue an entry; one with a number keeps its order among the frames with this number."""
         for entry in frame.json["streams"]:
             if "number" in entry:
                 self.queue(entry["number"]).put_nowait(message(Type.ATTACH, entry["number"], **entry))
@@ -509,7 +509,7 @@ async def _take(queue: asyncio.Queue[Frame | None], kind: Type) -> Frame:
 
 
 class Reset(Exception):
-    """The stream's end by RESET, by either side."""
+    """A RESET from either side ended the stream."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -517,7 +517,7 @@ class Reset(Exception):
 
 
 class Stream:
-    """Both directions from OPENED on: ``granted`` is what the other end may send, ``limit`` what this one may."""
+    """Both directions after OPENED; the other end may send up to ``granted``, and this one up to ``limit``."""
 
     def __init__(self, session: Session, number: int, *, granted: int, limit: int, sent: int = 0) -> None:
         self.session = session
@@ -528,11 +528,11 @@ class Stream:
         self.acked = 0
         self.received = 0
         self.consumed = 0
-        self.blocked = 0  # times that the writer had to wait for a limit
+        self.blocked = 0  # times that the writer waited for credit
         self.peer_finished = False
-        self.finished = False  # our FIN was acknowledged
-        self._told = 0  # consumed, as of the last ACK
-        self._due: float | None = None  # when bytes must be acknowledged
+        self.finished = False  # the peer acknowledged our FIN
+        self._told = 0  # consumed bytes at the last ACK
+        self._due: float | None = None  # deadline for the next ACK
         self._fin_sent = False
         self._buffer = bytearray()
         self._reset: str | None = None
@@ -558,7 +558,7 @@ class Stream:
         await self.session.send(Frame(Type.FIN, self.number, self.sent))
 
     async def read(self, size: int = 1 << 30) -> bytes:
-        """At least one byte, or nothing at the end."""
+        """Return at least one byte, or nothing at the end."""
         await self.until(lambda: bool(self._buffer) or self.peer_finished)
         taken = bytes(self._buffer[:size])
         del self._buffer[: len(taken)]

@@ -1,4 +1,4 @@
-"""Going on after a loss, from section 10 of docs/protocol.md alone. It imports no kdispatch."""
+"""Resumption after a loss, from section 10 of docs/protocol.md alone. It imports no kdispatch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_NUMBER: Final = -1  # no leg yet
 
 
 def key_for(secret: bytes, host: str) -> bytes:
-    """What the relay gives the host process, and what the client computes."""
+    """The stream's key: the relay gives it to the host process, and the client computes it."""
     return hmac.new(secret, bytes.fromhex(host), hashlib.sha256).digest()
 
 
@@ -27,14 +27,14 @@ def proof(key: bytes, uuid: str, role: str, attach: int) -> str:
     return hmac.new(key, f"{uuid} {role} {attach}".encode(), hashlib.sha256).hexdigest()
 
 
-#: A stream's uuid, and the role of this end: a process may be both ends of a stream.
+#: A stream's uuid and this end's role, because a process may be both ends of a stream.
 Name = tuple[str, str]
 OTHER: Final = {"client": "host", "host": "client"}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a stream with ``peer``, and whether a byte of that had come."""
+    """How a stream with ``peer`` ended, and whether this end had received a byte of it."""
 
     code: str
     peer: str
@@ -42,7 +42,7 @@ class Ended:
 
 
 class Agent:
-    """A process: its secret, the session that it has now, and its streams, which outlive sessions."""
+    """A process: its secret, its current session, and its streams, which outlive sessions."""
 
     def __init__(self, port: int, *, token: str | None = None, service: str = "ann/web") -> None:
         self.port = port
@@ -71,7 +71,7 @@ class Agent:
         return self._session
 
     async def connect(self, **hello: Any) -> None:
-        """Have a (new) session, and attach what was detached."""
+        """Start a new session, and attach all detached streams."""
         mode = "replace" if self._session else "new"
         await self.lose()
         self._session = await Session.start("127.0.0.1", self.port, self.secret, mode=mode, **hello)
@@ -85,7 +85,7 @@ class Agent:
                 await stream.open()
 
     async def lose(self) -> None:
-        """The network fails."""
+        """Simulate a network failure."""
         if self._asked is not None:
             self._asked.cancel()
             with suppress(asyncio.CancelledError):
@@ -108,7 +108,7 @@ class Agent:
         await self.session.next(number, Type.OFFERED)
 
     async def open(self, data: bytes = b"", *, window: int = 65_536) -> Resuming:
-        """A client's stream, with early data."""
+        """Open a client's stream with early data."""
         stream = Resuming(self, "client", secrets.token_hex(16), window)
         stream.secret = secrets.token_bytes(32)
         stream.keep(data)
@@ -116,7 +116,7 @@ class Agent:
         return stream
 
     async def take(self) -> tuple[Frame, Resuming | None]:
-        """The next OPEN, and the stream that takes it; None where it was refused."""
+        """Return the next OPEN, and the stream that accepts it; None if it was refused."""
         asked = await self.session.accept()
         fields = asked.json
         old = self.streams.get((fields["uuid"], "host"))
@@ -125,7 +125,7 @@ class Agent:
                 await self.session.send(message(Type.RESET, asked.stream, code="bad_request"))
                 return asked, None
             await old.stop()
-            # Otherwise an entry of it may wait at the relay, and the client would be joined with that.
+            # Without this RESET an entry of the old stream may wait at the relay, and the client would join that.
             await self.session.send(message(Type.RESET, old.number, code="cancelled"))
         stream = Resuming(self, "host", fields["uuid"], 65_536)
         stream.key, stream.peer = bytes.fromhex(fields["key"]), fields["process"]
@@ -133,14 +133,14 @@ class Agent:
         return asked, stream
 
     async def accept(self, *, window: int = 65_536) -> Resuming:
-        """Take the next OPEN and answer with OPENED."""
+        """Accept the next OPEN and answer with OPENED."""
         asked, stream = await self.take()
         assert stream is not None
         await stream.opened(asked.json, window)
         return stream
 
     async def attach(self, streams: Iterable[Resuming]) -> None:
-        """Send ATTACH, each stream under a new number; those of one token together."""
+        """Send ATTACH with a new number for each stream; streams with the same token share a message."""
         entries: dict[str, list[dict[str, Any]]] = {"client": [], "host": []}
         for stream in streams:
             stream.move(self.session, self.session.number())
@@ -151,7 +151,7 @@ class Agent:
             await self.session.send(message(Type.ATTACH, streams=entries["host"], token=self.token))
 
     async def _answer(self) -> None:
-        """Attach what the relay asks for, and say what became of the rest."""
+        """Attach streams that the relay asks for, and answer for the others how they ended."""
         session = self.session
         while (entry := await session.asked.get()) is not None:
             stream = self.streams.get((entry["uuid"], OTHER[entry["role"]]))
@@ -176,25 +176,25 @@ class Agent:
 
 
 class Resuming(Stream):
-    """An end of a stream that has a secret. What was written is kept until the other end has it."""
+    """An end of a resumable stream. It keeps written bytes until the other end has acknowledged them."""
 
     def __init__(self, agent: Agent, role: str, uuid: str, window: int) -> None:
         self.agent, self.role, self.uuid = agent, role, uuid
-        self.secret = b""  # a client's
+        self.secret = b""  # only a client's end has it
         self.key = b""
-        self.peer = ""  # the process at the other end
+        self.peer = ""  # process id of the other end
         self.opening = role == "client"
-        self.answered = role == "client"  # a host has sent OPENED
+        self.answered = role == "client"  # whether a host has sent OPENED
         self.joined = False
         self.attaching = False
-        self.attached = 0  # how often
-        self.attach = 0  # of the last ATTACH sent
-        self.attach_taken = 0  # of the peer's last entry that was taken
+        self.attached = 0  # number of resumptions
+        self.attach = 0  # number of the last ATTACH sent
+        self.attach_taken = 0  # number of the peer's last accepted entry
         self.replayed = 0  # bytes sent again
-        self._kept = bytearray()  # from `acked` on
-        self._next = 0  # offset of what is sent next
+        self._kept = bytearray()  # starts at offset `acked`
+        self._next = 0  # offset of the next byte to send
         self._fin_wanted = False
-        self._fin_here = False  # sent under this number
+        self._fin_here = False  # FIN was sent under this number
         super().__init__(agent.session, _NO_NUMBER, granted=window, limit=0)
         agent.streams[self.name] = self
 
@@ -204,26 +204,26 @@ class Resuming(Stream):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing was sent but OPEN, which may be sent again."""
+        """Whether only OPEN was sent; it may be sent again."""
         return self.opening and not self.sent
 
     @property
     def end(self) -> int:
-        """Offset behind what the program wrote."""
+        """Offset after the last byte that the program wrote."""
         return self.acked + len(self._kept)
 
     # --- Legs
 
     def move(self, session: Session, number: int) -> None:
-        """Be under this number from now on."""
+        """Use this session and number from now on."""
         before = self.session.queue(self.number)
         self.detach()
         self.session, self.number = session, number
-        before.put_nowait(None)  # wakes who still reads there
+        before.put_nowait(None)  # wakes a reader of the old queue
 
     def detach(self) -> None:
         self.joined = self.attaching = self._fin_here = False
-        self.granted = self.received  # outstanding grants are taken back
+        self.granted = self.received  # cancels outstanding credit
         self._due = None
 
     async def open(self) -> None:
@@ -234,13 +234,13 @@ class Resuming(Stream):
         await self._send(message(Type.OPEN, self.number, **fields))
 
     async def opened(self, fields: dict[str, Any], window: int) -> None:
-        """A host's answer to OPEN."""
+        """Answer OPEN as a host."""
         self.limit, self.window, self.granted = fields["limit"], window, window
         self.joined = self.answered = True
         await self._send(message(Type.OPENED, self.number, limit=window, attempt=fields["attempt"]))
 
     def entry(self, **changed: Any) -> dict[str, Any]:
-        """What ATTACH says of it; counts."""
+        """Return the stream's entry for ATTACH, and count it."""
         self.attach += 1
         self.attaching = True
         self.granted = max(self.received, self.consumed + self.window)
@@ -312,7 +312,7 @@ class Resuming(Stream):
         await self._pump()
 
     async def _pump(self) -> None:
-        """Send what may be sent."""
+        """Send all bytes within the limit."""
         while self.joined and self._next < min(self.end, self.limit):
             most = min(self._next + MAX_DATA, self.end, self.limit)
             part = bytes(self._kept[self._next - self.acked : most - self.acked])
@@ -393,7 +393,7 @@ class Resuming(Stream):
         await self._send(message(Type.RESET, self.number, code=code))
 
     async def _send(self, frame: Frame) -> None:
-        # What is lost here is sent again under the next number.
+        # A frame lost here is sent again under the next number.
         with suppress(Closed):
             if self.session.alive:
                 await self.session.send(frame)

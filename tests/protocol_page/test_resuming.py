@@ -1,4 +1,4 @@
-"""Section 10 of docs/protocol.md is enough to go on after a loss, at the real relay."""
+"""Section 10 of docs/protocol.md is sufficient to resume streams through the real relay."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DATA = MIB[:300_000]
 
 @pytest.fixture
 async def ends(world: World, stack: AsyncExitStack) -> tuple[Agent, Agent]:
-    """A client process and a host process that offers the service."""
+    """A client process, and a host process that offers the service."""
     host = await stack.enter_async_context(Agent(world.port, token=world.token))
     await host.offer()
     return await stack.enter_async_context(Agent(world.port)), host
 
 
 async def pair(ends: tuple[Agent, Agent], data: bytes = b"") -> tuple[Resuming, Resuming]:
-    """An open stream: the client's and the host's end."""
+    """Open a stream; returns the client's and the host's end."""
     client, host = ends
     here = await client.open(data)
     there = await host.accept()
@@ -38,7 +38,7 @@ async def send(stream: Resuming, data: bytes) -> None:
 
 
 async def finish(here: Resuming, there: Resuming) -> None:
-    """Both ends finish without another byte."""
+    """Finish both ends without another byte."""
     await asyncio.gather(here.finish(), there.finish())
     await asyncio.gather(here.read_all(), there.read_all())
     await asyncio.gather(here.closed(), there.closed())
@@ -46,7 +46,7 @@ async def finish(here: Resuming, there: Resuming) -> None:
 
 @pytest.mark.parametrize("lost", ["client", "host", "both", "relay"])
 async def test_lost_legs(world: World, ends: tuple[Agent, Agent], lost: str) -> None:
-    """What was lost on the way with a leg, with both, or with the relay, is sent again, and each end gets all bytes."""
+    """Bytes lost with one leg, both legs or the relay are sent again, and each end gets all bytes."""
     here, there = await pair(ends)
     for agent, name in zip(ends, ("client", "host"), strict=True):
         agent.session.deaf = lost in (name, "both", "relay")
@@ -69,7 +69,7 @@ async def test_lost_legs(world: World, ends: tuple[Agent, Agent], lost: str) -> 
 
 
 async def test_ends_without_a_byte_to_send(ends: tuple[Agent, Agent]) -> None:
-    """A FIN whose acknowledgement was lost is sent again, or `fin` of the entry acknowledges it."""
+    """A FIN without acknowledgement is sent again, or `fin` in the entry acknowledges it."""
     here, there = await pair(ends, b"all of it")
     assert await there.read_exactly(9) == b"all of it"
     ends[1].session.deaf = True
@@ -87,7 +87,7 @@ async def test_ends_without_a_byte_to_send(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_lower_limit(ends: tuple[Agent, Agent]) -> None:
-    """The entry's limit replaces a higher one: no byte comes above it until an ACK raises it."""
+    """The entry's limit replaces a higher one: no byte above it arrives until an ACK raises it."""
     here, there = await pair(ends)
     await ends[0].lose()
     here.window = 1000
@@ -104,7 +104,7 @@ async def test_lower_limit(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_asked(ends: tuple[Agent, Agent]) -> None:
-    """An end that is asked attaches, though it never heard of a loss; what comes under its old number is ignored."""
+    """An end that gets a request for a stream attaches it without a loss, and ignores frames with the old number."""
     client, host = ends
     here, there = await pair(ends)
     before = there.number
@@ -120,7 +120,7 @@ async def test_asked(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_attached_without_a_loss(ends: tuple[Agent, Agent]) -> None:
-    """An end that attaches gives the stream's older number up, and the other end follows."""
+    """If one end attaches a stream again, its older number ends, and the other end follows."""
     here, there = await pair(ends)
     await ends[0].attach([here])
     await there.until(lambda: there.attached == 1)
@@ -129,7 +129,7 @@ async def test_attached_without_a_loss(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_both_ends_in_one_process(ends: tuple[Agent, Agent]) -> None:
-    """A process that is both ends of a stream attaches both, and one of them alone is told that the other is gone."""
+    """A process that is both ends attaches both; with one end forgotten, the other gets `unknown_stream`."""
     _, agent = ends
     here, there = await pair((agent, agent), b"early")
     await agent.connect()
@@ -156,7 +156,7 @@ async def test_waits_for_the_peer(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
-    """RESET by uuid tells who attaches that there is no such stream, and that it ended otherwise, with its text."""
+    """RESET by uuid reports to the attaching end that the stream is unknown, or how it ended."""
     client, host = ends
     here, there = await pair(ends)
     await there.stop()
@@ -175,7 +175,7 @@ async def test_unknown_stream(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_closed(ends: tuple[Agent, Agent]) -> None:
-    """`closed` stands for the missing acknowledgement of an end; to a stream that lacks more it is a mismatch."""
+    """`closed` replaces a missing acknowledgement of FIN; for a stream that misses more it is a mismatch."""
     client, host = ends
     here, there = await pair(ends)
     await there.finish()
@@ -196,7 +196,7 @@ async def test_closed(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_opening_goes_on(ends: tuple[Agent, Agent]) -> None:
-    """A client that lost OPENED asks the host that TRYING named, and the entry stands for OPENED."""
+    """A client that lost OPENED attaches to the host in TRYING, and the entry replaces OPENED."""
     client, host = ends
     client.session.deaf_after = Type.TRYING
     here = await client.open(b"early")
@@ -213,7 +213,7 @@ async def test_opening_goes_on(ends: tuple[Agent, Agent]) -> None:
 
 @pytest.mark.parametrize("data", [b"early", b""])
 async def test_opening_anew(ends: tuple[Agent, Agent], data: bytes) -> None:
-    """A client whose host has nothing of it OPENs anew, and so does one that sent no early data, without asking."""
+    """A client sends OPEN again if its host has no byte of it, without ATTACH if it sent no early data."""
     client, host = ends
     here = await client.open(data)
     asked, there = await host.take()
@@ -232,7 +232,7 @@ async def test_opening_anew(ends: tuple[Agent, Agent], data: bytes) -> None:
 
 
 async def test_same_open_again(ends: tuple[Agent, Agent]) -> None:
-    """A host that has the stream without a byte takes the client's second OPEN in its place."""
+    """A host that has the stream without a byte replaces it by the client's second OPEN."""
     client, host = ends
     client.session.deaf_after = Type.TRYING
     here = await client.open()
@@ -249,14 +249,14 @@ async def test_same_open_again(ends: tuple[Agent, Agent]) -> None:
 
 
 async def test_forged_proof(ends: tuple[Agent, Agent], stack: AsyncExitStack) -> None:
-    """An entry with another proof, or an older one, is refused with `bad_proof`, and the true owner still resumes."""
+    """An entry with a wrong or an older proof is refused with `bad_proof`, and the owner still resumes."""
     client, _ = ends
     here, there = await pair(ends)
     old = here.entry()
     await client.connect()
     await here.until(lambda: here.attached == 1)
     await client.lose()
-    # Who has the process's secret, and not the stream's.
+    # The thief has the process's secret, but not the stream's.
     thief = await stack.enter_async_context(await Session.start("127.0.0.1", client.port, client.secret))
     for entry in (old, here.entry(proof=secrets.token_hex(32))):
         assert await refusal(thief, entry) == "bad_proof"
@@ -266,7 +266,7 @@ async def test_forged_proof(ends: tuple[Agent, Agent], stack: AsyncExitStack) ->
 
 
 async def test_stranger(world: World, ends: tuple[Agent, Agent], stack: AsyncExitStack) -> None:
-    """Another process's entry for the stream never takes the place of the owner's: it is `unknown_stream`."""
+    """Another process's entry for the stream is refused with `unknown_stream`, and the owner still resumes."""
     client, _ = ends
     here, there = await pair(ends)
     stranger = await stack.enter_async_context(Agent(world.port))
@@ -279,7 +279,7 @@ async def test_stranger(world: World, ends: tuple[Agent, Agent], stack: AsyncExi
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_peer_restarted(world: World, ends: tuple[Agent, Agent], stack: AsyncExitStack, *, later: bool) -> None:
-    """When a successor names the host as its predecessor, a client that waits for it, or will, is told so."""
+    """If a successor names the host as its predecessor, a waiting or later client gets `peer_restarted`."""
     client, host = ends
     here, _ = await pair(ends)
     asking = await client.open(b"early")

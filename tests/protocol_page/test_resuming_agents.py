@@ -1,4 +1,4 @@
-"""Section 10 of docs/protocol.md is enough to go on after a loss with the real agents."""
+"""Section 10 of docs/protocol.md is sufficient to resume streams with the real agents."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DATA: Final = MIB[:300_000]
 DRAIN: Final = ("--drain-time", "0")
 
 
-# --- A client of this page's, and `agent host`
+# --- A client of this implementation, and `agent host`
 
 
 @dataclass
 class Service:
-    """An echo service that leaves first when it is told to, and what it has heard: b"" is an end."""
+    """An echo service that half-closes on b"leave", and the bytes that it received; b"" is an end."""
 
     port: int
     heard: asyncio.Queue[bytes]
@@ -60,7 +60,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 async def test_agent_host_goes_on(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """A stream to a real host goes on with all bytes when either leg is lost, or the relay is started again."""
+    """A stream to a real host resumes with all bytes after the loss of either leg or a restart of the relay."""
     way = await stack.enter_async_context(line(world))
     client = await stack.enter_async_context(Agent(world.port))
     port = await stack.enter_async_context(echo())
@@ -70,7 +70,7 @@ async def test_agent_host_goes_on(world: World, tmp_path: Path, stack: AsyncExit
 
     async def client_leg() -> None:
         client.session.deaf = True
-        stream.window = 8192  # the entry's limit is lower than the one before
+        stream.window = 8192  # lower than the limit before
         await client.connect()
 
     async def host_leg() -> None:
@@ -98,8 +98,8 @@ async def test_agent_host_goes_on(world: World, tmp_path: Path, stack: AsyncExit
 
 
 async def test_agent_host_answers(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """A real host refuses forged entries and goes on with the true ones, knows what became of a stream, and attaches
-    when it is asked."""
+    """A real host refuses forged entries and resumes with true ones, reports how a stream ended, and attaches on
+    request."""
     client = await stack.enter_async_context(Agent(world.port))
     behind = await stack.enter_async_context(service())
     await stack.enter_async_context(agent_host(world, tmp_path, behind.port, *DRAIN))
@@ -130,13 +130,13 @@ async def forged(client: Agent, stack: AsyncExitStack) -> None:
     await client.lose()
     stranger = await stack.enter_async_context(await Session.start("127.0.0.1", client.port))
     assert await refusal(stranger, stream.entry()) == "unknown_stream"
-    # Not an Agent: that would tell the host, which asks it, that there is no such stream.
+    # Not an Agent: an Agent would answer the host's request with "unknown stream".
     thief = await stack.enter_async_context(await Session.start("127.0.0.1", client.port, client.secret))
     assert await refusal(thief, stream.entry(proof=secrets.token_hex(32))) == "bad_proof"
     assert await refusal(thief, old) == "bad_proof"
     await client.connect()
     await rejoined(stream, 2)
-    await client.attach([stream])  # the host is asked, though nothing was lost
+    await client.attach([stream])  # the host gets a request without a loss
     await rejoined(stream, 3)
     await echoed(stream, b"b")
     await stream.finish()
@@ -171,7 +171,7 @@ async def closed(client: Agent, behind: Service) -> None:
 
 
 async def opening_goes_on(client: Agent, behind: Service) -> None:
-    """The host has answered, and OPENED was lost."""
+    """The host has answered, and OPENED is lost."""
     client.session.deaf_after = Type.TRYING
     stream = await client.open(b"early")
     await behind.hears(b"early")
@@ -183,7 +183,7 @@ async def opening_goes_on(client: Agent, behind: Service) -> None:
 
 
 async def unknown(client: Agent, *, opening: bool) -> None:
-    """The host has no stream of this name."""
+    """The host does not know the stream."""
     stream = await client.open(b"early")
     assert await stream.read_exactly(5) == b"early"
     del client.streams[stream.name]
@@ -202,7 +202,7 @@ async def unknown(client: Agent, *, opening: bool) -> None:
         assert await lost.reset_code() == "unknown_stream"
 
 
-# --- A host of this page's, and `agent connect`
+# --- A host of this implementation, and `agent connect`
 
 
 async def give_back(stream: Resuming) -> None:
@@ -220,7 +220,7 @@ async def host(world: World, stack: AsyncExitStack) -> Agent:
 
 
 class Program:
-    """A TCP connection at the local port of `agent connect`."""
+    """A TCP connection to the local port of `agent connect`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -243,7 +243,7 @@ class Program:
 
 
 async def test_agent_connect_goes_on(world: World, tmp_path: Path, stack: AsyncExitStack, host: Agent) -> None:
-    """A real client's stream goes on with all bytes when either leg is lost, or the relay is started again."""
+    """A real client's stream resumes with all bytes after the loss of either leg or a restart of the relay."""
     way = await stack.enter_async_context(line(world))
     port = await stack.enter_async_context(agent_connect(world, tmp_path, *DRAIN, url=way.url))
     program = await Program.connect(port, stack)
@@ -256,7 +256,7 @@ async def test_agent_connect_goes_on(world: World, tmp_path: Path, stack: AsyncE
 
     async def host_leg() -> None:
         host.session.deaf = True
-        stream.window = 8192  # the entry's limit is lower than the one before
+        stream.window = 8192  # lower than the limit before
         await host.connect()
 
     async def relay() -> None:
@@ -280,8 +280,8 @@ async def test_agent_connect_goes_on(world: World, tmp_path: Path, stack: AsyncE
 
 
 async def test_agent_connect_answers(world: World, tmp_path: Path, stack: AsyncExitStack, host: Agent) -> None:
-    """A real client refuses a forged entry and goes on with the true one, asks while it is opening, OPENs anew, and
-    resets its program when the stream is no more or the host was started anew."""
+    """A real client refuses a forged entry and resumes with the true one, attaches while it is opening, sends OPEN
+    again, and resets its program if the stream is unknown or the host restarted."""
     way = await stack.enter_async_context(line(world))
     port = await stack.enter_async_context(agent_connect(world, tmp_path, *DRAIN, url=way.url))
     await forged_host(host, await Program.connect(port, stack), stack)
@@ -299,7 +299,7 @@ async def test_agent_connect_answers(world: World, tmp_path: Path, stack: AsyncE
 
 
 async def opened(host: Agent, program: Program) -> Resuming:
-    """The program's stream, of which the client knows that it is open."""
+    """Return the program's stream, after the client knows that it is open."""
     stream = await host.accept()
     program.writer.write(b"a")
     assert await stream.read_exactly(1) == b"a"
@@ -326,7 +326,7 @@ async def forged_host(host: Agent, program: Program, stack: AsyncExitStack) -> N
 
 
 async def opening_client(host: Agent, way: Line, program: Program, *, known: bool) -> None:
-    """The client's early data was sent when OPENED is lost, or the OPEN."""
+    """The client has sent early data when OPENED, or its OPEN, is lost."""
     asked, stream = await host.take()
     said = way.said
     program.writer.write(b"early")

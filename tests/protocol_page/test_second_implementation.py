@@ -1,4 +1,4 @@
-"""The page docs/protocol.md is enough to speak with the relay and with the agents: `codec.py` knows nothing else."""
+"""docs/protocol.md is sufficient to talk to the relay and to the agents: `codec.py` uses nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .world import MIB, SERVICE, WINDOW, World, agent_connect, agent_host, echo,
 
 
 async def offer(session: Session, token: str, *, service: str = SERVICE) -> int:
-    """Send OFFER; the answer is still to be read."""
+    """Send OFFER; the caller reads the answer."""
     number = session.number()
     digest = secrets.token_hex(32)
     host = host_id(session.secret, service)
@@ -64,21 +64,21 @@ async def open_stream(client: Session, *, service: str = SERVICE, limit: int = W
 
 
 async def answer_open(host: Session, *, limit: int = WINDOW) -> Stream:
-    """OPENED for the next OPEN."""
+    """Answer the next OPEN with OPENED."""
     asked = await host.accept()
     await host.send(message(Type.OPENED, asked.stream, limit=limit, attempt=asked.json["attempt"]))
     return Stream(host, asked.stream, granted=limit, limit=asked.json["limit"])
 
 
 async def connected(client: Session, number: int, *, granted: int = WINDOW, sent: int = 0) -> Stream:
-    """The client's end, from OPENED on."""
+    """Return the client's end after OPENED."""
     opened = await client.next(number, Type.OPENED)
     await client.send(ack(number, 0, granted))
     return Stream(client, number, granted=granted, limit=opened.json["limit"], sent=sent)
 
 
 async def pair(world: World, stack: AsyncExitStack) -> tuple[Stream, Stream]:
-    """An open stream: the client's and the host's end."""
+    """Open a stream; returns the client's and the host's end."""
     host = await host_agent(world, stack)
     client = await client_agent(world, stack)
     number = await open_stream(client)
@@ -88,13 +88,13 @@ async def pair(world: World, stack: AsyncExitStack) -> tuple[Stream, Stream]:
 
 
 async def nothing(session: Session, number: int) -> bool:
-    """Whether nothing came for this number, when everything sent before has passed the relay."""
+    """Whether no frame came for this number after the relay has handled everything sent before."""
     await session.ping()
     return session.quiet(number)
 
 
 async def why(session: Session) -> str:
-    """The code of the GOAWAY with which the relay ended the session."""
+    """Return the code of the GOAWAY that ended the session."""
     await session.ended()
     queue = session.queue(0)
     while not queue.empty():
@@ -108,7 +108,7 @@ async def why(session: Session) -> str:
 
 
 async def test_upgrade_needs_the_subprotocol(world: World) -> None:
-    """A tunnel without the subprotocol `kdispatch.1` is refused with a problem that has a code."""
+    """A tunnel without the subprotocol `kdispatch.1` is refused with a problem document that has a code."""
     with pytest.raises(Refused) as refused:
         await WebSocket.connect("127.0.0.1", world.port, subprotocol="other.1")
     assert refused.value.headers["content-type"].startswith("application/problem+json")
@@ -117,7 +117,7 @@ async def test_upgrade_needs_the_subprotocol(world: World) -> None:
 
 
 async def test_welcome(world: World, stack: AsyncExitStack) -> None:
-    """The relay answers HELLO with WELCOME, which has every required value."""
+    """The relay answers HELLO with a WELCOME that has every required field."""
     welcome = (await client_agent(world, stack)).welcome
     assert welcome["version"] == 1
     assert re.fullmatch("[0-9a-f]{32}", welcome["relay"])
@@ -125,7 +125,7 @@ async def test_welcome(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_version_unsupported(world: World) -> None:
-    """A HELLO without a version that the relay speaks is answered with GOAWAY `version_unsupported` and the end."""
+    """A HELLO without a common version gets GOAWAY `version_unsupported`, and the session ends."""
     socket = await WebSocket.connect("127.0.0.1", world.port)
     try:
         await socket.send(message(Type.HELLO, versions=[77], secret="ab" * 32).encode())
@@ -140,7 +140,7 @@ async def test_version_unsupported(world: World) -> None:
 
 
 async def test_fragments_and_websocket_pings(world: World, stack: AsyncExitStack) -> None:
-    """A message may come in fragments, and WebSocket pings are answered between them."""
+    """A message may come in fragments, and the relay answers WebSocket pings between them."""
     client = await client_agent(world, stack)
     frames = Frame(Type.PING, value=1).encode() + Frame(Type.PING, value=2).encode()
     await client.socket.send_fragments(frames[:5], frames[5:20], frames[20:])
@@ -151,7 +151,7 @@ async def test_fragments_and_websocket_pings(world: World, stack: AsyncExitStack
 
 
 async def test_ping(world: World, stack: AsyncExitStack) -> None:
-    """PING is answered by PONG with the same value."""
+    """The relay answers PING with PONG and the same value."""
     client = await client_agent(world, stack)
     for value in (0, 1, (1 << 64) - 1):
         await client.send(Frame(Type.PING, value=value))
@@ -159,7 +159,7 @@ async def test_ping(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_superseded(world: World, stack: AsyncExitStack) -> None:
-    """A second session with the same secret replaces the first, which ends with GOAWAY `superseded`."""
+    """A second session with the same secret replaces the first, which gets GOAWAY `superseded`."""
     first = await host_agent(world, stack)
     second = await stack.enter_async_context(await world.session(first.secret))
     assert (await first.next(0, Type.GOAWAY)).json["code"] == "superseded"
@@ -206,7 +206,7 @@ SESSION_ERRORS = {
 
 
 async def test_session_errors(world: World, stack: AsyncExitStack) -> None:
-    """A malformed frame, or one with a wrong number, ends the session with GOAWAY `protocol_error`, and no other's."""
+    """A malformed frame, or one with a wrong number, ends only its own session, with GOAWAY `protocol_error`."""
     other = await client_agent(world, stack)
     found = {}
     for name, data in SESSION_ERRORS.items():
@@ -233,7 +233,7 @@ async def test_text_message(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_largest_message(world: World, stack: AsyncExitStack) -> None:
-    """A message of 262,144 bytes is taken, one byte more ends the session with the close code 1009."""
+    """A message of 262,144 bytes is accepted, and one more byte ends the session with the close code 1009."""
     client = await client_agent(world, stack)
     dropped = raw(Type.DATA, 2, payload=bytes(MAX_MESSAGE // 2 - 16)) * 2
     assert len(dropped) == MAX_MESSAGE
@@ -257,7 +257,7 @@ async def test_largest_message_before_welcome(world: World) -> None:
 
 
 async def test_unknown_numbers_and_keys(world: World, stack: AsyncExitStack) -> None:
-    """DATA for a number that is not known is answered by GONE, others are dropped; unknown JSON keys are ignored."""
+    """DATA for an unknown number gets GONE, other frames for it are dropped, and unknown JSON keys are ignored."""
     client = await client_agent(world, stack)
     await client.send(
         Frame(Type.DATA, 2, 0, b"x"),
@@ -277,7 +277,7 @@ async def test_unknown_numbers_and_keys(world: World, stack: AsyncExitStack) -> 
 
 
 async def test_offer(world: World, stack: AsyncExitStack) -> None:
-    """OFFERED says the host id that the page's formula gives, and the host is listed under it."""
+    """OFFERED has the host id from the page's formula, and the relay lists the host under it."""
     session = await client_agent(world, stack)
     offered = await session.next(await offer(session, world.token), Type.OFFERED)
     expected = host_id(session.secret, SERVICE)
@@ -287,7 +287,7 @@ async def test_offer(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_offer_with_a_wrong_token(world: World, stack: AsyncExitStack) -> None:
-    """An OFFER with a wrong token is refused with RESET `token_refused`, and the session goes on."""
+    """An OFFER with a wrong token gets RESET `token_refused`, and the session continues."""
     session = await client_agent(world, stack)
     refused = await session.next(await offer(session, f"{world.token[:-4]}zzzz"), Type.RESET)
     assert refused.json["code"] == "token_refused"
@@ -295,7 +295,7 @@ async def test_offer_with_a_wrong_token(world: World, stack: AsyncExitStack) -> 
 
 
 async def test_withdraw(world: World, stack: AsyncExitStack) -> None:
-    """WITHDRAW takes the offer back, while the streams that run go on."""
+    """WITHDRAW ends the offer, and open streams continue."""
     host = await client_agent(world, stack)
     offered = await offer(host, world.token)
     await host.next(offered, Type.OFFERED)
@@ -315,7 +315,7 @@ async def test_withdraw(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_open(world: World, stack: AsyncExitStack) -> None:
-    """The host's OPEN has the client's uuid and limit, attempt, process and key, and none of the client's secrets."""
+    """The host's OPEN has the client's uuid and limit, attempt, process and key, and no secret of the client."""
     host = await host_agent(world, stack)
     client = await client_agent(world, stack)
     secret = secrets.token_bytes(32)
@@ -333,7 +333,7 @@ async def test_open(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_early_data_reaches_one_host(world: World, stack: AsyncExitStack) -> None:
-    """Early data waits for OPENED, is dropped when the host refuses, and reaches the next host alone."""
+    """Early data waits for OPENED; a refusing host's part is dropped, and the next host gets only its own."""
     hosts = [await host_agent(world, stack) for _ in range(2)]
     client = await client_agent(world, stack)
     number = await open_stream(client)
@@ -369,7 +369,7 @@ async def test_early_data_reaches_one_host(world: World, stack: AsyncExitStack) 
 
 
 async def test_three_hosts_refuse(world: World, stack: AsyncExitStack) -> None:
-    """The relay tries three hosts at most, each once, then the client gets the last one's code."""
+    """The relay tries at most three hosts, each once, and then the client gets the last one's code."""
     hosts = [await host_agent(world, stack) for _ in range(4)]
     asked: list[str] = []
 
@@ -393,7 +393,7 @@ async def test_three_hosts_refuse(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_pin(world: World, stack: AsyncExitStack) -> None:
-    """A client's `pin` leads to this host and no other."""
+    """A client's `pin` selects this host and no other."""
     hosts = [await host_agent(world, stack) for _ in range(3)]
     client = await client_agent(world, stack)
     for host in hosts:
@@ -403,14 +403,14 @@ async def test_pin(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_unknown_service(world: World, stack: AsyncExitStack) -> None:
-    """An OPEN of a service that does not exist is answered with RESET `unknown_service`."""
+    """An OPEN of a service that does not exist gets RESET `unknown_service`."""
     client = await client_agent(world, stack)
     number = await open_stream(client, service="ann/nothing")
     assert (await client.next(number, Type.RESET)).json["code"] == "unknown_service"
 
 
 async def test_lost_host(world: World, stack: AsyncExitStack) -> None:
-    """When a session is lost, the other end's open stream gets GONE."""
+    """If a session is lost, the other end of an open stream gets GONE."""
     here, there = await pair(world, stack)
     await there.session.socket.close()
     assert await here.reset_code() == "gone"
@@ -420,7 +420,7 @@ async def test_lost_host(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_data_both_ways(world: World, stack: AsyncExitStack) -> None:
-    """A megabyte passes each way unchanged, within the limits that ACKs raise, and each FIN is acknowledged."""
+    """A megabyte passes unchanged in each direction, within the limits from ACKs, and each FIN is acknowledged."""
     host = await host_agent(world, stack)
     client = await client_agent(world, stack)
     up, down = secrets.token_bytes(64) + MIB, secrets.token_bytes(64) + MIB[::-1]
@@ -450,7 +450,7 @@ async def test_data_both_ways(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_number_is_forgotten(world: World, stack: AsyncExitStack) -> None:
-    """When both directions are finished the number is forgotten, and frames for it are dropped."""
+    """After both directions are finished, frames with the stream's number are dropped."""
     here, there = await pair(world, stack)
     await asyncio.gather(here.finish(), there.finish())
     await asyncio.gather(here.closed(), there.closed())
@@ -460,7 +460,7 @@ async def test_number_is_forgotten(world: World, stack: AsyncExitStack) -> None:
 
 
 async def test_half_close(world: World, stack: AsyncExitStack) -> None:
-    """After the client's FIN was acknowledged, the host's bytes still arrive."""
+    """After the client's FIN is acknowledged, the host's bytes still arrive."""
     here, there = await pair(world, stack)
     await here.write(b"all of it?")
     await here.finish()
@@ -478,7 +478,7 @@ async def _answer_all(stream: Stream, data: bytes) -> None:
 
 @pytest.mark.parametrize("sender", ["client", "host"])
 async def test_over_the_limit(world: World, stack: AsyncExitStack, sender: str) -> None:
-    """DATA at or above the limit resets the stream with `credit_exceeded` at both ends, and no other stream."""
+    """DATA at or above the limit resets this stream at both ends with `credit_exceeded`, and no other stream."""
     here, there = await pair(world, stack)
     guilty, other = (here, there) if sender == "client" else (there, here)
     await guilty.write(MIB[: WINDOW - 1])
@@ -491,7 +491,7 @@ async def test_over_the_limit(world: World, stack: AsyncExitStack, sender: str) 
 
 @pytest.mark.parametrize("sender", ["client", "host"])
 async def test_reset(world: World, stack: AsyncExitStack, sender: str) -> None:
-    """RESET ends a stream at the other end too, with its code and text."""
+    """RESET also ends the stream at the other end, with its code and text."""
     here, there = await pair(world, stack)
     guilty, other = (here, there) if sender == "client" else (there, here)
     await guilty.session.send(message(Type.RESET, guilty.number, code="busy", text="Enough."))
@@ -502,7 +502,7 @@ async def test_reset(world: World, stack: AsyncExitStack, sender: str) -> None:
 
 
 async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
-    """When the limit is used up, FIN still passes and is acknowledged with `fin` and the final offset."""
+    """Without credit FIN still passes, and is acknowledged with `fin` and the final offset."""
     host = await host_agent(world, stack)
     client = await client_agent(world, stack)
     number = await open_stream(client)
@@ -514,7 +514,7 @@ async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
     await client.send(Frame(Type.FIN, number, 16_384))
     await host.next(asked.stream, Type.ACK)
     received = 0
-    while received < 16_384:  # a relay passes a frame on as it comes, in as many pieces as it was read
+    while received < 16_384:  # a relay may split a frame into the pieces that it read
         received += len((await host.next(asked.stream, Type.DATA)).payload)
     assert received == 16_384
     assert (await host.next(asked.stream, Type.FIN)).value == 16_384
@@ -527,7 +527,7 @@ async def test_fin_needs_no_credit(world: World, stack: AsyncExitStack) -> None:
 
 
 async def through_agent_host(client: Session, first: bytes) -> Stream:
-    """A stream to the real host, with early data; the relay lets OPEN wait for the host to come."""
+    """Open a stream to the real host with early data; the relay holds OPEN until the host comes."""
     number = await open_stream(client)
     assert (await client.next(number, Type.TRYING)).json["attempt"] == 1
     await client.send(early(number, 1, 0, first))
@@ -535,7 +535,7 @@ async def through_agent_host(client: Session, first: bytes) -> Stream:
 
 
 async def test_against_agent_host(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """A client of this page's reaches a service behind `agent host`: data both ways, half-close, RESET on errors."""
+    """A client of this implementation reaches a service behind `agent host`: data, half-close, RESET on errors."""
     client = await client_agent(world, stack)
     async with echo() as port, agent_host(world, tmp_path, port):
         stream = await through_agent_host(client, MIB[:16_384])
@@ -560,7 +560,7 @@ async def test_against_agent_host(world: World, tmp_path: Path, stack: AsyncExit
 
 
 async def test_against_agent_connect(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """A host of this page's serves `agent connect`: early data, limits, half-close, and RESET as a reset connection."""
+    """A host of this implementation serves `agent connect`: early data, limits, half-close, RESET as TCP reset."""
     host = await host_agent(world, stack)
     async with agent_connect(world, tmp_path) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -592,7 +592,7 @@ async def test_against_agent_connect(world: World, tmp_path: Path, stack: AsyncE
 
 
 async def test_agent_connect_answers_opened_at_once(world: World, tmp_path: Path, stack: AsyncExitStack) -> None:
-    """The real client answers OPENED with an ACK though it has no byte to send, and RESETs DATA above its limit."""
+    """The real client answers OPENED with an ACK without data to send, and resets a stream whose DATA has a gap."""
     host = await host_agent(world, stack)
     async with agent_connect(world, tmp_path) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""What the second implementation is played against: a real relay, real agents, and a service behind them."""
+"""The peers of the second implementation: a real relay, real agents, and a service behind them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class World:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> RunningRelay:
-        """Run the relay, on the port and with the database that it had before."""
+        """Run the relay; a restart uses the same port and database."""
         settings = RelaySettings(listen=f"127.0.0.1:{self.port}", database=str(self._folder / "relay.db"))
         self._running = await self._stack.enter_async_context(AsyncExitStack())
         made = running_relay(settings, Gate)
@@ -52,7 +52,7 @@ class World:
         return relay
 
     async def stop(self) -> None:
-        """End the relay; all that it keeps outside its database is forgotten."""
+        """End the relay; it forgets everything outside its database."""
         await self._running.aclose()
 
     async def sign_up(self) -> None:
@@ -72,7 +72,7 @@ class World:
 
 
 class Line:
-    """A way from agents to the relay. It counts what they say; what comes back can be held, and all can be cut."""
+    """A proxy from agents to the relay. It counts their bytes, can hold the answers, and can cut all connections."""
 
     def __init__(self, to: int) -> None:
         self.url = ""
@@ -83,11 +83,11 @@ class Line:
         self._writers: set[asyncio.StreamWriter] = set()
 
     def hold(self) -> None:
-        """From now on nothing comes back."""
+        """Hold all answers from now on."""
         self._open.clear()
 
     def cut(self) -> None:
-        """End the connections that there are, with what they hold; new ones are carried."""
+        """Cut all connections and drop held bytes; new connections pass."""
         for writer in self._writers:
             writer.transport.abort()
         self._open = asyncio.Event()
@@ -136,7 +136,7 @@ async def line(world: World) -> AsyncIterator[Line]:
 
 @asynccontextmanager
 async def kdispatch(url: str, folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The installed program; ended by its pid."""
+    """Run the installed program; the block's end terminates it by its pid."""
     environment = inherited()
     environment |= {"KDISPATCH_RELAY": url, "KDISPATCH_CONFIG_DIR": str(folder / "config")}
     program = Path(sys.executable).with_name("kdispatch")
@@ -158,7 +158,7 @@ async def kdispatch(url: str, folder: Path, *arguments: str) -> AsyncIterator[as
 
 @asynccontextmanager
 async def agent_host(world: World, folder: Path, port: int, *options: str, url: str = "") -> AsyncIterator[None]:
-    """`agent host` for a local port; ``url`` is another way to the relay."""
+    """Run `agent host` for a local port; ``url`` is another address of the relay."""
     tokens = folder / "service.token"
     tokens.write_text(world.token)
     tokens.chmod(0o600)
@@ -169,7 +169,7 @@ async def agent_host(world: World, folder: Path, port: int, *options: str, url: 
 
 @asynccontextmanager
 async def agent_connect(world: World, folder: Path, *options: str, url: str = "") -> AsyncIterator[int]:
-    """`agent connect` for the service, which must have a host: its local port."""
+    """Run `agent connect` for the service, which must have a host; yields its local port."""
     arguments = ("agent", "connect", SERVICE, "--quiet", *options)
     async with kdispatch(url or world.url, folder, *arguments) as process:
         assert process.stdout is not None
@@ -180,7 +180,7 @@ async def agent_connect(world: World, folder: Path, *options: str, url: str = ""
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[int]:
-    """A TCP service that gives back what it gets, until it gets an end."""
+    """A TCP service that echoes all bytes until the end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -198,13 +198,13 @@ async def echo() -> AsyncIterator[int]:
 
 
 async def refusal(session: Session, entry: dict[str, Any], token: str | None = None) -> str:
-    """The code that an entry is refused with, which is sent under a number of its own."""
+    """Send an entry with a new number, and return the code of its refusal."""
     number = session.number()
     await session.send(message(Type.ATTACH, streams=[{**entry, "number": number}], token=token))
     queue = session.queue(number)
     async with asyncio.timeout(WAIT):
         while (frame := await queue.get()) is not None and frame.type is Type.ATTACH:
-            pass  # the relay joins the two: only the other end can judge the proof
+            pass  # the relay joins both ends; only the other end can check the proof
     assert frame is not None
     assert frame.type is Type.RESET
     return str(frame.json["code"])

@@ -24,6 +24,6 @@ __all__ = [
 
 @pytest.fixture
 def folder(tmp_path: Path, empty_database: Path) -> Path:
-    """Where a relay in this process has its database, whose tables are made."""
+    """The folder of the database, with its tables, for a relay in this process."""
     shutil.copy(empty_database, tmp_path / "relay.db")
     return tmp_path

@@ -1,4 +1,4 @@
-"""What a defence is, and the threats that there are."""
+"""The form of a defence, and the list of threats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["THREATS", "Defence", "Edit", "off"]
 
-#: What a relay and its agents are up against, by the numbers of docs/security.md.
+#: The threats to a relay and its agents, by their numbers in docs/security.md.
 THREATS: Final = {
     1: "the relay as an open proxy",
     2: "access to another service on an open session",
@@ -35,7 +35,7 @@ THREATS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """In ``file`` the text ``old``, which stands there once, becomes ``new``."""
+    """Replaces the text ``old`` by ``new``; ``old`` occurs once in ``file``."""
 
     file: str
     old: str
@@ -44,14 +44,14 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """``edits`` switch it off, all together: it may stand in several places, one behind the other."""
+    """All ``edits`` together switch the defence off; it may consist of several checks in a row."""
 
     threat: int
     what: str
-    test: str  # below tests/security
+    test: str  # relative to tests/security
     edits: tuple[Edit, ...]
 
 
 def off(threat: int, what: str, test: str, *edits: tuple[str, str, str]) -> Defence:
-    """A defence with its edits: each a file, the text in it, and what switches it off."""
+    """Return a defence; each edit is a file, the text in it, and the text that switches the defence off."""
     return Defence(threat, what, test, tuple(Edit(*edit) for edit in edits))

@@ -1,4 +1,4 @@
-"""Where each threat's defence stands in the code, what switches it off, and the test that then fails."""
+"""For each threat: where the code has the defence, what switches it off, and the test that then fails."""
 
 from __future__ import annotations
 

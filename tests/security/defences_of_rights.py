@@ -1,4 +1,4 @@
-"""Defences against those who would do what they may not: threats 1 to 11."""
+"""Defences against callers that exceed their rights: threats 1 to 11."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defences of what a relay and its agents are there for, against load, frames and paths: threats 12 to 21."""
+"""Defences of the service itself against load, hostile frames and bad paths: threats 12 to 21."""
 
 from __future__ import annotations
 

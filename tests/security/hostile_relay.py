@@ -1,4 +1,4 @@
-"""A relay that is against its agents: it takes a real host's offer, and then asks it for what it likes."""
+"""A hostile relay: it accepts a real host's offer, and then sends that host any request a test wants."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["HostileRelay", "hostile_relay"]
 
 
 class HostileRelay:
-    """``answers`` has for each stream that was asked for how the agent answered it."""
+    """``answers`` maps the number of each stream that the relay asked for to the agent's answer."""
 
     def __init__(self) -> None:
         self.port = 0
         self.answers: dict[int, str] = {}
         self.offered = asyncio.Event()
-        self.refuses: bytes | None = None  # the payload of the RESET of each offer
+        self.refuses: bytes | None = None  # payload of the RESET that answers each offer
         self._tcp: Tcp | None = None
 
     async def serve(self, tcp: Tcp) -> None:
@@ -39,7 +39,7 @@ class HostileRelay:
                     await self._heard(type_, number, bytes(payload))
 
     async def ask(self, number: int, content: dict[str, object]) -> None:
-        """An OPEN with this payload, whatever it is."""
+        """Send an OPEN with this payload, valid or not."""
         await self._say(frame(frames.OPEN, number, payload=json.dumps(content).encode()))
 
     async def _heard(self, type_: int, number: int, payload: bytes) -> None:
@@ -64,7 +64,7 @@ class HostileRelay:
 
 @asynccontextmanager
 async def hostile_relay() -> AsyncIterator[HostileRelay]:
-    """One that runs as long as the block."""
+    """Run a hostile relay for the duration of the block."""
     relay = HostileRelay()
     async with service(relay.serve) as running:
         relay.port = running.port

@@ -1,4 +1,4 @@
-"""A relay with two admins and their services, and every token that somebody may show there."""
+"""A relay with two admins and their services, and every kind of token that a caller may show there."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.relay.test_gate import _Agent as Agent
 
 __all__ = ["ABSENT", "FRAMES", "GATE", "OPEN", "SHOWN", "Given", "People", "people", "random_token"]
 
-#: Ann's services, with names of one length: one for everybody, one for who has a token, and one that there is not.
+#: Ann's services, with names of equal length: a public one, one that needs a token, and one that does not exist.
 OPEN, GATE, ABSENT = "open", "gate", "none"
-#: What may be shown.
+#: The tokens that a caller may show.
 SHOWN: Final = (
     "none",
     "malformed",
@@ -56,7 +56,7 @@ _WAIT: Final = 5.0
 
 @dataclass(frozen=True)
 class Given:
-    """An answer: in a word, and each byte of it but for the clock, the request's id and the name that was asked for."""
+    """An answer: one word, and all its bytes without the clock, the request's id and the name in the request."""
 
     word: str
     raw: object = field(repr=False)
@@ -68,14 +68,14 @@ def random_token(kind: str) -> str:
 
 @dataclass
 class People:
-    """``tokens`` are by service and by what they are called in ``SHOWN``."""
+    """``tokens`` are keyed by service and by their name in ``SHOWN``."""
 
     relay: RunningRelay
     http: aiohttp.ClientSession
     agent: Agent
     peer: Agent
     tokens: dict[tuple[str, str], str | None] = field(default_factory=dict)
-    ids: dict[str, dict[str, str]] = field(default_factory=dict)  # what stands in paths, by service
+    ids: dict[str, dict[str, str]] = field(default_factory=dict)  # values of path parameters, by service
     _numbers: Any = field(default_factory=lambda: itertools.count(1, 2))
 
     # --- REST -----------------------------------------------------------------------------------
@@ -98,13 +98,13 @@ class People:
         return dict(given.raw[1])
 
     async def asks(self, route: ApiRoute, service: str, shown: str) -> Given:
-        """One request of ``route``, in which everything is right but maybe the token."""
+        """Send one request of ``route``; everything in it is valid except possibly the token."""
         values = {"handle": "ann", "name": service, **self.ids[service]}
         if route.name != "withdraw_host":
             body = None if route.body is None else self._body(route)
             path = route.path.format_map(values)
             return await self.ask(route.method, path, self.tokens[service, shown], body, service)
-        async with AsyncExitStack() as stack:  # a host of its own, which is withdrawn for good
+        async with AsyncExitStack() as stack:  # its own host each time, because a withdrawal is final
             token = self.tokens[service, shown]
             host = "0" * 32
             if service != ABSENT:
@@ -128,7 +128,7 @@ class People:
     # --- frames ---------------------------------------------------------------------------------
 
     async def sends(self, what: str, service: str, shown: str) -> Given:
-        """One frame of an agent's session, in which everything is right but maybe the token."""
+        """Send one frame of an agent's session; everything in it is valid except possibly the token."""
         token = self.tokens[service, shown]
         if what == "OFFER":
             return await self.offers(self.agent, service, token or "", random_token("hst"))
@@ -172,11 +172,11 @@ class People:
         )
         self.agent.send(frame(frames.ATTACH, payload=Attach.of([entry], token).encode()))
         given = await _answer(self.agent, number, frames.ATTACH, service)
-        # The other end is asked only where the relay allows it; it knows nothing of such a stream.
+        # The relay asks the other end only after its own check allows it; that end does not know the stream.
         return Given("yes", given.raw) if given.word == "unknown_stream" else given
 
     async def answering(self) -> None:
-        """The other end: no stream is known to it, and it never answers an OPEN."""
+        """Play the other end: it knows no stream, and it never answers an OPEN."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await self.peer._some_frame()
@@ -201,7 +201,7 @@ async def _answer(agent: Agent, number: int, yes: int, hide: str) -> Given:
 
 
 async def _furnish(site: People) -> None:
-    """Sign up, and make everything."""
+    """Create the accounts, services, tokens and invitations."""
     ann, bob, carl = [(await site.made("/admins", None, handle=who))["token"] for who in ("ann", "bob", "carl")]
     repository = site.relay.authority.repository
     await repository.accounts.suspend("carl")
@@ -219,7 +219,7 @@ async def _furnish(site: People) -> None:
         invites[service] = (await site.made(path, ann, **{"for": "host"}))["id"]
         site.tokens |= {(service, "svc"): svc, (service, "cli"): cli, (service, "inv"): code}
     for service, other in ((OPEN, GATE), (GATE, OPEN), (ABSENT, OPEN)):
-        own = service if service != ABSENT else GATE  # what there is not has no tokens of its own
+        own = service if service != ABSENT else GATE  # a missing service has no tokens of its own
         shown = {
             "none": None,
             "malformed": "adm_x",
@@ -242,7 +242,7 @@ async def _furnish(site: People) -> None:
 
 @asynccontextmanager
 async def people(folder: Path) -> AsyncIterator[People]:
-    """All of it, on a relay without limits of rates; its database is in ``folder``."""
+    """Run the whole site on a relay without rate limits; its database is in ``folder``."""
     async with (
         relay_with(folder, DEFAULT_LIMITS, **dict.fromkeys(LIMITS, 0)) as relay,
         aiohttp.ClientSession(f"http://127.0.0.1:{relay.port}") as http,

@@ -1,4 +1,4 @@
-"""A whole relay in this process, with its gate and its store; people who ask it, and agents by hand."""
+"""A whole relay in this process with its gate and its store, REST callers, and hand-driven agents."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tests.relay.test_limits import NONE, Caller, Site
 
 __all__ = ["Agent", "Caller", "Site", "answer", "carried", "made", "offers", "opens", "site"]
 
-_WAIT = 2.0  # seconds for an answer
+_WAIT = 2.0  # seconds to wait for an answer
 
 
 @asynccontextmanager
 async def site(folder: Path, limits: Limits = DEFAULT_LIMITS, **settings: Any) -> AsyncIterator[Site]:
-    """A relay without any limit of rates and counts but those that are given."""
+    """Run a relay without limits of rates and counts, except those in the arguments."""
     async with relay_with(folder, limits, **{**NONE, **settings}) as relay:
         yield Site(relay)
 
 
 async def made(caller: Caller, path: str, token: str | None = None, **body: object) -> dict[str, Any]:
-    """What a POST below ``/api/v1`` makes; it must succeed."""
+    """Return what a POST below ``/api/v1`` creates; the request must succeed."""
     given = await caller("POST", f"/api/v1{path}", token, json=body)
     assert given.status in {200, 201}, given.body
     return dict(given.body)
 
 
 async def answer(agent: Agent, number: int) -> str:
-    """How the relay answers under this number: a frame's name, or the code of its RESET or of the session's end."""
+    """Return the relay's answer for this number: a frame's name, or the code of its RESET or of the GOAWAY."""
     try:
         async with asyncio.timeout(_WAIT):
             while True:
@@ -69,7 +69,7 @@ async def opens(agent: Agent, number: int, service: str, token: str | None = Non
 
 
 async def carried(client: Agent, host: Agent, number: int, service: str, token: str | None = None) -> int:
-    """An open stream of a service that ``host`` offers; returns its number at the host."""
+    """Open a stream of a service that ``host`` offers; returns its number at the host."""
     assert await opens(client, number, service, token) == "TRYING"
     _, _, at_host, _, payload = await host.next(frames.OPEN)
     attempt = Open.parse(payload).attempt or 1

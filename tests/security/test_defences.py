@@ -1,4 +1,4 @@
-"""Every threat has a test, and each test was seen to fail without its defence."""
+"""Every threat has a test, and each test fails when its defence is switched off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.tools.defences import PAGE, ROOT, main
 
 
 def test_each_threat_has_a_test_and_a_defence() -> None:
-    """Each has a file of tests and an entry that switches its defence off; the page's table has exactly these."""
+    """Each threat has a test file and an entry that switches its defence off; the page's table lists the entries."""
     folder = Path(__file__).parent
     assert {int(file.name[12:14]) for file in folder.glob("test_threat_*.py")} == THREATS.keys()
     assert {defence.threat for defence in DEFENCES} == THREATS.keys()
@@ -23,7 +23,7 @@ def test_each_threat_has_a_test_and_a_defence() -> None:
 
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.what)
 def test_it_is_where_it_is_said_to_be(defence: object) -> None:
-    """The lines that an entry replaces stand in the code once, and its test is there."""
+    """The lines that an entry replaces occur once in the code, and its test exists."""
     found = next(one for one in DEFENCES if one is defence)
     for edit in found.edits:
         assert (ROOT / edit.file).read_text().count(edit.old) == 1, edit
@@ -35,5 +35,5 @@ def test_it_is_where_it_is_said_to_be(defence: object) -> None:
 @pytest.mark.accept
 @pytest.mark.timeout(1800)
 async def test_defences_switched_off() -> None:
-    """Without one of these defences a test of its threat fails by its own assertion; with all of them none does."""
+    """With one of these defences off, a test of its threat fails by its own assertion; with all on, none fails."""
     assert await asyncio.to_thread(main, []) == 0

@@ -11,7 +11,7 @@ from kdispatch_protocol.wire import frames
 from tests.core.conversation import Conversation, open_frame, reset_of
 from tests.security.site import Agent, Caller, made, offers, opens, site
 
-#: What is no name of a service is no use of the protocol: the session ends.
+#: These are not valid service names, so they violate the protocol and end the session.
 _NO_NAMES: Final = (
     "127.0.0.1:22",
     "localhost:22",
@@ -37,7 +37,7 @@ _NAMES: Final = ("ann/other", "bob/web", "localhost/22", "169-254-169-254/80", "
 
 
 async def test_only_what_is_registered_is_reached(folder: Path) -> None:
-    """Whatever is asked for in a service's place, no host hears of it; the registered name is the one that it hears."""
+    """For any other service name in a request, no host gets an OPEN; only the registered name reaches its host."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -59,7 +59,7 @@ async def test_only_what_is_registered_is_reached(folder: Path) -> None:
 
 @pytest.mark.parametrize("service", ["ann/other", "bob/web", "localhost/22"])
 def test_an_agent_serves_what_it_offered(service: str) -> None:
-    """Asked for another service, by whatever relay, a host's process refuses, and nobody in it is asked to connect."""
+    """A host that is asked for a service it does not offer refuses, and dials nothing."""
     talk = Conversation(offer=True)
     talk.said()
     talk.events()

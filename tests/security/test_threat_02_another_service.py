@@ -8,7 +8,7 @@ from tests.security.site import Agent, Caller, carried, made, offers, opens, sit
 
 
 async def test_each_offer_and_open_is_authorised(folder: Path) -> None:
-    """A session that works for one service gets nothing of another by it, and after a revocation nothing of its own."""
+    """A token for one service gives a session no other service, and after its revocation no service at all."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -26,6 +26,6 @@ async def test_each_offer_and_open_is_authorised(folder: Path) -> None:
         assert await opens(client, 5, "ann/two") == "unknown_service"
         assert await offers(client, 7, "ann/two", one) == "not_permitted"
         assert await offers(client, 9, "ann/one", cli["token"]) == "not_permitted"
-        assert await opens(client, 11, "ann/one", one) == "unknown_service"  # who may host may not connect
+        assert await opens(client, 11, "ann/one", one) == "unknown_service"  # may host, not connect
         assert (await caller("DELETE", f"/api/v1/tokens/{cli['id']}", admin)).status == 204
         assert await opens(client, 13, "ann/one", cli["token"]) == "revoked"

@@ -14,7 +14,7 @@ from tests.security.hostile_relay import hostile_relay
 
 @pytest.mark.slow
 async def test_only_the_configured_target_is_dialled(tmp_path: Path) -> None:
-    """Whatever a relay asks a host for, and however it names another target, the host dials what it was started for."""
+    """Whatever target a relay names, and in whatever form, a host dials only its configured target."""
     async with hostile_relay() as relay, service(echo) as target, service(echo) as neighbour:
         network = Network(tmp_path, f"http://127.0.0.1:{relay.port}", token_of("svc", 1))
         host = network.agent("host", "host", "ann/web", "--port", str(target.port))

@@ -1,4 +1,4 @@
-"""Threat 4: a stranger hosts or changes somebody's service."""
+"""Threat 4: a stranger hosts or changes another person's service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdispatch_relay.api.routes import ROUTES
 from kdispatch_relay.auth import RIGHTS, Party
 from tests.security.site import Agent, Caller, made, offers, site
 
-#: What only the owner may do, each with a body of its own where one is needed.
+#: Actions of the owner only, with a request body where the route needs one.
 _BODIES: Final[dict[str, Any]] = {
     "service.change": {"access": "public"},
     "service.rotate": {},
@@ -20,7 +20,7 @@ _BODIES: Final[dict[str, Any]] = {
 
 
 async def test_writes_under_another_handle(folder: Path) -> None:
-    """Every route that is its owner's refuses any other token with 403, whether or not there is such a service."""
+    """Every owner-only route refuses any other token with 403, whether or not the service exists."""
     wanted = [route for route in ROUTES if route.who in RIGHTS and RIGHTS[route.who].parties == {Party.OWNER}]
     assert len(wanted) >= 7
     async with site(folder) as relay, Caller.of(relay) as caller:
@@ -43,7 +43,7 @@ async def test_writes_under_another_handle(folder: Path) -> None:
 
 
 async def test_who_hosts(folder: Path) -> None:
-    """Only the owner's tokens, and what an invitation to host gave, can offer a service."""
+    """Only the owner's tokens and a token from an invitation to host can offer a service."""
     async with site(folder) as relay, Caller.of(relay) as caller, Agent.of(relay) as agent:
         ann, bob = await caller.admin("ann"), await caller.admin("bob")
         svc = (await made(caller, "/services", ann, name="web"))["token"]
@@ -62,7 +62,7 @@ async def test_who_hosts(folder: Path) -> None:
 
 
 async def test_fifty_at_once(folder: Path) -> None:
-    """Of fifty who take a handle, or create a service, at the same moment one gets it."""
+    """If fifty callers take a handle or create a service at the same moment, exactly one succeeds."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         asked = (caller("POST", "/api/v1/admins", json={"handle": "ann"}) for _ in range(50))
         answers = await asyncio.gather(*asked)

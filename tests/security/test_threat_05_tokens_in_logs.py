@@ -26,7 +26,7 @@ from tests.net.tcp import echo, service
 
 pytestmark = pytest.mark.slow
 
-#: Every command with what it takes, but for those of ``_MAKES``. They act on ``bob/canary``, or on nothing.
+#: Every command with its arguments, except those of ``_MAKES``. They act on ``bob/canary`` or on nothing.
 _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     "sign-up": ("bob",),
     "whoami": (),
@@ -55,19 +55,19 @@ _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     "doctor": ("--bundle", "{bundle}"),
     "logout": ("--yes",),
 }
-#: These work on the relay's own database, and take no token: what they make is looked for like any other.
+#: These use the relay's own database, and take no token; the test searches for the tokens that they create, too.
 _OF_THE_OPERATOR: Final = ("relay", "dev")
-#: What these take is no token of an account.
+#: These take no token of an account.
 _NO_TOKEN: Final = frozenset({"sign-up", "invite accept", "logout", "status", "agent stop"})
 
 
-#: Those of the small form; the full one has all.
+#: The commands of the small form; the full form has all.
 _FEW: Final = ("invite accept", "sign-up", "login", "token create", "service rotate", "agent connect", "logout")
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Which commands; how many of the kinds of tokens each is given, and each route is asked with."""
+    """The commands of a form, and how many kinds of tokens each command and each route gets."""
 
     names: Collection[str]
     commands: int
@@ -76,19 +76,19 @@ class _Size:
 
 @pytest.fixture(scope="module")
 def names() -> list[str]:
-    """All commands, found outside of an event loop."""
+    """The names of all commands, found outside of an event loop."""
     return [name for name, command in everything() if not hasattr(command, "commands")]
 
 
 class _Canaries:
-    """A person with tokens of all kinds, each of which has to stay where it was shown."""
+    """A person with tokens of all kinds; each token may appear only where it was shown."""
 
     def __init__(self, person: Person, watch: Watch) -> None:
         self.person = person
         self.watch = watch
 
     async def made(self, name: str, *command: str, field: str = "token") -> dict[str, Any]:
-        """What a command makes that shows a token once, on its standard output and nowhere else."""
+        """Run a command that shows a new token once, on standard output only; return its output."""
         ended = self.watch.ended(await self.person.runs(*command, "--json"), shows=True)
         assert ended.status == 0, str(ended)
         found: dict[str, Any] = json.loads(ended.out)
@@ -96,14 +96,14 @@ class _Canaries:
         return found
 
     def file(self, token: str) -> str:
-        """A token in a file of its own."""
+        """Write a token to a new file and return the path."""
         file = self.person.home / secrets.token_hex(4)
         file.touch(mode=0o600)
         file.write_text(token + "\n")
         return str(file)
 
     async def runs(self, name: str, arguments: tuple[str, ...], token: str, way: int) -> None:
-        """A command with a token of another, given in one of the ways in which one is."""
+        """Run a command with a token of another account, passed in one of the four ways to pass one."""
         debug = {"KDISPATCH_DEBUG": "1"}
         ways: tuple[tuple[tuple[str, ...], str, dict[str, str]], ...] = (
             (("--token-file", self.file(token)), "", debug),
@@ -123,7 +123,7 @@ class _Canaries:
 async def test_a_canary_through_everything(
     size: _Size, names: list[str], edge_of: EdgeOf, tmp_path: Path, watch: Watch
 ) -> None:
-    """Through every command and route, behind Caddy: in no output, log, command line or answer, nor in the database."""
+    """Through all commands and routes, behind Caddy, no token reaches outputs, logs, command lines or the database."""
     assert {name for name in names if name.split()[0] not in _OF_THE_OPERATOR} == _ARGUMENTS.keys()
     operator = tmp_path / "operator"
     operator.touch(mode=0o600)
@@ -158,7 +158,7 @@ def _read(watch: Watch, files: list[Path]) -> None:
 
 
 async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
-    """Make tokens in every way, host and connect with them, and run every command."""
+    """Create tokens in every way, host and connect with them, and run every command."""
     person, watch = canaries.person, canaries.watch
     await canaries.made("the admin's", "sign-up", "bob")
     svc = await canaries.made("the service's", "service", "create", "canary", "--access", "token")
@@ -200,7 +200,7 @@ async def _live(canaries: _Canaries, relay: Relay, size: _Size) -> None:
 
 
 async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port: int, size: _Size) -> None:
-    """Each with tokens that are not known, some at a time."""
+    """Run each command with unknown tokens, three at a time."""
     turn = asyncio.Semaphore(3)
 
     async def one(at: int, name: str, arguments: tuple[str, ...], pair: int) -> None:
@@ -217,7 +217,7 @@ async def _every_command(canaries: _Canaries, wrong: list[str], code: str, port:
 
 
 async def _requests(edge: Edge, watch: Watch, each: int) -> None:
-    """Every route, with tokens where they belong."""
+    """Call every route with tokens in the Authorization header."""
     tokens = list(watch.tokens.values())
     made = ("/api/v1/admins", "/api/v1/services", "/tokens", "/invites", "/accept", "/rotate")
     for number, route in enumerate(ROUTES):
@@ -226,7 +226,7 @@ async def _requests(edge: Edge, watch: Watch, each: int) -> None:
             bearer = f"Authorization: Bearer {tokens[at % len(tokens)]}"
             body = b"{}" if route.method == "POST" and path.endswith(made) else b""
             more = ("Content-Type: application/json", f"Content-Length: {len(body)}")
-            if not path.endswith("/rotate"):  # with a good token it would show a new one, as it should
+            if not path.endswith("/rotate"):  # with a valid token the answer rightly shows a new one
                 watch.saw(
                     f"the answer to {route.label}",
                     (await ask(edge, head(route.method, path, bearer, *more) + body)).text,
@@ -234,7 +234,7 @@ async def _requests(edge: Edge, watch: Watch, each: int) -> None:
 
 
 async def test_an_argument_is_hidden(network: Network) -> None:
-    """A token on the command line is gone from the process list by the time that the agent works."""
+    """A token on the command line is no longer in the process list once the agent is ready."""
     async with service(echo) as local:
         name = await network.service()
         token = network.environment["KDISPATCH_TOKEN"]
@@ -246,7 +246,7 @@ async def test_an_argument_is_hidden(network: Network) -> None:
 
 
 async def test_a_token_in_a_names_place(tmp_path: Path) -> None:
-    """What was put where a name belongs is told without the token."""
+    """An error about a token in the place of a name does not contain the token."""
     person = Person(tmp_path, "http://127.0.0.1:9")
     token = token_of("adm", 5)
     for command in (("service", "show", token), ("sign-up", token), ("token", "revoke", token, "--yes")):

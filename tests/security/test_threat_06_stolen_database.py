@@ -11,7 +11,7 @@ from tests.security.site import Caller, made, site
 
 
 async def test_nothing_in_it_opens_anything(folder: Path) -> None:
-    """After every way to make a token its files hold the SHA-256 of each and nothing of it; digests open nothing."""
+    """The database files contain only SHA-256 digests of tokens, however created, and a digest gives no access."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         tokens = [await caller.admin("ann")]
         admin = tokens[0]

@@ -16,13 +16,13 @@ from tests.security.site import Agent, Caller, made, opens, site
 
 
 def _all_but_the_id(answer: Answer) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """What was answered, but for the id that each answer has and the clock."""
+    """The answer without the request's id and the clock."""
     headers = {name: value for name, value in answer.headers.items() if name != "Date"}
     return answer.status, headers, {key: value for key, value in answer.body.items() if key != "request_id"}
 
 
 async def test_no_such_and_not_yours_are_the_same(folder: Path) -> None:
-    """Reads and OPENs of a service that is not open to somebody are answered as those of one that there is not."""
+    """Reads and OPENs without the right get the same answer as for a service that does not exist."""
     async with site(folder) as relay, Caller.of(relay) as caller, Agent.of(relay) as agent:
         ann, bob = await caller.admin("ann"), await caller.admin("bob")
         await made(caller, "/services", ann, name="web", access="token")
@@ -46,7 +46,7 @@ async def test_no_such_and_not_yours_are_the_same(folder: Path) -> None:
 
 @pytest.mark.parametrize("count", sizes(60, 1000))
 async def test_bad_tokens_of_one_source(folder: Path, count: int) -> None:
-    """After nine bad tokens a source's others are not looked up; it is told to wait, and another source works."""
+    """After nine bad tokens the relay stops looking up that source's tokens and returns 429; other sources work."""
     async with (
         site(folder, limit_bad_tokens=10) as relay,
         Caller.of(relay) as bad,

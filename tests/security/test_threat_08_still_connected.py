@@ -18,7 +18,7 @@ from tests.security.site import Agent, Caller, answer, carried, made, offers, op
 @pytest.mark.parametrize("whose", ["client", "host"])
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 async def test_what_runs_ends(folder: Path, whose: str, where: str) -> None:
-    """While a stream moves, the token that an end of it rests on is revoked, here or at another relay: it is cut."""
+    """Revoking the token of either end, at this relay or at another, cuts an active stream."""
     async with (
         site(folder) as relay,
         site(folder) as other,
@@ -51,7 +51,7 @@ async def test_what_runs_ends(folder: Path, whose: str, where: str) -> None:
 
 
 async def test_a_service_offered_twice(folder: Path) -> None:
-    """A process that offered a service with two tokens, and lost both one after the other, is not listed any more."""
+    """A process that offered a service with two tokens leaves the list once both are revoked."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -72,7 +72,7 @@ async def test_a_service_offered_twice(folder: Path) -> None:
 
 
 async def test_a_token_that_expires(folder: Path) -> None:
-    """The same when its time is over, without anybody doing anything."""
+    """A token that expires cuts its streams without a request from anyone."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,

@@ -1,4 +1,4 @@
-"""Threat 9: a web page that opens a tunnel, or asks, in its visitor's place."""
+"""Threat 9: a web page opens a tunnel, or sends requests, with its visitor's access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UPGRADE = {
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1", "", "file://"])
 async def test_any_origin_is_refused(folder: Path, origin: str) -> None:
-    """A page of whatever origin gets no tunnel, and no answer from any route with a token but a refusal."""
+    """A page of any origin gets no tunnel, and every route refuses its requests that carry a token."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         headers = {"Origin": origin}
@@ -38,7 +38,7 @@ async def test_any_origin_is_refused(folder: Path, origin: str) -> None:
 
 
 async def test_aiohttp_alone_would_accept(unused_tcp_port: int) -> None:
-    """The refusal is not the library's: a bare aiohttp server takes a WebSocket of any origin."""
+    """The refusal is the relay's own: a bare aiohttp server accepts a WebSocket of any origin."""
 
     async def handler(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

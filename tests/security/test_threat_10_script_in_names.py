@@ -1,4 +1,4 @@
-"""Threat 10: script in names and in errors' texts."""
+"""Threat 10: script in names and in error texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCRIPTS = ("<img src=x onerror=alert(1)>", '"><script>alert(1)</script>', "java
 
 @pytest.mark.parametrize("script", _SCRIPTS)
 async def test_a_script_is_no_name(folder: Path, script: str) -> None:
-    """Handles and services are plain labels; whatever repeats what was sent is JSON, and says so."""
+    """Handles and services are plain labels, and every answer that repeats input is JSON and declared as JSON."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         answers = [
@@ -23,7 +23,7 @@ async def test_a_script_is_no_name(folder: Path, script: str) -> None:
             await caller("GET", f"/api/v1/services/ann/{quote(script, safe='')}", admin),
         ]
         for answer in answers:
-            # What stands in braces is no part of an address at all.
+            # The relay has no address with a brace in its path.
             told = ("unknown_address",) if answer is answers[2] and "{" in script else ("bad_name",)
             assert answer.status >= 400
             assert answer.body["code"] in told
@@ -33,7 +33,7 @@ async def test_a_script_is_no_name(folder: Path, script: str) -> None:
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "a\u202eb", "\u2028", "\x85", "a\u200bb", ""])
 async def test_titles_are_plain(folder: Path, name: str) -> None:
-    """What people call a token or an invitation has no controls, nor what turns or hides the text beside it."""
+    """Names of tokens and invitations have no control characters and none that hide or reorder nearby text."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         await made(caller, "/services", admin, name="web")

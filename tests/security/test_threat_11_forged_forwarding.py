@@ -16,13 +16,13 @@ _FORGED = "203.0.113.66"
 
 
 async def _source_of(caller: Caller, admin: str) -> str:
-    """The source of the newest entry of the audit."""
+    """The source in the newest audit entry."""
     events = (await caller("GET", "/api/v1/audit?limit=1", admin)).body["events"]
     return str(events[0]["source"])
 
 
 async def test_direct(folder: Path) -> None:
-    """Whoever is no trusted proxy comes from where the connection does, whatever he writes."""
+    """For a caller that is not a trusted proxy, the source is the connection's address, whatever its headers say."""
     async with site(folder, trusted_proxy="192.0.2.0/24") as relay, Caller.of(relay, "127.0.0.9") as caller:
         admin = await caller.admin()
         forged = {"X-Forwarded-For": f"{_FORGED}, 192.0.2.1", "X-Real-IP": _FORGED, "Forwarded": f"for={_FORGED}"}
@@ -42,7 +42,7 @@ async def test_direct(folder: Path) -> None:
     ],
 )
 async def test_behind_a_trusted_proxy(folder: Path, forwarded: str, source: str) -> None:
-    """Of what it passes on the rightmost hop that is no trusted proxy counts."""
+    """Behind a trusted proxy, the source is the rightmost hop that is not itself a trusted proxy."""
     async with site(folder, trusted_proxy="127.0.0.1,192.0.2.0/24") as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         headers = {"X-Forwarded-For": forwarded}
@@ -52,7 +52,7 @@ async def test_behind_a_trusted_proxy(folder: Path, forwarded: str, source: str)
 
 @pytest.mark.slow
 async def test_through_caddy(folder: Path, edge_of: EdgeOf) -> None:
-    """Through the project's Caddyfile a forged header is of no use: the source is whoever connects to Caddy."""
+    """Behind the project's Caddyfile a forged header has no effect: the source is the address connected to Caddy."""
     async with site(folder, trusted_proxy="127.0.0.1") as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         edge = edge_of(Caddy, relay.port)

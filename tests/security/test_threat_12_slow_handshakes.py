@@ -17,7 +17,7 @@ from tests.relay.test_gate import _UPGRADE, _request
 from tests.security.site import Agent, site
 
 _HEAD: Final = b"GET /api/v1/tunnel HTTP/1.1\r\nX: " + b"x" * 999
-#: What is sent at first, and what then comes byte by byte: nothing; a head without an end; an upgrade without HELLO.
+#: First bytes, and the bytes that follow one by one: nothing, a head without an end, an upgrade without HELLO.
 _KINDS: Final = ((b"", b""), (b"", _HEAD), (_request(_UPGRADE), b""))
 
 
@@ -49,7 +49,7 @@ async def _seconds_there(port: int, number: int, pause: float) -> float:
     "siege", sizes(_Siege(60, Limits(hello=0.5), 4.0, 10.0), _Siege(500, DEFAULT_LIMITS, 15.0, 1.0))
 )
 async def test_they_are_gone_in_time(folder: Path, siege: _Siege) -> None:
-    """Sockets without a valid HELLO are closed in time, and honest agents are served meanwhile."""
+    """Sockets without a valid HELLO are closed in time, and the relay serves honest agents meanwhile."""
     async with site(folder, siege.limits) as relay:
         pause = siege.limits.hello / 20
         silent = [asyncio.create_task(_seconds_there(relay.port, n, pause)) for n in range(siege.sockets)]

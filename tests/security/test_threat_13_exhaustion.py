@@ -34,7 +34,7 @@ async def _upgrade(relay: Site, address: str = "127.0.0.1") -> str:
 
 @pytest.mark.parametrize("kind", ["limit_source_sessions", "limit_sessions"])
 async def test_sessions(folder: Path, kind: str) -> None:
-    """The session beyond the cap, of one source or of all, is refused early, and told to come back later."""
+    """A session beyond the cap, per source or in total, is refused at the upgrade with 503 and Retry-After."""
     async with site(folder, **dict[str, Any]({kind: 3})) as relay, AsyncExitStack() as stack:
         for secret in _SECRETS[:3]:
             await stack.enter_async_context(Agent.of(relay, secret))
@@ -45,7 +45,7 @@ async def test_sessions(folder: Path, kind: str) -> None:
 
 
 async def test_connections_before_hello(folder: Path) -> None:
-    """Of connections that show nothing there are so many, and an honest agent has its place all the same."""
+    """Unauthenticated connections are capped, and an honest agent still gets in."""
     async with site(folder, Limits(arrivals=5)) as relay, AsyncExitStack() as stack:
         for _ in range(15):
             await stack.enter_async_context(Visitor.of(relay.port))
@@ -60,7 +60,7 @@ async def test_connections_before_hello(folder: Path) -> None:
     ids=["opens", "offers", "streams"],
 )
 async def test_one_session(folder: Path, limits: Limits, frame_of: str) -> None:
-    """A session has so many opens, offers and streams, and hears `busy` of the next; another one is not touched."""
+    """A session beyond its cap of opens, offers or streams gets `busy`, and other sessions are not affected."""
     async with (
         site(folder, limits) as relay,
         Caller.of(relay) as caller,
@@ -89,7 +89,7 @@ async def test_one_session(folder: Path, limits: Limits, frame_of: str) -> None:
 
 
 async def test_an_account(folder: Path) -> None:
-    """An account has so many services, tokens of a service, and open streams; the next is refused as its quota."""
+    """A service beyond an account's quota is refused with `quota_exceeded`."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         refused = None
@@ -103,7 +103,7 @@ async def test_an_account(folder: Path) -> None:
 
 
 async def test_strangers_at_a_public_service(folder: Path) -> None:
-    """One source that opens all the streams it can of a public service leaves some to the owner's private one."""
+    """One source that opens as many streams of a public service as it can leaves capacity for the private service."""
     async with (
         site(folder, limit_public_streams=75, limit_source_streams=50) as relay,
         Caller.of(relay) as caller,
@@ -124,7 +124,7 @@ async def test_strangers_at_a_public_service(folder: Path) -> None:
 
 
 async def test_everything_comes_back(folder: Path) -> None:
-    """When many sessions and their streams have gone, descriptors and tables are as before."""
+    """After many sessions and their streams end, descriptors and tables are back at their old counts."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         admin = await caller.admin()
         await made(caller, "/services", admin, name="web", access="public")
@@ -146,7 +146,7 @@ async def test_everything_comes_back(folder: Path) -> None:
 
 
 async def test_the_audit(folder: Path) -> None:
-    """Agents that offer and withdraw, and connect in ever new sessions, are two entries, with both times over REST."""
+    """The audit counts repeated offers in one entry, with the first and the last time, also over REST."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         ann = (await made(caller, "/admins", handle="ann"))["token"]
         token = (await made(caller, "/services", ann, name="web"))["token"]
@@ -161,6 +161,6 @@ async def test_the_audit(folder: Path) -> None:
             await relay.relay.authority.repository.audit.write_notes()
         events = (await caller("GET", "/api/v1/audit", ann)).body["events"]
         told = {event["action"]: event for event in events}
-        assert len(events) <= 6  # an hour of the clock may end meanwhile
+        assert len(events) <= 6  # the hour may change during the test
         assert told["host"]["count"] >= 75 and told["host"]["last"] >= told["host"]["at"]
         assert told["service.create"]["count"] == 1 and told["service.create"]["last"] == told["service.create"]["at"]

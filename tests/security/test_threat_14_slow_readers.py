@@ -22,7 +22,7 @@ _BLOCK: Final = bytes(64 * KIB)
 
 
 async def test_credit_is_enforced(folder: Path) -> None:
-    """A host that sends more than its reader allowed has that stream reset; nothing of it waits, and others go on."""
+    """A host that exceeds its reader's credit gets that stream reset, its excess is dropped, and others go on."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -34,7 +34,7 @@ async def test_credit_is_enforced(folder: Path) -> None:
         assert await offers(host, 1, "ann/web", admin) == "OFFERED"
         greedy = await carried(client, host, 1, "ann/web")
         fair = await carried(client, host, 3, "ann/web")
-        for at in range(0, 1 << 19, 1 << 15):  # twice what OPEN allowed
+        for at in range(0, 1 << 19, 1 << 15):  # twice the limit in OPEN
             host.send(frame(frames.DATA, greedy, at, bytes(1 << 15)))
         assert await answer(host, greedy) == "credit_exceeded"
         host.send(frame(frames.DATA, fair, 0, b"fair"))
@@ -47,8 +47,8 @@ async def test_credit_is_enforced(folder: Path) -> None:
 
 
 async def test_who_never_reads_is_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An agent that asks and never reads is cut when too many answers wait for it."""
-    many = 1e9  # frames for nothing: another limit ends a session sooner for these
+    """An agent that sends requests and never reads is cut when too many answers are pending for it."""
+    many = 1e9  # off, because the limit on idle frames would end the session sooner
     limits = Limits(control=20_000, idle_rate=many, idle_burst=many)
     async with site(folder, limits) as relay, Agent.of(relay) as agent:
         agent._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport
@@ -77,7 +77,7 @@ class _Size:
     "size", sizes(_Size(8 * MIB, 1000 * MIB, 0.3, 1, 0.08), _Size(128 * MIB, 1000 * MIB, 1.0, 3, 0.8))
 )
 async def test_a_stalled_reader(network: Network, own_relay: Relay, size: _Size) -> None:
-    """While 1 GB is offered to a reader that stopped, the relay stays small, and its sibling as fast as alone."""
+    """A stalled reader with 1 GB offered to it neither makes the relay grow nor slows down its sibling."""
 
     async def serve(tcp: Tcp) -> None:
         await tcp.receive_exactly(1)

@@ -19,7 +19,7 @@ from tests.net.harness import sizes
 from tests.security.site import Agent, Caller, carried, made, offers, site
 
 _PING: Final = frame(frames.PING)
-#: What is sent, and the close code by which the WebSocket ends.
+#: The bytes sent, and the close code that ends the WebSocket.
 _HOSTILE: Final = {
     "4 GiB": (ws_frame(0x82, b"", masked=True, length=1 << 32), 1009),
     "all bits of a length": (ws_frame(0x82, b"", masked=True, length=(1 << 64) - 1), 1009),
@@ -39,7 +39,7 @@ _HOSTILE: Final = {
 
 @pytest.mark.parametrize(("sent", "close"), _HOSTILE.values(), ids=_HOSTILE)
 async def test_a_violation_ends_its_session(folder: Path, sent: bytes, close: int) -> None:
-    """It ends with a code, costs no memory by what a length claims, and the neighbours' streams go on."""
+    """A protocol violation ends its session with a code, and the streams of other sessions go on."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -65,7 +65,7 @@ async def test_a_violation_ends_its_session(folder: Path, sent: bytes, close: in
 
 
 async def test_a_reused_number(folder: Path) -> None:
-    """A number that was used is no new stream: the session ends."""
+    """Reusing a stream number ends the session."""
     async with site(folder) as relay, Agent.of(relay) as agent:
         agent.open(1)
         await agent.next(frames.RESET)
@@ -77,7 +77,7 @@ async def test_a_reused_number(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", sizes(10_000, 100_000))
 async def test_one_byte_fragments(folder: Path, count: int) -> None:
-    """A message in ever so many fragments of one byte is read as one; the relay answers others meanwhile."""
+    """A message in thousands of one-byte fragments is read as one, and the relay answers others meanwhile."""
     async with site(folder) as relay, Agent.of(relay, b"\x11" * 32) as hostile, Agent.of(relay, b"\x22" * 32) as other:
         message = _PING * (count // len(_PING))
         pieces = [
@@ -99,11 +99,11 @@ async def test_one_byte_fragments(folder: Path, count: int) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=100)
 def test_any_bytes(data: bytes) -> None:
-    """Whatever comes is judged alike in pieces and at once, within the bounds."""
+    """The parsers judge any bytes the same in pieces and at once, within the bounds."""
     parsers.check(data, Counter())
 
 
 def test_the_corpus() -> None:
-    """So is what a fuzzer has found worth keeping, and goes on from."""
+    """The parsers judge the fuzzer's corpus the same in pieces and at once, within the bounds."""
     for data in parsers.seeds():
         parsers.check(data, Counter())

@@ -27,7 +27,7 @@ _FORGED = {
 
 @pytest.mark.parametrize("forged", _FORGED.values(), ids=_FORGED)
 def test_only_its_own_peer_takes_a_stream_up(forged: dict[str, object]) -> None:
-    """A proof that is not this peer's, for this stream, side and number, gets nothing; the true one then does."""
+    """A proof for another peer, stream, side or number gets no data, and the true proof then does."""
     talk = Conversation()
     stream = client(talk)
     talk.table.write(stream, b"secret")
@@ -43,7 +43,7 @@ def test_only_its_own_peer_takes_a_stream_up(forged: dict[str, object]) -> None:
 
 
 def test_a_used_one_is_not_taken_again() -> None:
-    """Recorded and said again, the very ATTACH that was taken once is refused."""
+    """A replay of an ATTACH that was accepted once is refused."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -55,7 +55,7 @@ def test_a_used_one_is_not_taken_again() -> None:
 
 
 async def test_a_process_is_who_has_its_secret(folder: Path) -> None:
-    """A HELLO that claims another's id takes nothing from it; one with its secret is the same process."""
+    """A HELLO that claims another process's id takes nothing from it; only the secret identifies a process."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -67,7 +67,7 @@ async def test_a_process_is_who_has_its_secret(folder: Path) -> None:
         assert await offers(host, 1, "ann/web", admin) == "OFFERED"
         at_host = await carried(client_, host, 1, "ann/web")
         async with Agent.of(relay, hello=False) as thief:
-            # The id is public: as a secret, a predecessor's secret, and in a field that there is not.
+            # The id is public; this sends it as a secret, as a predecessor's secret, and in an unknown field.
             claims = Hello(versions=[1], secret=(host.process * 2), predecessors=[host.process * 2])
             said = claims.encode()[:-1] + f',"process":"{host.process}"}}'.encode()
             thief.send(frame(frames.HELLO, payload=said))

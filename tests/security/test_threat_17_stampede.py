@@ -18,10 +18,10 @@ from tests.net.tcp import service
 
 
 def test_a_thousand_come_back_spread_out() -> None:
-    """Of a thousand agents that lose their relay at once no tenth of a second sees more than 60, at any try."""
+    """If a thousand agents lose their relay at once, no tenth of a second sees more than 60 tries, in any round."""
     agents = [Backoff() for _ in range(1000)]
     for agent in agents:
-        agent.spread = 5.0  # as a relay of so many tells it
+        agent.spread = 5.0  # the value that a relay with that many agents sends
     at = [0.0] * len(agents)
     for number in range(4):
         at = [before + agent.next_wait() for before, agent in zip(at, agents, strict=True)]
@@ -33,7 +33,7 @@ def test_a_thousand_come_back_spread_out() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", sizes(2, 70))
 async def test_a_relay_that_closes(seconds: float) -> None:
-    """One that accepts and then closes is tried a few times a minute, by an agent that had a session there."""
+    """An agent that had a session tries a relay that accepts and then closes only a few times a minute."""
     asked = Asked(welcome(0.05))
     async with service(asked) as running:
         uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)
@@ -47,7 +47,7 @@ async def test_a_relay_that_closes(seconds: float) -> None:
 
 @pytest.mark.parametrize("code", ["token_refused", "revoked", "version_unsupported", "not_permitted"])
 async def test_a_final_answer_stops(code: str) -> None:
-    """A relay that says so for good is asked once more, and not again."""
+    """After a final refusal an agent stops: it does not try again."""
     asked = Asked(welcome(0.05))
     async with service(asked) as running:
         uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)

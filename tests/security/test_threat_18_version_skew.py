@@ -27,7 +27,7 @@ _UPGRADE = {
 
 
 async def test_the_subprotocol(folder: Path) -> None:
-    """An upgrade to another protocol is refused as that, before there is a session."""
+    """An upgrade to another protocol is refused with `version_unsupported` before a session exists."""
     async with site(folder) as relay, Caller.of(relay) as caller:
         for offered in ({}, {"Sec-WebSocket-Protocol": "kdispatch.9"}, {"Sec-WebSocket-Protocol": "chat, kdispatch.2"}):
             answer = await caller("GET", "/api/v1/tunnel", headers=_UPGRADE | offered)
@@ -37,7 +37,7 @@ async def test_the_subprotocol(folder: Path) -> None:
 
 @pytest.mark.parametrize(("versions", "chosen"), [([1], 1), ([1, 2], 1), ([9, 1, 7], 1), ([2], None), ([0], None)])
 async def test_the_version_of_a_hello(folder: Path, versions: list[int], chosen: int | None) -> None:
-    """Both speak the newest version that both know, whatever else an agent has that this relay has never heard of."""
+    """Relay and agent use the newest version that both know, and the relay ignores unknown fields and capabilities."""
     async with site(folder) as relay, Agent.of(relay, hello=False) as agent:
         said = json.loads(Hello(versions=versions, secret="11" * 32, capabilities=["from-the-future"]).encode())
         agent.send(frame(frames.HELLO, payload=json.dumps({**said, "novelty": {"a": [1]}}).encode()))
@@ -53,7 +53,7 @@ async def test_the_version_of_a_hello(folder: Path, versions: list[int], chosen:
 
 
 async def test_an_agent_and_a_newer_relay() -> None:
-    """An agent that is told that its version is too old says so, and does not go on trying."""
+    """An agent whose version the relay refuses reports that, and does not try again."""
     asked = Asked(refuse("426 Upgrade Required", "version_unsupported"))
     async with service(asked) as running:
         uplink = Uplink(Dialer(RelayUrl.parse(f"http://127.0.0.1:{running.port}")), lambda _: None)

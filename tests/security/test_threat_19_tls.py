@@ -1,4 +1,4 @@
-"""Threat 19: TLS that nobody has verified."""
+"""Threat 19: TLS without verification."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_relay_that_can_not_be_verified(relays: dict[str, FakeRelay], kd
     "url", ["http://relay.example.org", "http://192.0.2.1:8443", "http://[2001:db8::1]", "http://0.0.0.0"]
 )
 def test_plain_http_is_for_this_machine(url: str) -> None:
-    """An agent sends nothing to another machine without TLS unless it is told to."""
+    """An agent sends nothing to another machine without TLS, except with an explicit option."""
     refused = ""
     try:
         RelayUrl.parse(url)
@@ -56,12 +56,12 @@ def test_plain_http_is_for_this_machine(url: str) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8443", "[::]:8443", "192.0.2.1:8443", "relay.example.org:8443"])
 def test_a_relay_listens_in_the_clear_for_this_machine_only(listen: str) -> None:
-    """It refuses to start where others would reach it without TLS, unless it is told to."""
+    """A relay that other machines can reach refuses to start without TLS, except with an explicit option."""
     with pytest.raises(KdispatchError, match="plaintext_refused"):
         RelaySettings(listen=listen)
 
 
 def test_nothing_turns_verification_off() -> None:
-    """No setting of an agent is for that."""
+    """No setting of an agent turns verification off."""
     names = " ".join(Settings.__dataclass_fields__)
     assert not re.search(r"insecure(?!_plaintext)|verify|skip|no_tls|trust_all", names), names

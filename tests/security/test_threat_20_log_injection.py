@@ -26,7 +26,7 @@ _EVIL = "\x1b[2J\x1b]0;pwned\x07\n2026-01-01T00:00:00Z error the disk is full\r\
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """A relay's log in text, at its most talkative."""
+    """A relay's log as text, at its most verbose level."""
     root, ours = logging.getLogger(), logging.getLogger("kdispatch")
     before = root.handlers[:], root.level, ours.level
     stream = io.StringIO()
@@ -38,7 +38,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 async def test_raw_clients(folder: Path, log: io.StringIO) -> None:
-    """Whatever a raw client puts into names, codes, texts and headers, each record is one line of plain characters."""
+    """Each record is one line of printable characters, whatever a client puts into names, codes, texts and headers."""
     async with (
         site(folder) as relay,
         Caller.of(relay) as caller,
@@ -59,7 +59,7 @@ async def test_raw_clients(folder: Path, log: io.StringIO) -> None:
             visitor.writer.write(b"GET /api/v1/\x1b[2J HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: \x9b31m\x1b[31m\r\n\r\n")
             await visitor.reader.readuntil(b"\r\n\r\n")
         await caller("POST", "/api/v1/services", admin, json={"name": _EVIL})
-    # Of other parts that log what others say.
+    # Other components log input as well.
     logging.getLogger("aiohttp.server").error("Error handling request from %s", _EVIL, extra={"agent": _EVIL})
     written = log.getvalue()
     assert "stream ended" in written and "Error handling request" in written
@@ -70,7 +70,7 @@ async def test_raw_clients(folder: Path, log: io.StringIO) -> None:
 
 @pytest.mark.slow
 async def test_a_hostile_relays_words(tmp_path: Path) -> None:
-    """What a relay says to an agent does not reach its terminal but as plain characters."""
+    """A relay's text reaches an agent's terminal only as printable characters."""
     async with hostile_relay() as relay, service(echo) as target:
         relay.refuses = json.dumps({"code": "not_permitted", "text": f"No: {_EVIL}"}).encode()
         network = Network(tmp_path, f"http://127.0.0.1:{relay.port}", token_of("svc", 1))

@@ -1,4 +1,4 @@
-"""Threat 21: the database is locked or away."""
+"""Threat 21: the database is locked or missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.security.site import Agent, Caller, carried, made, offers, site
 
 
 async def test_a_locked_file(folder: Path) -> None:
-    """While somebody else holds the write lock, registration answers 503, readyz is red, and streams go on."""
+    """While another process holds the write lock, registration and readyz answer 503, and streams go on."""
     async with (
         site(folder, database_wait=0.05) as relay,
         Caller.of(relay) as caller,
@@ -37,7 +37,7 @@ async def test_a_locked_file(folder: Path) -> None:
 
 
 async def test_a_database_that_is_gone(folder: Path) -> None:
-    """While nothing can be read, not even what is asked again after a change, what runs goes on and new things wait."""
+    """While no read succeeds, not even the recheck after a change, requests get 503 and streams go on."""
     async with (
         site(folder, database_wait=0.05) as relay,
         Caller.of(relay) as caller,
@@ -49,11 +49,11 @@ async def test_a_database_that_is_gone(folder: Path) -> None:
         assert await offers(host, 1, "ann/web", admin) == "OFFERED"
         at_host = await carried(client, host, 1, "ann/web", admin)
         with closing(sqlite3.connect(folder / "relay.db", isolation_level=None)) as holder:
-            for table in ("services", "tokens"):  # no read of theirs succeeds from now on
+            for table in ("services", "tokens"):  # from now on every read of these fails
                 holder.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
         relay.relay.gate.recheck("ann/web")
         assert (await caller("GET", "/api/v1/whoami", admin)).status == 503
-        await asyncio.sleep(0.5)  # for what was asked again
+        await asyncio.sleep(0.5)  # time for the recheck
         client.send(frame(frames.DATA, 1, 0, b"x"))
         try:
             received = (await host.next(frames.DATA))[2]

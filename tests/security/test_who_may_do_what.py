@@ -1,4 +1,4 @@
-"""Who may do what: every route and every frame with every kind of token, against the table and against a copy of it."""
+"""Every route and every frame with every kind of token, compared with the table of rights and a handwritten copy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.security.people import ABSENT, FRAMES, GATE, OPEN, SHOWN, Given, Peop
 
 __all__ = ["empty_database"]
 
-Cell = tuple[str, str, str]  # a route's name or a frame's, a service, what is shown
+Cell = tuple[str, str, str]  # name of a route or frame, service, token shown
 
-#: What an owner does last, as it takes things away from others.
+#: The owner does these last, because they take other callers' rights away.
 LAST: Final = ("revoke_token", "rotate_service", "delete_service")
 ROUTE: Final[Mapping[str, ApiRoute]] = {route.name: route for route in ROUTES}
 ACTION: Final = {"OFFER": "host", "ATTACH host": "host", "OPEN": "open", "ATTACH client": "open"}
@@ -107,27 +107,27 @@ BY_HAND: Final[Mapping[Cell, str]] = {
 
 
 def cells() -> list[Cell]:
-    """Each combination once; what an owner takes away from others comes last."""
+    """Each combination once; the owner's destructive ones come last."""
     all_of = [
         (route.name, service, shown)
         for route in ROUTES
         for service in ((OPEN, GATE, ABSENT) if set(route.parameters) - {"handle"} else (OPEN,))
         for shown in SHOWN
-        if (route.name, service) != ("revoke_token", OPEN)  # no service is in it: there is one, and there is none
+        if (route.name, service) != ("revoke_token", OPEN)  # its path has no service: GATE and ABSENT suffice
     ]
     all_of += itertools.product(FRAMES, (OPEN, GATE, ABSENT), SHOWN)
     return sorted(all_of, key=lambda cell: LAST.index(cell[0]) + 1 if cell[0] in LAST and cell[2] == "owner" else 0)
 
 
 def code_of(what: str, service: str, shown: str) -> str:
-    """What the table of rights makes of it: a code, or nothing where it is allowed."""
+    """The expected code by the table of rights; empty if the request is allowed."""
     action = ROUTE[what].who if what in ROUTE else ACTION[what]
     match action:
         case "anybody":
-            return "bad_request" if what == "open_tunnel" else ""  # no upgrade
+            return "bad_request" if what == "open_tunnel" else ""  # the request is no upgrade
         case "sign_up":
             return ""
-        case "relay.state":  # asked from this machine, without an operator's token
+        case "relay.state":  # the caller is on this machine, and the relay has no operator's token
             return "" if shown == "none" else "token_refused"
         case "invite.accept":
             return "" if shown == "inv" else "token_refused"
@@ -145,21 +145,21 @@ def code_of(what: str, service: str, shown: str) -> str:
 
 
 def _of_service(what: str, service: str, shown: str, party: Party | None) -> str:
-    """The same, for whoever's token is a good one, or none is needed."""
+    """The same, for a valid token or a request that needs none."""
     right = RIGHTS[ROUTE[what].who if what in ROUTE else ACTION[what]]
     no_such = NO_SUCH.get(what, "unknown_service")
     everybodys = party in right.parties or (Party.ADMIN in right.parties and party is Party.OWNER)
     if what == "who_am_i":
-        return ""  # of another service it is a token as well
+        return ""  # a token of another service is valid here, too
     if what == "withdraw_host" and party is Party.ADMIN:
         return no_such
     if what == "revoke_token" and party is Party.ADMIN:
-        return no_such  # it may, but this one is not its own
+        return no_such  # an admin may revoke tokens, but this one is another admin's
     absent = service == ABSENT and (what in FRAMES or bool(set(ROUTE[what].parameters)))
     if absent and right.hidden:
         return no_such
     if absent and party in {Party.SERVICE, Party.CLIENT}:
-        return "not_permitted"  # tokens of other services
+        return "not_permitted"  # these tokens belong to other services
     if everybodys:
         return no_such if absent else ""
     if service == OPEN and Party.ANYBODY in right.public:
@@ -187,26 +187,26 @@ async def _does(site: People, what: str, service: str, shown: str) -> Given:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> dict[Cell, Given]:
-    """Of every cell, from one walk through all of them."""
+    """The answers for all cells, collected in one pass."""
     folder = tmp_path_factory.mktemp("matrix")
     shutil.copy(empty_database, folder / "relay.db")
     return asyncio.run(_walk(folder))
 
 
 def test_each_may_what_the_table_says(answers: dict[Cell, Given]) -> None:
-    """Every route and frame with every kind of token is allowed where the table says, else told the exact code."""
+    """Every route and frame with every kind of token is allowed where the table says, else gets the exact code."""
     wrong = {cell: (given.word, expected(cell)) for cell, given in answers.items() if given.word != expected(cell)}
     assert wrong == {}
     assert len(answers) > 700
 
 
 def test_each_may_what_people_were_told(answers: dict[Cell, Given]) -> None:
-    """So says a second table, that was written by hand: no mistake of the first one is in it."""
+    """The answers agree with a second, handwritten table, so that an error in the first one is found."""
     assert {cell: answers[cell].word for cell in BY_HAND} == BY_HAND
 
 
 def test_not_yours_is_not_there(answers: dict[Cell, Given]) -> None:
-    """Whoever may not is told of what there is the same, byte for byte, as of what there is not."""
+    """Callers without the right get the same bytes as for a service that does not exist."""
     pairs = 0
     for (what, service, shown), given in answers.items():
         if service == GATE and given.word != "yes":
@@ -216,7 +216,7 @@ def test_not_yours_is_not_there(answers: dict[Cell, Given]) -> None:
     assert pairs > 150
 
 
-#: What hides something, and before whom.
+#: Requests that hide a service, and the token from which they hide it.
 HIDDEN: Final = (
     ("show_service", "none"),
     ("show_service", "other admin"),
@@ -232,30 +232,30 @@ HIDDEN: Final = (
 
 @pytest.mark.parametrize("pairs", sizes(25, 120))
 async def test_not_yours_takes_as_long(tmp_path: Path, empty_database: Path, pairs: int) -> None:
-    """Nor does the time of the answer tell which of the two it is."""
+    """The time of the answer does not reveal whether the service exists."""
     shutil.copy(empty_database, tmp_path / "relay.db")
     differ = {}
     async with people(tmp_path) as site:
         for what, shown in HIDDEN:
             there, absent = await _times(site, what, shown, pairs)
-            if pairs < 100:  # beside whatever else the machine does, a look-up too many can't be seen; a wait can
+            if pairs < 100:  # with few samples only a wait can be seen, not an extra look-up
                 ratio, probable = _quartile(there) / _quartile(absent), 1.0
             else:
                 ratio, probable = statistics.median(there) / statistics.median(absent), same(there, absent)
-            within = 10.0 if pairs < 100 else 1.5  # ranks say more than medians on a machine that others use
+            within = 10.0 if pairs < 100 else 1.5  # on a shared machine ranks are more reliable than medians
             if not 1 / within < ratio < within or probable < 1e-6:
                 differ[what, shown] = (ratio, probable)
     assert differ == {}
 
 
 async def _times(site: People, what: str, shown: str, pairs: int) -> tuple[list[float], list[float]]:
-    """The seconds of each answer about what there is and what there is not, in turns."""
+    """The seconds of each answer for the existing and for the missing service, measured in turns."""
     took: dict[str, list[float]] = {GATE: [], ABSENT: []}
     for turn in range(-5, pairs):
         for service in (GATE, ABSENT) if turn % 2 else (ABSENT, GATE):
             began = time.perf_counter()
             await _does(site, what, service, shown)
-            if turn >= 0:  # the first ones are slower
+            if turn >= 0:  # the first rounds are slower, so they do not count
                 took[service].append(time.perf_counter() - began)
     return took[GATE], took[ABSENT]
 
@@ -265,7 +265,7 @@ def _quartile(values: list[float]) -> float:
 
 
 def same(one: list[float], two: list[float]) -> float:
-    """How probable it is that two samples of one thing differ so much: Mann and Whitney's test of ranks."""
+    """The probability of so large a difference between two samples of one distribution (Mann-Whitney rank test)."""
     ranked = sorted([(value, 0) for value in one] + [(value, 1) for value in two])
     ranks = sum(rank for rank, (_, which) in enumerate(ranked, 1) if which == 0)
     n, m = len(one), len(two)
@@ -275,7 +275,7 @@ def same(one: list[float], two: list[float]) -> float:
 
 
 def test_the_test_of_ranks() -> None:
-    """It tells samples of two things apart, and not those of one."""
+    """The rank test separates samples of two distributions, and accepts samples of one."""
     one = [math.sin(number) for number in range(400)]
     assert same(one, [math.sin(number + 0.5) for number in range(400)]) > 0.1
     assert same(one, [value + 0.5 for value in one]) < 1e-6

@@ -1,14 +1,14 @@
-"""Whether a process's memory grows, from samples of it: a slope of minima, and what it may be.
+"""Whether a process's memory grows, from samples of it: a slope of minima, and a limit for it.
 
-What a healthy process has is never level. A transfer makes a peak that goes again, and now and then the most that was
-ever needed at once is needed again and a little more, which the allocator does not give back: a step that stays. Both
-must pass, while a few bytes a connection must not.
+A healthy process is never level. A transfer makes a temporary peak, and sometimes a new maximum of simultaneous
+needs makes the allocator keep a little more for good: a step. Both must pass, but a few bytes per connection must
+not.
 
-So the time is cut into ``BLOCKS``, and of each only the minimum counts: peaks are gone, what stays is not. The slope
-is a quantile of the slopes between all pairs of blocks (Theil and Sen take their median). One step, wherever it is and
-however high, lies between 53 of 100 pairs at most; so at the fortieth of 100 it is as if it had not been. A leak, be it
-even or in lumps, lies between all of them. Therefore no step of an allocator makes the verdict wrong, and no leak that
-goes on for the whole time hides behind one: with ``n`` connections it is told from ``allowed / n`` bytes of each on.
+So the time is split into ``BLOCKS``, and only the minimum of each counts, which removes peaks. The slope is a
+quantile of the slopes between all pairs of blocks (Theil and Sen use their median). One step, at any place and of any
+height, lies between at most 53 of 100 pairs, so it does not change the fortieth of 100. A leak, even or in lumps, lies
+between all pairs. So no single step of an allocator spoils the verdict, and no leak over the whole time hides behind
+one: with ``n`` connections the check detects a leak of ``allowed / n`` bytes per connection or more.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ __all__ = ["ALLOWED", "BLOCKS", "Growth", "Sample", "growth"]
 KIB: Final = 1024
 BLOCKS: Final = 20
 _QUANTILE: Final = 0.4
-#: Bytes that may have come to be in the time that is watched: some pools of 16 KiB, a larger table. And each hour.
+#: Bytes that memory may grow in the watched time (some pools of 16 KiB, a larger table), and in addition per hour.
 ALLOWED: Final = 512 * KIB
 ALLOWED_PER_HOUR: Final = 1024 * KIB
 
-#: When, in seconds of any clock, and how many bytes.
+#: Seconds of any clock, and bytes.
 Sample = tuple[float, int]
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What the samples of one process say; bytes and seconds."""
+    """The result for one process, in bytes and seconds."""
 
     seconds: float
-    levels: tuple[int, ...]  # the smallest of each block
+    levels: tuple[int, ...]  # the minimum of each block
     per_hour: float
 
     @property
     def grown(self) -> float:
-        """What the slope makes of the whole time."""
+        """Bytes of growth over the whole time, by the slope."""
         return self.per_hour * self.seconds / 3600
 
     @property
@@ -49,7 +49,7 @@ class Growth:
         return ALLOWED + ALLOWED_PER_HOUR * self.seconds / 3600
 
     def exceeds(self, times: float = 1.0) -> bool:
-        """Whether that is more than ``times`` what may be."""
+        """Whether memory grew by more than ``times`` the allowed bytes."""
         return self.grown > times * self.allowed
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Growth:
 
 
 def growth(samples: Sequence[Sample]) -> Growth:
-    """Judge samples, the oldest first; there should be several for each block."""
+    """Judge samples, oldest first; each block should have several."""
     begin, end = samples[0][0], samples[-1][0]
     if len(samples) < BLOCKS or end <= begin:
         raise ValueError(f"{len(samples)} samples say nothing")
@@ -71,7 +71,7 @@ def growth(samples: Sequence[Sample]) -> Growth:
     for sample in samples:
         blocks[min(int((sample[0] - begin) / width), BLOCKS - 1)].append(sample)
     least = [min(block, key=lambda sample: sample[1]) for block in blocks if block]
-    # A minimum stands for its whole block, so blocks are as far apart as their middles.
+    # A minimum stands for its whole block, so the distance of two blocks is that of their middles.
     middles = [begin + (number + 0.5) * width for number, block in enumerate(blocks) if block]
     points = [(at, size) for at, (_, size) in zip(middles, least, strict=True)]
     slopes = [(later[1] - one[1]) / (later[0] - one[0]) for one, later in combinations(points, 2)]

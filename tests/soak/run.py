@@ -1,11 +1,11 @@
-"""Everything that agents and a relay do, at a low rate and for long: make soak [MINUTES=10]
+"""All activities of agents and a relay, at a low rate and for a long time: make soak [MINUTES=10]
 
-    python -m tests.soak.run --minutes 60
+python -m tests.soak.run --minutes 60
 
-Streams are opened and closed, echo little or much, are reset by their users, or stay; sessions are cut and come back;
-opens are refused; the relay is asked by REST. It ends with status 1 when the memory of one of the processes grows,
-when descriptors or threads are left, when a stream is, or when a byte differs. What growth is says ``growth.py``.
-It takes under 15 % of one core, so that other work may go on beside it.
+Streams open and close, echo little or much, are reset by their users, or stay; sessions are cut and come back; opens
+are refused; REST requests ask the relay. The run ends with status 1 if the memory of a process grows, if descriptors,
+threads or streams are left, or if a byte differs. ``growth.py`` defines growth.
+It takes under 15 % of one core, so that other work can run beside it.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from tests.soak.growth import Growth, Sample, growth
 
 __all__ = ["FULL", "QUICK", "Load", "Report", "soak"]
 
-#: Seconds without a byte that are a stall.
+#: Seconds without a byte that count as a stall.
 _PATIENCE: Final = 60.0
-#: The part of the time after which memory is watched. Tombstones take 180 s to be gone, and until the holes between
-#: what is long-lived fit what comes, some 15 minutes go by.
+#: The share of the time before memory is watched. Tombstones last 180 s, and it takes some 15 minutes until new
+#: allocations fit the holes between long-lived ones.
 _WARM: Final = 1 / 3
 _AT_ONCE: Final = 20  # look-ups
 
 
 @dataclass(frozen=True)
 class Load:
-    """What goes on at once. Periods are seconds between two beginnings."""
+    """The concurrent activities. Periods are seconds between two starts."""
 
-    staying: int = 40  # streams that stay, and say 1 KiB in 10 s
+    staying: int = 40  # streams that stay, and send 1 KiB in 10 s
     short: float = 0.2  # a connection that echoes 64 B
-    bulk: float = 6.0  # one that moves 2 MiB each way
+    bulk: float = 6.0  # one that moves 2 MiB in each direction
     abandoned: float = 3.0  # one whose user resets it
-    refused: float = 2.0  # one to a service that is no more
+    refused: float = 2.0  # one to a service without a host
     look_up: float = 3.0
     cut: float = 20.0  # one of the two sessions
-    samples: int = 400  # of each process in the whole time; one takes some milliseconds
+    samples: int = 400  # of each process over the whole time; one takes some milliseconds
 
 
 FULL: Final = Load()
@@ -60,22 +60,22 @@ QUICK: Final = Load(staying=20, short=0.04, bulk=1.0, abandoned=0.3, refused=0.3
 
 @dataclass
 class Report:
-    """What a run has shown."""
+    """The results of a run."""
 
     load: Load
     seconds: float
-    watched: float = 0.0  # of these, after the warm-up
+    watched: float = 0.0  # seconds after the warm-up
     done: dict[str, int] = field(default_factory=dict)
     moved: int = 0
-    sessions: int = 0  # lost, and back
+    sessions: int = 0  # sessions lost and restored
     growth: dict[str, Growth] = field(default_factory=dict)
     before: dict[str, tuple[int, int]] = field(default_factory=dict)  # descriptors and threads
     after: dict[str, tuple[int, int]] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)  # parts of one core
+    cpu: dict[str, float] = field(default_factory=dict)  # share of one core
     failures: list[str] = field(default_factory=list)
 
     def judge(self, times: float) -> None:
-        """Note what is not as it should be; memory may grow ``times`` what ``growth.py`` allows."""
+        """Note the failures; memory may grow by ``times`` the limit of ``growth.py``."""
         self.failures += [f"the {who} grows" for who, grown in self.growth.items() if grown.exceeds(times)]
         for who, (descriptors, threads) in self.after.items():
             if descriptors > self.before[who][0] or threads > self.before[who][1]:
@@ -102,7 +102,7 @@ class Report:
 
 
 class _Soak:
-    """One run on a rig; ``nobody`` is a client's process and port whose service nobody hosts."""
+    """One run on a rig; ``nobody`` is a client's process and port for a service without a host."""
 
     def __init__(self, on: Rig, nobody: tuple[Process, int], load: Load, seconds: float) -> None:
         self.report = Report(load, seconds)
@@ -143,8 +143,8 @@ class _Soak:
         return report
 
     async def _once(self) -> None:
-        """Everything once, so that all there is to begin is there before anything is counted."""
-        # So many at once as will not be again: each connection to the database that the relay keeps has its thread.
+        """Do each activity once, so that everything lazily created exists before the first count."""
+        # More at once than later, because each database connection that the relay keeps has a thread.
         await asyncio.gather(*(self._look_up() for _ in range(_AT_ONCE)))
         for use in (self._refused, self._cut, self._cut):
             await use()
@@ -170,7 +170,7 @@ class _Soak:
         assert await self._streams() >= 0
 
     async def _streams(self) -> int:
-        """How many streams the relay counts, over all hosts."""
+        """Return how many streams the relay counts over all hosts."""
         async with self._rig.relay.rest() as rest:
             services = await rest.services()
             hosts = [await rest.hosts(service.service) for service in services]
@@ -189,7 +189,7 @@ class _Soak:
                 self._samples[who].append((self._now, anonymous(process.pid)))
 
     async def _afterwards(self) -> None:
-        """Judge the memory; everything that streams and sessions had is gone."""
+        """Judge the memory, and check that the resources of streams and sessions are freed."""
         report = self.report
         await eventually(lambda: self._rig.lost - self._rig.back, 0, wait=_PATIENCE)
         async with asyncio.timeout(_PATIENCE):
@@ -206,7 +206,7 @@ class _Soak:
         return dict(zip(self._processes, await counts_at_rest(list(self._processes.values())), strict=True))
 
     def _processor(self) -> dict[str, float]:
-        """Processor seconds of each process, and of this one."""
+        """CPU seconds of each process, including this one."""
         ticks = {}
         for who, pid in {**{who: one.pid for who, one in self._processes.items()}, "load": os.getpid()}.items():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -216,7 +216,7 @@ class _Soak:
 
 @contextlib.asynccontextmanager
 async def _without_host(folder: Path, on: Rig) -> AsyncIterator[tuple[Process, int]]:
-    """A client agent whose host is gone."""
+    """Run a client agent whose host has ended."""
     network = Network(folder, on.relay.url, on.relay.token)
     try:
         service = await network.service()
@@ -229,7 +229,7 @@ async def _without_host(folder: Path, on: Rig) -> AsyncIterator[tuple[Process, i
 
 
 async def soak(folder: Path, load: Load, seconds: float, times: float = 1.0) -> Report:
-    """Run, and judge what is found."""
+    """Run the soak, and judge the results."""
     async with transfers(1, _PATIENCE) as through, rig(folder, through) as on:
         async with _without_host(folder, on) as nobody:
             report = await _Soak(on, nobody, load, seconds).run()
@@ -240,7 +240,7 @@ async def soak(folder: Path, load: Load, seconds: float, times: float = 1.0) -> 
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak.run", description="A little of everything, for long.")
     parser.add_argument("--minutes", type=float, default=10.0)
     seconds = parser.parse_args().minutes * 60

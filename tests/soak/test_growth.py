@@ -1,4 +1,4 @@
-"""The verdict on growth: what passes, and what does not."""
+"""The verdict on growth: what passes, and what fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAGE: Final = 4 * KIB
 
 
 def _hour(seed: int, *, leak: float = 0.0, steps: tuple[tuple[float, int], ...] = ()) -> list[Sample]:
-    """Samples with peaks, and a ``leak`` of bytes an hour; ``steps`` are when, as a part of it, and how high."""
+    """Samples with peaks and a ``leak`` in bytes an hour; ``steps`` are shares of the hour and heights in bytes."""
     random_ = random.Random(seed)
     samples = []
     for number in range(400):
@@ -32,7 +32,7 @@ def _hour(seed: int, *, leak: float = 0.0, steps: tuple[tuple[float, int], ...] 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_level_passes(seed: int) -> None:
-    """Peaks are no growth, and one step of an allocator is none, wherever it is."""
+    """Peaks do not count as growth, and neither does a single step of an allocator, at any time."""
     assert not growth(_hour(seed)).exceeds()
     for twentieth in range(1, 20):
         assert not growth(_hour(seed, steps=((twentieth / 20, 8 * _MIB),))).exceeds()
@@ -40,7 +40,7 @@ def test_what_is_level_passes(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_grows_does_not(seed: int) -> None:
-    """A leak fails, under peaks, over steps, and in lumps as large as an arena; some bytes a connection are one."""
+    """A leak fails, also under peaks, with a step, and in lumps as large as an arena."""
     assert growth(_hour(seed, leak=2 * _MIB)).exceeds()
     assert growth(_hour(seed, leak=2 * _MIB, steps=((0.3, 4 * _MIB),))).exceeds()
     lumps = tuple((at / 10, _MIB) for at in range(1, 10))
@@ -69,7 +69,7 @@ for line in sys.stdin:
 
 
 def _churned(leak: int) -> list[Sample]:
-    """Samples of a real process that makes and drops 500 objects a round, and keeps so many bytes of each."""
+    """Samples of a real process that creates and drops 500 objects a round, and keeps ``leak`` bytes of each."""
     command = [sys.executable, "-c", _CHURN, str(leak)]
     samples = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -89,7 +89,7 @@ def _churned(leak: int) -> list[Sample]:
 
 @pytest.mark.slow
 def test_a_real_allocator_passes_and_a_real_leak_does_not() -> None:
-    """Of a process that only churns nothing is told; one that keeps 16 bytes of each object fails."""
+    """A process that only churns objects passes, and one that keeps 16 bytes of each object fails."""
     assert not growth(_churned(0)).exceeds()
     leaking = growth(_churned(16))
     assert leaking.exceeds()

@@ -1,6 +1,6 @@
-"""Run the acceptance points in full size; what they print is kept in docs/results.md, whatever the outcome.
+"""Run the acceptance points in full size; docs/results.md keeps their output, whatever the outcome.
 
-Usage: python -m tests.tools.accept [WORDS]      # pytest's -k: only the tests whose names fit, kept as such
+Usage: python -m tests.tools.accept [WORDS]      # pytest's -k: only matching tests, kept in a separate section
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.tools.results import run_and_show, write_section
 
 
 def main() -> int:
-    """Run, show what is printed as it comes, and write the page's section."""
+    """Run the tests, show their output as it comes, and write the page's section."""
     words = sys.argv[1:]
     command = [sys.executable, "-m", "pytest", "-m", "accept", "-s", "-v", "-rA", "--timeout", "1800", "tests"]
     if words:
@@ -24,9 +24,9 @@ def main() -> int:
 
 
 def printed(output: str) -> str:
-    """What the tests printed, without what differs for no reason."""
+    """The tests' output without irrelevant differences."""
     kept = re.split(r"^=+ (?:short test summary info|PASSES|FAILURES) =+$", output, flags=re.MULTILINE)[0]
-    kept = kept.partition("\ncollected ")[2].partition("\n")[2]  # not the paths and plugins of this machine
+    kept = kept.partition("\ncollected ")[2].partition("\n")[2]  # without this machine's paths and plugins
     return "\n".join(line.rstrip() for line in kept.splitlines() if line.strip())
 
 

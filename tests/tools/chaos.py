@@ -1,4 +1,4 @@
-"""Random worlds of the core, then all faults on real processes; a long run is kept in docs/results.md.
+"""Random worlds of the core, then all faults on real processes; docs/results.md keeps a long run.
 
 Usage: python -m tests.tools.chaos [--minutes 10] [--seed N] [--worlds 50000]
 """
@@ -11,13 +11,13 @@ from typing import Final
 
 from tests.tools.results import run_and_show, write_section
 
-#: A run of so many minutes, and so many worlds, is worth keeping.
+#: The smallest run that the page keeps.
 _MINUTES: Final = 20.0
 _WORLDS: Final = 50_000
 
 
 def main() -> int:
-    """Run both, show what is printed as it comes, and write the page if it was a long run."""
+    """Run both, show their output as it comes, and write the page after a successful long run."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.chaos", description="Random faults.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None)

@@ -1,4 +1,4 @@
-"""Look into a built wheel: python -m tests.tools.check_wheel FILE."""
+"""Check a built wheel: python -m tests.tools.check_wheel FILE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCES: Final = ("agent/kdispatch", "relay/kdispatch_relay", "shared/kdispatch_
 
 
 def expected_files() -> set[str]:
-    """What the three source roots hold, as a wheel names it."""
+    """The files of the three source roots, as a wheel names them."""
     return {
         path.relative_to(folder.parent).as_posix()
         for folder in (ROOT / source for source in SOURCES)
@@ -24,7 +24,7 @@ def expected_files() -> set[str]:
 
 
 def problems(wheel: Path) -> list[str]:
-    """What is wrong with the wheel, in a sentence each."""
+    """Return what is wrong with the wheel, one sentence per problem."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         info = next(name.split("/")[0] for name in names if ".dist-info/" in name)

@@ -1,6 +1,6 @@
-"""Switch off each defence of tests/security/defences.py in a copy of the tree: the test of its threat has to fail.
+"""Switch off each defence of tests/security/defences.py in a copy of the tree: its threat's test must fail.
 
-Usage: python -m tests.tools.defences [NUMBER ...]   # of threats; without one all, and docs/security.md is written
+Usage: python -m tests.tools.defences [NUMBER ...]   # of threats; without numbers all, and docs/security.md is written
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "security.md"
 _PART: Final = re.compile(r"(<!-- made by tests.tools.defences -->\n).*?(<!-- end -->)", re.DOTALL)
 _PACKAGES: Final = ("agent", "relay", "shared")
-#: What a failed assertion of a test begins with; anything else is an accident, and proves nothing.
+#: The start of a failed assertion's message; any other failure is an accident, and proves nothing.
 _ASSERTED: Final = ("AssertionError", "assert ", "Failed: DID NOT RAISE")
-_SHOWN: Final = 90  # characters of a message
-_AT_ONCE: Final = 2  # tests mostly wait; each has a copy of the tree of its own
+_SHOWN: Final = 90  # characters of a message that the page shows
+_AT_ONCE: Final = 2  # tests mostly wait; each worker has its own copy of the tree
 _PATIENCE: Final = 300  # seconds for one test
 
 
 class Outcome(NamedTuple):
-    """What became of a test: how many cases passed, and the messages of those that failed, and of others."""
+    """A test run: the number of passed cases, the messages of failed assertions, and those of other failures."""
 
     passed: int
     failed: list[str]
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
 
 
 def _copied(folder: Path) -> Path:
-    """A copy of the tree."""
+    """Make a copy of the tree."""
     copy = folder / "tree"
     copy.mkdir(parents=True)
     listed = subprocess.run(
@@ -64,7 +64,7 @@ def _run(copy: Path, tests: Sequence[str]) -> Outcome:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(copy / name) for name in _PACKAGES),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a file that changes twice within a second would be taken from it
+        "PYTHONDONTWRITEBYTECODE": "1",  # a cached file would hide a second change within a second
     }
     selected = [f"tests/security/{test}" for test in tests]
     command = [
@@ -100,7 +100,7 @@ def _run(copy: Path, tests: Sequence[str]) -> Outcome:
 
 
 def _without(copy: Path, defence: Defence) -> Outcome:
-    """Its test, while it is switched off."""
+    """Run the defence's test while the defence is switched off."""
     before = {edit.file: (copy / edit.file).read_text() for edit in defence.edits}
     try:
         for edit in defence.edits:
@@ -114,7 +114,7 @@ def _without(copy: Path, defence: Defence) -> Outcome:
 
 
 def check_all(defences: Sequence[Defence]) -> tuple[list[str], dict[Defence, str]]:
-    """What is wrong, in sentences, and for each defence how its test says that it is missing."""
+    """Return the problems as sentences, and for each defence its test's message without it."""
     wrong: list[str] = []
     says: dict[Defence, str] = {}
     with tempfile.TemporaryDirectory(prefix="kdispatch-defences-") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -140,11 +140,11 @@ def check_all(defences: Sequence[Defence]) -> tuple[list[str], dict[Defence, str
 
 
 def _short(message: str) -> str:
-    """The first line of a failed assertion, as a page can show it."""
+    """The first line of a failed assertion, shortened for a page."""
     line = message.partition("\n")[0].removeprefix("AssertionError: ").removeprefix("Failed: ")
     line = re.sub(r"\b(adm|svc|cli|hst|inv)_[A-Za-z0-9_-]{16,}", r"\1_…", line)
     line = re.sub(r"0x[0-9a-f]+|/tmp/\S+", "…", line)
-    line = re.sub(r"\b\d+ tries", "too many tries", line)  # another number each time
+    line = re.sub(r"\b\d+ tries", "too many tries", line)  # a different number each time
     return (line[:_SHOWN] + "…" if len(line) > _SHOWN else line).replace("`", "'")
 
 
@@ -159,7 +159,7 @@ def table_of(says: dict[Defence, str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check them, and write the page where all were checked."""
+    """Check the defences, and write the page if all were checked without a problem."""
     wanted = set(map(int, arguments)) or set(THREATS)
     wrong, says = check_all([defence for defence in DEFENCES if defence.threat in wanted])
     for sentence in wrong:

@@ -1,8 +1,8 @@
-"""Write the generated pages anew: python -m tests.tools.generate_docs, or make docs.
+"""Write the generated pages: python -m tests.tools.generate_docs, or make docs.
 
-With --check nothing is written; the status is 1 when a page is not what the code
-says. ``docs/errors.md`` is generated whole. In other pages the part between
-``<!-- generated: NAME -->`` and ``<!-- end -->`` is.
+With --check nothing is written, and the status is 1 if a page differs from the
+code. ``docs/errors.md`` is generated completely. In other pages the part between
+``<!-- generated: NAME -->`` and ``<!-- end -->`` is generated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ agents and relay tell it each other when a connection or a session ends.
   2 (the command line was not understood), 130 and 143 (interrupted).
 """
 
-#: The sections of the page, each with what belongs to it; every code comes into the first that takes it.
+#: The sections of the page with a test for their codes; a code goes into the first section that accepts it.
 _SECTIONS: Final[tuple[tuple[str, str, Callable[[Code], bool]], ...]] = (
     (
         "Commands and requests",
@@ -58,9 +58,9 @@ _SECTIONS: Final[tuple[tuple[str, str, Callable[[Code], bool]], ...]] = (
         lambda _: True,
     ),
 )
-_ON_THE_WAY: Final = 6  # the exit status of everything between an agent and its relay
+_ON_THE_WAY: Final = 6  # the exit status for every problem between an agent and its relay
 
-#: What the relay enforces, of all limits: the rest concerns agents, or is no bound that an operator meets.
+#: The limits that the relay enforces on others; the rest concerns agents, or never affects an operator.
 _RELAY_LIMITS: Final = (
     "streams_client",
     "streams_host",
@@ -130,7 +130,7 @@ def relay_settings() -> str:
 
 
 def agent_settings() -> str:
-    """The settings of agents, and the variables that are no settings."""
+    """The settings of agents, and the variables that are not settings."""
     rows = [
         (f"`{field.name}`", f"`{setting.flag}`", f"`{setting.env}`", _default(field.default), setting.text)
         for field in dataclasses.fields(Settings)
@@ -141,7 +141,7 @@ def agent_settings() -> str:
 
 
 def relay_limits() -> str:
-    """The limits that an operator may meet, with the comments that stand beside them in the code."""
+    """The limits that an operator may meet, with their comments in the code."""
     source = (ROOT / "shared" / "kdispatch_protocol" / "limits.py").read_text()
     told = dict(re.findall(r"^    (\w+): (?:int|float) = .*?#: (.+)$", source, re.MULTILINE))
     rows = ((f"`{name}`", _number(getattr(DEFAULT_LIMITS, name)), told[name]) for name in _RELAY_LIMITS)
@@ -153,7 +153,7 @@ _TIMES: Final = {1: "a second", 10: "in 10 s", 60: "a minute", 3600: "an hour"}
 
 
 def relay_rates() -> str:
-    """What may be done so often, and what there may be so many of, before a relay refuses more."""
+    """The rates and counts beyond which a relay refuses."""
     rows = [
         (f"`{rate.kind}`", rate.per, _rate(rate), _flag(rate.setting), f"`rate_limited`: {rate.told}")
         for rate in RATES
@@ -196,7 +196,7 @@ def _default(value: object) -> str:
 
 
 def rights() -> str:
-    """Who may do what, from the table that the relay reads."""
+    """The rights, from the table that the relay uses."""
     return table(("to", "may"), ((right.does, _who(right)) for right in RIGHTS.values()))
 
 
@@ -219,7 +219,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def pages() -> dict[Path, str]:
-    """Every generated page, as it has to be."""
+    """Return every generated page with its new text."""
     parted = (ROOT / "docs" / name for name in ("operations.md", "rest-api.md", "security.md"))
     return {
         ROOT / "docs" / "errors.md": errors_page(),
@@ -231,7 +231,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or with --check name those that are not current."""
+    """Write the pages, or with --check name those that are out of date."""
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is not current: run make docs' if arguments else 'is written'}")

@@ -1,10 +1,10 @@
-"""Run the tests on each Python that is here, with and without uvloop; print one table.
+"""Run the tests on each installed Python, with and without uvloop; print one table.
 
 Usage: python -m tests.tools.matrix [--others] [--quick]
 
---others leaves out the Python that runs this. --quick takes the tests of the protocol, its driver, the agent and the
-relay, without the slow ones. Each Python has an environment of its own in ``.venv-3.12`` and the like. One that is
-not here is a SKIP line.
+--others leaves out the Python that runs this. --quick runs the tests of the protocol, its driver, the agent and the
+relay, without the slow ones. Each Python has its own environment, such as ``.venv-3.12``. A missing Python is a SKIP
+line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 ROOT: Final = Path(__file__).parents[2]
 VERSIONS: Final = ("3.11", "3.12", "3.13")
 LOOPS: Final = ("asyncio", "uvloop")
-#: Where Python itself shows: its loop, its sockets, its parsers. The rest is the same on each, or slow.
+#: Tests that depend on Python's loop, sockets and parsers. The others do not depend on it, or are slow.
 QUICK: Final = ("tests/core", "tests/aio", "tests/net", "tests/agent", "tests/relay")
 
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Run what is here, one after the other; 1 if anything failed."""
+    """Run the tests on each installed Python in turn; returns 1 if any failed."""
     own = ".".join(map(str, sys.version_info[:2]))
     versions = [version for version in VERSIONS if "--others" not in sys.argv or version != own]
     which = ["-m", "not accept and not slow", *QUICK] if "--quick" in sys.argv else ["-m", "not accept", "tests"]
@@ -57,9 +57,9 @@ def main() -> int:
 
 
 def find(version: str) -> Path | None:
-    """A Python of this version that works: pyenv's newest, or the one on PATH (pyenv's shims may lead nowhere)."""
+    """Return a working Python of this version: pyenv's newest, or the one on PATH (pyenv's shims may not work)."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    # Releases only: 3.13.0rc1 and 3.13t are others.
+    # Releases only, not 3.13.0rc1 or 3.13t.
     released = [
         path for path in versions.glob(f"{version}.*/bin/python") if path.parts[-3].rpartition(".")[2].isdigit()
     ]
@@ -73,7 +73,7 @@ def find(version: str) -> Path | None:
 
 
 def prepare(python: Path, version: str) -> str:
-    """Make or renew the environment; returns why that failed."""
+    """Create or update the environment; returns the reason if that failed."""
     venv = ROOT / f".venv-{version}"
     install: list[str | Path] = [
         venv / "bin" / "python",
@@ -92,7 +92,7 @@ def prepare(python: Path, version: str) -> str:
 
 
 def run(version: str, loop: str, which: list[str]) -> Row:
-    """One run of the tests, the property tests in their short form."""
+    """Run the tests once, with short property tests."""
     print(f"\n=== Python {version}, {loop}", flush=True)
     python = ROOT / f".venv-{version}" / "bin" / "python"
     began = time.monotonic()

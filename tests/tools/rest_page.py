@@ -20,7 +20,7 @@ __all__ = ["codes", "problem", "routes", "section"]
 
 _WIDTH: Final = 120
 _KEEP: Final = 'sed \'s/.*"{1}":"\\([^"]*\\)".*/Authorization: Bearer \\1/\' {0}.json > {0}.header'
-#: What is to be said of a code where it answers a request, beyond what the table of codes says of it.
+#: What a code means as an answer to a request, if the table of codes is not specific enough.
 _WHEN: Final[Mapping[str, str]] = {
     "bad_name": "a handle or a name that can't be one",
     "bad_request": "422: a body that is no JSON, lacks a field, or has one that is not known, or a query that is not "
@@ -46,7 +46,7 @@ _NUMBERS: Final = {"integer": "number", "number": "number"}
 
 
 def routes() -> str:
-    """The table of all routes, each with a link to where it is described."""
+    """The table of all routes, each with a link to its description."""
     rows = ((f"[`{route.label}`](#{_anchor(route.label)})", NEEDS[route.who][1], route.does) for route in ROUTES)
     return table(("route", "needs", "does"), rows)
 
@@ -62,7 +62,7 @@ def problem() -> str:
 
 
 def codes() -> str:
-    """Every code that an answer can have, with its statuses and with what may lead to it."""
+    """Every code of an answer, with its statuses and its causes."""
     found: dict[str, dict[int, None]] = {}
     for route in ROUTES:
         for status, names in route.problems.items():
@@ -180,7 +180,7 @@ def _answer(example: Example) -> Mapping[str, Any]:
 
 
 def _shown(answer: Mapping[str, Any]) -> str:
-    """In one line, or a field a line, where that is long: an object of a list a line."""
+    """An answer's JSON in one line, or if that is too long a line per field and per object in a list."""
     line = json.dumps(answer)
     if len(line) <= _WIDTH:
         return line

@@ -1,4 +1,4 @@
-"""docs/results.md: what the last full runs printed, a section for each kind of run."""
+"""docs/results.md: the output of the last full runs, a section for each kind of run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEAD: Final = (
 
 
 def run_and_show(command: list[str], **environment: str) -> tuple[int, str]:
-    """Run a command and show what it prints as it comes; returns its status and all of that."""
+    """Run a command and show its output as it comes; returns its status and its output."""
     lines = []
     with subprocess.Popen(
         command,
@@ -40,7 +40,7 @@ def run_and_show(command: list[str], **environment: str) -> tuple[int, str]:
 
 
 def write_section(title: str, outcome: str, body: str) -> None:
-    """Put a section in the place of the one with the same title: where and when, how it ended, what was printed."""
+    """Replace the section with this title: date and machine, outcome, output."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""A little of everything for long, to see what grows; an hour of it is kept in docs/results.md.
+"""Low load of every kind for a long time, to find growth; docs/results.md keeps a run of an hour.
 
 Usage: python -m tests.tools.soak [--minutes 10]
 """
@@ -11,11 +11,11 @@ from typing import Final
 
 from tests.tools.results import run_and_show, write_section
 
-_MINUTES: Final = 60.0  #: a run of so many is worth keeping
+_MINUTES: Final = 60.0  #: the shortest run that the page keeps
 
 
 def main() -> int:
-    """Run, show what is printed as it comes, and write the page if it was a long run, whatever its outcome."""
+    """Run, show the output as it comes, and write the page after a long run, whatever its outcome."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.soak", description="What grows in an hour.")
     parser.add_argument("--minutes", type=float, default=10.0)
     minutes = parser.parse_args().minutes

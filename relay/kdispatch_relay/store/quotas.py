@@ -42,14 +42,14 @@ def counted_tokens() -> Any:
 
 
 async def place_for_service(connection: AsyncConnection, admin_id: int) -> None:
-    """Raise ``quota_exceeded`` if the admin has as many services as it may."""
+    """Raise ``quota_exceeded`` if the admin has reached its limit of services."""
     allowed = (await _quotas(connection, admin_id)).services
     count = select(func.count()).select_from(Service).where(Service.owner_id == admin_id)
     _check((await connection.execute(count)).scalar_one(), allowed, "services")
 
 
 async def place_for_token(connection: AsyncConnection, admin_id: int, *, invited: bool = False) -> None:
-    """Raise ``quota_exceeded`` if the admin has as many tokens as it may, in total or from invitations."""
+    """Raise ``quota_exceeded`` if the admin has reached its limit of tokens, in total or from invitations."""
     allowed = (await _quotas(connection, admin_id)).tokens
     count = select(func.count()).select_from(Token).where(Token.admin_id == admin_id, counted_tokens())
     _check((await connection.execute(count)).scalar_one(), allowed, "tokens")
@@ -60,7 +60,7 @@ async def place_for_token(connection: AsyncConnection, admin_id: int, *, invited
 
 
 async def place_for_invite(connection: AsyncConnection, admin_id: int) -> None:
-    """Raise ``quota_exceeded`` if the admin has as many open invitations as it may have tokens."""
+    """Raise ``quota_exceeded`` if the admin has as many open invitations as its limit of tokens."""
     allowed = (await _quotas(connection, admin_id)).tokens
     count = (
         select(func.count())

@@ -120,7 +120,7 @@ class Attachments:
             half = Half(session, entry.number, entry, now + self._limits.attach_wait)
             if len(session.halves) + len(session.legs) >= self._limits.streams_client + self._limits.streams_host:
                 refused += 1
-                self._answer(half, "busy", "This session has as many streams as it may.")
+                self._answer(half, "busy", "This session has reached its limit of streams.")
             elif not session.failures.peek(now):
                 refused += 1
                 self._answer(half, "rate_limited", "Too many requests of this session, or of its address, failed.")
@@ -165,7 +165,7 @@ class Attachments:
         if asked.role == "client" and known is not None and known.terms is not None and known.terms.public:
             self.allowed(asked, now)
         elif session.look_ups > self._limits.look_ups:
-            self._cut(session, "rate_limited", "Too many look-ups of this session are under way.")
+            self._cut(session, "rate_limited", "Too many look-ups of this session are pending.")
         else:
             self._intents.put(asked)
 
@@ -213,7 +213,7 @@ class Attachments:
         if half.session.asks.take(now):
             self._ask(peer, [half])
         else:
-            self._cut(half.session, "rate_limited", "Too many other agents have to be asked for this one's streams.")
+            self._cut(half.session, "rate_limited", "This agent's streams make the relay ask other agents too often.")
 
     def refused(self, asked: AskAttach, code: str, text: str, now: float) -> None:
         """The agent may not use the service: reset its streams of it.

@@ -76,16 +76,16 @@ class Account:
         other services clients show tokens, and the owner can revoke those.
         """
         if self.streams >= terms.streams:
-            return Full("quota_exceeded", "The service's owner has as many open streams as it may.")
+            return Full("quota_exceeded", "The service's owner has reached the limit of open streams.")
         if not terms.public:
             return None
         left = terms.public_streams - self.public
         if left <= 0:
-            text = "The owner's public services have as many open streams together as they may."
+            text = "The owner's public services have reached their common limit of open streams."
             return Full("quota_exceeded", text, "public_streams")
         mine = self.of_source.get(source, 0)
         if source and mine and mine + 1 > terms.source_part * (left + mine):
-            text = "Your address has as many open streams at this owner's public services as one address may."
+            text = "Your address has reached its limit of open streams at this owner's public services."
             return Full("busy", text, "source_streams")
         return None
 

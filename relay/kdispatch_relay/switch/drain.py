@@ -108,4 +108,4 @@ class Drain:
         """No session is left that could open a stream here, so nothing more comes for the hosts: end their sessions."""
         for session in self._here():
             if now >= self._told_hosts[session] + self._stay:
-                self._switch.cut(session, "drain", "Nothing is left to do here.")
+                self._switch.cut(session, "drain", "No session is left that could open streams.")

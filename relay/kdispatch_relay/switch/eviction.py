@@ -26,9 +26,9 @@ def make_room(sessions: Iterable[SwitchSession], budget: ProcessBudget) -> list[
         left = [session for session in staying if (session.group or session.source) == source and session not in going]
         heaviest = max(left, key=lambda session: session.weight)
         if 2 * heaviest.queued >= heaviest.weight:
-            why = ("slow_consumer", "The relay is short of memory, and most of it waits for this agent.")
+            why = ("slow_consumer", "The relay is short of memory, and too much data is pending for this agent.")
         else:
-            why = ("busy", "The relay is short of memory, and this session makes it keep most.")
+            why = ("busy", "The relay is short of memory, and this session is the largest of its source.")
         cuts.append(CutSession(heaviest, *why))
         going.add(heaviest)
         over -= heaviest.weight

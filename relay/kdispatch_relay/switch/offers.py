@@ -40,7 +40,7 @@ class Offers:
     def begin(self, session: SwitchSession, number: int, offer: Offer, now: float) -> None:
         """Handle an agent's OFFER."""
         if max(len(session.offers), session.offers_asked) >= self._limits.offers:
-            refusal = ("busy", "This session offers as many services as it may.")
+            refusal = ("busy", "This session has reached its limit of offers.")
         elif not session.failures.peek(now):
             refusal = ("rate_limited", "Too many offers of this session, or of its address, failed.")
         elif self._registry.is_withdrawn(offer.host):
@@ -83,7 +83,7 @@ class Offers:
             return False
         is_new = self._registry.host(offer.host) is None
         if is_new and self._registry.account(offer.service).hosts >= terms.hosts:
-            self._refuse(asked, "quota_exceeded", "The service's owner has as many live hosts as it may.", now=now)
+            self._refuse(asked, "quota_exceeded", "The service's owner has reached the limit of live hosts.", now=now)
             return False
         host = self._registry.known(offer.host, offer.service)
         live = LiveOffer(host, session, asked.number, offer.labels, offer.digest)

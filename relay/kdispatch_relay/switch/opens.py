@@ -26,7 +26,7 @@ from kdispatch_relay.switch.sessions import SwitchSession
 __all__ = ["AskOpen", "Opens"]
 
 # Payloads of RESETs for OPENs that are refused unread.
-_TOO_MANY = Reset(code="busy", text="This session has as many streams, or unanswered opens, as it may.").encode()
+_TOO_MANY = Reset(code="busy", text="This session has reached its limit of streams or of unanswered opens.").encode()
 _NO_MEMORY = Reset(code="busy", text="The relay is short of memory.").encode()
 _FAILED = Reset(code="rate_limited", text="Too many opens of this session, or of its address, failed.").encode()
 
@@ -310,7 +310,7 @@ class Opens:
 
     def _host_timed_out(self, route: Route, leg: Leg, now: float) -> None:
         leg.session.stalled = True
-        leg.session.outbox.send(reset_frame(leg.number, "host_timeout", "The relay waited long enough."))
+        leg.session.outbox.send(reset_frame(leg.number, "host_timeout", "The host did not answer in time."))
         # A host that was only paused owes no answer to a stream that was reset. It answers this PING once it runs
         # again.
         leg.session.outbox.send(frames.frame(frames.PING))

@@ -214,7 +214,7 @@ class SwitchSession:
 
     @property
     def overdrawn(self) -> bool:
-        """Whether more waits than the agent may have granted: its session's credit, and the floor for every stream."""
+        """Whether pending bytes exceed what the agent can have granted: the session's credit and a floor per stream."""
         return self.queued > self.credit + len(self.legs) * self.limits.window_floor
 
 

@@ -194,7 +194,7 @@ class Switch:
         self._touched.clear()
         for session in taken:
             if session.outbox.control_size > self.limits.control:
-                self.cut(session, "slow_consumer", "Too many answers wait for this agent.")
+                self.cut(session, "slow_consumer", "Too many answers are pending for this agent.")
         return taken
 
     def touch(self, session: SwitchSession) -> None:
@@ -331,7 +331,7 @@ class Switch:
             self.opens.host_failed(route, reset.code, reset.text, now)
         else:
             if not session.resets.take(now):
-                self.cut(session, "rate_limited", "Too many streams were given up before they were answered.")
+                self.cut(session, "rate_limited", "This agent gave up too many streams before they were answered.")
             self.opens.cancel(leg)
 
     # --- consequences ------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class Switch:
     def _forwarded(self, session: SwitchSession) -> None:
         self._touched.add(session)
         if session.overdrawn:
-            self.cut(session, "credit_exceeded", "More waits for this agent than it may have granted.")
+            self.cut(session, "credit_exceeded", "More bytes are pending for this agent than its credit allows.")
         elif self.budget.spent:
             self.make_room()
 

@@ -1,4 +1,4 @@
-"""Python runs this file as it starts, in the processes that the tests start: it guards a kdispatch's event loop."""
+"""Python imports this at the start of each process of a test: it guards the event loops of kdispatch."""
 
 from __future__ import annotations
 
