@@ -166,6 +166,8 @@ class IntentQueue:
 
     def take(self, *kinds: type[_I]) -> list[_I]:
         """Those of these kinds. The others stay."""
+        if not self._waiting:
+            return []
         taken: list[_I] = [intent for intent in self._waiting if isinstance(intent, kinds)]
         self._waiting = [intent for intent in self._waiting if not isinstance(intent, kinds)]
         return taken
