@@ -29,7 +29,7 @@ from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput
 from kdispatch_relay.switch.sessions import SwitchSession
 
-__all__ = ["AskAttach", "Attachments", "Half"]
+__all__ = ["Attachments", "Half"]
 
 _RESTARTED = ("peer_restarted", CODES["peer_restarted"].meaning)
 _HOST_GONE = ("withdrawn", "The host may not offer the service any more.")

@@ -23,7 +23,7 @@ from kdispatch_relay.switch.registry import ListedHost, Registry, Terms
 from kdispatch_relay.switch.routes import Leg, Route, RouteInput, RouteState
 from kdispatch_relay.switch.sessions import SwitchSession
 
-__all__ = ["AskOpen", "Opens"]
+__all__ = ["Opens"]
 
 # Payloads of RESETs for OPENs that are refused unread.
 _TOO_MANY = Reset(code="busy", text="This session has reached its limit of streams or of unanswered opens.").encode()
