@@ -10,9 +10,9 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from kdispatch_protocol.errors import LocalProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
+from kdispatch_protocol.transitions import transition
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.messages import Open
@@ -64,10 +64,7 @@ ROUTES: Final[dict[tuple[RouteState, RouteInput], RouteState]] = {
 
 def next_route_state(state: RouteState, by: RouteInput) -> RouteState:
     """The table's answer; raises ``LocalProtocolError`` where it has none."""
-    try:
-        return ROUTES[state, by]
-    except KeyError:
-        raise LocalProtocolError(f"A route that is {state.value!r} can't take {by.value!r}.") from None
+    return transition(ROUTES, "route", state, by)
 
 
 class Leg:

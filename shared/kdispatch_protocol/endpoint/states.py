@@ -22,7 +22,7 @@ from __future__ import annotations
 from enum import Enum, StrEnum
 from typing import Final
 
-from kdispatch_protocol.errors import LocalProtocolError
+from kdispatch_protocol.transitions import transition
 
 __all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "LegInput", "LegState", "State", "next_leg", "next_state"]
 
@@ -98,10 +98,7 @@ TABLE: Final[dict[tuple[State, Input], State]] = {
 
 def next_state(state: State, by: Input) -> State:
     """The table's next state; raises ``LocalProtocolError`` if there is none."""
-    try:
-        return TABLE[state, by]
-    except KeyError:
-        raise LocalProtocolError(f"A stream that is {state.value!r} can't take {by.value!r}.") from None
+    return transition(TABLE, "stream", state, by)
 
 
 LEGS: Final[dict[tuple[LegState, LegInput], LegState]] = {
@@ -115,7 +112,4 @@ LEGS: Final[dict[tuple[LegState, LegInput], LegState]] = {
 
 def next_leg(leg: LegState, by: LegInput) -> LegState:
     """The table's next leg; raises ``LocalProtocolError`` if there is none."""
-    try:
-        return LEGS[leg, by]
-    except KeyError:
-        raise LocalProtocolError(f"A leg that is {leg.value!r} can't take {by.value!r}.") from None
+    return transition(LEGS, "leg", leg, by)
