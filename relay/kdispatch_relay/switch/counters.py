@@ -35,13 +35,13 @@ class Counters:
 
     def stream_ended(self, code: str, *, opened: bool) -> None:
         """A stream is over, or an open came to nothing."""
-        (self.ended if opened else self.failed)[known(code)] += 1
+        (self.ended if opened else self.failed)[_known(code)] += 1
 
     def cut(self, code: str) -> None:
         """The switch ends a session."""
-        self.cuts[known(code)] += 1
+        self.cuts[_known(code)] += 1
 
 
-def known(code: str) -> str:
+def _known(code: str) -> str:
     """The code as it is counted: the number of keys is bounded by the table."""
     return code if code in CODES else _OTHER
