@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.cli import app
+from kdispatch_relay.limiter import RATES, Rate
 from kdispatch_relay.settings import LIMITS, SETTINGS, RelaySettings, environment_name
 
 PEM = Path("relay.pem")
@@ -51,6 +52,13 @@ def test_half_of_tls(one: str) -> None:
     """A certificate without its key, or the other way round, is an error, and does not lead to plain HTTP."""
     with pytest.raises(KdispatchError, match="both, or neither"):
         RelaySettings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
+
+
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: rate.kind)
+def test_a_rate_tells_its_burst(rate: Rate) -> None:
+    """The help of a rate's setting names the burst where it differs from the number."""
+    told = {1.0: "", 0.2: "at once a fifth", 2.0: "at once twice", 4.0: "four times", 5.0: "five times"}
+    assert told[rate.at_once] in SETTINGS[rate.setting].metadata["help"]
 
 
 def test_every_setting_is_described() -> None:
