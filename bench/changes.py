@@ -25,9 +25,9 @@ from kdispatch_relay.auth import Authority, Grant, ServiceRecord
 from kdispatch_relay.gate.access import AccessControl
 from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.repository import Repository
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.claims import Terms
 from kdispatch_relay.switch.intents import AskOffer
-from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["TITLES", "Crowd", "lines", "measured"]
@@ -78,14 +78,14 @@ class Crowd:
                 answer = Opened(limit=20_000, attempt=1).encode()
                 self._say(host, frames.frame(frames.OPENED, 2 * (number * streams + stream) + 2, payload=answer))
 
-    def _greeted(self) -> SwitchSession:
+    def _greeted(self) -> AgentSession:
         self._sessions += 1
         session = self.switch.connect("192.0.2.1", 0.0)
         hello = Hello(versions=[1], secret=f"{self._sessions:064x}")
         self._say(session, frames.frame(frames.HELLO, payload=hello.encode()))
         return session
 
-    def _say(self, session: SwitchSession, message: bytes) -> None:
+    def _say(self, session: AgentSession, message: bytes) -> None:
         self.switch.receive_frames(session, frames.decode(message), 0.0)
         for touched in self.switch.take_touched():
             touched.outbox.collect(1 << 20, 0.0)

@@ -7,8 +7,9 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id, process_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.intents import AskAttach, AskOffer
-from kdispatch_relay.switch.registry import Terms
+from kdispatch_relay.switch.registry import OfferedHost, Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
@@ -24,6 +25,14 @@ def revoke_service(switch: Switch, service: str) -> None:
     doubt(switch, service)
     why = ("unknown_service", "The service was deleted.")
     revoke(switch, dict.fromkeys(claims(switch, service), why), 0.0)
+
+
+def offered(switch: Switch, service: str = SERVICE) -> list[OfferedHost]:
+    """The listed hosts of a service, which are all formed by offers of agents here."""
+    hosts = switch.registry.hosts_of(service)
+    found = [host for host in hosts if isinstance(host, OfferedHost)]
+    assert len(found) == len(hosts)
+    return found
 
 
 class Relay:
@@ -73,14 +82,12 @@ class Relay:
             self.switch.handle_timeout(self.now)
 
 
-class Peer:
-    """An agent's session, driven by the test."""
+class OtherEnd:
+    """What is at the other end of a relay's session, driven by the test."""
 
-    def __init__(self, relay: Relay, number: int) -> None:
+    def __init__(self, relay: Relay, session: SwitchSession) -> None:
         self.relay = relay
-        self.secret = bytes([number]) * 32
-        self.process = process_id(self.secret)
-        self.session: SwitchSession = relay.switch.connect(f"192.0.2.{number}", relay.now)
+        self.session = session
 
     def say(self, *message: bytes) -> None:
         self.relay.switch.receive_frames(self.session, frames.decode(b"".join(message)), self.relay.now)
@@ -92,15 +99,6 @@ class Peer:
     def names(self) -> list[str]:
         return [name for name, *_ in self.hear()]
 
-    def offer(self, number: int = 1, token: str = "t") -> None:
-        offer = Offer(service=SERVICE, host=host_id(self.process, SERVICE), digest="00" * 32, token=token)
-        self.say(frame(frames.OFFER, number, payload=offer.encode()))
-        self.relay.answer()
-
-    def open(self, number: int = 1, **more: str | None) -> None:
-        message = Open(service=SERVICE, uuid=f"{number:032x}", limit=1000, **more)  # type: ignore[arg-type]
-        self.say(frame(frames.OPEN, number, payload=message.encode()))
-
     def opened(self, number: int, attempt: int = 1) -> None:
         self.say(frame(frames.OPENED, number, payload=Opened(limit=20_000, attempt=attempt).encode()))
 
@@ -109,6 +107,26 @@ class Peer:
 
     def lose(self) -> None:
         self.relay.switch.disconnect(self.session, self.relay.now)
+
+
+class Peer(OtherEnd):
+    """An agent's session."""
+
+    session: AgentSession
+
+    def __init__(self, relay: Relay, number: int) -> None:
+        super().__init__(relay, relay.switch.connect(f"192.0.2.{number}", relay.now))
+        self.secret = bytes([number]) * 32
+        self.process = process_id(self.secret)
+
+    def offer(self, number: int = 1, token: str = "t") -> None:
+        offer = Offer(service=SERVICE, host=host_id(self.process, SERVICE), digest="00" * 32, token=token)
+        self.say(frame(frames.OFFER, number, payload=offer.encode()))
+        self.relay.answer()
+
+    def open(self, number: int = 1, **more: str | None) -> None:
+        message = Open(service=SERVICE, uuid=f"{number:032x}", limit=1000, **more)  # type: ignore[arg-type]
+        self.say(frame(frames.OPEN, number, payload=message.encode()))
 
 
 def code_of(said: Said) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from kdispatch_protocol.endpoint.session import Session as AgentSession
+from kdispatch_protocol.endpoint.session import Session
 from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.wire import websocket
 from kdispatch_protocol.wire.frames import DATA, Buffer, Frame, FrameReader, header
-from kdispatch_relay.switch.sessions import SwitchSession
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["Connection"]
@@ -83,7 +83,7 @@ class Wire:
 class Connection:
     """One WebSocket. Each side keeps it until it notices the loss."""
 
-    def __init__(self, relay: Switch, session: SwitchSession, of_agent: AgentSession, chance: random.Random) -> None:
+    def __init__(self, relay: Switch, session: AgentSession, of_agent: Session, chance: random.Random) -> None:
         self.relay = relay
         self.session = session
         self.of_agent = of_agent

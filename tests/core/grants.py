@@ -25,6 +25,7 @@ from kdispatch_relay.switch.registry import LiveOffer, Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke, withdraw_host
 from kdispatch_relay.switch.switch import Switch
 from tests.core import storms
+from tests.core.agents import offered
 from tests.core.ledger import check_nothing_left
 from tests.core.storms import STORM, Action
 from tests.core.verdict import quiesce
@@ -105,7 +106,7 @@ class Grants(World):
     def take_off(self) -> None:
         """An owner withdraws a host by its listed id."""
         for relay in self.relays:
-            hosts = relay.registry.hosts_of(SERVICE)
+            hosts = offered(relay)
             if hosts:
                 withdraw_host(relay, self.rng.choice(hosts))
                 self.happened["taken off"] += 1
@@ -183,7 +184,7 @@ class Grants(World):
         super().check_books()
         for relay in self.relays:
             if all(other is not relay for other, _ in self.rechecks):
-                for host in relay.registry.hosts_of(SERVICE):
+                for host in offered(relay):
                     assert not any(self._is_revoked(_rests(offer)) for offer in host.offers), "a revoked offer is live"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.claims import Claim, ServiceHosts
-from kdispatch_relay.switch.registry import ListedHost, LiveOffer
+from kdispatch_relay.switch.registry import ListedHost, LiveOffer, OfferedHost
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.switch import Switch
 
@@ -40,6 +40,7 @@ def _check_offers(switch: Switch) -> None:
     listed = [host for entry in registry._services.values() for host in entry.hosts]
     assert len(listed) == len(registry) == len(offered) and set(listed) == set(offered), "a host without an offer"
     for host in listed:
+        assert isinstance(host, OfferedHost)
         assert sorted(offered[host], key=lambda offer: offer.rank) == host.offers, "offers of a host are not its own"
 
 
@@ -79,7 +80,7 @@ def _check_counts(switch: Switch) -> None:
     assert all(host.offers or host.streams for host in registry._hosts.values()), "a host that is no more is kept"
     counted = [route for route in routes if route.account is not None]
     for account in registry._accounts.values():
-        its = [(route.client.session.group, route.public) for route in counted if route.account is account]
+        its = [(route.opener.group, route.public) for route in counted if route.account is account]
         assert account.streams == len(its), "an account's streams are miscounted"
         assert account.public == sum(public for _, public in its), "streams of public services are miscounted"
         sources = Counter(source for source, public in its if public)

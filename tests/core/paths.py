@@ -21,9 +21,9 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Terms
-from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core.intents import cuts_of, questions_of
 
@@ -103,7 +103,7 @@ class _Agent:
 
     def __init__(self, paths: Paths, secret: bytes, seconds: float) -> None:
         self.endpoint = Endpoint(secret, limits=paths.limits)
-        self.session: SwitchSession = paths.switch.connect("", paths.now)
+        self.session: AgentSession = paths.switch.connect("", paths.now)
         self._paths = paths
         self.up = Way(paths, seconds, self._collect, self._at_relay)
         self.down = Way(paths, seconds, lambda most: self.session.outbox.collect(most, paths.now), self._at_agent)

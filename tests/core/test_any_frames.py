@@ -20,7 +20,7 @@ from kdispatch_relay.switch.intents import AskAttach, AskOffer, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.routes import RouteState
-from tests.core.agents import SERVICE, Peer, Relay, revoke_service
+from tests.core.agents import SERVICE, Peer, Relay, offered, revoke_service
 from tests.core.conversation import Conversation
 from tests.core.intents import cuts_of, questions_of
 from tests.core.resuming import HOST, client, entry, hear, host, lose
@@ -177,7 +177,7 @@ class _Crowd:
         if self.rng.random() < 0.3:
             revoke_service(self.relay.switch, SERVICE)
         elif self.rng.random() < 0.3:
-            for listed in self.relay.switch.registry.hosts_of(SERVICE):
+            for listed in offered(self.relay.switch):
                 withdraw_host(self.relay.switch, listed)
 
     def _answers(self) -> None:

@@ -14,6 +14,7 @@ from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, 
 from kdispatch_relay.limiter import Limiter, SessionLimits
 from kdispatch_relay.rates import Recent
 from kdispatch_relay.settings import RelaySettings
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.intents import AskAttach, AskOffer, CutSession
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import SwitchSession
@@ -35,7 +36,7 @@ class Relay:
         self.rested = 0.0  # total seconds for which sessions were not to be read
         self.out: dict[SwitchSession, bytearray] = {}
 
-    def agent(self, number: int) -> SwitchSession:
+    def agent(self, number: int) -> AgentSession:
         """A session after its HELLO."""
         session = self.switch.connect("192.0.2.1", self.now, SessionLimits(self.limiter, "192.0.2.1"))
         self.out[session] = bytearray()
@@ -45,7 +46,7 @@ class Relay:
         self.said(session)
         return session
 
-    def hear(self, session: SwitchSession, *message: bytes) -> None:
+    def hear(self, session: AgentSession, *message: bytes) -> None:
         """Handle one message from an agent and all its effects; the store allows everything."""
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
@@ -63,12 +64,12 @@ class Relay:
         self.rested += session.effort.rest
         session.effort.rest = 0.0
 
-    def said(self, session: SwitchSession) -> list[tuple[int, int, int, int, memoryview]]:
+    def said(self, session: AgentSession) -> list[tuple[int, int, int, int, memoryview]]:
         """What the relay has sent to an agent since the last call."""
         said, self.out[session] = self.out[session], bytearray()
         return decode(bytes(said)) if said else []
 
-    def host(self, number: int) -> SwitchSession:
+    def host(self, number: int) -> AgentSession:
         """A session that offers the service."""
         session = self.agent(number)
         offer = Offer(service=SERVICE, host=host_id(session.process, SERVICE), digest="00" * 32, token="t")
@@ -81,14 +82,14 @@ def opening(number: int) -> bytes:
     return frame(frames.OPEN, number, payload=Open(service=SERVICE, uuid=f"{number:032x}", limit=65536).encode())
 
 
-def entry(own: SwitchSession, peer: SwitchSession, number: int, role: str) -> AttachEntry:
+def entry(own: AgentSession, peer: AgentSession, number: int, role: str) -> AttachEntry:
     return AttachEntry(
         uuid=f"{number:032x}", service=SERVICE, role=role, peer=peer.process, number=number, received=0, limit=65536,
         attach=1, proof="00" * 32,
     )  # fmt: skip
 
 
-def attaches(own: SwitchSession, peer: SwitchSession, numbers: range, role: str) -> Iterator[bytes]:
+def attaches(own: AgentSession, peer: AgentSession, numbers: range, role: str) -> Iterator[bytes]:
     for start in range(0, len(numbers), 64):
         batch = [entry(own, peer, number, role) for number in numbers[start : start + 64]]
         yield frame(frames.ATTACH, payload=Attach.of(batch).encode())

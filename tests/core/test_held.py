@@ -16,6 +16,7 @@ from kdispatch_protocol.wire.frames import decode, frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Offer, Open, Opened
 from kdispatch_relay.switch import switch as switch_module
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.eviction import make_room
 from kdispatch_relay.switch.intents import AskAttach, AskOffer, CutSession
@@ -52,9 +53,9 @@ COUNTED: Final = {
     "Leg._queue": "SwitchSession.add_queued",
     "Outbox.control": "SwitchSession._hold_control",
     "Route.early": "SwitchSession.hold",
-    "SwitchSession.halves": "Held",
+    "AgentSession.halves": "Held",
     "SwitchSession.legs": "Held",
-    "SwitchSession.offers": "Held",
+    "AgentSession.offers": "Held",
 }
 #: Another view of what is counted, with what it takes in the cost of an entry.
 SHARED: Final = {
@@ -66,7 +67,7 @@ SHARED: Final = {
     "Claims._services": "legs, halves and offers",
     "Doubts._of": "questions: of halves, legs and offers",
     "Ground.things": "legs, halves and offers",
-    "ListedHost.offers": "offers",
+    "OfferedHost.offers": "offers",
     "Link._received": "frames of one read, which are gone when it ends",
     "HostView.labels": "offers",
     "LiveOffer.labels": "offers",
@@ -83,8 +84,8 @@ SHARED: Final = {
     "Route.tried": "legs: a try each, and there are three",
     "ServiceHosts.hosts": "offers",
     "ServiceHosts.waiting": "legs",
-    "SwitchSession.asking": "legs",
-    "SwitchSession.streams": "legs",
+    "AgentSession.asking": "legs",
+    "AgentSession.streams": "legs",
     "Timers._heap": "legs, and once as many that were cancelled",
 }
 #: Bounded by a number that has nothing to do with what a session asks.
@@ -118,9 +119,10 @@ BOUNDED: Final = {
     "Registry._withdrawn": "10,000",
     "Roster.newest": "--limit-sessions",
     "Roster.sessions": "--limit-sessions",
-    "SwitchSession.connects": "1,024 names",
-    "SwitchSession.predecessors": "four",
+    "AgentSession.connects": "1,024 names",
+    "AgentSession.predecessors": "four",
     "Switch._handlers": "types of frames",
+    "Switch._handlers_of_agents": "types of frames",
     "Turns._waiting": "--limit-sessions",
     "WebSocketReader._control": "125 bytes",
     "WebSocketReader._head": "14 bytes",
@@ -191,13 +193,13 @@ class Relay:
         self.switch = Switch("00" * 16, lambda _: 0, 0.0, limits=limits or Limits(), memory=memory)
         self.cuts: list[tuple[SwitchSession, str]] = []
 
-    def agent(self, number: int, source: str = "192.0.2.1", group: str = "") -> SwitchSession:
+    def agent(self, number: int, source: str = "192.0.2.1", group: str = "") -> AgentSession:
         session = self.switch.connect(source, self.now, group=group)
         self.hear(session, frame(frames.HELLO, payload=Hello(versions=[1], secret=number.to_bytes(32).hex()).encode()))
         self.sent(session)
         return session
 
-    def hear(self, session: SwitchSession, *message: bytes) -> None:
+    def hear(self, session: AgentSession, *message: bytes) -> None:
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
         for question in questions_of(switch):
@@ -212,14 +214,14 @@ class Relay:
             self.cuts.append((cut.session, cut.code))
             switch.disconnect(cut.session, self.now)
 
-    def sent(self, session: SwitchSession) -> list[int]:
+    def sent(self, session: AgentSession) -> list[int]:
         """Send what waits for an agent; returns the types."""
         said = b""
         while parts := session.outbox.collect(1 << 16, self.now):
             said += b"".join(parts)
         return [type_ for type_, *_ in decode(said)] if said else []
 
-    def host(self, number: int, **labels: str) -> SwitchSession:
+    def host(self, number: int, **labels: str) -> AgentSession:
         session = self.agent(number)
         offer = Offer(
             service=_SERVICE, host=host_id(session.process, _SERVICE), digest="00" * 32, token="t", labels=labels
@@ -324,7 +326,7 @@ def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
     relay.hear(host, frame(frames.OPENED, 2, payload=Opened(limit=2 << 20, attempt=1).encode()))
     looked: list[ProcessBudget] = []
 
-    def look(sessions: Iterable[SwitchSession], budget: ProcessBudget) -> list[CutSession]:
+    def look(sessions: Iterable[AgentSession], budget: ProcessBudget) -> list[CutSession]:
         looked.append(budget)
         return make_room(sessions, budget)
 

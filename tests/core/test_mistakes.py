@@ -16,7 +16,7 @@ from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.growth import Growth
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.resume import Resumption
-from kdispatch_protocol.endpoint.session import Session as AgentSession
+from kdispatch_protocol.endpoint.session import Session
 from kdispatch_protocol.endpoint.states import LegState as AgentLeg
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.table import StreamTable
@@ -28,6 +28,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.wire.messages import AttachEntry, reset_frame
 from kdispatch_relay.switch import revocations
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.budget import Held
 from kdispatch_relay.switch.claims import Account, Claims, Doubts
@@ -121,7 +122,7 @@ def old_numbers_are_taken(patch: Patch) -> None:
     """Frames under an old number still count: those of a replaced session, and those from before a switch."""
     greeted = Switch._hello
 
-    def drop(self: AgentSession, stream: Stream) -> None:
+    def drop(self: Session, stream: Stream) -> None:
         if stream.leg is AgentLeg.ASKED and stream.is_client:
             self.unanswered -= 1
         stream.number, stream.leg = 0, AgentLeg.NONE
@@ -132,14 +133,14 @@ def old_numbers_are_taken(patch: Patch) -> None:
                 del session.by_number[number]
         forgotten(self, stream, code)
 
-    def hello(self: Switch, session: SwitchSession, type_: int, payload: memoryview) -> None:
+    def hello(self: Switch, session: AgentSession, type_: int, payload: memoryview) -> None:
         greeted(self, session, type_, payload)
         # The older one is not cut: its frames are handled as before.
         cuts_of(self)
 
     forgotten = StreamTable._forget
-    patch(AgentSession, "drop", drop)
-    patch(AgentSession, "idle", property(lambda _: True))
+    patch(Session, "drop", drop)
+    patch(Session, "idle", property(lambda _: True))
     patch(StreamTable, "_forget", forget)
     patch(Switch, "_hello", hello)
 
@@ -148,7 +149,7 @@ def old_numbers_are_taken_after_a_switch(patch: Patch) -> None:
     """A stream that has moved still accepts frames under its earlier number."""
     switch, forget = Resumption._switch, StreamTable._forget
 
-    def switched(stream: Stream, session: AgentSession, number: int) -> None:
+    def switched(stream: Stream, session: Session, number: int) -> None:
         older, before = stream.session, stream.number
         switch(stream, session, number)
         older.by_number[before] = stream
@@ -161,7 +162,7 @@ def old_numbers_are_taken_after_a_switch(patch: Patch) -> None:
 
     patch(Resumption, "_switch", staticmethod(switched))
     patch(StreamTable, "_forget", forgotten)
-    patch(AgentSession, "idle", property(lambda self: all(one.session is not self for one in self.by_number.values())))
+    patch(Session, "idle", property(lambda self: all(one.session is not self for one in self.by_number.values())))
 
 
 def replay_is_freed_when_written(patch: Patch) -> None:
@@ -183,7 +184,7 @@ def fin_is_never_repeated(patch: Patch) -> None:
 def early_data_goes_to_another_host(patch: Patch) -> None:
     lost = Resumption.session_lost
 
-    def session_lost(self: Resumption, stream: Stream, session: AgentSession, text: str, now: float) -> bool:
+    def session_lost(self: Resumption, stream: Stream, session: Session, text: str, now: float) -> bool:
         return (stream.opened or not stream.is_client) and lost(self, stream, session, text, now)
 
     patch(Resumption, "session_lost", session_lost)
@@ -203,7 +204,7 @@ def attach_is_believed_twice(patch: Patch) -> None:
     """A refused or repeated ATTACH is acted on: the receiver's numbers go back."""
     join = Resumption._join
 
-    def joined(self: Resumption, session: AgentSession, stream: Stream, entry: AttachEntry, now: float) -> None:
+    def joined(self: Resumption, session: Session, stream: Stream, entry: AttachEntry, now: float) -> None:
         join(self, session, stream, entry, now)
         if not stream.ended:
             stream.outbound.sent = stream.outbound.base = 0
@@ -371,7 +372,7 @@ def a_lost_session_leaves_a_ghost(patch: Patch) -> None:
     """A lost session removes one offer of each host, although its process made several there."""
     right = Offers.session_lost
 
-    def session_lost(self: Offers, session: SwitchSession, now: float) -> None:
+    def session_lost(self: Offers, session: AgentSession, now: float) -> None:
         by_host = {offer.host: number for number, offer in session.offers.items() if offer is not None}
         session.offers = {number: session.offers[number] for number in by_host.values()}
         right(self, session, now)

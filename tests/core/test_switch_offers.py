@@ -12,7 +12,7 @@ from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Reset
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, doubt, revoke, withdraw_host
-from tests.core.agents import SERVICE, Peer, Relay, Said, code_of
+from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, offered
 from tests.core.intents import questions_of
 from tests.core.ledger import check_books
 
@@ -84,10 +84,10 @@ def test_a_host_is_shown_by_its_newest_offer() -> None:
         )  # fmt: skip
         host.say(frame(frames.OFFER, number, payload=offer.encode()))
         relay.answer()
-    [shown] = relay.switch.registry.hosts_of(SERVICE)
+    [shown] = offered(relay.switch)
     assert (shown.rests, shown.labels, shown.digest) == (token_digest("b"), {"is": "b"}, "03" * 32)
     host.say(frame(frames.WITHDRAW, 3))
-    [shown] = relay.switch.registry.hosts_of(SERVICE)
+    [shown] = offered(relay.switch)
     assert (shown.rests, shown.labels, shown.digest) == (token_digest("a"), {"is": "a"}, "01" * 32)
     assert is_reached(relay, host)
 
@@ -185,7 +185,7 @@ def test_a_withdrawn_host_leaves_by_all_its_numbers() -> None:
     new.offer(1, "a")
     for peer in (old, new):
         peer.hear()
-    [host] = relay.switch.registry.hosts_of(SERVICE)
+    [host] = offered(relay.switch)
     withdraw_host(relay.switch, host)
     assert codes(old.hear()) == [(1, "withdrawn"), (3, "withdrawn")]
     assert codes(new.hear()) == [(1, "withdrawn")]

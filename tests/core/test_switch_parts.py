@@ -12,22 +12,22 @@ from kdispatch_protocol.session.timers import Timers
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.messages import Open, Reset, reset_frame
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.budget import Bucket, ProcessBudget
 from kdispatch_relay.switch.claims import Claim, Doubts
-from kdispatch_relay.switch.registry import ListedHost, LiveOffer, Registry
+from kdispatch_relay.switch.registry import LiveOffer, OfferedHost, Registry
 from kdispatch_relay.switch.routes import Leg, Route
-from kdispatch_relay.switch.sessions import SwitchSession
 
 LIMITS = Limits()
 SERVICE = "ada/web"
 OPEN = Open(service=SERVICE, uuid="00" * 16, limit=100)
 
 
-def session(budget: ProcessBudget | None = None, limits: Limits = LIMITS) -> SwitchSession:
-    return SwitchSession(limits, budget or ProcessBudget(1 << 20), "192.0.2.1", 0.0)
+def session(budget: ProcessBudget | None = None, limits: Limits = LIMITS) -> AgentSession:
+    return AgentSession(limits, budget or ProcessBudget(1 << 20), "192.0.2.1", 0.0)
 
 
-def leg_of(owner: SwitchSession, number: int = 7) -> Leg:
+def leg_of(owner: AgentSession, number: int = 7) -> Leg:
     """A leg towards this session's agent."""
     leg = Route(owner, number, OPEN).client
     owner.legs[number] = leg
@@ -388,24 +388,24 @@ def test_bucket_never_gives_more(waits: list[float], rate: float, burst: int) ->
 # --- the registry --------------------------------------------------------------------------------
 
 
-def registry_of(count: int, seed: int = 7) -> tuple[Registry, list[ListedHost]]:
+def registry_of(count: int, seed: int = 7) -> tuple[Registry, list[OfferedHost]]:
     """This many live hosts of one service, each in its own session."""
     registry = Registry(random.Random(seed).randrange, LIMITS, 0.0)
     return registry, [add(registry, f"{n:032x}") for n in range(count)]
 
 
-def add(registry: Registry, id_: str) -> ListedHost:
+def add(registry: Registry, id_: str) -> OfferedHost:
     """The host with one more offer, in a session of its own."""
-    host = registry.known(id_, SERVICE)
+    host = registry.known(id_, SERVICE, "")
     registry.add(LiveOffer(host, session(), 1, labels={}, digest=""), None, 0.0)
     return host
 
 
-def remove(registry: Registry, host: ListedHost) -> None:
+def remove(registry: Registry, host: OfferedHost) -> None:
     registry.remove(host.offers[-1])
 
 
-def chi_square(registry: Registry, live: list[ListedHost], tried: set[str]) -> float:
+def chi_square(registry: Registry, live: list[OfferedHost], tried: set[str]) -> float:
     """How far from uniform 2,000 picks of a live host are, over the degrees of freedom, in standard deviations."""
     picks = 2000 * len(live)
     found = Counter(picked.id for _ in range(picks) if (picked := registry.pick(SERVICE, tried, None)))
@@ -523,7 +523,7 @@ def test_doubts_are_of_one_handle() -> None:
 
 def test_one_late_frame_after_a_rest_is_not_marked() -> None:
     """Two late frames with a long gap between them are not marked, because waits did not stay long."""
-    owner = SwitchSession(Limits(), ProcessBudget(1 << 20), "x", 0.0)
+    owner = AgentSession(Limits(), ProcessBudget(1 << 20), "x", 0.0)
     leg = Route(owner, 7, Open(service="ann/web", uuid="00" * 16, limit=0)).client
     for came in (1.0, 100.0):
         leg.forward(frames.DATA, 0, 0, b"x", came)

@@ -13,7 +13,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.switch import registry
 from kdispatch_relay.switch.revocations import withdraw_host
-from tests.core.agents import SERVICE, Peer, Relay, Said, connected, revoke_service
+from tests.core.agents import SERVICE, Peer, Relay, Said, connected, offered, revoke_service
 from tests.core.conversation import OFFER, Conversation
 from tests.core.intents import questions_of
 
@@ -23,7 +23,7 @@ def codes(said: Said) -> list[tuple[int, str]]:
 
 
 def withdraw(relay: Relay) -> None:
-    [host] = relay.switch.registry.hosts_of(SERVICE)
+    [host] = offered(relay.switch)
     withdraw_host(relay.switch, host)
 
 
@@ -151,7 +151,7 @@ def test_a_deletion_leaves_nothing(seed: int) -> None:
     for number in range(1, 25, 2):
         _something_happens(rng, relay, hosts, clients, number)
     if rng.random() < 0.5:
-        for host in relay.switch.registry.hosts_of(SERVICE)[:2]:
+        for host in offered(relay.switch)[:2]:
             withdraw_host(relay.switch, host)
     revoke_service(relay.switch, SERVICE)
     questions_of(relay.switch)
@@ -187,4 +187,4 @@ def _something_happens(rng: random.Random, relay: Relay, hosts: list[Peer], clie
         if rng.random() < 0.5:
             client.say(frame(frames.FIN, number, leg.next))
         if rng.random() < 0.3:
-            withdraw_host(relay.switch, relay.switch.registry.hosts_of(SERVICE)[0])
+            withdraw_host(relay.switch, offered(relay.switch)[0])

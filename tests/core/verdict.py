@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from kdispatch_protocol.endpoint.states import END_STATES
-from kdispatch_relay.switch import sessions
+from kdispatch_relay.switch import agents, sessions
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core.world import PARTING, SERVICE, Agent, End, World
 
-__all__ = ["check", "check_dropped", "check_held", "held", "quiesce"]
+__all__ = ["check", "check_dropped", "check_held", "held", "queued", "quiesce"]
 
 #: What may end a stream that both ends knew, beside a program: an end that was killed, or a wait that was too long.
 _EXCUSES = frozenset({"resume_expired", "peer_restarted", "own", "cancelled"})
@@ -34,10 +35,10 @@ def check_held(world: World) -> None:
         _check_budget(relay, relay.sessions | connected)
 
 
-def _check_budget(relay: Switch, connected: set[SwitchSession]) -> None:
+def _check_budget(relay: Switch, connected: set[AgentSession]) -> None:
     budget = relay.budget
     assert budget.held == sum(map(held, connected)), "what sessions hold is not what the budget says"
-    assert budget.queued == sum(map(_queued, connected)), "what waits is not what the budget says"
+    assert budget.queued == sum(map(queued, connected)), "what waits is not what the budget says"
     assert budget.queued + budget.held <= budget.total
 
 
@@ -45,14 +46,19 @@ def held(session: SwitchSession) -> int:
     """A full count of what a session makes the relay keep, without the data that waits for it."""
     legs = len(session.legs) * sessions._LEG
     early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
-    halves = len(session.halves) * sessions._HALF
-    offers = sum(map(sessions._weigh_offer, session.offers.values()))
-    offers += session.offers_asked * sessions._ASKED_OFFER
     control = sum(len(frame) + sessions._CONTROL for frame in session.outbox.control)
-    return legs + early + halves + offers + control + session.partial + session._unsent
+    of_agent = _held_of_agent(session) if isinstance(session, AgentSession) else 0
+    return legs + early + of_agent + control + session.partial + session._unsent
 
 
-def _queued(session: SwitchSession) -> int:
+def _held_of_agent(session: AgentSession) -> int:
+    halves = len(session.halves) * agents._HALF
+    offers = sum(map(agents._weigh_offer, session.offers.values()))
+    return halves + offers + session.offers_asked * agents._ASKED_OFFER
+
+
+def queued(session: SwitchSession) -> int:
+    """A full count of the data that waits for a session, with the cost of its frames."""
     waiting = [item for leg in session.legs.values() for item in leg._queue or ()]
     return sum(len(item[3]) + sessions._FRAME_COST for item in waiting)
 

@@ -15,11 +15,11 @@ from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.auth import Authority, Grant
 from kdispatch_relay.limiter import SessionLimits, Shares
 from kdispatch_relay.store.records import AuditRecord
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.claims import handle_of
 from kdispatch_relay.switch.intents import AskAttach, AskOffer, FirstStream, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
-from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 
 __all__ = ["AccessControl"]
@@ -44,7 +44,7 @@ class AccessControl:
         authority: Authority,
         switch: Switch,
         settle: Callable[[], None],
-        limits_of: Callable[[SwitchSession], SessionLimits | None],
+        limits_of: Callable[[AgentSession], SessionLimits | None],
     ) -> None:
         self._authority = authority
         self._switch = switch
@@ -218,13 +218,13 @@ class AccessControl:
     def note_client(self, first: FirstStream) -> None:
         """Put into the audit that an agent opened its first stream of a service."""
         route = first.route
-        session, service = route.client.session, route.message.service
+        opener, service = route.opener, route.message.service
         entry = self._switch.registry.get(service)
         public = entry is not None and entry.terms is not None and entry.terms.public
         actor = "anybody" if public or route.client.rests is None else f"token {token_id(route.client.rests)}"
-        self._note("connect", service, actor, session)
+        self._note("connect", service, actor, opener)
 
-    def _note(self, action: str, service: str, actor: str, session: SwitchSession, **detail: str) -> None:
+    def _note(self, action: str, service: str, actor: str, session: AgentSession, **detail: str) -> None:
         event = AuditRecord(
             actor=actor,
             action=action,

@@ -21,6 +21,7 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Open, Reset, reset_frame
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.claims import Claim, Ground
 from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.intents import AskAttach, IntentQueue, RefusedAttach, said_by_agent
@@ -40,7 +41,7 @@ _OTHER = {"client": "host", "host": "client"}
 class Half:
     """One end of a stream, attached at its session under a new number."""
 
-    session: SwitchSession
+    session: AgentSession
     number: int
     entry: AttachEntry
     until: float  # after this the relay drops the half, and its agent has to attach again
@@ -69,7 +70,7 @@ class Attachments:
         registry: Registry,
         limits: Limits,
         touched: set[SwitchSession],
-        by_process: dict[str, SwitchSession],
+        by_process: dict[str, AgentSession],
         *,
         cut: Callable[[SwitchSession, str, str], None],
         opens: Opens,
@@ -80,9 +81,7 @@ class Attachments:
     ) -> None:
         self._intents = intents
         self._counters = counters
-        self.restarted: dict[
-            str, SwitchSession
-        ] = {}  # processes that have ended, each with the session of its successor
+        self.restarted: dict[str, AgentSession] = {}  # processes that have ended, each with its successor's session
         self._registry = registry
         self._limits = limits
         self._touched = touched
@@ -102,7 +101,7 @@ class Attachments:
     # --- an agent sends ATTACH ---------------------------------------------------------------
 
     def begin(
-        self, session: SwitchSession, payload: memoryview, is_new: Callable[[SwitchSession, int], bool], now: float
+        self, session: AgentSession, payload: memoryview, is_new: Callable[[AgentSession, int], bool], now: float
     ) -> tuple[int, int]:  # fmt: skip
         """Handle an agent's ATTACH. It asks the store once for each service, but not for one known to be public.
 
@@ -135,7 +134,7 @@ class Attachments:
             self._look_up(AskAttach(session, service, role, attach.token, halves), now)
         return len(attach.streams) - refused, refused
 
-    def begun_anew(self, session: SwitchSession, uuid: str, now: float) -> None:
+    def begun_anew(self, session: AgentSession, uuid: str, now: float) -> None:
         """A client opens a stream, perhaps again: end its earlier attempts in other sessions, which sent nothing."""
         for other in self._others_of_agent(session):
             self._give_up_open(other, uuid)
@@ -143,7 +142,7 @@ class Attachments:
             if leg is not None:
                 self._lost(leg, now)
 
-    def _give_up_open(self, other: SwitchSession, uuid: str) -> None:
+    def _give_up_open(self, other: AgentSession, uuid: str) -> None:
         """Cancel the open of this stream in another session.
 
         The client resumes with the one host that may have its early data, so no further host may get that data.
@@ -152,7 +151,7 @@ class Attachments:
         if leg is not None:
             self._opens.cancel(leg)
 
-    def _others_of_agent(self, session: SwitchSession) -> Collection[SwitchSession]:
+    def _others_of_agent(self, session: AgentSession) -> Collection[AgentSession]:
         newest = self._by_process[session.process]
         if newest.older is None and newest is session:
             return ()  # the usual case, and every open comes through here
@@ -233,7 +232,7 @@ class Attachments:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def greeted(self, session: SwitchSession) -> None:
+    def greeted(self, session: AgentSession) -> None:
         """A process has greeted: ask it for the ends that wait for it, and refuse those that wait for a predecessor."""
         self.restarted.pop(session.process, None)
         for process in session.predecessors:
@@ -245,11 +244,11 @@ class Attachments:
                 self._refuse(half, *_RESTARTED)
         self.newest(session)
 
-    def newest(self, session: SwitchSession) -> None:
+    def newest(self, session: AgentSession) -> None:
         """This session is now the newest of its process: ask there for the ends that wait for the process."""
         self._ask(session, self._by_peer.get(session.process, ()))
 
-    def session_lost(self, session: SwitchSession) -> None:
+    def session_lost(self, session: AgentSession) -> None:
         """Drop its halves."""
         for half in list(session.halves.values()):
             self.drop(half)
@@ -259,7 +258,7 @@ class Attachments:
 
     # --- refusals -----------------------------------------------------------------------------
 
-    def refused_by_peer(self, session: SwitchSession, reset: Reset) -> None:
+    def refused_by_peer(self, session: AgentSession, reset: Reset) -> None:
         """An agent refuses the ATTACH of another process: refuse the half that waits for this agent."""
         for role in _OTHER:
             half = self._waiting.get((reset.uuid or "", role, reset.process or ""))
@@ -319,7 +318,7 @@ class Attachments:
         self._touched.add(session)
         self._intents.put(RefusedAttach(entry.service, session.process, session.source, entry.peer, code))
 
-    def _ask(self, session: SwitchSession, halves: Iterable[Half]) -> None:
+    def _ask(self, session: AgentSession, halves: Iterable[Half]) -> None:
         """Ask an agent about the halves that wait for it."""
         for half in halves:
             session.asked.add(half)
@@ -337,7 +336,7 @@ class Attachments:
         """The stream goes on over the new legs: close the older ones. The ends resend what was under way there."""
         for session in half.session.all_of_agent:
             leg = session.streams.get((half.entry.uuid, half.entry.role))
-            if leg is not None and leg.peer is not None and leg.peer.session.process == other.session.process:
+            if leg is not None and leg.peer is not None and leg.peer.process == other.session.process:
                 self._counters.moved += 1
                 self._opens.forget(leg.route)
             elif leg is not None:
@@ -367,7 +366,8 @@ class Attachments:
         entry = route.client.ground.entry  # a quota does not end a stream that goes on
         self._opens.count(route, entry.account, public=entry.terms is not None and entry.terms.public)
         route.client.peer, route.host.peer = route.host, route.client
-        route.host_entry = self._registry.known(host_id(host.session.process, message.service), message.service)
+        process = host.session.process
+        route.host_entry = self._registry.known(host_id(process, message.service), message.service, process)
         route.host_entry.streams += 1
         client.session.streams_opened += 1
         for leg, own, other in ((route.client, client, host), (route.host, host, client)):
@@ -376,5 +376,5 @@ class Attachments:
             leg.resumed = True
             leg.attach = own.entry.attach
             leg.session.legs[leg.number] = leg
-            leg.session.streams[own.entry.uuid, own.entry.role] = leg
+            leg.session.stream_opened(leg)
             self._tell(leg.session, replace(other.entry, peer=other.session.process, number=own.number))

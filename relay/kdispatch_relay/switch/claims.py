@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from kdispatch_relay.switch.attachments import Half
-    from kdispatch_relay.switch.registry import ListedHost, LiveOffer
-    from kdispatch_relay.switch.routes import Leg, Route
+    from kdispatch_relay.switch.registry import ListedHost
+    from kdispatch_relay.switch.routes import Route
 
-__all__ = ["Account", "Claim", "Claims", "Doubts", "Ground", "ServiceHosts", "Terms", "Watched", "handle_of"]
+__all__ = ["Account", "Claim", "Claims", "Doubts", "Ground", "Resting", "ServiceHosts", "Terms", "Watched", "handle_of"]
 
 
 class Claim(NamedTuple):
@@ -123,12 +122,21 @@ class Ground:
 
     claim: Claim
     entry: ServiceHosts
-    things: dict[LiveOffer | Leg | Half, None] = field(default_factory=dict)
+    things: dict[Resting, None] = field(default_factory=dict)
 
-    def also(self, thing: LiveOffer | Leg | Half) -> Ground:
+    def also(self, thing: Resting) -> Ground:
         """Add one more thing to a ground that is in use."""
         self.things[thing] = None
         return self
+
+
+class Resting(Protocol):
+    """What rests on a claim: an offer, a leg or a half."""
+
+    @property
+    def ground(self) -> Ground | None:
+        """What :meth:`Claims.rest` returned for it; ``None`` before."""
+        ...
 
 
 def handle_of(scope: str) -> str:
@@ -143,7 +151,7 @@ class Claims:
         self._services: dict[str, ServiceHosts] = {}
         self._accounts: dict[str, Account] = {}
 
-    def rest(self, thing: LiveOffer | Leg | Half, claim: Claim) -> Ground:
+    def rest(self, thing: Resting, claim: Claim) -> Ground:
         """Let ``thing`` rest on ``claim``. The caller stores the ground in ``thing``."""
         entry = self._services.get(claim.service)
         if entry is None:
@@ -154,7 +162,7 @@ class Claims:
             ground = entry.grounds[claim] = Ground(claim, entry)
         return ground.also(thing)
 
-    def free(self, thing: LiveOffer | Leg | Half) -> None:
+    def free(self, thing: Resting) -> None:
         """Remove ``thing``, which has ended. A second call changes nothing."""
         ground = thing.ground
         if ground is None or thing not in ground.things:
@@ -198,11 +206,11 @@ class Claims:
         account = self._accounts.get(scope)
         return () if account is None else account.services.values()
 
-    def holds(self, thing: LiveOffer | Leg | Half) -> bool:
+    def holds(self, thing: Resting) -> bool:
         """Whether ``thing`` still rests on its claim."""
         return thing.ground is not None and thing in thing.ground.things
 
-    def things(self, claim: Claim) -> list[LiveOffer | Leg | Half]:
+    def things(self, claim: Claim) -> list[Resting]:
         """What rests on ``claim``."""
         entry = self._services.get(claim.service)
         ground = None if entry is None else entry.grounds.get(claim)

@@ -12,6 +12,7 @@ from typing import Final
 
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Goaway
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from kdispatch_relay.switch.views import Left
@@ -49,7 +50,8 @@ class _Round:
 class Drain:
     """Starts when it is created, and runs on the switch's timers for ``seconds``.
 
-    ``connected`` iterates over the sessions connected at any time, in the order in which they came.
+    ``connected`` iterates over the sessions connected at any time, in the order in which they came. Those of agents
+    are drained.
     """
 
     def __init__(self, switch: Switch, connected: Iterable[SwitchSession], seconds: float, now: float) -> None:
@@ -60,8 +62,8 @@ class Drain:
         self._stay = min(_NEXT_SESSION, _NEXT_SESSION_PART * seconds)
         self._hosts = _Round(now, now + self._move)
         self._clients = _Round(now + self._move, now + _CLIENTS_PART * seconds)
-        self._told_hosts: dict[SwitchSession, float] = {}  # with the time at which each was told
-        self._told_clients: set[SwitchSession] = set()
+        self._told_hosts: dict[AgentSession, float] = {}  # with the time at which each was told
+        self._told_clients: set[AgentSession] = set()
         if seconds > 0:
             self._step(now)
 
@@ -72,10 +74,10 @@ class Drain:
         streams = sum(leg.route.client is leg for session in sessions for leg in session.legs.values())
         return Left(hosts, len(sessions) - hosts, streams)
 
-    def _here(self) -> list[SwitchSession]:
-        return [session for session in self._connected if not session.ended]
+    def _here(self) -> list[AgentSession]:
+        return [session for session in self._connected if isinstance(session, AgentSession) and not session.ended]
 
-    def _is_host(self, session: SwitchSession) -> bool:
+    def _is_host(self, session: AgentSession) -> bool:
         return session in self._told_hosts or (session not in self._told_clients and bool(session.offers))
 
     def _step(self, now: float) -> None:
@@ -94,7 +96,7 @@ class Drain:
         if now < self.ends:  # also without sessions: an agent may be on its way
             self._switch.timers.add(now + _STEP, self._step)
 
-    def _tell(self, session: SwitchSession, now: float) -> None:
+    def _tell(self, session: AgentSession, now: float) -> None:
         goaway = Goaway(
             code="drain",
             text="The relay is going away.",

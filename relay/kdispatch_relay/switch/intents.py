@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdispatch_protocol.wire.messages import Offer
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.routes import Route
 from kdispatch_relay.switch.sessions import SwitchSession
 
@@ -40,7 +41,7 @@ def said_by_agent(code: str) -> str:
 class AskOffer:
     """Intent: find out whether the session may host the service, then call ``allowed`` or ``refused`` of the offers."""
 
-    session: SwitchSession
+    session: AgentSession
     number: int
     offer: Offer
 
@@ -72,9 +73,9 @@ class AskOpen:
         return self.route.message.token
 
     @property
-    def session(self) -> SwitchSession:
+    def session(self) -> AgentSession:
         """The client's session."""
-        return self.route.client.session
+        return self.route.opener
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class AskAttach:
     The gate then calls ``allowed`` or ``refused``.
     """
 
-    session: SwitchSession
+    session: AgentSession
     service: str
     role: str
     token: str | None

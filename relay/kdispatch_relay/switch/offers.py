@@ -8,6 +8,7 @@ from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.messages import Offer, Offered, reset_frame
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.intents import AskOffer, IntentQueue
 from kdispatch_relay.switch.registry import ListedHost, LiveOffer, Registry, Terms
 from kdispatch_relay.switch.sessions import SwitchSession
@@ -37,7 +38,7 @@ class Offers:
         self._touched = touched
         self._appeared = appeared
 
-    def begin(self, session: SwitchSession, number: int, offer: Offer, now: float) -> None:
+    def begin(self, session: AgentSession, number: int, offer: Offer, now: float) -> None:
         """Handle an agent's OFFER."""
         if max(len(session.offers), session.offers_asked) >= self._limits.offers:
             refusal = ("busy", "This session has reached its limit of offers.")
@@ -52,7 +53,7 @@ class Offers:
             return
         session.outbox.send(reset_frame(number, *refusal))
 
-    def withdraw(self, session: SwitchSession, number: int) -> bool:
+    def withdraw(self, session: AgentSession, number: int) -> bool:
         """Handle an agent's WITHDRAW; returns whether there was such an offer."""
         there = number in session.offers
         live = session.offers.pop(number, None)
@@ -60,7 +61,7 @@ class Offers:
             self._registry.remove(live)
         return there
 
-    def session_lost(self, session: SwitchSession, now: float) -> None:
+    def session_lost(self, session: AgentSession, now: float) -> None:
         """Drop the offers of a lost session. A process that was moving is reached in its other session again."""
         lost = [offer for offer in session.offers.values() if offer is not None]
         session.offers.clear()
@@ -85,7 +86,7 @@ class Offers:
         if is_new and self._registry.account(offer.service).hosts >= terms.hosts:
             self._refuse(asked, "quota_exceeded", "The service's owner has reached the limit of live hosts.", now=now)
             return False
-        host = self._registry.known(offer.host, offer.service)
+        host = self._registry.known(offer.host, offer.service, session.process)
         live = LiveOffer(host, session, asked.number, offer.labels, offer.digest)
         self._registry.add(live, None if offer.token is None else token_digest(offer.token), now)
         self._registry.learn(offer.service, terms)

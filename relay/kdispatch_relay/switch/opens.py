@@ -16,6 +16,7 @@ from kdispatch_protocol.tokens import token_digest
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.identity import stream_key
 from kdispatch_protocol.wire.messages import Open, Opened, Reset, Trying, reset_frame
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.claims import Account, Claim
 from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.intents import AskOpen, FirstStream, IntentQueue, StreamEnded, said_by_agent
@@ -53,7 +54,7 @@ class Opens:
         self._limits = limits
         self._touched = touched
 
-    def refuses(self, session: SwitchSession, number: int, now: float) -> bool:
+    def refuses(self, session: AgentSession, number: int, now: float) -> bool:
         """Refuse a client's OPEN that is one too many, without reading it; returns whether it was refused.
 
         This costs a tenth of what reading it would cost, so an agent that sends many cannot keep the relay busy.
@@ -69,7 +70,7 @@ class Opens:
         session.outbox.send(frames.frame(frames.RESET, number, payload=refusal))
         return True
 
-    def begin(self, session: SwitchSession, number: int, message: Open, now: float) -> None:
+    def begin(self, session: AgentSession, number: int, message: Open, now: float) -> None:
         """Handle a client's OPEN that was not refused unread."""
         route = Route(session, number, message)
         route.began = now
@@ -97,8 +98,8 @@ class Opens:
         account = route.client.ground.entry.account
         if route.message.pin is not None and not terms.pins:
             self.refuse(route, "not_permitted", "The service does not let clients choose a host.")
-        elif full := account.refusal(terms, route.client.session.group):
-            route.client.session.effort.limited(full.kind)
+        elif full := account.refusal(terms, route.opener.group):
+            route.opener.effort.limited(full.kind)
             self.refuse(route, full.code, full.text)
         else:
             self.count(route, account, public=terms.public)
@@ -108,7 +109,7 @@ class Opens:
     def count(route: Route, account: Account, *, public: bool) -> None:
         """Count a stream among its owner's, until it is released."""
         route.account, route.public = account, public
-        account.add(route.client.session.group, public=public)
+        account.add(route.opener.group, public=public)
 
     def refused(self, route: Route, code: str, text: str, now: float) -> None:
         """The client may not open the service, or it does not exist: refuse the open.
@@ -116,8 +117,8 @@ class Opens:
         That counts as a failure, so that names cannot be guessed.
         """
         if route.state is RouteState.ASKING:
-            route.client.session.failures.take(now)
-            route.client.session.effort.look_up_failed()
+            route.opener.failures.take(now)
+            route.opener.effort.look_up_failed()
             self.refuse(route, code, text)
 
     def refuse(self, route: Route, code: str, text: str = "") -> None:
@@ -166,13 +167,12 @@ class Opens:
         route.move(RouteInput.OPENED)
         self._counters.opened += 1
         route.set_timer(None)
-        client.session.unanswered -= 1
+        route.opener.unanswered -= 1
         client.peer, leg.peer = leg, client
-        client.answered()
-        client.session.streams[route.message.uuid, "client"] = client
-        if client.session.is_first_of(route.message.service):
+        client.session.stream_opened(client)
+        leg.session.stream_opened(leg)
+        if route.opener.is_first_of(route.message.service):
             self._intents.put(FirstStream(route))
-        leg.session.streams[route.message.uuid, "host"] = leg
         client.limit = opened.limit
         client.session.outbox.send(frames.frame(frames.OPENED, client.number, payload=bytes(payload)))
         if route.early:
@@ -214,12 +214,12 @@ class Opens:
         """Forget a route without a report: the stream may go on over another route."""
         route.set_timer(None)
         if route.state is not RouteState.OPEN:
-            route.client.session.unanswered -= 1
+            route.opener.unanswered -= 1
         self._stop_waiting(route)
         self._uncount(route)
         self._count_bytes(route)
         self._drop_leg(route.client)
-        route.client.session.streams_opened -= 1
+        route.opener.streams_opened -= 1
         if route.host is not None:
             self._drop_leg(route.host)
         route.drop_early()
@@ -229,11 +229,11 @@ class Opens:
         """Both ends have confirmed that both directions ended: end the stream. The last ACKs stay in the outboxes."""
         self._report(route, "closed")
         self._count_bytes(route)
-        route.client.session.streams_opened -= 1
+        route.opener.streams_opened -= 1
         self._uncount(route)
         for leg in (route.client, route.host):
             if leg is not None:
-                leg.leave()
+                leg.session.remove_leg(leg)
                 leg.drop_data()
                 self._registry.free(leg)
         self._release(route)
@@ -246,8 +246,8 @@ class Opens:
         ended = StreamEnded(
             service=route.message.service,
             host=route.host_entry.id if route.host_entry else "",
-            client=client.session.process,
-            source=client.session.source,
+            client=route.opener.process,
+            source=route.opener.source,
             sent=client.next,
             received=host.next if host else 0,
             began=route.began,
@@ -274,7 +274,7 @@ class Opens:
         elif not route.tried and now < min(route.deadline, self._registry.wait_until(message.service)):
             self._wait(route)
         else:
-            route.client.session.failures.take(now)
+            route.opener.failures.take(now)
             self.refuse(route, *route.refusal)
 
     def _ask(self, route: Route, host: ListedHost, now: float) -> None:
@@ -293,16 +293,16 @@ class Opens:
             service=message.service,
             uuid=message.uuid,
             limit=message.limit,
-            key=stream_key(bytes.fromhex(secret), session.process).hex() if secret is not None else None,
+            key=stream_key(bytes.fromhex(secret), host.process).hex() if secret is not None else None,
             attempt=route.attempt,
-            process=route.client.session.process,
+            process=route.opener.process,
             kind=message.kind,
         )
         opening = frames.frame(frames.OPEN, leg.number, payload=forwarded.encode())
         session.outbox.send(opening)
         if self.few and session.flush is not None:
             session.flush()  # the client waits for the host now, which can begin while the relay does the rest
-        trying = Trying(attempt=route.attempt, process=session.process, host=host.id)
+        trying = Trying(attempt=route.attempt, process=host.process, host=host.id)
         route.client.session.outbox.send(frames.frame(frames.TRYING, route.client.number, payload=trying.encode()))
         self._touched.update((session, route.client.session))
         until = now + self._limits.open_host
@@ -334,7 +334,7 @@ class Opens:
 
     def _release(self, route: Route) -> None:
         if route.account is not None:
-            route.account.remove(route.client.session.group, public=route.public)
+            route.account.remove(route.opener.group, public=route.public)
             route.account = None
 
     def _uncount(self, route: Route) -> None:
@@ -343,7 +343,7 @@ class Opens:
             route.host_entry = None
 
     def _drop_leg(self, leg: Leg) -> None:
-        leg.leave()
+        leg.session.remove_leg(leg)
         leg.drop_queue()
         self._registry.free(leg)
         self._touched.add(leg.session)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from kdispatch_protocol.wire.messages import reset_frame
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.claims import Claim
-from kdispatch_relay.switch.registry import ListedHost, LiveOffer
+from kdispatch_relay.switch.registry import LiveOffer, OfferedHost
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.switch import Switch
 
@@ -56,7 +56,7 @@ def revoke(switch: Switch, refused: Refused, now: float) -> None:
             switch.attachments.revoked(thing, text)
 
 
-def withdraw_host(switch: Switch, host: ListedHost) -> None:
+def withdraw_host(switch: Switch, host: OfferedHost) -> None:
     """Take a host off the list for good. It gets no new streams, and running ones go on."""
     switch.registry.withdraw(host.id)
     for offer in list(host.offers):

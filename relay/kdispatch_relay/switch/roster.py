@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdispatch_relay.switch.sessions import SwitchSession
+from kdispatch_relay.switch.agents import AgentSession
 
 __all__ = ["Roster"]
 
@@ -11,11 +11,11 @@ class Roster:
     """Plain bookkeeping over the sessions that have greeted."""
 
     def __init__(self) -> None:
-        self.newest: dict[str, SwitchSession] = {}  # by process
-        self.sessions: set[SwitchSession] = set()
+        self.newest: dict[str, AgentSession] = {}  # by process
+        self.sessions: set[AgentSession] = set()
         self._greeted = 0
 
-    def enter(self, session: SwitchSession, *, moves: bool) -> list[SwitchSession]:
+    def enter(self, session: AgentSession, *, moves: bool) -> list[AgentSession]:
         """A process has greeted in this session; returns the sessions that this one replaces.
 
         If the process moves, the session before this one stays, and only that one.
@@ -30,7 +30,7 @@ class Roster:
         self.sessions.add(session)
         return list(before.all_of_agent) if before is not None else []
 
-    def leave(self, session: SwitchSession) -> SwitchSession | None:
+    def leave(self, session: AgentSession) -> AgentSession | None:
         """A session is over; returns the older session if that becomes its process's newest again."""
         self.sessions.discard(session)
         older, session.older = session.older, None

@@ -18,6 +18,7 @@ from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.messages import Open
 
 if TYPE_CHECKING:
+    from kdispatch_relay.switch.agents import AgentSession
     from kdispatch_relay.switch.claims import Account, Ground
     from kdispatch_relay.switch.registry import ListedHost
     from kdispatch_relay.switch.sessions import SwitchSession
@@ -68,7 +69,10 @@ def next_route_state(state: RouteState, by: RouteInput) -> RouteState:
 
 
 class Leg:
-    """One end of a route: a stream number at one session, and the queue towards that session's agent."""
+    """One end of a route: a stream number at one session, and the queue towards that session's other end.
+
+    "This agent" below is the agent at this end of the stream. The session may lead to another relay that leads to it.
+    """
 
     __slots__ = (
         "_ack",
@@ -122,6 +126,15 @@ class Leg:
         """The digest of the token that was shown at this end, also after the end."""
         return None if self.ground is None else self.ground.claim.token
 
+    @property
+    def process(self) -> str:
+        """The process id of the agent at this end. The route is not over."""
+        route = self.route
+        if route.client is self:
+            return route.opener.process
+        assert route.host_entry is not None
+        return route.host_entry.process
+
     def forward(self, type_: int, flags: int, value: int, payload: Buffer, now: float) -> None:
         """Queue a frame of the stream's data towards this leg's agent."""
         size = len(payload)
@@ -167,22 +180,6 @@ class Leg:
         if self._queue:
             self.session.add_queued(-sum(len(waiting[3]) for waiting in self._queue), -len(self._queue))
         self._queue = None
-
-    def leave(self) -> None:
-        """Removes the stream from this session: later frames with its number are ignored."""
-        session, route = self.session, self.route
-        session.effort.leg_ended()
-        session.legs.pop(self.number, None)
-        self.answered()
-        stream = (route.message.uuid, "client" if route.client is self else "host")
-        if session.streams.get(stream) is self:
-            del session.streams[stream]
-
-    def answered(self) -> None:
-        """Removes it from the unanswered opens: a host has opened the stream, or the stream has ended."""
-        asking, uuid = self.session.asking, self.route.message.uuid
-        if asking.get(uuid) is self:
-            del asking[uuid]
 
     # --- a source of the session's outbox --------------------------------------------------
 
@@ -255,6 +252,7 @@ class Route:
         "host",
         "host_entry",
         "message",
+        "opener",
         "public",
         "refusal",
         "state",
@@ -262,10 +260,11 @@ class Route:
         "tried",
     )
 
-    def __init__(self, session: SwitchSession, number: int, message: Open) -> None:
+    def __init__(self, opener: AgentSession, number: int, message: Open) -> None:
         self.message = message
         self.state = RouteState.ASKING
-        self.client = Leg(session, number, self, 0)
+        self.opener = opener  # the client's identity: its limits apply, and the stream counts as its source's
+        self.client = Leg(opener, number, self, 0)
         self.host: Leg | None = None
         self.host_entry: ListedHost | None = None
         self.attempt = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdispatch_protocol.tokens import token_id
+from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.routes import Leg, RouteState
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
@@ -15,7 +16,7 @@ __all__ = ["clients_of", "state_of"]
 
 def state_of(switch: Switch, connected: Iterable[SwitchSession], *, since: float, draining: bool) -> RelayState:
     """Count the current state. Only ``marks`` and ``cuts`` accumulate."""
-    sessions = [session for session in connected if not session.ended]
+    sessions = [session for session in connected if isinstance(session, AgentSession) and not session.ended]
     streams = dict.fromkeys((state.value for state in RouteState), 0)
     for session in sessions:
         for leg in session.legs.values():
@@ -52,8 +53,8 @@ def clients_of(
     for claim in entry.grounds if entry is not None else ():
         for thing in switch.registry.things(claim):
             if isinstance(thing, Leg) and thing is thing.route.client and thing.route.state is RouteState.OPEN:
-                session = thing.session
-                key = (session.process, session.source, None if public else claim.token)
+                opener = thing.route.opener
+                key = (opener.process, opener.source, None if public else claim.token)
                 views.setdefault(key, []).append(thing.route.began)
     clients = [
         ClientView(

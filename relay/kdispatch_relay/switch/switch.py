@@ -7,6 +7,7 @@ touched sessions hold. Times are seconds of one clock that never goes back.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 from kdispatch_protocol.errors import CODES, RemoteProtocolError
@@ -16,6 +17,7 @@ from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame
 from kdispatch_protocol.wire.identity import VERSIONS, host_id, process_id
 from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome, printable, reset_frame
+from kdispatch_relay.switch.agents import AgentSession, Shared
 from kdispatch_relay.switch.attachments import Attachments
 from kdispatch_relay.switch.budget import ProcessBudget
 from kdispatch_relay.switch.claims import Doubts
@@ -32,7 +34,7 @@ from kdispatch_relay.switch.passing import Passing
 from kdispatch_relay.switch.registry import Registry
 from kdispatch_relay.switch.roster import Roster
 from kdispatch_relay.switch.routes import RouteState
-from kdispatch_relay.switch.sessions import Shared, SwitchSession
+from kdispatch_relay.switch.sessions import SwitchSession
 
 __all__ = ["Switch"]
 
@@ -75,40 +77,46 @@ class Switch:
             lost=self.passing.leg_lost, timers=self.timers, intents=self.intents, counters=self.counters,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[SwitchSession, int, int, memoryview, float], None]] = {
-            frames.OFFER: self._offer,
-            frames.WITHDRAW: self._withdraw,
-            frames.OPEN: self._open,
             frames.PING: self._ping,
             frames.PONG: self._pong,
             frames.RESET: self._reset,
-            frames.ATTACH: self._attach,
             frames.GONE: self._gone,
+        }
+        self._handlers_of_agents: dict[int, Callable[[AgentSession, int, int, memoryview, float], None]] = {
+            frames.OFFER: self._offer,
+            frames.WITHDRAW: self._withdraw,
+            frames.OPEN: self._open,
+            frames.ATTACH: self._attach,
         }
 
     # --- sessions ----------------------------------------------------------------------------
 
-    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> SwitchSession:
+    def connect(self, source: str, now: float, shared: Shared | None = None, *, group: str = "") -> AgentSession:
         """A carrier is up; the agent's HELLO comes next. All sessions of its ``group`` use the same ``shared``."""
-        return SwitchSession(self.limits, self.budget, source, now, shared, group=group)
+        return AgentSession(self.limits, self.budget, source, now, shared, group=group)
 
     def disconnect(self, session: SwitchSession, now: float) -> None:
         """The carrier is gone, or is about to be closed. A second call changes nothing."""
         if session.ended:
             return
         session.ended = True
-        older = self._roster.leave(session)
-        self.offers.session_lost(session, now)
-        self.attachments.session_lost(session)
-        if older is not None:
-            self.attachments.newest(older)
+        if isinstance(session, AgentSession):
+            self._agent_left(session, now)
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # both ends may be in this session
                 self.passing.leg_lost(leg, now)
         self._touched.discard(session)
         session.let_go()
 
+    def _agent_left(self, session: AgentSession, now: float) -> None:
+        older = self._roster.leave(session)
+        self.offers.session_lost(session, now)
+        self.attachments.session_lost(session)
+        if older is not None:
+            self.attachments.newest(older)
+
     def receive_frames(self, session: SwitchSession, received: list[Frame], now: float) -> None:
-        """Handle frames from a session's agent. On ``RemoteProtocolError``, cut the session with its code."""
+        """Handle frames that a session received. On ``RemoteProtocolError``, cut the session with its code."""
         if session.stalled:
             self._heard_again(session, now)
         leg_of, pass_data, pass_frame = session.legs.get, self.passing.data, self.passing.frame
@@ -142,17 +150,18 @@ class Switch:
         effort = session.effort
         if type_ == frames.DATA:
             effort.idle += 1
-            if number not in session.halves and session.gones.take(now):
+            if session.may_answer_gone(number, now):
                 session.outbox.send(frames.frame(frames.GONE, number))
-        elif not session.process:
+        elif isinstance(session, AgentSession) and not session.process:
             self._hello(session, type_, payload)
         elif type_ in _OF_STREAMS:
             effort.idle += 1
+        elif type_ in self._handlers:
+            self._handlers[type_](session, number, value, payload, now)
+        elif isinstance(session, AgentSession) and type_ in self._handlers_of_agents:
+            self._handlers_of_agents[type_](session, number, value, payload, now)
         else:
-            handler = self._handlers.get(type_)
-            if handler is None:
-                raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
-            handler(session, number, value, payload, now)
+            raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
         if effort.idle >= _SETTLED or effort.asks:
             self.settle_effort(session, now)
 
@@ -186,7 +195,7 @@ class Switch:
 
         Take the intents afterwards: this adds cuts.
         """
-        taken = sorted(self._touched, key=lambda session: not session.offers)
+        taken = sorted(self._touched, key=_SENDS_LAST)
         self._touched.clear()
         for session in taken:
             if session.outbox.control_size > self.limits.control:
@@ -214,7 +223,7 @@ class Switch:
 
     # --- frames of the session -----------------------------------------------------------------------
 
-    def _hello(self, session: SwitchSession, type_: int, payload: memoryview) -> None:
+    def _hello(self, session: AgentSession, type_: int, payload: memoryview) -> None:
         if type_ != frames.HELLO:
             raise RemoteProtocolError("The first frame is not HELLO.")
         hello = Hello.parse(payload)
@@ -244,18 +253,18 @@ class Switch:
         self.counters.sessions += 1
         self.attachments.greeted(session)
 
-    def _offer(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _offer(self, session: AgentSession, number: int, value: int, payload: memoryview, now: float) -> None:
         offer = Offer.parse(payload)
         if not self._new_number(session, number) or offer.host != host_id(session.process, offer.service):
             raise RemoteProtocolError("An OFFER with a wrong number or host id.")
         session.effort.asks += _OFFER
         self.offers.begin(session, number, offer, now)
 
-    def _withdraw(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _withdraw(self, session: AgentSession, number: int, value: int, payload: memoryview, now: float) -> None:
         if not self.offers.withdraw(session, number):
             session.effort.idle += 1
 
-    def _open(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _open(self, session: AgentSession, number: int, value: int, payload: memoryview, now: float) -> None:
         if not self._new_number(session, number):
             raise RemoteProtocolError("An OPEN with a wrong number.")
         session.effort.asks += 1
@@ -271,12 +280,12 @@ class Switch:
         self.attachments.begun_anew(session, message.uuid, now)
         self.opens.begin(session, number, message, now)
 
-    def _attach(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
+    def _attach(self, session: AgentSession, number: int, value: int, payload: memoryview, now: float) -> None:
         taken, refused = self.attachments.begin(session, payload, self._new_number, now)
         session.effort.asks += (taken + refused) * _ENTRY
         session.effort.refused += refused * _ENTRY
 
-    def _new_number(self, session: SwitchSession, number: int) -> bool:
+    def _new_number(self, session: AgentSession, number: int) -> bool:
         """Whether a number is valid: odd, higher than all before it in the session, and the session not quiet."""
         fresh = number % 2 == 1 and number > session.highest_number and not session.quiet
         session.highest_number = max(session.highest_number, number)
@@ -291,8 +300,8 @@ class Switch:
         session.effort.idle += 1
 
     def _gone(self, session: SwitchSession, number: int, value: int, payload: memoryview, now: float) -> None:
-        """An agent distrusts this number and will attach the stream again: tell the other end to do so too."""
-        leg, half = session.legs.get(number), session.halves.get(number)
+        """A session's other end distrusts this number and will attach the stream again: tell the peer to do so too."""
+        leg, half = session.legs.get(number), session.half(number)
         if leg is not None and leg.route.state is RouteState.OPEN:
             self.passing.leg_lost(leg, now)
         elif half is not None:
@@ -304,8 +313,9 @@ class Switch:
         reset = Reset.parse(payload)
         if number == 0:
             session.effort.asks += _ENTRY
-            self.attachments.refused_by_peer(session, reset)
-        leg, half = session.legs.get(number), session.halves.get(number)
+            if isinstance(session, AgentSession):
+                self.attachments.refused_by_peer(session, reset)
+        leg, half = session.legs.get(number), session.half(number)
         if half is not None:
             self.attachments.given_up(half)
         if leg is None:
@@ -317,8 +327,8 @@ class Switch:
         elif leg is route.host:
             self.opens.host_failed(route, reset.code, reset.text, now)
         else:
-            if not session.resets.take(now):
-                self.cut(session, "rate_limited", "This agent gave up too many streams before they were answered.")
+            if not route.opener.resets.take(now):
+                self.cut(route.opener, "rate_limited", "This agent gave up too many streams before they were answered.")
             self.opens.cancel(leg)
 
     # --- consequences ------------------------------------------------------------------------------------
@@ -340,7 +350,7 @@ class Switch:
     def _heard_again(self, session: SwitchSession, now: float) -> None:
         """A host that let an OPEN time out has been heard: it may be asked again, and opens that wait for one go on."""
         session.stalled = False
-        for host in {offer.host: None for offer in session.offers.values() if offer is not None}:
+        for host in session.hosts:
             self.opens.host_appeared(host, now)
 
 
@@ -351,4 +361,5 @@ _OFFER = 4.0
 _ENTRY = 0.5
 # A RESET without a stream has JSON to parse: it costs as much as this many PINGs.
 _RESET = 4
+_SENDS_LAST = operator.attrgetter("sends_last")
 _OF_STREAMS = frozenset({frames.OPENED, frames.EARLY, frames.FIN, frames.ACK})
