@@ -32,7 +32,7 @@ class _Messages:
         self.arrived: float | None = None
         self.sent: float | None = None
         self.found = 0
-        self.pass_on: Callable[[int, int, int, Buffer], bool] = lambda *_: False
+        self.read_fast: Callable[[int, int, int, Buffer], bool] = lambda *_: False
 
     @property
     def _other(self) -> _Messages:
@@ -98,7 +98,7 @@ class _Messages:
             word, number, value = HEADER.unpack_from(message)
             size = word & 0xFFFFFF
             alone = word >> 27 == _DATA and size == len(message) - 16
-            if alone and self.pass_on(word >> 24 & 7, number, value, message[16:]):
+            if alone and self.read_fast(word >> 24 & 7, number, value, message[16:]):
                 continue
             self._owner.piece_received(message, ends=True)
             self._owner.bytes_received()

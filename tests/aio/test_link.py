@@ -49,10 +49,10 @@ class _Owner:
         self.carrier_over: asyncio.Future[Closing | None] = loop.create_future()
 
     # --- of a link
-    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+    def link_read_fast(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
         return False
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
+    def link_read(self, received: list[Frame], now: float) -> None:
         for *_, payload in received:
             if payload == self.bad:
                 raise RemoteProtocolError("A bad message.")
@@ -65,9 +65,6 @@ class _Owner:
         pass
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        pass
-
-    def link_read(self) -> None:
         pass
 
     def link_unsent(self, size: int) -> None:

@@ -109,7 +109,7 @@ class _Agent:
         self.of_agent = self.endpoint.connect()
 
     def _collect(self, most: int) -> list[Buffer]:
-        parts = self.endpoint.data_to_send(self.of_agent, most, self._paths.now)
+        parts = self.endpoint.take_batch(self.of_agent, most, self._paths.now)
         self._paths.deliver(self)  # paused writers continue
         return parts
 

@@ -80,7 +80,7 @@ class Sender:
         return True
 
     def flush(self) -> None:
-        while parts := self.talk.endpoint.data_to_send(self.talk.session, 1 << 20, self.talk.now):
+        while parts := self.talk.endpoint.take_batch(self.talk.session, 1 << 20, self.talk.now):
             self.said += plain(decode(b"".join(parts)))
 
     @property

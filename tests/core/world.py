@@ -331,7 +331,7 @@ class World:
         if not its or its[0].full:
             return False
         connection = its[0]
-        while parts := agent.endpoint.data_to_send(connection.of_agent, self.limits.batch_max, self.now):
+        while parts := agent.endpoint.take_batch(connection.of_agent, self.limits.batch_max, self.now):
             connection.up.put(parts)  # a free socket mostly has nothing waiting
 
         def send(flags: int, number: int, value: int, payload: Buffer) -> bool:
@@ -374,7 +374,7 @@ class World:
         size = self.rng.choice((1, 400, self.limits.batch_max))
         for connection in agent.connections:
             if connection.agent_side:
-                parts = agent.endpoint.data_to_send(connection.of_agent, size, self.now)
+                parts = agent.endpoint.take_batch(connection.of_agent, size, self.now)
                 if parts:
                     connection.up.put(parts)
             if connection.relay_side:

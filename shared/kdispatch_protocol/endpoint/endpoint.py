@@ -1,7 +1,7 @@
 """An agent's end of its sessions: handles frames from the relay and applies them to the streams.
 
 Sans-I/O. The driver passes what the session's carrier received to
-:meth:`Endpoint.receive_frames` and sends what :meth:`Endpoint.data_to_send`
+:meth:`Endpoint.receive_frames` and sends what :meth:`Endpoint.take_batch`
 returns. It calls :meth:`Endpoint.handle_timeout` at
 :meth:`Endpoint.next_deadline`, and after each of these handles
 :meth:`Endpoint.take_events`. Time is an argument, in seconds of any monotonic
@@ -140,7 +140,7 @@ class Endpoint:
             general(session, number, value, payload, now)
         table.resume_writers()
 
-    def data_to_send(self, session: Session, most: int, now: float) -> list[Buffer]:
+    def take_batch(self, session: Session, most: int, now: float) -> list[Buffer]:
         """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued."""
         parts = session.outbox.collect(most, now)
         self.table.resume_writers()

@@ -47,7 +47,7 @@ class StreamTable:
         self._quarter = limits.replay // 4  # below this, every stream may read this much
         self.events: list[Event] = []
         #: Takes data as it arrives, instead of an event: the fast path of a receiving agent. The driver sets it.
-        self.sink: Callable[[Stream, memoryview], None] | None = None
+        self.sink: Callable[[Stream, memoryview], object] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)

@@ -65,7 +65,7 @@ class Carrier(Protocol):
     sent: float | None  #: when a client sent a message last; its reader resets it
     found: int  #: frames found in this read; the owner counts them
     #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
-    pass_on: Callable[[int, int, int, Buffer], bool]
+    read_fast: Callable[[int, int, int, Buffer], bool]
 
     @property
     def unsent(self) -> int:

@@ -76,7 +76,7 @@ def _pass_nothing_on(flags: int, number: int, value: int, payload: Buffer) -> bo
 class WebSocketCarrier(asyncio.BufferedProtocol):
     """One WebSocket connection after its handshake. ``server`` says which end this is.
 
-    It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``pass_on`` in one
+    It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``read_fast`` in one
     step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
     """
 
@@ -124,7 +124,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         self.found = 0  #: frames found in this read; the owner counts them
         #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
         #: If not, nothing was changed, and the DATA goes to the owner. A client's payload is in memory that is reused.
-        self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
+        self.read_fast: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
 
     def start(self) -> None:
         """Take over the transport that this was made with."""
@@ -232,7 +232,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
 
     def _fall_silent(self) -> None:
         self._silent = True
-        self.pass_on = _pass_nothing_on  # from now on the owner handles what still arrives
+        self.read_fast = _pass_nothing_on  # from now on the owner handles what still arrives
 
     def _write(self, opcode: int, parts: list[Buffer]) -> None:
         writer = self._writer
@@ -276,7 +276,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if size > 0:
             word, number, value = HEADER.unpack_from(message)
             flags = (word >> 24) - _KIND
-            if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.pass_on(flags, number, value, message[16:]):
+            if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.read_fast(flags, number, value, message[16:]):
                 return
         self._owner.piece_received(message, ends=True)
         self._owner.bytes_received()
