@@ -61,7 +61,7 @@ class _Messages:
         else:
             self._waiting.append(message)  # the other end is not made yet
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         if not self.open:
             return False
         self.send([header(_DATA, flags, number, value, len(payload)), payload])

@@ -339,9 +339,9 @@ class World:
             self.fast["agent"] += 1
             return True
 
-        connection.of_agent.send_data = send
-        passed = table.pass_on(end.stream, data)
-        connection.of_agent.send_data = None
+        connection.of_agent.send_fast = send
+        passed = table.write_fast(end.stream, data)
+        connection.of_agent.send_fast = None
         return passed
 
     def write_eof(self, agent: Agent, end: End) -> None:
@@ -408,7 +408,7 @@ class World:
     def _arrive(self, agent: Agent, connection: Connection, received: list[Frame], *, up: bool) -> None:
         if received and up and connection.relay_side:
             self._flush_relay()
-            if is_alone(received) and connection.relay.pass_on(connection.session, *received[0][1:]):
+            if is_alone(received) and connection.relay.passing.data_fast(connection.session, *received[0][1:]):
                 self.fast["relay"] += 1
             else:
                 connection.relay.receive_frames(connection.session, received, self.now)
@@ -423,7 +423,7 @@ class World:
         if not is_alone(received) or table.events:
             return False
         _, flags, number, value, payload = received[0]
-        stream = session.accept_data(flags, number, value, len(payload), self.now)
+        stream = agent.endpoint.receiving.data_fast(session, flags, number, value, len(payload), self.now)
         if stream is not None:
             table.now = self.now
             table.deliver(stream, payload)

@@ -367,7 +367,7 @@ class _Remote(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         writer = self._pipe.writer
         if writer is not None:
-            writer.write_one(data)
+            writer.write_fast(data)
 
     def eof_received(self) -> bool:
         if self._pipe.resuming:

@@ -50,12 +50,13 @@ class AgentLink:
         self.limits = limits or SessionLimits(None, "")
         self.session = gate.switch.connect(source, self._loop.time(), self.limits, group=self.limits.source)
         self._unsettled = False  # this read has changed something at the switch
-        self.link_read_fast = functools.partial(gate.switch.pass_on, self.session)
+        # Fast path of `link_read`, for a read that is one DATA; `link_read` uses it, too.
+        self.link_read_fast = functools.partial(gate.switch.passing.data_fast, self.session)
         turn = functools.partial(gate.turns.take, self.limits.source or source)
         made = functools.partial(make, carries=self.session.legs, turn=turn)
         self.link = Link(self, gate.limits, made, server=True)
         self.link.carrier.limit_messages(_HELLO_MESSAGE)
-        self.session.send_data = self.link.carrier.send_data
+        self.session.send_fast = self.link.carrier.send_fast
         self.session.flush = self.link.flush
         self._arrival = arrival  # until HELLO
         if arrival is not None:
@@ -157,7 +158,7 @@ class AgentLink:
         """The connection is gone."""
         self._arrived()
         self.limits.end()
-        self.session.send_data = self.session.flush = None
+        self.session.send_fast = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("A session ended: %s: %s", code, text, extra=self._fields())
         elif self.session.process:

@@ -78,7 +78,7 @@ class SwitchSession:
         "quiet",
         "rank",
         "resets",
-        "send_data",
+        "send_fast",
         "source",
         "stalled",
         "streams",
@@ -100,10 +100,10 @@ class SwitchSession:
         self.budget = budget
         self.source = source  # the agent's address, for logs
         self.group = group  # what counts as one source; empty if it is not known
-        #: Both are set by the gate. ``flush`` sends what waits, as far as the socket is free. ``send_data`` sends a
+        #: Both are set by the gate. ``flush`` sends what waits, as far as the socket is free. ``send_fast`` sends a
         #: DATA (flags, stream, offset, payload) at once if the socket is free, and returns whether it did.
         self.flush: Callable[[], None] | None = None  # see above
-        self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
+        self.send_fast: Callable[[int, int, int, Buffer], bool] | None = None
         self.process = ""
         self.connects: set[str] | None = None  # services whose streams its agent has opened
         self.quiet = False  # it carries nothing, and may be silent for longer

@@ -127,17 +127,18 @@ class StreamTable:
         size = stream.outbound.size
         return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
 
-    def pass_on(self, stream: Stream, data: bytes) -> bool:
-        """Fast path of a sender: send ``data`` as a DATA at once, if nothing is queued before it.
+    def write_fast(self, stream: Stream, data: bytes) -> bool:
+        """Fast path of :meth:`write`: send ``data`` as a DATA at once, if nothing is queued before it.
 
-        Returns whether it was sent. If not, nothing was changed, and the caller must write ``data``.
+        Returns whether it was sent. If not, nothing was changed: call ``write``. Same as that:
+        tests/core/test_fast_paths.py::test_a_sender_says_the_same_either_way
         """
         session, out = stream.session, stream.outbound
-        send_data = session.send_data
+        send_fast = session.send_fast
         offset, size = out.sent, len(data)
         end, held = offset + size, self.replay_held + size
         # Nothing of the stream may go out, or there is no session.
-        if stream.leg is not LegState.JOINED or stream.state not in SENDING or out.eof or send_data is None:
+        if stream.leg is not LegState.JOINED or stream.state not in SENDING or out.eof or send_fast is None:
             return False
         # Something waits before it.
         outbox = session.outbox
@@ -148,9 +149,9 @@ class StreamTable:
             return False
         if held >= self._quarter and held + out.size + size >= self.limits.replay:
             return False
-        if not send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data):
+        if not send_fast(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data):
             return False
-        out.passed_on(data, end)
+        out.write_fast(data, end)
         self.replay_held = held
         return True
 

@@ -37,6 +37,7 @@ class EndpointDriver:
         self.buffer = read_buffer()
         self.pipes: set[LocalConnection] = set()  # open local connections
         self._table = endpoint.table
+        self._receiving = endpoint.receiving
         self._idle = asyncio.Event()
         self.programs = Programs(self, on_event, self._idle)
         self._table.sink = self.programs.deliver_data
@@ -236,7 +237,7 @@ class EndpointDriver:
 
     def local_read(self, pipe: LocalConnection, data: bytes) -> None:
         """For pipes: forward what was read from a local socket, and send the resulting frames at once."""
-        if pipe.stream is not None and self._table.pass_on(pipe.stream.stream, data):
+        if pipe.stream is not None and self._table.write_fast(pipe.stream.stream, data):
             return
         self.at_once(pipe.local_said, data)
 
@@ -278,13 +279,14 @@ class EndpointDriver:
     def receive_frames_fast(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
         """Fast path of :meth:`receive_frames`, for a read that is one DATA: pass it straight to its stream's program.
 
-        Returns whether it did. If not, nothing was changed: call :meth:`receive_frames`.
+        Returns whether it did. If not, nothing was changed: call ``receive_frames``. Same as that:
+        tests/aio/test_either_way.py::test_an_agent_does_the_same_either_way
         """
         table = self._table
         if table.events:
             return False
         now = self.loop.time()
-        stream = session.accept_data(flags, number, value, len(payload), now)
+        stream = self._receiving.data_fast(session, flags, number, value, len(payload), now)
         if stream is None:
             return False
         table.now = now

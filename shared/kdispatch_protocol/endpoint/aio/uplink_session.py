@@ -32,9 +32,10 @@ class UplinkSession:
         self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
         self.left = asyncio.Event()
         self.session = driver.endpoint.connect()
+        # Fast path of `link_read`, for a read that is one DATA.
         self.link_read_fast = functools.partial(driver.receive_frames_fast, self.session)
         self.link = Link(self, limits, make, server=False, ping=ping)
-        self.session.send_data = self.link.carrier.send_data
+        self.session.send_fast = self.link.carrier.send_fast
 
     def start(self) -> None:
         """Begin to read and to send."""
@@ -82,7 +83,7 @@ class UplinkSession:
 
     def link_lost(self, code: str, text: str) -> None:
         """Handle the end of the session."""
-        self.session.send_data = None
+        self.session.send_fast = None
         self._driver.session_lost(self.session, text)
         if not self.lost.done():
             self.lost.set_result((code, text))

@@ -85,8 +85,8 @@ class Carrier(Protocol):
         """Send one message made of ``parts``, which may be reused afterwards."""
         ...
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Send one DATA at once as a message of its own, if the connection is free; returns whether it was sent."""
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Fast path of :meth:`send`: send one DATA at once, if the connection is free; returns whether it was sent."""
         ...
 
     def close(self, code: int, reason: str) -> None:

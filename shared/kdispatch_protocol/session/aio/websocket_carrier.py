@@ -77,7 +77,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
     """One WebSocket connection after its handshake. ``server`` says which end this is.
 
     It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``read_fast`` in one
-    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
+    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_fast`).
     """
 
     def __init__(
@@ -190,10 +190,12 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         self.sent = self._time()
         self._write(websocket.BINARY, parts)
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Send one DATA at once as its own message, if the socket is free; returns whether it was sent.
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Fast path of :meth:`send`, for one DATA: send it at once, if the socket is free; returns whether it was sent.
 
-        Call this only if the outbox is empty, or if the DATA may overtake it. The payload may be reused afterwards.
+        Call this only if the outbox is empty, or if the DATA may overtake it. If not sent, queue it for a batch. The
+        payload may be reused afterwards. Same as ``send``:
+        tests/aio/test_either_way.py::test_a_carrier_sends_the_same_either_way
         """
         writer = self._writer
         size = len(payload)
@@ -213,7 +215,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             mask = self._masks.pop() if self._masks else self._next_mask()
             message = _MASKED_HEADS[size] + mask + apply_mask(message, mask)
         self.given += len(message)
-        writer.write_one(message)
+        writer.write_fast(message)
         return True
 
     def close(self, code: int, reason: str) -> None:
@@ -263,8 +265,11 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         return self._view if self._carries else self._least
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle the bytes of a read."""
-        message = self._reader.receive_whole(self._shared, nbytes)
+        """Handle the bytes of a read. The fast path stands here, the general one in :meth:`_read`; it says the same.
+
+        tests/aio/test_short_messages.py::test_what_is_passed_on_is_what_was_said
+        """
+        message = self._reader.receive_data_fast(self._shared, nbytes)
         if message is None:
             if self._reader.closing is None:
                 self._read(self._shared[:nbytes])
