@@ -74,7 +74,7 @@ class _Messages:
         for end in self._pair:
             if not end._ended:
                 end._ended = True
-                self._loop.call_soon(end._owner.carrier_lost, None, None)
+                self._loop.call_soon(end._owner.handle_lost, None, None)
 
     def hold_unsent(self, size: int) -> None:
         pass
@@ -100,8 +100,8 @@ class _Messages:
             alone = word >> 27 == _DATA and size == len(message) - 16
             if alone and self.read_fast(word >> 24 & 7, number, value, message[16:]):
                 continue
-            self._owner.piece_received(message, ends=True)
-            self._owner.bytes_received()
+            self._owner.receive_piece(message, ends=True)
+            self._owner.receive_end()
 
 
 def _connect(pair: Twin) -> None:

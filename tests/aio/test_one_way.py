@@ -46,8 +46,8 @@ def _reads(link: Link, message: bytes) -> Callable[[], None]:
     """One read of a session's carrier that brings this message."""
 
     def read() -> None:
-        link.piece_received(bytearray(message), ends=True)
-        link.bytes_received()
+        link.receive_piece(bytearray(message), ends=True)
+        link.receive_end()
 
     return read
 
@@ -112,8 +112,8 @@ async def test_what_has_no_frame_is_one_read_too(pair: Twin) -> None:
     given = uplink.link.carrier.given
 
     def read() -> None:
-        uplink.link.piece_received(b"\0" * 300, ends=False)
-        uplink.link.bytes_received()
+        uplink.link.receive_piece(b"\0" * 300, ends=False)
+        uplink.link.receive_end()
 
     assert _entered(pair.client, read) == ["receive_frames"]
     assert uplink.link.carrier.given == given

@@ -46,7 +46,7 @@ class _Reader(_Owner):
             return True
         return False
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         try:
             self.note(self.decoder.receive(piece, ends=ends))
         except RemoteProtocolError:

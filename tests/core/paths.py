@@ -208,7 +208,7 @@ class Paths:
                         self._write(download)
                     case events.DataReceived(stream, data):
                         self._of[stream].received += len(data)
-                        table.consumed(stream, len(data), self.now)
+                        table.consume(stream, len(data), self.now)
                     case events.WritingResumed(stream):
                         [download] = [one for one in self.downloads if one.host is stream]
                         self._write(download)

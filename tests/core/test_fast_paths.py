@@ -204,7 +204,7 @@ class Receiver:
             case "fin":
                 self.hear(frame(frames.FIN, number, start))
             case "take" if not stream.ended:
-                talk.table.consumed(stream, (start - stream.inbound.consumed) * size // 700, talk.now)
+                talk.table.consume(stream, (start - stream.inbound.consumed) * size // 700, talk.now)
             case "close":
                 talk.table.close(stream, talk.now)
             case "gone":

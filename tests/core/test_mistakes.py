@@ -300,7 +300,7 @@ def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
 
 def dropped_bytes_are_credited_for_ever(patch: Patch) -> None:
     """A sender that never ends is credited for each byte: a mistake that was reverted once."""
-    patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consumed(stream, count, now))
+    patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consume(stream, count, now))
 
 
 def data_does_not_wait_for_its_message(patch: Patch) -> None:

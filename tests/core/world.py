@@ -353,7 +353,7 @@ class World:
         size = min(size, end.unread)
         if size and not end.killed:
             end.unread -= size
-            agent.endpoint.table.consumed(end.stream, size, self.now)
+            agent.endpoint.table.consume(end.stream, size, self.now)
 
     def give_up(self, agent: Agent, end: End) -> None:
         if not end.over and not end.stream.ended:

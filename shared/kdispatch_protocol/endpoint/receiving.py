@@ -48,7 +48,7 @@ class Receiving:
         elif known < len(payload):
             stream.inbound.note(flags, len(payload) - known, now)
             self._table.deliver(stream, payload[known:] if known else payload)
-            # The acknowledgement waits for `consumed`, or for the delay.
+            # The acknowledgement waits for `consume`, or for the delay.
             if stream.ack_timer is None:
                 self._table.acknowledge_later(stream, now)
 
@@ -91,16 +91,16 @@ class Receiving:
         if opened.limit < self._table.limits.early:
             raise RemoteProtocolError("The first limit is below the floor.")
         stream.outbound.limit = opened.limit
-        self._table.opened(stream)
+        self._table.receive_opened(stream)
 
     def _ack(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         self._must_be_open(stream)
         fin = bool(flags & frames.FIN_ARRIVED)
         out = stream.outbound
         acknowledged_before = out.fin_acked
-        self._table.acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
+        self._table.handle_acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
         if fin and not acknowledged_before:
-            self._table.end_acknowledged(stream)
+            self._table.handle_end_acknowledged(stream)
         else:
             self._table.activate(stream)
         if stream.farewell is not None:

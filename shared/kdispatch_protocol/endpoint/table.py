@@ -161,7 +161,7 @@ class StreamTable:
             stream.outbound.eof = True
             self.activate(stream)
 
-    def consumed(self, stream: Stream, count: int, now: float) -> bool:
+    def consume(self, stream: Stream, count: int, now: float) -> bool:
         """Record that the program, or its socket, took ``count`` bytes. Returns whether frames or deadlines changed."""
         self.now = now
         due = stream.inbound.consume(count)
@@ -255,7 +255,7 @@ class StreamTable:
         self.now = now
         self.send_waiting()
 
-    def opened(self, stream: Stream) -> None:
+    def receive_opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         stream.session.unanswered -= 1
         stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
@@ -264,7 +264,7 @@ class StreamTable:
         self.resumption.move(stream)
         self.send_waiting()
 
-    def joined(self, stream: Stream, *, fin_acked: bool) -> None:
+    def handle_joined(self, stream: Stream, *, fin_acked: bool) -> None:
         """Both ends have attached. For a host this confirms the stream.
 
         A client that did not know that it is open waits for the host's first frame. The host's ATTACH may be old: the
@@ -279,7 +279,7 @@ class StreamTable:
         self.activate(stream)
         self.resumption.move(stream)
         if fin_acked:
-            self.end_acknowledged(stream)
+            self.handle_end_acknowledged(stream)
 
     def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
@@ -304,7 +304,7 @@ class StreamTable:
                 stream.set_timer(None)
         self.resumption.move(stream)
 
-    def end_acknowledged(self, stream: Stream) -> None:
+    def handle_end_acknowledged(self, stream: Stream) -> None:
         """Record that the peer has all our bytes and our end."""
         if stream.farewell is not None:
             self.fail(stream, stream.farewell.code, stream.farewell.text)
@@ -378,7 +378,7 @@ class StreamTable:
         self.replay_held -= stream.outbound.clear()
         self.send_waiting()
 
-    def acknowledged(self, stream: Stream, freed: int) -> None:
+    def handle_acknowledged(self, stream: Stream, freed: int) -> None:
         """The peer acknowledged ``freed`` more bytes: release them."""
         self.replay_held -= freed
         if stream.writer_paused and stream.outbound.unsent <= self.limits.unsent // 2:

@@ -182,10 +182,10 @@ class EndpointDriver:
         self._table.write_eof(stream)
         self.wake()
 
-    def consumed(self, stream: Stream, count: int) -> None:
+    def consume(self, stream: Stream, count: int) -> None:
         """For transports: the program took bytes."""
         now = self._table.now if self._reading else self.loop.time()
-        if self._table.consumed(stream, count, now):
+        if self._table.consume(stream, count, now):
             self.wake()
 
     def close(self, stream: Stream) -> None:
@@ -210,7 +210,7 @@ class EndpointDriver:
         """For transports: watch a program that must read more before it hears of a reset."""
         self._slow.add(transport, self.loop)
 
-    def pipe_ended(self, pipe: LocalConnection) -> None:
+    def handle_pipe_end(self, pipe: LocalConnection) -> None:
         """For pipes: the local connection is closed."""
         self.pipes.discard(pipe)
         self._idle.set()
@@ -235,7 +235,7 @@ class EndpointDriver:
                 uplink.link.wake()
         self._alarm.set(self.endpoint.next_deadline())
 
-    def local_read(self, pipe: LocalConnection, data: bytes) -> None:
+    def receive_local(self, pipe: LocalConnection, data: bytes) -> None:
         """For pipes: forward what was read from a local socket, and send the resulting frames at once."""
         if pipe.stream is not None and self._table.write_fast(pipe.stream.stream, data):
             return
@@ -326,7 +326,7 @@ class EndpointDriver:
             if session.quiet and session.idle:
                 uplink.left.set()
 
-    def session_lost(self, session: Session, text: str) -> None:
+    def handle_session_lost(self, session: Session, text: str) -> None:
         """Handle the end of a session."""
         del self._uplinks[session]
         self.endpoint.disconnect(session, self.loop.time(), text)

@@ -71,7 +71,7 @@ class Programs:
             return False
         try:
             taken = transport.data_arrived(data)
-            return bool(taken) and table.consumed(stream, taken, table.now)
+            return bool(taken) and table.consume(stream, taken, table.now)
         except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
             self._failed(transport, error)
             return True

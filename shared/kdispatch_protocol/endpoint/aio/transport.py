@@ -324,7 +324,7 @@ class StreamTransport(asyncio.Transport):
 
     def _credit(self, count: int) -> None:
         if count:
-            self._driver.consumed(self.stream, count)
+            self._driver.consume(self.stream, count)
 
     def _drop_unread(self) -> None:
         unread = self._uncredited + sum(map(len, self._held or ()))

@@ -84,6 +84,6 @@ class UplinkSession:
     def link_lost(self, code: str, text: str) -> None:
         """Handle the end of the session."""
         self.session.send_fast = None
-        self._driver.session_lost(self.session, text)
+        self._driver.handle_session_lost(self.session, text)
         if not self.lost.done():
             self.lost.set_result((code, text))

@@ -173,7 +173,7 @@ class Link:
 
     # --- the carrier's owner ------------------------------------------------------------------
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         """Decode a piece of a message. Its frames wait until the whole read is known to be valid."""
         if self._verdict is not None:
             return
@@ -194,12 +194,12 @@ class Link:
             self._owner.link_pieces(count, received, self._loop.time())
         self._received = self._received + received if self._received else received
 
-    def carrier_idle(self, count: int) -> None:
+    def handle_idle(self, count: int) -> None:
         """WebSocket frames, or a read, brought no byte of a message."""
         if self._verdict is None:
             self._owner.link_idle(count, self._loop.time())
 
-    def bytes_received(self) -> None:
+    def receive_end(self) -> None:
         """All pieces of one read were delivered."""
         received, self._received = self._received, []
         if self._verdict is not None:
@@ -209,11 +209,11 @@ class Link:
         except RemoteProtocolError as error:
             self._owner.link_violated(error.code, error.text)
 
-    def carrier_takes(self, size: int) -> bool:
+    def may_send(self, size: int) -> bool:
         """A slow socket gets at most one batch at once."""
         return size <= self._pace.batch
 
-    def carrier_filled(self) -> None:
+    def handle_filled(self) -> None:
         """The socket is full: measure its rate, and start to watch it."""
         carrier = self.carrier
         now = self._loop.time()
@@ -223,7 +223,7 @@ class Link:
         self._owner.link_unsent(self._full_unsent)
         self._arm()
 
-    def carrier_drained(self) -> None:
+    def handle_drained(self) -> None:
         """The socket took everything."""
         self._owner.link_unsent(0)
         self._pace.drained(self._loop.time())
@@ -237,7 +237,7 @@ class Link:
             self._held = batch
             self.carrier.hold_unsent(batch)
 
-    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+    def handle_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone."""
         self._over = True
         if not self._server:

@@ -117,7 +117,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         self._time = asyncio.get_running_loop().time
         self._killer: asyncio.TimerHandle | None = None
         self.given = 0  #: total bytes given to the transport
-        self.full = False  #: the socket is full; wait for ``carrier_drained``
+        self.full = False  #: the socket is full; wait for ``handle_drained``
         self.heard: float | None = None  #: when bytes arrived last; its reader resets it
         self.arrived: float | None = None  #: when a piece of a message arrived last; its reader resets it
         self.sent: float | None = None  #: when a client sent a message last; its reader resets it
@@ -203,7 +203,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             return False
         message = HEADER.pack((_KIND | flags) << 24 | size, number, value)
         if size > _SHORT:
-            if not self._owner.carrier_takes(size):
+            if not self._owner.may_send(size):
                 return False
             self.send([message, payload])
             return True
@@ -283,8 +283,8 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             flags = (word >> 24) - _KIND
             if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.read_fast(flags, number, value, message[16:]):
                 return
-        self._owner.piece_received(message, ends=True)
-        self._owner.bytes_received()
+        self._owner.receive_piece(message, ends=True)
+        self._owner.receive_end()
 
     def _give_turn(self, size: int) -> None:
         """Choose the size of the next read, and pause after a full read so that others have their turn."""
@@ -312,7 +312,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if reader.closing is not None and not reader.closing.by_peer:
             pieces = []
         for piece, ends in pieces:
-            self._owner.piece_received(piece, ends=ends)
+            self._owner.receive_piece(piece, ends=ends)
         if piece is not None:
             self.arrived = self.heard
         elif not reader.idle:
@@ -320,13 +320,13 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if reader.idle:
             idle, reader.idle = reader.idle, 0
             self.found += idle
-            self._owner.carrier_idle(idle)
+            self._owner.handle_idle(idle)
         if reader.pings:
             # Answering the latest PING is enough (RFC 6455, 5.5.3). A peer that does not read gets no answer.
             if not self.full:
                 self._write(websocket.PONG, [reader.pings[-1]])
             reader.pings.clear()
-        self._owner.bytes_received()
+        self._owner.receive_end()
         closing = reader.closing
         if closing is None or self._transport is None:
             return
@@ -338,12 +338,12 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The socket is full."""
         self.full = True
-        self._owner.carrier_filled()
+        self._owner.handle_filled()
 
     def resume_writing(self) -> None:
         """The socket took everything."""
         self.full = False
-        self._owner.carrier_drained()
+        self._owner.handle_drained()
 
     def eof_received(self) -> bool:
         """The other end sends no more; without its close frame this counts as a loss."""
@@ -355,4 +355,4 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             if handle is not None:
                 handle.cancel()
         self._transport = self._writer = None
-        self._owner.carrier_lost(self._reader.closing, exc)
+        self._owner.handle_lost(self._reader.closing, exc)
