@@ -32,7 +32,7 @@ class _Messages:
         self.arrived: float | None = None
         self.sent: float | None = None
         self.found = 0
-        self.pass_on: Callable[[int, int, int, Buffer], bool] = lambda *_: False
+        self.read_fast: Callable[[int, int, int, Buffer], bool] = lambda *_: False
 
     @property
     def _other(self) -> _Messages:
@@ -61,7 +61,7 @@ class _Messages:
         else:
             self._waiting.append(message)  # the other end is not made yet
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         if not self.open:
             return False
         self.send([header(_DATA, flags, number, value, len(payload)), payload])
@@ -74,7 +74,7 @@ class _Messages:
         for end in self._pair:
             if not end._ended:
                 end._ended = True
-                self._loop.call_soon(end._owner.carrier_lost, None, None)
+                self._loop.call_soon(end._owner.handle_lost, None, None)
 
     def hold_unsent(self, size: int) -> None:
         pass
@@ -98,10 +98,10 @@ class _Messages:
             word, number, value = HEADER.unpack_from(message)
             size = word & 0xFFFFFF
             alone = word >> 27 == _DATA and size == len(message) - 16
-            if alone and self.pass_on(word >> 24 & 7, number, value, message[16:]):
+            if alone and self.read_fast(word >> 24 & 7, number, value, message[16:]):
                 continue
-            self._owner.piece_received(message, ends=True)
-            self._owner.bytes_received()
+            self._owner.receive_piece(message, ends=True)
+            self._owner.receive_end()
 
 
 def _connect(pair: Twin) -> None:

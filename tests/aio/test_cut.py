@@ -25,10 +25,10 @@ class _Owner:
     def __init__(self) -> None:
         self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+    def link_read_fast(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
         return False
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
+    def link_read(self, received: list[Frame], now: float) -> None:
         pass
 
     def link_violated(self, code: str, text: str) -> None:
@@ -38,9 +38,6 @@ class _Owner:
         pass
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        pass
-
-    def link_read(self) -> None:
         pass
 
     def link_unsent(self, size: int) -> None:

@@ -86,7 +86,7 @@ async def test_failure_behind_accept(pair: Twin) -> None:
     assert pair.host.streams == 0
     await settle()
     assert pair.served[0].lost.done(), "the program that was given the stream never hears of its end"
-    assert not pair.host._transports
+    assert not pair.host.programs.transports
 
 
 async def test_stop_ends_pending_opens(pair: Twin) -> None:

@@ -49,10 +49,10 @@ class _Owner:
         self.carrier_over: asyncio.Future[Closing | None] = loop.create_future()
 
     # --- of a link
-    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+    def link_read_fast(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
         return False
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
+    def link_read(self, received: list[Frame], now: float) -> None:
         for *_, payload in received:
             if payload == self.bad:
                 raise RemoteProtocolError("A bad message.")
@@ -65,9 +65,6 @@ class _Owner:
         pass
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
-        pass
-
-    def link_read(self) -> None:
         pass
 
     def link_unsent(self, size: int) -> None:
@@ -84,29 +81,29 @@ class _Owner:
         self.link_over.set_result((code, text))
 
     # --- of a carrier
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         self.pieces += 1
         self._under_way += piece
         if ends:
             self.messages.append(self._under_way)
             self._under_way = b""
 
-    def carrier_idle(self, count: int) -> None:
+    def handle_idle(self, count: int) -> None:
         pass
 
-    def bytes_received(self) -> None:
+    def receive_end(self) -> None:
         pass
 
-    def carrier_takes(self, size: int) -> bool:
+    def may_send(self, size: int) -> bool:
         return True
 
-    def carrier_filled(self) -> None:
+    def handle_filled(self) -> None:
         pass
 
-    def carrier_drained(self) -> None:
+    def handle_drained(self) -> None:
         self.drained += 1
 
-    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+    def handle_lost(self, closing: Closing | None, error: Exception | None) -> None:
         self.carrier_over.set_result(closing)
 
 

@@ -19,7 +19,7 @@ _ENDS = pytest.mark.parametrize("server", [False, True], ids=["client", "server"
 
 
 def _sends(link: Link, payload: Buffer = b"x", value: int = 0) -> bool:
-    return link.carrier.send_data(0, 1, value, payload)
+    return link.carrier.send_fast(0, 1, value, payload)
 
 
 async def test_slow_consumer_of_what_is_sent_at_once() -> None:
@@ -41,7 +41,7 @@ async def test_slow_consumer_of_what_is_sent_at_once() -> None:
 async def test_sent_at_once(size: int, server: bool) -> None:
     """A free link sends without a turn of the loop, in order with its batches; a full one refuses."""
     link, owner, near, _, far = _link(Limits(), server=server)
-    assert link.carrier.send_data(frames.BLOCKED, 7, 1 << 40, b"o" * size)
+    assert link.carrier.send_fast(frames.BLOCKED, 7, 1 << 40, b"o" * size)
     assert not _sends(link, b"lost")  # in memory a write waits for the loop's next turn
     near.pump()
     owner.to_send = [b"a batch"]

@@ -37,16 +37,16 @@ class _Reader(_Owner):
         self.frames: list[tuple[int, int, int, int, bytes]] = []
         self.failed = False
         self.carrier = WebSocketCarrier(self, server=server, buffer=read_buffer(), max_message=1 << 16)
-        self.carrier.pass_on = self.pass_on
+        self.carrier.read_fast = self.read_fast
 
-    def pass_on(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def read_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         if self.takes and number and value <= MAX_OFFSET:  # a session has no other streams and offsets
             self.taken += 1
             self.note([(DATA, flags, number, value, memoryview(payload))])
             return True
         return False
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         try:
             self.note(self.decoder.receive(piece, ends=ends))
         except RemoteProtocolError:

@@ -32,25 +32,25 @@ class _Owner:
         self.carrier: WebSocketCarrier | None = None
         self.frames = 1  # in each piece
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         assert self.carrier is not None
         self.carrier.found += self.frames
         turn = self._counts.turn
         self.of_turn[turn] = self.of_turn.get(turn, 0) + len(piece)
 
-    def bytes_received(self) -> None: ...
+    def receive_end(self) -> None: ...
 
-    def carrier_idle(self, count: int) -> None:
+    def handle_idle(self, count: int) -> None:
         self.idle += count
 
-    def carrier_takes(self, size: int) -> bool:
+    def may_send(self, size: int) -> bool:
         return True
 
-    def carrier_filled(self) -> None: ...
+    def handle_filled(self) -> None: ...
 
-    def carrier_drained(self) -> None: ...
+    def handle_drained(self) -> None: ...
 
-    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None: ...
+    def handle_lost(self, closing: Closing | None, error: Exception | None) -> None: ...
 
     def count_turns(self) -> None:
         """Call itself in each turn."""

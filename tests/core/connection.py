@@ -49,7 +49,7 @@ class Wire:
         while self._ends and self._ends[0] <= self._taken:
             del self._ends[0]
         view = memoryview(self._memory)
-        whole = self.reader.receive_whole(view, len(view))
+        whole = self.reader.receive_data_fast(view, len(view))
         pieces = [(whole, True)] if whole is not None else self.reader.receive_data(view)
         received: list[Frame] = []
         try:
@@ -93,14 +93,14 @@ class Connection:
         self.agent_side = True
         self.relay_side = True
         self._chance = chance  # decides whether a socket is full
-        session.send_data = self.send_data
+        session.send_fast = self.send_fast
 
     @property
     def full(self) -> bool:
         """Whether a socket is full now; drawn again at each call."""
         return self._chance.random() < 0.4
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         """Write a DATA as a carrier does for the relay's fast path."""
         if self.full or not self.relay_side:
             return False

@@ -37,7 +37,7 @@ class Conversation:
 
     def said(self) -> list[tuple[str, int, int, bytes]]:
         """What the agent sends now: type, stream, value, payload of each frame."""
-        message = b"".join(self.endpoint.data_to_send(self.session, 1 << 20, self.now))
+        message = b"".join(self.endpoint.take_batch(self.session, 1 << 20, self.now))
         return [(frames.TYPE_NAMES[t], s, v, bytes(p)) for t, _, s, v, p in frames.decode(message)] if message else []
 
     def lose(self) -> None:

@@ -110,7 +110,7 @@ class _Agent:
         self.of_agent = self.endpoint.connect()
 
     def _collect(self, most: int) -> list[Buffer]:
-        parts = self.endpoint.data_to_send(self.of_agent, most, self._paths.now)
+        parts = self.endpoint.take_batch(self.of_agent, most, self._paths.now)
         self._paths.deliver(self)  # paused writers continue
         return parts
 
@@ -209,7 +209,7 @@ class Paths:
                         self._write(download)
                     case events.DataReceived(stream, data):
                         self._of[stream].received += len(data)
-                        table.consumed(stream, len(data), self.now)
+                        table.consume(stream, len(data), self.now)
                     case events.WritingResumed(stream):
                         [download] = [one for one in self.downloads if one.host is stream]
                         self._write(download)

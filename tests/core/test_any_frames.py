@@ -65,7 +65,7 @@ def _said_to_an_agent(talk: Conversation, stream: Stream, rng: random.Random) ->
             lambda: talk.wait(rng.choice((0.1, 1, 20, 61))),
             lambda: talk.hear(frame(frames.TRYING, number, payload=trying.encode())),
             lambda: talk.hear(frame(frames.OPENED, number, payload=opened.encode())),
-            lambda: talk.table.consumed(stream, unread, talk.now),
+            lambda: talk.table.consume(stream, unread, talk.now),
         )
     )
 

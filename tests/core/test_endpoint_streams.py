@@ -107,7 +107,7 @@ def test_an_acknowledgement_comes_after_the_delay_or_a_quarter_of_the_grant() ->
     talk.wait(0.101)
     assert talk.said() == [("ACK", 1, 10, (256 * 1024).to_bytes(8))]
     talk.hear(frame(frames.DATA, 1, 10, bytes(65536)))
-    talk.table.consumed(stream, 65546, talk.now)
+    talk.table.consume(stream, 65546, talk.now)
     assert talk.said() == [("ACK", 1, 65546, (256 * 1024 + 65546).to_bytes(8))]
     talk.wait(1)
     assert talk.said() == []

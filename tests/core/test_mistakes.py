@@ -11,9 +11,9 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kdispatch_protocol.endpoint.endpoint import Endpoint
 from kdispatch_protocol.endpoint.farewells import Farewells
 from kdispatch_protocol.endpoint.growth import Growth
+from kdispatch_protocol.endpoint.receiving import Receiving
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.resume import Resumption
 from kdispatch_protocol.endpoint.session import Session
@@ -33,6 +33,7 @@ from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.budget import Held
 from kdispatch_relay.switch.claims import Account, Claims, Doubts
 from kdispatch_relay.switch.offers import Offers
+from kdispatch_relay.switch.passing import Passing
 from kdispatch_relay.switch.registry import LiveOffer
 from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import SwitchSession
@@ -81,7 +82,7 @@ def acknowledges_too_much(patch: Patch) -> None:
 def credit_as_deltas(patch: Patch) -> None:
     """An ACK states how much more may be sent, and ATTACH states none of it."""
     told: WeakKeyDictionary[Stream, int] = WeakKeyDictionary()
-    make_ack, on_ack, attach = Stream.make_ack, Endpoint._ack, Outbound.attach
+    make_ack, on_ack, attach = Stream.make_ack, Receiving._ack, Outbound.attach
 
     def made(self: Stream) -> bytes:
         ack = make_ack(self)
@@ -92,7 +93,7 @@ def credit_as_deltas(patch: Patch) -> None:
         told[self] = limit
         return ack[:16] + struct.pack("!Q", max(more, 0))
 
-    def taken(self: Endpoint, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
+    def taken(self: Receiving, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
         absolute = stream.outbound.limit + frames.ack_limit(payload)
         on_ack(self, stream, flags, value, memoryview(struct.pack("!Q", absolute)), now)
 
@@ -109,7 +110,7 @@ def credit_as_deltas(patch: Patch) -> None:
         return freed
 
     patch(Stream, "make_ack", made)
-    patch(Endpoint, "_ack", taken)
+    patch(Receiving, "_ack", taken)
     patch(Leg, "forward_ack", forward_ack)
     patch(Outbound, "attach", attached)
 
@@ -258,28 +259,28 @@ def test_planted_mistakes_in_windows_are_found(
 def passed_on_is_not_kept(patch: Patch) -> None:
     """The sender's fast path forgets what it sent."""
 
-    def passed_on(self: Outbound, data: bytes, end: int) -> None:
+    def write_fast(self: Outbound, data: bytes, end: int) -> None:
         self.sent = self.end = end
 
-    patch(Outbound, "passed_on", passed_on)
+    patch(Outbound, "write_fast", write_fast)
 
 
 def relay_lets_data_overtake(patch: Patch) -> None:
     """The relay's fast path does not check the outbox."""
-    right = Switch.pass_on
+    right = Passing.data_fast
 
-    def pass_on(self: Switch, session: SwitchSession, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def data_fast(self: Passing, session: SwitchSession, flags: int, number: int, value: int, payload: Buffer) -> bool:
         leg = session.legs.get(number)
         if leg is None or leg.peer is None:
             return False
         peer, waiting = leg.peer.session, leg.peer.session.outbox
-        peer.outbox = Outbox(self.limits)
+        peer.outbox = Outbox(peer.limits)
         try:
             return right(self, session, flags, number, value, payload)
         finally:
             peer.outbox = waiting
 
-    patch(Switch, "pass_on", pass_on)
+    patch(Passing, "data_fast", data_fast)
 
 
 def reset_overtakes_last_words(patch: Patch) -> None:
@@ -301,7 +302,7 @@ def an_end_behind_last_words_is_forgotten(patch: Patch) -> None:
 
 def dropped_bytes_are_credited_for_ever(patch: Patch) -> None:
     """A sender that never ends is credited for each byte: a mistake that was reverted once."""
-    patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consumed(stream, count, now))
+    patch(Farewells, "dropped", lambda self, stream, count, now: self._table.consume(stream, count, now))
 
 
 def data_does_not_wait_for_its_message(patch: Patch) -> None:

@@ -21,7 +21,7 @@ def connected() -> Endpoint:
 
 def sent(endpoint: Endpoint) -> list[tuple[int, int]]:
     """Types and values of what goes out now."""
-    data = b"".join(bytes(part) for part in endpoint.data_to_send(endpoint.table.session, 1 << 20, 0.0))
+    data = b"".join(bytes(part) for part in endpoint.take_batch(endpoint.table.session, 1 << 20, 0.0))
     return [(type_, value) for type_, _, _, value, _ in FrameReader().receive(memoryview(data), ends=True)]
 
 
@@ -41,4 +41,4 @@ def test_without_a_session() -> None:
     endpoint = connected()
     endpoint.disconnect(endpoint.table.session, 1.0)
     endpoint.ping(7)
-    assert endpoint.data_to_send(endpoint.table.session, 1 << 20, 1.0) == []
+    assert endpoint.take_batch(endpoint.table.session, 1 << 20, 1.0) == []

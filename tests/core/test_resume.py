@@ -412,7 +412,7 @@ def test_predecessors_are_named_in_every_hello() -> None:
     endpoint = Endpoint(bytes(32), predecessors=[b"\x01" * 32])
     for _ in range(2):
         session = endpoint.connect()
-        message = b"".join(endpoint.data_to_send(session, 1 << 16, 0.0))
+        message = b"".join(endpoint.take_batch(session, 1 << 16, 0.0))
         [(_, _, _, _, payload)] = frames.decode(message)
         assert json.loads(bytes(payload))["predecessors"] == ["01" * 32]
         endpoint.disconnect(session, 0.0)

@@ -41,7 +41,7 @@ steps: st.SearchStrategy[list[Step]] = st.lists(
 )
 places = st.lists(st.integers(0, 140_000), max_size=8)
 roles = pytest.mark.parametrize("server", [True, False], ids=["at the server", "at the client"])
-reads = pytest.mark.parametrize("whole", [False, True], ids=["receive_data", "receive_whole"])
+reads = pytest.mark.parametrize("whole", [False, True], ids=["receive_data", "receive_data_fast"])
 
 
 def reader_of(*, server: bool, max_message: int = 1 << 20) -> WebSocketReader:

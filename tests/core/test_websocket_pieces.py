@@ -45,14 +45,14 @@ def short_reads(draw: st.DrawFn) -> tuple[bool, list[bytes]]:
 @given(short_reads() | st.tuples(st.booleans(), st.lists(st.binary(min_size=1, max_size=140), max_size=4)))
 @settings(max_examples=400)
 def test_the_fast_path_says_what_the_other_does(case: tuple[bool, list[bytes]]) -> None:
-    """receive_whole returns the one piece that receive_data would, or returns nothing and changes nothing."""
+    """receive_data_fast returns the one piece that receive_data would, or returns nothing and changes nothing."""
     server, given_reads = case
     fast, plain = (
         WebSocketReader(server=server, max_message=1 << 20),
         WebSocketReader(server=server, max_message=1 << 20),
     )
     for data in given_reads:
-        whole = fast.receive_whole(memoryview(data + b"behind the read"), len(data))
+        whole = fast.receive_data_fast(memoryview(data + b"behind the read"), len(data))
         pieces = [(whole, True)] if whole is not None else fast.receive_data(data)
         assert [(bytes(p), ends) for p, ends in pieces] == [(bytes(p), ends) for p, ends in plain.receive_data(data)]
         assert (fast.closing, fast.pings) == (plain.closing, plain.pings)

@@ -51,7 +51,7 @@ class Messages:
         """Give ``data`` to the reader in a buffer that is overwritten afterwards; returns the messages that ended."""
         memory = bytearray(data)
         view = memoryview(memory)
-        whole = self.reader.receive_whole(view, len(view)) if self._whole else None
+        whole = self.reader.receive_data_fast(view, len(view)) if self._whole else None
         messages = []
         for piece, ends in [(whole, True)] if whole is not None else self.reader.receive_data(view):
             self._under_way += piece

@@ -332,7 +332,7 @@ class World:
         if not its or its[0].full:
             return False
         connection = its[0]
-        while parts := agent.endpoint.data_to_send(connection.of_agent, self.limits.batch_max, self.now):
+        while parts := agent.endpoint.take_batch(connection.of_agent, self.limits.batch_max, self.now):
             connection.up.put(parts)  # a free socket mostly has nothing waiting
 
         def send(flags: int, number: int, value: int, payload: Buffer) -> bool:
@@ -340,9 +340,9 @@ class World:
             self.fast["agent"] += 1
             return True
 
-        connection.of_agent.send_data = send
-        passed = table.pass_on(end.stream, data)
-        connection.of_agent.send_data = None
+        connection.of_agent.send_fast = send
+        passed = table.write_fast(end.stream, data)
+        connection.of_agent.send_fast = None
         return passed
 
     def write_eof(self, agent: Agent, end: End) -> None:
@@ -354,7 +354,7 @@ class World:
         size = min(size, end.unread)
         if size and not end.killed:
             end.unread -= size
-            agent.endpoint.table.consumed(end.stream, size, self.now)
+            agent.endpoint.table.consume(end.stream, size, self.now)
 
     def give_up(self, agent: Agent, end: End) -> None:
         if not end.over and not end.stream.ended:
@@ -375,7 +375,7 @@ class World:
         size = self.rng.choice((1, 400, self.limits.batch_max))
         for connection in agent.connections:
             if connection.agent_side:
-                parts = agent.endpoint.data_to_send(connection.of_agent, size, self.now)
+                parts = agent.endpoint.take_batch(connection.of_agent, size, self.now)
                 if parts:
                     connection.up.put(parts)
             if connection.relay_side:
@@ -409,7 +409,7 @@ class World:
     def _arrive(self, agent: Agent, connection: Connection, received: list[Frame], *, up: bool) -> None:
         if received and up and connection.relay_side:
             self._flush_relay()
-            if is_alone(received) and connection.relay.pass_on(connection.session, *received[0][1:]):
+            if is_alone(received) and connection.relay.passing.data_fast(connection.session, *received[0][1:]):
                 self.fast["relay"] += 1
             else:
                 connection.relay.receive_frames(connection.session, received, self.now)
@@ -424,7 +424,7 @@ class World:
         if not is_alone(received) or table.events:
             return False
         _, flags, number, value, payload = received[0]
-        stream = session.accept_data(flags, number, value, len(payload), self.now)
+        stream = agent.endpoint.receiving.data_fast(session, flags, number, value, len(payload), self.now)
         if stream is not None:
             table.now = self.now
             table.deliver(stream, payload)

@@ -91,7 +91,7 @@ def _read(reads: Iterator[bytes] | list[bytes], *, server: bool) -> Outcome:
     for read in reads:
         memory = bytearray(read)
         view = memoryview(memory)
-        whole = reader.receive_whole(view, len(view))
+        whole = reader.receive_data_fast(view, len(view))
         for piece, ends in [(whole, True)] if whole is not None else reader.receive_data(view):
             try:
                 received = decoder.receive(piece, ends=ends)

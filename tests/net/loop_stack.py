@@ -99,7 +99,7 @@ class Stack:
         return {
             "streams": sum(len(table.by_uuid) for table in tables),
             "numbers": sum(len(s.by_number) + len(s.moving) for table in tables for s in table.sessions),
-            "transports": sum(len(driver._transports) for driver in self.drivers),
+            "transports": sum(len(driver.programs.transports) for driver in self.drivers),
             "promised credit": sum(table.budget.promised for table in tables),
             "bytes for replay": sum(table.replay_held for table in tables),
             "unanswered opens of agents": sum(s.unanswered for table in tables for s in table.sessions),

@@ -27,7 +27,7 @@ def _relay_says(host: Host, code: str) -> None:
     [session] = host.driver.sessions
     (number,) = session.session.offers
     reset = frames.frame(frames.RESET, number, payload=Reset(code=code, text="It was withdrawn.").encode())
-    session.link_frames(frames.decode(reset), 0.0)
+    session.link_read(frames.decode(reset), 0.0)
 
 
 async def _talking(port: int) -> Tcp:

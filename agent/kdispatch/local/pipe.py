@@ -159,7 +159,7 @@ class Pipe:
 
     def local_lost(self, error: Exception | None = None) -> None:
         """The socket is about to close. First the stream gets what the program sent before, then the reset."""
-        self.driver.pipe_ended(self)
+        self.driver.handle_pipe_end(self)
         if self._parting is not None:
             self._parting.cancel()
         stream, transport = self.stream, self.socket
@@ -330,7 +330,7 @@ class _Local(asyncio.BufferedProtocol):
         return self._whole if room >= _READ_SIZE else self._whole[:room]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._pipe.driver.local_read(self._pipe, self._whole[:nbytes].tobytes())
+        self._pipe.driver.receive_local(self._pipe, self._whole[:nbytes].tobytes())
 
     def eof_received(self) -> bool:
         self._pipe.local_said(b"")
@@ -367,7 +367,7 @@ class _Remote(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         writer = self._pipe.writer
         if writer is not None:
-            writer.write_one(data)
+            writer.write_fast(data)
 
     def eof_received(self) -> bool:
         if self._pipe.resuming:

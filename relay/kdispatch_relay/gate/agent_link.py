@@ -50,13 +50,13 @@ class AgentLink:
         self.limits = limits or SessionLimits(None, "")
         self.session = gate.switch.connect(source, self._loop.time(), self.limits, group=self.limits.source)
         self._unsettled = False  # this read has changed something at the switch
-        self._passed = False  # this read has tried to pass a frame on at once
-        self.link_pass_on = functools.partial(gate.switch.pass_on, self.session)
+        # Fast path of `link_read`, for a read that is one DATA; `link_read` uses it, too.
+        self.link_read_fast = functools.partial(gate.switch.passing.data_fast, self.session)
         turn = functools.partial(gate.turns.take, self.limits.source or source)
         made = functools.partial(make, carries=self.session.legs, turn=turn)
         self.link = Link(self, gate.limits, made, server=True)
         self.link.carrier.limit_messages(_HELLO_MESSAGE)
-        self.session.send_data = self.link.carrier.send_data
+        self.session.send_fast = self.link.carrier.send_fast
         self.session.flush = self.link.flush
         self._arrival = arrival  # until HELLO
         if arrival is not None:
@@ -84,21 +84,34 @@ class AgentLink:
 
     # --- the link's owner ---------------------------------------------------------------------
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
-        """Handle frames from the agent."""
-        # Large DATA goes on at once, frame by frame, and so does the first frame if it comes alone.
+    def link_read(self, received: list[Frame], now: float) -> None:
+        """Handle the frames of one read, and send what they cause, to all sessions."""
+        # Large DATA goes on at once, frame by frame, and so does a frame that comes alone.
         place = 0
         for type_, flags, number, value, payload in received:
-            if type_ != frames.DATA or (len(payload) < _LARGE and (self._passed or len(received) > 1)):
+            if type_ != frames.DATA or (len(payload) < _LARGE and len(received) > 1):
                 break
-            self._passed = True
-            if not self.link_pass_on(flags, number, value, payload):
+            if not self.link_read_fast(flags, number, value, payload):
                 break
             place += 1
-        if place:
-            received = received[place:]
-            if not received:
-                return
+        if place < len(received):
+            self._receive(received[place:] if place else received, now)
+        switch, partial = self._gate.switch, self.link.partial
+        if partial != self.session.partial:
+            self.session.note_partial(partial)
+            if switch.budget.spent:
+                switch.make_room()
+                self._unsettled = True
+        if self._unsettled:
+            self._unsettled = False
+            self._gate.settle()
+            effort = self.session.effort
+            if effort.rest:
+                self.link.carrier.rest(effort.rest)
+                effort.rest = 0.0
+
+    def _receive(self, received: list[Frame], now: float) -> None:
+        """The general path: what the frames change at the switch is settled at the end of the read."""
         self._unsettled = True
         greeted = bool(self.session.process)
         self._gate.switch.opens.few = len(received) <= _FEW
@@ -116,7 +129,7 @@ class AgentLink:
     def link_violated(self, code: str, text: str) -> None:
         """The agent broke the protocol: send it the reason, and cut the session."""
         self.cut(code, text)
-        self._gate.settle()  # the link reads no more, so link_read() will not settle
+        self._gate.settle()  # the link reads no more, and link_read() has not settled
 
     def link_idle(self, count: int, now: float) -> None:
         """Count WebSocket frames without a message."""
@@ -128,23 +141,6 @@ class AgentLink:
         """Small pieces cost as much as idle frames, but not those of a running stream's data."""
         if received[0][0] != frames.DATA or received[0][2] not in self.session.legs:
             self.link_idle(count, now)
-
-    def link_read(self) -> None:
-        """A read was handled: send what it caused, to all sessions."""
-        self._passed = False
-        switch, partial = self._gate.switch, self.link.partial
-        if partial != self.session.partial:
-            self.session.note_partial(partial)
-            if switch.budget.spent:
-                switch.make_room()
-                self._unsettled = True
-        if self._unsettled:
-            self._unsettled = False
-            self._gate.settle()
-            effort = self.session.effort
-            if effort.rest:
-                self.link.carrier.rest(effort.rest)
-                effort.rest = 0.0
 
     def link_unsent(self, size: int) -> None:
         """Note the bytes that the socket has not taken."""
@@ -162,7 +158,7 @@ class AgentLink:
         """The connection is gone."""
         self._arrived()
         self.limits.end()
-        self.session.send_data = self.session.flush = None
+        self.session.send_fast = self.session.flush = None
         if code and self.session.process and code not in _ORDERLY:
             _log.warning("A session ended: %s: %s", code, text, extra=self._fields())
         elif self.session.process:

@@ -54,7 +54,7 @@ class SwitchSession:
         "outbox",
         "partial",
         "queued",
-        "send_data",
+        "send_fast",
         "source",
         "stalled",
     )
@@ -73,10 +73,10 @@ class SwitchSession:
         self.budget = budget
         self.source = source  # the address of its other end, for logs
         self.group = group  # what counts as one source; empty if it is not known
-        #: Both are set by the gate. ``flush`` sends what waits, as far as the socket is free. ``send_data`` sends a
+        #: Both are set by the gate. ``flush`` sends what waits, as far as the socket is free. ``send_fast`` sends a
         #: DATA (flags, stream, offset, payload) at once if the socket is free, and returns whether it did.
         self.flush: Callable[[], None] | None = None  # see above
-        self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
+        self.send_fast: Callable[[int, int, int, Buffer], bool] | None = None
         self.credit = 0  # granted by WELCOME, bytes
         self.held = 0  # bytes that it makes the relay keep, without the data that waits for it
         self._gone = False  # the session is over: it counts no more bytes

@@ -14,7 +14,7 @@ from kdispatch_protocol.errors import CODES, RemoteProtocolError
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.session.timers import Timers
 from kdispatch_protocol.wire import frames
-from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.frames import Frame
 from kdispatch_protocol.wire.identity import VERSIONS, host_id, process_id
 from kdispatch_protocol.wire.messages import QUIET, Hello, Offer, Open, Reset, Welcome, printable, reset_frame
 from kdispatch_relay.switch.agents import AgentSession, Shared
@@ -71,7 +71,7 @@ class Switch:
             self.registry, self.timers, limits, self._touched, intents=self.intents, counters=self.counters
         )
         self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared, self.intents)
-        self.passing = Passing(self.opens, self._touched, self._forwarded)
+        self.passing = Passing(self.opens, self._touched, self._forwarded, self.budget)
         self.attachments = Attachments(
             self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
             lost=self.passing.leg_lost, timers=self.timers, intents=self.intents, counters=self.counters,
@@ -169,26 +169,6 @@ class Switch:
         """Cut a session that made the relay do too much for nothing."""
         if not session.effort.settle(now):
             self.cut(session, "rate_limited", session.effort.why)
-
-    def pass_on(self, session: SwitchSession, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """The fast path: write a DATA that came alone directly to its peer's socket, if nothing waits there.
-
-        Returns whether it did. If not, nothing has changed, and the caller passes the frame to :meth:`receive_frames`.
-        """
-        leg = session.legs.get(number)
-        if leg is None or leg.peer is None or session.stalled or self.budget.tight:
-            return False
-        peer = leg.peer
-        end = value + len(payload)
-        receiver = peer.session
-        send_data, outbox = receiver.send_data, receiver.outbox
-        if value != leg.next or end > leg.limit or send_data is None or outbox.ring or outbox.acks or outbox.control:
-            return False
-        if not send_data(flags, peer.number, value, payload):
-            return False
-        leg.next = end
-        peer.late_since = None  # it did not wait at all
-        return True
 
     def take_touched(self) -> list[SwitchSession]:
         """Sessions whose outboxes may have something to send, hosts first, because clients wait for them.

@@ -1,7 +1,7 @@
 """An agent's end of its sessions: handles frames from the relay and applies them to the streams.
 
 Sans-I/O. The driver passes what the session's carrier received to
-:meth:`Endpoint.receive_frames` and sends what :meth:`Endpoint.data_to_send`
+:meth:`Endpoint.receive_frames` and sends what :meth:`Endpoint.take_batch`
 returns. It calls :meth:`Endpoint.handle_timeout` at
 :meth:`Endpoint.next_deadline`, and after each of these handles
 :meth:`Endpoint.take_events`. Time is an argument, in seconds of any monotonic
@@ -16,8 +16,9 @@ from typing import Final
 
 from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.events import Event
+from kdispatch_protocol.endpoint.receiving import Receiving
 from kdispatch_protocol.endpoint.session import Session
-from kdispatch_protocol.endpoint.states import Input, LegState, State
+from kdispatch_protocol.endpoint.states import LegState
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.endpoint.table import StreamTable
 from kdispatch_protocol.errors import RemoteProtocolError
@@ -31,9 +32,7 @@ from kdispatch_protocol.wire.messages import (
     Hello,
     Offer,
     Open,
-    Opened,
     Reset,
-    Trying,
     Welcome,
     printable,
 )
@@ -77,15 +76,7 @@ class Endpoint:
             frames.PONG: self._pong,
             frames.GOAWAY: self._goaway,
         }
-        # Frames for streams in the table. Frames for any other number are late and dropped.
-        self._stream_handlers: dict[int, Callable[[Stream, int, int, memoryview, float], None]] = {
-            frames.TRYING: self._trying,
-            frames.OPENED: self._opened,
-            frames.DATA: self._data,
-            frames.ACK: self._ack,
-            frames.FIN: self._fin,
-            frames.GONE: self._gone,
-        }
+        self.receiving = Receiving(self.table)
 
     # --- the session ------------------------------------------------------------------------
 
@@ -120,10 +111,10 @@ class Endpoint:
 
         On ``RemoteProtocolError`` close the session with its code.
         """
-        table = self.table
+        table, stream_handlers = self.table, self.receiving.handlers
         table.now = now
         for type_, flags, number, value, payload in received:
-            handler = self._stream_handlers.get(type_)
+            handler = stream_handlers.get(type_)
             if handler is not None and session.ready:
                 stream = session.by_number.get(number)
                 if stream is not None:
@@ -140,7 +131,7 @@ class Endpoint:
             general(session, number, value, payload, now)
         table.resume_writers()
 
-    def data_to_send(self, session: Session, most: int, now: float) -> list[Buffer]:
+    def take_batch(self, session: Session, most: int, now: float) -> list[Buffer]:
         """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued."""
         parts = session.outbox.collect(most, now)
         self.table.resume_writers()
@@ -321,71 +312,3 @@ class Endpoint:
     def _goaway(self, session: Session, number: int, value: int, payload: memoryview, now: float) -> None:
         session.goaway = goaway = Goaway.parse(payload)
         self.table.events.append(events.SessionRefused(goaway))
-
-    # --- frames of one stream -----------------------------------------------------------------------
-
-    def _trying(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        trying = Trying.parse(payload)
-        if not stream.is_client or stream.leg is not LegState.ASKED:
-            raise RemoteProtocolError("A TRYING for a stream that is not being opened.")
-        stream.tried(trying.attempt, sys.intern(trying.process), sys.intern(trying.host))
-        self.table.activate(stream)
-
-    def _opened(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        opened = Opened.parse(payload)
-        if stream.leg is not LegState.ASKED or stream.state is not State.TRYING or opened.attempt != stream.attempt:
-            raise RemoteProtocolError("An OPENED for a stream that is not being opened.")
-        if opened.limit < self.limits.early:
-            raise RemoteProtocolError("The first limit is below the floor.")
-        stream.outbound.limit = opened.limit
-        self.table.opened(stream)
-
-    def _data(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        if stream.leg is not LegState.JOINED or not stream.confirmed:
-            self._must_be_open(stream)
-        known = stream.inbound.accept(value, len(payload))
-        if stream.closing:
-            if stream.farewell is None:
-                self.table.farewells.begin(stream, "cancelled", "The program had closed.", now)
-            self.table.farewells.dropped(stream, len(payload) - known, now)
-        elif known < len(payload):
-            stream.inbound.note(flags, len(payload) - known, now)
-            self.table.deliver(stream, payload[known:] if known else payload)
-            # The acknowledgement waits for `consumed`, or for the delay.
-            if stream.ack_timer is None:
-                self.table.acknowledge_later(stream, now)
-
-    def _ack(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        self._must_be_open(stream)
-        fin = bool(flags & frames.FIN_ARRIVED)
-        out = stream.outbound
-        acknowledged_before = out.fin_acked
-        self.table.acknowledged(stream, out.acknowledge(value, frames.ack_limit(payload), fin=fin))
-        if fin and not acknowledged_before:
-            self.table.end_acknowledged(stream)
-        else:
-            self.table.activate(stream)
-        if stream.farewell is not None:
-            self.table.farewells.look(stream)
-
-    def _fin(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        self._must_be_open(stream)
-        if stream.farewell is not None:
-            return  # the program did not get all data: end the stream by a reset, never as finished
-        known = stream.inbound.finished
-        stream.inbound.finish(value)
-        self.table.acknowledge_soon(stream)
-        if not known:
-            stream.move(Input.FIN_ARRIVED)
-            self.table.events.append(events.EndReceived(stream))
-            self.table.if_finished(stream)
-
-    def _gone(self, stream: Stream, flags: int, value: int, payload: memoryview, now: float) -> None:
-        if stream.leg is LegState.ASKED:
-            raise RemoteProtocolError("A GONE for a stream that is not open yet.")
-        self.table.resumption.gone(stream, now)
-
-    def _must_be_open(self, stream: Stream) -> None:
-        if stream.leg is not LegState.JOINED:
-            raise RemoteProtocolError("A frame for a stream that is not open, or not attached again.")
-        self.table.confirm(stream)

@@ -71,7 +71,7 @@ class StreamOpened:
 
 @dataclass(frozen=True, slots=True)
 class DataReceived:
-    """Bytes for the program. Call ``consumed`` when the program has taken them."""
+    """Bytes for the program. Call ``StreamTable.consume`` when the program has taken them."""
 
     stream: Stream
     data: memoryview

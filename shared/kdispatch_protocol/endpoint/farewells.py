@@ -54,6 +54,6 @@ class Farewells:
         """
         if stream.farewell is not None and not stream.ended:
             left = stream.farewell.credited_to - stream.inbound.consumed
-            self._table.consumed(stream, min(count, max(left, 0)), now)
+            self._table.consume(stream, min(count, max(left, 0)), now)
             if 0 < left <= count:
                 self._deadlines.linger(stream, now)  # from now on the deadline is shorter

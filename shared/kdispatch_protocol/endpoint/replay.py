@@ -89,8 +89,12 @@ class Outbound:
         else:
             unsent.append(data)
 
-    def passed_on(self, data: bytes, end: int) -> None:
-        """Record that ``data`` was written and sent in one step, up to offset ``end``; keep it for replay only."""
+    def write_fast(self, data: bytes, end: int) -> None:
+        """Fast path of :meth:`write` and :meth:`take`: ``data`` was sent up to offset ``end``; keep it for replay only.
+
+        Call it only if nothing was unsent. Same as both:
+        tests/core/test_fast_paths.py::test_what_was_passed_on_can_be_repeated
+        """
         self.sent = self.end = end
         if self._replay is None:
             self._replay = deque()

@@ -252,8 +252,8 @@ class Resumption:
         else:
             stream.move_leg(LegInput.MET)
         stream.end_grace()
-        self._table.acknowledged(stream, freed)
-        self._table.joined(stream, fin_acked=out.fin_acked and not had_fin)
+        self._table.handle_acknowledged(stream, freed)
+        self._table.handle_joined(stream, fin_acked=out.fin_acked and not had_fin)
         self._table.farewells.look(stream)
 
     @staticmethod
@@ -296,8 +296,8 @@ class Resumption:
         """Handle a RESET that arrived instead of the peer's ATTACH, or before the first frame of a client's host."""
         table = self._table
         if code == "closed" and stream.state is State.LAST_ACK:
-            table.acknowledged(stream, stream.outbound.clear())
-            table.end_acknowledged(stream)  # the peer had everything; only its last ACK was lost
+            table.handle_acknowledged(stream, stream.outbound.clear())
+            table.handle_end_acknowledged(stream)  # the peer had everything; only its last ACK was lost
         elif stream.moves and (stream.leg is LegState.ATTACHING or stream.in_doubt):
             stream.session.drop(stream)
             self._promote(stream)

@@ -35,7 +35,7 @@ class Session:
         "outbox",
         "quiet",
         "ready",
-        "send_data",
+        "send_fast",
         "unanswered",
     )
 
@@ -43,7 +43,7 @@ class Session:
         self.outbox = Outbox(limits)
         #: Send a DATA (flags, stream, offset, payload) at once if the socket is free; return whether it was sent. The
         #: driver sets this.
-        self.send_data: Callable[[int, int, int, Buffer], bool] | None = None
+        self.send_fast: Callable[[int, int, int, Buffer], bool] | None = None
         self.ready = False  # the relay's WELCOME has arrived
         self.by_number: dict[int, Stream] = {}  # streams whose leg is in this session
         #: Streams that attached here while their leg is elsewhere. Nothing passes until the peer's ATTACH arrives.
@@ -82,22 +82,3 @@ class Session:
             del self.by_number[stream.number]
         self.outbox.discard(stream)
         stream.leave()
-
-    def accept_data(self, flags: int, number: int, value: int, size: int, now: float) -> Stream | None:
-        """Fast path of the receiver: return the stream for which a DATA has the next bytes; pass them to its program.
-
-        Returns ``None`` in every other case. Then nothing was changed, and the caller handles the DATA as a normal
-        frame.
-        """
-        stream = self.by_number.get(number)
-        if (
-            stream is None
-            or stream.leg is not LegState.JOINED
-            or not stream.confirmed
-            or stream.closing
-            or not stream.inbound.accept_next(value, size)
-        ):
-            return None
-        if flags or stream.inbound.grows:
-            stream.inbound.note(flags, size, now)
-        return stream

@@ -47,7 +47,7 @@ class StreamTable:
         self._quarter = limits.replay // 4  # below this, every stream may read this much
         self.events: list[Event] = []
         #: Takes data as it arrives, instead of an event: the fast path of a receiving agent. The driver sets it.
-        self.sink: Callable[[Stream, memoryview], None] | None = None
+        self.sink: Callable[[Stream, memoryview], object] | None = None
         self.timers = Timers()
         self.resumption = Resumption(self)
         self._deadlines = Deadlines(self)
@@ -127,17 +127,18 @@ class StreamTable:
         size = stream.outbound.size
         return size >= self.limits.window_floor and size + self.replay_held >= self.limits.replay
 
-    def pass_on(self, stream: Stream, data: bytes) -> bool:
-        """Fast path of a sender: send ``data`` as a DATA at once, if nothing is queued before it.
+    def write_fast(self, stream: Stream, data: bytes) -> bool:
+        """Fast path of :meth:`write`: send ``data`` as a DATA at once, if nothing is queued before it.
 
-        Returns whether it was sent. If not, nothing was changed, and the caller must write ``data``.
+        Returns whether it was sent. If not, nothing was changed: call ``write``. Same as that:
+        tests/core/test_fast_paths.py::test_a_sender_says_the_same_either_way
         """
         session, out = stream.session, stream.outbound
-        send_data = session.send_data
+        send_fast = session.send_fast
         offset, size = out.sent, len(data)
         end, held = offset + size, self.replay_held + size
         # Nothing of the stream may go out, or there is no session.
-        if stream.leg is not LegState.JOINED or stream.state not in SENDING or out.eof or send_data is None:
+        if stream.leg is not LegState.JOINED or stream.state not in SENDING or out.eof or send_fast is None:
             return False
         # Something waits before it.
         outbox = session.outbox
@@ -148,9 +149,9 @@ class StreamTable:
             return False
         if held >= self._quarter and held + out.size + size >= self.limits.replay:
             return False
-        if not send_data(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data):
+        if not send_fast(frames.BLOCKED if end == out.limit else 0, stream.number, offset, data):
             return False
-        out.passed_on(data, end)
+        out.write_fast(data, end)
         self.replay_held = held
         return True
 
@@ -160,7 +161,7 @@ class StreamTable:
             stream.outbound.eof = True
             self.activate(stream)
 
-    def consumed(self, stream: Stream, count: int, now: float) -> bool:
+    def consume(self, stream: Stream, count: int, now: float) -> bool:
         """Record that the program, or its socket, took ``count`` bytes. Returns whether frames or deadlines changed."""
         self.now = now
         due = stream.inbound.consume(count)
@@ -254,7 +255,7 @@ class StreamTable:
         self.now = now
         self.send_waiting()
 
-    def opened(self, stream: Stream) -> None:
+    def receive_opened(self, stream: Stream) -> None:
         """Client: OPENED arrived. The ACK that answers it confirms the stream to the host."""
         stream.session.unanswered -= 1
         stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
@@ -263,7 +264,7 @@ class StreamTable:
         self.resumption.move(stream)
         self.send_waiting()
 
-    def joined(self, stream: Stream, *, fin_acked: bool) -> None:
+    def handle_joined(self, stream: Stream, *, fin_acked: bool) -> None:
         """Both ends have attached. For a host this confirms the stream.
 
         A client that did not know that it is open waits for the host's first frame. The host's ATTACH may be old: the
@@ -278,7 +279,7 @@ class StreamTable:
         self.activate(stream)
         self.resumption.move(stream)
         if fin_acked:
-            self.end_acknowledged(stream)
+            self.handle_end_acknowledged(stream)
 
     def _begin(self, stream: Stream) -> None:
         stream.move(Input.OPENED)
@@ -303,7 +304,7 @@ class StreamTable:
                 stream.set_timer(None)
         self.resumption.move(stream)
 
-    def end_acknowledged(self, stream: Stream) -> None:
+    def handle_end_acknowledged(self, stream: Stream) -> None:
         """Record that the peer has all our bytes and our end."""
         if stream.farewell is not None:
             self.fail(stream, stream.farewell.code, stream.farewell.text)
@@ -377,7 +378,7 @@ class StreamTable:
         self.replay_held -= stream.outbound.clear()
         self.send_waiting()
 
-    def acknowledged(self, stream: Stream, freed: int) -> None:
+    def handle_acknowledged(self, stream: Stream, freed: int) -> None:
         """The peer acknowledged ``freed`` more bytes: release them."""
         self.replay_held -= freed
         if stream.writer_paused and stream.outbound.unsent <= self.limits.unsent // 2:

@@ -120,10 +120,11 @@ class Inbound:
         assert self.budget.promised >= 0
         return known
 
-    def accept_next(self, offset: int, length: int) -> bool:
+    def accept_fast(self, offset: int, length: int) -> bool:
         """Fast path of :meth:`accept`: record bytes that are exactly the next ones, and return true.
 
-        Otherwise returns false and changes nothing.
+        Otherwise returns false and changes nothing: call ``accept``. Same as that:
+        tests/core/test_fast_paths.py::test_bytes_are_accepted_the_same_either_way
         """
         end = offset + length
         if offset != self.received or end > self.limit or self.final is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import secrets
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from kdispatch_protocol.endpoint import events
+from kdispatch_protocol.endpoint.aio.programs import Programs
 from kdispatch_protocol.endpoint.aio.slow_readers import SlowReaders
 from kdispatch_protocol.endpoint.aio.transport import LocalConnection, StreamTransport
 from kdispatch_protocol.endpoint.aio.uplink_session import UplinkSession
@@ -22,15 +21,6 @@ from kdispatch_protocol.session.aio.websocket_carrier import read_buffer
 from kdispatch_protocol.wire.frames import Buffer, Frame
 
 __all__ = ["EndpointDriver"]
-
-_FOR_TRANSPORTS: Final[dict[type, Callable[[StreamTransport, Any], None]]] = {
-    events.EndReceived: lambda transport, _: transport.end_arrived(),
-    events.EndAcknowledged: lambda transport, _: transport.end_acknowledged(),
-    events.WritingResumed: lambda transport, _: transport.writing_resumed(),
-    events.StreamFinished: lambda transport, _: transport.finished(),
-    events.StreamWasReset: lambda transport, event: transport.was_reset(event.code, event.text),
-}
-_ENDS: Final = frozenset({events.StreamFinished, events.StreamWasReset})
 
 
 # More than 25 methods: one-line interfaces for programs, transports, pipes and the link.
@@ -47,13 +37,13 @@ class EndpointDriver:
         self.buffer = read_buffer()
         self.pipes: set[LocalConnection] = set()  # open local connections
         self._table = endpoint.table
-        self._table.sink = self._data_arrived
-        self._on_event = on_event
+        self._receiving = endpoint.receiving
+        self._idle = asyncio.Event()
+        self.programs = Programs(self, on_event, self._idle)
+        self._table.sink = self.programs.deliver_data
         self._uplinks: dict[Session, UplinkSession] = {}
-        self._transports: dict[Stream, StreamTransport] = {}
         self._slow = SlowReaders(endpoint.limits)
         self._alarm = Alarm(self.loop, self._timed_out)
-        self._idle = asyncio.Event()
         self._reading = False  # a read is being processed; its answers are sent at its end
         self._woken = False  # that read may have queued frames
 
@@ -84,14 +74,16 @@ class EndpointDriver:
         self._table.now = self.loop.time()
         for stream in list(self._table.by_uuid.values()):
             self._table.fail(stream, code, text)
-        self._deliver()
+        self.programs.deliver()
         self.wake()
 
     def give_up(self, service: str, code: str, text: str) -> None:
         """End a client's streams to a service that the agent gave up."""
         self._table.now = self.loop.time()
         self.endpoint.give_up(service, code, text)
-        self.loop.call_soon(self._deliver)  # not at once: the caller is still handling the event of the first one
+        self.loop.call_soon(
+            self.programs.deliver
+        )  # not at once: the caller is still handling the event of the first one
         self.wake()
 
     def stop(self) -> None:
@@ -174,7 +166,7 @@ class EndpointDriver:
 
     def _add(self, stream: Stream, protocol: asyncio.BaseProtocol) -> StreamTransport:
         transport = StreamTransport(self, stream, protocol)
-        self._transports[stream] = transport
+        self.programs.transports[stream] = transport
         protocol.connection_made(transport)
         self.wake()
         return transport
@@ -190,10 +182,10 @@ class EndpointDriver:
         self._table.write_eof(stream)
         self.wake()
 
-    def consumed(self, stream: Stream, count: int) -> None:
+    def consume(self, stream: Stream, count: int) -> None:
         """For transports: the program took bytes."""
         now = self._table.now if self._reading else self.loop.time()
-        if self._table.consumed(stream, count, now):
+        if self._table.consume(stream, count, now):
             self.wake()
 
     def close(self, stream: Stream) -> None:
@@ -211,21 +203,21 @@ class EndpointDriver:
         """For transports: reset once the peer has everything written, and with ``more`` what will be written."""
         self._table.farewells.begin(stream, code, text, self.loop.time(), more=more)
         if self._table.events and not self._reading:
-            self.loop.call_soon(self._deliver)
+            self.loop.call_soon(self.programs.deliver)
         self.wake()
 
     def wait_for_reader(self, transport: StreamTransport) -> None:
         """For transports: watch a program that must read more before it hears of a reset."""
         self._slow.add(transport, self.loop)
 
-    def pipe_ended(self, pipe: LocalConnection) -> None:
+    def handle_pipe_end(self, pipe: LocalConnection) -> None:
         """For pipes: the local connection is closed."""
         self.pipes.discard(pipe)
         self._idle.set()
 
     def forget(self, stream: Stream) -> None:
         """For transports: deliver no more events of this stream."""
-        self._transports.pop(stream, None)
+        self.programs.transports.pop(stream, None)
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -243,9 +235,9 @@ class EndpointDriver:
                 uplink.link.wake()
         self._alarm.set(self.endpoint.next_deadline())
 
-    def local_read(self, pipe: LocalConnection, data: bytes) -> None:
+    def receive_local(self, pipe: LocalConnection, data: bytes) -> None:
         """For pipes: forward what was read from a local socket, and send the resulting frames at once."""
-        if pipe.stream is not None and self._table.pass_on(pipe.stream.stream, data):
+        if pipe.stream is not None and self._table.write_fast(pipe.stream.stream, data):
             return
         self.at_once(pipe.local_said, data)
 
@@ -263,101 +255,56 @@ class EndpointDriver:
 
     def _timed_out(self) -> None:
         self.endpoint.handle_timeout(self.loop.time())
-        self._deliver()
+        self.programs.deliver()
         self.wake()
-
-    def _deliver(self) -> None:
-        """Handle all events, including those that their handlers cause."""
-        if not self._table.by_uuid:
-            self._idle.set()
-        while happened := self.endpoint.take_events():
-            for event in happened:
-                kind = type(event)
-                act = _FOR_TRANSPORTS.get(kind)
-                if act is not None:
-                    stream = event.stream  # type: ignore[union-attr]  # events in that table have one
-                    find = self._transports.pop if kind in _ENDS else self._transports.get
-                    transport = find(stream, None)
-                    if transport is not None:
-                        self._act(act, transport, event)
-                if act is None or kind is events.StreamWasReset:
-                    self._report(event)
-
-    def _data_arrived(self, stream: Stream, data: memoryview) -> None:
-        """Fast path of data: no event is made, and earlier events are delivered first."""
-        if self._table.events:
-            self._deliver()
-        transport = self._transports.get(stream)
-        if transport is not None:
-            self._act(StreamTransport.data_arrived, transport, data)
-
-    def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
-        try:
-            act(transport, what)
-        except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
-            self._failed(transport, error)
-
-    def _failed(self, transport: StreamTransport, error: Exception) -> None:
-        context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}
-        self.loop.call_exception_handler(context)
-        transport.reset("cancelled", "The program failed.")
-
-    def _report(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception as error:  # noqa: BLE001 - as in `_act`
-            self.loop.call_exception_handler({"message": "a kdispatch event's handler failed", "exception": error})
-            if isinstance(event, events.StreamRequested):
-                transport = self._transports.get(event.stream)
-                end = transport.reset if transport is not None else functools.partial(self.refuse, event.stream)
-                end("host_refused", "The host's program failed.")
 
     # --- for sessions ---------------------------------------------------------------------------------
 
-    def pass_on(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Fast path of a receiver: pass a DATA that came alone straight to its stream's program.
+    def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
+        """Handle the frames of one read, tell the programs, and send what both cause.
 
-        Returns whether it did. If not, nothing was changed, and the DATA goes to :meth:`frames_arrived`.
+        On ``RemoteProtocolError`` close the session with its code: nothing was sent.
         """
-        table = self._table
-        if table.events:
-            return False
-        now = self.loop.time()
-        stream = session.accept_data(flags, number, value, len(payload), now)
-        if stream is None:
-            return False
-        table.now = now
-        self._reading = True
-        try:
-            transport = self._transports.get(stream)
-            if transport is not None:
-                try:
-                    transport.data_arrived(memoryview(payload))
-                except Exception as error:  # noqa: BLE001 - as in `_act`
-                    self._failed(transport, error)
-            if stream.ack_timer is None:  # what the program has yet to take is acknowledged after the delay as well
-                table.acknowledge_later(stream, now)
-                self._woken = True
-            if table.events or not table.by_uuid:
-                self._deliver()
-                self._woken = True
-        finally:
-            self._reading = False
-            if self._woken:
-                self.flush()
-        return True
-
-    def frames_arrived(self, session: Session, received: list[Frame], now: float) -> None:
-        """Handle frames from the relay; ``flush`` follows."""
         self._reading = True
         try:
             self.endpoint.receive_frames(session, received, now)
         finally:
             try:
                 if self._table.events or not self._table.by_uuid:
-                    self._deliver()
+                    self.programs.deliver()
             finally:
                 self._reading = False
+        self.flush()
+
+    def receive_frames_fast(self, session: Session, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Fast path of :meth:`receive_frames`, for a read that is one DATA: pass it straight to its stream's program.
+
+        Returns whether it did. If not, nothing was changed: call ``receive_frames``. Same as that:
+        tests/aio/test_either_way.py::test_an_agent_does_the_same_either_way
+        """
+        table = self._table
+        if table.events:
+            return False
+        now = self.loop.time()
+        stream = self._receiving.data_fast(session, flags, number, value, len(payload), now)
+        if stream is None:
+            return False
+        table.now = now
+        self._reading = True
+        try:
+            if self.programs.deliver_data(stream, memoryview(payload)):
+                self._woken = True
+            if stream.ack_timer is None:  # what the program has yet to take is acknowledged after the delay as well
+                table.acknowledge_later(stream, now)
+                self._woken = True
+            if table.events or not table.by_uuid:
+                self.programs.deliver()
+                self._woken = True
+        finally:
+            self._reading = False
+            if self._woken:
+                self.flush()
+        return True
 
     def flush(self) -> None:
         """Send what the processed read produced, at once."""
@@ -379,17 +326,9 @@ class EndpointDriver:
             if session.quiet and session.idle:
                 uplink.left.set()
 
-    def collect(self, session: Session, most: int, now: float) -> list[Buffer]:
-        """The session's next batch."""
-        parts = self.endpoint.data_to_send(session, most, now)
-        if self._table.events:
-            # Not here: a program's reaction, such as ending the session, must not overtake this batch.
-            self.loop.call_soon(self._deliver)
-        return parts
-
-    def session_lost(self, session: Session, text: str) -> None:
+    def handle_session_lost(self, session: Session, text: str) -> None:
         """Handle the end of a session."""
         del self._uplinks[session]
         self.endpoint.disconnect(session, self.loop.time(), text)
-        self._deliver()
+        self.programs.deliver()
         self.wake()  # its streams may continue in another session; otherwise their grace runs

@@ -178,7 +178,7 @@ class StreamTransport(asyncio.Transport):
         self._credit(self._uncredited)
         self._uncredited = 0
         while self._held and not self._paused:
-            self._hand_over(self._held.popleft())
+            self._credit(self._hand_over(self._held.popleft()))
         if not self._held:
             self._held = None  # an empty deque is 760 bytes
         if self._held_eof and not self._paused and not self._held:
@@ -235,16 +235,19 @@ class StreamTransport(asyncio.Transport):
 
     # --- called by the driver ----------------------------------------------------------------------
 
-    def data_arrived(self, data: memoryview) -> None:
-        """Handle the peer's bytes, in memory that is reused afterwards."""
+    def data_arrived(self, data: memoryview) -> int:
+        """Handle the peer's bytes, in memory that is reused afterwards. Returns how many of them the program took.
+
+        The caller credits those at once. The transport credits the others when the program takes them.
+        """
         if self._closing or self._lost:
-            return
+            return 0
         if self._paused or self._held:
             if self._held is None:
                 self._held = deque()
             gather(self._held, bytes(data))
-        else:
-            self._hand_over(data)
+            return 0
+        return self._hand_over(data)
 
     def end_arrived(self) -> None:
         """Handle the peer's end, after all its bytes."""
@@ -294,7 +297,8 @@ class StreamTransport(asyncio.Transport):
 
     # --- inner -----------------------------------------------------------------------------------------
 
-    def _hand_over(self, data: Buffer) -> None:
+    def _hand_over(self, data: Buffer) -> int:
+        """Pass bytes to the program; returns how many to credit."""
         protocol: Any = self._protocol
         if self._views:
             protocol.data_received(data)
@@ -304,8 +308,8 @@ class StreamTransport(asyncio.Transport):
             protocol.data_received(bytes(data))
         if self._paused and not self._closing:
             self._uncredited += len(data)
-        else:
-            self._driver.consumed(self.stream, len(data))
+            return 0
+        return len(data)
 
     @staticmethod
     def _fill(protocol: asyncio.BufferedProtocol, data: memoryview) -> None:
@@ -320,7 +324,7 @@ class StreamTransport(asyncio.Transport):
 
     def _credit(self, count: int) -> None:
         if count:
-            self._driver.consumed(self.stream, count)
+            self._driver.consume(self.stream, count)
 
     def _drop_unread(self) -> None:
         unread = self._uncredited + sum(map(len, self._held or ()))

@@ -24,7 +24,7 @@ class UplinkSession:
     session and no stream is left here.
     """
 
-    __slots__ = ("_driver", "left", "link", "link_pass_on", "lost", "session")
+    __slots__ = ("_driver", "left", "link", "link_read_fast", "lost", "session")
 
     def __init__(self, driver: EndpointDriver, make: MakeCarrier, ping: float | None) -> None:
         limits = driver.endpoint.limits
@@ -32,9 +32,10 @@ class UplinkSession:
         self.lost: asyncio.Future[tuple[str, str]] = driver.loop.create_future()
         self.left = asyncio.Event()
         self.session = driver.endpoint.connect()
-        self.link_pass_on = functools.partial(driver.pass_on, self.session)
+        # Fast path of `link_read`, for a read that is one DATA.
+        self.link_read_fast = functools.partial(driver.receive_frames_fast, self.session)
         self.link = Link(self, limits, make, server=False, ping=ping)
-        self.session.send_data = self.link.carrier.send_data
+        self.session.send_fast = self.link.carrier.send_fast
 
     def start(self) -> None:
         """Begin to read and to send."""
@@ -51,9 +52,9 @@ class UplinkSession:
 
     # --- the link's owner ---------------------------------------------------------------------
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
-        """Handle frames from the relay."""
-        self._driver.frames_arrived(self.session, received, now)
+    def link_read(self, received: list[Frame], now: float) -> None:
+        """Handle the frames of one read, and send what they cause."""
+        self._driver.receive_frames(self.session, received, now)
 
     def link_violated(self, code: str, text: str) -> None:
         """The relay broke the protocol: close the session."""
@@ -65,16 +66,16 @@ class UplinkSession:
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
         """Ignored for the same reason."""
 
-    def link_read(self) -> None:
-        """Send the answers of a processed read at once."""
-        self._driver.flush()
-
     def link_unsent(self, size: int) -> None:
         """Ignored: an agent needs no account of unsent bytes, as it pauses its programs."""
 
     def link_collect(self, most: int, now: float) -> list[Buffer]:
         """Return the next batch."""
-        return self._driver.collect(self.session, most, now)
+        parts = self._driver.endpoint.take_batch(self.session, most, now)
+        if self._driver.endpoint.table.events:
+            # Not here: a program's reaction, such as ending the session, must not overtake this batch.
+            self._driver.loop.call_soon(self._driver.programs.deliver)
+        return parts
 
     def link_ask(self) -> None:
         """Send a PING to the relay."""
@@ -82,7 +83,7 @@ class UplinkSession:
 
     def link_lost(self, code: str, text: str) -> None:
         """Handle the end of the session."""
-        self.session.send_data = None
-        self._driver.session_lost(self.session, text)
+        self.session.send_fast = None
+        self._driver.handle_session_lost(self.session, text)
         if not self.lost.done():
             self.lost.set_result((code, text))

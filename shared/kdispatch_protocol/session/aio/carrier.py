@@ -26,31 +26,31 @@ class Cancellable(Protocol):
 class CarrierOwner(Protocol):
     """The user of a carrier. Its methods run in the event loop and must not block."""
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         """Handle a piece of a message; ``ends`` marks the last. A client's piece is in memory that is reused."""
         ...
 
-    def bytes_received(self) -> None:
+    def receive_end(self) -> None:
         """All pieces of one read were delivered."""
         ...
 
-    def carrier_idle(self, count: int) -> None:
+    def handle_idle(self, count: int) -> None:
         """``count`` WebSocket frames, or reads, brought no byte of a message."""
         ...
 
-    def carrier_takes(self, size: int) -> bool:
+    def may_send(self, size: int) -> bool:
         """Whether the owner allows to send this many bytes at once."""
         ...
 
-    def carrier_filled(self) -> None:
+    def handle_filled(self) -> None:
         """The socket is full."""
         ...
 
-    def carrier_drained(self) -> None:
+    def handle_drained(self) -> None:
         """Everything written has been sent; the owner may send more."""
         ...
 
-    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+    def handle_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone. ``closing`` is set if a close frame or a violation ended it."""
         ...
 
@@ -59,13 +59,13 @@ class Carrier(Protocol):
     """One connection. Times are those of the loop's clock, sizes are bytes."""
 
     given: int  #: total bytes given to the connection
-    full: bool  #: the connection takes no more; wait for ``carrier_drained``
+    full: bool  #: the connection takes no more; wait for ``handle_drained``
     heard: float | None  #: when bytes arrived last; its reader resets it
     arrived: float | None  #: when a piece of a message arrived last; its reader resets it
     sent: float | None  #: when a client sent a message last; its reader resets it
     found: int  #: frames found in this read; the owner counts them
     #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
-    pass_on: Callable[[int, int, int, Buffer], bool]
+    read_fast: Callable[[int, int, int, Buffer], bool]
 
     @property
     def unsent(self) -> int:
@@ -85,8 +85,8 @@ class Carrier(Protocol):
         """Send one message made of ``parts``, which may be reused afterwards."""
         ...
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Send one DATA at once as a message of its own, if the connection is free; returns whether it was sent."""
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Fast path of :meth:`send`: send one DATA at once, if the connection is free; returns whether it was sent."""
         ...
 
     def close(self, code: int, reason: str) -> None:

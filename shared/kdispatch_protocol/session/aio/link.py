@@ -41,12 +41,15 @@ _LOOKS: Final = 4
 class LinkOwner(Protocol):
     """The owner of a session. Its methods run in the event loop."""
 
-    def link_pass_on(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
-        """Fast path: handle at once a DATA that is all of a read; or return false, and it comes again as a frame."""
+    def link_read(self, received: list[Frame], now: float) -> None:
+        """Handle the frames of one read, maybe none, and send what they cause. Their payloads may be reused afterwards.
+
+        Raises ``RemoteProtocolError`` for a violation; ``link_violated`` follows.
+        """
         ...
 
-    def link_frames(self, received: list[Frame], now: float) -> None:
-        """Handle frames. Their payloads may be reused afterwards."""
+    def link_read_fast(self, flags: int, number: int, value: int, payload: Buffer, /) -> bool:
+        """Fast path of :meth:`link_read`, for a read that is one DATA. False changes nothing; ``link_read`` follows."""
         ...
 
     def link_violated(self, code: str, text: str) -> None:
@@ -59,10 +62,6 @@ class LinkOwner(Protocol):
 
     def link_pieces(self, count: int, received: list[Frame], now: float) -> None:
         """The message of these frames, which follow, had ``count`` small pieces before its last one."""
-        ...
-
-    def link_read(self) -> None:
-        """All frames of one read were delivered."""
         ...
 
     def link_unsent(self, size: int) -> None:
@@ -115,7 +114,7 @@ class Link:
         self._verdict: tuple[str, str] | None = None  # why this end closed the session
         self._over = False
         self.carrier = make(self)
-        self.carrier.pass_on = owner.link_pass_on
+        self.carrier.read_fast = owner.link_read_fast
         self._arm()
 
     def bear_silence(self, seconds: float) -> None:
@@ -174,7 +173,7 @@ class Link:
 
     # --- the carrier's owner ------------------------------------------------------------------
 
-    def piece_received(self, piece: Buffer, *, ends: bool) -> None:
+    def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
         """Decode a piece of a message. Its frames wait until the whole read is known to be valid."""
         if self._verdict is not None:
             return
@@ -195,29 +194,26 @@ class Link:
             self._owner.link_pieces(count, received, self._loop.time())
         self._received = self._received + received if self._received else received
 
-    def carrier_idle(self, count: int) -> None:
+    def handle_idle(self, count: int) -> None:
         """WebSocket frames, or a read, brought no byte of a message."""
         if self._verdict is None:
             self._owner.link_idle(count, self._loop.time())
 
-    def bytes_received(self) -> None:
+    def receive_end(self) -> None:
         """All pieces of one read were delivered."""
         received, self._received = self._received, []
         if self._verdict is not None:
             return
-        if received:
-            try:
-                self._owner.link_frames(received, self._loop.time())
-            except RemoteProtocolError as error:
-                self._owner.link_violated(error.code, error.text)
-                return
-        self._owner.link_read()
+        try:
+            self._owner.link_read(received, self._loop.time())
+        except RemoteProtocolError as error:
+            self._owner.link_violated(error.code, error.text)
 
-    def carrier_takes(self, size: int) -> bool:
+    def may_send(self, size: int) -> bool:
         """A slow socket gets at most one batch at once."""
         return size <= self._pace.batch
 
-    def carrier_filled(self) -> None:
+    def handle_filled(self) -> None:
         """The socket is full: measure its rate, and start to watch it."""
         carrier = self.carrier
         now = self._loop.time()
@@ -227,7 +223,7 @@ class Link:
         self._owner.link_unsent(self._full_unsent)
         self._arm()
 
-    def carrier_drained(self) -> None:
+    def handle_drained(self) -> None:
         """The socket took everything."""
         self._owner.link_unsent(0)
         self._pace.drained(self._loop.time())
@@ -241,7 +237,7 @@ class Link:
             self._held = batch
             self.carrier.hold_unsent(batch)
 
-    def carrier_lost(self, closing: Closing | None, error: Exception | None) -> None:
+    def handle_lost(self, closing: Closing | None, error: Exception | None) -> None:
         """The connection is gone."""
         self._over = True
         if not self._server:

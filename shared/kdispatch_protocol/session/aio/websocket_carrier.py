@@ -76,8 +76,8 @@ def _pass_nothing_on(flags: int, number: int, value: int, payload: Buffer) -> bo
 class WebSocketCarrier(asyncio.BufferedProtocol):
     """One WebSocket connection after its handshake. ``server`` says which end this is.
 
-    It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``pass_on`` in one
-    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_data`).
+    It has two fast paths for streams that are not bulk. A read of exactly one short DATA goes to ``read_fast`` in one
+    step (:meth:`buffer_updated`), and such a DATA is sent in one step (:meth:`send_fast`).
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         self._time = asyncio.get_running_loop().time
         self._killer: asyncio.TimerHandle | None = None
         self.given = 0  #: total bytes given to the transport
-        self.full = False  #: the socket is full; wait for ``carrier_drained``
+        self.full = False  #: the socket is full; wait for ``handle_drained``
         self.heard: float | None = None  #: when bytes arrived last; its reader resets it
         self.arrived: float | None = None  #: when a piece of a message arrived last; its reader resets it
         self.sent: float | None = None  #: when a client sent a message last; its reader resets it
         self.found = 0  #: frames found in this read; the owner counts them
         #: Takes flags, stream, offset and payload of a DATA that came alone, and returns whether it handled the DATA.
         #: If not, nothing was changed, and the DATA goes to the owner. A client's payload is in memory that is reused.
-        self.pass_on: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
+        self.read_fast: Callable[[int, int, int, Buffer], bool] = _pass_nothing_on
 
     def start(self) -> None:
         """Take over the transport that this was made with."""
@@ -190,10 +190,12 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         self.sent = self._time()
         self._write(websocket.BINARY, parts)
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
-        """Send one DATA at once as its own message, if the socket is free; returns whether it was sent.
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+        """Fast path of :meth:`send`, for one DATA: send it at once, if the socket is free; returns whether it was sent.
 
-        Call this only if the outbox is empty, or if the DATA may overtake it. The payload may be reused afterwards.
+        Call this only if the outbox is empty, or if the DATA may overtake it. If not sent, queue it for a batch. The
+        payload may be reused afterwards. Same as ``send``:
+        tests/aio/test_either_way.py::test_a_carrier_sends_the_same_either_way
         """
         writer = self._writer
         size = len(payload)
@@ -201,7 +203,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             return False
         message = HEADER.pack((_KIND | flags) << 24 | size, number, value)
         if size > _SHORT:
-            if not self._owner.carrier_takes(size):
+            if not self._owner.may_send(size):
                 return False
             self.send([message, payload])
             return True
@@ -213,7 +215,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             mask = self._masks.pop() if self._masks else self._next_mask()
             message = _MASKED_HEADS[size] + mask + apply_mask(message, mask)
         self.given += len(message)
-        writer.write_one(message)
+        writer.write_fast(message)
         return True
 
     def close(self, code: int, reason: str) -> None:
@@ -232,7 +234,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
 
     def _fall_silent(self) -> None:
         self._silent = True
-        self.pass_on = _pass_nothing_on  # from now on the owner handles what still arrives
+        self.read_fast = _pass_nothing_on  # from now on the owner handles what still arrives
 
     def _write(self, opcode: int, parts: list[Buffer]) -> None:
         writer = self._writer
@@ -263,8 +265,11 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         return self._view if self._carries else self._least
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle the bytes of a read."""
-        message = self._reader.receive_whole(self._shared, nbytes)
+        """Handle the bytes of a read. The fast path stands here, the general one in :meth:`_read`; it says the same.
+
+        tests/aio/test_short_messages.py::test_what_is_passed_on_is_what_was_said
+        """
+        message = self._reader.receive_data_fast(self._shared, nbytes)
         if message is None:
             if self._reader.closing is None:
                 self._read(self._shared[:nbytes])
@@ -276,10 +281,10 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if size > 0:
             word, number, value = HEADER.unpack_from(message)
             flags = (word >> 24) - _KIND
-            if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.pass_on(flags, number, value, message[16:]):
+            if 0 <= flags <= 3 and word & 0xFFFFFF == size and self.read_fast(flags, number, value, message[16:]):
                 return
-        self._owner.piece_received(message, ends=True)
-        self._owner.bytes_received()
+        self._owner.receive_piece(message, ends=True)
+        self._owner.receive_end()
 
     def _give_turn(self, size: int) -> None:
         """Choose the size of the next read, and pause after a full read so that others have their turn."""
@@ -307,7 +312,7 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if reader.closing is not None and not reader.closing.by_peer:
             pieces = []
         for piece, ends in pieces:
-            self._owner.piece_received(piece, ends=ends)
+            self._owner.receive_piece(piece, ends=ends)
         if piece is not None:
             self.arrived = self.heard
         elif not reader.idle:
@@ -315,13 +320,13 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if reader.idle:
             idle, reader.idle = reader.idle, 0
             self.found += idle
-            self._owner.carrier_idle(idle)
+            self._owner.handle_idle(idle)
         if reader.pings:
             # Answering the latest PING is enough (RFC 6455, 5.5.3). A peer that does not read gets no answer.
             if not self.full:
                 self._write(websocket.PONG, [reader.pings[-1]])
             reader.pings.clear()
-        self._owner.bytes_received()
+        self._owner.receive_end()
         closing = reader.closing
         if closing is None or self._transport is None:
             return
@@ -333,12 +338,12 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The socket is full."""
         self.full = True
-        self._owner.carrier_filled()
+        self._owner.handle_filled()
 
     def resume_writing(self) -> None:
         """The socket took everything."""
         self.full = False
-        self._owner.carrier_drained()
+        self._owner.handle_drained()
 
     def eof_received(self) -> bool:
         """The other end sends no more; without its close frame this counts as a loss."""
@@ -350,4 +355,4 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
             if handle is not None:
                 handle.cancel()
         self._transport = self._writer = None
-        self._owner.carrier_lost(self._reader.closing, exc)
+        self._owner.handle_lost(self._reader.closing, exc)

@@ -35,8 +35,11 @@ class SocketWriter:
         self._fd = sock.fileno() if plain else -1
         self._waits = True  # the transport may have pending bytes
 
-    def write_one(self, data: Buffer) -> None:
-        """Fast path of :meth:`write`: one small buffer to a socket with room."""
+    def write_fast(self, data: Buffer) -> None:
+        """Fast path of :meth:`write`, for one small buffer and a socket with room; it calls ``write`` in other cases.
+
+        Same as ``write``: tests/aio/test_either_way.py::test_a_socket_gets_the_same_either_way
+        """
         if not self._waits and not self._transport.is_closing():
             try:
                 sent = os.write(self._fd, data)

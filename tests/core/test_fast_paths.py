@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdispatch_protocol.endpoint import events
 from kdispatch_protocol.endpoint.replay import Outbound
 from kdispatch_protocol.endpoint.streams import Stream
+from kdispatch_protocol.endpoint.windows import CreditBudget, Inbound
+from kdispatch_protocol.errors import RemoteProtocolError
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame, decode, frame
@@ -30,7 +35,7 @@ ops = st.lists(
 
 
 class Sender:
-    """An agent with one open stream, whose socket is never full. ``fast``: it sends by ``pass_on`` where it can."""
+    """An agent with one open stream, whose socket is never full. ``fast``: it sends by ``write_fast`` where it can."""
 
     def __init__(self, *, fast: bool, host: bool) -> None:
         self.talk = Conversation(limits=SMALL, offer=host)
@@ -70,17 +75,17 @@ class Sender:
     def write(self, data: bytes) -> None:
         table = self.talk.table
         assert not self.talk.session.outbox
-        self.talk.session.send_data = self.send_data if self.fast else None
-        if not table.pass_on(self.stream, data):
+        self.talk.session.send_fast = self.send_fast if self.fast else None
+        if not table.write_fast(self.stream, data):
             table.write(self.stream, data)
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         self.passed += 1
         self.said += plain(decode(frame(frames.DATA, number, value, bytes(payload), flags)))
         return True
 
     def flush(self) -> None:
-        while parts := self.talk.endpoint.data_to_send(self.talk.session, 1 << 20, self.talk.now):
+        while parts := self.talk.endpoint.take_batch(self.talk.session, 1 << 20, self.talk.now):
             self.said += plain(decode(b"".join(parts)))
 
     @property
@@ -110,7 +115,7 @@ def same_bytes(said: list[Plain]) -> list[Plain]:
 @given(st.booleans(), ops)
 @settings(max_examples=400)
 def test_a_sender_says_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
-    """With ``pass_on``, a sender's frames, offsets, budget, pauses and events are those of the general path."""
+    """With ``write_fast``, a sender's frames, offsets, budget, pauses and events are those of the general path."""
     fast, general = Sender(fast=True, host=host), Sender(fast=False, host=host)
     for op in happens:
         fast.do(*op)
@@ -130,7 +135,7 @@ def test_what_was_passed_on_can_be_repeated(writes: list[tuple[bool, int]], limi
         data = bytes([len(written) % 251]) * size
         if passed and out.sent == out.end and out.end + size <= limit:
             assert sent == written  # nothing waited before it
-            out.passed_on(data, out.end + size)
+            out.write_fast(data, out.end + size)
             sent += data
         else:
             out.write(data)
@@ -151,9 +156,12 @@ def test_what_was_passed_on_can_be_repeated(writes: list[tuple[bool, int]], limi
 
 
 class Receiver:
-    """An agent with one open stream, whose program takes what arrives. ``fast``: by ``accept_data`` where it can."""
+    """An agent with one open stream, whose program takes what arrives. ``fast``: by ``data_fast`` where it can.
 
-    def __init__(self, *, fast: bool, host: bool) -> None:
+    Without a ``sink`` data arrives as events.
+    """
+
+    def __init__(self, *, fast: bool, host: bool, sink: bool = True) -> None:
         self.talk = Conversation(limits=SMALL, offer=host)
         self.stream: Stream = self.talk.host() if host else self.talk.client()
         self.fast = fast
@@ -161,7 +169,8 @@ class Receiver:
         self.read: list[bytes] = []
         self.happened: list[object] = []
         self.said: list[tuple[str, int, int, bytes]] = []
-        self.talk.table.sink = lambda _, data: self.read.append(bytes(data))
+        if sink:
+            self.talk.table.sink = lambda _, data: self.read.append(bytes(data))
 
     def hear(self, message: bytes) -> None:
         """Handle one read of the agent's connection."""
@@ -169,7 +178,7 @@ class Receiver:
         received = decode(message)
         if self.fast and is_alone(received):
             _, flags, number, value, payload = received[0]
-            stream = session.accept_data(flags, number, value, len(payload), self.talk.now)
+            stream = self.talk.endpoint.receiving.data_fast(session, flags, number, value, len(payload), self.talk.now)
             if stream is not None:
                 self.taken += 1
                 table.deliver(stream, payload)
@@ -195,7 +204,7 @@ class Receiver:
             case "fin":
                 self.hear(frame(frames.FIN, number, start))
             case "take" if not stream.ended:
-                talk.table.consumed(stream, (start - stream.inbound.consumed) * size // 700, talk.now)
+                talk.table.consume(stream, (start - stream.inbound.consumed) * size // 700, talk.now)
             case "close":
                 talk.table.close(stream, talk.now)
             case "gone":
@@ -205,7 +214,14 @@ class Receiver:
             case _:
                 talk.wait(more / 10)
         self.said += talk.said()
-        self.happened += [type(event) for event in talk.events()]
+        self.note_events()
+
+    def note_events(self) -> None:
+        for event in self.talk.events():
+            if isinstance(event, events.DataReceived):
+                self.read.append(bytes(event.data))
+            else:
+                self.happened.append(type(event))
 
     @property
     def state(self) -> tuple[object, ...]:
@@ -226,13 +242,42 @@ heard = st.tuples(
 @given(st.booleans(), st.lists(heard, max_size=25))
 @settings(max_examples=400)
 def test_a_receiver_does_the_same_either_way(host: bool, happens: list[tuple[str, int, int]]) -> None:
-    """With ``accept_data``, what a program reads and a receiver sends and counts is the same as on the general path."""
+    """With ``data_fast`` or a sink, what a program reads and a receiver sends and counts is as on the general path."""
     fast, general = Receiver(fast=True, host=host), Receiver(fast=False, host=host)
+    by_events = Receiver(fast=False, host=host, sink=False)
     for op in happens:
-        fast.do(*op)
-        general.do(*op)
-        assert fast.said == general.said
-        assert fast.state == general.state
+        for receiver in (fast, general, by_events):
+            receiver.do(*op)
+        assert fast.said == general.said == by_events.said
+        assert fast.state == general.state == by_events.state
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 300), st.booleans()), max_size=20), st.integers(0, 900))
+def test_bytes_are_accepted_the_same_either_way(data: list[tuple[int, int, bool]], end: int) -> None:
+    """``accept_fast`` counts like ``accept``, or returns false and changes nothing."""
+    halves = [Inbound(CreditBudget(SMALL.credit, SMALL)) for _ in range(2)]
+    fast, general = halves
+    for gap, size, grants in data:
+        for half in halves:
+            if grants:
+                half.consume(half.received - half.consumed)
+                half.grant()
+            if half.received >= end and half.final is None:
+                half.finish(half.received)
+        offset = max(0, general.received + gap * (gap % 2))
+        before = counted(fast)
+        if fast.accept_fast(offset, size):
+            assert general.accept(offset, size) == 0
+        else:
+            assert counted(fast) == before
+            for half in halves:
+                with contextlib.suppress(RemoteProtocolError):
+                    half.accept(offset, size)
+        assert counted(fast) == counted(general)
+
+
+def counted(half: Inbound) -> tuple[object, ...]:
+    return half.received, half.consumed, half.limit, half.final, half.budget.promised, half.unacknowledged
 
 
 # --- at the relay --------------------------------------------------------------------------------------
@@ -244,9 +289,9 @@ class Socket:
     def __init__(self, peer: Peer, log: list[tuple[int, bytes]]) -> None:
         self.peer, self.log = peer, log
         self.full = False
-        peer.session.send_data = self.send_data
+        peer.session.send_fast = self.send_fast
 
-    def send_data(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
+    def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         if not self.full:
             self.log.append((id(self.peer), frame(frames.DATA, number, value, bytes(payload), flags)))
         return not self.full
@@ -267,13 +312,22 @@ class Wired:
         self.sockets = [Socket(peer, self.log) for peer in (self.client, self.host)]
         self.heard: dict[int, list[Plain]] = {0: [], 1: []}
 
+    def allows(self, who: int, number: int, end: int) -> bool:
+        """Whether an agent may send bytes below ``end``. Of a read that breaks the rule the fast path sends more."""
+        leg = (self.client, self.host)[who].session.legs.get(number)
+        return leg is None or end <= leg.limit
+
     def say(self, who: int, message: bytes) -> None:
         """Handle one read from this agent at the relay."""
         relay, session = self.relay, (self.client, self.host)[who].session
         received = decode(message)
-        if self.fast and is_alone(received) and relay.switch.pass_on(session, *received[0][1:]):
+        alone = is_alone(received)
+        while self.fast and received and received[0][0] == frames.DATA and (alone or len(received[0][4]) > 4096):
+            if not relay.switch.passing.data_fast(session, *received[0][1:]):
+                break
             self.passed += 1
-        else:
+            del received[0]
+        if received:
             relay.switch.receive_frames(session, received, relay.now)
         self.flush()
 
@@ -295,7 +349,7 @@ class Wired:
 
 said = st.one_of(
     st.tuples(st.just("data"), st.integers(0, 1), st.sampled_from([1, 1, 1, 50, 9000])),
-    st.tuples(st.sampled_from(["ack", "fin", "other", "full", "free", "gap", "again", "two", "reset"]),
+    st.tuples(st.sampled_from(["ack", "fin", "other", "full", "free", "gap", "again", "two", "large", "reset"]),
               st.integers(0, 1), st.integers(1, 5)),
     st.tuples(st.just("lose"), st.integers(0, 1), st.just(0)),
 )  # fmt: skip
@@ -314,6 +368,11 @@ def speak(wired: Wired, what: str, who: int, size: int, sent: dict[int, int]) ->
                 who, frame(frames.DATA, number, sent[who], b"d") + frame(frames.DATA, number, sent[who] + 1, b"e")
             )
             sent[who] += 2
+        case "large" if wired.allows(who, number, sent[who] + 15_000):  # AgentLink.link_read passes on one by one
+            wired.say(
+                who, b"".join(frame(frames.DATA, number, sent[who] + at, b"l" * 5000) for at in (0, 5000, 10_000))
+            )
+            sent[who] += 15_000
         case "gap" | "again":
             wired.say(who, frame(frames.DATA, number, max(0, sent[who] + (1 if what == "gap" else -1)), b"x"))
         case "other":
@@ -338,7 +397,7 @@ def speak(wired: Wired, what: str, who: int, size: int, sent: dict[int, int]) ->
 @given(st.lists(said, max_size=25))
 @settings(max_examples=400)
 def test_a_relay_says_the_same_either_way(happens: list[tuple[str, int, int]]) -> None:
-    """With ``pass_on``, both agents get the same frames in the same order as through the outboxes."""
+    """With ``data_fast``, both agents get the same frames in the same order as through the outboxes."""
     fast, general = Wired(fast=True), Wired(fast=False)
     offsets = {0: 0, 1: 0}, {0: 0, 1: 0}
     for what, who, size in happens:
@@ -367,7 +426,7 @@ def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> N
         case "full":
             wired.sockets[1].full = True
         case "no socket":
-            host.session.send_data = None
+            host.session.send_fast = None
         case "limit":
             client.session.legs[1].limit = 4
         case "gap":
@@ -380,7 +439,7 @@ def test_the_relay_passes_on_only_what_nothing_stands_before(obstacle: str) -> N
             host.lose()
         case _:
             pass
-    assert switch.pass_on(client.session, 0, 1, value, b"hello") is (obstacle == "nothing")
+    assert switch.passing.data_fast(client.session, 0, 1, value, b"hello") is (obstacle == "nothing")
     assert bool(wired.log) is (obstacle == "nothing")
     assert obstacle == "lost" or client.session.legs[1].next == (5 if obstacle == "nothing" else 0)
 
