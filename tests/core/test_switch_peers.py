@@ -183,13 +183,13 @@ def test_a_frame_that_comes_alone() -> None:
     cluster.connect()
     sent: list[tuple[int, int, int, bytes]] = []
 
-    def send_data(flags: int, number: int, value: int, payload: frames.Buffer) -> bool:
+    def send_fast(flags: int, number: int, value: int, payload: frames.Buffer) -> bool:
         sent.append((flags, number, value, bytes(payload)))
         return True
 
     far, client, switch = cluster.far.session, cluster.client.session, cluster.relay.switch
-    far.send_data = client.send_data = send_data
-    assert switch.pass_on(client, 0, 1, 0, b"there") and switch.pass_on(far, 0, 2, 0, b"back")
+    far.send_fast = client.send_fast = send_fast
+    assert switch.passing.data_fast(client, 0, 1, 0, b"there") and switch.passing.data_fast(far, 0, 2, 0, b"back")
     assert sent == [(0, 2, 0, b"there"), (0, 1, 0, b"back")]
     assert (far.legs[2].next, client.legs[1].next) == (4, 5)
 
