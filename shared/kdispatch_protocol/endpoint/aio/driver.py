@@ -29,6 +29,9 @@ class EndpointDriver:
 
     Those are SessionReady, SessionRefused, PongReceived, Offered, OfferRefused, AttachRefused, StreamRequested,
     StreamOpened and StreamWasReset. The streams' transports get the other events.
+
+    The driver does what :class:`Endpoint` asks of its caller. So after a command or an input here nothing is left to
+    do: its frames go out at the end of the read, or in this turn of the loop.
     """
 
     def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
@@ -52,6 +55,8 @@ class EndpointDriver:
     def connect(self, make: MakeCarrier, *, ping: float | None = None) -> UplinkSession:
         """Run a session over the carrier that ``make`` makes. If there is a session, streams move to the new one.
 
+        Wait for ``lost`` of the result: it resolves when the session ends.
+
         ``ping`` is the silence in seconds after which this session sends a PING; the default is that of the limits.
         """
         uplink = UplinkSession(self, make, ping)
@@ -65,7 +70,7 @@ class EndpointDriver:
             uplink.close(code, text)
 
     def abort(self) -> None:
-        """End every session at once; new ones may follow."""
+        """End every session at once; new ones may follow. Each session's ``lost`` resolves later."""
         for uplink in list(self._uplinks.values()):
             uplink.abort()
 
@@ -160,7 +165,7 @@ class EndpointDriver:
         return transport
 
     def refuse(self, stream: Stream, code: str, text: str) -> None:
-        """Refuse a requested stream."""
+        """Refuse a requested stream. No event follows."""
         self._table.reset(stream, code, text)
         self.wake()
 
@@ -183,7 +188,7 @@ class EndpointDriver:
         self.wake()
 
     def consume(self, stream: Stream, count: int) -> None:
-        """For transports: the program took bytes."""
+        """For transports: the program took bytes; the peer gets their credit."""
         now = self._table.now if self._reading else self.loop.time()
         if self._table.consume(stream, count, now):
             self.wake()
@@ -327,7 +332,7 @@ class EndpointDriver:
                 uplink.left.set()
 
     def handle_session_lost(self, session: Session, text: str) -> None:
-        """Handle the end of a session."""
+        """Handle the end of a session. Connect again: its streams wait for the next session."""
         del self._uplinks[session]
         self.endpoint.disconnect(session, self.loop.time(), text)
         self.programs.deliver()
