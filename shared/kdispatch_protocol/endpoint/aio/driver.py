@@ -86,9 +86,8 @@ class EndpointDriver:
         """End a client's streams to a service that the agent gave up."""
         self._table.now = self.loop.time()
         self.endpoint.give_up(service, code, text)
-        self.loop.call_soon(
-            self.programs.deliver
-        )  # not at once: the caller is still handling the event of the first one
+        # Not at once: the caller is still handling the event of the first one.
+        self.loop.call_soon(self.programs.deliver)
         self.wake()
 
     def stop(self) -> None:
@@ -268,7 +267,7 @@ class EndpointDriver:
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Handle the frames of one read, tell the programs, and send what both cause.
 
-        On ``RemoteProtocolError`` close the session with its code: nothing was sent.
+        On ``RemoteProtocolError`` close the session with its code: that sends what is queued in it.
         """
         self._reading = True
         try:
