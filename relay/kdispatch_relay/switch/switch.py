@@ -41,7 +41,11 @@ __all__ = ["Switch"]
 
 # More than 25 methods: a short one for each type of frame.
 class Switch:
-    """One relay's sessions, offers and routes. ``choose(n)`` gives a uniform number below ``n``."""
+    """One relay's sessions, offers and routes. ``choose(n)`` gives a uniform number below ``n``.
+
+    After each input and each command, the caller takes :meth:`take_touched` and the intents until both are empty, sends
+    what the outboxes hold, and sets its timer to :meth:`next_deadline`. ``Passing.data_fast`` leaves nothing to do.
+    """
 
     def __init__(
         self,
@@ -116,7 +120,10 @@ class Switch:
             self.attachments.newest(older)
 
     def receive_frames(self, session: SwitchSession, received: list[Frame], now: float) -> None:
-        """Handle frames that a session received. On ``RemoteProtocolError``, cut the session with its code."""
+        """Handle frames that a session received. On ``RemoteProtocolError``, cut the session with its code.
+
+        What the frames before it caused stays in effect.
+        """
         if session.stalled:
             self._heard_again(session, now)
         leg_of, pass_data, pass_frame = session.legs.get, self.passing.data, self.passing.frame
@@ -187,7 +194,7 @@ class Switch:
         self._touched.add(session)
 
     def cut(self, session: SwitchSession, code: str, text: str = "") -> None:
-        """End a session for a reason that its agent should hear."""
+        """End a session for a reason that its agent should hear. The intent ``CutSession`` follows."""
         if not session.doomed:
             session.doomed = True
             self.intents.put(CutSession(session, code, text))
@@ -197,7 +204,7 @@ class Switch:
         return self.timers.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Run the timers that are due."""
+        """Run the timers that are due, and go on as after each input."""
         for call in self.timers.due(now):
             call(now)
 
@@ -321,7 +328,7 @@ class Switch:
             self.make_room()
 
     def make_room(self) -> None:
-        """The process's budget is spent: cut the sessions that hold most."""
+        """The process's budget is spent: cut the sessions that hold most. An intent follows for each."""
         if self.intents.has(CutSession):  # earlier cuts are pending, and free their memory after this read
             return
         for cut in make_room(self.sessions, self.budget):

@@ -47,7 +47,11 @@ _BEFORE_WELCOME: Final = frozenset({frames.WELCOME, frames.GOAWAY, frames.PING, 
 
 # More than 25 methods: one short one for each frame type.
 class Endpoint:
-    """One agent process: its streams, its offers, and its session; two sessions while it moves."""
+    """One agent process: its streams, its offers, and its session; two sessions while it moves.
+
+    After each input and each command, also those of ``table``, the caller handles :meth:`take_events` until there are
+    none, sends :meth:`take_batch` of every session, and sets its timer to :meth:`next_deadline`.
+    """
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class Endpoint:
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Handle frames from the session's carrier. Their payloads may be reused afterwards.
 
-        On ``RemoteProtocolError`` close the session with its code.
+        On ``RemoteProtocolError`` close the session with its code. What the frames before it caused stays in effect.
         """
         table, stream_handlers = self.table, self.receiving.handlers
         table.now = now
@@ -132,7 +136,10 @@ class Endpoint:
         table.resume_writers()
 
     def take_batch(self, session: Session, most: int, now: float) -> list[Buffer]:
-        """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued."""
+        """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued.
+
+        Send it before the next call. It may add events, because writers may go on.
+        """
         parts = session.outbox.collect(most, now)
         self.table.resume_writers()
         return parts
@@ -143,7 +150,7 @@ class Endpoint:
             self.table.session.outbox.send(frames.frame(frames.PING, value=value))
 
     def take_events(self) -> list[Event]:
-        """Return the events since the last call, in order, and forget them."""
+        """Return the events since the last call, in order, and forget them. Handling them may cause more."""
         taken = self.table.events
         self.table.events = []
         return taken
@@ -153,7 +160,7 @@ class Endpoint:
         return self.table.timers.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Run what is due."""
+        """Run what is due, and go on as after each input."""
         self.table.now = now
         for call in self.table.timers.due(now):
             call(now)

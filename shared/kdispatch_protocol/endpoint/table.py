@@ -1,7 +1,7 @@
-"""All streams of one agent process, and what a program does with them.
+"""All streams of one agent process: the commands of programs, and what frames change. ``resume.py`` has lost legs.
 
-``endpoint.py`` has the other half of an agent's protocol: what arrives from the relay. ``resume.py`` handles streams
-that lose a leg. Everything here is bookkeeping: it changes tables, and queues frames in the session's outbox.
+``endpoint.py`` has the other half of an agent's protocol: what arrives from the relay. Everything here is bookkeeping:
+it changes tables, and queues frames and events. The caller then does what :class:`Endpoint` says.
 """
 
 from __future__ import annotations

@@ -29,6 +29,9 @@ class EndpointDriver:
 
     Those are SessionReady, SessionRefused, PongReceived, Offered, OfferRefused, AttachRefused, StreamRequested,
     StreamOpened and StreamWasReset. The streams' transports get the other events.
+
+    The driver does what :class:`Endpoint` asks of its caller. So after a command or an input here nothing is left to
+    do: its frames go out at the end of the read, or in this turn of the loop.
     """
 
     def __init__(self, endpoint: Endpoint, on_event: Callable[[Event], None]) -> None:
@@ -52,6 +55,8 @@ class EndpointDriver:
     def connect(self, make: MakeCarrier, *, ping: float | None = None) -> UplinkSession:
         """Run a session over the carrier that ``make`` makes. If there is a session, streams move to the new one.
 
+        Wait for ``lost`` of the result: it resolves when the session ends.
+
         ``ping`` is the silence in seconds after which this session sends a PING; the default is that of the limits.
         """
         uplink = UplinkSession(self, make, ping)
@@ -65,7 +70,7 @@ class EndpointDriver:
             uplink.close(code, text)
 
     def abort(self) -> None:
-        """End every session at once; new ones may follow."""
+        """End every session at once; new ones may follow. Each session's ``lost`` resolves later."""
         for uplink in list(self._uplinks.values()):
             uplink.abort()
 
@@ -81,9 +86,8 @@ class EndpointDriver:
         """End a client's streams to a service that the agent gave up."""
         self._table.now = self.loop.time()
         self.endpoint.give_up(service, code, text)
-        self.loop.call_soon(
-            self.programs.deliver
-        )  # not at once: the caller is still handling the event of the first one
+        # Not at once: the caller is still handling the event of the first one.
+        self.loop.call_soon(self.programs.deliver)
         self.wake()
 
     def stop(self) -> None:
@@ -160,7 +164,7 @@ class EndpointDriver:
         return transport
 
     def refuse(self, stream: Stream, code: str, text: str) -> None:
-        """Refuse a requested stream."""
+        """Refuse a requested stream. No event follows."""
         self._table.reset(stream, code, text)
         self.wake()
 
@@ -183,7 +187,7 @@ class EndpointDriver:
         self.wake()
 
     def consume(self, stream: Stream, count: int) -> None:
-        """For transports: the program took bytes."""
+        """For transports: the program took bytes; the peer gets their credit."""
         now = self._table.now if self._reading else self.loop.time()
         if self._table.consume(stream, count, now):
             self.wake()
@@ -263,7 +267,7 @@ class EndpointDriver:
     def receive_frames(self, session: Session, received: list[Frame], now: float) -> None:
         """Handle the frames of one read, tell the programs, and send what both cause.
 
-        On ``RemoteProtocolError`` close the session with its code: nothing was sent.
+        On ``RemoteProtocolError`` close the session with its code: that sends what is queued in it.
         """
         self._reading = True
         try:
@@ -327,7 +331,7 @@ class EndpointDriver:
                 uplink.left.set()
 
     def handle_session_lost(self, session: Session, text: str) -> None:
-        """Handle the end of a session."""
+        """Handle the end of a session. Connect again: its streams wait for the next session."""
         del self._uplinks[session]
         self.endpoint.disconnect(session, self.loop.time(), text)
         self.programs.deliver()

@@ -82,7 +82,11 @@ class LinkOwner(Protocol):
 
 
 class Link:
-    """A session's carrier, with its batches and its liveness checks."""
+    """A session's carrier, with its batches and its liveness checks.
+
+    Its inputs come from the carrier (:class:`CarrierOwner`). The owner calls :meth:`flush` at the end of a read, and
+    :meth:`wake` when it has queued frames at any other time.
+    """
 
     def __init__(
         self, owner: LinkOwner, limits: Limits, make: MakeCarrier, *, server: bool, ping: float | None = None
@@ -174,7 +178,7 @@ class Link:
     # --- the carrier's owner ------------------------------------------------------------------
 
     def receive_piece(self, piece: Buffer, *, ends: bool) -> None:
-        """Decode a piece of a message. Its frames wait until the whole read is known to be valid."""
+        """Decode a piece of a message. Its frames wait for :meth:`receive_end`: the whole read must be valid."""
         if self._verdict is not None:
             return
         try:
@@ -200,7 +204,7 @@ class Link:
             self._owner.link_idle(count, self._loop.time())
 
     def receive_end(self) -> None:
-        """All pieces of one read were delivered."""
+        """All pieces of one read were delivered: pass its frames to the owner, which answers them."""
         received, self._received = self._received, []
         if self._verdict is not None:
             return
