@@ -25,6 +25,7 @@ from kdispatch_relay.switch.registry import ListedHost
 from kdispatch_relay.switch.revocations import revoke
 from kdispatch_relay.switch.sessions import SwitchSession
 from tests.core.agents import NO_WAIT, SERVICE, OtherEnd, Peer, Relay, code_of
+from tests.core.intents import cuts_of
 from tests.core.verdict import held, queued
 
 _PROCESS = "ab" * 16
@@ -328,9 +329,7 @@ def test_frames_without_effect() -> None:
     """Frames without effect count there as everywhere, and too many end the session."""
     cluster = Cluster(Limits(idle_burst=100))
     cluster.far.say(*[frame(frames.PONG)] * 300)
-    assert [(cut.session, cut.code) for cut in cluster.relay.switch.take_cuts()] == [
-        (cluster.far.session, "rate_limited")
-    ]
+    assert [(cut.session, cut.code) for cut in cuts_of(cluster.relay.switch)] == [(cluster.far.session, "rate_limited")]
 
 
 def test_more_than_its_credit_waits() -> None:
@@ -341,7 +340,7 @@ def test_more_than_its_credit_waits() -> None:
     limit = cluster.relay.switch.limits.window_floor + 1
     cluster.far.say(ack_frame(2, 0, limit, fin=False))
     cluster.client.say(frame(frames.DATA, 1, 0, bytes(limit)))
-    [cut] = cluster.relay.switch.take_cuts()
+    [cut] = cuts_of(cluster.relay.switch)
     assert (cut.session, cut.code) == (cluster.far.session, "credit_exceeded")
     cluster.check()
 
