@@ -149,6 +149,7 @@ def test_a_stream_over_another_relay() -> None:
     cluster = Cluster()
     relay, client, far = cluster.relay, cluster.client, cluster.far
     cluster.open()
+    assert relay.switch.take_touched() == [far.session, client.session]  # the client waits for the host
     [(name, number, _, payload)] = far.hear()
     asked = Open.parse(payload)
     assert (name, number, asked.service, asked.process) == ("OPEN", 2, SERVICE, client.process)
@@ -304,6 +305,7 @@ def test_near_and_far_hosts_are_picked_alike() -> None:
     assert registry.pick(SERVICE, (), far.host.id) is far.host
     far.lose()
     assert registry.hosts_of(SERVICE) == [near]
+    assert len(registry) == registry.account(SERVICE).hosts == 1
 
 
 def test_frames_of_agents_are_not_expected() -> None:

@@ -128,18 +128,25 @@ class AgentSession(SwitchSession):
         """The stream of one of its legs was opened, or goes on here: it is found by uuid and role from now on."""
         route = leg.route
         uuid = route.message.uuid
+        if route.client is not leg:
+            self.streams[uuid, "host"] = leg
+            return
         if self.asking.get(uuid) is leg:
             del self.asking[uuid]
-        self.streams[uuid, "client" if route.client is leg else "host"] = leg
+        self.streams[uuid, "client"] = leg
 
     def remove_leg(self, leg: Leg) -> None:
         """Remove a leg: later frames with its number are ignored."""
-        super().remove_leg(leg)
+        self.effort.leg_ended()  # this line and the next as in SwitchSession, with one call less for each leg
+        self.legs.pop(leg.number, None)
         route = leg.route
         uuid = route.message.uuid
-        if self.asking.get(uuid) is leg:
-            del self.asking[uuid]
-        stream = uuid, "client" if route.client is leg else "host"
+        if route.client is not leg:
+            stream = uuid, "host"
+        else:
+            stream = uuid, "client"
+            if self.asking.get(uuid) is leg:
+                del self.asking[uuid]
         if self.streams.get(stream) is leg:
             del self.streams[stream]
 

@@ -201,7 +201,8 @@ class Registry(Claims):
         ground.entry.hosts.remove(host)
         ground.entry.account.hosts -= 1
         self._listed -= 1
-        self._let_go(host)
+        if not host.streams:
+            self._let_go(host)
 
     def host(self, host_id: str) -> OfferedHost | None:
         """The live host of this id whose agent has its session here."""
@@ -218,12 +219,12 @@ class Registry(Claims):
     def carried(self, host: ListedHost) -> None:
         """A host carries one stream less."""
         host.streams -= 1
-        if not host.streams:
+        if not host.streams and not host.listed:
             self._let_go(host)
 
     def _let_go(self, host: ListedHost) -> None:
         # A host elsewhere is in no table here. The same process may have a host of this id here while it moves.
-        if not host.listed and not host.streams and self._hosts.get(host.id) is host:
+        if self._hosts.get(host.id) is host:
             del self._hosts[host.id]
 
     def withdraw(self, host_id: str) -> None:
