@@ -128,6 +128,9 @@ def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
     errors = _Errors()
     logging.getLogger("asyncio").addHandler(errors)
     try:
+        # What is alive now outlives the test: the collection below need not look at it (4 ms instead of 95).
+        gc.collect()
+        gc.freeze()
         request.getfixturevalue("no_task_is_left")
         yield
         # Coroutines never awaited and exceptions never retrieved are reported when they are collected.
