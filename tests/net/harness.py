@@ -25,6 +25,7 @@ from kdispatch.network.dialer import Dialer
 from kdispatch.network.trust import Trust
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest.client import RestClient
+from tests.relay.empty import write_empty_database
 
 __all__ = [
     "KIB",
@@ -211,10 +212,12 @@ class Relay:
         return older
 
     async def start(self, *options: str) -> None:
-        """Start it on its earlier port and database; the first time, sign up."""
+        """Start it on its earlier port and database; the first time, with empty tables, and sign up."""
         listen = self.url.partition("://")[2] or "127.0.0.1:0"
-        database = str(self.folder / "relay.db")
-        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
+        database = self.folder / "relay.db"
+        if not database.exists():
+            await asyncio.to_thread(write_empty_database, database)
+        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", str(database), *options]
         # Without this option it ends at once: there is no other relay to move to.
         name = f"relay-{len(self.older)}" if self.older else "relay"
         self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})

@@ -8,25 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from kdispatch_relay.store.database import Database
 from tests.net.harness import Network
 from tests.programs.servers import postgres
+from tests.relay.empty import write_empty_database
 from tests.relay.postgres import Server
 from tests.relay.support import Api, relay_api
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with empty tables: a relay on a copy of it starts in a third of the time."""
-    file = tmp_path_factory.mktemp("empty") / "relay.db"
-
-    async def make() -> None:
-        database = Database(str(file))
-        await database.start()
-        await database.close()
-
-    asyncio.run(make())
-    return file
+    """A database with empty tables, to copy."""
+    return write_empty_database(tmp_path_factory.mktemp("empty") / "relay.db")
 
 
 @pytest.fixture(scope="session")
