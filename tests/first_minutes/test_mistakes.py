@@ -91,7 +91,7 @@ async def test_no_relay_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ftp://relay.example.org", "https://", "https://a b/", "htps://x"])
 async def test_a_relay_url_that_is_none(tmp_path: Path, url: str) -> None:
     """A mistyped address is found before any request."""
-    says(await Person(tmp_path).runs("sign-up", "bob", "--relay", url), "bad_relay_url")
+    says(await Person(tmp_path).runs_here("sign-up", "bob", "--relay", url), "bad_relay_url")
 
 
 async def test_a_relay_name_that_does_not_exist(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_a_wrong_token(newcomer: Person, command: str) -> None:
 async def test_a_token_that_was_cut(newcomer: Person) -> None:
     """A truncated token is found without a request, and the error does not repeat it."""
     cut = _unknown_token()[:-9]
-    ended = await newcomer.runs("whoami", "--token", "-", given=cut)
+    ended = await newcomer.runs_here("whoami", "--token", "-", given=cut)
     says(ended, "token_refused")
     assert cut not in ended.err
 
@@ -166,19 +166,19 @@ async def test_a_token_that_was_cut(newcomer: Person) -> None:
 async def test_no_credentials_yet(newcomer: Person, command: str) -> None:
     """Without credentials, the error names the command that creates them."""
     with listening() as port:
-        ended = await newcomer.runs(*_with(_COMMANDS[command], port))
+        ended = await newcomer.runs_here(*_with(_COMMANDS[command], port))
     says(ended, "not_logged_in", "sign-up")
 
 
 async def test_a_taken_handle(newcomer: Person) -> None:
     """A handle of another person is refused with `handle_taken`."""
-    says(await newcomer.runs("sign-up", "ann"), "handle_taken", "ann")
+    says(await newcomer.runs_here("sign-up", "ann"), "handle_taken", "ann")
 
 
 async def test_a_taken_service(ann: Person) -> None:
     """A service that exists already is refused with `service_exists`."""
-    assert (await ann.runs("service", "create", "twice")).status == 0
-    says(await ann.runs("service", "create", "twice"), "service_exists", "ann/twice")
+    assert (await ann.runs_here("service", "create", "twice")).status == 0
+    says(await ann.runs_here("service", "create", "twice"), "service_exists", "ann/twice")
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ async def test_an_unknown_service(ann: Person, arguments: tuple[str, ...]) -> No
 )
 async def test_a_malformed_name(ann: Person, arguments: tuple[str, ...]) -> None:
     """The error for a malformed name states the rule for names."""
-    ended = await ann.runs(*arguments)
+    ended = await ann.runs_here(*arguments)
     if arguments[1].startswith("-"):
         says(ended, "bad_request")  # parsed as an option
     else:
@@ -248,7 +248,9 @@ async def test_no_live_host(ann: Person) -> None:
 async def test_plain_http_to_another_machine(tmp_path: Path, command: str) -> None:
     """Plain http to another machine is refused, and the error names both ways out."""
     with listening() as port:
-        ended = await Person(tmp_path).runs(*_with(_COMMANDS[command], port), "--relay", "http://relay.example.org")
+        ended = await Person(tmp_path).runs_here(
+            *_with(_COMMANDS[command], port), "--relay", "http://relay.example.org"
+        )
     says(ended, "plaintext_refused", "https://", "--insecure-plaintext")
 
 
@@ -267,7 +269,7 @@ async def test_an_unknown_setting(newcomer: Person) -> None:
     """A mistyped key in the file is named with the likely intended one."""
     newcomer.config.mkdir()
     (newcomer.config / "config.toml").write_text('relai = "https://relay.example.org"\n')
-    says(await newcomer.runs("whoami"), "bad_request", "relai", "Did you mean 'relay'?")
+    says(await newcomer.runs_here("whoami"), "bad_request", "relai", "Did you mean 'relay'?")
 
 
 @pytest.mark.parametrize(
@@ -284,13 +286,13 @@ async def test_an_unknown_setting(newcomer: Person) -> None:
 )
 async def test_a_typo(newcomer: Person, typed: tuple[str, ...], meant: str) -> None:
     """The error for a typo suggests the likely intended word."""
-    says(await newcomer.runs(*typed), "bad_request", meant)
+    says(await newcomer.runs_here(*typed), "bad_request", meant)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 async def test_a_port_that_is_none(newcomer: Person, port: str) -> None:
     """An invalid port is refused, and the error names the option."""
-    says(await newcomer.runs("agent", "host", "ann/web", "--port", port), "bad_request", "'--port'")
+    says(await newcomer.runs_here("agent", "host", "ann/web", "--port", port), "bad_request", "'--port'")
 
 
 async def test_an_error_as_json(newcomer: Person) -> None:
