@@ -6,6 +6,7 @@ Each is ended by its pid. Their output is kept in files, which a failing test sh
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import secrets
@@ -29,6 +30,7 @@ from tests.relay.empty import write_empty_database
 
 __all__ = [
     "KIB",
+    "LOOPS",
     "MIB",
     "Network",
     "Process",
@@ -44,6 +46,8 @@ __all__ = [
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+#: The event loops that an agent can run on here.
+LOOPS: Final = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _START_WAIT: Final = 30.0  # seconds; a start takes half a second on an idle machine
 _T = TypeVar("_T")
