@@ -14,10 +14,11 @@ import pytest
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.tokens import format_token
 from tests.first_minutes.person import Ended, Person
+from tests.guards.promises import promised
 from tests.net.harness import Relay
 
 #: The longest acceptable wait in seconds; the agents' own wait for a relay or a host is 10 of them.
-SOON = 12.0
+SOON = promised(12.0)
 
 
 def _unknown_token() -> str:
@@ -126,6 +127,7 @@ async def test_a_url_that_is_no_relay(tmp_path: Path, command: str) -> None:
     says(ended, "captive_portal", url.partition("://")[2], "A web page answers")
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 async def test_the_relay_is_down(tmp_path: Path, command: str) -> None:
@@ -235,6 +237,7 @@ async def test_the_local_port_is_closed(ann: Person) -> None:
     says(ran, "local_port_closed", str(port))
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 async def test_no_live_host(ann: Person) -> None:
     """Without a host, connect prints one line while it waits, and then the error."""

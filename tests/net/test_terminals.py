@@ -26,7 +26,7 @@ from tests.net.tcp import Tcp, echo, service
 pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
-_SOON: Final = 5.0  # seconds: far below the grace, after which peers would know as well
+_SOON: Final = 25.0  # seconds: far below the grace, after which peers would know as well
 #: Run the rest with this signal ignored, as shells (INT) and nohup (HUP) do.
 _IGNORING: Final = ("sh", "-c", "trap '' $0; exec \"$@\"")
 
