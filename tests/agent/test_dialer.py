@@ -49,7 +49,7 @@ async def _server(answer: Answer) -> AsyncIterator[RelayUrl]:
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
         yield RelayUrl.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await asyncio.gather(*running)
     finally:
         server.close()
@@ -79,7 +79,7 @@ def _problem(status: str, code: str, *headers: str) -> bytes:
 
 
 async def _error(answer: Answer) -> KdispatchError:
-    async with _server(answer) as url, asyncio.timeout(0.5):
+    async with _server(answer) as url, asyncio.timeout(20):
         with pytest.raises(KdispatchError) as caught:
             await Dialer(url).upgrade()
     return caught.value
@@ -240,7 +240,7 @@ async def test_other_websocket(subprotocol: str) -> None:
 
 async def test_upgrade() -> None:
     """A relay's upgrade returns the connection, and the data that directly followed it."""
-    async with _server(_upgrade(behind=b"early")) as url, asyncio.timeout(2):
+    async with _server(_upgrade(behind=b"early")) as url, asyncio.timeout(20):
         upgraded = await Dialer(url).upgrade()
         assert upgraded.early == b"early"
         assert not upgraded.transport.is_reading()  # until the session takes over
@@ -279,7 +279,7 @@ async def test_no_tls() -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    async with _server(handle) as url, asyncio.timeout(2):
+    async with _server(handle) as url, asyncio.timeout(20):
         with pytest.raises(KdispatchError) as caught:
             await Dialer(RelayUrl.parse(f"https://127.0.0.1:{url.port}")).upgrade()
     assert caught.value.code == "not_a_relay"
@@ -404,7 +404,7 @@ async def test_a_name_is_looked_up_for_each_connection(monkeypatch: pytest.Monke
         return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)]
 
     monkeypatch.setattr(loop, "getaddrinfo", look_up, raising=False)
-    async with _server(_upgrade()) as url, asyncio.timeout(2):
+    async with _server(_upgrade()) as url, asyncio.timeout(20):
         way = Dialer(RelayUrl.parse(f"http://relay.test:{url.port}", insecure_plaintext=True), no_proxy=True)
         with pytest.raises(KdispatchError) as caught:
             await way.upgrade()

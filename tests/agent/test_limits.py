@@ -67,7 +67,7 @@ async def _called(listener: socket.socket, count: int, stack: ExitStack) -> list
 
 
 async def _until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
 

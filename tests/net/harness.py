@@ -64,7 +64,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -> None:
+async def eventually(read: Callable[[], _T], expected: _T, wait: float = 30.0) -> None:
     """Return when ``read()`` gives the expected value; otherwise fail with the last value."""
     deadline = asyncio.get_running_loop().time() + wait
     while (last := read()) != expected and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
@@ -168,7 +168,7 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, wait: float = 10.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, wait: float = 30.0) -> int:
         """End it; returns the exit status."""
         if self.status is None:
             self._process.send_signal(number)
@@ -275,7 +275,7 @@ class Network:
         async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             return (await rest.service(service)).live_hosts
 
-    async def has_live_hosts(self, service: str, count: int, wait: float = 15.0) -> None:
+    async def has_live_hosts(self, service: str, count: int, wait: float = 30.0) -> None:
         """Wait until the relay's REST API reports this many."""
         async with asyncio.timeout(wait):
             while await self.live_hosts(service) != count:  # noqa: ASYNC110 - no event tells

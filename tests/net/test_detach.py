@@ -92,7 +92,7 @@ async def _ended(pid: int) -> int:
             found.append(os.waitstatus_to_exitcode(status))
         return bool(found)
 
-    await eventually(reap, expected=True, wait=5)
+    await eventually(reap, expected=True)
     return found[0]
 
 
