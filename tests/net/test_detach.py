@@ -248,7 +248,7 @@ async def test_interrupted(shell: Shell, network: Network) -> None:
     # The new process has begun when it has read its input.
     await eventually(lambda: any(path.stat().st_size for path in shell.agents.glob("*.log")), expected=True)
     waiting.send_signal(signal.SIGINT)
-    assert await waiting.ended(5) == 130
+    assert await waiting.ended() == 130
     with pytest.raises(ProcessLookupError):
         os.kill(int(child), 0)
     assert not [path for path in shell.agents.iterdir() if path.name != "lock"]
