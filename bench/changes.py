@@ -66,9 +66,9 @@ class Crowd:
         host = self._greeted()
         offer = Offer(service=service, host=host_id(host.process, service), digest="00" * 32, token=service)
         self._say(host, frames.frame(frames.OFFER, 1, payload=offer.encode()))
-        for question in self.switch.take_questions():
-            assert isinstance(question, AskOffer)
-            self.switch.offers.allowed(question, Terms(public=True), 0.0)
+        for intent in self.switch.intents.take_all():
+            if isinstance(intent, AskOffer):  # the others are reports
+                self.switch.offers.allowed(intent, Terms(public=True), 0.0)
         for number in range(clients):
             client = self._greeted()
             for stream in range(streams):

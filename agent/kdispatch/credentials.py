@@ -295,10 +295,8 @@ def _from_stdin(prompt: str) -> str:
     if sys.stdin is None:
         return ""
     if sys.stdin.isatty():
-        import getpass  # noqa: PLC0415 - only needed for a terminal
-
-        return getpass.getpass(prompt)
-    return secret_text(sys.stdin.buffer.readline(_TOKEN_FILE_BYTES))
+        return secret_text(HERE.read_hidden(prompt, _TOKEN_FILE_BYTES))
+    return secret_text(HERE.read_line(_TOKEN_FILE_BYTES))
 
 
 def _from_file(name: str) -> str:

@@ -102,11 +102,12 @@ class RelaySettings:
     limit_asking: int = field(
         default=4_000,
         metadata={
-            "help": "OPENs, OFFERs and ATTACHes of a source a second; above it the relay reads them slower; or off."
+            "help": "OPENs, OFFERs and ATTACHes of a source a second, at once a fifth; more are read slower; or off."
         },
     )
     limit_source_sessions: int = field(
-        default=2_000, metadata={"help": "Sessions that one source may have, and may begin in 10 s; or off."}
+        default=2_000,
+        metadata={"help": "Sessions that one source may have, and may begin in 10 s (at once twice as many); or off."},
     )
     limit_sessions: int = field(
         default=20_000,

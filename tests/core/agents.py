@@ -12,6 +12,7 @@ from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import claims, doubt, revoke
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
+from tests.core.intents import questions_of
 
 SERVICE = "ann/web"
 NO_WAIT = Limits(open_wait_start=0, open_wait_lost=0)
@@ -47,7 +48,7 @@ class Relay:
 
     def answer(self, *, known: bool = True) -> int:
         """Answer what the switch asks; returns how many questions it were."""
-        questions = self.switch.take_questions()
+        questions = questions_of(self.switch)
         for question in questions:
             if isinstance(question, AskOffer):
                 if known:

@@ -25,6 +25,7 @@ from kdispatch_relay.switch.intents import AskOffer
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
+from tests.core.intents import cuts_of, questions_of
 
 __all__ = ["FAST", "Download", "Paths", "Way"]
 
@@ -180,12 +181,12 @@ class Paths:
     def settle(self) -> None:
         """Carry out what the switch has decided."""
         switch = self.switch
-        for question in switch.take_questions():
+        for question in questions_of(switch):
             if isinstance(question, AskOffer):
                 switch.offers.allowed(question, Terms(public=True), self.now)
             else:
                 switch.opens.allowed(question.route, Terms(public=True), self.now)  # type: ignore[union-attr]
-        assert not switch.take_cuts(), "an honest session was cut"
+        assert not cuts_of(switch), "an honest session was cut"
         switch.take_touched()
         for agent in (self.client, self.host):
             agent.down.flush()

@@ -22,6 +22,7 @@ from kdispatch_relay.switch.revocations import withdraw_host
 from kdispatch_relay.switch.routes import RouteState
 from tests.core.agents import SERVICE, Peer, Relay, revoke_service
 from tests.core.conversation import Conversation
+from tests.core.intents import cuts_of, questions_of
 from tests.core.resuming import HOST, client, entry, hear, host, lose
 from tests.core.test_switch_attachments import entry as half
 
@@ -180,7 +181,7 @@ class _Crowd:
                 withdraw_host(self.relay.switch, listed)
 
     def _answers(self) -> None:
-        self.pending += self.relay.switch.take_questions()
+        self.pending += questions_of(self.relay.switch)
         self.rng.shuffle(self.pending)
         for _ in range(min(self.rng.randrange(3), len(self.pending))):
             self._answer(self.pending.pop(), yes=self.rng.random() < 0.7)
@@ -206,7 +207,7 @@ class _Crowd:
         switch = self.relay.switch
         for _ in range(3):
             switch.take_touched()
-            for cut in switch.take_cuts():
+            for cut in cuts_of(switch):
                 switch.disconnect(cut.session, self.relay.now)
             for number, peer in self.peers.items():
                 if peer.session.ended:

@@ -12,6 +12,7 @@ from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.switch.drain import Drain
 from kdispatch_relay.switch.views import Left
 from tests.core.agents import Peer, Relay, connected
+from tests.core.intents import cuts_of
 
 
 class _Watch:
@@ -39,7 +40,7 @@ class _Watch:
                     if name == "GOAWAY":
                         assert peer not in self.told, "each agent is told once"
                         self.told[peer] = (after, Goaway.parse(payload))
-            for cut in self.relay.switch.take_cuts():
+            for cut in cuts_of(self.relay.switch):
                 assert cut.code == "drain"
                 self.cuts[cut.session] = after
                 self.relay.switch.disconnect(cut.session, self.relay.now)

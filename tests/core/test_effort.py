@@ -18,6 +18,7 @@ from kdispatch_relay.switch.intents import AskAttach, AskOffer, CutSession
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
+from tests.core.intents import cuts_of, questions_of
 
 SERVICE = "ann/web"
 HELD = 5120  # streams that one session may have: 1,024 that it opened, and 4,096 that it accepted
@@ -48,7 +49,7 @@ class Relay:
         """Handle one message from an agent and all its effects; the store allows everything."""
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
-        for question in switch.take_questions():
+        for question in questions_of(switch):
             if isinstance(question, AskOffer):
                 switch.offers.allowed(question, Terms(public=True, streams=1 << 30), self.now)
             elif isinstance(question, AskAttach):
@@ -58,7 +59,7 @@ class Relay:
         for touched in switch.take_touched():
             while parts := touched.outbox.collect(1 << 16, self.now):
                 self.out[touched] += b"".join(parts)
-        self.cuts += switch.take_cuts()
+        self.cuts += cuts_of(switch)
         self.rested += session.effort.rest
         session.effort.rest = 0.0
 

@@ -22,6 +22,7 @@ from kdispatch_relay.switch.intents import AskAttach, AskOffer, CutSession
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
+from tests.core.intents import cuts_of, questions_of
 from tests.core.verdict import held
 
 ROOT: Final = Path(__file__).parents[2]
@@ -105,7 +106,6 @@ BOUNDED: Final = {
     "Drain._told_clients": "--limit-sessions",
     "Drain._told_hosts": "--limit-sessions",
     "Gate._acts": "types of intents",
-    "Gate._cuts": "codes",
     "Gate._links": "--limit-sessions",
     "Gate._reports": "types of intents",
     "Limiter._rates": "kinds",
@@ -200,7 +200,7 @@ class Relay:
     def hear(self, session: SwitchSession, *message: bytes) -> None:
         switch = self.switch
         switch.receive_frames(session, decode(b"".join(message)), self.now)
-        for question in switch.take_questions():
+        for question in questions_of(switch):
             if isinstance(question, AskOffer):
                 switch.offers.allowed(question, Terms(public=True), self.now)
             elif isinstance(question, AskAttach):
@@ -208,7 +208,7 @@ class Relay:
             else:
                 switch.opens.allowed(question.route, Terms(public=True), self.now)
         switch.take_touched()
-        for cut in switch.take_cuts():
+        for cut in cuts_of(switch):
             self.cuts.append((cut.session, cut.code))
             switch.disconnect(cut.session, self.now)
 
@@ -331,7 +331,7 @@ def test_room_is_made_once_for_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switch_module, "make_room", look)
     message = b"".join(frame(frames.DATA, 1, at * 8192, bytes(8192)) for at in range(150))
     relay.switch.receive_frames(client, decode(message), relay.now)
-    assert [cut.code for cut in relay.switch.take_cuts()] == ["slow_consumer"]
+    assert [cut.code for cut in cuts_of(relay.switch)] == ["slow_consumer"]
     assert len(looked) == 1
 
 

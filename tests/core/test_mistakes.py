@@ -37,6 +37,7 @@ from kdispatch_relay.switch.routes import Leg, Route, RouteState
 from kdispatch_relay.switch.sessions import SwitchSession
 from kdispatch_relay.switch.switch import Switch
 from tests.core import grants, test_paths
+from tests.core.intents import cuts_of
 from tests.core.storms import CALM, LAST_WORDS, LOSSES, PLANNED, TRUSTY, Storm
 from tests.core.test_two_ends import run
 from tests.core.test_windows import Credit
@@ -134,7 +135,7 @@ def old_numbers_are_taken(patch: Patch) -> None:
     def hello(self: Switch, session: SwitchSession, type_: int, payload: memoryview) -> None:
         greeted(self, session, type_, payload)
         # The older one is not cut: its frames are handled as before.
-        self.take_cuts()
+        cuts_of(self)
 
     forgotten = StreamTable._forget
     patch(AgentSession, "drop", drop)

@@ -50,7 +50,7 @@ def test_a_forged_attach_changes_nothing(changes: dict[str, object], *, asked: b
 
 
 def test_an_attach_that_was_used_is_not_taken_again() -> None:
-    """A recorded ATTACH, complete and with a valid proof, is refused: its number is not higher than any seen."""
+    """An earlier ATTACH of the peer, complete and with a valid proof, is given up, and the peer is waited for."""
     talk = Conversation()
     stream = client(talk)
     lose(talk)
@@ -58,8 +58,11 @@ def test_an_attach_that_was_used_is_not_taken_again() -> None:
     hear(talk, used)
     assert stream.leg is LegState.JOINED
     lose(talk)
-    hear(talk, dataclasses.replace(used, number=stream.number))
-    assert reset_of(talk.said()[0]) == "bad_proof"
+    talk.events()
+    number = stream.number
+    hear(talk, dataclasses.replace(used, number=number))
+    assert [(name, given) for name, given, *_ in talk.said()] == [("GONE", number), ("ATTACH", 0)]
+    assert (stream.leg, talk.events()) == (LegState.ATTACHING, [])
 
 
 def test_an_end_that_was_written_but_never_sent_can_not_have_arrived() -> None:

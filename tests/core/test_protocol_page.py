@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
 
 from kdispatch_protocol.endpoint.states import TABLE, State
+from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.wire import frames, messages
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -45,6 +47,44 @@ def test_json_keys_are_the_codes() -> None:
             for item in fields
         }
         assert keys == coded, name
+
+
+#: Where the relay answers an OPEN or an OFFER: files, and for those with other answers the functions.
+_RELAY = Path(__file__).parents[2] / "relay" / "kdispatch_relay"
+_OF_BOTH = {"auth.py": {"identify", "_hidden"}, "gate/access.py": {"_answer"}}
+_OF_OPENS = _OF_BOTH | {"switch/opens.py": set(), "switch/claims.py": set()}
+_OF_OFFERS = _OF_BOTH | {"switch/offers.py": set(), "auth.py": {"identify", "_hidden", "may_host"}}
+
+
+def _codes_of(places: dict[str, set[str]]) -> set[str]:
+    """The codes that stand in these functions, or in the whole file if none is named."""
+    found = set()
+    for name, functions in places.items():
+        parts: list[ast.AST] = [ast.parse((_RELAY / name).read_text())]
+        if functions:
+            kinds = ast.FunctionDef | ast.AsyncFunctionDef
+            parts = [node for node in ast.walk(parts[0]) if isinstance(node, kinds) and node.name in functions]
+            assert len(parts) == len(functions), name
+        texts = (node.value for part in parts for node in ast.walk(part) if isinstance(node, ast.Constant))
+        found |= {text for text in texts if isinstance(text, str) and text in CODES}
+    return found
+
+
+def test_answers_to_an_open_are_the_codes() -> None:
+    """Each code with which the relay answers an OPEN has a row in section 6."""
+    section = PAGE.partition("## 6. ")[2].partition("## 7. ")[0]
+    told = set(re.findall(r"(?m)^\| `(\w+)` \|", section))
+    over = {"closed", "cancelled"}  # the ends of streams that were open, and of OPENs that the client gave up
+    # The switch itself answers an unknown kind, and the end of a host's right. The store's failures have one code.
+    elsewhere = {"bad_request", "host_refused", "storage_unavailable"}
+    assert _codes_of(_OF_OPENS) - over == told - elsewhere
+    assert elsewhere <= told <= CODES.keys()
+
+
+def test_answers_to_an_offer_are_the_codes() -> None:
+    """Section 5 names each code with which the relay answers an OFFER."""
+    told = set(re.findall(r"`(\w+)`", PAGE.partition("ends the offer, with a code (")[2].partition(")")[0]))
+    assert _codes_of(_OF_OFFERS) == told - {"storage_unavailable"}
 
 
 def states_table() -> str:

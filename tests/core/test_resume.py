@@ -13,7 +13,7 @@ from kdispatch_protocol.endpoint.states import LegState, State
 from kdispatch_protocol.endpoint.tombstones import Tombstones
 from kdispatch_protocol.limits import DEFAULT_LIMITS, Limits
 from kdispatch_protocol.wire import frames
-from kdispatch_protocol.wire.frames import frame
+from kdispatch_protocol.wire.frames import ack_frame, frame
 from kdispatch_protocol.wire.identity import proof
 from kdispatch_protocol.wire.messages import Attach, Open, Reset, reset_frame
 from tests.core.conversation import SERVICE, WELCOME, Conversation, reset_of
@@ -187,8 +187,44 @@ def test_a_client_that_had_not_heard_of_its_host() -> None:
     assert (said.opening, said.peer) == (True, HOST)
     talk.events()
     hear(talk, entry(stream, received=3))
+    assert (talk.events(), talk.names()) == ([], ["ACK"])
+    talk.hear(ack_frame(stream.number, 3, 65536, fin=False))
     assert talk.events() == [events.StreamOpened(stream)]
     assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"uest"]
+
+
+@pytest.mark.parametrize(("code", "then"), [("unknown_stream", None), ("cancelled", "cancelled")])
+def test_a_host_that_gave_the_stream_up_before_the_join(code: str, then: str | None) -> None:
+    """A join opens a stream only with the host's first frame: a RESET before it is the host's answer to the OPEN."""
+    talk = Conversation()
+    stream = client(talk, opened=False)
+    talk.table.write(stream, b"request")
+    talk.said()
+    lose(talk)
+    talk.events()
+    hear(talk, entry(stream))
+    talk.said()
+    talk.hear(frame(frames.RESET, stream.number, payload=Reset(code=code).encode()))
+    assert [event.code for event in talk.events() if isinstance(event, events.StreamWasReset)] == (
+        [then] if then else []
+    )
+    assert talk.names() == ([] if then else ["OPEN"])
+
+
+def test_a_join_without_a_word_of_the_host_is_asked_for_again() -> None:
+    """A client that loses its session between the join and the host's first frame asks the same host again."""
+    talk = Conversation()
+    stream = client(talk, opened=False)
+    talk.table.write(stream, b"request")
+    talk.said()
+    lose(talk)
+    hear(talk, entry(stream))
+    [said] = attached(lose(talk))
+    assert (said.opening, said.peer, said.attach) == (True, HOST, 2)
+    hear(talk, entry(stream, attach=2))
+    talk.hear(frame(frames.DATA, stream.number, 0, b"hello"))
+    assert stream.opened
+    assert [payload for name, _, _, payload in talk.said() if name == "DATA"] == [b"request"]
 
 
 @pytest.mark.parametrize(
@@ -263,9 +299,12 @@ def test_a_stream_that_is_opened_anew_replaces_the_one_that_waits() -> None:
     stranger = Open(service=SERVICE, uuid=UUID, limit=65536, attempt=1, process="66" * 16, key="00" * 32)
     talk.hear(frame(frames.OPEN, 2, payload=stranger.encode()))
     assert reset_of(talk.said()[0]) == "bad_request"
-    second = host(talk, 4)
+    again = Open(service=SERVICE, uuid=UUID, limit=65536, attempt=1, process=CLIENT, key=KEY.hex())
+    talk.hear(frame(frames.OPEN, 4, payload=again.encode()))
+    # A client that was joined to the first one meanwhile opens it again, because of this code.
+    assert reset_of(talk.said()[0]) == "unknown_stream"
     assert first.state is State.RESET
-    assert talk.table.by_uuid[UUID] is second
+    assert talk.table.by_uuid[UUID] is not first
 
 
 def test_a_reset_on_an_older_session_does_not_end_what_was_attached_anew() -> None:
@@ -302,6 +341,24 @@ def test_an_older_entry_is_taken_back_when_a_newer_session_is_lost() -> None:
     said = talk.said()
     assert [(name, number) for name, number, *_ in said if name == "GONE"] == [("GONE", waiting.number)]
     assert [one.attach for one in attached(said)] == [3]
+
+
+def test_all_older_entries_are_taken_back_when_a_newer_session_is_lost() -> None:
+    """A stream that is attached in a session beside its leg gives up both numbers when a newer session is lost."""
+    talk = Conversation()
+    stream = client(talk)
+    hear(talk, entry(stream, number=None))
+    [waiting] = attached(talk.said())
+    older = talk.session
+    talk.connect()
+    talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
+    [moving] = attached(talk.said())
+    talk.lose()
+    talk.session = older
+    said = talk.said()
+    assert [(name, number) for name, number, *_ in said] == [("GONE", waiting.number), ("GONE", 1), ("ATTACH", 0)]
+    [again] = attached(said)
+    assert (waiting.attach, moving.attach, again.attach) == (1, 2, 3)
 
 
 def test_a_linger_or_a_missing_confirmation_waits_while_the_stream_is_detached() -> None:

@@ -10,6 +10,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import process_id
 from kdispatch_protocol.wire.messages import Attach, Hello, Reset
 from tests.core.agents import Peer, Relay, connected
+from tests.core.intents import cuts_of, questions_of
 from tests.core.test_switch_attachments import entry, joined
 
 _BATCH = 64
@@ -41,7 +42,7 @@ def test_strangers_do_not_keep_a_process_out() -> None:
     host = Peer(relay, 1)
     host.say(frame(frames.HELLO, payload=Hello(versions=[1], secret=host.secret.hex()).encode()))
     relay.switch.take_touched()
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
     assert host.session.outbox.control_size < KIB
     assert len(host.session.asked) == 4 * 5056
 
@@ -62,7 +63,7 @@ def test_a_stream_that_is_attached_for_ever_ends_its_session() -> None:
     host, stranger = relay.agent(1, offers=True), relay.agent(7)
     _flood(stranger, host.process, 64 * 100, same=True)
     assert len(host.session.asked) <= 1
-    assert [(cut.session, cut.code) for cut in relay.switch.take_cuts()] == [(stranger.session, "rate_limited")]
+    assert [(cut.session, cut.code) for cut in cuts_of(relay.switch)] == [(stranger.session, "rate_limited")]
 
 
 def test_names_are_not_to_be_guessed_by_attach_either() -> None:
@@ -89,8 +90,8 @@ def test_look_ups_are_bounded() -> None:
         for given_up in range(number, after, 2):
             stranger.reset(given_up)
         number = after
-    assert len(relay.switch.take_questions()) == 10
-    assert {(cut.session, cut.code) for cut in relay.switch.take_cuts()} == {(stranger.session, "rate_limited")}
+    assert len(questions_of(relay.switch)) == 10
+    assert {(cut.session, cut.code) for cut in cuts_of(relay.switch)} == {(stranger.session, "rate_limited")}
 
 
 def test_a_client_can_not_have_a_host_cut() -> None:
@@ -103,7 +104,7 @@ def test_a_client_can_not_have_a_host_cut() -> None:
         refusal = Reset(code="unknown_stream", uuid="77" * 16, process=host.process)
         client.say(frame(frames.RESET, payload=refusal.encode()))
         relay.now += 0.01
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
 
 
 def test_what_a_half_costs() -> None:

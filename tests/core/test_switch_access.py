@@ -14,6 +14,7 @@ from kdispatch_protocol.wire.messages import Reset
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, claims, doubt, revoke
 from tests.core.agents import SERVICE, Peer, Relay, Said
+from tests.core.intents import questions_of
 
 WHY = ("token_refused", "The token was revoked.")
 
@@ -117,10 +118,10 @@ def test_what_is_public_is_asked_for_again() -> None:
     host, client = relay.agent(1, offers=True), relay.agent(2)
     opened(relay, host, client, 1, None)
     client.open(3)
-    assert not relay.switch.take_questions()
+    assert not questions_of(relay.switch)
     doubt(relay.switch, SERVICE)
     client.open(5)
-    assert len(relay.switch.take_questions()) == 1
+    assert len(questions_of(relay.switch)) == 1
 
 
 def test_pins() -> None:

@@ -12,6 +12,7 @@ from kdispatch_protocol.wire.identity import process_id
 from kdispatch_protocol.wire.messages import Attach, AttachEntry, Hello, Reset
 from kdispatch_relay.switch.intents import AskAttach, RefusedAttach
 from tests.core.agents import SERVICE, Peer, Relay, Said, code_of, connected, revoke_service
+from tests.core.intents import cuts_of, questions_of, taken
 
 _UUID = "77" * 16
 
@@ -114,7 +115,7 @@ def test_a_half_of_somebody_else_joins_nothing() -> None:
     refusal = Reset(code="unknown_stream", uuid=_UUID, process=thief.process)
     host.say(frame(frames.RESET, payload=refusal.encode()))
     assert code_of(thief.hear()) == "unknown_stream"
-    [report] = relay.switch.intents.take(RefusedAttach)
+    [report] = taken(relay.switch, RefusedAttach)
     assert (report.agent, report.peer, report.code) == (thief.process, host.process, "unknown_stream")
     client.say(frame(frames.DATA, 5, 10, b"mine"))
     assert ("DATA", 7, 10, b"mine") in host.hear()
@@ -199,7 +200,7 @@ def test_who_may_not_any_more_is_told() -> None:
     client = relay.agent(2)
     two = [entry(client, "client", "11" * 16, 5), entry(client, "client", "12" * 16, 7)]
     attach(client, *two, entry(client, "host", "13" * 16, 9), answer=False)
-    questions = relay.switch.take_questions()
+    questions = questions_of(relay.switch)
     asked = [question for question in questions if isinstance(question, AskAttach)]
     assert [(q.service, q.role, q.token, len(q.halves)) for q in asked] == [
         (SERVICE, "client", "t", 2), (SERVICE, "host", "t", 1)
@@ -251,7 +252,7 @@ def test_a_half_whose_look_up_comes_behind_the_join_does_not_wait() -> None:
     relay = Relay()
     host, client = relay.agent(1), relay.agent(2)
     attach(client, entry(client, "client", host.process, 5), answer=False)
-    [late] = relay.switch.take_questions()
+    [late] = questions_of(relay.switch)
     attach(client, entry(client, "client", host.process, 9, attach=2))
     attach(host, entry(host, "host", client.process, 7))
     assert told(client.hear()) == [("host", host.process, 9)]
@@ -295,7 +296,7 @@ def test_a_successor_speaks_for_the_dead() -> None:
     successor = Peer(relay, 3)
     successor.say(frame(frames.HELLO, payload=_hello(successor, ghost.secret.hex())))
     assert code_of(client.hear()) == "peer_restarted"
-    [cut] = relay.switch.take_cuts()
+    [cut] = cuts_of(relay.switch)
     assert (cut.session, cut.code) == (ghost.session, "superseded")
     ghost.lose()
     attach(client, entry(client, "client", ghost.process, 7))
@@ -317,7 +318,7 @@ def test_a_hello_that_claims_another_process_is_nobody() -> None:
     thief.say(frame(frames.HELLO, payload=Hello(versions=[1], secret=(owner.process * 2)).encode()))
     assert thief.session.process != owner.process
     assert relay.switch.by_process[owner.process] is owner.session
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
 
 
 def test_numbers_and_counts() -> None:

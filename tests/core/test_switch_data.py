@@ -12,6 +12,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Offer
 from tests.core.agents import SERVICE, Relay, code_of, connected
+from tests.core.intents import cuts_of
 
 
 def test_a_refused_offer_is_reset() -> None:
@@ -92,9 +93,9 @@ def test_a_session_that_granted_too_much_is_cut() -> None:
     relay = Relay(Limits(credit=1000, window_floor=100, open_wait_start=0))
     client, host = connected(relay)
     client.say(frame(frames.DATA, 1, 0, bytes(1100)))
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
     client.say(frame(frames.DATA, 1, 1100, bytes(1)))
-    [cut] = relay.switch.take_cuts()
+    [cut] = cuts_of(relay.switch)
     assert (cut.session, cut.code) == (host.session, "credit_exceeded")
 
 
@@ -162,7 +163,7 @@ def test_short_memory_cuts_no_more_than_it_must() -> None:
     relay.agent(9)
     for _ in range(4):
         client.say(frame(frames.DATA, 1, client.session.legs[1].next, bytes(3000)))
-    assert [cut.session for cut in relay.switch.take_cuts()] == [host.session]
+    assert [cut.session for cut in cuts_of(relay.switch)] == [host.session]
 
 
 def test_a_slow_session_gets_frames_in_pieces() -> None:

@@ -13,6 +13,7 @@ from kdispatch_protocol.wire.messages import Hello, Offer, Reset
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.revocations import Claim, doubt, revoke, withdraw_host
 from tests.core.agents import SERVICE, Peer, Relay, Said, code_of
+from tests.core.intents import questions_of
 from tests.core.ledger import check_books
 
 WHY = ("revoked", "The token was revoked.")
@@ -132,7 +133,7 @@ def test_an_older_session_does_not_come_first() -> None:
     old = relay.agent(1)
     answer, relay.answer = relay.answer, lambda **_: 0  # type: ignore[method-assign]
     old.offer(1, "a")
-    late = relay.switch.take_questions()
+    late = questions_of(relay.switch)
     relay.answer = answer  # type: ignore[method-assign]
     new = moved(relay, 1)
     new.offer(1, "b")
@@ -203,7 +204,7 @@ def test_offers_that_are_taken_back_before_their_answer() -> None:
     before = peer.session.held
     for number in (1, 3, 5, 7):
         back(peer, number)
-    assert len(relay.switch.take_questions()) == 3
+    assert len(questions_of(relay.switch)) == 3
     assert code_of(peer.hear()) == "busy"
     assert peer.session.held - before > 3 * 8000
 

@@ -15,6 +15,7 @@ from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import Hello, Offer, Open, Opened, Reset, Trying
 from kdispatch_relay.switch.routes import Leg
 from tests.core.agents import SERVICE, Peer, Relay, code_of, connected
+from tests.core.intents import cuts_of
 
 
 def test_an_open_goes_to_the_host_without_the_clients_secrets() -> None:
@@ -223,7 +224,7 @@ def test_giving_up_too_many_opens_ends_the_session() -> None:
         client.open(number)
         client.reset(number)
     assert host.names() == ["OPEN", "RESET", "OPEN", "RESET"]
-    [cut] = relay.switch.take_cuts()
+    [cut] = cuts_of(relay.switch)
     assert (cut.session, cut.code) == (client.session, "rate_limited")
 
 
@@ -280,7 +281,7 @@ def test_when_memory_is_short_data_is_marked_opens_are_refused_and_the_longest_q
     newcomer = relay.agent(7)
     assert newcomer.session.credit == relay.switch.limits.credit // 4
     client.say(frame(frames.DATA, 1, 5000, bytes(5000)))
-    assert relay.switch.take_cuts()[0].session is host.session
+    assert cuts_of(relay.switch)[0].session is host.session
     client.open(9)
     assert code_of(client.hear()) == "busy"
     message = b"".join(host.session.outbox.collect(5000, relay.now))

@@ -15,6 +15,7 @@ from kdispatch_relay.switch import registry
 from kdispatch_relay.switch.revocations import withdraw_host
 from tests.core.agents import SERVICE, Peer, Relay, Said, connected, revoke_service
 from tests.core.conversation import OFFER, Conversation
+from tests.core.intents import questions_of
 
 
 def codes(said: Said) -> list[tuple[int, str]]:
@@ -153,7 +154,7 @@ def test_a_deletion_leaves_nothing(seed: int) -> None:
         for host in relay.switch.registry.hosts_of(SERVICE)[:2]:
             withdraw_host(relay.switch, host)
     revoke_service(relay.switch, SERVICE)
-    relay.switch.take_questions()
+    questions_of(relay.switch)
     for peer in (*hosts, *clients):
         session = peer.session
         assert not session.legs and not session.offers and session.queued == 0

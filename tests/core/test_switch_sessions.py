@@ -11,6 +11,7 @@ from kdispatch_protocol.wire.frames import frame
 from kdispatch_protocol.wire.identity import host_id
 from kdispatch_protocol.wire.messages import QUIET, Attach, AttachEntry, Hello, Offer, Open, Welcome
 from tests.core.agents import SERVICE, Peer, Relay, code_of
+from tests.core.intents import cuts_of
 
 
 def test_hello_gets_welcome() -> None:
@@ -68,9 +69,9 @@ def test_a_second_session_of_a_process_supersedes_the_first() -> None:
     relay = Relay()
     first = relay.agent(1)
     relay.agent(2)
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
     relay.agent(1)
-    [cut] = relay.switch.take_cuts()
+    [cut] = cuts_of(relay.switch)
     assert (cut.session, cut.code) == (first.session, "superseded")
 
 
@@ -151,11 +152,11 @@ def test_an_agent_that_asks_and_never_reads_is_cut() -> None:
     relay.switch.take_touched()
     peer.say(*[frame(frames.PING)] * 62)
     relay.switch.take_touched()
-    assert relay.switch.take_cuts() == []
+    assert cuts_of(relay.switch) == []
     for _ in range(5):
         peer.say(frame(frames.PING))
         relay.switch.take_touched()
-    [cut] = relay.switch.take_cuts()
+    [cut] = cuts_of(relay.switch)
     assert (cut.session, cut.code) == (peer.session, "slow_consumer")
     assert len(peer.hear()) == 67
     assert peer.session.outbox.control_size == 0

@@ -29,6 +29,7 @@ from kdispatch_relay.switch.intents import AskAttach, AskOffer, Question
 from kdispatch_relay.switch.registry import Terms
 from kdispatch_relay.switch.switch import Switch
 from tests.core.connection import Connection
+from tests.core.intents import cuts_of, questions_of
 from tests.core.ledger import check_books
 from tests.core.wire import is_alone
 
@@ -475,9 +476,9 @@ class World:
 
     def settle(self, agent: Agent) -> None:
         for relay in self.relays:
-            self.questions.extend((relay, question) for question in relay.take_questions())
+            self.questions.extend((relay, question) for question in questions_of(relay))
             relay.take_touched()
-            for cut in relay.take_cuts():
+            for cut in cuts_of(relay):
                 assert cut.code == "superseded", f"an honest session was cut: {cut}"
                 for other in self.agents:
                     for connection in other.connections:

@@ -11,9 +11,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect
 
 from kdispatch_relay.server import RunningRelay, running_relay
 from kdispatch_relay.settings import LIMITS, RelaySettings
+from kdispatch_relay.store.models import Base
 from kdispatch_relay.switch.views import ClientView, HostView, Left, LiveHost, LongestQueue, RelayState
 
 STATE = RelayState(
@@ -136,3 +140,14 @@ async def relay_api(file: Path, **settings: Any) -> AsyncIterator[Api]:
         aiohttp.ClientSession(relay.url) as http,
     ):
         yield Api(relay, gate, http, file)
+
+
+def differences(connection: Connection) -> list[object]:
+    """What the models say of the tables and the database does not have; of computed columns also how they are kept."""
+    found: list[object] = list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+    for table in Base.metadata.sorted_tables:
+        for there in inspect(connection).get_columns(table.name):
+            computed, kept = table.columns[there["name"]].computed, there.get("computed", {}).get("persisted")
+            if computed is not None and computed.persisted not in {None, kept}:
+                found.append((table.name, there["name"], computed.persisted, kept))
+    return found

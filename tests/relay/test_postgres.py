@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 from alembic import command
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from sqlalchemy import ColumnClause, Connection, insert, table, text, update
 from sqlalchemy.sql import column
 from typer.testing import CliRunner
@@ -28,11 +26,11 @@ from kdispatch_relay.auth import Authority
 from kdispatch_relay.cli import app
 from kdispatch_relay.store import upgrade
 from kdispatch_relay.store.database import Database
-from kdispatch_relay.store.models import AuditRow, Base, Change, Invite, Token
+from kdispatch_relay.store.models import AuditRow, Change, Invite, Token
 from kdispatch_relay.store.records import AuditRecord, NewToken, TokenIdentity
 from kdispatch_relay.store.repository import Repository
 from tests.relay.postgres import BOTH_STORES, POSTGRES, Server
-from tests.relay.support import Api
+from tests.relay.support import Api, differences
 
 _TOKENS = ("digest", "kind", "admin_id", "service_id", "created_at")  # at revision 0002
 ON_POSTGRES = pytest.mark.parametrize("location", [pytest.param("postgres", marks=POSTGRES)], indirect=True)
@@ -70,10 +68,6 @@ async def service(store: Repository, owner: TokenIdentity, name: str = "web") ->
 @ON_POSTGRES
 async def test_migrations_make_the_models(location: str) -> None:
     """The tables of the migrations are those that the models describe, also on PostgreSQL."""
-
-    def differences(connection: Connection) -> object:
-        return compare_metadata(MigrationContext.configure(connection), Base.metadata)
-
     async with opened(location) as store, store.database.read() as connection:
         assert await connection.run_sync(differences) == []
 

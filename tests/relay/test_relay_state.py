@@ -178,6 +178,21 @@ async def test_figures_of_a_real_gate() -> None:
         assert (state.hosts, state.cuts) == (0, {"protocol_error": 1})
 
 
+async def test_a_cut_is_counted_once() -> None:
+    """Whichever part ends a session, the switch's counters have it once, and the state shows these counters."""
+    async with running_gate() as relay:
+        cuts = relay.gate.switch.counters.cuts
+        async with _Agent.of(relay, b"\x11" * 32) as first, _Agent.of(relay, b"\x11" * 32) as second:
+            await first.end()  # by the switch: the second has its secret
+            await until(lambda: relay.gate.state().sessions == 1)
+            second.send(b"\xff" * 16)
+            await second.end()  # by the link: it broke the protocol
+        async with _Agent.of(relay, b"\x22" * 32):
+            pass  # by the agent
+        await until(lambda: relay.gate.state().sessions == 0)
+        assert relay.gate.state().cuts == cuts == {"superseded": 1, "protocol_error": 1}
+
+
 def test_queues_marks_and_halves() -> None:
     """Waiting bytes are counted, with the agent that has most of them; so are marks, and pending attaches."""
     from kdispatch_relay.switch.state import state_of  # noqa: PLC0415 - the only test of it
@@ -190,7 +205,7 @@ def test_queues_marks_and_halves() -> None:
     client.say(frame(frames.DATA, 1, 0, bytes(5000)))
 
     def state() -> Any:
-        return state_of(relay.switch, [client.session, host.session], since=0.0, draining=True, cuts={})
+        return state_of(relay.switch, [client.session, host.session], since=0.0, draining=True)
 
     assert (state().queued, state().longest) == (5000, type(state().longest)(host.process, 5000))
     assert (state().marks, state().draining) == (0, True)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import pytest
 from typer.testing import CliRunner
 
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_relay.cli import app
+from kdispatch_relay.limiter import RATES, Rate
 from kdispatch_relay.settings import LIMITS, SETTINGS, RelaySettings, environment_name
 
 PEM = Path("relay.pem")
@@ -53,6 +55,13 @@ def test_half_of_tls(one: str) -> None:
         RelaySettings(**{one: PEM})  # type: ignore[arg-type]  # one of two fields of the same type
 
 
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: rate.kind)
+def test_a_rate_tells_its_burst(rate: Rate) -> None:
+    """The help of a rate's setting names the burst where it differs from the number."""
+    told = {1.0: "", 0.2: "at once a fifth", 2.0: "at once twice", 4.0: "four times", 5.0: "five times"}
+    assert told[rate.at_once] in SETTINGS[rate.setting].metadata["help"]
+
+
 def test_every_setting_is_described() -> None:
     """Each setting has one sentence and its own variable."""
     for name, setting in SETTINGS.items():
@@ -81,6 +90,41 @@ def test_limits_on_the_command_line(given: str, taken: int | None, monkeypatch: 
         ended = CliRunner().invoke(app, ["serve", "--no-uvloop", *words], env=variables)
         assert ended.exit_code == (2 if taken is None else 0), ended.output
     assert [settings.limit_requests for settings in made] == ([] if taken is None else [taken] * 2)
+
+
+#: A valid value that is not the default; ``None`` for a switch. Others are numbers.
+_OTHER: Final[dict[str, str | None]] = {
+    "listen": "127.0.0.1:9",
+    "database": "other.db",
+    "tls_cert": "relay.pem",
+    "tls_key": "relay.pem",
+    "insecure_plaintext": None,
+    "trusted_proxy": "192.0.2.1",
+    "allowed_host": "relay.example.org",
+    "reuse_port": None,
+    "sign_up": "code",
+    "operator_token_file": "operator.token",
+    "log_format": "json",
+    "verbose": None,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_flag_and_a_variable_for_each_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting has its flag and its variable, and both reach the relay."""
+    made: list[RelaySettings] = []
+
+    async def serve(settings: RelaySettings) -> None:
+        made.append(settings)
+
+    monkeypatch.setattr("kdispatch_relay.serving.serve", serve)
+    given = {one: _OTHER.get(one, "7") for one in (("tls_cert", "tls_key") if name.startswith("tls") else (name,))}
+    flags = [word for one, value in given.items() for word in (f"--{one.replace('_', '-')}", value) if word is not None]
+    variables = {environment_name(one): value or "1" for one, value in given.items()}
+    for words, environment in (flags, {}), ([], variables):
+        ended = CliRunner().invoke(app, ["serve", "--no-uvloop", *words], env=environment)
+        assert ended.exit_code == 0, ended.output
+    assert [getattr(settings, name) == SETTINGS[name].default for settings in made] == [False, False]
 
 
 def test_sign_up() -> None:

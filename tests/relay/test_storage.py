@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Connection, select, update
@@ -20,9 +19,9 @@ from kdispatch_relay.store.database import Database
 from kdispatch_relay.store.engines import writing_engine
 from kdispatch_relay.store.failures import StorageError, explain
 from kdispatch_relay.store.location import database_url
-from kdispatch_relay.store.models import Admin, Base
+from kdispatch_relay.store.models import Admin
 from kdispatch_relay.store.place import FileMovedError
-from tests.relay.support import Api, relay_api
+from tests.relay.support import Api, differences, relay_api
 from tests.relay.test_serve import refused
 
 
@@ -211,10 +210,6 @@ def test_what_is_wrong_is_told_without_a_path(reason: Exception, text: str) -> N
 
 async def test_migrations_make_the_models(tmp_path: Path) -> None:
     """The tables of the migrations are those that the models describe."""
-
-    def differences(connection: Connection) -> object:
-        return compare_metadata(MigrationContext.configure(connection), Base.metadata)
-
     async with opened(tmp_path / "relay.db") as database, database.read() as connection:
         assert await connection.run_sync(differences) == []
 

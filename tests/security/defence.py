@@ -11,13 +11,13 @@ __all__ = ["THREATS", "Defence", "Edit", "off"]
 THREATS: Final = {
     1: "the relay as an open proxy",
     2: "access to another service on an open session",
-    3: "a hostile relay drives an agent into its LAN",
-    4: "a stranger hosts or changes somebody's service",
+    3: "a hostile relay makes an agent dial into its LAN",
+    4: "a stranger hosts or changes another person's service",
     5: "tokens in logs, URLs, the process list",
     6: "a stolen database",
     7: "guessing names or tokens",
     8: "revoked but still connected",
-    9: "a web page in its visitor's place",
+    9: "a web page that uses its visitor's access",
     10: "script in names and errors",
     11: "a forged X-Forwarded-For",
     12: "slow handshakes",
@@ -25,17 +25,17 @@ THREATS: Final = {
     14: "slow readers",
     15: "hostile frames",
     16: "impersonating a peer or a process",
-    17: "a stampede, or a storm after a refusal",
+    17: "a stampede of agents, or a storm of retries after a refusal",
     18: "version skew",
-    19: "TLS that nobody has verified",
+    19: "TLS without verification",
     20: "log injection",
-    21: "the database locked or away",
+    21: "a database that is locked or missing",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replaces the text ``old`` by ``new``; ``old`` occurs once in ``file``."""
+    """Replace the text ``old``, which occurs once in ``file``, by ``new``."""
 
     file: str
     old: str
@@ -44,7 +44,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """All ``edits`` together switch the defence off; it may consist of several checks in a row."""
+    """A defence, which may consist of several checks in a row: all ``edits`` together switch it off."""
 
     threat: int
     what: str
@@ -53,5 +53,5 @@ class Defence:
 
 
 def off(threat: int, what: str, test: str, *edits: tuple[str, str, str]) -> Defence:
-    """Return a defence; each edit is a file, the text in it, and the text that switches the defence off."""
+    """Return a defence. Each edit is a file, a text in it, and the text that switches the defence off."""
     return Defence(threat, what, test, tuple(Edit(*edit) for edit in edits))

@@ -1,4 +1,4 @@
-"""For each threat: where the code has the defence, what switches it off, and the test that then fails."""
+"""For each threat: the code of its defence, the edit that switches it off, and the test that then fails."""
 
 from __future__ import annotations
 

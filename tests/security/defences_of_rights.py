@@ -20,7 +20,7 @@ _HIDDEN: Final = (
 OF_RIGHTS: Final = (
     off(
         1,
-        "what the store does not know is refused before any host is asked",
+        "the relay refuses a service that the store does not know, before it asks a host",
         "test_threat_01_open_proxy.py::test_only_what_is_registered_is_reached",
         (
             _AUTH,
@@ -43,7 +43,7 @@ OF_RIGHTS: Final = (
     ),
     off(
         2,
-        "a token is compared with the service of each OFFER and OPEN",
+        "the relay compares the token with the service of each OFFER and OPEN",
         "test_threat_02_another_service.py",
         (_AUTH, "identity.service is None or identity.service.service != service:", "identity.service is None:"),
     ),
@@ -59,31 +59,31 @@ OF_RIGHTS: Final = (
     ),
     off(
         4,
-        "writes under a handle are its owner's",
+        "only the owner of a handle writes under it",
         "test_threat_04_strangers.py::test_writes_under_another_handle",
         (_AUTH, 'if _party(identity, handle, "") not in RIGHTS[action].parties:', "if False:"),
     ),
     off(
         4,
-        "hosting needs a token for it",
+        "a host needs the token of the service or of its owner",
         "test_threat_04_strangers.py::test_who_hosts",
         (_AUTH, 'if _party(identity, handle, service) not in RIGHTS["host"].parties:', "if identity.kind == 'inv':"),
     ),
     off(
         5,
-        "what looks like a token is redacted in errors and logs",
+        "errors and logs redact text that looks like a token",
         "test_threat_05_tokens_in_logs.py::test_a_token_in_a_names_place",
         (f"{_CORE}/tokens.py", 'return _LIKE_A_TOKEN.sub(r"\\1_[redacted]", text)', "return text"),
     ),
     off(
         5,
-        "a token among the arguments is overwritten there",
+        "a command overwrites a token among its arguments",
         "test_threat_05_tokens_in_logs.py::test_an_argument_is_hidden",
         ("agent/kdispatch/machine/hidden_arguments.py", 'memory.write(b"x" * len(hidden))', "pass"),
     ),
     off(
         6,
-        "only digests are stored",
+        "the store keeps only digests of tokens",
         "test_threat_06_stolen_database.py",
         (
             f"{_CORE}/tokens.py",
@@ -93,7 +93,7 @@ OF_RIGHTS: Final = (
     ),
     off(
         7,
-        "no such and not yours have one answer",
+        "a service that does not exist and one of another user get the same answer",
         "test_threat_07_guessing.py::test_no_such_and_not_yours_are_the_same",
         (
             _AUTH,
@@ -103,31 +103,31 @@ OF_RIGHTS: Final = (
     ),
     off(
         7,
-        "bad tokens of a source are counted",
+        "the relay limits the bad tokens of a source",
         "test_threat_07_guessing.py::test_bad_tokens_of_one_source",
         (f"{_RELAY}/limiter.py", 'self.take("bad_tokens", source)', "pass"),
     ),
     off(
         8,
-        "after a change everything that runs is asked for again",
+        "after a change of rights the relay checks again everything that runs",
         "test_threat_08_still_connected.py::test_what_runs_ends",
         (f"{_RELAY}/gate/access.py", "        self._do(self._recheck(scope))", "        pass"),
     ),
     off(
         8,
-        "each relay hears what the others changed",
+        "each relay process learns of the changes of the others",
         "test_threat_08_still_connected.py::test_what_runs_ends",
         (f"{_RELAY}/feed.py", "            self._live.recheck(scope)", "            pass"),
     ),
     off(
         8,
-        "what has expired is asked for again",
+        "the relay checks again what runs on an expired token",
         "test_threat_08_still_connected.py::test_a_token_that_expires",
         (f"{_RELAY}/feed.py", "        self._live.expire(time.time())", "        pass"),
     ),
     off(
         8,
-        "each offer of a process ends with the token that it showed",
+        "each offer of a process ends when the token that it showed ends",
         "test_threat_08_still_connected.py::test_a_service_offered_twice",
         (
             f"{_RELAY}/switch/revocations.py",
@@ -137,7 +137,7 @@ OF_RIGHTS: Final = (
     ),
     off(
         9,
-        "an Origin is refused, at the door and at the upgrade",
+        "the relay refuses an Origin, at the door and at the upgrade",
         "test_threat_09_web_pages.py::test_any_origin_is_refused",
         (f"{_RELAY}/door/screen.py", "if hdrs.ORIGIN in request.headers:", "if False:"),
         (f"{_RELAY}/gate/handshake.py", "if hdrs.ORIGIN in headers:", "if False:"),
@@ -150,20 +150,20 @@ OF_RIGHTS: Final = (
     ),
     off(
         10,
-        "titles have no controls",
+        "titles have no control characters",
         "test_threat_10_script_in_names.py::test_titles_are_plain",
         (f"{_RELAY}/api/fields.py", "if _TITLED.fullmatch(value) is None:", "if False:"),
     ),
     off(
         11,
-        "only a trusted proxy is believed",
+        "the relay believes the forwarding headers of trusted proxies only",
         "test_threat_11_forged_forwarding.py::test_direct",
         (f"{_RELAY}/door/arrivals.py", "if not (arrival.trusted and forwarded):", "if not forwarded:"),
         (f"{_RELAY}/sources.py", "while hops and is_trusted(source, trusted) and (hop", "while hops and (hop"),
     ),
     off(
         11,
-        "of its list the rightmost hop that is none of ours counts",
+        "of X-Forwarded-For the rightmost hop that is no trusted proxy counts",
         "test_threat_11_forged_forwarding.py::test_behind_a_trusted_proxy",
         (f"{_RELAY}/sources.py", "address_of(hops.pop())) is not None:", "address_of(hops.pop(0))) is not None:"),
     ),

@@ -18,7 +18,7 @@ _SECRET: Final = "            session.process = process_id(bytes.fromhex(hello.s
 OF_WORK: Final = (
     off(
         12,
-        "one deadline from accept to HELLO",
+        "a connection has one deadline from accept to HELLO",
         "test_threat_12_slow_handshakes.py",
         (
             f"{_RELAY}/door/arrivals.py",
@@ -28,7 +28,7 @@ OF_WORK: Final = (
     ),
     off(
         13,
-        "a source has so many sessions, and a relay",
+        "each source has a limit of sessions, and so has the relay",
         "test_threat_13_exhaustion.py::test_sessions",
         (f"{_RELAY}/limiter.py", "if self._most and self._sessions >= self._most:", "if False:"),
         (
@@ -39,7 +39,7 @@ OF_WORK: Final = (
     ),
     off(
         13,
-        "connections before HELLO make room for new ones",
+        "connections that wait before HELLO make room for new ones",
         "test_threat_13_exhaustion.py::test_connections_before_hello",
         (
             f"{_RELAY}/door/arrivals.py",
@@ -49,7 +49,7 @@ OF_WORK: Final = (
     ),
     off(
         13,
-        "a session has so many opens, streams and offers",
+        "each session has a limit of opens, streams and offers",
         "test_threat_13_exhaustion.py::test_one_session",
         (
             f"{_RELAY}/switch/opens.py",
@@ -64,13 +64,13 @@ OF_WORK: Final = (
     ),
     off(
         13,
-        "an account has its quotas",
+        "each account has quotas",
         "test_threat_13_exhaustion.py::test_an_account",
         (f"{_RELAY}/store/quotas.py", "    if count >= allowed:", "    if False:"),
     ),
     off(
         13,
-        "strangers at a public service leave its owner, and each other, a part of the quota",
+        "strangers at a public service leave a part of the quota to its owner and to each other",
         "test_threat_13_exhaustion.py::test_strangers_at_a_public_service",
         (
             f"{_RELAY}/switch/claims.py",
@@ -85,7 +85,7 @@ OF_WORK: Final = (
     ),
     off(
         13,
-        "the audit counts what repeats in one entry",
+        "the audit merges repeated actions into one entry with a count",
         "test_threat_13_exhaustion.py::test_the_audit",
         (
             f"{_RELAY}/store/audit.py",
@@ -95,7 +95,7 @@ OF_WORK: Final = (
     ),
     off(
         14,
-        "credit is enforced for each stream",
+        "the relay enforces the credit of each stream",
         "test_threat_14_slow_readers.py::test_credit_is_enforced",
         (
             _SWITCH,
@@ -107,25 +107,25 @@ OF_WORK: Final = (
     ),
     off(
         14,
-        "an agent that does not read is cut",
+        "the relay cuts an agent that does not read",
         "test_threat_14_slow_readers.py::test_who_never_reads_is_cut",
         (_SWITCH, "if session.outbox.control_size > self.limits.control:", "if False:"),
     ),
     off(
         15,
-        "a message's length is bounded by its head alone",
+        "the head of a message is enough to refuse one that is too long",
         "test_threat_15_hostile_frames.py::test_a_violation_ends_its_session",
         (f"{_CORE}/wire/websocket.py", "if self._size > self.max_message:", "if False:"),
     ),
     off(
         15,
-        "no compression, no reserved bit",
+        "a receiver refuses compression and reserved bits",
         "test_threat_15_hostile_frames.py::test_a_violation_ends_its_session",
         (f"{_CORE}/wire/websocket.py", "if first & 0x70:", "if False:"),
     ),
     off(
         16,
-        "an ATTACH has its peer's proof",
+        "an end checks the proof in its peer's ATTACH",
         "test_threat_16_impersonation.py::test_only_its_own_peer_takes_a_stream_up",
         (
             f"{_CORE}/endpoint/resume.py",
@@ -135,7 +135,7 @@ OF_WORK: Final = (
     ),
     off(
         16,
-        "a process's id is made of its secret",
+        "the id of a process derives from its secret",
         "test_threat_16_impersonation.py::test_a_process_is_who_has_its_secret",
         (
             _SWITCH,
@@ -155,7 +155,7 @@ OF_WORK: Final = (
     ),
     off(
         17,
-        "there is a wait after each end",
+        "an agent waits after each end of a session",
         "test_threat_17_stampede.py::test_a_relay_that_closes",
         (
             "agent/kdispatch/backoff.py",
@@ -165,7 +165,7 @@ OF_WORK: Final = (
     ),
     off(
         17,
-        "final answers stop",
+        "an agent stops at a final answer",
         "test_threat_17_stampede.py::test_a_final_answer_stops",
         (
             "agent/kdispatch/uplink.py",
@@ -181,13 +181,13 @@ OF_WORK: Final = (
     ),
     off(
         18,
-        "a HELLO without a version in common is refused",
+        "the relay refuses a HELLO without a common version",
         "test_threat_18_version_skew.py::test_the_version_of_a_hello",
         (_SWITCH, "common = set(hello.versions) & set(VERSIONS)", "common = set(VERSIONS)"),
     ),
     off(
         19,
-        "certificates are verified",
+        "an agent verifies the certificate of its relay",
         "test_threat_19_tls.py::test_a_relay_that_can_not_be_verified",
         (
             "agent/kdispatch/network/trust.py",
@@ -197,13 +197,13 @@ OF_WORK: Final = (
     ),
     off(
         19,
-        "plain http is for this machine",
+        "without --insecure-plaintext an agent uses plain http on this machine only",
         "test_threat_19_tls.py::test_plain_http_is_for_this_machine",
         ("agent/kdispatch/relay_url.py", "if not (url.secure or insecure_plaintext or url.is_loopback):", "if False:"),
     ),
     off(
         19,
-        "a relay listens in the clear for this machine only",
+        "without --insecure-plaintext a relay listens without TLS for this machine only",
         "test_threat_19_tls.py::test_a_relay_listens_in_the_clear_for_this_machine_only",
         (
             f"{_RELAY}/settings.py",
@@ -213,13 +213,13 @@ OF_WORK: Final = (
     ),
     off(
         20,
-        "control characters in logs are escaped",
+        "logs escape control characters",
         "test_threat_20_log_injection.py::test_raw_clients",
         (f"{_CORE}/process/logs.py", '    line = escaped(line, block=True).replace("\\n", "\\\\n")\n', ""),
     ),
     off(
         20,
-        "what a relay says is made plain, and escaped once more",
+        "an agent replaces control characters of a relay's text, and escapes them where it prints",
         "test_threat_20_log_injection.py::test_a_hostile_relays_words",
         (
             f"{_CORE}/wire/messages.py",
@@ -230,7 +230,7 @@ OF_WORK: Final = (
     ),
     off(
         21,
-        "a failing database is 503",
+        "the relay answers 503 when the database fails",
         "test_threat_21_database_away.py::test_a_locked_file",
         (
             f"{_RELAY}/store/database.py",
@@ -240,7 +240,7 @@ OF_WORK: Final = (
     ),
     off(
         21,
-        "what runs does not end for it",
+        "running streams go on while the database fails",
         "test_threat_21_database_away.py::test_a_database_that_is_gone",
         (
             f"{_RELAY}/gate/access.py",

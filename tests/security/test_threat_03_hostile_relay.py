@@ -1,4 +1,4 @@
-"""Threat 3: a hostile relay drives an agent into its LAN."""
+"""Threat 3: a hostile relay makes an agent dial into its LAN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.first_minutes.watch import token_of
 from tests.net.harness import Network, eventually
-from tests.net.tcp import echo, service
+from tests.net.tcp import Tcp, echo, service
 from tests.security.hostile_relay import hostile_relay
 
 
@@ -20,6 +20,7 @@ async def test_only_the_configured_target_is_dialled(tmp_path: Path) -> None:
         host = network.agent("host", "host", "ann/web", "--port", str(target.port))
         try:
             await host.says("is offered as")
+            before = target.accepted
             base: dict[str, object] = {"limit": 1 << 18, "attempt": 1, "process": "55" * 16, "key": "66" * 32}
             elsewhere: dict[str, object] = {
                 "host": "127.0.0.1",
@@ -37,6 +38,10 @@ async def test_only_the_configured_target_is_dialled(tmp_path: Path) -> None:
                 await relay.ask(2 * number, {**base, **content, "uuid": f"{number:032x}"})
             await eventually(lambda: len(relay.answers), len(asked))
             assert list(relay.answers.values()) == [*["unknown_service"] * 3, "OPENED"], relay.answers
-            assert (target.accepted, neighbour.accepted) == (target.accepted, 0)
+            for program in (target, neighbour):  # accepts in order: when ours is answered, all others are counted
+                async with await Tcp.connect(program.port) as last:
+                    await last.send(b"x")
+                    assert await last.receive_exactly(1) == b"x"
+            assert (target.accepted - before, neighbour.accepted) == (2, 1), "one by the agent, and ours"
         finally:
             network.stop()

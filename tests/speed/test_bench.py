@@ -1,4 +1,4 @@
-"""What the benchmarks rest on: the delay line, and the arithmetic of the table."""
+"""Tests of the benchmarks' own parts: the delay line, the arithmetic of the table, and the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.net.tcp import Tcp, echo, service
 
 @pytest.mark.slow
 async def test_delay_line_takes_its_time() -> None:
-    """Bytes and the end of each direction arrive whole, no sooner than after the delay each way."""
+    """The delay line passes on all bytes and the end of each direction, no sooner than after its delay."""
     data = random.Random(6).randbytes(3_000_000)
     async with service(echo) as running, delay_line(running.port, 0.05) as line, await Tcp.connect(line.port) as tcp:
         began = time.monotonic()
@@ -34,7 +34,7 @@ async def test_delay_line_takes_its_time() -> None:
 
 @pytest.mark.slow
 async def test_slow_leg_is_shared() -> None:
-    """Two connections over a slow leg together get its rate each way, and no more."""
+    """Two connections over a slow leg share its rate each way, and together get no more."""
     size, rate = 40_000, 400_000.0
     async with service(echo) as running, delay_line(running.port, 0.01, rate) as line:
         began = time.monotonic()
@@ -50,13 +50,13 @@ async def test_slow_leg_is_shared() -> None:
 
 
 def test_jain() -> None:
-    """The index is 1 where all get the same, and 1/n where one gets everything."""
+    """Jain's index is 1 when all get the same, and 1/n when one of n gets everything."""
     assert jain([2.0, 2.0, 2.0]) == pytest.approx(1)
     assert jain([0.0, 5.0, 0.0, 0.0]) == pytest.approx(0.25)
 
 
 def test_ratio_is_of_each_round() -> None:
-    """A line's ratio is the median of the rounds' ratios, so that a round in which all was slow counts as any other."""
+    """A line's ratio is the median of the rounds' ratios, so a round on a slow machine counts like any other."""
     line = Line("loopback", "bulk", "MB/s", 4000.0, [800.0, 100.0, 900.0], [400.0, 60.0, 270.0])
     assert line.ratio == pytest.approx(0.5)
     cells = line.cells()
@@ -64,7 +64,7 @@ def test_ratio_is_of_each_round() -> None:
 
 
 def test_table_without_a_ruler() -> None:
-    """Where there is no ruler a line shows kdispatch alone, and a dash for what is not known."""
+    """Without a ruler, a line shows kdispatch alone, and a dash for each unknown figure."""
     shown = table([Line("start", "import", "ms", kdispatch=[12.34])], {"start": "starting"})
     head, _, site, row = (tuple(cell.strip() for cell in text.strip("|").split("|")) for text in shown.splitlines())
     assert head[:5] == ("work", "unit", "no proxies", "ruler", "kdispatch")
@@ -73,7 +73,7 @@ def test_table_without_a_ruler() -> None:
 
 
 def test_page_keeps_what_is_written_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures replace what stood between their markers, and nothing else of the page."""
+    """New figures replace the text between their markers, and nothing else of the page."""
     copy = tmp_path / "performance.md"
     copy.write_text("above\n<!-- measured: table -->\nold\n<!-- end -->\nbelow\n")
     monkeypatch.setattr(page, "PAGE", copy)

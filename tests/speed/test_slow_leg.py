@@ -1,4 +1,4 @@
-"""Many downloads over a slow leg: the relay's queue for it stays short, and so does the way of a word beside them."""
+"""Beside many downloads over a slow leg, the relay's queue stays short, and an echo stays quick."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WORD: Final = bytes(64)
 
 @dataclass(frozen=True)
 class _Size:
-    """Bytes a second of the leg; how many downloads; seconds until they are settled, and of looking at them."""
+    """The leg's bytes a second, the number of downloads, seconds until they are steady, and seconds of measuring."""
 
     rate: float
     streams: int
     settle: float
     seconds: float
-    slack: float  # how much wider than asked for the bounds are
+    slack: float  # a factor by which the bounds are wider
 
 
 _SIZES: Final = sizes(
@@ -57,7 +57,7 @@ async def _download(port: int, counts: list[int]) -> None:
 
 
 async def _words(port: int, seconds: float) -> list[float]:
-    """How long each of 64 B took there and back, one after the other."""
+    """The seconds of each 64 B echo, one after the other, sorted."""
     took: list[float] = []
     async with await Tcp.connect(port) as tcp:
         await tcp.send(b"e")
@@ -71,7 +71,7 @@ async def _words(port: int, seconds: float) -> list[float]:
 
 
 async def _longest(stack: Stack) -> int:
-    """The most bytes that ever wait at the relay for an agent, until it is cancelled."""
+    """Watch until cancelled; returns the most bytes that waited at the relay for one agent."""
     most = 0
     try:
         while True:
@@ -83,7 +83,7 @@ async def _longest(stack: Stack) -> int:
 
 @asynccontextmanager
 async def _slow(folder: Path, leg: Literal["client", "host"], rate: float) -> AsyncIterator[tuple[Stack, int]]:
-    """A stack one of whose legs is slow, and the client's port."""
+    """A stack with one slow leg, and the client's port."""
     async with AsyncExitStack() as ending:
         programs = await ending.enter_async_context(service(_serve))
         stack = await ending.enter_async_context(running_stack(folder))
@@ -98,7 +98,7 @@ async def _slow(folder: Path, leg: Literal["client", "host"], rate: float) -> As
 @pytest.mark.parametrize("size", _SIZES)
 @pytest.mark.parametrize("leg", ["client", "host"])
 async def test_a_slow_leg(tmp_path: Path, leg: Literal["client", "host"], size: _Size) -> None:
-    """Beside downloads that fill a slow leg the relay queues less than 2 MiB, and a 64 B echo has p99 under 400 ms."""
+    """When downloads fill a slow leg, the relay queues less than 2 MiB, and the p99 of a 64 B echo is below 400 ms."""
     counts: list[int] = []
     async with _slow(tmp_path, leg, size.rate) as (stack, port):
         downloads = [asyncio.create_task(_download(port, counts)) for _ in range(size.streams)]

@@ -155,7 +155,7 @@ def table_of(says: dict[Defence, str]) -> str:
         files = ", ".join(f"`{edit.file}`" for edit in {edit.file: edit for edit in defence.edits}.values())
         test = defence.test.replace("::", " ").replace(".py", "")
         rows.append((str(defence.threat), THREATS[defence.threat], defence.what, files, f"`{test}`", f"`{said}`"))
-    return table(("#", "threat", "defence", "stands in", "the test that fails without it", "by saying"), rows)
+    return table(("#", "threat", "defence", "file", "test that fails without it", "message of that test"), rows)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from kdispatch_relay.api.route import Section
 from kdispatch_relay.auth import RIGHTS, Party, Right
 from kdispatch_relay.limiter import CAPS, RATES, Rate
 from kdispatch_relay.settings import SETTINGS, RelaySettings, environment_name
-from tests.tools import rest_page
+from tests.tools import rest_page, state_machines
 from tests.tools.markdown import table
 
 ROOT: Final = Path(__file__).parents[2]
@@ -215,12 +215,17 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     **{f"rest-{section.name.lower()}": partial(rest_page.section, section) for section in Section},
     "relay-rates": relay_rates,
     "rights": rights,
+    "stream-states": state_machines.stream_states,
+    "leg-states": state_machines.leg_states,
+    "route-states": state_machines.route_states,
 }
+#: The pages with generated parts, in ``docs/``.
+_PARTED: Final = ("design.md", "operations.md", "protocol.md", "rest-api.md", "security.md")
 
 
 def pages() -> dict[Path, str]:
     """Return every generated page with its new text."""
-    parted = (ROOT / "docs" / name for name in ("operations.md", "rest-api.md", "security.md"))
+    parted = (ROOT / "docs" / name for name in _PARTED)
     return {
         ROOT / "docs" / "errors.md": errors_page(),
         **{

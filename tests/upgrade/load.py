@@ -1,4 +1,4 @@
-"""Load that shows what a change of relays, or of sessions, costs: echoes that never stop, and visitors."""
+"""Load that shows the cost of a change of relays or sessions: streams that echo all the time, and new connections."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _PATIENCE: Final = 60.0  # seconds for an echo: a stream that takes longer count
 
 
 def rank(values: list[float], percent: float) -> float:
-    """The value that so many per cent are not above."""
+    """The percentile: ``percent`` of the values are not above it."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 class Echoes:
-    """Streams that stay, each of which sends the next 64 B ``pause`` seconds after the last ones came back."""
+    """Long-lived streams. Each sends the next 64 B ``pause`` seconds after the last 64 B came back."""
 
     def __init__(self, port: int, pause: float) -> None:
         self._port = port
         self._pause = pause
-        self._trips: list[list[tuple[float, float]]] = []  # of each stream: when it ended, and how long it took
+        self._trips: list[list[tuple[float, float]]] = []  # for each stream: the end of each echo, and its seconds
         self.lost: list[str] = []
 
     @asynccontextmanager
     async def running(self, streams: int, *, first: bytes = b"") -> AsyncIterator[None]:
-        """So many streams, until the block ends; ``first`` is what each begins with, which does not come back."""
+        """Run ``streams`` streams until the block ends. Each sends ``first`` first, which the service does not echo."""
         over = asyncio.Event()
         tasks = [asyncio.create_task(self._stream(first, over)) for _ in range(streams)]
         try:
@@ -68,7 +68,7 @@ class Echoes:
             self.lost.append(f"after {len(trips)} echoes: {error!r}")
 
     def longest(self, begin: float, end: float) -> list[float]:
-        """Of each stream the longest time, of all that ended in this span, that an echo took."""
+        """For each stream, the seconds of the longest echo among those that ended in this span."""
         found = []
         for trips in self._trips:
             first = bisect.bisect_left(trips, (begin, 0.0))
@@ -77,12 +77,12 @@ class Echoes:
         return found
 
     def all(self, begin: float, end: float) -> list[float]:
-        """How long each echo took, of all that ended in this span."""
+        """The seconds of each echo that ended in this span."""
         return [seconds for trips in self._trips for ended, seconds in trips if begin <= ended <= end]
 
 
 class Visits:
-    """New connections at an even rate: each sends 64 B, has them back, and closes."""
+    """New connections at a constant rate: each sends 64 B, receives them, and closes."""
 
     def __init__(self, port: int, rate: float) -> None:
         self._port = port
@@ -92,7 +92,7 @@ class Visits:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Until the block ends; then the last ones may end."""
+        """Start connections until the block ends, then wait for those in progress."""
         under_way: set[asyncio.Task[None]] = set()
         coming = asyncio.create_task(self._come(under_way))
         try:

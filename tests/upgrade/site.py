@@ -17,14 +17,14 @@ __all__ = ["Site", "site"]
 
 @dataclass
 class Site:
-    """``ports`` are where the services are reached, in their order."""
+    """``ports`` are the client agents' local ports, in the order of the services."""
 
     relay: Relay
     ports: list[int]
     agents: list[Process]
 
     def logs(self) -> str:
-        """The end of what each process printed."""
+        """The last 3,000 characters that each process printed."""
         processes = [*self.relay.older, self.relay.running, *self.agents]
         return "\n".join(f"--- {process.name}\n{process.text[-3000:]}" for process in processes)
 
@@ -33,7 +33,7 @@ class Site:
 async def site(
     folder: Path, services: Sequence[int], options: Sequence[str] = (), agents: Sequence[Sequence[str]] = ()
 ) -> AsyncIterator[Site]:
-    """A relay with these options, and for each service a host and a client agent with theirs."""
+    """A relay with ``options``. Each service has a host and a client agent, with its options from ``agents``."""
     async with contextlib.AsyncExitStack() as ending:
         relay = Relay(folder)
         ending.callback(lambda: relay.stop(signal.SIGKILL))

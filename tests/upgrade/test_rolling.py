@@ -1,4 +1,4 @@
-"""A relay is replaced by its successor on the same port, under load, and nobody notices."""
+"""Under load, a successor on the same port replaces the relay, and no program notices it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATIENCE: Final = 60.0
 
 @dataclass(frozen=True)
 class _Size:
-    """How many of what, how often the relay is replaced, its drain time, and how much wider the bounds are."""
+    """The load, how often the relay is replaced, its drain time, and a factor by which the bounds are wider."""
 
     echoes: int
     bulk: int
@@ -41,10 +41,9 @@ _SIZES: Final = sizes(
 
 @pytest.mark.parametrize("size", _SIZES)
 async def test_rolling_upgrade(tmp_path: Path, size: _Size) -> None:
-    """Relays follow each other under load: no stream is lost, no connection fails, and hardly an echo waits.
+    """When relays replace each other under load, no stream is lost, no connection fails, and few echoes wait.
 
-    Of each echoing stream and each change the longest time that an echo took counts: 99 of 100 are below 250 ms, and
-    all below 2 s.
+    The test takes the longest echo of each stream in each change: 99 of 100 are below 250 ms, and all below 2 s.
     """
     drain = ("--drain-time", f"{size.drain:g}")
     async with (
@@ -85,6 +84,6 @@ async def test_rolling_upgrade(tmp_path: Path, size: _Size) -> None:
 
 
 async def _bulk(through: Transfers, port: int, size: _Size, over: asyncio.Event) -> None:
-    """Exchanges that take as long as a drain, so that every change meets some in the middle; each is compared whole."""
+    """Exchanges as long as a drain, so that every change interrupts some. Each is compared byte by byte."""
     while not over.is_set():
         await through.exchange(port, int(size.drain * _RATE), rate=_RATE)

@@ -1,4 +1,4 @@
-"""Agents that take a new session every second: nothing is lost, and hardly anything becomes slower."""
+"""Agents that take a new session every second lose nothing, and become little slower."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATIENCE: Final = 60.0
 
 @dataclass(frozen=True)
 class _Size:
-    """Rounds, each of so many seconds without and with rotation, and how much wider the bounds are."""
+    """Rounds, the seconds of each without and with rotation, and a factor by which the bounds are wider."""
 
     rounds: int
     seconds: float
@@ -35,9 +35,9 @@ class _Size:
 
 @pytest.mark.parametrize("size", sizes(_Size(1, 0.6, slack=10), _Size(6, 10.0, slack=1)))
 async def test_rotation_every_second(tmp_path: Path, size: _Size) -> None:
-    """With a new session every second bulk is at least 0.8 of that without, and p99 of an echo beside it below 3 times.
+    """With a new session every second, bulk keeps 0.8 of its rate, and p99 of an echo beside it is below 3 times.
 
-    Meanwhile a transfer through the same agents is compared byte by byte, and echoing streams stay.
+    Meanwhile the test compares a transfer through the same agents byte by byte, and no echoing stream is lost.
     """
     rotate = ("--rotate", "1")
     with chains.service(tmp_path / "service") as bench:
@@ -49,7 +49,7 @@ async def test_rotation_every_second(tmp_path: Path, size: _Size) -> None:
             over = asyncio.Event()
             steady = asyncio.create_task(_compared(through, compared, over))
             echoes = Echoes(rotating, 0.1)
-            # As the service of bench/ wants it: the kind of the stream is the first byte of it.
+            # The service of bench/ takes the first byte of a stream as its kind.
             async with echoes.running(4, first=b"e"):
                 rounds = [await _round(number % 2 > 0, plain, rotating, bench, size) for number in range(size.rounds)]
             over.set()
@@ -72,14 +72,14 @@ async def test_rotation_every_second(tmp_path: Path, size: _Size) -> None:
 async def _round(
     backwards: bool, plain: int, rotating: int, service: int, size: _Size
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What is found without and with rotation, measured one after the other."""
+    """Measure without and with rotation, one after the other; returns both in this order."""
     ports = (rotating, plain) if backwards else (plain, rotating)
     first, second = [await _measured(port, service, size.seconds) for port in ports]
     return (second, first) if backwards else (first, second)
 
 
 async def _measured(port: int, service: int, seconds: float) -> dict[str, float]:
-    """Bulk's rate, and an echo's p99 beside it."""
+    """The rate of bulk, and the p99 of an echo beside it."""
     bulk = partial(load.run, "bulk", ports=[port], kind="d", streams=_STREAMS, service=service, pids=[])
     rate, trips = await asyncio.gather(
         asyncio.to_thread(bulk, seconds=seconds, ramp=0.3),

@@ -1,4 +1,4 @@
-"""Relays whose socket is somebody else's: systemd's, or that of a parent which does as systemd does."""
+"""Relays that inherit their listening socket, from systemd or from a parent that does the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.relay.test_listener import Visitors
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="there are no descriptors to hand over")]
 
-#: Becomes a relay as systemd starts one: the socket is descriptor 3, and the variables say for whom it is.
+#: Starts a relay as systemd does: the socket is descriptor 3, and the variables name the process that it is for.
 _ACTIVATE: Final = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -30,7 +30,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class _Parent:
-    """Holds a listening socket, and starts relays on it; each is ended with the block."""
+    """Holds a listening socket, and starts relays on it. ``end`` kills them."""
 
     def __init__(self, folder: Path, listener: socket.socket) -> None:
         self.port = listener.getsockname()[1]
@@ -39,10 +39,10 @@ class _Parent:
         self._started: list[Process] = []
 
     async def relay(self) -> Process:
-        """Start one; returns when it listens."""
+        """Start a relay; returns when it listens."""
         serve = (KDISPATCH, "relay", "serve", "--database", str(self._folder / "relay.db"))
         command = [sys.executable, "-c", _ACTIVATE, str(self._listener.fileno()), *serve]
-        # Another address than the socket's, which nobody must listen on: that of the socket counts.
+        # The relay must ignore this address, because it has a socket.
         environment = {"KDISPATCH_SERVE_LISTEN": "127.0.0.1:1", "KDISPATCH_SERVE_DRAIN_TIME": "1"}
         name = f"relay-{len(self._started)}"
         process = Process(name, command, self._folder, environment, kept=(self._listener.fileno(),))
@@ -68,9 +68,9 @@ def _parent(folder: Path) -> Iterator[_Parent]:
 
 @pytest.mark.parametrize("beside", [True, False], ids=["the next one first", "the old one first"])
 async def test_restart_on_a_socket_that_stays(tmp_path: Path, beside: bool) -> None:
-    """Relays that follow each other on a socket which is handed to each lose no connection to it.
+    """Relays that inherit one socket, one after the other, lose no connection to it.
 
-    Whether they overlap, like two units with one socket, or not, like one unit that is restarted.
+    They may overlap, like two units with one socket, or not, like one unit that systemd restarts.
     """
     with _parent(tmp_path) as parent:
         relay = await parent.relay()
@@ -90,7 +90,7 @@ async def test_restart_on_a_socket_that_stays(tmp_path: Path, beside: bool) -> N
 
 @needs("systemd-socket-activate")
 async def test_systemd_socket_activate(tmp_path: Path) -> None:
-    """A relay that systemd starts for the first connection answers it, under the name that the socket has."""
+    """A relay that systemd starts for the first connection answers it, at the address of the socket."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     place = ("--database", str(tmp_path / "relay.db"), "--log-format", "json")
@@ -98,7 +98,7 @@ async def test_systemd_socket_activate(tmp_path: Path) -> None:
     process = Process("activated", [*command, *place], tmp_path)
     try:
         await process.says(f"Listening on 127.0.0.1:{port}")
-        assert "listening on http" not in process.text, "it waits for somebody to come"
+        assert "listening on http" not in process.text, "systemd starts the relay at the first connection"
         visitors = Visitors(port)
         async with visitors.come(1):
             await process.says(f'"url": "http://127.0.0.1:{port}"')
@@ -110,7 +110,7 @@ async def test_systemd_socket_activate(tmp_path: Path) -> None:
 
 
 async def test_the_supervisor_is_told(tmp_path: Path) -> None:
-    """Who started a relay as systemd does is told when it listens, and when it begins to end."""
+    """The relay tells its supervisor, as systemd asks, when it listens and when it begins to end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(str(tmp_path / "notify"))
         supervisor.settimeout(10)

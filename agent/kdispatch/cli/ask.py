@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
+from kdispatch.machine.operating_system import HERE
 from kdispatch.settings import SetupError
 
 __all__ = ["must_agree"]
+
+_ANSWER_BYTES: Final = 1024
 
 
 def must_agree(question: str, answer: str, *, yes: bool, loses: str) -> None:
@@ -21,5 +25,5 @@ def must_agree(question: str, answer: str, *, yes: bool, loses: str) -> None:
     # On stderr, because standard output is for the command's result.
     sys.stderr.write(question)
     sys.stderr.flush()
-    if sys.stdin.readline().strip() != answer:
+    if HERE.read_line(_ANSWER_BYTES).decode(errors="replace").strip() != answer:
         raise SetupError("bad_request", "The answer does not match: nothing was changed.", hint="Try again.")

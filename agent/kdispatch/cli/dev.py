@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from kdispatch.cli.interruption import uncancel_current_task
 from kdispatch.cli.options import Json, Quiet
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.running import Resets, agent_log
@@ -91,8 +92,7 @@ async def _run(stack: AsyncExitStack, output: Output, url: RelayUrl, port: int, 
     try:
         await asyncio.gather(host.failed(), client.uplink.failed(), local.watch())
     except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()  # see until_interrupted
+        uncancel_current_task()
         output.note("Ending; everything that dev created is removed.")
 
 

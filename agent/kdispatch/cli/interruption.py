@@ -11,7 +11,7 @@ from kdispatch.machine.operating_system import HERE
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["LAST_WORDS", "Interruption"]
+__all__ = ["LAST_WORDS", "Interruption", "uncancel_current_task"]
 
 #: Seconds that an agent has to tell its streams' peers, once it must end at once.
 LAST_WORDS: Final = 2.0
@@ -69,6 +69,14 @@ class Interruption:
         self.drain()
         if not self.at_once:
             self.ask()
+
+
+def uncancel_current_task() -> None:
+    """Call it after ``CancelledError`` if the task continues: a later time-out must not count as a cancellation."""
+    import asyncio  # noqa: PLC0415 - help and completion do not need it
+
+    if (task := asyncio.current_task()) is not None:
+        task.uncancel()
 
 
 def _exit(status: int) -> NoReturn:

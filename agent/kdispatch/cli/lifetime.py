@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from kdispatch.cli.interruption import Interruption
+from kdispatch.cli.interruption import Interruption, uncancel_current_task
 from kdispatch.cli.running import RunSetup, Start
 from kdispatch.machine import records
 from kdispatch.machine.records import HeldRecord, Record
@@ -161,8 +161,7 @@ async def until_interrupted(life: Life, held: HeldRecord | None, work: list[Coro
             for coroutine in work:
                 group.create_task(coroutine)
     except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()  # the agent continues: a later time-out must not count as a cancellation
+        uncancel_current_task()
         try:
             if life.interruption.at_once:
                 raise

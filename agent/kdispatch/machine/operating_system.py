@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
+from kdispatch.machine import posix_input
+
 if TYPE_CHECKING:
     import asyncio
     import ssl
@@ -111,6 +113,14 @@ class Posix:
             return None
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
         return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
+
+    def read_line(self, most: int) -> bytes:
+        """Read a line of standard input, of at most so many bytes; a signal ends the wait at once."""
+        return posix_input.read_line(most)
+
+    def read_hidden(self, prompt: str, most: int) -> bytes:
+        """Ask for a line at the terminal of standard input, which does not show it."""
+        return posix_input.read_hidden(prompt, most)
 
     def spawn_options(self) -> SpawnOptions:
         """Options to start a process that outlives its terminal: in its own session."""
@@ -256,6 +266,15 @@ class Windows:
     def since_sent(self, sock: socket.socket) -> int | None:  # noqa: ARG002 - SIO_TCP_INFO needs a call of its own
         """Not available here."""
         return None
+
+    def read_line(self, most: int) -> bytes:
+        """Read a line of standard input, of at most so many bytes. Ctrl-C ends a read of a console here."""
+        return sys.stdin.buffer.readline(most)
+
+    def read_hidden(self, prompt: str, most: int) -> bytes:
+        """Ask for a line at the console, which does not show it."""
+        getpass: Any = importlib.import_module("getpass")
+        return str(getpass.getpass(prompt)).encode()[:most]
 
     def spawn_options(self) -> SpawnOptions:
         """Options to start a process that outlives its console: without one, and in its own group."""

@@ -7,7 +7,6 @@ import functools
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
@@ -95,7 +94,6 @@ class Gate:
         }
         self._closing = True
         self._drain: Drain | None = None
-        self._cuts: Counter[str] = Counter()  # sessions that this end ended, by code
         self._warn_again = 0.0
 
     async def start(self, relay_id: str) -> None:
@@ -192,7 +190,7 @@ class Gate:
 
     def state(self) -> RelayState:
         """The relay's current state in figures."""
-        return state_of(self.switch, self._links, since=self._began, draining=self._drain is not None, cuts=self._cuts)
+        return state_of(self.switch, self._links, since=self._began, draining=self._drain is not None)
 
     async def drain(self, seconds: float, tell: Callable[[Left], None], arriving: asyncio.Future[None]) -> Left:
         """Ask every agent to move, and wait for up to ``seconds`` until all have; returns what has not left.
@@ -239,7 +237,7 @@ class Gate:
     def left(self, link: AgentLink, code: str) -> None:
         """A session's connection is gone. ``code`` says why this end ended it; empty if it did not."""
         if code:
-            self._cuts[code] += 1
+            self.switch.counters.cut(code)
         if self._links.pop(link.session, None) is not None:
             self.switch.disconnect(link.session, self._loop.time())
             self.settle()

@@ -36,7 +36,8 @@ def _now() -> int:
     return int(time.time())
 
 
-# When a token or an invitation ended, or will expire.
+# When a token or an invitation ended, or will expire. Migration 0004 stores the column in PostgreSQL and computes it at
+# each read in SQLite, so the models leave that open. Both have an index of it.
 _ENDED: Final = "coalesce(revoked_at, expires_at)"
 
 
@@ -119,7 +120,7 @@ class Invite(Base):
     created_at: Mapped[int] = mapped_column(BigInteger, default=_now)
     expires_at: Mapped[int] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
-    ended_at: Mapped[int] = mapped_column(BigInteger, Computed(_ENDED, persisted=True), index=True)
+    ended_at: Mapped[int] = mapped_column(BigInteger, Computed(_ENDED), index=True)
 
 
 class Token(Base):
@@ -150,7 +151,7 @@ class Token(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
-    ended_at: Mapped[int | None] = mapped_column(BigInteger, Computed(_ENDED, persisted=True), index=True)
+    ended_at: Mapped[int | None] = mapped_column(BigInteger, Computed(_ENDED), index=True)
 
 
 class Change(Base):

@@ -31,14 +31,14 @@ class Counters:
         self.received = 0
         self.ended: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.cuts: Counter[str] = Counter()  # sessions that the switch ended, by code
+        self.cuts: Counter[str] = Counter()  # sessions that this end ended, by code
 
     def stream_ended(self, code: str, *, opened: bool) -> None:
         """A stream is over, or an open came to nothing."""
         (self.ended if opened else self.failed)[_known(code)] += 1
 
     def cut(self, code: str) -> None:
-        """The switch ends a session."""
+        """A session's connection is gone, and this end ended it: the switch, the link or the gate."""
         self.cuts[_known(code)] += 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from kdispatch_protocol.wire.messages import Offer
 from kdispatch_relay.switch.routes import Route
@@ -141,7 +141,6 @@ class FirstStream:
 
 Question = AskOffer | AskOpen | AskAttach
 Intent = Question | CutSession | FirstStream | RefusedAttach | StreamEnded
-_I = TypeVar("_I", bound=Intent)
 
 
 class IntentQueue:
@@ -162,14 +161,6 @@ class IntentQueue:
     def take_all(self) -> list[Intent]:
         """All of them. The queue is empty then."""
         taken, self._waiting = self._waiting, []
-        return taken
-
-    def take(self, *kinds: type[_I]) -> list[_I]:
-        """Those of these kinds. The others stay."""
-        if not self._waiting:
-            return []
-        taken: list[_I] = [intent for intent in self._waiting if isinstance(intent, kinds)]
-        self._waiting = [intent for intent in self._waiting if not isinstance(intent, kinds)]
         return taken
 
     def has(self, kind: type[Intent]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from kdispatch_protocol.tokens import token_id
 from kdispatch_relay.switch.routes import Leg, RouteState
@@ -13,9 +13,7 @@ from kdispatch_relay.switch.views import ClientView, LongestQueue, RelayState
 __all__ = ["clients_of", "state_of"]
 
 
-def state_of(
-    switch: Switch, connected: Iterable[SwitchSession], *, since: float, draining: bool, cuts: Mapping[str, int]
-) -> RelayState:
+def state_of(switch: Switch, connected: Iterable[SwitchSession], *, since: float, draining: bool) -> RelayState:
     """Count the current state. Only ``marks`` and ``cuts`` accumulate."""
     sessions = [session for session in connected if not session.ended]
     streams = dict.fromkeys((state.value for state in RouteState), 0)
@@ -35,7 +33,7 @@ def state_of(
         queued=sum(session.queued for session in sessions),
         longest=LongestQueue(longest.process, longest.queued) if longest is not None and longest.queued else None,
         marks=switch.budget.marks,
-        cuts=dict(sorted(cuts.items())),
+        cuts=dict(sorted(switch.counters.cuts.items())),
     )
 
 

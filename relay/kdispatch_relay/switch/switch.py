@@ -1,8 +1,8 @@
 """The switch: frames in from any session, frames out to others. Sans-I/O.
 
-The gate calls :meth:`Switch.receive_frames` with what a session's carrier received. It sends what the outboxes of
-:meth:`Switch.take_touched` hold, answers the questions of :meth:`Switch.take_questions`, and ends the sessions of
-:meth:`Switch.take_cuts`. Times are seconds of one clock that never goes back.
+The gate calls :meth:`Switch.receive_frames` with what a session's carrier received, then :meth:`Switch.take_touched`.
+It empties ``Switch.intents``: it answers the questions and cuts the sessions. Then it sends what the outboxes of the
+touched sessions hold. Times are seconds of one clock that never goes back.
 """
 
 from __future__ import annotations
@@ -22,12 +22,8 @@ from kdispatch_relay.switch.claims import Doubts
 from kdispatch_relay.switch.counters import Counters
 from kdispatch_relay.switch.eviction import make_room
 from kdispatch_relay.switch.intents import (
-    AskAttach,
-    AskOffer,
-    AskOpen,
     CutSession,
     IntentQueue,
-    Question,
     said_by_agent,
 )
 from kdispatch_relay.switch.offers import Offers
@@ -188,7 +184,7 @@ class Switch:
     def take_touched(self) -> list[SwitchSession]:
         """Sessions whose outboxes may have something to send, hosts first, because clients wait for them.
 
-        Take the cuts afterwards: this adds some.
+        Take the intents afterwards: this adds cuts.
         """
         taken = sorted(self._touched, key=lambda session: not session.offers)
         self._touched.clear()
@@ -201,19 +197,10 @@ class Switch:
         """Note that frames were put into a session's outbox from outside."""
         self._touched.add(session)
 
-    def take_questions(self) -> list[Question]:
-        """What only the store can answer. Ask it, then call ``allowed`` or ``refused`` of the part that asked."""
-        return self.intents.take(AskOffer, AskOpen, AskAttach)
-
-    def take_cuts(self) -> list[CutSession]:
-        """Sessions to end: send GOAWAY with the code, then close the carrier."""
-        return self.intents.take(CutSession)
-
     def cut(self, session: SwitchSession, code: str, text: str = "") -> None:
         """End a session for a reason that its agent should hear."""
         if not session.doomed:
             session.doomed = True
-            self.counters.cut(code)
             self.intents.put(CutSession(session, code, text))
 
     def next_deadline(self) -> float | None:

@@ -262,7 +262,8 @@ class Endpoint:
         )  # fmt: skip
         older = table.by_uuid.get(message.uuid)
         if older is not None and self._was_begun_anew(older, stream):
-            table.fail(older, "cancelled", "The client opened the stream anew.")
+            # The client may have been joined to it meanwhile. This code lets it open the stream again.
+            table.fail(older, "unknown_stream", "The client opened the stream anew.")
             older = None
         if offer is None:
             table.reset(stream, "unknown_service", "This host does not offer that service.")
@@ -300,7 +301,7 @@ class Endpoint:
             table.events.append(events.OfferRefused(service, reset.code, printable(reset.text)))
         elif moving is not None:
             table.resumption.move_refused(session, moving, reset.code, reset.text, now)
-        elif stream is not None and (stream.leg is LegState.ATTACHING or reset.code == "closed"):
+        elif stream is not None and (stream.leg is LegState.ATTACHING or stream.in_doubt or reset.code == "closed"):
             table.resumption.attach_refused(stream, reset.code, reset.text, now)
         elif stream is not None and stream.moves and not stream.confirmed:
             # The relay takes back an OPEN, because its client lost its session and asked for the stream elsewhere.

@@ -98,19 +98,14 @@ class Resumption:
     def session_lost(self, stream: Stream, session: Session, text: str, now: float) -> bool:
         """Handle the end of one of our sessions. Returns false if the caller must open the stream again.
 
-        A client that has sent nothing may open again at any host. A client that has sent early data must ask the host
-        that may have it, and only that one.
+        A client that has sent nothing, and attached nowhere, may open again at any host. A client that has sent early
+        data must ask the host that may have it, and only that one.
         """
         if stream.moves and session in stream.moves:
-            stream.end_move(session)
-            if stream.leg is not LegState.NONE and stream.session is not session:
-                # A join may be on its way, at either end. Then the older number is dead, and neither end would report
-                # it.
-                stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
-                self.detach(stream, now)
+            self._distrust_older(stream, session, now)
         if stream.session is not session or stream.leg is LegState.NONE:
             return True
-        if not stream.opened and (not stream.is_client or stream.outbound.sent == 0):
+        if stream.leg is LegState.ASKED and (not stream.is_client or stream.outbound.sent == 0):
             return False
         if not stream.resumable:
             code = "resume_expired" if stream.opened else "open_interrupted"
@@ -118,6 +113,18 @@ class Resumption:
             return True
         self.detach(stream, now)
         return True
+
+    def _distrust_older(self, stream: Stream, session: Session, now: float) -> None:
+        """The session of a move is lost: give up all older numbers of the stream.
+
+        The peer may have been joined in the lost session. Then it ignores the older numbers, and no end would report
+        it.
+        """
+        for older, number in stream.end_moves(session):
+            older.outbox.send(frames.frame(frames.GONE, number))
+        if stream.leg is not LegState.NONE and stream.session is not session:
+            stream.session.outbox.send(frames.frame(frames.GONE, stream.number))
+            self.detach(stream, now)
 
     def _grace_expired(self, stream: Stream) -> None:
         self._table.fail(stream, "resume_expired", "The connection could not go on in time.")
@@ -219,9 +226,11 @@ class Resumption:
         moved = session.moving.get(number) is stream
         authentic = self._is_of_peer(stream, entry)
         if not authentic or entry.attach <= stream.peer_attach:
-            # A forged or outdated ATTACH: tell its sender, and go on waiting for the right one.
-            session.outbox.send(reset_frame(number, "bad_proof", CODES["bad_proof"].meaning))
-            if not authentic:
+            # Tell its sender, and go on waiting for the right one.
+            if authentic:  # an old entry of the peer, which has to attach again
+                session.outbox.send(frames.frame(frames.GONE, number))
+            else:
+                session.outbox.send(reset_frame(number, "bad_proof", CODES["bad_proof"].meaning))
                 self._table.events.append(events.AttachRefused(entry.uuid, entry.peer, "bad_proof"))
             if moved:
                 stream.end_move(session)
@@ -251,10 +260,7 @@ class Resumption:
     def _switch(stream: Stream, session: Session, number: int) -> None:
         """Give up the stream's leg and all older moves: frames under those numbers are ignored from now on."""
         stream.session.drop(stream)
-        for older in list(stream.moves or ()):
-            stream.end_move(older)
-            if older is session:
-                break
+        stream.end_moves(session)
         session.carry(stream, number, LegInput.SWITCHED)
 
     @staticmethod
@@ -287,12 +293,12 @@ class Resumption:
             self.attach_refused(stream, code, text, now)
 
     def attach_refused(self, stream: Stream, code: str, text: str, now: float) -> None:
-        """Handle a RESET that arrived instead of the peer's ATTACH."""
+        """Handle a RESET that arrived instead of the peer's ATTACH, or before the first frame of a client's host."""
         table = self._table
         if code == "closed" and stream.state is State.LAST_ACK:
             table.acknowledged(stream, stream.outbound.clear())
             table.end_acknowledged(stream)  # the peer had everything; only its last ACK was lost
-        elif stream.moves and stream.leg is LegState.ATTACHING:
+        elif stream.moves and (stream.leg is LegState.ATTACHING or stream.in_doubt):
             stream.session.drop(stream)
             self._promote(stream)
         elif stream.opened:

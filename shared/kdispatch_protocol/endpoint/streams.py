@@ -124,7 +124,7 @@ class Stream:
         self.attempt = attempt  # the relay's attempt that this end belongs to
         self.peer = peer  # process id of the other end
         self.host = ""  # host id, once the relay has named it
-        self.confirmed = is_client  # host: the client has answered OPENED
+        self.confirmed = is_client  # whether a frame of the peer has shown that it has the stream, too
         self.closing = False  # the program closed; the next data that arrives is answered with a reset
         self.farewell: Farewell | None = None  # the program has ended, and the peer lacks bytes
         self.unheard = False  # with a farewell: the program's last bytes are not all written yet
@@ -157,6 +157,11 @@ class Stream:
     def opened(self) -> bool:
         """Whether the host's service took the connection, as far as this end knows."""
         return self.state not in {State.OPENING, State.TRYING}
+
+    @property
+    def in_doubt(self) -> bool:
+        """Client: whether the stream is joined, and its host has not shown yet that it has the stream."""
+        return self.leg is LegState.JOINED and not self.opened
 
     @property
     def said(self) -> bool:
@@ -224,12 +229,17 @@ class Stream:
         if self.state is State.TRYING:
             self.move(Input.UNTRIED)
         self.peer = self.host = ""
+        self.confirmed = True
         self.outbound.restart()
         self.inbound.release()
 
     def confirm(self) -> None:
-        """Host: record that the client was heard."""
+        """The peer was heard in the leg: it has the stream, too."""
         self.confirmed = True
+
+    def doubt(self) -> None:
+        """Client: the relay joined the stream, of which no host has said yet that it has it."""
+        self.confirmed = False
 
     def close(self, farewell: Farewell | None = None) -> None:
         """The program is gone. With a ``farewell`` the stream is reset once the peer has all bytes of the program."""
@@ -294,6 +304,16 @@ class Stream:
         del session.moving[self.moves.pop(session)]
         if not self.moves:
             self.moves = None
+
+    def end_moves(self, session: Session) -> list[tuple[Session, int]]:
+        """Give up the number of the move to ``session`` and all older ones; returns the older ones, oldest first."""
+        older = []
+        for other, number in list((self.moves or {}).items()):
+            self.end_move(other)
+            if other is session:
+                break
+            older.append((other, number))
+        return older
 
     # --- a source of the outbox ------------------------------------------------------
 

@@ -264,11 +264,16 @@ class StreamTable:
         self.send_waiting()
 
     def joined(self, stream: Stream, *, fin_acked: bool) -> None:
-        """Both ends have attached. This confirms a stream, and opens it if its client did not know that yet."""
+        """Both ends have attached. For a host this confirms the stream.
+
+        A client that did not know that it is open waits for the host's first frame. The host's ATTACH may be old: the
+        host may have given the stream up since.
+        """
         stream.session.distances.forget(stream.peer)
-        self.confirm(stream)
-        if not stream.opened:
-            self._begin(stream)
+        if stream.opened:
+            self.confirm(stream)
+        else:
+            stream.doubt()
         stream.session.outbox.acknowledge(stream)
         self.activate(stream)
         self.resumption.move(stream)
@@ -286,13 +291,17 @@ class StreamTable:
         self.events.append(events.StreamOpened(stream))
 
     def confirm(self, stream: Stream) -> None:
-        """Host: record that the client was heard."""
-        if not stream.confirmed:
-            stream.confirm()
+        """Record that the peer was heard in the stream's leg."""
+        if stream.confirmed:
+            return
+        stream.confirm()
+        if stream.is_client:
+            self._begin(stream)
+        else:
             stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
-            self.resumption.move(stream)
+        self.resumption.move(stream)
 
     def end_acknowledged(self, stream: Stream) -> None:
         """Record that the peer has all our bytes and our end."""

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -22,8 +24,19 @@ RELAY, OTHER = RelayUrl.parse("https://relay.example"), RelayUrl.parse("https://
 ADM, SVC, GIVEN = new_token("adm"), new_token("svc"), new_token("svc")
 
 
-def _stdin(data: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(data))
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], TextIO]]:
+    """Puts bytes into standard input."""
+    with contextlib.ExitStack() as files:
+
+        def put(data: bytes) -> TextIO:
+            file = files.enter_context(tempfile.TemporaryFile("w+"))
+            file.buffer.write(data)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", file)
+            return file
+
+        yield put
 
 
 def silent(text: str) -> None:
@@ -93,9 +106,9 @@ def test_the_first_source_of_a_token_is_taken(tmp_path: Path, monkeypatch: pytes
     assert GIVEN not in warnings[0]
 
 
-def test_a_token_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_read_from_standard_input(type_in: Callable[[bytes], TextIO]) -> None:
     """'-' reads one line of standard input, and no more."""
-    monkeypatch.setattr(sys, "stdin", lines := _stdin(f"{GIVEN}\nfor somebody else".encode()))
+    lines = type_in(f"{GIVEN}\nfor somebody else".encode())
     assert given_token("-", None, warn=silent) == GIVEN
     assert lines.read() == "for somebody else"
 
@@ -243,10 +256,10 @@ def test_a_revoked_token_is_dropped_by_its_id() -> None:
     assert stored.handle(RELAY) is None
 
 
-def test_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_code(type_in: Callable[[bytes], TextIO]) -> None:
     """A code is accepted as it was typed, from a file or from standard input; no other token is."""
     code = new_token("inv")
-    monkeypatch.setattr(sys, "stdin", _stdin(f"{code}\n".encode() * 2))
+    type_in(f"{code}\n".encode() * 2)
     assert {given_code(code), given_code(f"@{_private(code)}"), given_code("-"), given_code(None)} == {code}
     for wrong in (ADM, code[:-1], ""):
         with pytest.raises(SetupError) as caught:
@@ -269,7 +282,7 @@ _ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # of a shell, of Windows' editors
 @pytest.mark.parametrize("encoding", _ENCODINGS)
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", " \r\n\r\n"])
 def test_a_token_as_other_programs_write_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, end: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_in: Callable[[bytes], TextIO], encoding: str, end: str
 ) -> None:
     """Encoding marks, UTF-16 and line ends are not part of a token, from a file or standard input."""
     data = f"{GIVEN}{end}".encode(encoding)
@@ -277,7 +290,7 @@ def test_a_token_as_other_programs_write_it(
     file.touch(0o600)
     file.write_bytes(data)
     assert given_token(None, str(file), warn=silent) == given_token(f"@{file}", None, warn=silent) == GIVEN
-    monkeypatch.setattr(sys, "stdin", _stdin(data))
+    type_in(data)
     assert given_token("-", None, warn=silent) == GIVEN
     file.write_bytes(b"\xfe\xff" + f"{GIVEN}{end}".encode("utf-16-be"))
     assert given_token(None, str(file), warn=silent) == GIVEN
