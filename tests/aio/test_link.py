@@ -210,6 +210,7 @@ async def test_dead_peer() -> None:
     assert not link.carrier.open
 
 
+@pytest.mark.slow
 async def test_peer_that_answers() -> None:
     """Any byte shows life: an end that answers is asked again after the next silence, and kept."""
     _, owner, _, other, _ = _link(Limits(ping=0.1, dead_agent=0.5))
@@ -252,6 +253,7 @@ async def test_websocket_pings_keep_nobody_from_asking() -> None:
     assert far.messages[: owner.asked - 1] == [b"ask"] * (owner.asked - 1)  # the last one may be under way
 
 
+@pytest.mark.slow
 async def test_who_only_listens_asks() -> None:
     """An agent that only receives messages asks, so that both directions are used; one that does both does not."""
     link, owner, _, other, _ = _link(Limits(ping=0.3))

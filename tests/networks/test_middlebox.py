@@ -82,6 +82,7 @@ async def test_holds_bytes_back() -> None:
         assert len(await tcp.receive_exactly(4 * KIB)) == 4 * KIB
 
 
+@pytest.mark.slow
 async def test_cuts_the_silent_or_the_old() -> None:
     """``idle`` spares connections with bytes in the counted direction, ``life`` none, and a silent cut sends no end."""
     async with service(_server) as running, middlebox(running.port, Rules(idle=0.6)) as box:
