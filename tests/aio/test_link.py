@@ -276,19 +276,20 @@ async def test_a_ping_of_its_own() -> None:
     near, _ = memory_pair()
     link = owner.link = Link(owner, Limits(), over_websocket(near, max_message=64 * KIB), server=False, ping=0.05)
     link.carrier.start()
-    await until(lambda: owner.asked == 1, 1)
+    await until(lambda: owner.asked == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "said", "given up", "unanswered", "slept"])
 async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its end a session reports its duration, the silence before, and whether it was cut."""
     step = 0.0
     monkeypatch.setattr(link_module, "time", types.SimpleNamespace(time=lambda: time.monotonic() + step))
-    link, owner, near, other, _ = _link(Limits(ping=0.3, dead_agent=0.4))
-    await asyncio.sleep(0.05)
-    other.write(ws_frame(_BINARY, _data(b"hello"), masked=False))
+    link, owner, near, other, _ = _link(Limits(ping=1.2, dead_agent=1.6))
     await asyncio.sleep(0.2)
-    assert link.course.cut is None and link.course.lasted >= 0.24
+    other.write(ws_frame(_BINARY, _data(b"hello"), masked=False))
+    await asyncio.sleep(0.8)
+    assert link.course.cut is None and link.course.lasted >= 1.0 - 2 * _TICK
     match how:
         case "said":
             other.write(ws_frame(_CLOSE, websocket.close_payload(1000, ""), masked=False))
@@ -304,9 +305,9 @@ async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch
     course = link.course
     assert course.cut is {"closed": Cut.CLOSED, "unanswered": Cut.UNANSWERED}.get(how)
     if how == "closed":
-        assert 0.15 < course.silence < 0.3 and course.lasted == pytest.approx(course.silence + 0.05, abs=0.04)
+        assert 0.7 < course.silence < 1.2 and course.lasted == pytest.approx(course.silence + 0.2, abs=0.16)
     elif how == "unanswered":
-        assert course.silence == pytest.approx(0.3, abs=0.08)
+        assert course.silence == pytest.approx(1.2, abs=0.32)
 
 
 async def test_relay_only_listens() -> None:
