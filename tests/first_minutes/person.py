@@ -51,10 +51,10 @@ class Person:
         if relay is not None:
             self.environment["KDISPATCH_RELAY"] = relay
 
-    async def runs_here(self, *arguments: str, given: str = "") -> Ended:
-        """The same as :meth:`runs` in a thread of this process, for commands that run to their end."""
+    async def runs_here(self, *arguments: str) -> Ended:
+        """The same as :meth:`runs` in a thread of this process, for commands that read no input."""
         began = time.monotonic()
-        status, out, err = await run_here(arguments, self.environment, given=given, folder=self.home)
+        status, out, err = await run_here(arguments, self.environment, folder=self.home)
         return Ended(" ".join(("kdispatch", *arguments)), status, out, err, time.monotonic() - began)
 
     async def runs(

@@ -159,7 +159,7 @@ async def test_a_wrong_token(newcomer: Person, command: str) -> None:
 async def test_a_token_that_was_cut(newcomer: Person) -> None:
     """A truncated token is found without a request, and the error does not repeat it."""
     cut = _unknown_token()[:-9]
-    ended = await newcomer.runs_here("whoami", "--token", "-", given=cut)
+    ended = await newcomer.runs("whoami", "--token", "-", given=cut)
     says(ended, "token_refused")
     assert cut not in ended.err
 

@@ -146,9 +146,9 @@ class Shell:
             stderr=asyncio.subprocess.PIPE,
         )
 
-    async def here(self, line: str, *more: str, stdin: str = "", **environment: str) -> Ended:
+    async def here(self, line: str, *more: str, **environment: str) -> Ended:
         """The same command in a thread of this process."""
-        return Ended(*await run_here([*line.split(), *more], self.environment(**environment), given=stdin))
+        return Ended(*await run_here([*line.split(), *more], self.environment(**environment)))
 
     async def __call__(self, line: str, *more: str, stdin: str = "", **environment: str) -> Ended:
         process = await self.start(*line.split(), *more, **environment)

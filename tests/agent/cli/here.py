@@ -1,7 +1,7 @@
 """A command in a thread of this process, with the output and status that the console script would have.
 
-It takes a twentieth of a process's CPU time. It covers commands that run to their end; signals, terminals, descriptors
-and agents need a process.
+It takes a twentieth of a process's CPU time. It covers commands that run to their end and read no input; signals, input,
+terminals, descriptors and agents need a process.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _ONE: Final = threading.Lock()  # the environment and the standard streams are t
 
 
 async def run_here(
-    arguments: Sequence[str], environment: Mapping[str, str], *, given: str = "", folder: Path | None = None
+    arguments: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None
 ) -> tuple[int, str, str]:
-    """Run ``kdispatch`` with these arguments, this whole environment and this input; returns status and both outputs.
+    """Run ``kdispatch`` with these arguments and this whole environment; returns status and both outputs.
 
     The loop of the caller goes on meanwhile. ``folder`` is the command's current directory.
     """
-    return await asyncio.to_thread(_run, list(arguments), environment, given, folder)
+    return await asyncio.to_thread(_run, list(arguments), environment, folder)
 
 
-def _run(arguments: list[str], environment: Mapping[str, str], given: str, folder: Path | None) -> tuple[int, str, str]:
+def _run(arguments: list[str], environment: Mapping[str, str], folder: Path | None) -> tuple[int, str, str]:
     standard = {
-        "stdin": io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8"),
+        "stdin": io.TextIOWrapper(io.BytesIO(), encoding="utf-8"),
         "stdout": io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace"),
         "stderr": io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace"),
     }

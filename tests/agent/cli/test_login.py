@@ -33,8 +33,8 @@ async def test_login_stores_what_the_relay_says_it_is(kdispatch: Shell) -> None:
 
 async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
     """Other kinds of tokens, and tokens that the relay does not know, are not stored."""
-    other = await kdispatch.here("login --relay", kdispatch.relay.url, stdin=new_token("inv"))
-    unknown = await kdispatch.here("login --relay", kdispatch.relay.url, stdin=new_token("adm"))
+    other = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("inv"))
+    unknown = await kdispatch("login --relay", kdispatch.relay.url, stdin=new_token("adm"))
     assert (other.status, other.code, "invite accept" in other.err) == (5, "not_permitted", True)
     assert (unknown.status, unknown.code) == (4, "token_refused")
     assert not await asyncio.to_thread(Credentials().path.exists)
