@@ -1,7 +1,7 @@
 """A command in a thread of this process, with the output and status that the console script would have.
 
-It takes a twentieth of a process's CPU time. It covers commands that run to their end and read no input; signals, input,
-terminals, descriptors and agents need a process.
+It takes a twentieth of a process's CPU time. It covers commands that run to their end and read no input. Signals,
+input, terminals, descriptors and agents need a process.
 """
 
 from __future__ import annotations
