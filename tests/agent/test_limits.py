@@ -67,7 +67,7 @@ async def _called(listener: socket.socket, count: int, stack: ExitStack) -> list
 
 
 async def _until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
 
@@ -89,13 +89,12 @@ async def test_accepting_pauses_at_the_limit() -> None:
             await _until(lambda: len(taken) > there)
             for sock in taken:
                 sock.close()
-            await _until(lambda: len(taken) == 30)
+            await _until(lambda: len(taken) == 30 and len(log.lines) > 1)
         acceptor.close()
         for sock in taken:
             sock.close()
-    waits, again, *_ = log.lines
+    waits, again = log.lines
     assert "wait: Too many open files" in waits and again.endswith("are taken again.")
-    assert len(log.lines) <= 6
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])

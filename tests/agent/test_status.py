@@ -137,7 +137,7 @@ async def test_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.01)
         assert agent_status(uplink, [], drains_for=None)["unanswered"] > 0
         uplink.driver.abort()
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 4)
         assert uplink.condition.unanswered is None
 
 

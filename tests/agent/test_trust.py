@@ -100,7 +100,7 @@ async def _server(
 
 
 async def _fails(dialer: Dialer) -> KdispatchError:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with pytest.raises(KdispatchError) as caught:
             await dialer.upgrade()
     return caught.value

@@ -83,7 +83,7 @@ async def _cut(contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None, how: str)
         link.carrier.start()
         if how == "by a box":
             path.cut()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await owner.over == ""
         for writer in writers:
             writer.transport.abort()

@@ -170,7 +170,7 @@ async def test_slow_consumer() -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     link.wake()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         code, _text = await owner.link_over
     assert code == "slow_consumer"
     assert loop.time() - began >= _SLOW.slow_consumer - _TICK
@@ -200,17 +200,18 @@ async def test_dead_peer() -> None:
     link, owner, _, _, far = _link(Limits(ping=0.1, dead_agent=0.15))
     loop = asyncio.get_running_loop()
     began = loop.time()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("", "Nothing was heard from the other end.")
     assert loop.time() - began >= 0.15 - _TICK
     assert owner.asked == 1 and far.messages == [b"ask"]
     assert not link.carrier.open
 
 
+@pytest.mark.slow
 async def test_peer_that_answers() -> None:
     """Any byte shows life: an end that answers is asked again after the next silence, and kept."""
-    _, owner, _, other, _ = _link(Limits(ping=0.04, dead_agent=0.1))
-    for answers in range(1, 5):
+    _, owner, _, other, _ = _link(Limits(ping=0.1, dead_agent=0.5))
+    for answers in range(1, 7):
         await until(lambda n=answers: owner.asked == n)  # type: ignore[misc]  # mypy can't infer a default's type
         other.write(ws_frame(_BINARY, _data(b"pong"), masked=False))
     assert not owner.link_over.done()
@@ -233,30 +234,33 @@ async def test_a_clock_that_jumped(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0.1)
     assert owner.asked == 1 and not owner.link_over.done()
     step = 0.0  # a step back counts, too
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert (await owner.link_over)[1] == "Nothing was heard from the other end."
 
 
 async def test_websocket_pings_keep_nobody_from_asking() -> None:
     """Pings of a box in between show life, but an agent that receives no message still asks."""
-    link, owner, _, other, far = _link(Limits(ping=0.1, dead_agent=0.3))
+    link, owner, _, other, far = _link(Limits(ping=0.1, dead_agent=5.0))
+    began = time.monotonic()
     for _ in range(20):
         other.write(ws_frame(_PING, b"", masked=False))
         await asyncio.sleep(0.02)
     assert not owner.link_over.done() and link.carrier.open
-    assert 2 <= owner.asked <= 4
+    assert 2 <= owner.asked <= (time.monotonic() - began) / 0.1
     assert far.messages[: owner.asked - 1] == [b"ask"] * (owner.asked - 1)  # the last one may be under way
 
 
+@pytest.mark.slow
 async def test_who_only_listens_asks() -> None:
     """An agent that only receives messages asks, so that both directions are used; one that does both does not."""
-    link, owner, _, other, _ = _link(Limits(ping=0.1))
-    for _ in range(15):
+    link, owner, _, other, _ = _link(Limits(ping=0.3))
+    began = time.monotonic()
+    while not owner.asked:
         other.write(ws_frame(_BINARY, _data(b"news"), masked=False))
         await asyncio.sleep(0.02)
-    assert 1 <= owner.asked <= 3
+    assert time.monotonic() - began >= 0.3 - _TICK
     before = owner.asked
-    for _ in range(20):
+    for _ in range(30):
         other.write(ws_frame(_BINARY, _data(b"news"), masked=False))
         link.carrier.send([_data(b"answer")])
         await asyncio.sleep(0.02)
@@ -269,19 +273,20 @@ async def test_a_ping_of_its_own() -> None:
     near, _ = memory_pair()
     link = owner.link = Link(owner, Limits(), over_websocket(near, max_message=64 * KIB), server=False, ping=0.05)
     link.carrier.start()
-    await until(lambda: owner.asked == 1, 1)
+    await until(lambda: owner.asked == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "said", "given up", "unanswered", "slept"])
 async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its end a session reports its duration, the silence before, and whether it was cut."""
     step = 0.0
     monkeypatch.setattr(link_module, "time", types.SimpleNamespace(time=lambda: time.monotonic() + step))
-    link, owner, near, other, _ = _link(Limits(ping=0.3, dead_agent=0.4))
-    await asyncio.sleep(0.05)
-    other.write(ws_frame(_BINARY, _data(b"hello"), masked=False))
+    link, owner, near, other, _ = _link(Limits(ping=1.2, dead_agent=1.6))
     await asyncio.sleep(0.2)
-    assert link.course.cut is None and link.course.lasted >= 0.24
+    other.write(ws_frame(_BINARY, _data(b"hello"), masked=False))
+    await asyncio.sleep(0.8)
+    assert link.course.cut is None and link.course.lasted >= 1.0 - 2 * _TICK
     match how:
         case "said":
             other.write(ws_frame(_CLOSE, websocket.close_payload(1000, ""), masked=False))
@@ -292,20 +297,20 @@ async def test_the_course_of_a_session(how: str, monkeypatch: pytest.MonkeyPatch
         case _:
             step = 60.0 if how == "slept" else 0.0
             near.abort()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         await owner.link_over
     course = link.course
     assert course.cut is {"closed": Cut.CLOSED, "unanswered": Cut.UNANSWERED}.get(how)
     if how == "closed":
-        assert 0.15 < course.silence < 0.3 and course.lasted == pytest.approx(course.silence + 0.05, abs=0.04)
+        assert 0.7 < course.silence < 1.2 and course.lasted == pytest.approx(course.silence + 0.2, abs=0.16)
     elif how == "unanswered":
-        assert course.silence == pytest.approx(0.3, abs=0.08)
+        assert course.silence == pytest.approx(1.2, abs=0.32)
 
 
 async def test_relay_only_listens() -> None:
     """The relay asks nothing; it gives up a silent agent after its own time."""
     _, owner, _, _, far = _link(Limits(dead_relay=0.1), server=True)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert (await owner.link_over)[0] == ""
     assert owner.asked == 0 and not far.messages
 
@@ -357,7 +362,7 @@ async def test_close_by_this_end() -> None:
     assert not near.lost.done() and not link.carrier.open
     other.write(ws_frame(_BINARY, _data(b"crossing"), masked=False))
     other.write(ws_frame(_CLOSE, b"\x03\xf0", masked=False))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("drain", "moving")
     assert owner.messages == []  # this end reads no more
 
@@ -366,7 +371,7 @@ async def test_close_by_the_other_end() -> None:
     """A close frame is answered with its own code, and ends the session without a code of ours."""
     link, owner, near, other, far = _link(Limits())
     other.write(ws_frame(_CLOSE, websocket.close_payload(1001, "away"), masked=False))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("", "The other end closed the session: away.")
     assert far.reader.closing == Closing(1001, "away", by_peer=True)
     assert near.lost.done() and not link.carrier.open
@@ -377,7 +382,7 @@ async def test_close_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(carrier_module, "_CLOSE_PATIENCE", 0.02)
     link, owner, _, _, _ = _link(Limits())
     link.close("", "")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("", "")
 
 
@@ -385,7 +390,7 @@ async def test_loss_without_goodbye() -> None:
     """A connection that ends without a close frame is reported as such."""
     _, owner, _, other, _ = _link(Limits())
     other.abort()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("", "The connection was closed.")
 
 
@@ -410,7 +415,7 @@ async def test_a_close_frame_of_somebody_in_between(server: bool, at: int, behin
     other.write(wire[at // 2 :])
     await settle(5)
     other.close()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         await owner.link_over
     assert set(owner.messages) <= {b"sound", payload}
     assert owner.messages[:1] == [b"sound"]
@@ -433,7 +438,7 @@ async def test_loss_with_an_error(error: OSError, text: str) -> None:
     link, owner, _, _, _ = _link(Limits())
     assert isinstance(link.carrier, WebSocketCarrier)
     link.carrier.connection_lost(error)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert await owner.link_over == ("", text)
 
 
@@ -454,7 +459,7 @@ async def test_violation(data: bytes, code: int) -> None:
     assert far.reader.closing is not None and far.reader.closing.code == code
     assert owner.messages == []
     other.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert (await owner.link_over)[0] == "protocol_error"
     assert near.lost.done()
 
@@ -490,7 +495,7 @@ async def test_messages_cut_anywhere() -> None:
     carrier.attach(transport, wire[:early])
     with theirs:
         position = early
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while position < len(wire):
                 size = chance.choice((1, 3, 7, 1000, 30_000, 100_000))
                 await loop.sock_sendall(theirs, wire[position : position + size])

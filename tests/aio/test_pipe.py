@@ -18,7 +18,7 @@ from tests.net.tcp import Tcp
 
 
 async def _talk(ends: Ends) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await ends.client.send(b"question")
         assert await ends.service.receive_exactly(8) == b"question"
         await ends.service.send(b"answer")
@@ -59,7 +59,7 @@ async def test_end_goes_through(pair: Twin, connect: Connect) -> None:
     await _talk(ends)
     await ends.client.send(b"last words")
     ends.client.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await ends.service.receive_all() == b"last words"
         await ends.service.send(b"x" * 100_000)
         ends.service.finish()
@@ -163,7 +163,7 @@ async def test_finished_pipe(pair: Twin, connect: Connect) -> None:
     ends.client.finish()
     await _all_gone(pair)
     await settle()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await ends.client.receive_all() == b"x" * 50_000
         assert await ends.service.receive_all() == b""
 
@@ -193,7 +193,7 @@ async def test_last_bytes_in_the_kernel(pair: Twin) -> None:
     """A finished connection's last bytes are not dropped with the socket, however slowly they are read."""
     program, pipe = await _finished_before_it_was_read(pair)
     received = 0
-    async with program, asyncio.timeout(5):
+    async with program, asyncio.timeout(20):
         while pipe in pair.host.pipes:
             received += len(await program.receive(1000))
             await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_a_finished_connection_that_waits_to_be_read_is_no_reset(
     monkeypatch.setattr(pipe_module, "_LOOK_EVERY", 0.02)
     ends = await connect()
     ends.service.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await ends.client.receive_all() == b""
         ends.client_pipe.pause_socket()
         await ends.client.send(b"x" * 50_000)
@@ -248,7 +248,7 @@ async def test_what_a_service_says_before_its_stream_is_kept(pair: Twin) -> None
 
     client_pipe = Pipe(pair.client, on_local=made)
     await pair.client.loop.create_connection(lambda: client_pipe.local, sock=at_client)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await client.receive_all() == b"banner"
         client.finish()
         assert await service.receive_all() == b""
@@ -279,7 +279,7 @@ async def test_a_stream_before_its_socket(pair: Twin) -> None:
     await until(lambda: pair.host.streams == 1)
     await settle()
     host_pipe.take(at_host)
-    async with service, asyncio.timeout(5):
+    async with service, asyncio.timeout(20):
         assert await service.receive_all() == b"early words"
         service.finish()
         await _all_gone(pair)

@@ -215,7 +215,7 @@ async def test_a_reader_that_wants_more_than_its_limit(pair: Twin) -> None:
     await until(lambda: not client.transport.is_reading())
     host.transport.write(sent[3000:])
     await until(lambda: client.transport.held > 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await reader.readexactly(size) == sent
     host.transport.abort()
     await until(client.transport.is_closing)

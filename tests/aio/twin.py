@@ -57,7 +57,7 @@ async def settle(turns: int = 60) -> None:
         await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait for a condition that has no event."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - there is no event
@@ -253,7 +253,7 @@ class Program(asyncio.Protocol):
 
     async def ended(self) -> Exception | None:
         """Wait for ``connection_lost``; returns its argument."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return await self.lost
 
     async def code(self) -> str:

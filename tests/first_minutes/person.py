@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.agent.cli.here import run_here
+
 __all__ = ["KDISPATCH", "Ended", "Person"]
 
 KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
@@ -48,6 +50,12 @@ class Person:
         }
         if relay is not None:
             self.environment["KDISPATCH_RELAY"] = relay
+
+    async def runs_here(self, *arguments: str) -> Ended:
+        """The same as :meth:`runs` in a thread of this process, for commands that read no input."""
+        began = time.monotonic()
+        status, out, err = await run_here(arguments, self.environment, folder=self.home)
+        return Ended(" ".join(("kdispatch", *arguments)), status, out, err, time.monotonic() - began)
 
     async def runs(
         self, *arguments: str, given: str = "", environment: Mapping[str, str] | None = None, wait: float = _PATIENCE

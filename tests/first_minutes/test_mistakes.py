@@ -14,10 +14,11 @@ import pytest
 from kdispatch_protocol.errors import CODES
 from kdispatch_protocol.tokens import format_token
 from tests.first_minutes.person import Ended, Person
+from tests.guards.promises import promised
 from tests.net.harness import Relay
 
 #: The longest acceptable wait in seconds; the agents' own wait for a relay or a host is 10 of them.
-SOON = 12.0
+SOON = promised(12.0)
 
 
 def _unknown_token() -> str:
@@ -91,7 +92,7 @@ async def test_no_relay_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ftp://relay.example.org", "https://", "https://a b/", "htps://x"])
 async def test_a_relay_url_that_is_none(tmp_path: Path, url: str) -> None:
     """A mistyped address is found before any request."""
-    says(await Person(tmp_path).runs("sign-up", "bob", "--relay", url), "bad_relay_url")
+    says(await Person(tmp_path).runs_here("sign-up", "bob", "--relay", url), "bad_relay_url")
 
 
 async def test_a_relay_name_that_does_not_exist(tmp_path: Path) -> None:
@@ -126,6 +127,7 @@ async def test_a_url_that_is_no_relay(tmp_path: Path, command: str) -> None:
     says(ended, "captive_portal", url.partition("://")[2], "A web page answers")
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 async def test_the_relay_is_down(tmp_path: Path, command: str) -> None:
@@ -166,19 +168,19 @@ async def test_a_token_that_was_cut(newcomer: Person) -> None:
 async def test_no_credentials_yet(newcomer: Person, command: str) -> None:
     """Without credentials, the error names the command that creates them."""
     with listening() as port:
-        ended = await newcomer.runs(*_with(_COMMANDS[command], port))
+        ended = await newcomer.runs_here(*_with(_COMMANDS[command], port))
     says(ended, "not_logged_in", "sign-up")
 
 
 async def test_a_taken_handle(newcomer: Person) -> None:
     """A handle of another person is refused with `handle_taken`."""
-    says(await newcomer.runs("sign-up", "ann"), "handle_taken", "ann")
+    says(await newcomer.runs_here("sign-up", "ann"), "handle_taken", "ann")
 
 
 async def test_a_taken_service(ann: Person) -> None:
     """A service that exists already is refused with `service_exists`."""
-    assert (await ann.runs("service", "create", "twice")).status == 0
-    says(await ann.runs("service", "create", "twice"), "service_exists", "ann/twice")
+    assert (await ann.runs_here("service", "create", "twice")).status == 0
+    says(await ann.runs_here("service", "create", "twice"), "service_exists", "ann/twice")
 
 
 @pytest.mark.slow
@@ -213,7 +215,7 @@ async def test_an_unknown_service(ann: Person, arguments: tuple[str, ...]) -> No
 )
 async def test_a_malformed_name(ann: Person, arguments: tuple[str, ...]) -> None:
     """The error for a malformed name states the rule for names."""
-    ended = await ann.runs(*arguments)
+    ended = await ann.runs_here(*arguments)
     if arguments[1].startswith("-"):
         says(ended, "bad_request")  # parsed as an option
     else:
@@ -235,6 +237,7 @@ async def test_the_local_port_is_closed(ann: Person) -> None:
     says(ran, "local_port_closed", str(port))
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 async def test_no_live_host(ann: Person) -> None:
     """Without a host, connect prints one line while it waits, and then the error."""
@@ -248,7 +251,9 @@ async def test_no_live_host(ann: Person) -> None:
 async def test_plain_http_to_another_machine(tmp_path: Path, command: str) -> None:
     """Plain http to another machine is refused, and the error names both ways out."""
     with listening() as port:
-        ended = await Person(tmp_path).runs(*_with(_COMMANDS[command], port), "--relay", "http://relay.example.org")
+        ended = await Person(tmp_path).runs_here(
+            *_with(_COMMANDS[command], port), "--relay", "http://relay.example.org"
+        )
     says(ended, "plaintext_refused", "https://", "--insecure-plaintext")
 
 
@@ -267,7 +272,7 @@ async def test_an_unknown_setting(newcomer: Person) -> None:
     """A mistyped key in the file is named with the likely intended one."""
     newcomer.config.mkdir()
     (newcomer.config / "config.toml").write_text('relai = "https://relay.example.org"\n')
-    says(await newcomer.runs("whoami"), "bad_request", "relai", "Did you mean 'relay'?")
+    says(await newcomer.runs_here("whoami"), "bad_request", "relai", "Did you mean 'relay'?")
 
 
 @pytest.mark.parametrize(
@@ -284,13 +289,13 @@ async def test_an_unknown_setting(newcomer: Person) -> None:
 )
 async def test_a_typo(newcomer: Person, typed: tuple[str, ...], meant: str) -> None:
     """The error for a typo suggests the likely intended word."""
-    says(await newcomer.runs(*typed), "bad_request", meant)
+    says(await newcomer.runs_here(*typed), "bad_request", meant)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 async def test_a_port_that_is_none(newcomer: Person, port: str) -> None:
     """An invalid port is refused, and the error names the option."""
-    says(await newcomer.runs("agent", "host", "ann/web", "--port", port), "bad_request", "'--port'")
+    says(await newcomer.runs_here("agent", "host", "ann/web", "--port", port), "bad_request", "'--port'")
 
 
 async def test_an_error_as_json(newcomer: Person) -> None:

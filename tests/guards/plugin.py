@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ _SURVIVORS: Final = pytest.StashKey[list[Survivor]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _unignore_signals()
     config.stash[_FACTORY] = _loop_factory()
     if "uvloop" in config.stash[_FACTORY]:
         # uvloop only logs exceptions of a signal handler, so a test would hang.
@@ -49,6 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_GUARD] = make_guard(*PRODUCT)
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the controller's mark
         config.stash[_RUN] = mark_run()
+
+
+def _unignore_signals() -> None:
+    """Let processes that tests start heed the signals that this run ignores, after ``nohup`` or in a background.
+
+    A program inherits what is ignored, but not a handler.
+    """
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _loop_factory() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -128,6 +141,9 @@ def guarded_test(request: pytest.FixtureRequest) -> Iterator[None]:
     errors = _Errors()
     logging.getLogger("asyncio").addHandler(errors)
     try:
+        # What is alive now outlives the test: the collection below need not look at it (4 ms instead of 95).
+        gc.collect()
+        gc.freeze()
         request.getfixturevalue("no_task_is_left")
         yield
         # Coroutines never awaited and exceptions never retrieved are reported when they are collected.

@@ -76,6 +76,14 @@ def test_it():
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
     {end}
 """
+IGNORED = """
+import subprocess, sys
+
+def test_it():
+    script = "import signal; print(signal.getsignal(signal.SIGINT).__name__, signal.getsignal(signal.SIGHUP).name)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said == "default_int_handler SIG_DFL\\n"
+"""
 CASES = [
     pytest.param(
         BLOCKING.format(call=READ), BLOCKING.format(call="pass"), "Blocking call to time.sleep", id="blocking"
@@ -99,23 +107,34 @@ CASES = [
 ]
 
 
+def _pytest(folder: Path, text: str, *workers: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    (folder / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (folder / "test_file.py").write_text(text)
+    settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    return subprocess.run(
+        [*before, sys.executable, "-m", "pytest", *settings, *workers, "test_file.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_what_the_run_ignores_its_processes_heed(workers: list[str], tmp_path: Path) -> None:
+    """In a script's background, or under nohup, processes of tests get signals as in a foreground."""
+    ended = _pytest(tmp_path, IGNORED, *workers, before=("sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 @pytest.mark.parametrize(("planted", "clean", "reason"), CASES)
 def test_each_guard_fails_what_is_planted(
     planted: str, clean: str, reason: str, workers: list[str], tmp_path: Path
 ) -> None:
     """A planted fault fails its run and shows the reason, and the same file without it passes."""
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     for text, status in ((planted, 1), (clean, 0)):
-        (tmp_path / "test_file.py").write_text(text)
-        settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", *settings, *workers, "test_file.py"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ended = _pytest(tmp_path, text, *workers)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert (reason in ended.stdout) == bool(status), ended.stdout

@@ -6,6 +6,7 @@ Each is ended by its pid. Their output is kept in files, which a failing test sh
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import secrets
@@ -25,9 +26,11 @@ from kdispatch.network.dialer import Dialer
 from kdispatch.network.trust import Trust
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest.client import RestClient
+from tests.relay.empty import write_empty_database
 
 __all__ = [
     "KIB",
+    "LOOPS",
     "MIB",
     "Network",
     "Process",
@@ -43,6 +46,8 @@ __all__ = [
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+#: The event loops that an agent can run on here.
+LOOPS: Final = ("asyncio", "uvloop") if importlib.util.find_spec("uvloop") else ("asyncio",)
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _START_WAIT: Final = 30.0  # seconds; a start takes half a second on an idle machine
 _T = TypeVar("_T")
@@ -59,7 +64,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-async def eventually(read: Callable[[], _T], expected: _T, wait: float = 10.0) -> None:
+async def eventually(read: Callable[[], _T], expected: _T, wait: float = 30.0) -> None:
     """Return when ``read()`` gives the expected value; otherwise fail with the last value."""
     deadline = asyncio.get_running_loop().time() + wait
     while (last := read()) != expected and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - no event tells
@@ -163,7 +168,7 @@ class Process:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, wait: float = 10.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, wait: float = 30.0) -> int:
         """End it; returns the exit status."""
         if self.status is None:
             self._process.send_signal(number)
@@ -211,10 +216,12 @@ class Relay:
         return older
 
     async def start(self, *options: str) -> None:
-        """Start it on its earlier port and database; the first time, sign up."""
+        """Start it on its earlier port and database; the first time, with empty tables, and sign up."""
         listen = self.url.partition("://")[2] or "127.0.0.1:0"
-        database = str(self.folder / "relay.db")
-        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", database, *options]
+        database = self.folder / "relay.db"
+        if not database.exists():
+            await asyncio.to_thread(write_empty_database, database)
+        command = [_KDISPATCH, "relay", "serve", "--listen", listen, "--database", str(database), *options]
         # Without this option it ends at once: there is no other relay to move to.
         name = f"relay-{len(self.older)}" if self.older else "relay"
         self.process = Process(name, command, self.folder, {"KDISPATCH_SERVE_DRAIN_TIME": "0"})
@@ -268,7 +275,7 @@ class Network:
         async with RestClient(Dialer(RelayUrl.parse(self.url))) as rest:
             return (await rest.service(service)).live_hosts
 
-    async def has_live_hosts(self, service: str, count: int, wait: float = 15.0) -> None:
+    async def has_live_hosts(self, service: str, count: int, wait: float = 30.0) -> None:
         """Wait until the relay's REST API reports this many."""
         async with asyncio.timeout(wait):
             while await self.live_hosts(service) != count:  # noqa: ASYNC110 - no event tells

@@ -14,6 +14,7 @@ import pytest
 
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
+from tests.guards.promises import promised
 from tests.net.black_hole import black_hole
 from tests.net.harness import Network, Relay
 from tests.net.loop_stack import running_stack
@@ -21,7 +22,7 @@ from tests.net.tcp import Tcp, echo, service
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _LIVE: Final = (socket.AF_INET, "127.0.0.1")
-_SOON: Final = 5.0  # seconds within which an agent is connected
+_SOON: Final = promised(5.0)  # seconds within which an agent is connected
 
 
 @pytest.fixture
@@ -74,11 +75,13 @@ async def test_ipv6_alone(tmp_path: Path) -> None:
         relay.stop()
 
 
+@pytest.mark.timed
 async def test_the_first_of_two_urls_is_silent(network: Network, hole: str) -> None:
     """If the first URL does not answer at all, the second one is used in time."""
     await _works_soon(network, f"{hole},{network.url}", f"{hole}, {network.url}")
 
 
+@pytest.mark.timed
 async def test_the_first_of_two_urls_is_closed(network: Network) -> None:
     """If the first URL refuses, the second one is used at once."""
     with socket.socket() as taken:
@@ -87,6 +90,7 @@ async def test_the_first_of_two_urls_is_closed(network: Network) -> None:
         await _works_soon(network, f"{closed},{network.url}", f"{closed},{network.url}")
 
 
+@pytest.mark.timed
 async def test_commands_take_several_urls(network: Network, hole: str) -> None:
     """A command that sends one request uses the URL that answers; both flags count, in order."""
     began = time.monotonic()
@@ -108,6 +112,7 @@ async def test_urls_of_two_relays(own_relay: Relay, another_relay: Relay, networ
         assert host.status is None
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("dead", ["127.0.0.2", "::1"], ids=["silent", "other family"])
 async def test_a_dead_first_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
     """A name whose first address is dead is reached through its second, without waiting for the first."""

@@ -20,6 +20,7 @@ import pytest
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest.client import RestClient
+from tests.guards.promises import promised
 from tests.net.harness import Network, Relay, eventually, sizes
 from tests.net.tcp import Service, Tcp, echo, service
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_FAILS_WITHIN: Final = 12.0
+_FAILS_WITHIN: Final = promised(12.0)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ async def _ended(pid: int) -> int:
             found.append(os.waitstatus_to_exitcode(status))
         return bool(found)
 
-    await eventually(reap, expected=True, wait=5)
+    await eventually(reap, expected=True)
     return found[0]
 
 
@@ -160,6 +161,7 @@ async def test_host(shell: Shell, network: Network) -> None:
         assert token not in logged and result["withdraw_token"] not in logged
 
 
+@pytest.mark.timed
 async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
     """A running connection ends first; until it does, ``stop`` reports busy, and --now ends it at once."""
     name, _ = offered
@@ -170,7 +172,7 @@ async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
         await tcp.receive_exactly(1)
         begun = time.monotonic()
         assert (await shell("stop", record["id"])).returncode == 0
-        assert 0.5 <= time.monotonic() - begun < 4
+        assert 0.5 <= time.monotonic() - begun < promised(4)
     assert await _ended(record["pid"]) == 0
 
     port = int((await shell("connect", name, "--detach", "--quiet")).stdout)
@@ -180,7 +182,7 @@ async def test_stop_drains(shell: Shell, offered: tuple[str, Service]) -> None:
         await tcp.receive_exactly(1)
         begun = time.monotonic()
         assert (await shell("stop", record["id"], "--now")).returncode == 0
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < promised(3)
     assert await _ended(record["pid"]) == 128 + signal.SIGTERM
     assert not (shell.agents / f"{record['id']}.json").exists()
 
@@ -246,7 +248,7 @@ async def test_interrupted(shell: Shell, network: Network) -> None:
     # The new process has begun when it has read its input.
     await eventually(lambda: any(path.stat().st_size for path in shell.agents.glob("*.log")), expected=True)
     waiting.send_signal(signal.SIGINT)
-    assert await waiting.ended(5) == 130
+    assert await waiting.ended() == 130
     with pytest.raises(ProcessLookupError):
         os.kill(int(child), 0)
     assert not [path for path in shell.agents.iterdir() if path.name != "lock"]
@@ -265,6 +267,7 @@ async def test_command_that_is_killed(shell: Shell, network: Network) -> None:
     assert [record["kind"] for record in shell.records()] == ["host"]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("failure", ["no_live_host", "port_in_use", "token_refused", "relay_unreachable"])
 async def test_failures(shell: Shell, own_relay: Relay, network: Network, failure: str) -> None:
     """A failure has the same text, code and exit status as in the foreground, in time, and leaves nothing."""

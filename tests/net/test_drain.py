@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
 _DOCKER: Final = 10.0  # seconds between SIGTERM and SIGKILL
 _LOAD: Final = 5.0  # more for a machine that others use as well
-_SOON: Final = 5.0  # seconds: far below the grace, after which peers would know as well
+_SOON: Final = 25.0  # seconds: far below the grace, after which peers would know as well
 
 
 @dataclass

@@ -29,7 +29,7 @@ _BANNER: Final = b"\x04\x10#08004Too many connections"
 
 _ANSWER: Final = bytes(3_000_000)  # more than a window, less than the agent's kernel takes
 _UPLOAD: Final = 32_000_000
-_SOON: Final = 8.0  # seconds; an upload that gets no credit takes 40 of them
+_SOON: Final = 25.0  # seconds; an upload that gets no credit takes 40 of them
 
 _TEMPORARY: Final = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 

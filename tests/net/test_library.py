@@ -152,7 +152,7 @@ async def test_cancelled_start_ends(tmp_path: Path) -> None:
         entering = asyncio.create_task(enter())
         await eventually(lambda: relay.accepted, 1)
         await _give_up(entering)
-        await eventually(lambda: any("Uplink" in repr(task) for task in asyncio.all_tasks()), expected=False, wait=1)
+        await eventually(lambda: any("Uplink" in repr(task) for task in asyncio.all_tasks()), expected=False)
 
 
 async def test_closed_connector_resets_what_it_has(tmp_path: Path) -> None:

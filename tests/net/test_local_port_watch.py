@@ -7,12 +7,13 @@ import time
 
 import pytest
 
+from tests.guards.promises import promised
 from tests.net.harness import Network, sizes
 from tests.net.tcp import Tcp, echo, service
 
 pytestmark = pytest.mark.slow
 
-_SEEN_WITHIN = 10.0
+_SEEN_WITHIN = promised(10.0)
 
 
 @pytest.mark.parametrize("seconds", sizes(3, 12))
@@ -25,7 +26,7 @@ async def test_watching_costs_the_service_nothing(network: Network, seconds: flo
         assert local.accepted == 0
         assert await network.live_hosts(name) == 1
     closed = time.monotonic()
-    await network.has_live_hosts(name, 0)
+    await network.has_live_hosts(name, 0, wait=_SEEN_WITHIN)
     assert time.monotonic() - closed < _SEEN_WITHIN
     async with service(echo, port=local.port) as back:
         await network.has_live_hosts(name, 1)
@@ -43,7 +44,7 @@ async def test_exit_when_closed_drains(network: Network) -> None:
         await tcp.send(b"one")
         assert await tcp.receive_exactly(3) == b"one"
         server.close()  # its connections go on
-        await network.has_live_hosts(name, 0)
+        await network.has_live_hosts(name, 0, wait=_SEEN_WITHIN)
         await host.says("running connections may go on")
         await asyncio.sleep(0.3)
         assert host.status is None

@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+from tests.net.harness import LOOPS
+
 pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
@@ -41,7 +43,7 @@ def _refused(folder: Path, kind: str, address: str, port: int, *before: str, loo
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_port_below_1024(tmp_path: Path, kind: str, loop: str) -> None:
     """A privileged port is refused as such, and the error says how to get the right."""
@@ -52,7 +54,7 @@ def test_a_port_below_1024(tmp_path: Path, kind: str, loop: str) -> None:
     assert "127.0.0.1:443 can't be listened on: Permission denied." in said
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_an_address_of_another_machine(tmp_path: Path, kind: str, loop: str) -> None:
     """An address that no interface has is reported as such."""

@@ -111,7 +111,7 @@ async def test_no_descriptor_is_left(scanned: Relay) -> None:
         stack.callback(resource.prlimit, running.pid, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(60):
             await stack.enter_async_context(Visitor.of(port))
-        async with asyncio.timeout(5), _Agent.of(scanned.address):
+        async with asyncio.timeout(20), _Agent.of(scanned.address):
             pass
     assert "Traceback" not in scanned.running.text
     assert _refused(scanned)["busy"] >= 1
@@ -179,6 +179,6 @@ async def _cost(process: Process, port: int, requests: int) -> float:
 
 
 def _refused(relay: Relay) -> dict[str, int]:
-    with urlopen(f"{relay.url}/api/v1/relay/state", timeout=5) as answer:
+    with urlopen(f"{relay.url}/api/v1/relay/state", timeout=30) as answer:
         found: dict[str, int] = json.load(answer)["refused"]
     return found

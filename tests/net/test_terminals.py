@@ -20,13 +20,13 @@ import pytest
 from kdispatch.network.dialer import Dialer
 from kdispatch.relay_url import RelayUrl
 from kdispatch.rest.client import RestClient
-from tests.net.harness import Network, Relay, eventually
+from tests.net.harness import LOOPS, Network, Relay, eventually
 from tests.net.tcp import Tcp, echo, service
 
 pytestmark = pytest.mark.slow
 
 _KDISPATCH: Final = str(Path(sys.executable).with_name("kdispatch"))
-_SOON: Final = 5.0  # seconds: far below the grace, after which peers would know as well
+_SOON: Final = 25.0  # seconds: far below the grace, after which peers would know as well
 #: Run the rest with this signal ignored, as shells (INT) and nohup (HUP) do.
 _IGNORING: Final = ("sh", "-c", "trap '' $0; exec \"$@\"")
 
@@ -178,7 +178,7 @@ async def test_dev(network: Network) -> None:
         assert await terminal.ended() == 0
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("what", ["host", "relay", "dev", "status --watch"])
 async def test_an_explicit_interrupt(network: Network, what: str, loop: str) -> None:
     """A process in a script's background, where shells ignore SIGINT, still ends by 'kill -INT'."""

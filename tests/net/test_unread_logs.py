@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guards.promises import promised
 from tests.net.harness import _KDISPATCH, Network, Process, Relay
 from tests.net.tcp import Tcp, echo, service
 
@@ -69,11 +70,11 @@ async def test_nobody_reads_what_they_say(tmp_path: Path) -> None:
         for pipe in pipes:
             pipe.close()
         for one in reversed(started):
-            assert one.stop(wait=8.0) == 0
+            assert one.stop(wait=promised(8.0)) == 0
         for pipe in pipes:
             assert (await pipe.text()).count("\n") < _CONNECTIONS
     finally:
         network.stop()
         relay.stop()
         for one in started:
-            one.stop(wait=8.0)
+            one.stop(wait=promised(8.0))

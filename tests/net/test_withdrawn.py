@@ -66,7 +66,7 @@ async def test_running_streams_end_first(tmp_path: Path) -> None:
             await tcp.send(b"two")
             assert await tcp.receive_exactly(3) == b"two"
         with pytest.raises(KdispatchError) as caught:
-            await asyncio.wait_for(ended, 5)
+            await asyncio.wait_for(ended, 20)
         assert caught.value.code == "withdrawn"
 
 
@@ -120,6 +120,6 @@ async def test_library(tmp_path: Path, code: str) -> None:
             await asyncio.sleep(0)
             _relay_says(server._host, code)
             with pytest.raises(KdispatchError) as caught:
-                await asyncio.wait_for(forever, 2)
+                await asyncio.wait_for(forever, 20)
             assert caught.value.code == code
         await eventually(lambda: len(stack.switch.by_process), 0)

@@ -278,7 +278,7 @@ async def test_what_speaks_another_language(name: str, asks: Callable[[str], Awa
     answer, code, words = _ALL[name]
     async with service(_Box(all_=answer)) as running:
         url = f"http://127.0.0.1:{running.port}"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             error = await asks(url)
             found, text, _ = await _examined(url)
     assert (error.code, found) == (code, code) and words in error.text

@@ -82,24 +82,25 @@ async def test_holds_bytes_back() -> None:
         assert len(await tcp.receive_exactly(4 * KIB)) == 4 * KIB
 
 
+@pytest.mark.slow
 async def test_cuts_the_silent_or_the_old() -> None:
     """``idle`` spares connections with bytes in the counted direction, ``life`` none, and a silent cut sends no end."""
-    async with service(_server) as running, middlebox(running.port, Rules(idle=0.15)) as box:
+    async with service(_server) as running, middlebox(running.port, Rules(idle=0.6)) as box:
         tcp, _ = await _talk(box.port, _PLAIN)
         async with tcp:
-            for _ in range(4):
-                await asyncio.sleep(0.05)
+            for _ in range(5):
+                await asyncio.sleep(0.15)
                 await tcp.send(b"x")
                 assert await tcp.receive() == b"x"
             assert await tcp.receive() == b""
         assert box.cuts == 1
-        box.rules = Rules(idle=0.15, counts="up")
+        box.rules = Rules(idle=0.6, counts="up")
         tcp, _ = await _talk(box.port, _PLAIN)
         async with tcp:
-            for _ in range(4):
-                await asyncio.sleep(0.05)
+            for _ in range(5):
+                await asyncio.sleep(0.15)
                 await tcp.send(b"x")
-            assert await tcp.receive_all() == b"xxxx"
+            assert await tcp.receive_all() == b"xxxxx"
         assert box.cuts == 2
         box.rules = Rules(life=0.1, silently=True)
         tcp, _ = await _talk(box.port, _PLAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -26,10 +27,13 @@ def program(name: str) -> str:
     return found
 
 
-def test_flake_parses() -> None:
+def test_flake_parses(tmp_path: Path) -> None:
     """Nix can parse flake.nix (an evaluation would fetch nixpkgs from the network)."""
     nix = program("nix-instantiate")
-    parsed = subprocess.run([nix, "--parse", str(ROOT / "flake.nix")], capture_output=True, text=True, check=False)
+    # A user other than root may not write to Nix's own folder.
+    environment = {**os.environ, "NIX_STATE_DIR": str(tmp_path)}
+    command = [nix, "--parse", str(ROOT / "flake.nix")]
+    parsed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert parsed.returncode == 0, parsed.stderr
     assert "buildPythonApplication" in parsed.stdout
 

@@ -98,7 +98,7 @@ async def _shows(port: int, name: str | None = None) -> bytes:
 
 
 async def _will_show(port: int, key: bytes) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await _shows(port) != key:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(_LOOK)
 
@@ -157,7 +157,7 @@ async def test_files_of_no_use_are_told_again(
     files.write("127.0.0.1")
     async with _serving(await files.served()) as port:
         files.key.write_bytes(b"")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(_errors(caplog)) < 3:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(_LOOK)
         assert all(str(files.key) in line and "no PEM" in line for line in _errors(caplog))

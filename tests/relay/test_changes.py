@@ -16,6 +16,7 @@ import pytest
 
 from bench.changes import Crowd
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_relay import feed
 from kdispatch_relay.auth import Authority, Grant, ServiceRecord
 from kdispatch_relay.gate.access import AccessControl
 from kdispatch_relay.store.database import Database
@@ -64,6 +65,13 @@ async def test_what_changes_nothing(api: Api, method: str, path: str, body: dict
     assert not [call for call in api.gate.calls if call.startswith("recheck")]
 
 
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay does not look for changes of other processes, of which it would announce its own ones again."""
+    monkeypatch.setattr(feed, "_LOOK", 600.0)
+
+
+@pytest.mark.usefixtures("unwatched")
 async def test_a_second_time(api: Api) -> None:
     """Revoking what is already revoked writes nothing and causes no check."""
     ann = await api.admin("ann")

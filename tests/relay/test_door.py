@@ -78,7 +78,7 @@ class Visitor:
     async def ended(self) -> float:
         """Wait until the other end has closed it; returns the seconds."""
         began = asyncio.get_running_loop().time()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(65536):
                     pass

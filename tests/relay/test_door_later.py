@@ -28,7 +28,7 @@ def database(tmp_path: Path, empty_database: Path) -> None:
 async def test_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
     """Requests whose bodies do not arrive are closed first when there are too many, and at their deadline anyway."""
     async with (
-        relay_with(tmp_path, Limits(arrivals=5, hello=0.5)) as relay,
+        relay_with(tmp_path, Limits(arrivals=5, hello=1.5)) as relay,
         contextlib.AsyncExitStack() as stack,
     ):
         for number in range(5):
@@ -36,7 +36,7 @@ async def test_slow_bodies_keep_nobody_out(tmp_path: Path) -> None:
             visitor.writer.write(POST + b'\r\n{"handle":')
             await until(lambda number=number: len(relay.arrivals) == number + 1)  # type: ignore[misc]
         await asyncio.sleep(0.1)  # all are being worked on
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await stack.enter_async_context(_Agent.of(relay, b"\x11" * 32))
         await until(lambda: len(relay.arrivals) == 0)
         assert relay.arrivals.refused == {"busy": 1, "timed_out": 4}

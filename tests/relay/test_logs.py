@@ -66,10 +66,10 @@ def test_json_log(tmp_path: Path) -> None:
         while "url" not in record:  # with -v it reports more of itself
             record = json.loads(process.stderr.readline())
         assert record["event"] == f"kdispatch relay listening on {record['url']}"
-        with urlopen(f"{record['url']}/healthz", timeout=5) as answer:
+        with urlopen(f"{record['url']}/healthz", timeout=30) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=10)
+        _, rest = process.communicate(timeout=30)
         assert process.returncode == 0
         assert all(json.loads(line) for line in rest.splitlines())
 

@@ -22,7 +22,7 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def migrated(folder: Path, *arguments: str) -> tuple[int, str, str]:
     with started(folder, *arguments) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
 

@@ -18,6 +18,7 @@ from kdispatch_relay.store import changes, invites, services, tidying
 from kdispatch_relay.store.models import Change, Invite, Service, Token
 from kdispatch_relay.store.repository import Repository
 from kdispatch_relay.switch.views import ClientView, HostView
+from tests.net.harness import sizes
 from tests.relay.postgres import BOTH_STORES
 from tests.relay.support import Api
 
@@ -221,17 +222,18 @@ async def lag(stop: asyncio.Event) -> float:
 
 
 @pytest.mark.slow
-async def test_an_account_with_180_000_ended_tokens(api: Api, ann: str) -> None:
+@pytest.mark.parametrize("ended", sizes(20_000, 180_000))
+async def test_an_account_with_many_ended_tokens(api: Api, ann: str, ended: int) -> None:
     """With many ended rows of an older relay, a page costs as little as with few, and the cleanup is in small steps."""
     now = int(time.time())
-    await tokens(api, 180_000, created_at=now - 100, revoked_at=now - 50)
+    await tokens(api, ended, created_at=now - 100, revoked_at=now - 50)
     stop = asyncio.Event()
     lagging = asyncio.create_task(lag(stop))
     began = time.perf_counter()
     for path in ("/api/v1/tokens", "/api/v1/tokens?limit=1000", "/api/v1/tokens?service=web&limit=1000"):
         answer = await api("GET", path, ann)
         assert len(answer.body["tokens"]) in {100, 1000} and answer.body["next"]
-    assert time.perf_counter() - began < 2.0  # all three at once took 9 s
+    reading = time.perf_counter() - began
     deleting = asyncio.create_task(api("DELETE", WEB, ann))
     waits: list[float] = []
     while not deleting.done():
@@ -239,10 +241,13 @@ async def test_an_account_with_180_000_ended_tokens(api: Api, ann: str) -> None:
         assert (await api("POST", "/api/v1/services", ann, json={"name": f"w{len(waits)}"})).status in {201, 429}
         waits.append(time.perf_counter() - began)
     assert deleting.result().status == 204
-    assert len(waits) > 20 and max(waits) < 1.0
+    assert len(waits) > ended / 9000  # each step lets a few of the waiting requests in
     stop.set()
-    assert await lagging < 0.5
+    lagged = await lagging
     assert await count(api, Token.kind == "cli") == 0
+    if ended == 180_000:
+        # All pages at once took 9 s.
+        assert (reading < 2.0, max(waits) < 1.0, lagged < 0.5) == (True, True, True), (reading, max(waits), lagged)
 
 
 # --- what is kept ---------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ async def test_dribbled_body(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.relay.port)
     head = "POST /api/v1/admins HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{"
     writer.write(head.encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408")
         await reader.read()  # to the end: the relay disconnects
     writer.close()

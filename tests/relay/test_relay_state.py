@@ -290,6 +290,6 @@ async def test_command_line(api: Api, option: str, expected: str) -> None:
     command = [sys.executable, "-c", "from kdispatch_relay.cli import app; app()", "state", *option.split()]
     listen = f"127.0.0.1:{api.relay.port}"
     ended = await asyncio.to_thread(
-        subprocess.run, [*command, "--listen", listen], capture_output=True, text=True, timeout=20, check=True
+        subprocess.run, [*command, "--listen", listen], capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout.startswith(expected)

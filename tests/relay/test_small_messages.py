@@ -25,7 +25,7 @@ async def test_they_are_gathered() -> None:
             b"".join(ws_frame(0x82, frame(frames.DATA, 1, n, data[n : n + 1]), masked=True) for n in range(200))
         )
         received, count = b"", 0
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             while len(received) < len(data):
                 received += (await host.next(frames.DATA))[4]
                 count += 1

@@ -39,7 +39,7 @@ def test_no_alembic_when_up_to_date(tmp_path: Path, empty_database: Path) -> Non
         f"assert asyncio.run(_migrate({str(tmp_path / 'relay.db')!r}, 5.0)) == ('0005', '0005');"
         "sys.exit('alembic' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -74,7 +74,7 @@ class _Size:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "size", sizes(_Size(8 * MIB, 1000 * MIB, 0.3, 1, 0.08), _Size(128 * MIB, 1000 * MIB, 1.0, 3, 0.8))
+    "size", sizes(_Size(8 * MIB, 1000 * MIB, 0.3, 1, 0.01), _Size(128 * MIB, 1000 * MIB, 1.0, 3, 0.8))
 )
 async def test_a_stalled_reader(network: Network, own_relay: Relay, size: _Size) -> None:
     """A stalled reader with 1 GB offered to it neither makes the relay grow nor slows down its sibling."""

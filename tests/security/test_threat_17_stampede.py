@@ -56,7 +56,7 @@ async def test_a_final_answer_stops(code: str) -> None:
         asked.answer = refuse("401 Unauthorized", code)
         ended = None
         try:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(20):
                 await uplink.failed()
         except KdispatchError as error:
             ended = error.code

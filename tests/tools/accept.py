@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 import sys
 
+from tests.guards.promises import MEASURED
 from tests.tools.results import run_and_show, write_section
 
 
 def main() -> int:
     """Run the tests, show their output as it comes, and write the page's section."""
     words = sys.argv[1:]
-    command = [sys.executable, "-m", "pytest", "-m", "accept", "-s", "-v", "-rA", "--timeout", "1800", "tests"]
+    command = [sys.executable, "-m", "pytest", "-m", "accept or timed", "-s", "-v", "-rA", "--timeout", "1800", "tests"]
     if words:
         command += ["-k", " ".join(words)]
-    status, output = run_and_show(command)
+    status, output = run_and_show(command, **{MEASURED: "1"})
     title = f"make accept ONLY={' '.join(words)}" if words else "make accept"
     write_section(title, output.strip().splitlines()[-1].strip("= "), printed(output))
     return status

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -63,8 +64,10 @@ class Acceptor:
             for _ in range(_AT_ONCE):
                 self._check_room()
                 self._take(self._socket.accept()[0])
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            pass  # no connection is pending any more
+        except BlockingIOError:  # no connection is pending any more
+            self._has_room()
+        except (InterruptedError, ConnectionAbortedError):
+            pass  # a connection may still be pending: the socket stays readable
         except OSError as error:
             self._pause(error)
 
@@ -73,16 +76,26 @@ class Acceptor:
             descriptor = os.dup(self._socket.fileno())
             os.close(descriptor)
             if is_reserved(descriptor):
+                if not self._is_pending():
+                    raise BlockingIOError
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             self._low = False
+
+    def _is_pending(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _take(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)  # noqa: FBT003 - it takes no keywords
         self._low = is_reserved(accepted.fileno())
+        self._accepted(accepted)
+
+    def _has_room(self) -> None:
+        # Only once none is pending: under pressure each connection that ends would cost two lines of the log.
         if self._full:
             self._full = False
             self._log.info(f"Connections to {self._where} are taken again.")
-        self._accepted(accepted)
 
     def _pause(self, error: OSError) -> None:
         # While a connection is pending, a watched socket would wake the loop again at once.
@@ -109,3 +122,4 @@ class Acceptor:
                 await asyncio.sleep(_PAUSE)
                 continue
             self._take(accepted)
+            self._has_room()  # whether another one is pending, these loops do not tell

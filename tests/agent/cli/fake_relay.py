@@ -16,6 +16,7 @@ from aiohttp import web
 
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.tokens import format_token
+from tests.agent.cli.here import run_here
 from tests.guards.environment import inherited
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
@@ -144,6 +145,10 @@ class Shell:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+
+    async def here(self, line: str, *more: str, **environment: str) -> Ended:
+        """The same command in a thread of this process."""
+        return Ended(*await run_here([*line.split(), *more], self.environment(**environment)))
 
     async def __call__(self, line: str, *more: str, stdin: str = "", **environment: str) -> Ended:
         process = await self.start(*line.split(), *more, **environment)

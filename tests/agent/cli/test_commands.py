@@ -53,12 +53,12 @@ async def test_a_first_day(kdispatch: Shell) -> None:
 
 async def test_json_is_one_object_with_its_schema(kdispatch: Shell) -> None:
     """With --json each result is one object with schema 1, and stderr stays empty."""
-    signed = await kdispatch("sign-up ann --json --relay", kdispatch.relay.url)
-    created = await kdispatch("service create web --json")
+    signed = await kdispatch.here("sign-up ann --json --relay", kdispatch.relay.url)
+    created = await kdispatch.here("service create web --json")
     kdispatch.relay.hosts["ann/web"] = [HOST]
     ended = await asyncio.gather(
-        kdispatch("service list --json"), kdispatch("service show web --json"),
-        kdispatch("service hosts web --json"), kdispatch("whoami --json"),
+        kdispatch.here("service list --json"), kdispatch.here("service show web --json"),
+        kdispatch.here("service hosts web --json"), kdispatch.here("whoami --json"),
     )  # fmt: skip
     objects = [json.loads(one.out) for one in (signed, created, *ended)]
     assert {one.err for one in (signed, created, *ended)} == {""}
@@ -80,12 +80,12 @@ async def test_an_error_is_three_lines_and_its_status(kdispatch: Shell) -> None:
     url, token = kdispatch.relay.url, new_token("adm")
     kdispatch.relay.handles[token] = "ann"
     taken, nowhere, anonymous, unknown, plain, refused = await asyncio.gather(
-        kdispatch("sign-up ann --relay", url),
-        kdispatch("whoami"),
-        kdispatch("service list --relay", url),
-        kdispatch("service show ann/nothing --relay", url),
-        kdispatch("whoami --relay http://relay.example"),
-        kdispatch("whoami --json --relay", url, KDISPATCH_TOKEN=new_token("adm")),
+        kdispatch.here("sign-up ann --relay", url),
+        kdispatch.here("whoami"),
+        kdispatch.here("service list --relay", url),
+        kdispatch.here("service show ann/nothing --relay", url),
+        kdispatch.here("whoami --relay http://relay.example"),
+        kdispatch.here("whoami --json --relay", url, KDISPATCH_TOKEN=new_token("adm")),
     )
     assert re.fullmatch(
         r"kdispatch: ann is taken\. \[handle_taken\]\n  where: relay\n  try:   Choose another handle.*\n", taken.err
@@ -118,7 +118,7 @@ async def test_nothing_is_asked_for_that_could_not_be_stored(kdispatch: Shell) -
     kdispatch.directory.mkdir()
     (kdispatch.directory / "credentials.json").write_text("{")
     (kdispatch.directory / "credentials.json").chmod(0o600)
-    signed = await kdispatch("sign-up ann --relay", kdispatch.relay.url)
+    signed = await kdispatch.here("sign-up ann --relay", kdispatch.relay.url)
     assert (signed.status, signed.code, kdispatch.relay.seen) == (4, "not_logged_in", [])
     assert "is damaged" in signed.err
 
@@ -130,7 +130,7 @@ async def test_what_a_relay_sends_cannot_steer_the_terminal(kdispatch: Shell) ->
         return problem("not_permitted", 403, "\x1b]0;owned\x07\nsecond\u0085line")
 
     kdispatch.relay.instead = refuse  # type: ignore[assignment]  # object instead of aiohttp's types
-    ended = await kdispatch("service show ann/web --relay", kdispatch.relay.url)
+    ended = await kdispatch.here("service show ann/web --relay", kdispatch.relay.url)
     assert ended.status == 5
     assert ended.err.splitlines()[0] == r"kdispatch: \x1b]0;owned\x07\x0asecond\x85line [not_permitted]"
     assert len(ended.err.splitlines()) == 3

@@ -168,7 +168,7 @@ async def test_commands_print_all_pages(kdispatch: Shell, words: str, key: str) 
     """Each output form has every entry once: a table with one head, one object of JSON, one id a line."""
     kdispatch.relay.instead = Paged()
     flags = {"KDISPATCH_TOKEN": new_token("adm"), "KDISPATCH_RELAY": kdispatch.relay.url}
-    plain, as_json, quiet = [await kdispatch(f"{words} {flag}", **flags) for flag in ("", "--json", "--quiet")]
+    plain, as_json, quiet = [await kdispatch.here(f"{words} {flag}", **flags) for flag in ("", "--json", "--quiet")]
     assert {(one.status, one.err) for one in (plain, as_json, quiet)} == {(0, "")}
     ids = quiet.out.split()
     assert len(ids) == len(set(ids)) == 25

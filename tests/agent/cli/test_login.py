@@ -28,7 +28,7 @@ async def test_login_stores_what_the_relay_says_it_is(kdispatch: Shell) -> None:
     assert (ended.status, ended.out) == (0, f"handle  ann\nrelay   {relay.url}\n")
     assert token not in ended.out + ended.err
     assert await asyncio.to_thread(Credentials().admin_token, RelayUrl.parse(relay.url)) == token
-    assert (await kdispatch("whoami --quiet")).out == "ann\n"
+    assert (await kdispatch.here("whoami --quiet")).out == "ann\n"
 
 
 async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
@@ -42,25 +42,25 @@ async def test_a_token_that_is_no_log_in_is_refused(kdispatch: Shell) -> None:
 
 async def test_logout_drops_no_admin_token_unasked(kdispatch: Shell) -> None:
     """Without a terminal an admin's token is dropped with --yes only; without a log-in the error is not_logged_in."""
-    await kdispatch("sign-up ann --relay", kdispatch.relay.url)
-    await kdispatch("service create web")
-    kept = await kdispatch("logout")
+    await kdispatch.here("sign-up ann --relay", kdispatch.relay.url)
+    await kdispatch.here("service create web")
+    kept = await kdispatch.here("logout")
     assert (kept.status, kept.code, "--yes" in kept.err) == (2, "bad_request", True)
-    dropped = await kdispatch("logout --yes --json")
+    dropped = await kdispatch.here("logout --yes --json")
     assert json.loads(dropped.out) == {
         "schema": 1, "relay": kdispatch.relay.url, "handles": ["ann"], "services": ["ann/web"], "clients": []
     }  # fmt: skip
-    again = await kdispatch("logout")
+    again = await kdispatch.here("logout")
     assert (again.status, again.code) == (4, "not_logged_in")
 
 
 async def test_a_service_is_deleted_only_when_it_is_meant(kdispatch: Shell) -> None:
     """Without a terminal 'service delete' needs --yes, and then drops the stored token, too."""
-    await kdispatch("sign-up ann --relay", kdispatch.relay.url)
-    await kdispatch("service create web")
-    kept = await kdispatch("service delete web")
+    await kdispatch.here("sign-up ann --relay", kdispatch.relay.url)
+    await kdispatch.here("service create web")
+    kept = await kdispatch.here("service delete web")
     assert (kept.status, kept.code, list(kdispatch.relay.services)) == (2, "bad_request", ["ann/web"])
-    deleted = await kdispatch("service delete web --yes --quiet")
+    deleted = await kdispatch.here("service delete web --yes --quiet")
     assert (deleted.status, deleted.out, kdispatch.relay.services) == (0, "ann/web\n", {})
     assert await asyncio.to_thread(Credentials().services, RelayUrl.parse(kdispatch.relay.url)) == ()
 
@@ -68,7 +68,7 @@ async def test_a_service_is_deleted_only_when_it_is_meant(kdispatch: Shell) -> N
 @pytest.mark.parametrize(("typed", "status", "left"), [("yes", 0, None), ("no", 2, "ann")])
 async def test_a_terminal_is_asked(kdispatch: Shell, typed: str, status: int, left: str | None) -> None:
     """At a terminal the loss of an admin's token needs confirmation, and only 'yes' confirms."""
-    await kdispatch("sign-up ann --relay", kdispatch.relay.url)
+    await kdispatch.here("sign-up ann --relay", kdispatch.relay.url)
     ours, terminal = os.openpty()
     process = await asyncio.create_subprocess_exec(
         KDISPATCH, "logout", env=kdispatch.environment(),
