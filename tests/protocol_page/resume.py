@@ -157,7 +157,7 @@ class Agent:
             stream = self.streams.get((entry["uuid"], OTHER[entry["role"]]))
             if stream is None or stream.peer != entry["peer"]:
                 await self._refuse(entry, self._became(entry))
-            elif stream.attaching:
+            elif stream.attaching or (stream.is_of_peer(entry) and entry["attach"] <= stream.attach_taken):
                 pass
             elif stream.is_of_peer(entry):
                 stream.detach()
@@ -262,15 +262,19 @@ class Resuming(Stream):
 
     def is_of_peer(self, entry: dict[str, Any]) -> bool:
         role = OTHER[self.role]
-        return (
-            (entry["peer"], entry["service"], entry["role"]) == (self.peer, self.agent.service, role)
-            and hmac.compare_digest(entry["proof"], proof(self.key, self.uuid, role, entry["attach"]))
-            and entry["attach"] > self.attach_taken
-        )
+        return (entry["peer"], entry["service"], entry["role"]) == (
+            self.peer,
+            self.agent.service,
+            role,
+        ) and hmac.compare_digest(entry["proof"], proof(self.key, self.uuid, role, entry["attach"]))
 
     async def _join(self, entry: dict[str, Any]) -> None:
         if not self.is_of_peer(entry):
             await self._send(message(Type.RESET, self.number, code="bad_proof"))
+            await self.agent.attach([self])
+            return
+        if entry["attach"] <= self.attach_taken:
+            await self._send(Frame(Type.GONE, self.number))
             await self.agent.attach([self])
             return
         if entry["received"] > self.sent or (entry.get("fin") and not self._fin_sent):

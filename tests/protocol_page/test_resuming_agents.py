@@ -133,7 +133,7 @@ async def forged(client: Agent, stack: AsyncExitStack) -> None:
     # Not an Agent: an Agent would answer the host's request with "unknown stream".
     thief = await stack.enter_async_context(await Session.start("127.0.0.1", client.port, client.secret))
     assert await refusal(thief, stream.entry(proof=secrets.token_hex(32))) == "bad_proof"
-    assert await refusal(thief, old) == "bad_proof"
+    assert await refusal(thief, old) == "gone"
     await client.connect()
     await rejoined(stream, 2)
     await client.attach([stream])  # the host gets a request without a loss

@@ -198,7 +198,7 @@ async def echo() -> AsyncIterator[int]:
 
 
 async def refusal(session: Session, entry: dict[str, Any], token: str | None = None) -> str:
-    """Send an entry with a new number, and return the code of its refusal."""
+    """Send an entry with a new number, and return the code of its refusal, or "gone" if its number is given up."""
     number = session.number()
     await session.send(message(Type.ATTACH, streams=[{**entry, "number": number}], token=token))
     queue = session.queue(number)
@@ -206,6 +206,8 @@ async def refusal(session: Session, entry: dict[str, Any], token: str | None = N
         while (frame := await queue.get()) is not None and frame.type is Type.ATTACH:
             pass  # the relay joins both ends; only the other end can check the proof
     assert frame is not None
+    if frame.type is Type.GONE:
+        return "gone"
     assert frame.type is Type.RESET
     return str(frame.json["code"])
 
