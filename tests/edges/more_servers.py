@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Final
 
+from tests.edges.asking import head
 from tests.edges.debian import CERTIFICATE, KEY, Debian
 from tests.edges.edge import RELOADED, RESTART, UPSTREAM, Edge, children, listens
 from tests.net.harness import Process, eventually
@@ -312,6 +313,19 @@ class Varnish(Debian):
                 beside["varnishncsa"] = self._unit("log.conf")
             self._started[:0] = [Process(name, command, self.folder) for name, command in beside.items()]
         await super().ready()
+        if self._talkative:
+            await self._is_logging()
+
+    async def _is_logging(self) -> None:
+        """Return when varnishncsa writes: it starts with what is requested after it has found the shared memory."""
+        async with asyncio.timeout(RELOADED):
+            while not any("/metrics" in text for text in self.logs.values()):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._inner)
+                writer.write(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n" + head("GET", "/metrics"))
+                await reader.read()
+                writer.close()
+                await writer.wait_closed()
+                await asyncio.sleep(0.1)
 
     async def ready(self) -> None:
         await eventually(lambda: listens(self._inner), expected=True, wait=RELOADED)
