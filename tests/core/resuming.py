@@ -77,3 +77,14 @@ def lose(talk: Conversation) -> Said:
     talk.connect()
     talk.hear(frame(frames.WELCOME, payload=WELCOME.encode()))
     return talk.said()
+
+
+def lost_before_opened() -> tuple[Conversation, Stream]:
+    """A client's stream that lost its session after its early data, before OPENED; it attaches in the next session."""
+    talk = Conversation()
+    stream = client(talk, opened=False)
+    talk.table.write(stream, b"request")
+    talk.said()
+    lose(talk)
+    talk.events()
+    return talk, stream

@@ -17,7 +17,7 @@ from kdispatch_protocol.wire.frames import ack_frame, frame
 from kdispatch_protocol.wire.identity import proof
 from kdispatch_protocol.wire.messages import Attach, Open, Reset, reset_frame
 from tests.core.conversation import SERVICE, WELCOME, Conversation, reset_of
-from tests.core.resuming import CLIENT, HOST, KEY, UUID, attached, client, entry, hear, host, lose
+from tests.core.resuming import CLIENT, HOST, KEY, UUID, attached, client, entry, hear, host, lose, lost_before_opened
 
 
 def test_what_is_said_in_the_next_session() -> None:
@@ -196,12 +196,7 @@ def test_a_client_that_had_not_heard_of_its_host() -> None:
 @pytest.mark.parametrize(("code", "then"), [("unknown_stream", None), ("cancelled", "cancelled")])
 def test_a_host_that_gave_the_stream_up_before_the_join(code: str, then: str | None) -> None:
     """A join opens a stream only with the host's first frame: a RESET before it is the host's answer to the OPEN."""
-    talk = Conversation()
-    stream = client(talk, opened=False)
-    talk.table.write(stream, b"request")
-    talk.said()
-    lose(talk)
-    talk.events()
+    talk, stream = lost_before_opened()
     hear(talk, entry(stream))
     talk.said()
     talk.hear(frame(frames.RESET, stream.number, payload=Reset(code=code).encode()))
@@ -213,11 +208,7 @@ def test_a_host_that_gave_the_stream_up_before_the_join(code: str, then: str | N
 
 def test_a_join_without_a_word_of_the_host_is_asked_for_again() -> None:
     """A client that loses its session between the join and the host's first frame asks the same host again."""
-    talk = Conversation()
-    stream = client(talk, opened=False)
-    talk.table.write(stream, b"request")
-    talk.said()
-    lose(talk)
+    talk, stream = lost_before_opened()
     hear(talk, entry(stream))
     [said] = attached(lose(talk))
     assert (said.opening, said.peer, said.attach) == (True, HOST, 2)
@@ -239,12 +230,7 @@ def test_a_join_without_a_word_of_the_host_is_asked_for_again() -> None:
 )
 def test_a_client_asks_elsewhere_only_when_nothing_was_delivered(code: str, then: str | None) -> None:
     """`unknown_stream` from the host that may have the early data allows a new open; any other code ends the stream."""
-    talk = Conversation()
-    stream = client(talk, opened=False)
-    talk.table.write(stream, b"request")
-    talk.said()
-    lose(talk)
-    talk.events()
+    talk, stream = lost_before_opened()
     talk.hear(frame(frames.RESET, stream.number, payload=Reset(code=code).encode()))
     if then is None:
         assert talk.names() == ["OPEN"]
@@ -257,12 +243,7 @@ def test_a_client_asks_elsewhere_only_when_nothing_was_delivered(code: str, then
 
 def test_a_host_that_stays_away_interrupts_an_open() -> None:
     """A client that waits for the one host that may have its data gives up after `open_wait`."""
-    talk = Conversation()
-    client(talk, opened=False)
-    talk.table.write(talk.table.by_uuid[UUID], b"request")
-    talk.said()
-    lose(talk)
-    talk.events()
+    talk, _ = lost_before_opened()
     talk.wait(30.1)
     [event] = talk.events()
     assert isinstance(event, events.StreamWasReset)
