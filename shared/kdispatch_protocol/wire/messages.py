@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, dataclass_transform
 
 from kdispatch_protocol.errors import KdispatchError, RemoteProtocolError
 from kdispatch_protocol.limits import DEFAULT_LIMITS
@@ -123,24 +124,36 @@ def _labels(value: object) -> bool:
     )
 
 
-def _must(check: Check, default: Any = MISSING, factory: Any = MISSING) -> Any:
+def _must(check: Check, *, default: Any = MISSING, factory: Any = MISSING) -> Any:
     metadata = {"check": check}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_Class = TypeVar("_Class", bound=type)
+_make: Final[Any] = dataclass(slots=True, kw_only=True, unsafe_hash=True)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, _must))
+def _message(cls: _Class) -> _Class:
+    """Make a message of a class. For a type checker it is frozen; freezing it here would make it three times slower."""
+    made: _Class = _make(cls)
+    return made
+
+
+@_message
 class _Message:
     def content(self) -> dict[str, object]:
         """The fields by name, without those that are ``None``."""
-        return {name: value for name, *_ in _rules(type(self)) if (value := getattr(self, name)) is not None}
+        rules = _rules(type(self))
+        return {name: value for name, value in zip(rules.checks, rules.values(self), strict=True) if value is not None}
 
     def encode(self) -> bytes:
         """The payload: compact JSON."""
+        rules = _rules(type(self))
         members = []
-        for name, key, _, _ in _rules(type(self)):
-            value = getattr(self, name)
+        for key, value in zip(rules.keys, rules.values(self), strict=True):
             if value is not None:
                 kind = type(value)
                 members.append(key + (_quoted(value) if kind is str else str(value) if kind is int else _encode(value)))
@@ -160,16 +173,19 @@ class _Message:
         """The same for JSON that was decoded before."""
         if not isinstance(content, dict):
             raise RemoteProtocolError(f"A {cls.__name__} payload is not an object.")
+        rules = _rules(cls)
+        find = rules.checks.get
         found = {}
-        for name, _, check, needed in _rules(cls):
-            value = content.get(name)
-            if value is None:
-                if needed:
-                    raise RemoteProtocolError(f"A {cls.__name__} lacks {name!r}.")
-            elif check(value):
-                found[name] = value
-            else:
+        for name, value in content.items():
+            check = find(name)
+            if check is None or value is None:
+                continue
+            if not check(value):
                 raise RemoteProtocolError(f"A {cls.__name__} has a wrong {name!r}.")
+            found[name] = value
+        if not rules.needed <= found.keys():
+            missing = next(name for name in rules.checks if name in rules.needed and name not in found)
+            raise RemoteProtocolError(f"A {cls.__name__} lacks {missing!r}.")
         return cls(**found)
 
 
@@ -182,40 +198,45 @@ def _read(text: str) -> object:
     return _decoder.decode(text)  # white space around it, or invalid
 
 
-#: Name, the name as a JSON key with colon, check, and whether the field is required.
-_Rule = tuple[str, str, Check, bool]
-_rules_of: Final[dict[type, tuple[_Rule, ...]]] = {}  # by class, filled at first use
+class _Rules:
+    """What the fields of a class are, in their order."""
+
+    def __init__(self, cls: type[_Message]) -> None:
+        found = fields(cls)
+        self.checks: Final[dict[str, Check]] = {item.name: item.metadata["check"] for item in found}
+        self.keys: Final = [f'"{item.name}":' for item in found]  # with the colon, as in JSON
+        self.needed: Final = {
+            item.name for item in found if item.default is MISSING and item.default_factory is MISSING
+        }
+        names = list(self.checks)
+        get = operator.attrgetter(*names)
+        self.values: Callable[[_Message], tuple[Any, ...]] = get if len(names) > 1 else lambda message: (get(message),)
 
 
-def _rules(cls: type[_Message]) -> tuple[_Rule, ...]:
-    """The rules of each field, cached: asking the dataclass costs more than the checks."""
+_rules_of: Final[dict[type, _Rules]] = {}  # by class, filled at first use
+
+
+def _rules(cls: type[_Message]) -> _Rules:
+    """The rules of a class, cached: asking the dataclass costs more than the checks."""
     rules = _rules_of.get(cls)
     if rules is None:
-        rules = _rules_of[cls] = tuple(
-            (
-                item.name,
-                f'"{item.name}":',
-                item.metadata["check"],
-                item.default is MISSING and item.default_factory is MISSING,
-            )
-            for item in fields(cls)
-        )
+        rules = _rules_of[cls] = _Rules(cls)
     return rules
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Hello(_Message):
     """Agent -> relay, the first frame of a session."""
 
     versions: list[int] = _must(_versions)
     secret: str = _must(_hex(32))  # the process secret; only the relay sees it
-    mode: str = _must(_one_of("new", "replace", "move"), "new")
+    mode: str = _must(_one_of("new", "replace", "move"), default="new")
     predecessors: list[str] = _must(_secrets, factory=list)  # secrets of processes that this one replaces
     capabilities: list[str] = _must(_words(64), factory=list)
-    agent: str = _must(_ascii(128), "")  # program and version, for people
+    agent: str = _must(_ascii(128), default="")  # program and version, for people
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Welcome(_Message):
     """Relay -> agent, the answer to HELLO."""
 
@@ -226,28 +247,28 @@ class Welcome(_Message):
     opens: int = _must(_whole(1, 1 << 20))  # unanswered OPENs that the relay accepts
     streams: int = _must(_whole(1, 1 << 20))  # streams that this session may open
     capabilities: list[str] = _must(_words(64), factory=list)
-    program: str = _must(_ascii(128), "")  # the relay's program and version, for people
+    program: str = _must(_ascii(128), default="")  # the relay's program and version, for people
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Offer(_Message):
     """Host -> relay: this process serves ``service``."""
 
     service: str = _must(_is_service)
     host: str = _must(_hex(16))
     digest: str = _must(_hex(32))  # SHA-256 of the host's own hst_ token
-    token: str | None = _must(_ascii(256), None)
+    token: str | None = _must(_ascii(256), default=None)
     labels: dict[str, str] = _must(_labels, factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Offered(_Message):
     """Relay -> host: the offer is listed."""
 
     host: str = _must(_hex(16))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Open(_Message):
     """Client -> relay -> host: a new stream.
 
@@ -259,13 +280,13 @@ class Open(_Message):
     service: str = _must(_is_service)
     uuid: str = _must(_hex(16))
     limit: int = _must(_whole(0, MAX_OFFSET))  # bytes that the host may send at first
-    token: str | None = _must(_ascii(256), None)
-    pin: str | None = _must(_hex(16), None)
-    secret: str | None = _must(_hex(32), None)
-    key: str | None = _must(_hex(32), None)
-    attempt: int | None = _must(_whole(1, 255), None)
-    process: str | None = _must(_hex(16), None)
-    kind: str | None = _must(_ascii(32), None)  # of flow; absent for a stream
+    token: str | None = _must(_ascii(256), default=None)
+    pin: str | None = _must(_hex(16), default=None)
+    secret: str | None = _must(_hex(32), default=None)
+    key: str | None = _must(_hex(32), default=None)
+    attempt: int | None = _must(_whole(1, 255), default=None)
+    process: str | None = _must(_hex(16), default=None)
+    kind: str | None = _must(_ascii(32), default=None)  # of flow; absent for a stream
 
     @property
     def unknown_kind(self) -> str | None:
@@ -273,7 +294,7 @@ class Open(_Message):
         return self.kind if self.kind not in {None, STREAM} else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Trying(_Message):
     """Relay -> client: the relay asks this host now. Early data must name this attempt."""
 
@@ -282,7 +303,7 @@ class Trying(_Message):
     host: str = _must(_hex(16))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Opened(_Message):
     """Host -> relay -> client: the host's service took the connection."""
 
@@ -290,7 +311,7 @@ class Opened(_Message):
     attempt: int = _must(_whole(1, 255))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class AttachEntry(_Message):
     """One stream of an ATTACH. The sender names its own new ``number`` and its ``peer``.
 
@@ -303,7 +324,7 @@ class AttachEntry(_Message):
     service: str = _must(_is_service)
     role: str = _must(_one_of("client", "host"))  # of the sender
     peer: str = _must(_hex(16))  # process id
-    number: int | None = _must(_whole(1, (1 << 32) - 1), None)
+    number: int | None = _must(_whole(1, (1 << 32) - 1), default=None)
     received: int = _must(_whole(0, MAX_OFFSET))  # all bytes below arrived
     limit: int = _must(_whole(0, MAX_OFFSET))  # bytes below may be sent
     fin: bool = _must(_flag, default=False)  # the end arrived as well
@@ -312,12 +333,12 @@ class AttachEntry(_Message):
     proof: str = _must(_hex(32))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Attach(_Message):
     """End to end, through the relay: streams resume under new numbers. All of them use one token."""
 
     streams: list[dict[str, object]] = _must(_entries)
-    token: str | None = _must(_ascii(256), None)
+    token: str | None = _must(_ascii(256), default=None)
 
     @classmethod
     def of(cls, entries: list[AttachEntry], token: str | None = None) -> Attach:
@@ -329,7 +350,7 @@ class Attach(_Message):
         return [AttachEntry.read(stream) for stream in self.streams]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Reset(_Message):
     """Both directions: a stream or an offer ends, with a code of the table and a sentence.
 
@@ -337,19 +358,19 @@ class Reset(_Message):
     """
 
     code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
-    text: str = _must(_any_text(8192), "")
-    uuid: str | None = _must(_hex(16), None)
-    process: str | None = _must(_hex(16), None)
+    text: str = _must(_any_text(8192), default="")
+    uuid: str | None = _must(_hex(16), default=None)
+    process: str | None = _must(_hex(16), default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Goaway(_Message):
     """Relay -> agent: leave within ``move_ms``, and try another relay for ``try_ms``; after a final code, stop."""
 
     code: str = _must(lambda v: isinstance(v, str) and _CODE.fullmatch(v) is not None)
-    text: str = _must(_any_text(8192), "")
-    move_ms: int = _must(_whole(0, 1 << 31), 0)
-    try_ms: int = _must(_whole(0, 1 << 31), 0)
+    text: str = _must(_any_text(8192), default="")
+    move_ms: int = _must(_whole(0, 1 << 31), default=0)
+    try_ms: int = _must(_whole(0, 1 << 31), default=0)
 
 
 def reset_frame(number: int, code: str, text: str) -> bytes:
