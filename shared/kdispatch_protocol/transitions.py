@@ -1,22 +1,17 @@
-"""Looks a transition up in a table of states, for each kind of state that has a table."""
+"""Tables of states: the error where such a table has no answer.
+
+A table's own function looks the transition up, as an open takes a dozen of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import Enum
-from typing import TypeVar
+from enum import StrEnum
 
 from kdispatch_protocol.errors import LocalProtocolError
 
-__all__ = ["transition"]
-
-_S = TypeVar("_S", bound=Enum)
-_I = TypeVar("_I", bound=Enum)
+__all__ = ["no_transition"]
 
 
-def transition(table: Mapping[tuple[_S, _I], _S], what: str, state: _S, by: _I) -> _S:
-    """The table's answer; raises ``LocalProtocolError``, which names ``what`` has the state, where it has none."""
-    try:
-        return table[state, by]
-    except KeyError:
-        raise LocalProtocolError(f"A {what} that is {state.value!r} can't take {by.value!r}.") from None
+def no_transition(what: str, state: StrEnum, by: StrEnum) -> LocalProtocolError:
+    """The error for an input that the state of this ``what`` can't take."""
+    return LocalProtocolError(f"A {what} that is {state.value!r} can't take {by.value!r}.")

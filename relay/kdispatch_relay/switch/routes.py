@@ -7,12 +7,12 @@ and passes the frame on. It grants nothing and acknowledges nothing.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.timers import Timer
-from kdispatch_protocol.transitions import transition
+from kdispatch_protocol.transitions import no_transition
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer
 from kdispatch_protocol.wire.messages import Open
@@ -33,7 +33,7 @@ _RUN = 16 * 1024
 Waiting = tuple[int, int, int, Buffer, float]
 
 
-class RouteState(Enum):
+class RouteState(StrEnum):
     """The state of an OPEN."""
 
     ASKING = "asking"  # the store is asked whether the client may open this service
@@ -42,7 +42,7 @@ class RouteState(Enum):
     OPEN = "open"
 
 
-class RouteInput(Enum):
+class RouteInput(StrEnum):
     """What moves a route."""
 
     HOST_ASKED = "a host is asked"
@@ -65,7 +65,10 @@ ROUTES: Final[dict[tuple[RouteState, RouteInput], RouteState]] = {
 
 def next_route_state(state: RouteState, by: RouteInput) -> RouteState:
     """The table's answer; raises ``LocalProtocolError`` where it has none."""
-    return transition(ROUTES, "route", state, by)
+    following = ROUTES.get((state, by))
+    if following is None:
+        raise no_transition("route", state, by)
+    return following
 
 
 class Leg:

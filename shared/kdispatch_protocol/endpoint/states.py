@@ -19,10 +19,10 @@ Its leg changes over when both ends have attached there.
 
 from __future__ import annotations
 
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Final
 
-from kdispatch_protocol.transitions import transition
+from kdispatch_protocol.transitions import no_transition
 
 __all__ = ["END_STATES", "LEGS", "SENDING", "TABLE", "Input", "LegInput", "LegState", "State", "next_leg", "next_state"]
 
@@ -53,7 +53,7 @@ class Input(StrEnum):
     ABORTED = "RESET sent or received"
 
 
-class LegState(Enum):
+class LegState(StrEnum):
     """What may pass for a stream on its session."""
 
     NONE = "none"  # no session carries the stream
@@ -98,7 +98,10 @@ TABLE: Final[dict[tuple[State, Input], State]] = {
 
 def next_state(state: State, by: Input) -> State:
     """The table's next state; raises ``LocalProtocolError`` if there is none."""
-    return transition(TABLE, "stream", state, by)
+    following = TABLE.get((state, by))
+    if following is None:
+        raise no_transition("stream", state, by)
+    return following
 
 
 LEGS: Final[dict[tuple[LegState, LegInput], LegState]] = {
@@ -112,4 +115,7 @@ LEGS: Final[dict[tuple[LegState, LegInput], LegState]] = {
 
 def next_leg(leg: LegState, by: LegInput) -> LegState:
     """The table's next leg; raises ``LocalProtocolError`` if there is none."""
-    return transition(LEGS, "leg", leg, by)
+    following = LEGS.get((leg, by))
+    if following is None:
+        raise no_transition("leg", leg, by)
+    return following
