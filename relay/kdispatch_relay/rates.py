@@ -61,7 +61,8 @@ class Rates(Generic[_Key]):
         """Take a token if there is one; returns the seconds until there will be one, 0.0 if it was taken."""
         wait = self.wait(key, now)
         if wait == 0.0:
-            self._sweep(now)
+            if len(self._full) > 1:
+                self._sweep(now)
             full = self._full.get(key)
             if full is None and len(self._full) >= self._most:
                 self._make_room()
@@ -73,7 +74,8 @@ class Rates(Generic[_Key]):
 
         A bucket can be overdrawn by a second's worth at most.
         """
-        self._sweep(now)
+        if len(self._full) > 1:
+            self._sweep(now)
         full = self._full.get(key)
         if full is None and len(self._full) >= self._most:
             self._make_room()
