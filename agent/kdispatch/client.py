@@ -198,8 +198,18 @@ class LocalListener:
         self._front(sock, self._handed_over)
 
     def _handed_over(self, sock: socket.socket, service: str, early: bytes) -> None:
-        accepted, ended = functools.partial(self._accepted, service), functools.partial(self._ended, service)
-        Pipe(self._client.driver, on_local=accepted, on_end=ended, resets=True).take(sock, early)
+        driver, ended = self._client.driver, functools.partial(self._ended, service)
+        if self._waiting is not None:
+            accepted = functools.partial(self._accepted, service)
+            Pipe(driver, on_local=accepted, on_end=ended, resets=True).take(sock, early)
+            return
+        pipe = Pipe(driver, on_end=ended, resets=True)
+        try:  # the OPEN goes out first: the relay works on it while this agent makes the connection's transport
+            driver.at_once(functools.partial(self._client.create_connection, service), pipe.remote, self.host)
+        except StreamReset:
+            sock.close()  # the agent is about to end
+        else:
+            pipe.take(sock, early)
 
     def _accepted(self, service: str, pipe: Pipe) -> None:
         if self._waiting is not None:

@@ -84,15 +84,14 @@ async def test_accepting_pauses_at_the_limit() -> None:
             assert 0 < there < 15  # the last ones are reserved for other things
             with socket.socket():
                 pass
-            for sock in taken:
-                sock.close()
-            await _until(lambda: len(taken) > there)
-            for sock in taken:
-                sock.close()
-            await _until(lambda: len(taken) == 30 and len(log.lines) > 1)
+
+            def all_were_taken() -> bool:
+                for sock in taken:
+                    sock.close()
+                return len(taken) == 30 and len(log.lines) > 1
+
+            await _until(all_were_taken)
         acceptor.close()
-        for sock in taken:
-            sock.close()
     waits, again = log.lines
     assert "wait: Too many open files" in waits and again.endswith("are taken again.")
 

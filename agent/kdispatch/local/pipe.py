@@ -114,7 +114,9 @@ class Pipe:
     def take(self, sock: socket.socket, early: bytes = b"") -> None:
         """Use a connected socket. ``early`` was read from it before."""
         self._sock = sock
-        if early:
+        if early and self.stream is not None:
+            self.stream.write(early)
+        elif early:
             self._unclaimed = (early,)
         making = self.driver.loop.create_connection(lambda: self.local, sock=sock)
         try:

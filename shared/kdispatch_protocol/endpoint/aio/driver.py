@@ -235,9 +235,10 @@ class EndpointDriver:
             self._woken = True
             return  # `flush` follows
         for uplink in self._uplinks.values():
-            if uplink.session.outbox:
+            outbox = uplink.session.outbox
+            if outbox.control or outbox.acks or outbox.ring:
                 uplink.link.wake()
-        self._alarm.set(self.endpoint.next_deadline())
+        self._alarm.set(self._table.timers.next_deadline())
 
     def receive_local(self, pipe: LocalConnection, data: bytes) -> None:
         """For pipes: forward what was read from a local socket, and send the resulting frames at once."""
@@ -245,14 +246,14 @@ class EndpointDriver:
             return
         self.at_once(pipe.local_said, data)
 
-    def at_once(self, act: Callable[[Any], None], what: Any) -> None:
-        """Call ``act(what)`` and send the frames it makes before returning, as the loop's next turn reads first."""
+    def at_once(self, act: Callable[..., object], *what: Any) -> None:
+        """Call ``act`` and send the frames it makes before returning, as the loop's next turn reads first."""
         if self._reading:
-            act(what)
+            act(*what)
             return
         self._reading = True
         try:
-            act(what)
+            act(*what)
         finally:
             self._reading = False
             self.flush()
@@ -313,9 +314,12 @@ class EndpointDriver:
     def flush(self) -> None:
         """Send what the processed read produced, at once."""
         self._woken = False
-        self._alarm.set(self.endpoint.next_deadline())
+        due = self._table.timers.next_deadline()
+        if due is not None and due < self._alarm.at:
+            self._alarm.set(due)
         for uplink in tuple(self._uplinks.values()):
-            if uplink.session.outbox:
+            outbox = uplink.session.outbox  # without its method, as an open comes here five times
+            if outbox.control or outbox.acks or outbox.ring:
                 uplink.link.flush()
         if len(self._uplinks) > 1:
             self._look_who_left()
