@@ -52,7 +52,7 @@ class _Messages:
             for end in self._pair:
                 end.deliver()
 
-    def send(self, parts: list[Buffer]) -> None:
+    def send(self, parts: list[Buffer]) -> int:
         self.sent = self._loop.time()
         message = b"".join(parts)
         self.given += len(message)
@@ -60,6 +60,7 @@ class _Messages:
             self._other.take(message)
         else:
             self._waiting.append(message)  # the other end is not made yet
+        return len(message)
 
     def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:
         if not self.open:
@@ -100,8 +101,7 @@ class _Messages:
             alone = word >> 27 == _DATA and size == len(message) - 16
             if alone and self.read_fast(word >> 24 & 7, number, value, message[16:]):
                 continue
-            self._owner.receive_piece(message, ends=True)
-            self._owner.receive_end()
+            self._owner.receive_message(message)
 
 
 def _connect(pair: Twin) -> None:

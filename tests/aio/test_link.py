@@ -88,6 +88,10 @@ class _Owner:
             self.messages.append(self._under_way)
             self._under_way = b""
 
+    def receive_message(self, message: Buffer) -> None:
+        self.receive_piece(message, ends=True)
+        self.receive_end()
+
     def handle_idle(self, count: int) -> None:
         pass
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdispatch_protocol.errors import RemoteProtocolError
+from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.session.aio.websocket_carrier import WebSocketCarrier, read_buffer
 from kdispatch_protocol.wire.frames import DATA, MAX_OFFSET, TYPE_NAMES, Buffer, Frame, FrameReader, frame
-from tests.aio.test_link import _Owner
+from tests.aio.test_link import _link, _Owner
 from tests.core.wire import ws_frame
 
 _TYPES = st.sampled_from([DATA] * 6 + sorted(TYPE_NAMES))
@@ -84,11 +85,34 @@ def test_what_is_passed_on_is_what_was_said(server: bool, messages: list[bytes],
 
 
 async def test_a_short_data_that_comes_alone_is_passed_on() -> None:
-    """A single DATA of up to 109 bytes takes the fast path, but not a larger one, nor two in one read."""
+    """A single DATA in a read of up to 1 KiB takes the fast path, but not a larger one, nor two in one read."""
     for server in (False, True):
         reader = _Reader(server=server, takes=True)
-        wire = [ws_frame(0x82, frame(DATA, 1, 0, b"d" * size), masked=server) for size in (1, 109, 110)]
+        wire = [ws_frame(0x82, frame(DATA, 1, 0, b"d" * size), masked=server) for size in (1, 109, 110, 1000, 1005)]
         for data in (*wire, wire[0] + wire[1]):
             reader.read(data)
-        assert reader.taken == 2
-        assert len(reader.frames) == 5
+        assert reader.taken == 4
+        assert len(reader.frames) == 7
+
+
+@given(st.booleans(), st.lists(_MESSAGES, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_a_whole_message_is_taken_the_same_either_way(server: bool, messages: list[bytes]) -> None:
+    """A link tells its owner the same of a message that comes in one call, and of one that comes as a piece."""
+
+    async def check() -> None:
+        told = []
+        for whole in (True, False):
+            link, owner, *_ = _link(Limits(), server=server)
+            owner.bad = b"d"  # the owner refuses this one
+            for message in messages:
+                if whole:
+                    link.receive_message(message)
+                else:
+                    link.receive_piece(message, ends=True)
+                    link.receive_end()
+            told.append((owner.messages, link._verdict))
+            link.abort("", "")
+        assert told[0] == told[1]
+
+    asyncio.run(check())

@@ -40,6 +40,9 @@ class _Owner:
 
     def receive_end(self) -> None: ...
 
+    def receive_message(self, message: Buffer) -> None:
+        self.receive_piece(message, ends=True)
+
     def handle_idle(self, count: int) -> None:
         self.idle += count
 

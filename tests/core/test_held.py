@@ -130,9 +130,9 @@ BOUNDED: Final = {
 }
 #: Empty again when a read was worked on.
 TRANSIENT: Final = {
-    "IntentQueue._waiting",
+    "IntentQueue.waiting",
     "Claim.token",
-    "Switch._touched",
+    "Switch.touched",
     "WebSocketReader.pings",
 }
 

@@ -27,7 +27,7 @@ from kdispatch_protocol.session.outbox import Outbox
 from kdispatch_protocol.wire import frames
 from kdispatch_protocol.wire.frames import Buffer, Frame, FrameReader
 from kdispatch_protocol.wire.messages import AttachEntry, reset_frame
-from kdispatch_relay.switch import revocations
+from kdispatch_relay.switch import revocations, sessions
 from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.attachments import Half
 from kdispatch_relay.switch.budget import Held
@@ -340,7 +340,7 @@ def a_half_is_not_given_back(patch: Patch) -> None:
 
 def answers_are_not_counted(patch: Patch) -> None:
     """Waiting control frames are not counted in the budget."""
-    patch(SwitchSession, "_hold_control", lambda self, size, frames: None)
+    patch(sessions, "Outbox", lambda limits, _: Outbox(limits))
 
 
 def early_is_counted_twice(patch: Patch) -> None:

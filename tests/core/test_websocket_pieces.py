@@ -33,7 +33,7 @@ def short_reads(draw: st.DrawFn) -> tuple[bool, list[bytes]]:
     """A role, and reads that are mostly frames for it, complete or not."""
     server = draw(st.booleans())
     firsts = st.sampled_from([FIN | BINARY] * 4 + [BINARY, CONT, FIN | CONT, FIN | PING, FIN | CLOSE, FIN | TEXT, 0xC2])
-    sizes = st.sampled_from([0, 1, 2, 60, 124, 125, 126, 127])
+    sizes = st.sampled_from([0, 1, 2, 60, 124, 125, 126, 127, 300, 1016, 1017, 1020, 1022, 1030])
     frames = st.tuples(firsts, sizes, st.sampled_from([server] * 9 + [not server])).map(
         lambda f: ws_frame(f[0], b"y" * f[1], masked=f[2])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdispatch_protocol.endpoint.states import END_STATES
+from kdispatch_protocol.session import outbox
 from kdispatch_relay.switch import agents, sessions
 from kdispatch_relay.switch.agents import AgentSession
 from kdispatch_relay.switch.sessions import SwitchSession
@@ -46,7 +47,7 @@ def held(session: SwitchSession) -> int:
     """A full count of what a session makes the relay keep, without the data that waits for it."""
     legs = len(session.legs) * sessions._LEG
     early = sum(len(leg.route.early) for leg in session.legs.values() if leg.route.client is leg)
-    control = sum(len(frame) + sessions._CONTROL for frame in session.outbox.control)
+    control = sum(len(frame) + outbox._CONTROL for frame in session.outbox.control)
     of_agent = _held_of_agent(session) if isinstance(session, AgentSession) else 0
     return legs + early + of_agent + control + session.partial + session._unsent
 

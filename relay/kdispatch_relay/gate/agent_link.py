@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kdispatch_protocol.session.aio.carrier import Carrier
 from kdispatch_protocol.session.aio.link import Link
 from kdispatch_protocol.wire import frames
-from kdispatch_protocol.wire.frames import Buffer, Frame
+from kdispatch_protocol.wire.frames import Frame
 from kdispatch_protocol.wire.messages import Goaway
 from kdispatch_relay.door.arrivals import Arrival
 from kdispatch_relay.limiter import SessionLimits
@@ -52,6 +52,7 @@ class AgentLink:
         self._unsettled = False  # this read has changed something at the switch
         # Fast path of `link_read`, for a read that is one DATA; `link_read` uses it, too.
         self.link_read_fast = functools.partial(gate.switch.passing.data_fast, self.session)
+        self.link_collect = self.session.outbox.collect
         turn = functools.partial(gate.turns.take, self.limits.source or source)
         made = functools.partial(make, carries=self.session.legs, turn=turn)
         self.link = Link(self, gate.limits, made, server=True)
@@ -88,12 +89,13 @@ class AgentLink:
         """Handle the frames of one read, and send what they cause, to all sessions."""
         # Large DATA goes on at once, frame by frame, and so does a frame that comes alone.
         place = 0
-        for type_, flags, number, value, payload in received:
-            if type_ != frames.DATA or (len(payload) < _LARGE and len(received) > 1):
-                break
-            if not self.link_read_fast(flags, number, value, payload):
-                break
-            place += 1
+        if received and received[0][0] == frames.DATA:
+            for type_, flags, number, value, payload in received:
+                if type_ != frames.DATA or (len(payload) < _LARGE and len(received) > 1):
+                    break
+                if not self.link_read_fast(flags, number, value, payload):
+                    break
+                place += 1
         if place < len(received):
             self._receive(received[place:] if place else received, now)
         switch, partial = self._gate.switch, self.link.partial
@@ -145,10 +147,6 @@ class AgentLink:
     def link_unsent(self, size: int) -> None:
         """Note the bytes that the socket has not taken."""
         self.session.note_unsent(size)
-
-    def link_collect(self, most: int, now: float) -> list[Buffer]:
-        """The next batch to send."""
-        return self.session.outbox.collect(most, now)
 
     def link_ask(self) -> None:
         """Probe the agent after this process was stopped for a while."""

@@ -245,25 +245,26 @@ class Gate:
     def settle(self) -> None:
         """Do what the switch wants: ask and cut, then send, then report; set the clock. Call it after each change."""
         switch = self.switch
+        intents, links = switch.intents, self._links
         reports: list[Intent] = []
-        while True:
+        while switch.touched or intents.waiting:
             touched = switch.take_touched()
-            intents = switch.intents.take_all() if switch.intents else ()
-            if not touched and not intents:
-                break
-            for intent in intents:
-                act = self._acts.get(type(intent))
-                if act is None:
-                    reports.append(intent)
-                else:
-                    act(intent)
+            if intents.waiting:
+                for intent in intents.take_all():
+                    act = self._acts.get(type(intent))
+                    if act is None:
+                        reports.append(intent)
+                    else:
+                        act(intent)
             for session in touched:
-                link = self._links.get(session)
+                link = links.get(session)
                 if link is not None:
                     link.link.flush()
         for report in reports:
             self._reports[type(report)](report)
-        self._alarm.set(switch.next_deadline())
+        due = switch.timers.next_deadline()
+        if due is not None and due < self._alarm.at:
+            self._alarm.set(due)
 
     def _end(self, cut: CutSession) -> None:
         link = self._links.get(cut.session)

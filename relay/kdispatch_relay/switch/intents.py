@@ -147,23 +147,23 @@ Intent = Question | CutSession | FirstStream | RefusedAttach | StreamEnded
 class IntentQueue:
     """What the parts of the switch ask of the gate, in the order in which it came up. The gate empties it each turn."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: list[Intent] = []
+        self.waiting: list[Intent] = []  #: read it to see whether there is one; it is another list after each take
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def put(self, intent: Intent) -> None:
         """Add one. The gate takes it before the switch gets the next frames."""
-        self._waiting.append(intent)
+        self.waiting.append(intent)
 
     def take_all(self) -> list[Intent]:
         """All of them. The queue is empty then."""
-        taken, self._waiting = self._waiting, []
+        taken, self.waiting = self.waiting, []
         return taken
 
     def has(self, kind: type[Intent]) -> bool:
         """Whether one of this kind waits."""
-        return any(isinstance(intent, kind) for intent in self._waiting)
+        return any(isinstance(intent, kind) for intent in self.waiting)

@@ -28,8 +28,6 @@ _FRAME_COST = 256
 # What a leg makes the relay keep, in bytes, measured, with its share of the route and its timer. It may be the only
 # thing of a service, so it includes the 1.5 KiB of the service's entry, ground and account.
 _LEG = 2560
-# A waiting control frame costs this much beside its bytes.
-_CONTROL = 64
 
 
 class SwitchSession:
@@ -82,7 +80,7 @@ class SwitchSession:
         self._gone = False  # the session is over: it counts no more bytes
         self.partial = 0  # bytes of an incomplete message, as last noted
         self._unsent = 0  # bytes that the socket has not taken, as last noted
-        self.outbox = Outbox(limits, self._hold_control)
+        self.outbox = Outbox(limits, self)
         self.legs: dict[int, Leg] = Held(self.hold, lambda _: _LEG)
         self.queued = 0  # bytes of data that wait for it
         self.stalled = False  # it let an OPEN time out and has not been heard since
@@ -143,12 +141,6 @@ class SwitchSession:
             self.held += size
             self.budget.held += size
 
-    def _hold_control(self, size: int, frames: int) -> None:
-        if not self._gone:  # as hold(), with one call less: an open takes six of these
-            size += frames * _CONTROL
-            self.held += size
-            self.budget.held += size
-
     def note_partial(self, size: int) -> None:
         """Note the bytes received of a message that is not complete."""
         self.hold(size - self.partial)
@@ -163,6 +155,7 @@ class SwitchSession:
         """The session is over. The rest of its memory goes with its connection, and is counted no longer."""
         self.hold(-self.held)
         self._gone = True
+        self.outbox.tally = None
 
     def add_queued(self, size: int, frames: int) -> None:
         """Add bytes and frames that wait for it, or remove them if negative."""

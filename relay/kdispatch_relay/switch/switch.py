@@ -66,18 +66,18 @@ class Switch:
         self._roster = Roster()
         self.by_process = self._roster.newest
         self.sessions = self._roster.sessions
-        self._touched: set[SwitchSession] = set()
+        self.touched: set[SwitchSession] = set()  #: read it to see whether there is one
         #: Empty it after each call: questions and cuts first, then what the outboxes hold, then reports.
         self.intents = IntentQueue()
         self.counters = Counters()
         self.doubts = Doubts()
         self.opens = Opens(
-            self.registry, self.timers, limits, self._touched, intents=self.intents, counters=self.counters
+            self.registry, self.timers, limits, self.touched, intents=self.intents, counters=self.counters
         )
-        self.offers = Offers(self.registry, limits, self._touched, self.opens.host_appeared, self.intents)
-        self.passing = Passing(self.opens, self._touched, self._forwarded, self.budget)
+        self.offers = Offers(self.registry, limits, self.touched, self.opens.host_appeared, self.intents)
+        self.passing = Passing(self.opens, self.touched, self._forwarded, self.budget)
         self.attachments = Attachments(
-            self.registry, limits, self._touched, self.by_process, cut=self.cut, opens=self.opens,
+            self.registry, limits, self.touched, self.by_process, cut=self.cut, opens=self.opens,
             lost=self.passing.leg_lost, timers=self.timers, intents=self.intents, counters=self.counters,
         )  # fmt: skip
         self._handlers: dict[int, Callable[[SwitchSession, int, int, memoryview, float], None]] = {
@@ -109,7 +109,7 @@ class Switch:
         for leg in list(session.legs.values()):
             if session.legs.get(leg.number) is leg:  # both ends may be in this session
                 self.passing.leg_lost(leg, now)
-        self._touched.discard(session)
+        self.touched.discard(session)
         session.let_go()
 
     def _agent_left(self, session: AgentSession, now: float) -> None:
@@ -144,7 +144,7 @@ class Switch:
                     return
         # An open makes eight of these calls. Properties here, and settling parts of an OPEN at once, cost an open 3 %.
         if outbox.control or outbox.acks or outbox.ring:
-            self._touched.add(session)
+            self.touched.add(session)
         if effort.idle or effort.asks >= 1:
             self.settle_effort(session, now)
         if budget.queued + budget.held > budget.total:
@@ -182,8 +182,12 @@ class Switch:
 
         Take the intents afterwards: this adds cuts.
         """
-        taken = sorted(self._touched, key=_SENDS_LAST)
-        self._touched.clear()
+        touched = self.touched
+        if len(touched) == 1:
+            taken = [touched.pop()]
+        else:
+            taken = sorted(touched, key=_SENDS_LAST)
+            touched.clear()
         for session in taken:
             if session.outbox.control_size > self.limits.control:
                 self.cut(session, "slow_consumer", "Too many answers are pending for this agent.")
@@ -191,7 +195,7 @@ class Switch:
 
     def touch(self, session: SwitchSession) -> None:
         """Note that frames were put into a session's outbox from outside."""
-        self._touched.add(session)
+        self.touched.add(session)
 
     def cut(self, session: SwitchSession, code: str, text: str = "") -> None:
         """End a session for a reason that its agent should hear. The intent ``CutSession`` follows."""
@@ -321,7 +325,7 @@ class Switch:
     # --- consequences ------------------------------------------------------------------------------------
 
     def _forwarded(self, session: SwitchSession) -> None:
-        self._touched.add(session)
+        self.touched.add(session)
         if session.overdrawn:
             self.cut(session, "credit_exceeded", "More bytes are pending for this agent than its credit allows.")
         elif self.budget.spent:

@@ -133,7 +133,8 @@ class Endpoint:
             if general is None or not (session.ready or type_ in _BEFORE_WELCOME):
                 raise RemoteProtocolError(f"A {frames.TYPE_NAMES[type_]} frame is not expected here.")
             general(session, number, value, payload, now)
-        table.resume_writers()
+        if table.drained:
+            table.resume_writers()
 
     def take_batch(self, session: Session, most: int, now: float) -> list[Buffer]:
         """The session's next batch of frames for one message, about ``most`` bytes; empty if nothing is queued.
@@ -141,7 +142,8 @@ class Endpoint:
         Send it before the next call. It may add events, because writers may go on.
         """
         parts = session.outbox.collect(most, now)
-        self.table.resume_writers()
+        if self.table.drained:
+            self.table.resume_writers()
         return parts
 
     def ping(self, value: int) -> None:

@@ -126,4 +126,5 @@ class Receiving:
     def _must_be_open(self, stream: Stream) -> None:
         if stream.leg is not LegState.JOINED:
             raise RemoteProtocolError("A frame for a stream that is not open, or not attached again.")
-        self._table.confirm(stream)
+        if not stream.confirmed:
+            self._table.confirm(stream)

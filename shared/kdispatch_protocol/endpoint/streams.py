@@ -321,7 +321,10 @@ class Stream:
         """Whether DATA, early data or FIN could be sent now."""
         out = self.outbound
         if self.leg is LegState.JOINED and self.state in SENDING:
-            return out.sent < min(out.end, out.limit) or (out.eof and not out.fin_sent and out.sent == out.end)
+            sent = out.sent
+            if sent < out.end:
+                return sent < out.limit
+            return out.eof and not out.fin_sent
         return self.leg is LegState.ASKED and self.state is State.TRYING and out.sent < min(out.end, self.limits.early)
 
     def pull(self, most: int, parts: list[Buffer], now: float) -> int:  # noqa: ARG002 - the relay's lanes need `now`
@@ -367,4 +370,4 @@ class Stream:
             return b""
         inbound = self.inbound
         limit = inbound.grant()
-        return frames.ack_frame(self.number, inbound.received, limit, fin=inbound.finished)
+        return frames.ack_frame(self.number, inbound.received, limit, fin=inbound.final is not None)

@@ -54,7 +54,7 @@ class StreamTable:
         self.farewells = Farewells(self, self._deadlines)
         self._next_number = 1
         self._waiting: dict[Stream, None] = {}  # opens that wait for a session or for room, in order
-        self._drained: list[Stream] = []  # paused writers of which bytes were sent or acknowledged
+        self.drained: list[Stream] = []  # paused writers of which bytes were sent or acknowledged
 
     @property
     def tombstones(self) -> Tombstones:
@@ -221,7 +221,7 @@ class StreamTable:
 
     def add(self, stream: Stream) -> None:
         """Add a new stream."""
-        stream.report_to(self._drained)
+        stream.report_to(self.drained)
         self.by_uuid[stream.uuid] = stream
         if stream.number:
             stream.session.carry(stream, stream.number, LegInput.ASKED)
@@ -261,7 +261,8 @@ class StreamTable:
         stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
         stream.move_leg(LegInput.ANSWERED)
         self._begin(stream)
-        self.resumption.move(stream)
+        if stream.session is not self.session:
+            self.resumption.move(stream)
         self.send_waiting()
 
     def handle_joined(self, stream: Stream, *, fin_acked: bool) -> None:
@@ -271,10 +272,10 @@ class StreamTable:
         host may have given the stream up since.
         """
         stream.session.distances.forget(stream.peer)
-        if stream.opened:
-            self.confirm(stream)
-        else:
+        if not stream.opened:
             stream.doubt()
+        elif not stream.confirmed:
+            self.confirm(stream)
         stream.session.outbox.acknowledge(stream)
         self.activate(stream)
         self.resumption.move(stream)
@@ -292,9 +293,7 @@ class StreamTable:
         self.events.append(events.StreamOpened(stream))
 
     def confirm(self, stream: Stream) -> None:
-        """Record that the peer was heard in the stream's leg."""
-        if stream.confirmed:
-            return
+        """Record that the peer was heard in the stream's leg, for the first time."""
         stream.confirm()
         if stream.is_client:
             self._begin(stream)
@@ -302,7 +301,8 @@ class StreamTable:
             stream.session.distances.answered(stream.inbound, stream.peer, self.now - stream.asked_at)
             if not stream.closing:
                 stream.set_timer(None)
-        self.resumption.move(stream)
+        if stream.session is not self.session:
+            self.resumption.move(stream)
 
     def handle_end_acknowledged(self, stream: Stream) -> None:
         """Record that the peer has all our bytes and our end."""
@@ -373,16 +373,18 @@ class StreamTable:
         self._waiting.pop(stream, None)
         if stream.session.by_number.get(stream.number) is stream:
             del stream.session.by_number[stream.number]
-        self.resumption.end_moves(stream, code)
+        if stream.moves:
+            self.resumption.end_moves(stream, code)
         stream.inbound.release()
         self.replay_held -= stream.outbound.clear()
-        self.send_waiting()
+        if self._waiting:
+            self.send_waiting()
 
     def handle_acknowledged(self, stream: Stream, freed: int) -> None:
         """The peer acknowledged ``freed`` more bytes: release them."""
         self.replay_held -= freed
         if stream.writer_paused and stream.outbound.unsent <= self.limits.unsent // 2:
-            self._drained.append(stream)
+            self.drained.append(stream)
 
     def resume_writers(self) -> None:
         """After bytes were sent or acknowledged, let the writers of those streams write again if they may.
@@ -390,10 +392,8 @@ class StreamTable:
         A writer with a full share is checked when the peer acknowledges bytes of it, not when others leave it more.
         That needs no search, and reaches every paused writer, because each has unacknowledged bytes.
         """
-        if not self._drained:
-            return
-        ready = self._drained[:]
-        self._drained.clear()
+        ready = self.drained[:]
+        self.drained.clear()
         for stream in ready:
             if stream.writer_paused and not stream.ended and not self._has_its_share(stream):
                 stream.resume_writer()

@@ -98,7 +98,7 @@ class Inbound:
             self.limit = limit
         self._consumed_granted = self.consumed
         self._told = self.received
-        self.told_fin = self.finished
+        self.told_fin = self.final is not None
         return self.limit
 
     def accept(self, offset: int, length: int) -> int:
@@ -181,7 +181,7 @@ class Inbound:
         """Whether there is something that the peer has not been told yet."""
         return (
             self.received != self._told
-            or (self.finished and not self.told_fin)
+            or (self.final is not None and not self.told_fin)
             or (self.final is None and self.consumed != self._consumed_granted)
         )
 

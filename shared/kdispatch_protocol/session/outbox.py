@@ -10,13 +10,15 @@ small batches, and small quanta as well.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from kdispatch_protocol.limits import Limits
 from kdispatch_protocol.wire.frames import Buffer
 
-__all__ = ["Acknowledger", "Outbox", "Source"]
+__all__ = ["Acknowledger", "Outbox", "Source", "Tally"]
+
+# A queued control frame costs a relay this much beside its bytes.
+_CONTROL: Final = 64
 
 
 class Source(Protocol):
@@ -42,17 +44,34 @@ class Acknowledger(Protocol):
         ...
 
 
+class Total(Protocol):
+    """A sum over several accounts."""
+
+    held: int
+
+
+class Tally(Protocol):
+    """What an outbox counts its queued control frames in: their bytes, and what each costs beside those."""
+
+    held: int
+
+    @property
+    def budget(self) -> Total:
+        """Where the same is counted."""
+        ...
+
+
 class Outbox:
     """A session's queue. It never awaits or writes: :meth:`collect` returns the next batch.
 
     Something is queued if ``control``, ``acks`` or ``ring`` is not empty. The fast paths check the three directly.
     """
 
-    __slots__ = ("_hold", "_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow")
+    __slots__ = ("_quantum", "_quantum_least", "_soon", "acks", "control", "control_size", "ring", "slow", "tally")
 
-    def __init__(self, limits: Limits, hold: Callable[[int, int], None] | None = None) -> None:
-        """``hold`` gets the change in bytes and number of queued control frames."""
-        self._hold = hold
+    def __init__(self, limits: Limits, tally: Tally | None = None) -> None:
+        """Control frames are counted in ``tally`` while they wait. Set it to ``None`` to count no longer."""
+        self.tally = tally
         self._quantum = limits.quantum
         self._quantum_least = limits.batch_min // 4
         self.control: deque[bytes] = deque()
@@ -68,9 +87,13 @@ class Outbox:
     def send(self, frame: bytes) -> None:
         """Queue one whole control frame. Control frames keep their order and go before all data."""
         self.control.append(frame)
-        self.control_size += len(frame)
-        if self._hold is not None:
-            self._hold(len(frame), 1)
+        size = len(frame)
+        self.control_size += size
+        tally = self.tally
+        if tally is not None:  # not by a method of it: an open takes six of these changes
+            size += _CONTROL
+            tally.held += size
+            tally.budget.held += size
 
     def acknowledge(self, stream: Acknowledger) -> None:
         """Queue an ACK of this stream."""
@@ -119,6 +142,8 @@ class Outbox:
                 parts.append(frame)
                 size += len(frame)
         ring = self.ring
+        if not ring:
+            return parts
         # A small batch takes 20 ms, so a round of large turns would take seconds.
         quantum = min(self._quantum, max(most // 4, self._quantum_least))
         self.slow = quantum < self._quantum
@@ -150,6 +175,9 @@ class Outbox:
             parts.append(frame)
             size += len(frame)
         self.control_size -= size
-        if self._hold is not None:
-            self._hold(-size, -len(parts))
+        tally = self.tally
+        if tally is not None:
+            counted = size + _CONTROL * len(parts)
+            tally.held -= counted
+            tally.budget.held -= counted
         return size

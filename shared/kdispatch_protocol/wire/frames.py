@@ -99,12 +99,15 @@ _RULES: Final[dict[int, tuple[int, int, int, bool | None]]] = {
     PONG: (0, 0, 0, False),
     GOAWAY: (2, _JSON_MAX, 0, False),
 }
+# Type, flags, smallest and largest length, stream number, largest value.
+_Rule = tuple[int, int, int, int, bool | None, int]
 # Indexed by the first byte: one look-up per frame checks type and flags.
-_BY_KIND: Final[list[tuple[int, int, int, int, bool | None] | None]] = [None] * 256
+_BY_KIND: Final[list[_Rule | None]] = [None] * 256
 for _type, (_low, _high, _flags, _numbered) in _RULES.items():
     for _bits in range(8):
         if _bits & ~_flags == 0:
-            _BY_KIND[_type << 3 | _bits] = (_type, _bits, _low, _high, _numbered)
+            _most = (1 << 64) - 1 if _type in {EARLY, PING, PONG} else MAX_OFFSET
+            _BY_KIND[_type << 3 | _bits] = (_type, _bits, _low, _high, _numbered, _most)
 
 
 def header(type_: int, flags: int, stream: int, value: int, length: int) -> bytes:
@@ -162,14 +165,21 @@ def decode(message: Buffer) -> list[Frame]:
     view = memoryview(message)
     size = len(view)
     frames: list[Frame] = []
+    unpack = HEADER.unpack_from
     position = 0
     while position < size:
         start = position + 16
         if start > size:
             raise RemoteProtocolError("A message ends within a frame.")
-        word, stream, value = HEADER.unpack_from(view, position)
-        type_, flags = _checked(word, stream, value)
-        position = start + (word & 0xFFFFFF)
+        word, stream, value = unpack(view, position)
+        length = word & 0xFFFFFF
+        rule = _BY_KIND[word >> 24]
+        if rule is None:
+            raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")
+        type_, flags, low, high, numbered, most = rule
+        if not low <= length <= high or value > most or (numbered is not None and numbered is (stream == 0)):
+            raise _broken(rule, length, stream)
+        position = start + length
         if position > size:
             raise RemoteProtocolError("A message ends within a frame.")
         frames.append((type_, flags, stream, value, view[start:position]))
@@ -178,19 +188,14 @@ def decode(message: Buffer) -> list[Frame]:
     return frames
 
 
-def _checked(word: int, stream: int, value: int) -> tuple[int, int]:
-    """The type and flags of a header; raises ``RemoteProtocolError`` if it breaks a rule."""
-    rule = _BY_KIND[word >> 24]
-    if rule is None:
-        raise RemoteProtocolError(f"A frame's type or flags are unknown: {word >> 24:#04x}.")
-    type_, flags, low, high, numbered = rule
-    if not low <= (length := word & 0xFFFFFF) <= high:
-        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's length is wrong: {length}.")
+def _broken(rule: _Rule, length: int, stream: int) -> RemoteProtocolError:
+    """The error for a header that breaks its rule."""
+    type_, _, low, high, numbered, _ = rule
+    if not low <= length <= high:
+        return RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's length is wrong: {length}.")
     if numbered is not None and numbered is (stream == 0):
-        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's stream number is wrong: {stream}.")
-    if value > MAX_OFFSET and type_ not in {EARLY, PING, PONG}:
-        raise RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's value is out of range.")
-    return type_, flags
+        return RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's stream number is wrong: {stream}.")
+    return RemoteProtocolError(f"A {TYPE_NAMES[type_]} frame's value is out of range.")
 
 
 def early_value(attempt: int, offset: int) -> int:

@@ -54,7 +54,10 @@ class Programs:
                     find = self.transports.pop if kind in _ENDS else self.transports.get
                     transport = find(stream, None)
                     if transport is not None:
-                        self._act(act, transport, event)
+                        try:
+                            act(transport, event)
+                        except Exception as error:  # noqa: BLE001 - as in `deliver_data`
+                            self._failed(transport, error)
                 if act is None or kind is events.StreamWasReset:
                     self._report(event)
 
@@ -75,12 +78,6 @@ class Programs:
         except Exception as error:  # noqa: BLE001 - a program's failure ends its stream, not the session
             self._failed(transport, error)
             return True
-
-    def _act(self, act: Callable[[StreamTransport, Any], None], transport: StreamTransport, what: Any) -> None:
-        try:
-            act(transport, what)
-        except Exception as error:  # noqa: BLE001 - as in `deliver_data`
-            self._failed(transport, error)
 
     def _failed(self, transport: StreamTransport, error: Exception) -> None:
         context = {"message": "a stream's protocol failed", "exception": error, "transport": transport}

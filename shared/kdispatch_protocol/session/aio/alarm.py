@@ -20,21 +20,21 @@ class Alarm:
     It stores the time itself, because uvloop's handle does not know a time that has passed.
     """
 
-    __slots__ = ("_at", "_handle", "_loop", "_ring")
+    __slots__ = ("_handle", "_loop", "_ring", "at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
         self._loop = loop
         self._ring = ring
-        self._at = math.inf
+        self.at = math.inf  #: when it rings
         self._handle: asyncio.Handle | None = None
 
     def set(self, when: float | None) -> None:
         """Ring at ``when`` in the loop's time, not earlier, unless an earlier time is set; ``None`` changes nothing."""
-        if when is None or when >= self._at:
+        if when is None or when >= self.at:
             return
         if self._handle is not None:
             self._handle.cancel()
-        self._at = when
+        self.at = when
         self._handle = self._loop.call_at(when + _GRAIN, self._rings)
 
     def cancel(self) -> None:
@@ -42,9 +42,9 @@ class Alarm:
         if self._handle is not None:
             self._handle.cancel()
         self._handle = None
-        self._at = math.inf
+        self.at = math.inf
 
     def _rings(self) -> None:
         self._handle = None
-        self._at = math.inf
+        self.at = math.inf
         self._ring()

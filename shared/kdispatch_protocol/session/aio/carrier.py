@@ -34,6 +34,10 @@ class CarrierOwner(Protocol):
         """All pieces of one read were delivered."""
         ...
 
+    def receive_message(self, message: Buffer) -> None:
+        """Handle a read that was one whole message: the same as its piece and the end of the read, in one call."""
+        ...
+
     def handle_idle(self, count: int) -> None:
         """``count`` WebSocket frames, or reads, brought no byte of a message."""
         ...
@@ -81,8 +85,8 @@ class Carrier(Protocol):
         """Begin to read. Messages may be sent from then on."""
         ...
 
-    def send(self, parts: list[Buffer]) -> None:
-        """Send one message made of ``parts``, which may be reused afterwards."""
+    def send(self, parts: list[Buffer]) -> int:
+        """Send one message made of ``parts``, which may be reused afterwards; returns its size."""
         ...
 
     def send_fast(self, flags: int, number: int, value: int, payload: Buffer) -> bool:

@@ -53,6 +53,16 @@ KEEP_COUNT: Final = 4
 _TCP_KEEPIDLE: Final = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
 _TCP_KEEPINTVL: Final = getattr(socket, "TCP_KEEPINTVL", None)
 _TCP_KEEPCNT: Final = getattr(socket, "TCP_KEEPCNT", None)
+_KEEPALIVE: Final = [
+    (level, option, value)
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, _TCP_KEEPIDLE, KEEP_IDLE),
+        (socket.IPPROTO_TCP, _TCP_KEEPINTVL, KEEP_INTERVAL),
+        (socket.IPPROTO_TCP, _TCP_KEEPCNT, KEEP_COUNT),
+    )
+    if option is not None
+]
 
 
 def watch_peer(sock: socket.socket) -> None:
@@ -60,12 +70,11 @@ def watch_peer(sock: socket.socket) -> None:
 
     ``TCP_USER_TIMEOUT`` would also end a connection whose program has only stopped reading.
     """
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((_TCP_KEEPIDLE, KEEP_IDLE), (_TCP_KEEPINTVL, KEEP_INTERVAL), (_TCP_KEEPCNT, KEEP_COUNT)):
-        if option is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    for level, option, value in _KEEPALIVE:
+        try:  # noqa: SIM105 - `suppress` costs more than the call, at each connection that a host makes
+            sock.setsockopt(level, option, value)
+        except OSError:
+            pass
 
 
 def tune_session_socket(sock: socket.socket | None) -> None:

@@ -18,8 +18,6 @@ __all__ = ["SocketWriter"]
 
 # More parts than this are small and get joined: the kernel takes at most 1,024, and each costs.
 _PARTS: Final = 16
-# Writes of up to this size are joined too: a copy of 2 KiB costs less than another part.
-_JOINED: Final = 2048
 
 
 class SocketWriter:
@@ -60,7 +58,7 @@ class SocketWriter:
         if transport.is_closing():
             return
         if self._fd >= 0 and not (self._waits and transport.get_write_buffer_size()):
-            if size <= _JOINED or len(parts) > _PARTS:
+            if len(parts) > _PARTS:
                 parts = [b"".join(parts)]
             try:
                 sent = os.writev(self._fd, parts)
