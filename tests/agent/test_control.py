@@ -178,3 +178,9 @@ async def test_other_users(path: Path) -> None:
         command = [sys.executable, "-c", script]
         ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
         assert ended.stdout == "refused\n"
+
+
+def test_a_unix_socket_is_no_answer_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record with the path of a unix socket, where Python has none, counts as an agent that does not answer."""
+    monkeypatch.setattr(control, "HERE", Windows())
+    assert ask([Agent("/run/user/1000/kdispatch/a")], 1.0, command="status") == {}

@@ -128,7 +128,10 @@ def _connect(address: str | None) -> socket.socket:
         raise FileNotFoundError
     host, _, port = address.rpartition(":")
     is_port = host == _LOOPBACK
-    sock = socket.socket(socket.AF_INET if is_port else socket.AF_UNIX, socket.SOCK_STREAM)
+    family = socket.AF_INET if is_port else HERE.unix
+    if family is None:
+        raise FileNotFoundError  # such an address is of another system's agent, or damaged
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(0)
         with contextlib.suppress(InterruptedError):

@@ -47,6 +47,8 @@ class Posix:
 
     #: Whether an agent can be asked to drain when it is stopped.
     asks: Final = True
+    #: The family of unix sockets; ``None`` where Python has none.
+    unix: Final[int | None] = getattr(socket, "AF_UNIX", None)
     #: Whether every event loop can wait for our own sockets (``add_writer``).
     waits_for_sockets: Final = True
     #: Whether bytes that a program sent before its connection broke can still be read.
@@ -219,6 +221,7 @@ class Windows:
     """Windows, on which none of this was ever run: see docs/platforms.md."""
 
     asks: Final = False  # a process without a console gets no Ctrl-C
+    unix: Final[int | None] = None
     waits_for_sockets: Final = False  # not with its Proactor loop
     keeps_unread: Final = False  # it drops them with the connection
     tells_end: Final = False
