@@ -14,7 +14,7 @@ import pytest
 from kdispatch import client as client_module
 from kdispatch.addresses import bare, place
 from kdispatch.client import Client, LocalListener
-from kdispatch.local.front import one_service
+from kdispatch.local.front import Front, HandOver, one_service
 from kdispatch.local.sockets import listening, reason
 from kdispatch.network.dialer import Dialer
 from kdispatch_protocol.errors import KdispatchError
@@ -24,9 +24,11 @@ from tests.net.tcp import Tcp
 
 
 @contextlib.asynccontextmanager
-async def _listener(relay: Running, address: str = "127.0.0.1") -> AsyncIterator[tuple[Client, LocalListener]]:
+async def _listener(
+    relay: Running, address: str = "127.0.0.1", front: Front | None = None
+) -> AsyncIterator[tuple[Client, LocalListener]]:
     client = Client(Dialer(relay.url), limits=SCALED)
-    listener = LocalListener(client, one_service(SERVICE))
+    listener = LocalListener(client, front or one_service(SERVICE))
     await listener.listen(address, 0)
     try:
         yield client, listener
@@ -78,6 +80,34 @@ async def test_connections_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch
                 with pytest.raises(ConnectionResetError):
                     await asyncio.wait_for(tcp.receive(), 5)
         await until(lambda: not listener._waiting and not client.driver.pipes)
+
+
+async def test_early_bytes_follow_an_open_that_went_first() -> None:
+    """What a front has read before it hands a connection over is the first data of the stream, exactly once."""
+
+    def reads(sock: socket.socket, hand_over: HandOver) -> None:
+        hand_over(sock, SERVICE, b"read by the front, ")
+
+    async with running_gate() as relay, _listener(relay, front=reads) as (client, listener):
+        listener.serve()
+        async with await Tcp.connect(listener.port) as tcp:
+            await tcp.send(b"and not")
+            streams = client.driver.endpoint.table.by_uuid
+            await until(lambda: any(stream.outbound.end == 26 for stream in streams.values()))
+            [stream] = streams.values()
+            assert stream.outbound._unsent is not None
+            assert b"".join(map(bytes, stream.outbound._unsent)) == b"read by the front, and not"
+
+
+async def test_a_service_that_was_taken_back_resets_new_connections() -> None:
+    """After the relay has revoked the rights on a service, a new connection is reset at once, and leaves nothing."""
+    async with running_gate() as relay, _listener(relay) as (client, listener):
+        listener.serve()
+        client._no_more(SERVICE, "revoked", "The right has ended.")
+        with pytest.raises(ConnectionResetError):  # while it connects, or when it reads
+            async with await Tcp.connect(listener.port) as tcp:
+                await asyncio.wait_for(tcp.receive(), 5)
+        await until(lambda: not client.driver.pipes and not client.driver.streams)
 
 
 async def test_every_address_of_a_name_has_the_same_port() -> None:
