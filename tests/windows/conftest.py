@@ -1,0 +1,52 @@
+"""Agents under Wine in place of tests/net's agents; without Wine every test here skips, and says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.net.conftest import own_relay, pytest_runtest_makereport, shared_relay
+from tests.net.harness import Relay
+from tests.windows.environment import Lacking, Windows, windows
+from tests.windows.running import WindowsNetwork
+
+__all__ = ["network", "own_relay", "pytest_runtest_makereport", "shared_relay", "wine"]
+
+
+@pytest.fixture(scope="session")
+def wine() -> Iterator[Windows]:
+    """Python for Windows, and Wine's server and services, which run for as long as this."""
+    try:
+        made = windows()
+    except Lacking as lacking:
+        pytest.skip(f"no tests under Wine: {lacking}")
+    # Not a test's processes: they go on for a few seconds, or for as long as another worker's tests.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen(
+        made.command("-c", "print('up', flush=True); input()"),
+        env={**environment, **made.variables},
+        stdin=pipe, stdout=pipe, stderr=pipe,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == b"up"
+    try:
+        yield made
+    finally:
+        holder.communicate(b"\n", timeout=30)
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest, tmp_path: Path, wine: Windows) -> Iterator[WindowsNetwork]:
+    """Agents on the test's own relay if it asks for one, otherwise on the shared one."""
+    own = "own_relay" in request.fixturenames
+    relay: Relay = request.getfixturevalue("own_relay" if own else "shared_relay")
+    network = WindowsNetwork(tmp_path, relay.url, relay.token, wine)
+    try:
+        yield network
+    finally:
+        network.stop()
