@@ -16,6 +16,7 @@ import pytest
 
 import kdispatch
 from kdispatch.machine.operating_system import Posix, Windows
+from kdispatch.machine.places import Place
 
 PACKAGE = Path(kdispatch.__file__).parent
 
@@ -35,7 +36,7 @@ def test_same_methods() -> None:
         return {name: inspect.signature(f) for name, f in found if not name.startswith("_")}
 
     assert methods(Posix) == methods(Windows)
-    assert len(methods(Posix)) == 23
+    assert len(methods(Posix)) == 24
 
 
 def test_posix_lock(tmp_path: Path) -> None:
@@ -177,3 +178,29 @@ async def test_windows_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def test_windows_closes_before_asyncio_shuts_down() -> None:
+    """A reset closes the socket once its transport is aborted: asyncio would first tell the program of a normal end."""
+    said: list[str] = []
+    transport, sock = (
+        SimpleNamespace(abort=lambda: said.append("abort")),
+        SimpleNamespace(close=lambda: said.append("close")),
+    )
+    Windows().reset(transport, sock)  # type: ignore[arg-type]  # what it needs of them
+    assert said == ["abort", "close"]
+
+
+def test_windows_tells_machines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent's slot counts on the machine that wrote it, and not on a clone, which has another name."""
+    facts = {"machine": "c5c7b99d", "name": "lab-1"}
+    monkeypatch.setattr("kdispatch.machine.windows_facts.machine", lambda: facts["machine"])
+    monkeypatch.setattr("socket.gethostname", lambda: facts["name"])
+    monkeypatch.setattr("kdispatch.machine.places.HERE", Windows())
+    written = Place.here()
+    assert Place.here().same_kernel(written)
+    facts["name"] = "lab-2"
+    assert not Place.here().same_kernel(written)
+    assert not Place.here().rebooted_from(written)
+    facts["machine"] = ""  # the registry can't be read: no slot counts
+    assert not Place.here().same_kernel(Place.here())

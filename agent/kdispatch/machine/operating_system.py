@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from kdispatch.machine import posix_facts, posix_input
+from kdispatch.machine import posix_facts, posix_input, system_network, windows_facts
 
 if TYPE_CHECKING:
     import asyncio
@@ -128,6 +128,10 @@ class Posix:
         )
         return int.from_bytes(told, sys.byteorder)
 
+    def reset(self, transport: asyncio.Transport, sock: socket.socket | None) -> None:  # noqa: ARG002 - see Windows
+        """Abort a transport that was made of ``sock`` and resets its connection when it is closed."""
+        transport.abort()
+
     def since_sent(self, sock: socket.socket) -> int | None:
         """Milliseconds since bytes were last sent; ``None`` if the system does not tell. Raises ``OSError``."""
         if sys.platform != "linux":
@@ -190,14 +194,7 @@ class Posix:
         """The start time of a process in the system's format; ``None`` if there is no such process or it is unknown."""
         if sys.platform == "darwin":
             return posix_facts.told("ps", "-o", "lstart=", "-p", str(pid)) or None
-        own = str(os.getpid())
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if str(pid) != own and str(Path("/proc/self").readlink()) != own:
-                return None  # /proc belongs to another pid namespace: its numbers mean other processes
-            stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
-            # After the command, which may contain anything: field 22 of proc(5), in ticks since boot.
-            return str(int(stat.rpartition(")")[2].split()[19]))
-        return None
+        return posix_facts.started(pid)
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
         """Ask the process with this pid and start time to drain and end; returns whether it exists."""
@@ -231,14 +228,14 @@ class Posix:
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The proxies for ``host`` from the user's settings, by scheme. Linux has no such settings."""
-        return _settings_of("macosx_sysconf", host) if sys.platform == "darwin" else {}
+        return system_network.proxies("macosx_sysconf", host) if sys.platform == "darwin" else {}
 
     def system_trust(self) -> ssl.SSLContext | None:
         """A context with the system's trust store; ``None`` if that is in files, which OpenSSL reads itself.
 
         On Linux truststore would read them for each connection, which takes 30 ms.
         """
-        return _system_trust() if sys.platform == "darwin" else None
+        return system_network.trust() if sys.platform == "darwin" else None
 
 
 class Windows:
@@ -278,7 +275,7 @@ class Windows:
                 return
 
     def remove(self, path: Path) -> None:
-        """The same. A file that a process has open stays: the next command that finds it removes it."""
+        """The same, but a file that a process has open stays. The next command that finds it removes it."""
         with contextlib.suppress(PermissionError):
             path.unlink(missing_ok=True)
 
@@ -312,6 +309,12 @@ class Windows:
     def unacknowledged(self, sock: socket.socket) -> int:  # noqa: ARG002 - see since_sent
         """Not available here."""
         return 0
+
+    def reset(self, transport: asyncio.Transport, sock: socket.socket | None) -> None:
+        """The same. asyncio shuts a socket down before it closes it, which the program would take for a normal end."""
+        transport.abort()
+        if sock is not None:
+            sock.close()  # before asyncio does, in the loop's next turn
 
     def since_sent(self, sock: socket.socket) -> int | None:  # noqa: ARG002 - SIO_TCP_INFO needs a call of its own
         """Not available here."""
@@ -349,8 +352,12 @@ class Windows:
         """Nothing is ignored here."""
 
     def place(self) -> tuple[str, str, str, str]:
-        """Only its name identifies the machine."""
-        return "", "", "", ""
+        """The machine, and in place of its boot the machine with its name.
+
+        Only locks tell here whether a process lives, and they end with the boot. Clones of a machine get other names.
+        """
+        machine = windows_facts.machine()
+        return machine, f"{machine} {socket.gethostname()}" if machine else "", "", ""
 
     def process_started(self, pid: int) -> str | None:  # noqa: ARG002 - see ask_to_stop
         """Python's library does not tell."""
@@ -370,30 +377,11 @@ class Windows:
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The same, from the registry."""
-        return _settings_of("registry", host)
+        return system_network.proxies("registry", host)
 
     def system_trust(self) -> ssl.SSLContext | None:
         """A context with the system's trust store."""
-        return _system_trust()
-
-
-def _system_trust() -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - most commands need none
-
-    import truststore  # noqa: PLC0415 - only some systems have it
-
-    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return context
-
-
-def _settings_of(system: str, host: str) -> Mapping[str, str]:
-    import urllib.request  # noqa: PLC0415 - takes 50 ms, and only some systems have such settings
-
-    functions: Any = urllib.request
-    if getattr(functions, f"proxy_bypass_{system}")(host):
-        return {}
-    found: Mapping[str, str] = getattr(functions, f"getproxies_{system}")()
-    return found
+        return system_network.trust()
 
 
 HERE: Final[Posix | Windows] = Windows() if os.name == "nt" else Posix()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-__all__ = ["network_cards", "pass_explicit_interrupts_on", "text", "told"]
+__all__ = ["network_cards", "pass_explicit_interrupts_on", "started", "text", "told"]
 
 
 def pass_explicit_interrupts_on() -> None:
@@ -18,6 +18,18 @@ def pass_explicit_interrupts_on() -> None:
         # A SIGINT from a process has a code of 0 or less, one from the kernel a larger one: sigaction(2).
         if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
             _thread.interrupt_main()
+
+
+def started(pid: int) -> str | None:
+    """When a process began, from Linux's ``/proc``; ``None`` if there is no such process here."""
+    own = str(os.getpid())
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        if str(pid) != own and str(Path("/proc/self").readlink()) != own:
+            return None  # /proc belongs to another pid namespace: its numbers mean other processes
+        stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
+        # After the command, which may contain anything: field 22 of proc(5), in ticks since boot.
+        return str(int(stat.rpartition(")")[2].split()[19]))
+    return None
 
 
 def text(path: str) -> str:
