@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Lacking", "Windows", "windows"]
+__all__ = ["Lacking", "Windows", "windows", "windows_path"]
 
 ROOT: Final = Path(__file__).parents[2]
 _PYTHON: Final = "3.13.0"

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
+import pty
+import re
+import struct
 import subprocess
+import termios
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tests.guards.environment import inherited
 from tests.net.harness import Network, Process
 from tests.windows.environment import Windows, windows_path
 
-__all__ = ["Done", "WindowsNetwork", "WindowsProcess"]
+__all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
 
 _COMMAND_WAIT = 60.0  # seconds; a command takes two on an idle machine
+_LAST_OUTPUT = 0.5  # seconds for the output of an ended program to be read
 
 
 class Done(NamedTuple):
@@ -49,15 +58,20 @@ class WindowsProcess(Process):
         return self._err.decode(errors="replace")
 
     async def done(self, given: str = "", wait: float = _COMMAND_WAIT) -> Done:
-        """Give it its input, and wait for its end and for that of its output."""
+        """Give it its input, and wait for its end."""
         assert self._process.stdin is not None
         with self._process.stdin as stdin:
             stdin.write(given.encode())
         status = await self.ended(wait)
-        for reader in self._readers:
-            await asyncio.to_thread(reader.join, wait)
-            assert not reader.is_alive(), f"{self.name} ended, but something holds its output open"
+        for reader in self._readers:  # Wine's own processes may hold its standard error open for long
+            await asyncio.to_thread(reader.join, _LAST_OUTPUT)
         return Done(status, self.out.decode().replace("\r\n", "\n"), self.err.replace("\r\n", "\n"))
+
+    async def output(self, wait: float = _COMMAND_WAIT) -> str:
+        """Its standard output, at its end. An agent in the background has none of it, but Wine's standard error."""
+        await asyncio.to_thread(self._readers[0].join, wait)
+        assert not self._readers[0].is_alive(), f"something holds the output of {self.name} open"
+        return self.out.decode()
 
     def close(self) -> None:
         """Close its input, once it has ended."""
@@ -65,6 +79,47 @@ class WindowsProcess(Process):
         self._process.stdin.close()
         for reader in self._readers:
             reader.join(1.0)
+
+
+class WindowsConsole(Process):
+    """A running program in a console of its own, which Wine shows in a pseudoterminal. :meth:`press` types keys."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        self.name = name
+        self._screen = bytearray()
+        self._keyboard, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))  # lines, columns
+        try:
+            # The terminal of a session of its own: only then Ctrl-C means the program.
+            command = ["setsid", "--ctty", *command]
+            self._process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+        finally:
+            os.close(inner)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # EIO: all programs have closed it
+            while data := os.read(self._keyboard, 65536):
+                self._screen += data
+
+    @property
+    def out(self) -> bytes:
+        """What it wrote, without the moves of the cursor, of which Wine makes some instead of spaces."""
+        return re.sub(rb"\x1b\[[?\d;]*[A-Za-z]", b"", re.sub(rb"\x1b\[\d*C", b" ", bytes(self._screen)))
+
+    @property
+    def err(self) -> str:
+        """Nothing: a console shows both."""
+        return ""
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._keyboard, keys)
+
+    def close(self) -> None:
+        """Close the terminal, once the program has ended."""
+        self._reader.join(1.0)
+        os.close(self._keyboard)
 
 
 def _read(stream: IO[bytes] | None, into: bytearray) -> None:
@@ -89,12 +144,20 @@ class WindowsNetwork(Network):
 
     def start(self, name: str, *arguments: str, **variables: str) -> WindowsProcess:
         """Start ``kdispatch`` with these arguments; a variable with an empty value is left out."""
-        environment = {**os.environ, **self.environment, **variables}
-        environment = {key: value for key, value in environment.items() if value or key == "DISPLAY"}
-        command = self.windows.command("-m", "kdispatch", *arguments)
-        process = WindowsProcess(f"{name}-{len(self.processes)}", command, environment)
+        process = WindowsProcess(f"{name}-{len(self.processes)}", *self._kdispatch(arguments, variables))
         self.processes.append(process)
         return process
+
+    def console(self, name: str, *arguments: str, **variables: str) -> WindowsConsole:
+        """The same in a console."""
+        process = WindowsConsole(f"{name}-{len(self.processes)}", *self._kdispatch(arguments, variables))
+        self.processes.append(process)
+        return process
+
+    def _kdispatch(self, arguments: tuple[str, ...], variables: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        given = {**inherited(), **self.environment, **variables}
+        environment = {key: value for key, value in given.items() if value or key == "DISPLAY"}
+        return self.windows.command("-m", "kdispatch", *arguments), environment
 
     def agent(self, name: str, *arguments: str) -> Process:
         return self.start(name, "agent", *arguments)
@@ -103,14 +166,8 @@ class WindowsNetwork(Network):
         """Run a command to its end."""
         return await self.start(arguments[0], *arguments, **variables).done(given)
 
-    async def stop_agents(self) -> None:
-        """End what still runs in the background."""
-        agents = self.state / "agents"
-        for record in agents.glob("*.json") if agents.exists() else ():
-            await self.run("agent", "stop", "--now", record.stem)
-
     def stop(self) -> None:
         super().stop()
         for process in self.processes:
-            if isinstance(process, WindowsProcess):
+            if isinstance(process, WindowsProcess | WindowsConsole):
                 process.close()
