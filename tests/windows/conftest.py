@@ -11,14 +11,14 @@ import pytest
 
 from tests.net.conftest import own_relay, pytest_runtest_makereport, shared_relay
 from tests.net.harness import Relay
-from tests.windows.environment import Lacking, Windows, windows
+from tests.windows.environment import Lacking, WinePython, windows
 from tests.windows.running import WindowsNetwork
 
 __all__ = ["network", "own_relay", "pytest_runtest_makereport", "shared_relay", "wine"]
 
 
 @pytest.fixture(scope="session")
-def wine() -> Iterator[Windows]:
+def wine() -> Iterator[WinePython]:
     """Python for Windows, and Wine's server and services, which run for as long as this."""
     try:
         made = windows()
@@ -41,7 +41,7 @@ def wine() -> Iterator[Windows]:
 
 
 @pytest.fixture
-def network(request: pytest.FixtureRequest, tmp_path: Path, wine: Windows) -> Iterator[WindowsNetwork]:
+def network(request: pytest.FixtureRequest, tmp_path: Path, wine: WinePython) -> Iterator[WindowsNetwork]:
     """Agents on the test's own relay if it asks for one, otherwise on the shared one."""
     own = "own_relay" in request.fixturenames
     relay: Relay = request.getfixturevalue("own_relay" if own else "shared_relay")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Lacking", "Windows", "windows", "windows_path"]
+__all__ = ["Lacking", "WinePython", "windows", "windows_path"]
 
 ROOT: Final = Path(__file__).parents[2]
 _PYTHON: Final = "3.13.0"
@@ -45,7 +45,7 @@ class Lacking(Exception):
     """Wine, or a part of the environment, can't be had here; the text is the reason."""
 
 
-class Windows:
+class WinePython:
     """A made environment; :meth:`command` runs its Python."""
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ def windows_path(path: Path) -> str:
 
 
 @functools.cache
-def windows() -> Windows:
+def windows() -> WinePython:
     """The environment, made if it is not there; raises :class:`Lacking`."""
     for program, package in (("wine", "wine"), (_COMPILER, "gcc-mingw-w64-x86-64")):
         if shutil.which(program) is None:
@@ -92,7 +92,7 @@ def windows() -> Windows:
             with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as making:
                 _make(Path(making) / "windows", wanted)
                 (Path(making) / "windows").rename(folder)
-    return Windows(folder)
+    return WinePython(folder)
 
 
 def _make(folder: Path, wanted: list[str]) -> None:
@@ -110,7 +110,7 @@ def _make(folder: Path, wanted: list[str]) -> None:
         stub.write_text(_STUB)
         # Beside python.exe, where Windows looks first.
         _run(_COMPILER, "-shared", "-s", "-o", str(python / "bcryptprimitives.dll"), str(stub), "-ladvapi32")
-    made = Windows(folder)
+    made = WinePython(folder)
     with _server(made):
         _run("wine", "wineboot", "--init", **made.variables)
         key = ("HKCU\\Software\\Wine", "/v", "Version", "/d", "win10", "/f")
@@ -134,7 +134,7 @@ def _python(loaded: Path, python: Path) -> None:
 
 
 @contextlib.contextmanager
-def _server(made: Windows) -> Iterator[None]:
+def _server(made: WinePython) -> Iterator[None]:
     """The prefix's Wine server is gone at the end, so that the folder may move."""
     environment = {**os.environ, **made.variables}
     try:

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from tests.guards.environment import inherited
 from tests.net.harness import Network, Process
-from tests.windows.environment import Windows, windows_path
+from tests.windows.environment import WinePython, windows_path
 
 __all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
 
@@ -132,7 +132,7 @@ def _read(stream: IO[bytes] | None, into: bytearray) -> None:
 class WindowsNetwork(Network):
     """Agents under Wine on a relay on Linux. Their directories have names with spaces."""
 
-    def __init__(self, folder: Path, url: str, token: str, windows: Windows) -> None:
+    def __init__(self, folder: Path, url: str, token: str, windows: WinePython) -> None:
         super().__init__(folder, url, token)
         self.windows = windows
         self.state = folder / "local state"
