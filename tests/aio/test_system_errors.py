@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol.process.system_errors import words_of
+from kdispatch_protocol.process.system_errors import errno_of, words_of
 
 #: Winsock's number of an error, from winsock2.h, and this system's.
 _SAME: Final = {
@@ -33,3 +33,27 @@ _SAME: Final = {
 def test_the_words_of_linux(winsocks: int, ours: int) -> None:
     """An error of Windows' sockets reads as on Linux, where the C library has the words."""
     assert words_of(winsocks) == words_of(ours) == os.strerror(ours)
+
+
+class _OfProactor(ConnectionRefusedError):
+    """What asyncio's Proactor loop raises for a refused connection: only ``winerror`` says so."""
+
+    winerror = 1225
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (_OfProactor(errno.EINVAL, "The remote computer refused the network connection"), errno.ECONNREFUSED),
+        (
+            OSError(errno.EINVAL, "Multiple exceptions: [WinError 1225] No, [WinError 1225] No"),
+            errno.ECONNREFUSED,
+        ),
+        (OSError(errno.EINVAL, "Invalid argument"), errno.EINVAL),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), errno.ECONNRESET),
+        (TimeoutError(), 0),
+    ],
+)
+def test_numbers_of_windows(error: OSError, number: int) -> None:
+    """An error of Windows' Proactor loop has the number of what happened, and others keep theirs."""
+    assert errno_of(error) == number

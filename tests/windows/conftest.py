@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kdispatch.settings import version
 from tests.net.conftest import own_relay, pytest_runtest_makereport, shared_relay
 from tests.net.harness import Relay
 from tests.windows.environment import Lacking, WinePython, windows
@@ -18,12 +21,15 @@ __all__ = ["network", "own_relay", "pytest_runtest_makereport", "shared_relay", 
 
 
 @pytest.fixture(scope="session")
-def wine() -> Iterator[WinePython]:
+def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WinePython]:
     """Python for Windows, and Wine's server and services, which run for as long as this."""
     try:
         made = windows()
     except Lacking as lacking:
         pytest.skip(f"no tests under Wine: {lacking}")
+    made.installed = tmp_path_factory.mktemp("installed")
+    data = Path(str(importlib.metadata.distribution("kdispatch").locate_file(f"kdispatch-{version()}.dist-info")))
+    shutil.copytree(data, made.installed / data.name)
     # Not a test's processes: they go on for a few seconds, or for as long as another worker's tests.
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     pipe = subprocess.PIPE

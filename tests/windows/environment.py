@@ -50,11 +50,13 @@ class WinePython:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: A folder with the data of the installed package, of which ``--version`` and the relay's commands come.
+        self.installed: Path | None = None
 
     @property
     def variables(self) -> dict[str, str]:
         """What Wine and its Python need in their environment."""
-        code = (ROOT / "agent", ROOT / "shared", ROOT)
+        code = [ROOT / "agent", ROOT / "shared", ROOT / "relay", *([self.installed] if self.installed else [])]
         return {
             "WINEPREFIX": str(self.folder / "prefix"),
             "WINEDEBUG": "-all",

@@ -23,6 +23,8 @@ from tests.windows.environment import WinePython, windows_path
 __all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
 
 _COMMAND_WAIT = 60.0  # seconds; a command takes two on an idle machine
+#: The code page of Windows for Western Europe and America, which Python uses for pipes there.
+_ENCODING = "cp1252"
 _LAST_OUTPUT = 0.5  # seconds for the output of an ended program to be read
 
 
@@ -65,7 +67,8 @@ class WindowsProcess(Process):
         status = await self.ended(wait)
         for reader in self._readers:  # Wine's own processes may hold its standard error open for long
             await asyncio.to_thread(reader.join, _LAST_OUTPUT)
-        return Done(status, self.out.decode().replace("\r\n", "\n"), self.err.replace("\r\n", "\n"))
+        out, err = (said.decode(_ENCODING).replace("\r\n", "\n") for said in (self._out, self._err))
+        return Done(status, out, err)
 
     async def output(self, wait: float = _COMMAND_WAIT) -> str:
         """Its standard output, at its end. An agent in the background has none of it, but Wine's standard error."""

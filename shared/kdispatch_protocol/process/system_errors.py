@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from typing import Final
 
-__all__ = ["words_of"]
+__all__ = ["errno_of", "words_of"]
+
+#: Windows' own numbers for what happened to a connection, which asyncio's Proactor loop reports there. Python has an
+#: errno for none of them, and says EINVAL.
+_WINDOWS: Final = {
+    64: errno.ECONNRESET,  # ERROR_NETNAME_DELETED
+    121: errno.ETIMEDOUT,  # ERROR_SEM_TIMEOUT
+    1225: errno.ECONNREFUSED,
+    1231: errno.ENETUNREACH,
+    1232: errno.EHOSTUNREACH,
+    1234: errno.ECONNREFUSED,  # ERROR_PORT_UNREACHABLE
+    1236: errno.ECONNABORTED,
+}
+#: Windows' number in an error that happy eyeballs has made of several.
+_NUMBER: Final = re.compile(r"\[WinError (\d+)\]")
 
 #: Winsock's numbers, for which Windows' C library says "Unknown error". No other system has such numbers.
 _WINSOCK: Final = {
@@ -29,3 +45,11 @@ _WINSOCK: Final = {
 def words_of(number: int) -> str:
     """What an ``errno`` means."""
     return _WINSOCK.get(number) or os.strerror(number)
+
+
+def errno_of(error: OSError) -> int:
+    """The error's ``errno``, also where Python has only Windows' own number; 0 if it has none."""
+    number = getattr(error, "winerror", None)
+    if number is None and error.errno == errno.EINVAL and (found := _NUMBER.search(str(error))):
+        number = int(found[1])
+    return _WINDOWS.get(number or 0) or error.errno or 0
