@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 import signal
 from typing import Final
 
 import pytest
 
-from tests.net.harness import MIB, Relay
+from tests.net.harness import MIB, Network, Relay, sizes
 from tests.net.tcp import Tcp, digest, echo, service, source
 from tests.net.test_half_close import (
     test_answer_follows_the_clients_end,
@@ -132,3 +133,64 @@ async def test_a_relay_killed_five_times(network: WindowsNetwork, own_relay: Rel
             await sending
             assert await tcp.receive_exactly(32) == _sha256(_SIZE)
     assert client.err.count("The session with the relay is back") == 5
+
+
+@pytest.mark.parametrize("seconds", sizes(12.0, 60.0))
+async def test_moves(network: WindowsNetwork, seconds: float) -> None:
+    """A transfer each way goes on unchanged while both agents move to new sessions again and again."""
+    rotate = seconds / 12
+    name = await network.service()
+    block = _BLOCK[: 64 * 1024]
+
+    async def send(tcp: Tcp) -> tuple[int, bytes]:
+        """Send one block after the other for the time, and then the end; returns what was sent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        size, hashed = 0, hashlib.sha256()
+        while loop.time() < deadline:
+            await tcp.send(block)
+            size += len(block)
+            hashed.update(block)
+            await asyncio.sleep(0.02)
+        tcp.finish()
+        return size, hashed.digest()
+
+    there = asyncio.get_running_loop().create_future()
+
+    async def both(tcp: Tcp) -> None:
+        there.set_result(await asyncio.gather(send(tcp), tcp.digest()))
+
+    async with service(both) as running, asyncio.timeout(seconds + 60):
+        await network.host(name, running.port, "--rotate", str(rotate))
+        _, port = await network.connect(name, "--rotate", str(rotate))
+        async with await Tcp.connect(port) as tcp:
+            sent, got = await asyncio.gather(send(tcp), tcp.digest())
+        assert (got, sent) == tuple(await there)
+        told = json.loads((await network.run("status", "--json")).out)
+    ages = [agent["connected_for"] for agent in told["agents"]]
+    assert len(ages) == 2 and max(ages) < seconds / 2, told
+
+
+@pytest.mark.parametrize("side", ["host", "client"])
+async def test_beside_linux(network: WindowsNetwork, side: str) -> None:
+    """An agent under Wine works with one on Linux at the other end: 20 MB each way on one connection."""
+    linux = Network(network.folder / "on-linux", network.url, network.environment["KDISPATCH_TOKEN"])
+    linux.folder.mkdir()
+    name = await network.service()
+    size = 20 * MIB
+
+    async def both(tcp: Tcp) -> None:
+        (_, got), _ = await asyncio.gather(tcp.digest(size), tcp.send_forever(_BLOCK, size))
+        await tcp.send(got)
+
+    try:
+        async with service(both) as running, asyncio.timeout(_ENOUGH):
+            await (network if side == "host" else linux).host(name, running.port)
+            _, port = await (linux if side == "host" else network).connect(name)
+            async with await Tcp.connect(port) as tcp:
+                sending = asyncio.create_task(tcp.send_forever(_BLOCK, size))
+                assert await tcp.digest(size) == (size, _sha256(size))
+                await sending
+                assert await tcp.receive_exactly(32) == _sha256(size)
+    finally:
+        linux.stop()
