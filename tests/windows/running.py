@@ -53,11 +53,11 @@ class WindowsProcess(Process):
 
     @property
     def out(self) -> bytes:
-        return bytes(self._out)
+        return bytes(self._out).replace(b"\r\n", b"\n")
 
     @property
     def err(self) -> str:
-        return self._err.decode(errors="replace")
+        return self._err.decode(_ENCODING).replace("\r\n", "\n")
 
     async def done(self, given: str = "", wait: float = _COMMAND_WAIT) -> Done:
         """Give it its input, and wait for its end."""
@@ -67,8 +67,7 @@ class WindowsProcess(Process):
         status = await self.ended(wait)
         for reader in self._readers:  # Wine's own processes may hold its standard error open for long
             await asyncio.to_thread(reader.join, _LAST_OUTPUT)
-        out, err = (said.decode(_ENCODING).replace("\r\n", "\n") for said in (self._out, self._err))
-        return Done(status, out, err)
+        return Done(status, self.out.decode(_ENCODING), self.err)
 
     async def output(self, wait: float = _COMMAND_WAIT) -> str:
         """Its standard output, at its end. An agent in the background has none of it, but Wine's standard error."""
@@ -161,6 +160,15 @@ class WindowsNetwork(Network):
         given = {**inherited(), **self.environment, **variables}
         environment = {key: value for key, value in given.items() if value or key == "DISPLAY"}
         return self.windows.command("-m", "kdispatch", *arguments), environment
+
+    def program(self, name: str, *command: str, given: Path = Path(os.devnull)) -> Process:
+        """Start a program of Linux, which gets directories of its own."""
+        environment = {key: value for key, value in self.environment.items() if key not in self.windows.variables}
+        for key in ("CONFIG", "STATE"):
+            environment[f"KDISPATCH_{key}_DIR"] = str(self.folder / "on-linux" / key.lower())
+        process = Process(f"{name}-{len(self.processes)}", list(command), self.folder, environment, given)
+        self.processes.append(process)
+        return process
 
     def agent(self, name: str, *arguments: str) -> Process:
         return self.start(name, "agent", *arguments)

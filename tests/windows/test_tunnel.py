@@ -174,7 +174,7 @@ async def test_moves(network: WindowsNetwork, seconds: float) -> None:
 @pytest.mark.parametrize("side", ["host", "client"])
 async def test_beside_linux(network: WindowsNetwork, side: str) -> None:
     """An agent under Wine works with one on Linux at the other end: 20 MB each way on one connection."""
-    linux = Network(network.folder / "on-linux", network.url, network.environment["KDISPATCH_TOKEN"])
+    linux = Network(network.folder / "agents of linux", network.url, network.environment["KDISPATCH_TOKEN"])
     linux.folder.mkdir()
     name = await network.service()
     size = 20 * MIB
