@@ -14,7 +14,7 @@ import termios
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from tests.guards.environment import inherited
 from tests.net.harness import Network, Process
@@ -22,10 +22,10 @@ from tests.windows.environment import WinePython, windows_path
 
 __all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
 
-_COMMAND_WAIT = 60.0  # seconds; a command takes two on an idle machine
+_COMMAND_WAIT: Final = 60.0  # seconds; a command takes two on an idle machine
 #: The code page of Windows for Western Europe and America, which Python uses for pipes there.
-_ENCODING = "cp1252"
-_LAST_OUTPUT = 0.5  # seconds for the output of an ended program to be read
+_ENCODING: Final = "cp1252"
+_LAST_OUTPUT: Final = 0.5  # seconds for the output of an ended program to be read
 
 
 class Done(NamedTuple):
