@@ -70,6 +70,7 @@ IN_TEST_ALL: Final[dict[str, str]] = {
     "tests/soak/": "a little of everything for a while",
     "tests/speed/": "rates in small",
     "tests/upgrade/": "older versions, and systemd's sockets",
+    "tests/windows/": "agents under Wine, whose every start takes seconds",
 }
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import kdispatch
 from kdispatch.machine.operating_system import Posix, Windows
+from kdispatch.machine.places import Place
 
 PACKAGE = Path(kdispatch.__file__).parent
 
@@ -35,7 +36,7 @@ def test_same_methods() -> None:
         return {name: inspect.signature(f) for name, f in found if not name.startswith("_")}
 
     assert methods(Posix) == methods(Windows)
-    assert len(methods(Posix)) == 20
+    assert len(methods(Posix)) == 24
 
 
 def test_posix_lock(tmp_path: Path) -> None:
@@ -80,6 +81,46 @@ def test_windows_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert first.read() == second.read() == b"content"
 
 
+@pytest.mark.parametrize("system", [Posix(), Windows()], ids=["posix", "windows"])
+def test_a_log_that_starts_anew(system: Posix | Windows, tmp_path: Path) -> None:
+    """What an open log had is kept under the other name, and its descriptor goes on at the start of an empty file."""
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(descriptor, b"before")
+        system.start_anew(descriptor, path, old)
+        os.write(descriptor, b"after")
+        assert (path.read_bytes(), old.read_bytes()) == (b"after", b"before")
+    finally:
+        os.close(descriptor)
+
+
+def test_windows_waits_for_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that another program has open takes a new content once it is closed, and its removal is left."""
+    source, target = tmp_path / "new", tmp_path / "file"
+    source.write_text("new")
+    opened = 3
+
+    def replace(self: Path, other: Path) -> None:
+        nonlocal opened
+        opened -= 1
+        if opened:
+            raise PermissionError(13, "Sharing violation")
+        really(self, other)
+
+    really = Path.replace
+    monkeypatch.setattr(Path, "replace", replace)
+    Windows().replace(source, target)
+    assert target.read_text() == "new"
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Sharing violation")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    Windows().remove(target)
+    assert target.exists()
+
+
 def test_modes() -> None:
     """A mode that lets others in counts only where modes have a meaning."""
     assert [Posix().others_may_use(mode) for mode in (0o600, 0o640, 0o604)] == [False, True, True]
@@ -108,8 +149,8 @@ def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Windows().end_now(8, None)
 
 
-async def test_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Posix handles SIGINT and SIGTERM on the loop; Windows does not use loop features that it lacks."""
+async def test_signals() -> None:
+    """Posix handles SIGINT and SIGTERM on the loop."""
     heard: list[int] = []
     loop = asyncio.get_running_loop()
     Posix().on_stop(loop, heard.append)
@@ -120,4 +161,46 @@ async def test_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-    Windows().on_stop(SimpleNamespace(), heard.append)  # type: ignore[arg-type]  # a loop without any handlers
+
+
+async def test_windows_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows handles Ctrl-C and Ctrl-Break without the loop's handlers, which are missing there."""
+    heard: list[int] = []
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    loop = asyncio.get_running_loop()
+    try:
+        Windows().on_stop(SimpleNamespace(call_soon_threadsafe=loop.call_soon_threadsafe), heard.append)  # type: ignore[arg-type]
+        for number in kept:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.01)
+        assert heard == [signal.SIGINT, signal.SIGUSR1]
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def test_windows_closes_before_asyncio_shuts_down() -> None:
+    """A reset closes the socket once its transport is aborted: asyncio would first tell the program of a normal end."""
+    said: list[str] = []
+    transport, sock = (
+        SimpleNamespace(abort=lambda: said.append("abort")),
+        SimpleNamespace(close=lambda: said.append("close")),
+    )
+    Windows().reset(transport, sock)  # type: ignore[arg-type]  # what it needs of them
+    assert said == ["abort", "close"]
+
+
+def test_windows_tells_machines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent's slot counts on the machine that wrote it, and not on a clone, which has another name."""
+    facts = {"machine": "c5c7b99d", "name": "lab-1"}
+    monkeypatch.setattr("kdispatch.machine.windows_facts.machine", lambda: facts["machine"])
+    monkeypatch.setattr("socket.gethostname", lambda: facts["name"])
+    monkeypatch.setattr("kdispatch.machine.places.HERE", Windows())
+    written = Place.here()
+    assert Place.here().same_kernel(written)
+    facts["name"] = "lab-2"
+    assert not Place.here().same_kernel(written)
+    assert not Place.here().rebooted_from(written)
+    facts["machine"] = ""  # the registry can't be read: no slot counts
+    assert not Place.here().same_kernel(Place.here())

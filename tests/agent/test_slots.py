@@ -108,10 +108,10 @@ def test_a_full_disk(held: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that cannot be written is a setup failure: the command warns, and the agent goes on."""
     slot = _take(held)
 
-    def full(descriptor: int, data: bytes, offset: int) -> int:
+    def full(descriptor: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("kdispatch.machine.slots.os.pwrite", full)
+    monkeypatch.setattr("kdispatch.machine.slots.os.write", full)
     with pytest.raises(KdispatchError, match="No space left"):
         slot.claim()
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from kdispatch.credentials import CREDENTIALS_FILE
 from kdispatch.doctor.findings import Finding
 from kdispatch.doctor.redaction import clean, without_credentials
+from kdispatch.machine.private_files import open_private
 from kdispatch.machine.records import agents_directory
 from kdispatch.settings import ENVIRONMENT, Settings, config_directory, setting_of, version
 from kdispatch.setup_error import SetupError
@@ -66,7 +67,7 @@ def write_bundle(
             bundle.writestr(name, text)
     try:
         path.unlink(missing_ok=True)  # an existing file would keep its mode, and others may be able to read it
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getvalue())
     except OSError as error:

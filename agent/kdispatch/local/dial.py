@@ -17,6 +17,7 @@ from kdispatch.machine.operating_system import HERE
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.process.descriptors import is_reserved
+from kdispatch_protocol.process.system_errors import words_of
 
 __all__ = ["LocalDial", "Target", "checked_address"]
 
@@ -114,7 +115,7 @@ def _is_connected(sock: socket.socket) -> bool:
         return True
     status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if status:
-        raise OSError(status, os.strerror(status))
+        raise OSError(status, words_of(status))
     return False
 
 

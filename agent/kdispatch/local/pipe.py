@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kdispatch.local.last_words import Parting, Remains, copy_of
+from kdispatch.machine.operating_system import HERE
 from kdispatch_protocol.endpoint.aio.transport import StreamTransport
 from kdispatch_protocol.endpoint.states import State
 from kdispatch_protocol.errors import StreamReset
@@ -107,7 +108,7 @@ class Pipe:
         if self._on_local is not None:
             self.driver.at_once(self._on_local, self)
         if self._ended:  # it ended before there was a socket
-            transport.abort()
+            self._reset(transport)
         elif self.stream is not None:
             self.stream.resume_reading()
 
@@ -203,7 +204,7 @@ class Pipe:
         elif not self.socket.is_closing() and self._parts():
             return
         else:
-            self.socket.abort()
+            self._reset(self.socket)
 
     def _parts(self) -> bool:
         """Whether the program gets time to read what arrived before a reset."""
@@ -231,7 +232,7 @@ class Pipe:
         """Reset the connection, even while it is closing normally."""
         if self.socket is not None:
             self._linger(_LINGER_RESET)
-            self.socket.abort()
+            self._reset(self.socket)
 
     def pause_socket(self) -> None:
         """Pause reading. A reset is not reported meanwhile, so check for it at intervals."""
@@ -250,7 +251,10 @@ class Pipe:
         """The kernel reports, before the loop does, that the connection is gone. ``how``: errno, or 0 if unknown."""
         self._broke = self._broke or how
         if self.socket is not None:
-            self.socket.abort()
+            self._reset(self.socket)
+
+    def _reset(self, transport: asyncio.Transport) -> None:
+        HERE.reset(transport, self._sock)
 
     def _linger(self, how: bytes) -> None:
         sock = self._sock

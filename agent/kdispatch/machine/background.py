@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kdispatch.machine.operating_system import HERE
-from kdispatch.machine.private_files import make_private, writing
+from kdispatch.machine.private_files import make_private, open_private, writing
 from kdispatch.machine.records import agents_directory, log_file, new_id
 
 __all__ = ["BackgroundFailed", "BoundedLog", "Report", "read_token", "start"]
@@ -49,7 +49,7 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
     directory = agents_directory()
     make_private(directory, variable="KDISPATCH_STATE_DIR")
     with writing(directory, variable="KDISPATCH_STATE_DIR"):
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        descriptor = open_private(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
     # -P: never import from the current directory.
     command = [sys.executable, "-P", "-m", "kdispatch", "agent", *arguments, "--background", agent]
     environment = {name: value for name, value in os.environ.items() if name != "KDISPATCH_TOKEN"}
@@ -66,7 +66,7 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
         said = _ask(process, token)
     except BaseException:  # mostly Ctrl-C: otherwise the agent would run unnoticed
         _end(process)
-        log.unlink(missing_ok=True)
+        HERE.remove(log)
         raise
     if "result" in said:
         # Do not wait for the process: it continues to run.
@@ -75,7 +75,7 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
         return result
     status = process.wait()
     if "error" in said:
-        log.unlink(missing_ok=True)  # the error has everything that is in it
+        HERE.remove(log)  # the error has everything that is in it
         raise BackgroundFailed(said["error"], status if status > 0 else 1)
     text = f"The agent ended at once (status {status}). Its log ends with: {_tail(log) or 'nothing'}"
     error = {"code": None, "text": text, "hop": "you", "hint": f"See {log}"}
@@ -157,11 +157,6 @@ class BoundedLog:
         """Append to the log; a :data:`kdispatch_protocol.process.unblocked.Write`. Raises ``OSError``."""
         with contextlib.suppress(OSError):  # if no new file can be created, the open one is used further
             if os.fstat(self._descriptor).st_size + len(data) > self._most:
-                self._begin_anew()
+                # The descriptor stays the same: the interpreter writes tracebacks to it, too.
+                HERE.start_anew(self._descriptor, self._path, self._path.with_suffix(".log.1"))
         return os.write(self._descriptor, data)
-
-    def _begin_anew(self) -> None:
-        self._path.replace(self._path.with_suffix(".log.1"))
-        fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(fresh, self._descriptor)  # the interpreter writes tracebacks to this descriptor, too
-        os.close(fresh)

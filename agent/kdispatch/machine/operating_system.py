@@ -6,20 +6,21 @@ Windows modules on use only, so that its tests run anywhere.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import importlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from kdispatch.machine import posix_input
+from kdispatch.machine import posix_facts, posix_input, system_network, windows_facts
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,6 +32,8 @@ __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
 _LOCKED_BYTE: Final = 1 << 30
 #: By system: the ioctl request for the number of bytes that the kernel holds and the other end has not acknowledged.
 _TIOCOUTQ: Final = {"linux": 0x5411, "darwin": 0x40047473}
+#: Seconds that Windows waits for other programs that have a file open; kdispatch reads its files in a millisecond.
+_READERS_WAIT: Final = 1.0
 #: Offset in Linux's struct tcp_info (tcp.h) of the milliseconds since bytes were last sent.
 _LAST_SENT: Final = 44
 
@@ -45,8 +48,6 @@ class SpawnOptions(TypedDict, total=False):
 class Posix:
     """Linux, macOS and similar systems."""
 
-    #: Whether an agent can be asked to drain when it is stopped.
-    asks: Final = True
     #: The family of unix sockets; ``None`` where Python has none.
     unix: Final[int | None] = getattr(socket, "AF_UNIX", None)
     #: Whether every event loop can wait for our own sockets (``add_writer``).
@@ -55,6 +56,8 @@ class Posix:
     keeps_unread: Final = True
     #: Whether a write fails with EPIPE if the other end had finished before the connection broke.
     tells_end: Final = sys.platform == "linux"
+    #: Flags for ``os.open`` with which bytes are read and written unchanged.
+    open_flags: Final = 0
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -71,6 +74,24 @@ class Posix:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Give a file the name of another, which is gone then; raises ``OSError``."""
+        source.replace(target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there; raises ``OSError``."""
+        path.unlink(missing_ok=True)
+
+    def start_anew(self, descriptor: int, path: Path, old: Path) -> None:
+        """Keep the content of the open file ``path`` as ``old``, and let the descriptor write to an empty file.
+
+        Raises ``OSError``.
+        """
+        path.replace(old)
+        fresh = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(fresh, descriptor)
+        os.close(fresh)
 
     def others_may_use(self, mode: int) -> bool:
         """Whether a file's mode lets other users read or change it."""
@@ -108,6 +129,10 @@ class Posix:
             fcntl.ioctl(sock.fileno(), _TIOCOUTQ[sys.platform], bytes(4)) if sys.platform in _TIOCOUTQ else bytes(4)
         )
         return int.from_bytes(told, sys.byteorder)
+
+    def reset(self, transport: asyncio.Transport, sock: socket.socket | None) -> None:  # noqa: ARG002 - see Windows
+        """Abort a transport that was made of ``sock`` and resets its connection when it is closed."""
+        transport.abort()
 
     def since_sent(self, sock: socket.socket) -> int | None:
         """Milliseconds since bytes were last sent; ``None`` if the system does not tell. Raises ``OSError``."""
@@ -151,29 +176,27 @@ class Posix:
         if blocked or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            threading.Thread(target=_pass_explicit_interrupts_on, name="interrupts", daemon=True).start()
+            threading.Thread(target=posix_facts.pass_explicit_interrupts_on, name="interrupts", daemon=True).start()
 
     def place(self) -> tuple[str, str, str, str]:
         """Identifies this place: machine, boot, pid namespace, network cards; empty where unknown."""
         if sys.platform == "darwin":
-            return "", _told("sysctl", "-n", "kern.bootsessionuuid"), "", ""
+            return "", posix_facts.told("sysctl", "-n", "kern.bootsessionuuid"), "", ""
         namespace = ""
         with contextlib.suppress(OSError):
             namespace = str(Path("/proc/self/ns/pid").readlink())
-        return _text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id"), namespace, _network_cards()
+        return (
+            posix_facts.text("/etc/machine-id"),
+            posix_facts.text("/proc/sys/kernel/random/boot_id"),
+            namespace,
+            posix_facts.network_cards(),
+        )
 
     def process_started(self, pid: int) -> str | None:
         """The start time of a process in the system's format; ``None`` if there is no such process or it is unknown."""
         if sys.platform == "darwin":
-            return _told("ps", "-o", "lstart=", "-p", str(pid)) or None
-        own = str(os.getpid())
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            if str(pid) != own and str(Path("/proc/self").readlink()) != own:
-                return None  # /proc belongs to another pid namespace: its numbers mean other processes
-            stat = Path("/proc", "self" if str(pid) == own else str(pid), "stat").read_text()
-            # After the command, which may contain anything: field 22 of proc(5), in ticks since boot.
-            return str(int(stat.rpartition(")")[2].split()[19]))
-        return None
+            return posix_facts.told("ps", "-o", "lstart=", "-p", str(pid)) or None
+        return posix_facts.started(pid)
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
         """Ask the process with this pid and start time to drain and end; returns whether it exists."""
@@ -207,24 +230,24 @@ class Posix:
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The proxies for ``host`` from the user's settings, by scheme. Linux has no such settings."""
-        return _settings_of("macosx_sysconf", host) if sys.platform == "darwin" else {}
+        return system_network.proxies("macosx_sysconf", host) if sys.platform == "darwin" else {}
 
     def system_trust(self) -> ssl.SSLContext | None:
         """A context with the system's trust store; ``None`` if that is in files, which OpenSSL reads itself.
 
         On Linux truststore would read them for each connection, which takes 30 ms.
         """
-        return _system_trust() if sys.platform == "darwin" else None
+        return system_network.trust() if sys.platform == "darwin" else None
 
 
 class Windows:
-    """Windows, on which none of this was ever run: see docs/platforms.md."""
+    """Windows. This has run under Wine only: see docs/platforms.md."""
 
-    asks: Final = False  # a process without a console gets no Ctrl-C
     unix: Final[int | None] = None
     waits_for_sockets: Final = False  # not with its Proactor loop
     keeps_unread: Final = False  # it drops them with the connection
     tells_end: Final = False
+    open_flags: Final[int] = getattr(os, "O_BINARY", 0)
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -240,6 +263,30 @@ class Windows:
 
     def sync_directory(self, directory: Path) -> None:
         """Windows writes names through."""
+
+    def replace(self, source: Path, target: Path) -> None:
+        """The same. The name of an open file can't be taken, so this waits a while for readers of the target."""
+        deadline = time.monotonic() + _READERS_WAIT
+        while True:
+            try:
+                source.replace(target)
+            except PermissionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def remove(self, path: Path) -> None:
+        """The same, but a file that a process has open stays. The next command that finds it removes it."""
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
+
+    def start_anew(self, descriptor: int, path: Path, old: Path) -> None:
+        """The same. An open file can't be renamed, so its content is copied."""
+        shutil.copyfile(path, old)
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
     def others_may_use(self, mode: int) -> bool:  # noqa: ARG002 - a mode says nothing about access lists
         """False: a profile's files belong to its owner, and the mode says nothing."""
@@ -266,6 +313,12 @@ class Windows:
         """Not available here."""
         return 0
 
+    def reset(self, transport: asyncio.Transport, sock: socket.socket | None) -> None:
+        """The same. asyncio shuts a socket down before it closes it, which the program would take for a normal end."""
+        transport.abort()
+        if sock is not None:
+            sock.close()  # before asyncio does, in the loop's next turn
+
     def since_sent(self, sock: socket.socket) -> int | None:  # noqa: ARG002 - SIO_TCP_INFO needs a call of its own
         """Not available here."""
         return None
@@ -285,14 +338,29 @@ class Windows:
         return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """asyncio keeps its own handling of Ctrl-C: its loops accept no signal handlers here."""
+        """Call ``act`` with the number of each Ctrl-C and Ctrl-Break. asyncio's loops accept no handlers here.
+
+        They do wake up when Python has a signal to handle.
+        """
+
+        def heard(number: int, _: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
+                loop.call_soon_threadsafe(act, number)
+
+        for name in ("SIGINT", "SIGBREAK"):
+            if number := getattr(signal, name, None):
+                signal.signal(number, heard)
 
     def heed_interrupts(self) -> None:
         """Nothing is ignored here."""
 
     def place(self) -> tuple[str, str, str, str]:
-        """Only its name identifies the machine."""
-        return "", "", "", ""
+        """The machine, and in place of its boot the machine with its name.
+
+        Only locks tell here whether a process lives, and they end with the boot. Clones of a machine get other names.
+        """
+        machine = windows_facts.machine()
+        return machine, f"{machine} {socket.gethostname()}" if machine else "", "", ""
 
     def process_started(self, pid: int) -> str | None:  # noqa: ARG002 - see ask_to_stop
         """Python's library does not tell."""
@@ -312,63 +380,11 @@ class Windows:
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The same, from the registry."""
-        return _settings_of("registry", host)
+        return system_network.proxies("registry", host)
 
     def system_trust(self) -> ssl.SSLContext | None:
         """A context with the system's trust store."""
-        return _system_trust()
-
-
-def _pass_explicit_interrupts_on() -> None:
-    """Let the main thread handle SIGINTs from other processes, but not those from the terminal."""
-    while True:
-        # A SIGINT from a process has a code of 0 or less, one from the kernel a larger one: sigaction(2).
-        if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
-            _thread.interrupt_main()
-
-
-def _text(path: str) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return Path(path).read_text("ascii").strip()
-    return ""
-
-
-def _told(*command: str) -> str:
-    """The output of a system program; empty if it fails."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        # A fixed command; the locale is fixed because two of these texts are compared.
-        environment = {**os.environ, "LC_ALL": "C"}
-        return subprocess.run(  # noqa: S603
-            command, env=environment, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-    return ""
-
-
-def _network_cards() -> str:
-    """The addresses of Linux's network cards, without bridges, tunnels and the like, which come and go."""
-    found = []
-    with contextlib.suppress(OSError):
-        found = [_text(f"{card}/address") for card in Path("/sys/class/net").iterdir() if (card / "device").exists()]
-    return " ".join(sorted(found))
-
-
-def _system_trust() -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - most commands need none
-
-    import truststore  # noqa: PLC0415 - only some systems have it
-
-    context: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return context
-
-
-def _settings_of(system: str, host: str) -> Mapping[str, str]:
-    import urllib.request  # noqa: PLC0415 - takes 50 ms, and only some systems have such settings
-
-    functions: Any = urllib.request
-    if getattr(functions, f"proxy_bypass_{system}")(host):
-        return {}
-    found: Mapping[str, str] = getattr(functions, f"getproxies_{system}")()
-    return found
+        return system_network.trust()
 
 
 HERE: Final[Posix | Windows] = Windows() if os.name == "nt" else Posix()

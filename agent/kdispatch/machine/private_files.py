@@ -14,7 +14,7 @@ from typing import Final
 from kdispatch.machine.operating_system import HERE
 from kdispatch.setup_error import SetupError
 
-__all__ = ["make_private", "private_lock", "write_private", "writing"]
+__all__ = ["make_private", "open_private", "private_lock", "write_private", "writing"]
 
 LOCK_FILE: Final = "lock"
 #: Seconds to wait for another kdispatch that writes here; one write takes milliseconds.
@@ -37,11 +37,16 @@ def write_private(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(target)
+            HERE.replace(Path(temporary), target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
         HERE.sync_directory(target.parent)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file, for its owner only if this creates it; returns the descriptor. Raises ``OSError``."""
+    return os.open(path, flags | HERE.open_flags, 0o600)
 
 
 @contextlib.contextmanager
@@ -54,7 +59,7 @@ def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator
     path = directory / LOCK_FILE
     deadline = time.monotonic() + LOCK_WAIT
     with writing(directory, variable=variable):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
     try:
         while not _locked(descriptor, directory, variable):
             if time.monotonic() > deadline:

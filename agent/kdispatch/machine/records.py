@@ -26,7 +26,7 @@ from typing import Final, Self
 from kdispatch.machine.control import bind
 from kdispatch.machine.operating_system import HERE
 from kdispatch.machine.places import Place
-from kdispatch.machine.private_files import private_lock, writing
+from kdispatch.machine.private_files import open_private, private_lock, writing
 from kdispatch.settings import state_directory
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
@@ -155,7 +155,7 @@ class HeldRecord:
                 _write(self._descriptor, self._record)
 
     def remove(self) -> None:
-        """The agent ends now. The process's end releases the lock."""
+        """The agent ends now. The process's end releases the lock. On Windows the next command removes the record."""
         self.control.close()
         with contextlib.suppress(KdispatchError, OSError), _locked() as directory:
             _forget(_path(directory, self._record.id))
@@ -166,7 +166,7 @@ def hold(record: Record) -> HeldRecord:
     with _locked() as directory, writing(directory, variable=_VARIABLE):
         path = _path(directory, record.id)
         # Before the socket, because a command that finds the record of a dead agent removes both.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         control: socket.socket | None = None
         try:
             HERE.try_lock(descriptor)  # can't fail: the name is new
@@ -194,16 +194,18 @@ def living() -> list[Record]:
     """The running agents, oldest first, and those of other places, which may run. Removes records of dead agents."""
     if not agents_directory().is_dir():
         return []
-    found = []
+    found, gone = [], []
     here = Place.here()
     with _locked() as directory, writing(directory, variable=_VARIABLE):
         for path, descriptor, record in _records(directory):
             if record is None:
                 continue  # written by another version
             if _may_be_removed(record, here) and HERE.try_lock(descriptor):
-                _forget(path)
+                gone.append(path)
             else:
                 found.append(record)
+        for path in gone:  # now that they are closed: Windows removes no open file
+            _forget(path)
     return sorted(found, key=lambda record: (record.started, record.id))
 
 
@@ -241,7 +243,7 @@ class Ending:
         self._path = _path(agents_directory(), record.id)
         self._descriptor: int | None = None
         with contextlib.suppress(FileNotFoundError):
-            self._descriptor = os.open(self._path, os.O_RDWR)
+            self._descriptor = open_private(self._path, os.O_RDWR)
 
     def gone(self) -> bool:
         """Whether the process is gone; then its record is removed, too."""
@@ -268,7 +270,7 @@ def _records(directory: Path) -> Iterator[tuple[Path, int, Record | None]]:
     """All records of this user, each with an open descriptor that is closed at the next step."""
     for path in directory.glob("*.json"):
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = open_private(path, os.O_RDWR)
         except _NOT_OURS:
             continue
         try:
@@ -307,8 +309,8 @@ def _control_path(record: Path) -> Path:
 
 def _forget(record: Path) -> None:
     """Remove the files of a dead agent; the record last, because it leads to the others."""
-    _control_path(record).unlink(missing_ok=True)
-    record.unlink(missing_ok=True)
+    HERE.remove(_control_path(record))
+    HERE.remove(record)
 
 
 def _write(descriptor: int, record: Record) -> None:
@@ -322,5 +324,5 @@ def _forget_old_logs(directory: Path) -> None:
     logs = [path for path in directory.glob("*.log") if not path.with_suffix(".json").exists()]
     logs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in logs[_LOGS_KEPT:]:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".log.1").unlink(missing_ok=True)
+        HERE.remove(path)
+        HERE.remove(path.with_suffix(".log.1"))

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 
 from kdispatch.machine.operating_system import HERE
 from kdispatch.machine.places import Place
-from kdispatch.machine.private_files import make_private, writing
+from kdispatch.machine.private_files import make_private, open_private, writing
 from kdispatch.settings import state_directory
 
 __all__ = ["ProcessIdentity", "Slot", "take_slot"]
@@ -57,7 +57,8 @@ class _Written:
     @classmethod
     def read(cls, descriptor: int) -> Self:
         try:
-            content = json.loads(os.pread(descriptor, _MOST_BYTES, 0) or b"{}")
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            content = json.loads(os.read(descriptor, _MOST_BYTES) or b"{}")
             kept = tuple(bytes.fromhex(secret) for secret in content.get("secrets", ()))
             file = content.get("file", {})
         except (ValueError, TypeError, AttributeError):
@@ -106,7 +107,8 @@ class Slot:
         # Written in place, because a new file would not be locked. A torn write is a slot without predecessors.
         with writing(self._directory, variable=_VARIABLE):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, json.dumps(content).encode())
 
     def close(self) -> None:
         """Release the slot for another process."""
@@ -129,7 +131,7 @@ def _free(paths: list[Path], *, spare: bool) -> Slot | None:
     here, others = Place.here(), ""
     for path in paths:
         with writing(path.parent, variable=_VARIABLE):
-            descriptor = _open(path)
+            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
             if not HERE.try_lock(descriptor):
                 os.close(descriptor)
                 continue
@@ -154,7 +156,3 @@ def _file(descriptor: int, path: Path) -> dict[str, Any]:
     """Distinguishes a file from its copies."""
     status = os.fstat(descriptor)
     return {"inode": status.st_ino, "device": status.st_dev, "path": str(path)}
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import ssl
@@ -24,6 +23,7 @@ from kdispatch.setup_error import HintedError, SetupError
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
 from kdispatch_protocol.process.descriptors import SHORT
+from kdispatch_protocol.process.system_errors import errno_of, words_of
 
 __all__ = [
     "CONNECT_SECONDS",
@@ -302,7 +302,7 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
     if isinstance(error, socket.gaierror):
         return unreachable(relay, f"the name cannot be resolved ({words})")
     # By number, because happy eyeballs replaces the system's text with its own.
-    return unreachable(relay, os.strerror(error.errno).lower() if error.errno else words)
+    return unreachable(relay, words_of(errno_of(error)).lower() if error.errno else words)
 
 
 def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any) -> KdispatchError:

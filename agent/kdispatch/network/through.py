@@ -6,7 +6,6 @@ The proxy resolves the relay's name. No error raised here contains the proxy's u
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.process.system_errors import errno_of, words_of
 from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["EYEBALLS", "connect_through"]
@@ -84,7 +84,7 @@ class _Way:
     def broken(self, error: OSError) -> KdispatchError:
         if isinstance(error, socket.gaierror):
             return self.unreachable(f"can't be reached: its name cannot be resolved ({error.strerror})")
-        words = os.strerror(error.errno).lower() if error.errno else str(error).rstrip(".")
+        words = words_of(errno_of(error)).lower() if error.errno else str(error).rstrip(".")
         return self.unreachable(f"can't be reached: {words}")
 
     def closed(self) -> KdispatchError:

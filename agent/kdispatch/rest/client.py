@@ -58,6 +58,7 @@ from kdispatch.rest.listing import Listing, Page
 from kdispatch.settings import load_settings, version
 from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.names import check_name
+from kdispatch_protocol.process.system_errors import errno_of
 
 __all__ = [
     "AcceptedInvite",
@@ -304,7 +305,7 @@ class RestClient:
             limit = CONNECT_SECONDS if isinstance(error, aiohttp.ConnectionTimeoutError) else TOTAL_SECONDS
             return unreachable(self._relay, f"no answer within {limit:g} s")
         broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError)
-        if broken or (isinstance(error, OSError) and error.errno in _BROKEN):
+        if broken or (isinstance(error, OSError) and errno_of(error) in _BROKEN):
             return unreachable(self._relay, ENDED)
         if isinstance(error, OSError):
             return connection_error(self._relay, error)

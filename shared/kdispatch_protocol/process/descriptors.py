@@ -8,6 +8,8 @@ import importlib
 import socket
 from typing import Any, Final
 
+from kdispatch_protocol.process.system_errors import errno_of
+
 __all__ = ["OURS", "SHORT", "is_ours", "is_reserved", "limit", "raise_limit"]
 
 _resource: Any = None
@@ -49,4 +51,4 @@ def is_reserved(descriptor: int) -> bool:
 
 def is_ours(error: OSError) -> bool:
     """Whether a connect error comes from this machine, and so says nothing about the other end."""
-    return isinstance(error, socket.gaierror) or error.errno in OURS
+    return isinstance(error, socket.gaierror) or errno_of(error) in OURS

@@ -6,15 +6,18 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from typing import Final
 
 from kdispatch_protocol.errors import KdispatchError
+from kdispatch_protocol.process.system_errors import words_of
 
 __all__ = ["cannot_listen", "hold_unsent", "tune_session_socket", "watch_peer"]
 
-# Linux's numbers, for options that Python has no name for.
-_TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
-_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
+# Linux's numbers, for options that Python has no name for. On other systems they mean something else.
+_LINUX: Final = sys.platform == "linux"
+_TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if _LINUX else None)
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18 if _LINUX else None)
 
 #: Limit of unsent bytes in the kernel, because control frames wait behind them.
 NOTSENT: Final = 128 * 1024
@@ -38,7 +41,7 @@ def cannot_listen(where: str, error: OSError) -> KdispatchError:
     elif error.errno in _NOT_HERE or (error.errno is None and type(error) is OSError):
         code = "address_not_here"  # the latter is from asyncio, which has tried each address of a name
     # An event loop wraps the system's message in its own words.
-    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    reason = words_of(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     return KdispatchError(code, f"{where} can't be listened on: {reason}.")
 
 
@@ -86,12 +89,13 @@ def tune_session_socket(sock: socket.socket | None) -> None:
         (_TCP_NOTSENT_LOWAT, NOTSENT),
         (_TCP_USER_TIMEOUT, USER_TIMEOUT),
     ):
-        with contextlib.suppress(OSError, ValueError):  # uvloop raises ValueError for a closed socket
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if option is not None:
+            with contextlib.suppress(OSError, ValueError):  # uvloop raises ValueError for a closed socket
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def hold_unsent(sock: socket.socket | None, size: int) -> None:
     """Limit unsent bytes in the kernel to ``size``, because control frames wait behind them."""
-    if sock is not None:
+    if sock is not None and _TCP_NOTSENT_LOWAT is not None:
         with contextlib.suppress(OSError, ValueError):
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, min(size, NOTSENT))
