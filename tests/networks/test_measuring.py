@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,11 @@ pytestmark = pytest.mark.slow
 def _tunnel(box: Middlebox) -> Tunnel:
     settings = Settings(relay=box.url)
     return Tunnel(Way(settings, settings.relay_url))
+
+
+def _then(first: Callable[[Any], None], second: Callable[[], None], error: Exception | None) -> None:
+    first(error)
+    second()
 
 
 async def test_a_silent_cut_is_found_between_two_silences(shared_relay: Relay) -> None:
@@ -59,10 +67,13 @@ async def test_a_session_that_ends_under_the_flood(
     async with middlebox(shared_relay.address.port, Rules(life=0.3)) as box:
         tunnel = _tunnel(box)
         session = await tunnel.open()
+        lost = asyncio.Event()
+        monkeypatch.setattr(session, "connection_lost", partial(_then, session.connection_lost, lost.set))
         try:
             if before:
                 await session.over
             [finding] = await check_speed(session)
         finally:
             session.close()
+            await asyncio.wait_for(lost.wait(), 20)  # part of the flood may wait for a box that is gone
     assert (finding.level, finding.check) == ("warn", "speed")
