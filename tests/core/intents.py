@@ -15,8 +15,6 @@ _I = TypeVar("_I", bound=Intent)
 def taken(switch: Switch, *kinds: type[_I]) -> list[_I]:
     """Take the waiting intents of these kinds. The others stay, in their order."""
     found: list[_I] = []
-    if not switch.intents:
-        return found
     for intent in switch.intents.take_all():
         if isinstance(intent, kinds):
             found.append(intent)

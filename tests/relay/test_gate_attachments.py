@@ -89,4 +89,4 @@ async def _refuse(relay: Running, thief: _Agent, host: _Agent, code: str) -> Non
     await host.next(frames.ATTACH)
     host.send(frame(frames.RESET, payload=Reset(code=code, uuid="77" * 16, process=thief.process).encode()))
     await thief.next(frames.RESET)
-    await until(lambda: not relay.gate.switch.intents)
+    await until(lambda: not relay.gate.switch.intents.waiting)

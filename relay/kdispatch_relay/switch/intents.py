@@ -152,9 +152,6 @@ class IntentQueue:
     def __init__(self) -> None:
         self.waiting: list[Intent] = []  #: read it to see whether there is one; it is another list after each take
 
-    def __bool__(self) -> bool:
-        return bool(self.waiting)
-
     def put(self, intent: Intent) -> None:
         """Add one. The gate takes it before the switch gets the next frames."""
         self.waiting.append(intent)

@@ -241,21 +241,16 @@ class WebSocketCarrier(asyncio.BufferedProtocol):
         if writer is None or self._silent:
             return 0
         length = sum(map(len, parts))
-        if self._server:
-            head = websocket.frame_head(opcode, length, None)
-        else:
-            mask = self._masks.pop() if self._masks else self._next_mask()
-            head = websocket.frame_head(opcode, length, mask)
-            if length > _JOINED:
-                parts = websocket.mask_parts(parts, mask)
-            elif length:
-                parts = [apply_mask(b"".join(parts), mask)]
+        mask = None if self._server else self._masks.pop() if self._masks else self._next_mask()
+        head = websocket.frame_head(opcode, length, mask)
         size = length + len(head)
         self.given += size
         if length > _JOINED:
+            parts = parts if mask is None else websocket.mask_parts(parts, mask)
             writer.write([head, *parts], size)
-        else:  # this saves an open 5 % of the relay's time
-            writer.write_fast(b"".join((head, *parts)))
+        else:
+            payload = b"".join(parts)
+            writer.write_fast(head + (payload if mask is None else apply_mask(payload, mask)))
         return length
 
     def _next_mask(self) -> bytes:
