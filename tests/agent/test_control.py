@@ -23,6 +23,7 @@ from kdispatch.machine.control import ask, bind
 from kdispatch.machine.control_server import ControlServer
 from kdispatch.machine.operating_system import Windows
 from tests.guards.promises import promised
+from tests.guards.systems import POSIX
 
 TOKEN = "t" * 43
 
@@ -59,7 +60,7 @@ class Agent:
         return answer
 
 
-@pytest.fixture(params=["unix", "loopback"])
+@pytest.fixture(params=[pytest.param("unix", marks=POSIX), "loopback"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either kind of socket; the second as on Windows."""
     if request.param == "loopback":
@@ -157,6 +158,7 @@ async def test_the_silent_do_not_block(agent: Agent) -> None:
         assert list(said) == ["a"] and time.monotonic() - begun < promised(1.5)
 
 
+@POSIX
 def test_a_full_backlog(path: Path) -> None:
     """A stopped agent with a full backlog counts as one that does not answer."""
     with socket.socket(socket.AF_UNIX) as stopped, socket.socket(socket.AF_UNIX) as first:
@@ -167,7 +169,7 @@ def test_a_full_backlog(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root can be another user")
 async def test_other_users(path: Path) -> None:
     """Another user of the machine cannot even connect to the unix socket."""
     script = (

@@ -22,6 +22,7 @@ from kdispatch.network.upgrade import Refusal
 from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.errors import CODES, KdispatchError
 from tests.guards.promises import promised
+from tests.guards.systems import tasks
 from tests.net.black_hole import black_hole
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -45,7 +46,7 @@ async def _server(answer: Answer) -> AsyncIterator[RelayUrl]:
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.add(asyncio.ensure_future(serve(reader, writer)))
 
-    before = asyncio.all_tasks()
+    before = tasks()
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
         yield RelayUrl.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
@@ -55,7 +56,7 @@ async def _server(answer: Answer) -> AsyncIterator[RelayUrl]:
         server.close()
         await asyncio.wait_for(asyncio.gather(*running), 2)
         await server.wait_closed()
-    assert asyncio.all_tasks() == before
+    assert tasks() == before
 
 
 def _says(answer: bytes, *, then_close: bool = False) -> Answer:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -46,7 +47,8 @@ def _is_taken(address: str, port: int, *flags: int) -> bool:
             other.bind((address, port))
             other.listen()
         except OSError as error:
-            assert error.errno == errno.EADDRINUSE  # noqa: PT017 - anything else is another matter
+            # Anything else is another matter. Windows denies the access to a port that is held exclusively.
+            assert error.errno in {errno.EADDRINUSE, errno.EACCES}  # noqa: PT017
             return True
     return False
 
@@ -54,7 +56,11 @@ def _is_taken(address: str, port: int, *flags: int) -> bool:
 async def test_a_port_is_ours_from_the_first_moment() -> None:
     """Before the first accept, another program cannot listen on the port, whatever options it sets."""
     async with running_gate() as relay, _listener(relay) as (_, listener):
-        for flags in ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
+        for flags in (
+            (),
+            (socket.SO_REUSEADDR,),
+            (socket.SO_REUSEADDR, getattr(socket, "SO_REUSEPORT", socket.SO_REUSEADDR)),
+        ):
             for address in ("127.0.0.1", "0.0.0.0"):
                 assert _is_taken(address, listener.port, *flags)
 
@@ -150,8 +156,15 @@ async def test_the_address_that_is_taken_is_named() -> None:
         (OSError(errno.ENETUNREACH, "x"), "Network is unreachable"),
         (socket.gaierror(socket.EAI_NONAME, "x"), "the name is unknown"),
         (
-            OSError("Multiple exceptions: [Errno 111] Connect call failed (a), [Errno 113] b, [Errno 111] c"),
+            OSError(
+                f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] Connect call failed (a), "
+                f"[Errno {errno.EHOSTUNREACH}] b, [Errno {errno.ECONNREFUSED}] c"
+            ),
             "the connection was refused, the host is unreachable",
+        ),
+        (
+            OSError("Multiple exceptions: [WinError 1225] It refused the connection, [WinError 121] b"),
+            "the connection was refused, the connection timed out",
         ),
     ],
 )
@@ -166,10 +179,15 @@ def test_addresses_as_they_are_written() -> None:
     assert place("::1", 80) == "[::1]:80" and place("127.0.0.1", 80) == "127.0.0.1:80"
 
 
-def watches(sock: socket.socket) -> list[int]:
-    """The keep-alive options of a socket."""
+def watches(sock: socket.socket) -> list[int] | None:
+    """The keep-alive options of a socket; ``None`` if the system does not tell them."""
     names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-    tcp = [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+    try:
+        tcp = [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+    except OSError:  # Wine 8 sets them, and does not tell
+        if sys.platform == "win32":
+            return None
+        raise
     return [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *tcp]
 
 
@@ -182,4 +200,4 @@ async def test_vanished_programs_are_looked_for() -> None:
         await until(lambda: client.driver.pipes)
         [pipe] = client.driver.pipes
         assert pipe.socket is not None
-        assert watches(pipe.socket.get_extra_info("socket")) == WATCHED
+        assert watches(pipe.socket.get_extra_info("socket")) in (WATCHED, None)

@@ -17,6 +17,7 @@ import pytest
 import kdispatch
 from kdispatch.machine.operating_system import Posix, Windows
 from kdispatch.machine.places import Place
+from tests.guards.systems import POSIX
 
 PACKAGE = Path(kdispatch.__file__).parent
 
@@ -39,6 +40,7 @@ def test_same_methods() -> None:
     assert len(methods(Posix)) == 24
 
 
+@POSIX
 def test_posix_lock(tmp_path: Path) -> None:
     """A lock excludes every other opener until its descriptor is closed."""
     path = tmp_path / "lock"
@@ -81,7 +83,9 @@ def test_windows_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert first.read() == second.read() == b"content"
 
 
-@pytest.mark.parametrize("system", [Posix(), Windows()], ids=["posix", "windows"])
+@pytest.mark.parametrize(
+    "system", [pytest.param(Posix(), id="posix", marks=POSIX), pytest.param(Windows(), id="windows")]
+)
 def test_a_log_that_starts_anew(system: Posix | Windows, tmp_path: Path) -> None:
     """What an open log had is kept under the other name, and its descriptor goes on at the start of an empty file."""
     path, old = tmp_path / "log", tmp_path / "log.1"
@@ -149,6 +153,7 @@ def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Windows().end_now(8, None)
 
 
+@POSIX
 async def test_signals() -> None:
     """Posix handles SIGINT and SIGTERM on the loop."""
     heard: list[int] = []
@@ -163,6 +168,7 @@ async def test_signals() -> None:
             loop.remove_signal_handler(number)
 
 
+@POSIX
 async def test_windows_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows handles Ctrl-C and Ctrl-Break without the loop's handlers, which are missing there."""
     heard: list[int] = []

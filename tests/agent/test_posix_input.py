@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from kdispatch.machine import posix_input
+from tests.guards.systems import POSIX
+
+pytestmark = POSIX
 
 
 def test_a_signal_that_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

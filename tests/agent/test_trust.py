@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,7 +96,9 @@ async def _server(
         try:
             yield found
         finally:
-            listening.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # Windows refuses it; there the close ends accept()
+                listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
             await asyncio.to_thread(serving.join)
 
 
@@ -296,7 +299,8 @@ async def test_a_client_certificate(ca: trustme.CA, file: str, tmp_path: Path, v
     async with _server(ca.issue_cert("127.0.0.1"), clients=ca, most=version) as server:
         without = await _fails(Dialer(server.url(), trust=Trust(ca_file=file)))
         assert not server.received
-        if version is ssl.TLSVersion.TLSv1_3:  # TLS 1.2 has no alert for this
+        # TLS 1.2 has no alert for this. The server resets the connection behind the alert: Windows may drop the alert.
+        if version is ssl.TLSVersion.TLSv1_3 and not (sys.platform == "win32" and without.code == "relay_unreachable"):
             assert without.code == "tls_client_cert", without.text
         for trust in (apart, in_one):
             assert (await _fails(Dialer(server.url(), trust=trust))).code == "not_a_relay"

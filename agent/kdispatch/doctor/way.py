@@ -25,7 +25,7 @@ from kdispatch.network.through import connect_through
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import Settings
 from kdispatch_protocol.errors import CODES, KdispatchError
-from kdispatch_protocol.process.system_errors import errno_of, words_of
+from kdispatch_protocol.process.system_errors import reasons_of
 from kdispatch_protocol.session.aio.handover import connection_over
 
 __all__ = ["Way"]
@@ -240,10 +240,10 @@ async def _connects(family: socket.AddressFamily, place: Any) -> float | str:
             async with asyncio.timeout(_SECONDS):
                 await asyncio.get_running_loop().sock_connect(sock, place)
         except TimeoutError as error:
-            return words_of(errno_of(error)).lower() if error.errno else f"no answer within {_SECONDS:g} s"
+            return reasons_of(error) if error.errno else f"no answer within {_SECONDS:g} s"
         except OSError as error:
             # By number, because event loops replace the system's text with their own.
-            return words_of(errno_of(error)).lower() if error.errno else str(error)
+            return reasons_of(error)
     return time.monotonic() - began
 
 

@@ -8,9 +8,10 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from kdispatch.local.port import LOCALHOST
 from kdispatch.machine.operating_system import HERE
@@ -22,6 +23,8 @@ from kdispatch_protocol.process.system_errors import words_of
 __all__ = ["LocalDial", "Target", "checked_address"]
 
 
+#: Seconds before the next address of several is tried, too (RFC 8305, section 5). Windows refuses after two seconds.
+_NEXT_ADDRESS: Final = 0.25
 #: A name or an IPv4 address, and a port.
 _WITH_PORT: Final = re.compile(r"(?:[^:]+|\[.*\]):\d+")
 
@@ -43,14 +46,15 @@ class Target:
     def __init__(self, address: str, port: int) -> None:
         self.address = address
         self.port = port
-        self._places = _numeric(address, port)
+        #: Families and socket addresses, if they need no look-up.
+        self.places = _numeric(address, port)
 
     def begin(self) -> LocalDial:
         """Start to connect. Raises ``OSError`` if that failed at once: the first error of several addresses."""
-        if not self._places:
+        if not self.places or not HERE.waits_for_sockets:
             return LocalDial(self, None)
         failed: OSError | None = None
-        for family, place in self._places:
+        for family, place in self.places:
             try:
                 return self._begin(family, place)
             except OSError as error:
@@ -88,8 +92,10 @@ class LocalDial:
         loop = asyncio.get_running_loop()
         target = self._target
         if self.sock is None:
-            infos = await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
-            self.sock = await start_connection(infos)
+            infos: Sequence[AddrInfoType] = [
+                (family, socket.SOCK_STREAM, 0, "", place) for family, place in target.places
+            ] or await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
+            self.sock = await start_connection(infos, happy_eyeballs_delay=_NEXT_ADDRESS)
         elif not self.there:
             while not _is_connected(self.sock):
                 await _writable(loop, self.sock)
@@ -144,13 +150,12 @@ async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
 
 
 def _numeric(address: str, port: int) -> list[tuple[int, Any]]:
-    """Families and socket addresses of ``address``, if it needs no look-up and the loop can wait for sockets."""
-    if not HERE.waits_for_sockets:
-        return []
+    """Families and socket addresses of ``address``, if it needs no look-up."""
     places: list[tuple[int, Any]] = []
     for one in LOCALHOST if address == "localhost" else (address,):
         for family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 socket.inet_pton(family, one)
-                places.append((family, (one, port)))
+                # Windows' event loop takes a pair for an IPv4 address.
+                places.append((family, (one, port) if family == socket.AF_INET else (one, port, 0, 0)))
     return places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 import socket
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from kdispatch.local.pipe import reset_when_closed
 from kdispatch.machine.operating_system import HERE
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.process.system_errors import errno_of, words_of
+from kdispatch_protocol.process.system_errors import errnos_of, words_of
 from kdispatch_protocol.session.aio.sockets import cannot_listen, watch_peer
 
 __all__ = ["is_unknown", "listening", "reason"]
@@ -32,14 +31,13 @@ _REASONS: Final = {
 }
 #: A family, and a socket address of that family.
 _Where = tuple[int, Any]
-_NUMBER: Final = re.compile(r"\[Errno (-?\d+)\]")
 
 
 def reason(error: OSError) -> str:
     """The reason for a failure in words. If several addresses failed, each different reason once."""
     if isinstance(error, socket.gaierror):
         return "the name is unknown" if is_unknown(error) else f"the name can't be looked up ({error.strerror})"
-    numbers = [errno_of(error)] if error.errno else [int(number) for number in _NUMBER.findall(str(error))]
+    numbers = errnos_of(error)
     if not numbers:
         return "the connection timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
     said = [_REASONS.get(number) or words_of(number) for number in numbers]

@@ -23,7 +23,7 @@ from kdispatch.setup_error import HintedError, SetupError
 from kdispatch_protocol.errors import CODES, KdispatchError
 from kdispatch_protocol.names import split_service
 from kdispatch_protocol.process.descriptors import SHORT
-from kdispatch_protocol.process.system_errors import errno_of, words_of
+from kdispatch_protocol.process.system_errors import reasons_of
 
 __all__ = [
     "CONNECT_SECONDS",
@@ -302,7 +302,7 @@ def connection_error(relay: RelayUrl, error: OSError) -> KdispatchError:
     if isinstance(error, socket.gaierror):
         return unreachable(relay, f"the name cannot be resolved ({words})")
     # By number, because happy eyeballs replaces the system's text with its own.
-    return unreachable(relay, words_of(errno_of(error)).lower() if error.errno else words)
+    return unreachable(relay, reasons_of(error))
 
 
 def _problem(relay: RelayUrl, status: int, headers: Mapping[str, str], answer: Any) -> KdispatchError:

@@ -20,7 +20,7 @@ from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy
 from kdispatch.setup_error import SetupError
 from kdispatch_protocol.errors import KdispatchError
-from kdispatch_protocol.process.system_errors import errno_of, words_of
+from kdispatch_protocol.process.system_errors import reasons_of
 from kdispatch_protocol.wire.messages import printable
 
 __all__ = ["EYEBALLS", "connect_through"]
@@ -84,8 +84,7 @@ class _Way:
     def broken(self, error: OSError) -> KdispatchError:
         if isinstance(error, socket.gaierror):
             return self.unreachable(f"can't be reached: its name cannot be resolved ({error.strerror})")
-        words = words_of(errno_of(error)).lower() if error.errno else str(error).rstrip(".")
-        return self.unreachable(f"can't be reached: {words}")
+        return self.unreachable(f"can't be reached: {reasons_of(error)}")
 
     def closed(self) -> KdispatchError:
         return self.unreachable(f"closed the connection without an answer when asked for {self.target}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import re
 import socket
 import sqlite3
 from typing import Final, NamedTuple
 
 from kdispatch_protocol.errors import CODES, KdispatchError
+from kdispatch_protocol.process.system_errors import reasons_of
 from kdispatch_protocol.shortage import SHORTAGE_HINT, shortage
 from kdispatch_relay.store.place import FileMovedError
 
@@ -57,8 +56,6 @@ _SYSTEM: Final = {
         (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOENT), _SQLITE[sqlite3.SQLITE_CANTOPEN]
     ),
 }
-#: The error numbers in asyncio's message about several addresses.
-_NUMBERS: Final = re.compile(r"\[Errno (\d+)\]")
 _UNKNOWN: Final = _Cause(CODES["storage_unavailable"].meaning, CODES["storage_unavailable"].hint)
 
 
@@ -82,7 +79,6 @@ def words(reason: BaseException) -> str:
     if isinstance(reason, socket.gaierror):
         text = f"the server's name can't be looked up ({reason.strerror})"
     elif isinstance(reason, OSError):
-        numbers = [reason.errno] if reason.errno else [int(number) for number in _NUMBERS.findall(text)]
-        said = ", ".join(dict.fromkeys(os.strerror(number).lower() for number in numbers)) or text
+        said = reasons_of(reason)
         text = f"{reason.filename}: {said}" if reason.filename is not None else said
     return text.rstrip(".") or type(reason).__name__

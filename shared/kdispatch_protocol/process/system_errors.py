@@ -7,7 +7,7 @@ import os
 import re
 from typing import Final
 
-__all__ = ["errno_of", "words_of"]
+__all__ = ["errno_of", "errnos_of", "reasons_of", "words_of"]
 
 #: Windows' own numbers for what happened to a connection, which asyncio's Proactor loop reports there. Python has an
 #: errno for none of them, and says EINVAL.
@@ -20,8 +20,8 @@ _WINDOWS: Final = {
     1234: errno.ECONNREFUSED,  # ERROR_PORT_UNREACHABLE
     1236: errno.ECONNABORTED,
 }
-#: Windows' number in an error that happy eyeballs has made of several.
-_NUMBER: Final = re.compile(r"\[WinError (\d+)\]")
+#: A number in the text of an error that an event loop or happy eyeballs has made of several.
+_NUMBER: Final = re.compile(r"\[(Errno|WinError) (-?\d+)\]")
 
 #: Winsock's numbers, for which Windows' C library says "Unknown error". No other system has such numbers.
 _WINSOCK: Final = {
@@ -50,6 +50,24 @@ def words_of(number: int) -> str:
 def errno_of(error: OSError) -> int:
     """The error's ``errno``, also where Python has only Windows' own number; 0 if it has none."""
     number = getattr(error, "winerror", None)
-    if number is None and error.errno == errno.EINVAL and (found := _NUMBER.search(str(error))):
-        number = int(found[1])
+    if number is None and error.errno == errno.EINVAL:
+        return next((listed for listed in _in_text(error) if listed != errno.EINVAL), errno.EINVAL)
     return _WINDOWS.get(number or 0) or error.errno or 0
+
+
+def errnos_of(error: OSError) -> list[int]:
+    """The error's ``errno``, or that of each error that its text lists; none if there is none."""
+    number = errno_of(error)
+    return [number] if number else _in_text(error)
+
+
+def reasons_of(error: OSError) -> str:
+    """What the system says of a failure, in lower case; of several failures, each different reason once."""
+    said = ", ".join(dict.fromkeys(words_of(number).lower() for number in errnos_of(error)))
+    return said or (error.strerror or str(error) or type(error).__name__).rstrip(".")
+
+
+def _in_text(error: OSError) -> list[int]:
+    found = ((system, int(number)) for system, number in _NUMBER.findall(str(error)))
+    numbers = (number if system == "Errno" else _WINDOWS.get(number) for system, number in found)
+    return [number for number in numbers if number]
