@@ -41,6 +41,8 @@ CONFIG_VERSION: Final = 1
 #: Settings that say how to reach the relay, independent of its address.
 NETWORK: Final = ("proxy", "no_proxy", "ca_file", "client_cert", "client_key", "server_name", "pin")
 CONFIG_FILE: Final = "config.toml"
+#: UTF-8, with or without the byte order mark that Windows PowerShell and some editors write.
+_UTF8: Final = "utf-8-sig"
 
 #: Variables that are not settings of the file. Nothing else reads the environment by name.
 ENVIRONMENT: Final[dict[str, str]] = {
@@ -308,7 +310,7 @@ def remember_relay(*relays: RelayUrl) -> bool:
         before = _read_file(path)
         if before.get("relay") == relay:
             return False
-        text = path.read_text(encoding="utf-8") if path.exists() else f"config_version = {CONFIG_VERSION}\n"
+        text = path.read_text(_UTF8) if path.exists() else f"config_version = {CONFIG_VERSION}\n"
         text = _with_relay(text, relay)
         if _parse(path, text) != before | {"relay": relay}:
             raise SetupError(
@@ -333,7 +335,7 @@ def _with_relay(text: str, relay: str) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(_UTF8)
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:

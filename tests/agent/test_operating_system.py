@@ -36,7 +36,7 @@ def test_same_methods() -> None:
         return {name: inspect.signature(f) for name, f in found if not name.startswith("_")}
 
     assert methods(Posix) == methods(Windows)
-    assert len(methods(Posix)) == 24
+    assert len(methods(Posix)) == 25
 
 
 def test_posix_lock(tmp_path: Path) -> None:

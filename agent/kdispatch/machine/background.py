@@ -117,7 +117,7 @@ def _tail(log: Path) -> str:
 
 def read_token() -> str | None:
     """Read the token from the starting command."""
-    return sys.stdin.readline(_TOKEN_LINE).strip() or None
+    return sys.stdin.buffer.readline(_TOKEN_LINE).decode().strip() or None
 
 
 class Report:

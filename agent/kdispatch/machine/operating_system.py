@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from kdispatch.machine import posix_facts, posix_input, system_network, windows_facts
+from kdispatch.machine import posix_facts, posix_input, system_network, windows_console, windows_facts
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,6 +58,8 @@ class Posix:
     tells_end: Final = sys.platform == "linux"
     #: Flags for ``os.open`` with which bytes are read and written unchanged.
     open_flags: Final = 0
+    #: The encoding of output to pipes and files; ``None`` is the locale's.
+    pipe_encoding: Final[str | None] = None
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -140,6 +142,10 @@ class Posix:
             return None
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
         return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
+
+    def is_typed(self) -> bool:
+        """Whether a person types standard input."""
+        return sys.stdin.isatty()
 
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes; a signal ends the wait at once."""
@@ -248,6 +254,7 @@ class Windows:
     keeps_unread: Final = False  # it drops them with the connection
     tells_end: Final = False
     open_flags: Final[int] = getattr(os, "O_BINARY", 0)
+    pipe_encoding: Final[str | None] = "utf-8"  # the code page lacks most characters, and readers expect UTF-8
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -323,6 +330,10 @@ class Windows:
         """Not available here."""
         return None
 
+    def is_typed(self) -> bool:
+        """The same. ``isatty`` is true for NUL, too, and ``getpass`` would then read a console that is not there."""
+        return sys.stdin.isatty() and windows_console.is_input()
+
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes. Ctrl-C ends a read of a console here."""
         return sys.stdin.buffer.readline(most)
@@ -338,18 +349,8 @@ class Windows:
         return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
 
     def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """Call ``act`` with the number of each Ctrl-C and Ctrl-Break. asyncio's loops accept no handlers here.
-
-        They do wake up when Python has a signal to handle.
-        """
-
-        def heard(number: int, _: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
-                loop.call_soon_threadsafe(act, number)
-
-        for name in ("SIGINT", "SIGBREAK"):
-            if number := getattr(signal, name, None):
-                signal.signal(number, heard)
+        """Call ``act`` with the number of each Ctrl-C and Ctrl-Break."""
+        windows_console.on_stop(loop, act)
 
     def heed_interrupts(self) -> None:
         """Nothing is ignored here."""
