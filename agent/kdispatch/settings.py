@@ -57,16 +57,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
 _FILES: Final = frozenset({"ca_file", "client_cert", "client_key"})
 
 
-_SWITCH: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_SWITCH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -289,6 +280,9 @@ def _in_home(kind: str, variable: str) -> Path:
         path = Path(getattr(platformdirs, kind)("kdispatch", appauthor=False))
     except RuntimeError:  # neither HOME nor the system's list of users has one
         path = Path("~")
+    except (OSError, ValueError) as error:
+        text = f"Windows names no folder for the files of this user's programs: {error}."
+        raise SetupError("bad_request", text, hint=f"Set {variable} to a directory of yours.") from error
     if not path.is_absolute():  # older releases of platformdirs keep the ~
         text = "This user has no home directory: HOME is not set, and the system does not know the user."
         raise SetupError("bad_request", text, hint=f"Set HOME, or {variable}, to a directory of yours.")
