@@ -159,10 +159,16 @@ class Posix:
         """Options to start a process that outlives its terminal: in its own session."""
         return {"start_new_session": True}
 
-    def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
+    def on_stop(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        act: Callable[[int], None],
+        hurry: Callable[[int, float], None],  # noqa: ARG002 - see Windows
+    ) -> None:
         """Call ``act`` with the number of each signal that asks this process to end.
 
-        This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup.
+        This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup. Where the
+        system itself ends the process soon, call ``hurry`` with the number and the seconds for running work.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -348,9 +354,11 @@ class Windows:
         flags: Any = subprocess
         return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
 
-    def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """Call ``act`` with the number of each Ctrl-C and Ctrl-Break."""
-        windows_console.on_stop(loop, act)
+    def on_stop(
+        self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None], hurry: Callable[[int, float], None]
+    ) -> None:
+        """The same for Ctrl-C and Ctrl-Break, and ``hurry`` for a closed console, log-off and shutdown."""
+        windows_console.on_stop(loop, act, hurry)
 
     def heed_interrupts(self) -> None:
         """Nothing is ignored here."""
