@@ -130,11 +130,12 @@ def test_modes() -> None:
 
 
 def test_spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in the background has its own session, or no console."""
-    assert Posix().spawn_options() == {"start_new_session": True}
-    monkeypatch.setattr(subprocess, "DETACHED_PROCESS", 8, raising=False)
-    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    assert Windows().spawn_options() == {"creationflags": 520}
+    """A process in the background has its own session, or a console without a window, outside of its job if it may."""
+    assert Posix().spawn_options() == [{"start_new_session": True}]
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 1, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 2, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_BREAKAWAY_FROM_JOB", 4, raising=False)
+    assert Windows().spawn_options() == [{"creationflags": 7}, {"creationflags": 3}]
 
 
 def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:

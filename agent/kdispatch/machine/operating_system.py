@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import ssl
 
 __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
+
+_Act = Callable[[int], None]
+_Hurry = Callable[[int, float], None]
 
 #: The byte that Windows locks. Its locks keep others from reading, so it is beyond the end of all files here.
 _LOCKED_BYTE: Final = 1 << 30
@@ -60,6 +63,8 @@ class Posix:
     open_flags: Final = 0
     #: The encoding of output to pipes and files; ``None`` is the locale's.
     pipe_encoding: Final[str | None] = None
+    #: Whether users type commands in PowerShell, and not in a POSIX shell.
+    powershell: Final = False
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -155,16 +160,14 @@ class Posix:
         """Ask for a line at the terminal of standard input, which does not show it."""
         return posix_input.read_hidden(prompt, most)
 
-    def spawn_options(self) -> SpawnOptions:
-        """Options to start a process that outlives its terminal: in its own session."""
-        return {"start_new_session": True}
+    def spawn_options(self) -> Sequence[SpawnOptions]:
+        """Options to start a process that outlives its terminal: in its own session.
 
-    def on_stop(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        act: Callable[[int], None],
-        hurry: Callable[[int, float], None],  # noqa: ARG002 - see Windows
-    ) -> None:
+        If the system denies the first, try the next.
+        """
+        return [{"start_new_session": True}]
+
+    def on_stop(self, loop: asyncio.AbstractEventLoop, act: _Act, hurry: _Hurry) -> None:  # noqa: ARG002 - see Windows
         """Call ``act`` with the number of each signal that asks this process to end.
 
         This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup. Where the
@@ -212,33 +215,11 @@ class Posix:
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
         """Ask the process with this pid and start time to drain and end; returns whether it exists."""
-        return self._signal(pid, started, signal.SIGTERM)
+        return posix_facts.send(signal.SIGTERM, pid, lambda: self.process_started(pid) == started is not None)
 
     def end_now(self, pid: int, started: str | None) -> bool:
         """End the process at once; returns whether it exists."""
-        return self._signal(pid, started, signal.SIGKILL)
-
-    def _signal(self, pid: int, started: str | None, number: int) -> bool:
-        # Get the handle first: it always names the same process, while the pid may be reused at any moment.
-        try:
-            handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-        except ProcessLookupError:
-            return False
-        except OSError:  # an old kernel, or a sandbox without this call
-            handle = None
-        try:
-            if started is None or self.process_started(pid) != started:
-                return False
-            if handle is None:
-                os.kill(pid, number)
-            else:
-                signal.pidfd_send_signal(handle, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        finally:
-            if handle is not None:
-                os.close(handle)
-        return True
+        return posix_facts.send(signal.SIGKILL, pid, lambda: self.process_started(pid) == started is not None)
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The proxies for ``host`` from the user's settings, by scheme. Linux has no such settings."""
@@ -261,6 +242,7 @@ class Windows:
     tells_end: Final = False
     open_flags: Final[int] = getattr(os, "O_BINARY", 0)
     pipe_encoding: Final[str | None] = "utf-8"  # the code page lacks most characters, and readers expect UTF-8
+    powershell: Final = True
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -349,14 +331,16 @@ class Windows:
         getpass: Any = importlib.import_module("getpass")
         return str(getpass.getpass(prompt)).encode()[:most]
 
-    def spawn_options(self) -> SpawnOptions:
-        """Options to start a process that outlives its console: without one, and in its own group."""
-        flags: Any = subprocess
-        return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
+    def spawn_options(self) -> Sequence[SpawnOptions]:
+        """The same: in its own group and console, which has no window. Without a console a venv's Python shows one.
 
-    def on_stop(
-        self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None], hurry: Callable[[int, float], None]
-    ) -> None:
+        Outside of its job, too, if that lets it: an ssh server and others end all processes of a job with a session.
+        """
+        flags: Any = subprocess
+        own = flags.CREATE_NO_WINDOW | flags.CREATE_NEW_PROCESS_GROUP
+        return [{"creationflags": own | flags.CREATE_BREAKAWAY_FROM_JOB}, {"creationflags": own}]
+
+    def on_stop(self, loop: asyncio.AbstractEventLoop, act: _Act, hurry: _Hurry) -> None:
         """The same for Ctrl-C and Ctrl-Break, and ``hurry`` for a closed console, log-off and shutdown."""
         windows_console.on_stop(loop, act, hurry)
 
