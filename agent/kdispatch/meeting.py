@@ -27,19 +27,19 @@ class Meeting:
         """Whether the relay has answered."""
         return self._welcomed.done()
 
-    def welcome(self, relay_id: str) -> None:
-        """Handle the first WELCOME. Call this before the next read of the session.
+    def welcome(self, relay_id: str) -> bool:
+        """Handle the WELCOME of the relay with this id, before the next read; returns whether it is the right relay.
 
         A session with another relay ends here. Its answers to our offers and attaches would end both for good.
         """
-        if self.welcomed:
-            return
-        try:
-            self._dialer.met(self._relay, relay_id)
-        except KdispatchError as error:
-            self.foreign = error
-            self._session.abort()
-        self._welcomed.set_result(None)
+        if not self.welcomed:
+            try:
+                self._dialer.met(self._relay, relay_id)
+            except KdispatchError as error:
+                self.foreign = error
+                self._session.abort()
+            self._welcomed.set_result(None)
+        return self.foreign is None
 
     async def over(self, seconds: float) -> bool:
         """Wait for the WELCOME or the session's end, and end the session if neither comes; returns whether one did."""

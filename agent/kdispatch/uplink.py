@@ -350,10 +350,10 @@ class Uplink:
 
     def _event(self, event: Event) -> None:
         if isinstance(event, events.SessionReady):
+            if self._meeting is not None and not self._meeting.welcome(event.welcome.relay):
+                return
             self._backoff.spread = max(0.5, event.welcome.spread_ms / 1000)
             self.condition.connected()
-            if self._meeting is not None:
-                self._meeting.welcome(event.welcome.relay)
         elif isinstance(event, events.SessionRefused):
             if self._told is not None and not self._told.done():
                 self._told.set_result(None)

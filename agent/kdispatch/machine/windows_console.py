@@ -34,8 +34,7 @@ _handlers: Final[list[object]] = []  # Windows calls them at any time, so they m
 
 def is_input() -> bool:
     """Whether standard input is a console. For ``isatty`` NUL is one, too."""
-    ctypes: Any = importlib.import_module("ctypes")
-    kernel = ctypes.WinDLL("kernel32")
+    ctypes, kernel = _kernel()
     kernel.GetStdHandle.restype = ctypes.c_void_p
     handle = ctypes.c_void_p(kernel.GetStdHandle(_STANDARD_INPUT))
     return bool(kernel.GetConsoleMode(handle, ctypes.byref(ctypes.c_ulong())))
@@ -67,18 +66,16 @@ def on_stop(loop: asyncio.AbstractEventLoop, act: Callable[[int], None], hurry: 
 
 def on_event(heard: Callable[[int], bool]) -> None:
     """Let Windows call ``heard`` with each event of the console, before it calls Python's handler."""
-    ctypes: Any = importlib.import_module("ctypes")
+    ctypes, kernel = _kernel()
     handler = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_ulong)(heard)
     _handlers.append(handler)
-    ctypes.WinDLL("kernel32").SetConsoleCtrlHandler(handler, 1)
+    kernel.SetConsoleCtrlHandler(handler, 1)
 
 
 def _stay() -> None:
     """Keep a handler from returning for as long as the process lives."""
-    ctypes: Any = importlib.import_module("ctypes")
-    ctypes.WinDLL("kernel32").Sleep(
-        _NO_RETURN
-    )  # not Python's sleep, which would want the interpreter's lock at the end
+    _, kernel = _kernel()
+    kernel.Sleep(_NO_RETURN)  # not Python's, which would want the interpreter's lock at the end
 
 
 def _is_service() -> bool:
@@ -86,8 +83,13 @@ def _is_service() -> bool:
 
     Its processes get an event when any user logs off, and go on.
     """
-    ctypes: Any = importlib.import_module("ctypes")
-    kernel = ctypes.WinDLL("kernel32")
+    ctypes, kernel = _kernel()
     session = ctypes.c_ulong()
     told = kernel.ProcessIdToSessionId(kernel.GetCurrentProcessId(), ctypes.byref(session))
     return bool(told) and session.value == 0
+
+
+def _kernel() -> tuple[Any, Any]:
+    """The module ``ctypes``, and Windows' own functions."""
+    ctypes: Any = importlib.import_module("ctypes")
+    return ctypes, ctypes.WinDLL("kernel32")
