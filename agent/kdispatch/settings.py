@@ -41,6 +41,8 @@ CONFIG_VERSION: Final = 1
 #: Settings that say how to reach the relay, independent of its address.
 NETWORK: Final = ("proxy", "no_proxy", "ca_file", "client_cert", "client_key", "server_name", "pin")
 CONFIG_FILE: Final = "config.toml"
+#: UTF-8, with or without the byte order mark that Windows PowerShell and some editors write.
+_UTF8: Final = "utf-8-sig"
 
 #: Variables that are not settings of the file. Nothing else reads the environment by name.
 ENVIRONMENT: Final[dict[str, str]] = {
@@ -55,16 +57,7 @@ ENVIRONMENT: Final[dict[str, str]] = {
 _FILES: Final = frozenset({"ca_file", "client_cert", "client_key"})
 
 
-_SWITCH: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_SWITCH: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -287,6 +280,9 @@ def _in_home(kind: str, variable: str) -> Path:
         path = Path(getattr(platformdirs, kind)("kdispatch", appauthor=False))
     except RuntimeError:  # neither HOME nor the system's list of users has one
         path = Path("~")
+    except (OSError, ValueError) as error:
+        text = f"Windows names no folder for the files of this user's programs: {error}."
+        raise SetupError("bad_request", text, hint=f"Set {variable} to a directory of yours.") from error
     if not path.is_absolute():  # older releases of platformdirs keep the ~
         text = "This user has no home directory: HOME is not set, and the system does not know the user."
         raise SetupError("bad_request", text, hint=f"Set HOME, or {variable}, to a directory of yours.")
@@ -308,7 +304,7 @@ def remember_relay(*relays: RelayUrl) -> bool:
         before = _read_file(path)
         if before.get("relay") == relay:
             return False
-        text = path.read_text(encoding="utf-8") if path.exists() else f"config_version = {CONFIG_VERSION}\n"
+        text = path.read_text(_UTF8) if path.exists() else f"config_version = {CONFIG_VERSION}\n"
         text = _with_relay(text, relay)
         if _parse(path, text) != before | {"relay": relay}:
             raise SetupError(
@@ -333,7 +329,7 @@ def _with_relay(text: str, relay: str) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(_UTF8)
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ from kdispatch.backoff import HURRY, Backoff
 from kdispatch.condition import Condition
 from kdispatch.local.vanished import watching_peers
 from kdispatch.machine.slots import ProcessIdentity
+from kdispatch.meeting import Meeting
 from kdispatch.network.dialer import Dialer, Upgraded
 from kdispatch.network.path_limits import PathLimits, Paths
 from kdispatch.network.spoiled import frames_spoiled
@@ -77,7 +78,7 @@ class Uplink:
         self._lost_at = 0.0  # when the last session was lost
         self._paths = Paths(limits)
         self._path: dict[UplinkSession, PathLimits] = {}  # of the newest session, and of the one before it
-        self._welcomed: asyncio.Future[str] | None = None  # the relay's id
+        self._meeting: Meeting | None = None  # of the newest session
         self._told: asyncio.Future[None] | None = None  # waits for the relay's GOAWAY in some session
         self._departures: set[asyncio.Task[None]] = set()  # from sessions that the agent leaves
         self._stopping = False
@@ -163,29 +164,17 @@ class Uplink:
         """Send HELLO over a new connection. Returns the session once the relay has welcomed it."""
         path, now = self._find_path(upgraded), self.driver.loop.time()
         session = self.driver.connect(upgraded.carrier(self.driver.buffer, self._limits.message), ping=path.ping(now))
-        self._welcomed = asyncio.get_running_loop().create_future()
-        waiting: set[asyncio.Future[Any]] = {self._welcomed, session.lost}
-        try:
-            done, _ = await asyncio.wait(
-                waiting, timeout=self._limits.handshake / 2, return_when=asyncio.FIRST_COMPLETED
-            )
-        except asyncio.CancelledError:
-            session.abort()
-            raise
-        if not done:
-            session.abort()
+        meeting = self._meeting = Meeting(self.dialer, session, upgraded.relay)
+        if not await meeting.over(self._limits.handshake / 2):
             raise self._no_answer()
+        if meeting.foreign is not None:
+            self._log.warning(meeting.foreign.text, code=meeting.foreign.code)
+            raise meeting.foreign
         if session.lost.done():
             code, text = session.lost.result()
-            if code == "protocol_error" and not self._welcomed.done():
+            if code == "protocol_error" and not meeting.welcomed:
                 raise frames_spoiled(upgraded.relay, self.dialer.proxy(upgraded.relay))
             raise _farewell(session) or KdispatchError(code or "relay_unreachable", text)
-        try:
-            self.dialer.met(upgraded.relay, self._welcomed.result())
-        except KdispatchError as error:
-            session.abort()  # before it has answered our frames
-            self._log.warning(error.text, code=error.code)
-            raise
         self._path[session] = self.condition.path = path
         return session
 
@@ -361,10 +350,10 @@ class Uplink:
 
     def _event(self, event: Event) -> None:
         if isinstance(event, events.SessionReady):
+            if self._meeting is not None and not self._meeting.welcome(event.welcome.relay):
+                return
             self._backoff.spread = max(0.5, event.welcome.spread_ms / 1000)
             self.condition.connected()
-            if self._welcomed is not None and not self._welcomed.done():
-                self._welcomed.set_result(event.welcome.relay)
         elif isinstance(event, events.SessionRefused):
             if self._told is not None and not self._told.done():
                 self._told.set_result(None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from kdispatch.host import Host
 from kdispatch.network.dialer import Dialer
+from kdispatch.relay_url import RelayUrl
 from kdispatch_protocol.endpoint.aio.driver import EndpointDriver
 from kdispatch_protocol.endpoint.streams import Stream
 from kdispatch_protocol.errors import KdispatchError
@@ -83,6 +85,39 @@ async def test_refused_later() -> None:
                 await host.failed()
             assert caught.value.code == "token_refused"
         finally:
+            await host.stop()
+
+
+@pytest.mark.usefixtures("short_waits")
+async def test_a_refusal_by_another_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL that leads to another relay does not end a host, even if that relay answers before the task goes on."""
+    met: list[str] = []
+    wait = asyncio.wait
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        """Resume as late as in a process that waits for its processor."""
+        done = await wait(*arguments, **options)
+        await asyncio.sleep(0.02)
+        return done
+
+    def meet(_: RelayUrl, relay_id: str) -> None:
+        met.append(relay_id)
+        if len(met) == 1:
+            raise KdispatchError("other_relay")
+        relay.store.error = None
+
+    async with running_gate() as relay:
+        host = _host(relay)
+        await host.start(2)
+        try:
+            relay.store.error = KdispatchError("token_refused")
+            monkeypatch.setattr(host.uplink.dialer, "met", meet)
+            monkeypatch.setattr(asyncio, "wait", late)
+            host.driver.abort()
+            await until(lambda: host._refused.done() or (len(met) == 2 and relay.gate.hosts_of(SERVICE)))
+            assert not host._refused.done()
+        finally:
+            monkeypatch.undo()
             await host.stop()
 
 

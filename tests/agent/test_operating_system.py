@@ -9,12 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import kdispatch
+from kdispatch.machine import windows_console
 from kdispatch.machine.operating_system import Posix, Windows
 from kdispatch.machine.places import Place
 from tests.guards.systems import POSIX
@@ -37,7 +39,7 @@ def test_same_methods() -> None:
         return {name: inspect.signature(f) for name, f in found if not name.startswith("_")}
 
     assert methods(Posix) == methods(Windows)
-    assert len(methods(Posix)) == 24
+    assert len(methods(Posix)) == 25
 
 
 @POSIX
@@ -132,11 +134,12 @@ def test_modes() -> None:
 
 
 def test_spawning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in the background has its own session, or no console."""
-    assert Posix().spawn_options() == {"start_new_session": True}
-    monkeypatch.setattr(subprocess, "DETACHED_PROCESS", 8, raising=False)
-    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    assert Windows().spawn_options() == {"creationflags": 520}
+    """A process in the background has its own session, or a console without a window, outside of its job if it may."""
+    assert Posix().spawn_options() == [{"start_new_session": True}]
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 1, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 2, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_BREAKAWAY_FROM_JOB", 4, raising=False)
+    assert Windows().spawn_options() == [{"creationflags": 7}, {"creationflags": 3}]
 
 
 def test_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +161,7 @@ async def test_signals() -> None:
     """Posix handles SIGINT and SIGTERM on the loop."""
     heard: list[int] = []
     loop = asyncio.get_running_loop()
-    Posix().on_stop(loop, heard.append)
+    Posix().on_stop(loop, heard.append, lambda *_: None)
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0.01)
@@ -169,21 +172,44 @@ async def test_signals() -> None:
 
 
 @POSIX
-async def test_windows_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows handles Ctrl-C and Ctrl-Break without the loop's handlers, which are missing there."""
-    heard: list[int] = []
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
-    loop = asyncio.get_running_loop()
+@pytest.mark.parametrize(
+    ("event", "service", "acts"),
+    [
+        (0, False, []),
+        (1, False, [21]),
+        (2, False, [(21, 2.0), "stays"]),
+        (5, False, [(21, 2.0), "stays"]),
+        (5, True, []),
+        (6, True, [(21, 2.0), "stays"]),
+        (9, False, []),
+    ],
+    ids=["ctrl-c", "ctrl-break", "close", "log-off", "log-off-seen-by-a-service", "shutdown", "unknown"],
+)
+async def test_console_events(event: int, service: bool, acts: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Windows' thread, an event asks the loop to end in time, and only those that are not its own go to Python."""
+    seen: list[object] = []
+    handlers: list[Callable[[int], bool]] = []
+    monkeypatch.setattr(windows_console, "on_event", handlers.append)
+    monkeypatch.setattr(windows_console, "_is_service", lambda: service)
+    monkeypatch.setattr(windows_console, "_stay", lambda: seen.append("stays"))
+    kept = signal.getsignal(signal.SIGINT)
     try:
-        Windows().on_stop(SimpleNamespace(call_soon_threadsafe=loop.call_soon_threadsafe), heard.append)  # type: ignore[arg-type]
-        for number in kept:
-            os.kill(os.getpid(), number)
-            await asyncio.sleep(0.01)
-        assert heard == [signal.SIGINT, signal.SIGUSR1]
+        Windows().on_stop(_Loop(), seen.append, lambda *told: seen.append(told))  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, kept)
+    assert seen == [signal.SIGINT]
+    [handler] = handlers
+    assert await asyncio.to_thread(handler, event) == (event in {1, 2, 5, 6})
+    assert seen[1:] == acts
+
+
+class _Loop:
+    """The one method that Windows' loops have, too."""
+
+    def call_soon_threadsafe(self, call: Callable[..., None], *arguments: float) -> None:
+        call(*arguments)
 
 
 def test_windows_closes_before_asyncio_shuts_down() -> None:

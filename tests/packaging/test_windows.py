@@ -24,6 +24,7 @@ _LOOP: Final = frozenset({
 _CHECKED: Final = {
     "agent/kdispatch/machine/operating_system.py: Posix": "the class for the other systems",
     "agent/kdispatch/machine/posix_facts.py: pass_explicit_interrupts_on": "Posix starts it",
+    "agent/kdispatch/machine/posix_facts.py: send": "Posix calls it",
     "agent/kdispatch/machine/posix_input.py: _woken_by_signals": "Posix reads standard input by it",
     "agent/kdispatch/machine/control_server.py: ControlServer.__aenter__": "the socket's family",
     "agent/kdispatch/local/accept.py: Acceptor": "HERE.waits_for_sockets",

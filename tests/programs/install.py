@@ -46,8 +46,6 @@ PACKAGES: Final = {
     "tmux": "tmux",
     "traffic_manager": "trafficserver",
     "varnishd": "varnish",
-    "wine": "wine",
-    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
 }
 _POLICY: Final = Path("/usr/sbin/policy-rc.d")
 _APT: Final = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120")

@@ -20,9 +20,14 @@ from tests.windows.running import WindowsNetwork
 __all__ = ["network", "own_relay", "pytest_runtest_makereport", "shared_relay", "wine"]
 
 
+_WANTED = bool(os.environ.get("KDISPATCH_WINDOWS"))
+
+
 @pytest.fixture(scope="session")
 def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WinePython]:
     """Python for Windows, and Wine's server and services, which run for as long as this."""
+    if not _WANTED:
+        pytest.skip("no tests under Wine: they take ten minutes, and run with KDISPATCH_WINDOWS=1")
     try:
         made = windows()
     except Lacking as lacking:

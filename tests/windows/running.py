@@ -23,8 +23,6 @@ from tests.windows.environment import WinePython, windows_path
 __all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
 
 _COMMAND_WAIT: Final = 60.0  # seconds; a command takes two on an idle machine
-#: The code page of Windows for Western Europe and America, which Python uses for pipes there.
-_ENCODING: Final = "cp1252"
 _LAST_OUTPUT: Final = 0.5  # seconds for the output of an ended program to be read
 
 
@@ -57,17 +55,17 @@ class WindowsProcess(Process):
 
     @property
     def err(self) -> str:
-        return self._err.decode(_ENCODING).replace("\r\n", "\n")
+        return self._err.decode(errors="replace").replace("\r\n", "\n")
 
-    async def done(self, given: str = "", wait: float = _COMMAND_WAIT) -> Done:
+    async def done(self, given: str | bytes = "", wait: float = _COMMAND_WAIT) -> Done:
         """Give it its input, and wait for its end."""
         assert self._process.stdin is not None
         with self._process.stdin as stdin:
-            stdin.write(given.encode())
+            stdin.write(given if isinstance(given, bytes) else given.encode())
         status = await self.ended(wait)
         for reader in self._readers:  # Wine's own processes may hold its standard error open for long
             await asyncio.to_thread(reader.join, _LAST_OUTPUT)
-        return Done(status, self.out.decode(_ENCODING), self.err)
+        return Done(status, self.out.decode(errors="replace"), self.err)
 
     async def output(self, wait: float = _COMMAND_WAIT) -> str:
         """Its standard output, at its end. An agent in the background has none of it, but Wine's standard error."""
@@ -146,20 +144,30 @@ class WindowsNetwork(Network):
 
     def start(self, name: str, *arguments: str, **variables: str) -> WindowsProcess:
         """Start ``kdispatch`` with these arguments; a variable with an empty value is left out."""
-        process = WindowsProcess(f"{name}-{len(self.processes)}", *self._kdispatch(arguments, variables))
+        return self._started(name, self._kdispatch(*arguments), variables)
+
+    def start_wine(self, name: str, *command: str, **variables: str) -> WindowsProcess:
+        """Start another program of Windows, with the variables of kdispatch's."""
+        return self._started(name, ["wine", *command], variables)
+
+    def _started(self, name: str, command: list[str], variables: Mapping[str, str]) -> WindowsProcess:
+        process = WindowsProcess(f"{name}-{len(self.processes)}", command, self._given(variables))
         self.processes.append(process)
         return process
 
     def console(self, name: str, *arguments: str, **variables: str) -> WindowsConsole:
         """The same in a console."""
-        process = WindowsConsole(f"{name}-{len(self.processes)}", *self._kdispatch(arguments, variables))
+        command = self._kdispatch(*arguments)
+        process = WindowsConsole(f"{name}-{len(self.processes)}", command, self._given(variables))
         self.processes.append(process)
         return process
 
-    def _kdispatch(self, arguments: tuple[str, ...], variables: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    def _kdispatch(self, *arguments: str) -> list[str]:
+        return self.windows.command("-m", "kdispatch", *arguments)
+
+    def _given(self, variables: Mapping[str, str]) -> dict[str, str]:
         given = {**inherited(), **self.environment, **variables}
-        environment = {key: value for key, value in given.items() if value or key == "DISPLAY"}
-        return self.windows.command("-m", "kdispatch", *arguments), environment
+        return {key: value for key, value in given.items() if value or key == "DISPLAY"}
 
     def program(self, name: str, *command: str, given: Path = Path(os.devnull)) -> Process:
         """Start a program of Linux, which gets directories of its own."""
@@ -173,7 +181,7 @@ class WindowsNetwork(Network):
     def agent(self, name: str, *arguments: str) -> Process:
         return self.start(name, "agent", *arguments)
 
-    async def run(self, *arguments: str, given: str = "", **variables: str) -> Done:
+    async def run(self, *arguments: str, given: str | bytes = "", **variables: str) -> Done:
         """Run a command to its end."""
         return await self.start(arguments[0], *arguments, **variables).done(given)
 

@@ -17,6 +17,7 @@ from kdispatch.cli.options import Json, Quiet
 from kdispatch.cli.output import Output, run_async
 from kdispatch.cli.running import Resets, agent_log
 from kdispatch.credentials import Credentials
+from kdispatch.machine.operating_system import HERE
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError, remember_relay
 
@@ -136,9 +137,17 @@ def _tell(output: Output, url: RelayUrl, service: str, port: int, connect_port: 
     )
     output.note(
         "From another terminal:",
-        f"  export KDISPATCH_CONFIG_DIR={shlex.quote(config)} KDISPATCH_RELAY={url}",
+        f"  {_exported(KDISPATCH_CONFIG_DIR=config, KDISPATCH_RELAY=str(url))}",
         "Ctrl-C ends everything and removes what dev created.",
     )
+
+
+def _exported(**variables: str) -> str:
+    """The line that sets these variables in the user's shell."""
+    if HERE.powershell:
+        doubled = {name: value.replace("'", "''") for name, value in variables.items()}
+        return "; ".join(f"$env:{name} = '{value}'" for name, value in doubled.items())
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 
 def _relay_part() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -30,11 +31,13 @@ class Interruption:
         self._drains = drains
         self._task: asyncio.Task[object] | None = None
         self._signals: list[int] = []
+        #: Seconds that running work may take at most after the first request.
+        self.patience = math.inf
 
     def watch(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object]) -> None:
         """Watch for signals, and end this task by cancelling it."""
         self._task = task
-        HERE.on_stop(loop, self.ask)
+        HERE.on_stop(loop, self.ask, self.hurry)
 
     @property
     def status(self) -> int | None:
@@ -58,6 +61,16 @@ class Interruption:
                 _exit(128 + number)
             self._task.get_loop().call_later(LAST_WORDS, _exit, 128 + number)
         self._task.cancel()
+
+    def hurry(self, number: int, seconds: float) -> None:
+        """Handle a request to end from a system that soon ends this process: running work has so many seconds.
+
+        Work that has its time already, from an earlier request, ends at once.
+        """
+        if not self._signals:
+            self.patience = seconds
+        if not self.at_once:
+            self.ask(number)
 
     def drain(self) -> None:
         """Act like a first signal, unless there was one."""

@@ -175,7 +175,7 @@ async def until_interrupted(life: Life, held: HeldRecord | None, work: list[Coro
 async def _drain(life: Life, held: HeldRecord | None) -> None:
     import asyncio  # noqa: PLC0415 - help and completion do not need it
 
-    seconds = life.start.drain_time
+    seconds = min(life.start.drain_time, life.interruption.patience)
     driver = life.uplink.driver
     life.take_no_more()
     count = life.running

@@ -7,22 +7,20 @@ import os
 import sys
 from typing import TextIO
 
+from kdispatch.machine.operating_system import HERE
+
 __all__ = ["print_version", "run"]
 
 
 def run() -> int:
     """Run the command in ``sys.argv`` and return its exit status."""
     _open_standard_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Escape characters that the terminal's encoding lacks, instead of failing.
-            stream.reconfigure(errors="backslashreplace")
+    _set_encodings()
     arguments = sys.argv[1:]
     if arguments == ["--version"]:  # for scripts: importing the commands takes longer than the answer
         print_version()
         return 0
     from kdispatch.cli.commands import run_command  # noqa: PLC0415
-    from kdispatch.machine.operating_system import HERE  # noqa: PLC0415
 
     HERE.heed_interrupts()
     return run_command(arguments)
@@ -50,3 +48,14 @@ def _open_standard_streams() -> None:
             stream: TextIO = os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8", closefd=False)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+
+
+def _set_encodings() -> None:
+    """Choose the encoding of pipes and files, and escape the characters that an encoding lacks, instead of failing.
+
+    A console keeps its encoding, and so does every stream if PYTHONIOENCODING names one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            kept = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(encoding=None if kept else HERE.pipe_encoding, errors="backslashreplace")

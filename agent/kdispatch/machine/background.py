@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kdispatch.machine.operating_system import HERE
+from kdispatch.machine.operating_system import HERE, SpawnOptions
 from kdispatch.machine.private_files import make_private, open_private, writing
 from kdispatch.machine.records import agents_directory, log_file, new_id
 
@@ -54,12 +54,8 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
     command = [sys.executable, "-P", "-m", "kdispatch", "agent", *arguments, "--background", agent]
     environment = {name: value for name, value in os.environ.items() if name != "KDISPATCH_TOKEN"}
     environment |= variables
-    pipe = subprocess.PIPE
     try:
-        # The command is ours; the user only typed the values of options.
-        process = subprocess.Popen(  # noqa: S603
-            command, stdin=pipe, stdout=pipe, stderr=descriptor, env=environment, **HERE.spawn_options()
-        )
+        process = _spawn(command, environment, descriptor)
     finally:
         os.close(descriptor)
     try:
@@ -80,6 +76,23 @@ def start(arguments: Sequence[str], token: str | None, variables: Mapping[str, s
     text = f"The agent ended at once (status {status}). Its log ends with: {_tail(log) or 'nothing'}"
     error = {"code": None, "text": text, "hop": "you", "hint": f"See {log}"}
     raise BackgroundFailed(error, status if status > 0 else 1)
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], errors_to: int) -> subprocess.Popen[bytes]:
+    """Start the process by the first options that the system allows."""
+    pipe = subprocess.PIPE
+    *preferred, last = HERE.spawn_options()
+
+    def start(options: SpawnOptions) -> subprocess.Popen[bytes]:
+        # The command is ours; the user only typed the values of options.
+        return subprocess.Popen(  # noqa: S603
+            command, stdin=pipe, stdout=pipe, stderr=errors_to, env=environment, **options
+        )
+
+    for options in preferred:
+        with contextlib.suppress(PermissionError):
+            return start(options)
+    return start(last)
 
 
 def _ask(process: subprocess.Popen[bytes], token: str | None) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def _tail(log: Path) -> str:
 
 def read_token() -> str | None:
     """Read the token from the starting command."""
-    return sys.stdin.readline(_TOKEN_LINE).strip() or None
+    return sys.stdin.buffer.readline(_TOKEN_LINE).decode().strip() or None
 
 
 class Report:

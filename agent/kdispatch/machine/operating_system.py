@@ -16,17 +16,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from kdispatch.machine import posix_facts, posix_input, system_network, windows_facts
+from kdispatch.machine import posix_facts, posix_input, system_network, windows_console, windows_facts
 
 if TYPE_CHECKING:
     import asyncio
     import ssl
 
 __all__ = ["HERE", "Posix", "SpawnOptions", "Windows"]
+
+_Act = Callable[[int], None]
+_Hurry = Callable[[int, float], None]
 
 #: The byte that Windows locks. Its locks keep others from reading, so it is beyond the end of all files here.
 _LOCKED_BYTE: Final = 1 << 30
@@ -58,6 +61,10 @@ class Posix:
     tells_end: Final = sys.platform == "linux"
     #: Flags for ``os.open`` with which bytes are read and written unchanged.
     open_flags: Final = 0
+    #: The encoding of output to pipes and files; ``None`` is the locale's.
+    pipe_encoding: Final[str | None] = None
+    #: Whether users type commands in PowerShell, and not in a POSIX shell.
+    powershell: Final = False
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -141,6 +148,10 @@ class Posix:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
         return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
 
+    def is_typed(self) -> bool:
+        """Whether a person types standard input."""
+        return sys.stdin.isatty()
+
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes; a signal ends the wait at once."""
         return posix_input.read_line(most)
@@ -149,14 +160,18 @@ class Posix:
         """Ask for a line at the terminal of standard input, which does not show it."""
         return posix_input.read_hidden(prompt, most)
 
-    def spawn_options(self) -> SpawnOptions:
-        """Options to start a process that outlives its terminal: in its own session."""
-        return {"start_new_session": True}
+    def spawn_options(self) -> Sequence[SpawnOptions]:
+        """Options to start a process that outlives its terminal: in its own session.
 
-    def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
+        If the system denies the first, try the next.
+        """
+        return [{"start_new_session": True}]
+
+    def on_stop(self, loop: asyncio.AbstractEventLoop, act: _Act, hurry: _Hurry) -> None:  # noqa: ARG002 - see Windows
         """Call ``act`` with the number of each signal that asks this process to end.
 
-        This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup.
+        This includes SIGHUP, from a closed terminal, unless it was ignored at the start, as under nohup. Where the
+        system itself ends the process soon, call ``hurry`` with the number and the seconds for running work.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -200,33 +215,11 @@ class Posix:
 
     def ask_to_stop(self, pid: int, started: str | None) -> bool:
         """Ask the process with this pid and start time to drain and end; returns whether it exists."""
-        return self._signal(pid, started, signal.SIGTERM)
+        return posix_facts.send(signal.SIGTERM, pid, lambda: self.process_started(pid) == started is not None)
 
     def end_now(self, pid: int, started: str | None) -> bool:
         """End the process at once; returns whether it exists."""
-        return self._signal(pid, started, signal.SIGKILL)
-
-    def _signal(self, pid: int, started: str | None, number: int) -> bool:
-        # Get the handle first: it always names the same process, while the pid may be reused at any moment.
-        try:
-            handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-        except ProcessLookupError:
-            return False
-        except OSError:  # an old kernel, or a sandbox without this call
-            handle = None
-        try:
-            if started is None or self.process_started(pid) != started:
-                return False
-            if handle is None:
-                os.kill(pid, number)
-            else:
-                signal.pidfd_send_signal(handle, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        finally:
-            if handle is not None:
-                os.close(handle)
-        return True
+        return posix_facts.send(signal.SIGKILL, pid, lambda: self.process_started(pid) == started is not None)
 
     def system_proxies(self, host: str) -> Mapping[str, str]:
         """The proxies for ``host`` from the user's settings, by scheme. Linux has no such settings."""
@@ -248,6 +241,8 @@ class Windows:
     keeps_unread: Final = False  # it drops them with the connection
     tells_end: Final = False
     open_flags: Final[int] = getattr(os, "O_BINARY", 0)
+    pipe_encoding: Final[str | None] = "utf-8"  # the code page lacks most characters, and readers expect UTF-8
+    powershell: Final = True
 
     def try_lock(self, descriptor: int) -> bool:
         """Lock an open file for this process until the descriptor is closed; returns whether it succeeded."""
@@ -323,6 +318,10 @@ class Windows:
         """Not available here."""
         return None
 
+    def is_typed(self) -> bool:
+        """The same. ``isatty`` is true for NUL, too, and ``getpass`` would then read a console that is not there."""
+        return sys.stdin.isatty() and windows_console.is_input()
+
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes. Ctrl-C ends a read of a console here."""
         return sys.stdin.buffer.readline(most)
@@ -332,24 +331,18 @@ class Windows:
         getpass: Any = importlib.import_module("getpass")
         return str(getpass.getpass(prompt)).encode()[:most]
 
-    def spawn_options(self) -> SpawnOptions:
-        """Options to start a process that outlives its console: without one, and in its own group."""
-        flags: Any = subprocess
-        return {"creationflags": flags.DETACHED_PROCESS | flags.CREATE_NEW_PROCESS_GROUP}
+    def spawn_options(self) -> Sequence[SpawnOptions]:
+        """The same: in its own group and console, which has no window. Without a console a venv's Python shows one.
 
-    def on_stop(self, loop: asyncio.AbstractEventLoop, act: Callable[[int], None]) -> None:
-        """Call ``act`` with the number of each Ctrl-C and Ctrl-Break. asyncio's loops accept no handlers here.
-
-        They do wake up when Python has a signal to handle.
+        Outside of its job, too, if that lets it: an ssh server and others end all processes of a job with a session.
         """
+        flags: Any = subprocess
+        own = flags.CREATE_NO_WINDOW | flags.CREATE_NEW_PROCESS_GROUP
+        return [{"creationflags": own | flags.CREATE_BREAKAWAY_FROM_JOB}, {"creationflags": own}]
 
-        def heard(number: int, _: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
-                loop.call_soon_threadsafe(act, number)
-
-        for name in ("SIGINT", "SIGBREAK"):
-            if number := getattr(signal, name, None):
-                signal.signal(number, heard)
+    def on_stop(self, loop: asyncio.AbstractEventLoop, act: _Act, hurry: _Hurry) -> None:
+        """The same for Ctrl-C and Ctrl-Break, and ``hurry`` for a closed console, log-off and shutdown."""
+        windows_console.on_stop(loop, act, hurry)
 
     def heed_interrupts(self) -> None:
         """Nothing is ignored here."""

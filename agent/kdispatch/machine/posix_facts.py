@@ -1,4 +1,6 @@
-"""What POSIX systems tell, in files and by programs: parts of :class:`~kdispatch.machine.operating_system.Posix`."""
+"""What POSIX systems tell, by files, programs and signals: parts of
+:class:`~kdispatch.machine.operating_system.Posix`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["network_cards", "pass_explicit_interrupts_on", "started", "text", "told"]
+__all__ = ["network_cards", "pass_explicit_interrupts_on", "send", "started", "text", "told"]
 
 
 def pass_explicit_interrupts_on() -> None:
@@ -18,6 +21,30 @@ def pass_explicit_interrupts_on() -> None:
         # A SIGINT from a process has a code of 0 or less, one from the kernel a larger one: sigaction(2).
         if signal.sigwaitinfo({signal.SIGINT}).si_code <= 0:
             _thread.interrupt_main()
+
+
+def send(number: int, pid: int, is_meant: Callable[[], bool]) -> bool:
+    """Send a signal to the process with this pid if ``is_meant`` says so; returns whether it got the signal."""
+    # Get the handle first: it always names the same process, while the pid may be reused at any moment.
+    try:
+        handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # an old kernel, or a sandbox without this call
+        handle = None
+    try:
+        if not is_meant():
+            return False
+        if handle is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(handle, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return True
 
 
 def started(pid: int) -> str | None:

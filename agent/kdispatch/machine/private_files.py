@@ -64,7 +64,10 @@ def private_lock(directory: Path, *, variable: str = _CONFIGURATION) -> Iterator
         while not _locked(descriptor, directory, variable):
             if time.monotonic() > deadline:
                 text = f"Another process has held {path} for {LOCK_WAIT:g} s."
-                raise SetupError("busy", text, hint=f"See which one: fuser {path}")
+                hint = (
+                    "Find it in resmon.exe (Associated Handles)." if HERE.powershell else f"See which one: fuser {path}"
+                )
+                raise SetupError("busy", text, hint=hint)
             time.sleep(0.01)
         yield
     finally:

@@ -14,6 +14,7 @@ import pytest
 
 from kdispatch.machine import records
 from kdispatch.machine.background import BackgroundFailed, BoundedLog, start
+from kdispatch.machine.operating_system import HERE
 from kdispatch.machine.records import Ending, Record, find, hold, living
 from kdispatch_protocol.errors import KdispatchError
 
@@ -172,3 +173,18 @@ def test_only_agents_load_structlog() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
     assert ended.stdout == "\n"
+
+
+def test_a_system_that_denies_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may not start by the preferred options starts by the next, and a last denial is an error."""
+    tried: list[object] = []
+
+    def deny(*_: object, **options: object) -> None:
+        tried.append(options["creationflags"])
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(type(HERE), "spawn_options", lambda _: [{"creationflags": 7}, {"creationflags": 3}])
+    monkeypatch.setattr(subprocess, "Popen", deny)
+    with pytest.raises(PermissionError):
+        start(["host", "ann/web"], None, {})
+    assert tried == [7, 3]

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from kdispatch import settings
@@ -76,6 +77,22 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(SetupError, match="no home directory") as caught:
             directory()
+        assert variable in caught.value.hint
+    assert run_command(["whoami"]) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(2, "The system cannot find the file specified"), ValueError("NULL")])
+def test_a_user_without_a_profile(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Where Windows has no folder for the user, the error says so, and which variable to set."""
+
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    for kind, variable in (("config", "KDISPATCH_CONFIG_DIR"), ("state", "KDISPATCH_STATE_DIR")):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr(platformdirs, f"user_{kind}_dir", fail)
+        with pytest.raises(SetupError, match="names no folder") as caught:
+            getattr(settings, f"{kind}_directory")()
         assert variable in caught.value.hint
     assert run_command(["whoami"]) == 2
 

@@ -13,7 +13,10 @@ from typing import TextIO
 
 import pytest
 
+from kdispatch import credentials
 from kdispatch.credentials import Credentials, given_code, given_token
+from kdispatch.machine import windows_console
+from kdispatch.machine.operating_system import Windows
 from kdispatch.relay_url import RelayUrl
 from kdispatch.settings import SetupError
 from kdispatch_protocol.errors import KdispatchError
@@ -296,6 +299,16 @@ def test_a_token_as_other_programs_write_it(
     assert given_token(None, str(file), warn=silent) == GIVEN
     monkeypatch.setenv("KDISPATCH_TOKEN", f"\ufeff{GIVEN}{end}")
     assert given_token(None, None, warn=silent) == GIVEN
+
+
+def test_no_input_on_windows(monkeypatch: pytest.MonkeyPatch, type_in: Callable[[bytes], TextIO]) -> None:
+    """NUL is a terminal for ``isatty`` on Windows, and no console: a command that reads a token there gets none."""
+    monkeypatch.setattr(credentials, "HERE", Windows())
+    monkeypatch.setattr(windows_console, "is_input", lambda: False)
+    monkeypatch.setattr(Windows, "read_hidden", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr(type_in(b""), "isatty", lambda: True)
+    with pytest.raises(SetupError, match="token_refused"):
+        given_token("-", None, warn=silent)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"\xff\xfea", b"\xef\xbb\xbf", b"\x00" * 56, b"\xff" * 56, b""])
