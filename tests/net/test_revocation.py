@@ -177,15 +177,14 @@ async def test_while_the_relay_is_away(scene: _Scene, own_relay: Relay, tmp_path
 
 
 @pytest.mark.timed
-async def test_a_token_that_expires(scene: _Scene, own_relay: Relay, tmp_path: Path) -> None:
+async def test_a_token_that_expires(scene: _Scene, tmp_path: Path) -> None:
     """Streams of a token end within two seconds of its expiry, which is not announced."""
     await scene.host((await scene.owner.token("host"))[1])
     ends, token = await scene.owner.token("connect")
-    own_relay.stop()
     moment = int(time.time()) + 10
+    # The API gives a token a minute at least. The relay has not seen this one yet, so it reads what is written here.
     async with _store(tmp_path) as repository, repository.database.write() as connection:
         await connection.exec_driver_sql(f"UPDATE tokens SET expires_at = {moment} WHERE token_id = '{ends}'")
-    await own_relay.start()
     agent, streams = await scene.client(token, 3)
     await asyncio.gather(*map(_ends, streams))
     assert 0 <= time.time() - moment < _WITHIN

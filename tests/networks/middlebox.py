@@ -134,14 +134,15 @@ class _Wire:
                 writer.transport.abort()
             else:
                 writer.close()
-        for writer in writers:
-            try:
-                async with asyncio.timeout(_FLUSH):
-                    await writer.wait_closed()
-            except TimeoutError:  # the end does not read
+        closing = [self._loop.create_task(writer.wait_closed()) for writer in writers]
+        try:
+            await asyncio.wait(closing, timeout=_FLUSH)
+        finally:  # an end does not read, or the box itself ends now
+            for writer in writers:
                 writer.transport.abort()
-            except OSError:
-                pass  # the end is gone
+            for outcome in await asyncio.gather(*closing, return_exceptions=True):
+                if isinstance(outcome, Exception) and not isinstance(outcome, OSError):  # the end is gone
+                    raise outcome
 
     async def carry(self, to: int, upstream: ssl.SSLContext | None) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -155,16 +155,40 @@ async def test_a_full_disk(on_small_disk: Api) -> None:
     assert (await _write(api, "bob")).status == 201
 
 
-async def test_a_disk_that_became_read_only(on_small_disk: Api) -> None:
-    """On a disk that was remounted read-only, the relay is not ready and refuses writes."""
-    api = on_small_disk
-    folder = str(api.file.parent)
-    done = await asyncio.to_thread(
-        subprocess.run, ["mount", "-o", "remount,ro", folder], check=False, capture_output=True
-    )
-    if done.returncode:
-        # The kernel refuses this while files are open for writing; a real disk becomes read-only after an error.
-        pytest.skip(f"the disk can't be made read-only: {done.stderr.decode().strip()}")
-    await asyncio.sleep(0.06)
-    for answer in (await api("GET", "/readyz"), await _write(api, "bob")):
-        assert answer.status == 503
+def _command(*command: str) -> str:
+    """Run a command that needs root, and return its output; skip if it can't be run here."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be made to fail here: {getattr(error, 'stderr', '') or error}")
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A disk that turns read-only at an error, as many do, and the file that gives it one."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    folder.mkdir()
+    _command("mkfs.ext4", "-q", "-F", str(image))
+    _command("mount", "-o", "loop,errors=remount-ro", str(image), str(folder))
+    try:
+        device = Path(_command("findmnt", "--noheadings", "--output", "SOURCE", str(folder)))
+        trigger = Path("/sys/fs/ext4", device.name, "trigger_fs_error")
+        if not os.access(trigger, os.W_OK):
+            pytest.skip("no disk can be made to fail here: the kernel offers no trigger_fs_error")
+        yield folder, trigger
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_disk_that_became_read_only(failing_disk: tuple[Path, Path]) -> None:
+    """On a disk that the system made read-only after an error, the relay is not ready and refuses writes."""
+    folder, trigger = failing_disk
+    async with relay_api(folder / "relay.db") as api:
+        await api.admin("ann")
+        assert (await api("GET", "/readyz")).status == 200
+        trigger.write_text("a test's error")
+        await asyncio.sleep(0.06)
+        for answer in (await api("GET", "/readyz"), await _write(api, "bob")):
+            assert answer.status == 503
