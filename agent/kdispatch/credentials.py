@@ -294,7 +294,7 @@ def given_code(code: str | None) -> str:
 def _from_stdin(prompt: str) -> str:
     if sys.stdin is None:
         return ""
-    if HERE.is_typed():
+    if HERE.is_terminal(sys.stdin):
         return secret_text(HERE.read_hidden(prompt, _TOKEN_FILE_BYTES))
     return secret_text(HERE.read_line(_TOKEN_FILE_BYTES))
 

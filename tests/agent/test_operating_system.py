@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import inspect
 import os
 import re
@@ -203,6 +204,33 @@ async def test_console_events(event: int, service: bool, acts: list[object], mon
     [handler] = handlers
     assert await asyncio.to_thread(handler, event) == (event in {1, 2, 5, 6})
     assert seen[1:] == acts
+
+
+@pytest.mark.parametrize(
+    ("number", "console", "obeys", "expected"),
+    [(0, True, False, True), (0, False, True, False), (1, True, True, True), (1, True, False, False)],
+    ids=["input", "NUL", "output", "without escapes"],
+)
+def test_consoles(monkeypatch: pytest.MonkeyPatch, number: int, console: bool, obeys: bool, expected: bool) -> None:
+    """NUL is no console, and neither is an output that can't be made to obey escape sequences."""
+    modes: list[tuple[int, int]] = []
+
+    def get_mode(handle: ctypes.c_void_p, _: object) -> bool:
+        assert handle.value == -10 - number & (1 << 64) - 1
+        return console
+
+    def set_mode(handle: ctypes.c_void_p, mode: int) -> bool:
+        modes.append((handle.value or 0, mode))
+        return obeys
+
+    def handle(number: int) -> int:
+        return number
+
+    kernel = SimpleNamespace(GetStdHandle=handle, GetConsoleMode=get_mode, SetConsoleMode=set_mode)
+    monkeypatch.setattr(windows_console, "_kernel", lambda: (ctypes, kernel))
+    stream = SimpleNamespace(isatty=lambda: True, fileno=lambda: number)
+    assert Windows().is_terminal(stream) == expected  # type: ignore[arg-type]  # what it needs of one
+    assert len(modes) == number
 
 
 class _Loop:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.net.test_early_data import (
-    test_killed_host_loses_no_request_silently,
-    test_no_request_is_delivered_twice,
-)
+from kdispatch_protocol.limits import DEFAULT_LIMITS
+from tests.net import test_early_data
+from tests.net.harness import sizes
+from tests.net.test_early_data import test_no_request_is_delivered_twice
 from tests.net.test_last_words import (
     test_a_relay_that_is_killed_behind_an_answer,
     test_an_endless_sender_that_reads,
@@ -35,6 +35,7 @@ from tests.net.test_tls import (
     test_transfer_over_tls,
     test_unknown_authority_ends_the_start,
 )
+from tests.windows.running import WindowsNetwork
 
 __all__ = [
     "access",
@@ -52,7 +53,6 @@ __all__ = [
     "test_host_needs_its_port",
     "test_host_that_just_left_is_no_live_host",
     "test_killed_host_gets_no_more",
-    "test_killed_host_loses_no_request_silently",
     "test_no_live_host_is_a_reset",
     "test_no_request_is_delivered_twice",
     "test_refused_dial_goes_elsewhere_unseen",
@@ -62,3 +62,15 @@ __all__ = [
 ]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kills", sizes(2, 8))
+async def test_killed_host_loses_no_request_silently(
+    network: WindowsNetwork, kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of a killed host's requests, but some are reset later than on Linux.
+
+    Wine's server keeps the connections of one in twenty killed processes open. To the relay such a host falls silent.
+    """
+    monkeypatch.setattr(test_early_data, "_PATIENCE", DEFAULT_LIMITS.dead_relay + 20)
+    await test_early_data.test_killed_host_loses_no_request_silently(network, kills)

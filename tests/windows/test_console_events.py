@@ -100,3 +100,15 @@ async def test_a_console_closed_in_a_drain(network: WindowsNetwork) -> None:
 async def _echoes(tcp: Tcp) -> None:
     await tcp.send(b"hello")
     assert await tcp.receive_exactly(5) == b"hello"
+
+
+async def test_a_watched_status(network: WindowsNetwork) -> None:
+    """``status --watch`` repaints a console, which the console's own mode lets obey escape sequences, until Ctrl-C."""
+    name = await network.service()
+    async with service(echo) as running, asyncio.timeout(120):
+        await network.host(name, running.port)
+        watch = network.console("watch", "status", "--watch")
+        await watch.says(r"kdispatch status, \d\d:\d\d:\d\d; Ctrl-C ends")
+        await watch.says(name)
+        watch.press(b"\x03")
+        assert await watch.ended() == 0

@@ -20,7 +20,7 @@ def must_agree(question: str, answer: str, *, yes: bool, loses: str) -> None:
     """
     if yes:
         return
-    if sys.stdin is None or sys.stderr is None or not (HERE.is_typed() and sys.stderr.isatty()):
+    if sys.stdin is None or sys.stderr is None or not (HERE.is_terminal(sys.stdin) and sys.stderr.isatty()):
         raise SetupError("bad_request", f"{loses}, and there is no terminal to ask at.", hint="Add --yes.")
     # On stderr, because standard output is for the command's result.
     sys.stderr.write(question)

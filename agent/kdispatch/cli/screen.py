@@ -17,16 +17,18 @@ _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 _HOME: Final = "\x1b[H"
 _TO_THE_LINES_END: Final = "\x1b[K"
 _BELOW: Final = "\x1b[J"
+#: What ends a program that does not handle it. Ctrl-Break is a signal on Windows only.
+_SIGNALS: Final[list[int]] = [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 
 
 class Screen:
-    """Use it as a context manager, which always restores the terminal; SIGTERM restores it, too."""
+    """Use it as a context manager, which always restores the terminal; SIGTERM and Ctrl-Break restore it, too."""
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, _leave)
+        self._before = {number: signal.signal(number, _leave) for number in _SIGNALS}
         self._write(_ENTER)
         return self
 
@@ -34,7 +36,8 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._write(_LEAVE)
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def height(self) -> int:

@@ -14,6 +14,7 @@ from kdispatch.cli.output import Output
 from kdispatch.cli.screen import Screen
 from kdispatch.cli.status_text import described, fitting, summary
 from kdispatch.machine.control import ask
+from kdispatch.machine.operating_system import HERE
 from kdispatch.machine.records import Record, living
 from kdispatch_protocol.console import escaped
 
@@ -53,7 +54,7 @@ def status(
             output.note(_NONE)
         return
     try:
-        if sys.stdout.isatty() and not (quiet or json):
+        if not (quiet or json) and HERE.is_terminal(sys.stdout):
             _repaint()
         for agents in _looks():
             _print(output, agents, summarily=True)

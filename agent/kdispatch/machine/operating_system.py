@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypedDict
 
 from kdispatch.machine import posix_facts, posix_input, system_network, windows_console, windows_facts
 
@@ -148,9 +148,9 @@ class Posix:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_SENT + 4)
         return int.from_bytes(info[_LAST_SENT:], sys.byteorder) if len(info) == _LAST_SENT + 4 else None
 
-    def is_typed(self) -> bool:
-        """Whether a person types standard input."""
-        return sys.stdin.isatty()
+    def is_terminal(self, stream: TextIO) -> bool:
+        """Whether a person types what a standard stream reads, or a screen shows what is written to it."""
+        return stream.isatty()
 
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes; a signal ends the wait at once."""
@@ -318,9 +318,9 @@ class Windows:
         """Not available here."""
         return None
 
-    def is_typed(self) -> bool:
+    def is_terminal(self, stream: TextIO) -> bool:
         """The same. ``isatty`` is true for NUL, too, and ``getpass`` would then read a console that is not there."""
-        return sys.stdin.isatty() and windows_console.is_input()
+        return stream.isatty() and windows_console.is_console(stream.fileno())
 
     def read_line(self, most: int) -> bytes:
         """Read a line of standard input, of at most so many bytes. Ctrl-C ends a read of a console here."""

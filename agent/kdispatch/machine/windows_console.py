@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["is_input", "on_event", "on_stop"]
+__all__ = ["is_console", "on_event", "on_stop"]
 
-_STANDARD_INPUT: Final = -10
+_STANDARD_INPUT: Final = -10  # output is -11, and error -12
+_ESCAPES: Final = 4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING, of Windows 10 and later
 #: Events, by the numbers that Windows gives to ``HandlerRoutine``.
 _BREAK: Final = 1
 _CLOSE: Final = 2
@@ -32,12 +33,18 @@ _NO_RETURN: Final = 60_000  # milliseconds: longer than Windows waits for a hand
 _handlers: Final[list[object]] = []  # Windows calls them at any time, so they must never be freed
 
 
-def is_input() -> bool:
-    """Whether standard input is a console. For ``isatty`` NUL is one, too."""
+def is_console(number: int) -> bool:
+    """Whether standard input (0), output (1) or error (2) is a console. For ``isatty`` NUL is one, too.
+
+    From now on an output obeys escape sequences; one that can't is no console here.
+    """
     ctypes, kernel = _kernel()
     kernel.GetStdHandle.restype = ctypes.c_void_p
-    handle = ctypes.c_void_p(kernel.GetStdHandle(_STANDARD_INPUT))
-    return bool(kernel.GetConsoleMode(handle, ctypes.byref(ctypes.c_ulong())))
+    handle = ctypes.c_void_p(kernel.GetStdHandle(_STANDARD_INPUT - number))
+    mode = ctypes.c_ulong()
+    if not kernel.GetConsoleMode(handle, ctypes.byref(mode)):
+        return False
+    return number == 0 or bool(kernel.SetConsoleMode(handle, mode.value | _ESCAPES))
 
 
 def on_stop(loop: asyncio.AbstractEventLoop, act: Callable[[int], None], hurry: Callable[[int, float], None]) -> None:

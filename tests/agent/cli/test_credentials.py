@@ -304,7 +304,7 @@ def test_a_token_as_other_programs_write_it(
 def test_no_input_on_windows(monkeypatch: pytest.MonkeyPatch, type_in: Callable[[bytes], TextIO]) -> None:
     """NUL is a terminal for ``isatty`` on Windows, and no console: a command that reads a token there gets none."""
     monkeypatch.setattr(credentials, "HERE", Windows())
-    monkeypatch.setattr(windows_console, "is_input", lambda: False)
+    monkeypatch.setattr(windows_console, "is_console", lambda _: False)
     monkeypatch.setattr(Windows, "read_hidden", lambda *_: pytest.fail("it asked"))
     monkeypatch.setattr(type_in(b""), "isatty", lambda: True)
     with pytest.raises(SetupError, match="token_refused"):
