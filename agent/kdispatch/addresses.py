@@ -1,11 +1,14 @@
-"""Text forms of local addresses."""
+"""Text forms of local addresses, and how several are tried."""
 
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["bare", "place", "written"]
+__all__ = ["EYEBALLS", "bare", "place", "written"]
+
+#: Seconds before the next address of a name is tried in parallel (RFC 8305, 5). Windows takes two seconds to refuse.
+EYEBALLS: Final = 0.25
 
 
 def bare(address: str) -> str:

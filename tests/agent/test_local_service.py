@@ -15,6 +15,7 @@ from kdispatch.client import Client
 from kdispatch.host import Host, LocalPort
 from kdispatch.local import port as local_port
 from kdispatch.local.pipe import Pipe
+from kdispatch.machine.operating_system import HERE
 from kdispatch.network.dialer import Dialer
 from kdispatch_protocol.errors import KdispatchError
 from tests.agent.test_local_sockets import WATCHED, watches
@@ -73,6 +74,7 @@ async def test_a_service_at_the_other_address() -> None:
         await local.check()
         assert local.address == "::1"
         dial = local._target.begin()
+        assert dial.there == HERE.waits_for_sockets
         with await dial.finish() as sock:
             assert sock.family == socket.AF_INET6
         with pytest.raises(KdispatchError):

@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -119,6 +120,26 @@ class Service:
     accepted: int = 0
 
 
+def _accept(
+    loop: asyncio.AbstractEventLoop, listener: socket.socket, take: Callable[[socket.socket], None]
+) -> Callable[[], object]:
+    """Call ``take`` with each connection; returns what stops that."""
+
+    def accept() -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            take(listener.accept()[0])
+
+    async def accept_all() -> None:
+        while True:
+            take((await loop.sock_accept(listener))[0])
+
+    if not HERE.waits_for_sockets:
+        return loop.create_task(accept_all()).cancel
+    # Not sock_accept: if that is cancelled, a connection that it just accepted is lost.
+    loop.add_reader(listener, accept)
+    return partial(loop.remove_reader, listener)
+
+
 @asynccontextmanager
 async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) -> AsyncIterator[Service]:
     """Run ``handle`` for each connection, and close what it leaves open. A broken connection is not its failure."""
@@ -148,27 +169,11 @@ async def service(handle: Callable[[Tcp], Awaitable[None]], *, port: int = 0) ->
         tasks[task] = tcp
         task.add_done_callback(tasks.pop)
 
-    def accept() -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            take(listener.accept()[0])
-
-    async def accept_all() -> None:
-        while True:
-            take((await loop.sock_accept(listener))[0])
-
-    accepting = None
-    if HERE.waits_for_sockets:
-        # Not sock_accept: if that is cancelled, a connection that it just accepted is lost.
-        loop.add_reader(listener, accept)
-    else:
-        accepting = loop.create_task(accept_all())
+    stop = _accept(loop, listener, take)
     try:
         yield running
     finally:
-        if accepting is None:
-            loop.remove_reader(listener)
-        else:
-            accepting.cancel()
+        stop()
         listener.close()
         left = dict(tasks)
         for task in left:

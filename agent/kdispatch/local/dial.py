@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
+from kdispatch.addresses import EYEBALLS
 from kdispatch.local.port import LOCALHOST
 from kdispatch.machine.operating_system import HERE
 from kdispatch.setup_error import SetupError
@@ -23,8 +24,6 @@ from kdispatch_protocol.process.system_errors import words_of
 __all__ = ["LocalDial", "Target", "checked_address"]
 
 
-#: Seconds before the next address of several is tried, too (RFC 8305, section 5). Windows refuses after two seconds.
-_NEXT_ADDRESS: Final = 0.25
 #: A name or an IPv4 address, and a port.
 _WITH_PORT: Final = re.compile(r"(?:[^:]+|\[.*\]):\d+")
 
@@ -95,7 +94,7 @@ class LocalDial:
             infos: Sequence[AddrInfoType] = [
                 (family, socket.SOCK_STREAM, 0, "", place) for family, place in target.places
             ] or await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
-            self.sock = await start_connection(infos, happy_eyeballs_delay=_NEXT_ADDRESS)
+            self.sock = await start_connection(infos, happy_eyeballs_delay=EYEBALLS)
         elif not self.there:
             while not _is_connected(self.sock):
                 await _writable(loop, self.sock)

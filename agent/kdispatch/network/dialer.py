@@ -12,10 +12,11 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from aiohappyeyeballs import start_connection
 
+from kdispatch.addresses import EYEBALLS
 from kdispatch.network.answers import connection_error, unreachable
 from kdispatch.network.names import Names
 from kdispatch.network.proxy import Proxy, find_proxy
-from kdispatch.network.through import EYEBALLS, connect_through
+from kdispatch.network.through import connect_through
 from kdispatch.network.trust import Trust, certificate_error
 from kdispatch.network.upgrade import Handshake, Refusal
 from kdispatch.relay_url import RelayUrl

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from aiohappyeyeballs import start_connection
 
+from kdispatch.addresses import EYEBALLS
 from kdispatch.network.answers import passing
 from kdispatch.network.challenges import Challenge, authorization, challenges, chosen
 from kdispatch.network.names import Names
@@ -23,10 +24,8 @@ from kdispatch_protocol.errors import KdispatchError
 from kdispatch_protocol.process.system_errors import reasons_of
 from kdispatch_protocol.wire.messages import printable
 
-__all__ = ["EYEBALLS", "connect_through"]
+__all__ = ["connect_through"]
 
-#: Seconds before the next address of a name is tried in parallel (RFC 8305, 5).
-EYEBALLS: Final = 0.25
 #: Seconds for all of the proxy's work; less than the 10 s of a request, so that the error names the proxy.
 _SECONDS: Final = 8.0
 #: Requests per connection: one without a password, one with it, and two after stale nonces.
