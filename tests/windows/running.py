@@ -18,12 +18,26 @@ from typing import IO, Final, NamedTuple
 
 from tests.guards.environment import inherited
 from tests.net.harness import Network, Process
+from tests.net.tcp import Tcp
 from tests.windows.environment import WinePython, windows_path
 
-__all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess"]
+__all__ = ["Done", "WindowsConsole", "WindowsNetwork", "WindowsProcess", "echoes", "same"]
 
 _COMMAND_WAIT: Final = 60.0  # seconds; a command takes two on an idle machine
 _LAST_OUTPUT: Final = 0.5  # seconds for the output of an ended program to be read
+
+
+async def same(tcp: Tcp, text: bytes = b"hello") -> None:
+    """Send a text, and get it back."""
+    async with asyncio.timeout(20):
+        await tcp.send(text)
+        assert await tcp.receive_exactly(len(text)) == text
+
+
+async def echoes(port: int) -> None:
+    """A new connection to this port gets back what it sends."""
+    async with await Tcp.connect(port) as tcp:
+        await same(tcp)
 
 
 class Done(NamedTuple):

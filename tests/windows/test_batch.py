@@ -11,7 +11,7 @@ import pytest
 
 from tests.net.tcp import Tcp, echo, service
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, same
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +58,7 @@ async def test_an_agent_that_is_stopped_at_once(network: WindowsNetwork) -> None
         await batch.says("status 0\\s[^$]*is offered as")
         _, port = await network.connect(name)
         async with await Tcp.connect(port) as tcp:
-            await tcp.send(b"hello")
-            assert await tcp.receive_exactly(5) == b"hello"
+            await same(tcp)
             [host_id] = (await network.run("service", "hosts", name, "--quiet")).out.split()
             await network.run("agent", "stop", "--now", host_id)
             await batch.says("status 143")

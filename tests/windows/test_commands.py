@@ -16,23 +16,12 @@ from tests.guards.promises import promised
 from tests.net.harness import Relay
 from tests.net.tcp import Tcp, echo, service
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, echoes, same
 
 pytestmark = pytest.mark.slow
 
 _DETACHES_WITHIN: Final = promised(3.0)
 _CTRL_C: Final = b"\x03"
-
-
-async def _same(tcp: Tcp, text: bytes) -> None:
-    async with asyncio.timeout(20):
-        await tcp.send(text)
-        assert await tcp.receive_exactly(len(text)) == text
-
-
-async def _echoes(port: int) -> None:
-    async with await Tcp.connect(port) as tcp:
-        await _same(tcp, b"hello")
 
 
 async def test_the_first_tunnel(network: WindowsNetwork, own_relay: Relay) -> None:
@@ -44,12 +33,12 @@ async def test_the_first_tunnel(network: WindowsNetwork, own_relay: Relay) -> No
         host = network.agent("host", "host", "bob/web", "--port", str(running.port))
         await host.says("is offered as bob/web")
         client = network.agent("connect", "connect", "bob/web", "--port", "0")
-        await _echoes(int((await client.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1]))
+        await echoes(int((await client.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1]))
         began = time.monotonic()
         detached = network.start("detached", "agent", "connect", "bob/web", "--detach", "--quiet")
         assert await detached.ended() == 0
         assert time.monotonic() - began < _DETACHES_WITHIN
-        await _echoes(int(await detached.output()))
+        await echoes(int(await detached.output()))
         told = await network.run("status", "--json")
         kinds = sorted(agent["kind"] for agent in json.loads(told.out)["agents"])
         assert kinds == ["connect", "connect", "host"]
@@ -67,11 +56,11 @@ async def test_stop_lets_connections_end(network: WindowsNetwork) -> None:
         host = await network.host(name, running.port, "--drain-time", "30")
         client, port = await network.connect(name, "--drain-time", "30")
         async with await Tcp.connect(port) as tcp:
-            await _same(tcp, b"before")
+            await same(tcp, b"before")
             stopping = asyncio.create_task(network.run("agent", "stop", name))
             for agent in (host, client):
                 await agent.says("Draining: no new connections, 30 s for the running one")
-            await _same(tcp, b"meanwhile")
+            await same(tcp, b"meanwhile")
             tcp.finish()
             assert await tcp.receive_all() == b""
         assert (await stopping).status == 0
@@ -93,7 +82,7 @@ async def test_stop_at_once(network: WindowsNetwork) -> None:
         await network.host(name, running.port, "--drain-time", "30")
         client, port = await network.connect(name, "--drain-time", "30")
         async with await Tcp.connect(port) as tcp:
-            await _same(tcp, b"before")
+            await same(tcp, b"before")
             assert (await network.run("agent", "stop", "--now", name)).status == 0
             with pytest.raises(ConnectionResetError):
                 await tcp.receive_all()
@@ -109,10 +98,10 @@ async def test_ctrl_c(network: WindowsNetwork) -> None:
         await host.says("is offered as")
         client, port = await network.connect(name)
         async with await Tcp.connect(port) as tcp:
-            await _same(tcp, b"before")
+            await same(tcp, b"before")
             host.press(_CTRL_C)
             await host.says("Draining: no new connections, 30 s for the running one; Ctrl-C again ends at once")
-            await _same(tcp, b"meanwhile")
+            await same(tcp, b"meanwhile")
             host.press(_CTRL_C)
             with pytest.raises(ConnectionResetError):
                 await tcp.receive_all()

@@ -14,7 +14,7 @@ from tests.guards.promises import promised
 from tests.net.harness import Process
 from tests.net.tcp import Tcp, echo, service
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, same
 
 pytestmark = pytest.mark.slow
 
@@ -49,10 +49,10 @@ async def test_ctrl_break(network: WindowsNetwork) -> None:
         host = await _host(network, name, running.port)
         _, port = await network.connect(name)
         async with await Tcp.connect(port) as tcp:
-            await _echoes(tcp)
+            await same(tcp)
             assert await _send(network, "host", _BREAK) == "returned"
             await host.says("Draining: no new connections, 30 s for the running one; Ctrl-C again ends at once")
-            await _echoes(tcp)
+            await same(tcp)
             await _send(network, "host", _BREAK)
             with pytest.raises(ConnectionResetError):
                 await tcp.receive_all()
@@ -66,11 +66,11 @@ async def test_a_closed_console(network: WindowsNetwork) -> None:
         host = await _host(network, name, running.port)
         client, port = await network.connect(name, "--grace", "60")
         async with await Tcp.connect(port) as tcp:
-            await _echoes(tcp)
+            await same(tcp)
             sending = asyncio.create_task(_send(network, "host", _CLOSE))
             await host.says("Draining: no new connections, 2 s for the running one")
             began = time.monotonic()
-            await _echoes(tcp)
+            await same(tcp)
             assert await sending == "waits"
             with pytest.raises(ConnectionResetError):  # at once, and not after the grace
                 await tcp.receive_all()
@@ -87,19 +87,14 @@ async def test_a_console_closed_in_a_drain(network: WindowsNetwork) -> None:
         client = network.console("client", "agent", "connect", name, "--drain-time", "30")
         port = int((await client.says(r"is reached by 127\.0\.0\.1:(\d+)"))[1])
         async with await Tcp.connect(port) as tcp:
-            await _echoes(tcp)
+            await same(tcp)
             client.press(b"\x03")
             await client.says("Draining: no new connections, 30 s for the running one")
-            await _echoes(tcp)
+            await same(tcp)
             await _send(network, "connect", _CLOSE)
             with pytest.raises(ConnectionResetError):
                 await tcp.receive_all()
         assert await client.ended() == 128 + _SIGBREAK
-
-
-async def _echoes(tcp: Tcp) -> None:
-    await tcp.send(b"hello")
-    assert await tcp.receive_exactly(5) == b"hello"
 
 
 async def test_a_watched_status(network: WindowsNetwork) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.net.tcp import Tcp, echo, service
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, same
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,7 @@ async def test_dev(network: WindowsNetwork, tmp_path: Path) -> None:
         process = network.console("dev", "dev", "--port", str(running.port), PYTHONPATH=path)
         port = int((await process.says(r"is reached by http://127\.0\.0\.1:(\d+)"))[1])
         async with await Tcp.connect(port) as tcp:
-            await tcp.send(b"hello")
-            assert await tcp.receive_exactly(5) == b"hello"
+            await same(tcp)
         line = (await process.says(r"\$env:.*KDISPATCH_RELAY = 'http://127.0.0.1:\d+'"))[0]
         there = {name: value.replace("''", "'") for name, value in re.findall(r"\$env:(\w+) = '((?:[^']|'')*)'", line)}
         assert there["KDISPATCH_CONFIG_DIR"].startswith(windows_path(own))

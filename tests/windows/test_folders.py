@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.net.harness import Relay
-from tests.net.tcp import Tcp, echo, service
+from tests.net.tcp import echo, service
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, echoes
 
 pytestmark = pytest.mark.slow
 
@@ -42,9 +42,7 @@ async def test_the_users_folder(network: WindowsNetwork, own_relay: Relay, profi
         host = json.loads(await started.output())
         assert host["log"] == f"C:\\users\\{profile.name}\\AppData\\Local\\kdispatch\\agents\\{host['id']}.log"
         _, port = await network.connect("bob/web")
-        async with await Tcp.connect(port) as tcp:
-            await tcp.send(b"hello")
-            assert await tcp.receive_exactly(5) == b"hello"
+        await echoes(port)
         assert host["id"] in (await network.run("status")).out
         assert sorted(path.name for path in own.iterdir()) == [
             "agents", "config.toml", "credentials.json", "lock", "slots",

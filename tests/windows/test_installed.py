@@ -19,9 +19,9 @@ import pytest
 
 from kdispatch.settings import version
 from tests.net.harness import Relay
-from tests.net.tcp import Tcp, echo, service
+from tests.net.tcp import echo, service
 from tests.windows.environment import ROOT, WinePython, windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, echoes
 from tests.windows.test_commands import test_ctrl_c, test_stop_at_once, test_the_first_tunnel
 
 __all__ = ["test_ctrl_c", "test_stop_at_once", "test_the_first_tunnel"]
@@ -117,16 +117,10 @@ async def test_a_job(network: Installed, limits: int, outlives: bool) -> None:
         job = network.start_wine("job", python, windows_path(_IN_JOB), f"{limits:x}", *command)
         agent = json.loads((await job.says(r"\{.*\}\n"))[0])["id"]
         _, port = await network.connect(name)
-        await _echoes(port)
+        await echoes(port)
         assert (await job.done("\n")).status == 0
         told = json.loads((await network.run("status", "--json")).out)["agents"]
         assert (agent in [one["id"] for one in told]) == outlives
         if outlives:
-            await _echoes(port)
+            await echoes(port)
             assert (await network.run("agent", "stop", agent)).status == 0
-
-
-async def _echoes(port: int) -> None:
-    async with await Tcp.connect(port) as tcp:
-        await tcp.send(b"hello")
-        assert await tcp.receive_exactly(5) == b"hello"

@@ -20,7 +20,7 @@ from tests.net.test_addresses import another_relay, test_urls_of_two_relays
 from tests.net.test_tls import restart_with_tls
 from tests.networks.proxies import ESTABLISHED, ScriptedProxy, SocksServer
 from tests.windows.environment import windows_path
-from tests.windows.running import WindowsNetwork
+from tests.windows.running import WindowsNetwork, echoes, same
 
 __all__ = ["another_relay", "test_urls_of_two_relays"]
 
@@ -53,7 +53,7 @@ async def test_several_urls(network: WindowsNetwork, first: str) -> None:
             await network.host(name, running.port, "--relay", f"{dead}, {network.url}")
             _, port = await network.connect(name, "--relay", dead, "--relay", network.url)
             assert time.monotonic() - began < _SOON
-            await _echoes(port)
+            await echoes(port)
         assert (await network.run("whoami", "--relay", f"{dead},{network.url}", "--quiet")).out == "ann\n"
 
 
@@ -83,10 +83,10 @@ async def test_proxies(behind_tls: WindowsNetwork, own_relay: Relay, scheme: str
         network.environment["ALL_PROXY"] = url
         client, reached = await network.connect(name)
         async with await Tcp.connect(reached) as tcp:
-            await _same(tcp)
+            await same(tcp)
             own_relay.stop(signal.SIGKILL)
             await own_relay.start(*_tls(own_relay))
-            await _same(tcp)
+            await same(tcp)
         assert (await network.run("whoami", "--quiet")).out == "ann\n"
     assert all("The session with the relay is back" in agent.err for agent in (host, client))
     asked = [request.split()[1] for request in http.requests] or [f"{host}:{port}" for host, port in socks.asked]
@@ -107,7 +107,7 @@ async def test_pins(behind_tls: WindowsNetwork, own_relay: Relay) -> None:
         pins = f"sha256:{'00' * 32}, sha256:{key.hex()}"
         await network.host(name, running.port, "--pin", pins)
         _, port = await network.connect(name, "--pin", f"sha256:{base64.b64encode(key).decode()}")
-        await _echoes(port)
+        await echoes(port)
         refused = await network.run("agent", "connect", name, "--pin", f"sha256:{'00' * 32}")
         assert (refused.status, "[tls_wrong_pin]" in refused.err, key.hex() in refused.err) == (6, True, True)
         doctor = await network.run("doctor", "--pin", pins)
@@ -130,13 +130,3 @@ def _tls(relay: Relay) -> list[str]:
 async def _created(network: WindowsNetwork) -> str:
     assert (await network.run("service", "create", "web")).status == 0
     return "ann/web"
-
-
-async def _same(tcp: Tcp) -> None:
-    await tcp.send(b"hello")
-    assert await tcp.receive_exactly(5) == b"hello"
-
-
-async def _echoes(port: int) -> None:
-    async with await Tcp.connect(port) as tcp:
-        await _same(tcp)
